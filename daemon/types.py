@@ -1,0 +1,139 @@
+"""The plain typed objects that services take and return, and front ends translate.
+
+Times are nanoseconds since the epoch (int). All are frozen: a service hands out values, never its
+own state.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """OCI image-spec, "Content Descriptors"."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Namespace:
+    name: str
+    labels: Mapping[str, str]
+    created_at: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """A name for a tree of content. `name` is stored exactly as it was given."""
+
+    namespace: str
+    name: str
+    target: Descriptor
+    labels: Mapping[str, str]
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True)
+class ContentInfo:
+    digest: str
+    size: int
+    labels: Mapping[str, str]
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One call of mount(2): `options` holds flags and data, as in fstab."""
+
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """`kind` is "active", "view" or "committed"."""
+
+    key: str
+    parent: str
+    kind: str
+    labels: Mapping[str, str]
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    size_bytes: int
+    inodes: int
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What OCI image-spec "config" says that a container is made from."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    stop_signal: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
+    diff_ids: tuple[str, ...] = ()
+    architecture: str = ""
+    os: str = "linux"
+
+
+@dataclass(frozen=True)
+class Container:
+    """The recorded definition. `spec` is the OCI runtime spec as JSON bytes.
+
+    `options` holds what only this manager knows: log (driver, max_size, max_file), auto_remove,
+    stdin_open, stop_signal.
+    """
+
+    namespace: str
+    id: str
+    image: str
+    runtime: str
+    snapshotter: str
+    snapshot_key: str
+    spec: bytes
+    labels: Mapping[str, str]
+    options: Mapping[str, Any]
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended. `cause` is "" for a plain exit, else lost-shim, reboot, oom or unknown."""
+
+    exit_status: int
+    exited_at: int
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A container's running side, as listed. `reason` says why a status is "unknown"."""
+
+    namespace: str
+    id: str
+    pid: int
+    status: str
+    image: str = ""
+    exit_status: int | None = None
+    exited_at: int | None = None
+    cause: str = ""
+    reason: str = ""
+    created_at: int = 0
+    started_at: int | None = None

@@ -1,0 +1,64 @@
+"""The manager's services as its own clients see them: names, fields, meanings.
+
+Every request travels with the metadata key `namespace`. Times are nanoseconds since the epoch,
+`null` when there is none. Signals are numbers. A stdio value is "" (nothing), an absolute path
+of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the caller holds), or a
+`file://` URI. A name with `(stream)` answers with items and then an end that carries the result.
+
+    version.get         {} -> {name, version, revision, uuid, generation, started_at, instance, root, state}
+    namespaces.list     {} -> {namespaces: [{name, labels, created_at}]}
+    namespaces.create   {name, labels} -> {}
+    namespaces.delete   {name} -> {}                    refused while it holds anything, saying what
+    namespaces.label    {name, labels} -> {}            "" as value removes a label
+    images.import       (stream) {source, base_name, index_name, digests, all_platforms, unpack,
+                        snapshotter} -> items {status, ref, digest, done_bytes, total_bytes},
+                        end {images: [name]}            status: reading, importing, unpacking, done
+    images.list         {cursor, limit} -> {images: [{name, media_type, digest, size_bytes, platforms,
+                        labels, created_at, updated_at}], next}
+    images.get          {name} -> {image, manifest, config}
+    images.delete       {name} -> {}
+    containers.create   {id, image, args, env, cwd, user, terminal, mounts: [{type, source, destination,
+                        options}], net_host, read_only, hostname, labels, snapshotter, privileged,
+                        cap_add, cap_drop, seccomp, allow_new_privs, runtime, with_ns: {kind: path},
+                        auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file}}
+                        -> {id, warnings: [text]}       id null: one is made up
+                        seccomp: "default", "unconfined" or the profile's JSON text
+    containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
+                        labels, created_at, updated_at}], next}
+    containers.get      {id} -> {container: {…as listed, spec: text, options}}
+    containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
+    containers.delete   {id, force} -> {}               refused while a task exists; force kills and deletes it
+    tasks.create        {id, stdin, stdout, stderr, rows, cols} -> {pid}
+    tasks.start         {id} -> {pid}
+    tasks.get           {id} -> {task}
+    tasks.list          {} -> {tasks: [{id, pid, status, image, exit_status, exited_at, cause, reason,
+                        created_at, started_at}]}
+    tasks.kill          {id, exec_id, signal, all} -> {}
+    tasks.stop          {id, timeout_s} -> {exit_status, exited_at, cause}
+    tasks.pause         {id} -> {}
+    tasks.resume        {id} -> {}
+    tasks.exec          {id, exec_id, args, env, cwd, user, terminal, privileged, stdin, stdout, stderr,
+                        rows, cols} -> {exec_id, pid}   exec_id null: one is made up
+    tasks.attach        {id, exec_id, stdin, stdout, stderr} -> {terminal}
+    tasks.resize        {id, exec_id, rows, cols} -> {}
+    tasks.close_stdin   {id, exec_id} -> {}
+    tasks.wait          {id, exec_id} -> {exit_status, exited_at, cause}   may be reissued
+    tasks.delete        {id, exec_id, force} -> {exit_status, exited_at, cause}
+    tasks.pids          {id} -> {processes: [{pid, exec_id, args}]}
+    events.subscribe    (stream) {since, follow} -> items {sequence, timestamp, namespace, topic, event}
+                        since: a sequence, or null for new ones only; namespace "" in metadata: all
+    logs.read           (stream) {id, follow, tail, since} -> items {timestamp, stream, data}
+                        stream: 1 stdout, 2 stderr, 3 the shim's own notice; tail in lines or null
+    system.shims        {} -> {shims: [{namespace, id, pid, incarnation, version, state, pss_bytes}]}
+    system.health       {} -> {status, generation, clients, shims, fds, dropped}
+
+exec_id "" means the container's own process. The status of a task is one of created, running,
+paused, stopped, unknown.
+"""
+
+# Lists come in pages: at most this many rows in one reply.
+PAGE_ROWS = 500
+
+STDOUT = 1
+STDERR = 2
+NOTICE = 3

@@ -1,0 +1,107 @@
+"""The closed set of errors, the same words on the wire, in the log and on the command line.
+
+The codes are gRPC's canonical ones (https://grpc.io/docs/guides/status-codes/), spelled in kebab
+case. A class per code, because a caller decides by class; a message reads "verb object: cause".
+"""
+
+from typing import Any
+
+
+class LighterError(Exception):
+    """Base of every error that may travel: `code` names it, `details` is plain msgpack data."""
+
+    code = "unknown"
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Any] = details
+
+
+class Unknown(LighterError):
+    code = "unknown"
+
+
+class Canceled(LighterError):
+    code = "canceled"
+
+
+class InvalidArgument(LighterError):
+    code = "invalid-argument"
+
+
+class DeadlineExceeded(LighterError):
+    code = "deadline-exceeded"
+
+
+class NotFound(LighterError):
+    code = "not-found"
+
+
+class AlreadyExists(LighterError):
+    code = "already-exists"
+
+
+class PermissionDenied(LighterError):
+    code = "permission-denied"
+
+
+class ResourceExhausted(LighterError):
+    code = "resource-exhausted"
+
+
+class FailedPrecondition(LighterError):
+    code = "failed-precondition"
+
+
+class Aborted(LighterError):
+    code = "aborted"
+
+
+class OutOfRange(LighterError):
+    code = "out-of-range"
+
+
+class Unimplemented(LighterError):
+    code = "unimplemented"
+
+
+class Internal(LighterError):
+    code = "internal"
+
+
+class Unavailable(LighterError):
+    code = "unavailable"
+
+
+class DataLoss(LighterError):
+    code = "data-loss"
+
+
+BY_CODE: dict[str, type[LighterError]] = {
+    cls.code: cls
+    for cls in (
+        Unknown,
+        Canceled,
+        InvalidArgument,
+        DeadlineExceeded,
+        NotFound,
+        AlreadyExists,
+        PermissionDenied,
+        ResourceExhausted,
+        FailedPrecondition,
+        Aborted,
+        OutOfRange,
+        Unimplemented,
+        Internal,
+        Unavailable,
+        DataLoss,
+    )
+}
+
+
+def from_wire(code: str, message: str, details: dict[str, Any] | None = None) -> LighterError:
+    """Rebuild the error a peer sent. A code this version does not know becomes Unknown."""
+    error = BY_CODE.get(code, Unknown)(message)
+    error.details = dict(details or {})
+    return error

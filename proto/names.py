@@ -1,0 +1,51 @@
+"""Rules for the names that people and clients choose: ids, namespaces, labels.
+
+The alphabet and the length are containerd's (identifiers of at most 76 characters, a label of at
+most 4096 bytes, key and value together), so that what its clients send is accepted or refused
+alike. A name that passes here is safe as one path component.
+"""
+
+import re
+
+from lighter.proto.errors import InvalidArgument
+
+MAX_NAME = 76
+MAX_LABEL_BYTES = 4096
+
+# re.ASCII is not enough: "$" would accept a trailing newline, so fullmatch is used.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+
+
+def check_name(name: object, what: str) -> str:
+    """Return `name` when it is a valid id of a `what` ("container", "namespace", "exec", …).
+
+    Raises InvalidArgument with the rule that was broken.
+    """
+    if not isinstance(name, str):
+        raise InvalidArgument(f"check {what} id: expected text, got {type(name).__name__}")
+    if not name:
+        raise InvalidArgument(f"check {what} id: it is empty")
+    if len(name) > MAX_NAME:
+        raise InvalidArgument(
+            f"check {what} id {name[:20]!r}…: {len(name)} characters, at most {MAX_NAME} are allowed"
+        )
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"check {what} id {name!r}: only letters, digits, '.', '_' and '-' are allowed, "
+            "and it starts with a letter or digit"
+        )
+    return name
+
+
+def check_labels(labels: dict[str, str]) -> dict[str, str]:
+    """Return `labels` when each key and value together fit; raises InvalidArgument."""
+    for key, value in labels.items():
+        if not key:
+            raise InvalidArgument("check label: the key is empty")
+        size = len(key.encode()) + len(value.encode())
+        if size > MAX_LABEL_BYTES:
+            raise InvalidArgument(
+                f"check label {key[:64]!r}: key and value have {size} bytes, "
+                f"at most {MAX_LABEL_BYTES} are allowed"
+            )
+    return labels

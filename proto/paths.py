@@ -1,0 +1,120 @@
+"""Where everything of one instance lives. One root and one state directory make an instance.
+
+    <root>   0700  lock  lighter.db  content/{ingest,blobs/sha256}  snapshots/<name>/
+                   exits/<ns>/<id>.json  logs/<ns>/<id>/  uuid
+    <state>  0711  lock  lighter.sock  shims.sock  lighterd.pid  runc/<ns>/
+                   tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}  s/<8 hex>
+
+A Unix socket's path has at most 107 bytes (unix(7)); `check_socket_path` says so before libzmq
+does it less clearly. Sockets handed to runc live in `s/` under a short random name, because a
+path below `tasks/` may be longer.
+"""
+
+import hashlib
+import os
+
+from lighter.proto.errors import InvalidArgument
+
+MAX_SOCKET_PATH = 107
+
+
+class Root:
+    """Paths below the root directory: what survives a reboot."""
+
+    __slots__ = ("dir",)
+
+    def __init__(self, root_dir: str) -> None:
+        self.dir = os.path.abspath(root_dir)
+
+    @property
+    def lock(self) -> str:
+        return self.dir + "/lock"
+
+    @property
+    def database(self) -> str:
+        return self.dir + "/lighter.db"
+
+    @property
+    def content(self) -> str:
+        return self.dir + "/content"
+
+    @property
+    def snapshots(self) -> str:
+        return self.dir + "/snapshots"
+
+    def exit_record(self, namespace: str, container_id: str) -> str:
+        return f"{self.dir}/exits/{namespace}/{container_id}.json"
+
+    def logs(self, namespace: str, container_id: str) -> str:
+        return f"{self.dir}/logs/{namespace}/{container_id}"
+
+    @property
+    def instance(self) -> str:
+        """Eight hex digits that mark everything this instance owns outside its directories."""
+        return hashlib.sha256(self.dir.encode()).hexdigest()[:8]
+
+
+class State:
+    """Paths below the state directory: what a reboot may clear."""
+
+    __slots__ = ("dir",)
+
+    def __init__(self, state_dir: str) -> None:
+        self.dir = os.path.abspath(state_dir)
+
+    @property
+    def lock(self) -> str:
+        return self.dir + "/lock"
+
+    @property
+    def client_socket(self) -> str:
+        return self.dir + "/lighter.sock"
+
+    @property
+    def shims_socket(self) -> str:
+        return self.dir + "/shims.sock"
+
+    @property
+    def pid_file(self) -> str:
+        return self.dir + "/lighterd.pid"
+
+    def runc_root(self, namespace: str) -> str:
+        return f"{self.dir}/runc/{namespace}"
+
+    @property
+    def tasks(self) -> str:
+        return self.dir + "/tasks"
+
+    def task(self, namespace: str, container_id: str) -> str:
+        """The bundle: config.json, rootfs and all files of one task."""
+        return f"{self.dir}/tasks/{namespace}/{container_id}"
+
+    @property
+    def short_sockets(self) -> str:
+        return self.dir + "/s"
+
+
+def cgroup_path(instance: str, namespace: str, container_id: str) -> str:
+    """The default cgroup of a container, below each hierarchy's root."""
+    return f"/lighter/{instance}/{namespace}/{container_id}"
+
+
+def shims_cgroup(instance: str) -> str:
+    """Where a spawner moves itself when no systemd places it; shims are born there."""
+    return f"/lighter-shims/{instance}"
+
+
+def check_socket_path(path: str) -> str:
+    """Return `path` if a Unix socket can have it. Raises InvalidArgument.
+
+    A path that starts with '@' or NUL would be an abstract socket, reachable from every container
+    that shares the host's network namespace (CVE-2020-15257).
+    """
+    if not path.startswith("/"):
+        raise InvalidArgument(f"check socket path {path!r}: it is not absolute")
+    size = len(os.fsencode(path))
+    if size > MAX_SOCKET_PATH:
+        raise InvalidArgument(
+            f"check socket path {path!r}: {size} bytes, a Unix socket has at most {MAX_SOCKET_PATH}"
+        )
+    return path

@@ -1,0 +1,192 @@
+"""System calls that Python does not offer, through libc. One function per call, errors as OSError.
+
+Every name is the kernel's own; the man page of the same name is the reference. Loaded once in the
+spawner, before the first fork: a shim calls these, it never loads a library.
+"""
+
+import ctypes
+import os
+
+# linux/mount.h
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_SYNCHRONOUS = 16
+MS_REMOUNT = 32
+MS_DIRSYNC = 128
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWNET = 0x40000000
+
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_CHILD_SUBREAPER = 36
+
+# linux/openat2.h
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+_SYS_PIVOT_ROOT = 155
+_SYS_OPENAT2 = 437
+
+# mount(2) copies one page of data and cuts the rest without a word (design: 4000 at most).
+MAX_MOUNT_DATA = 4000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.syscall.restype = ctypes.c_long
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012 (the ctypes way)
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    ]
+
+
+def _check(result: int, path: str | bytes | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        if path is None:
+            raise OSError(number, os.strerror(number))
+        raise OSError(number, os.strerror(number), os.fsdecode(path))
+    return result
+
+
+_FLAGS = {
+    "ro": (MS_RDONLY, 0),
+    "rw": (0, MS_RDONLY),
+    "nosuid": (MS_NOSUID, 0),
+    "suid": (0, MS_NOSUID),
+    "nodev": (MS_NODEV, 0),
+    "dev": (0, MS_NODEV),
+    "noexec": (MS_NOEXEC, 0),
+    "exec": (0, MS_NOEXEC),
+    "sync": (MS_SYNCHRONOUS, 0),
+    "dirsync": (MS_DIRSYNC, 0),
+    "remount": (MS_REMOUNT, 0),
+    "noatime": (MS_NOATIME, 0),
+    "nodiratime": (MS_NODIRATIME, 0),
+    "relatime": (MS_RELATIME, 0),
+    "strictatime": (MS_STRICTATIME, 0),
+    "bind": (MS_BIND, 0),
+    "rbind": (MS_BIND | MS_REC, 0),
+    "private": (MS_PRIVATE, 0),
+    "rprivate": (MS_PRIVATE | MS_REC, 0),
+    "slave": (MS_SLAVE, 0),
+    "rslave": (MS_SLAVE | MS_REC, 0),
+    "shared": (MS_SHARED, 0),
+    "rshared": (MS_SHARED | MS_REC, 0),
+}
+
+
+def mount_flags(options: list[str]) -> tuple[int, str]:
+    """Split fstab-style options into mount(2)'s flags and the file system's own data."""
+    flags, data = 0, []
+    for option in options:
+        if option in _FLAGS:
+            on, off = _FLAGS[option]
+            flags = (flags | on) & ~off
+        elif option != "defaults":
+            data.append(option)
+    return flags, ",".join(data)
+
+
+def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
+    raw = os.fsencode(data)
+    if len(raw) > MAX_MOUNT_DATA:
+        raise OSError(7, f"mount data has {len(raw)} bytes, at most {MAX_MOUNT_DATA} fit", target)
+    _check(
+        _libc.mount(
+            os.fsencode(source), os.fsencode(target), os.fsencode(fstype) or None, flags, raw or None
+        ),
+        target,
+    )
+
+
+def mount_all(mounts: list[tuple[str, str, list[str]]], target: str) -> None:
+    """Mount a snapshot's (type, source, options) list, in order, each on `target`."""
+    for fstype, source, options in mounts:
+        flags, data = mount_flags(options)
+        if fstype in ("bind", "rbind"):
+            flags |= MS_BIND
+            mount(source, target, "", flags & ~MS_RDONLY, data)
+            if flags & MS_RDONLY:  # the first call ignores every flag but MS_BIND and MS_REC
+                mount("", target, "", flags | MS_REMOUNT)
+        else:
+            mount(source, target, fstype, flags, data)
+
+
+def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
+    _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(flags))
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    _check(_libc.syscall(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), new_root)
+
+
+def prctl(option: int, value: int = 0) -> None:
+    _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+
+
+def openat2(dir_fd: int, path: bytes | str, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open with the kernel's own path rules; the descriptor is close-on-exec."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    raw = os.fsencode(path)
+    return _check(
+        _libc.syscall(
+            _SYS_OPENAT2, dir_fd, raw, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
+        ),
+        raw,
+    )
+
+
+def set_default_thread_stack(size_bytes: int) -> None:
+    """Give threads that are made later a stack of this size (pthread_setattr_default_np(3)).
+
+    libzmq makes two threads per context. Their default 8 MiB stacks are backed by huge pages
+    where transparent huge pages are at `always`, which costs a shim 2 MB; glibc alone, no effect
+    on programs that this process executes (unlike RLIMIT_STACK or PR_SET_THP_DISABLE).
+    """
+    attr = ctypes.create_string_buffer(64)  # sizeof(pthread_attr_t) is 56 on 64-bit Linux
+    for call, argument in (
+        (_libc.pthread_attr_init, None),
+        (_libc.pthread_attr_setstacksize, ctypes.c_size_t(size_bytes)),
+        (_libc.pthread_setattr_default_np, None),
+        (_libc.pthread_attr_destroy, None),
+    ):
+        result = call(attr) if argument is None else call(attr, argument)
+        if result:
+            raise OSError(result, os.strerror(result))
