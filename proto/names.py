@@ -27,7 +27,7 @@ def check_name(name: object, what: str) -> str:
         raise InvalidArgument(f"check {what} id: it is empty")
     if len(name) > MAX_NAME:
         raise InvalidArgument(
-            f"check {what} id {name[:20]!r}…: {len(name)} characters, at most {MAX_NAME} are allowed"
+            f"check {what} id {name[:20]!r}…: {len(name)} characters, at most {MAX_NAME} fit"
         )
     if not _NAME.fullmatch(name):
         raise InvalidArgument(

@@ -126,7 +126,11 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "")
         raise OSError(7, f"mount data has {len(raw)} bytes, at most {MAX_MOUNT_DATA} fit", target)
     _check(
         _libc.mount(
-            os.fsencode(source), os.fsencode(target), os.fsencode(fstype) or None, flags, raw or None
+            os.fsencode(source),
+            os.fsencode(target),
+            os.fsencode(fstype) or None,
+            flags,
+            raw or None,
         ),
         target,
     )
