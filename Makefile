@@ -1,0 +1,87 @@
+# How the project is built, checked, shown and measured. `make help` lists the targets.
+#
+# The checkout's root holds a folder `daemon`, which is also the name of a dependency's package: so
+# the root is never on sys.path (PYTHONSAFEPATH), and what runs is what is installed in .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PYTHONSAFEPATH := 1
+
+HOST_PYTHON := $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.12 /usr/bin/python3.13 /usr/bin/python3))
+BIN := .venv/bin
+PACKAGE_FOLDERS := daemon shim proto ctl
+SOURCES := $(shell find $(PACKAGE_FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.md')
+LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
+PYTEST := $(BIN)/python -m pytest
+TESTS := unit contract security integration
+
+.PHONY: help setup venv dev lint test soak demo bench bench-quick clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+
+setup: ## install the system packages that tests, demo and bench use (Debian 12, CentOS Stream 9, 10)
+	.ci/setup
+
+venv: .venv/installed ## make .venv with the package installed from its wheel, renewed when sources change
+
+.venv/dependencies: pyproject.toml
+	[[ -x $(BIN)/python ]] || $(HOST_PYTHON) -m venv .venv
+	$(BIN)/python .ci/dependencies.py pyproject.toml dev | $(BIN)/pip install -q -r /dev/stdin
+	touch $@
+
+# A venv whose package is linked to the checkout needs nothing when a source changes.
+.venv/installed: .venv/dependencies $(SOURCES)
+	if ! $(LINKED); then \
+	    rm -rf build; \
+	    $(BIN)/pip install -q --no-deps --force-reinstall .; \
+	    rm -rf build lighter.egg-info; \
+	fi
+	touch $@
+
+# pip would follow the links when it removes the package, so its list of files forgets them.
+dev: .venv/installed ## link .venv's package to the checkout: edits are live
+	if ! $(LINKED); then \
+	    cd .venv/lib/python3*/site-packages; \
+	    sed -i '/^lighter\//d' lighter-*.dist-info/RECORD; \
+	    rm -rf lighter && mkdir lighter; \
+	    for folder in $(PACKAGE_FOLDERS); do ln -s "$(CURDIR)/$$folder" lighter/; done; \
+	fi
+
+lint: venv ## ruff and mypy --strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	cd .mypy && ../$(BIN)/mypy --namespace-packages --explicit-package-bases $(PACKAGE_FOLDERS:%=-p lighter.%)
+	cd bench && ../$(BIN)/mypy --strict .
+
+test: lint ## lint, then every test but the long ones; needs root for those that run containers
+	$(PYTEST) -m "not soak" $(wildcard $(TESTS:%=tests/%))
+
+soak: venv ## the long versions of the tests
+	$(PYTEST) -m soak --timeout 0 $(wildcard $(TESTS:%=tests/%))
+
+demo: venv ## a tour with a real image, a killed manager and an adopted container
+	@docs/demo.sh
+
+bench: .cache/bench-venv/installed ## containerd and Lighter side by side; writes docs/performance.md
+	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/python bench
+
+bench-quick: .cache/bench-venv/installed ## the same rows with few repetitions; prints only
+	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/python bench --quick
+
+# What is measured is what a user installs: a wheel without links, with compiled modules.
+.cache/bench-venv/installed: pyproject.toml $(SOURCES)
+	[[ -x .cache/bench-venv/bin/python ]] || $(HOST_PYTHON) -m venv .cache/bench-venv
+	rm -rf build
+	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/pip install -q --compile .
+	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/pip install -q --compile --no-deps --force-reinstall .
+	rm -rf build lighter.egg-info
+	touch $@
+
+clean: ## remove what can be made again, but .venv
+	rm -rf build dist ./*.egg-info .cache .pytest_cache .ruff_cache .mypy_cache .mypy/.mypy_cache .hypothesis
+	find $(PACKAGE_FOLDERS) tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf .venv
