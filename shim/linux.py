@@ -65,7 +65,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 class _OpenHow(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012 (the ctypes way)
+    _fields_ = [
         ("flags", ctypes.c_uint64),
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),

@@ -1,0 +1,33 @@
+"""Event topics, containerd's own, and the fields each body has.
+
+A body is a map of plain values. `container_id` is in all of them; the rest:
+
+    /tasks/create       pid, bundle, terminal, stdin, stdout, stderr
+    /tasks/start        pid
+    /tasks/exit         exec_id ("" for init), pid, exit_status, exited_at, cause
+    /tasks/delete       pid, exit_status, exited_at
+    /tasks/exec-added   exec_id
+    /tasks/exec-started exec_id, pid
+    /tasks/paused, /tasks/resumed, /tasks/oom
+
+CLOSED is between shim and manager alone: all is cleaned up and the shim ends once this is
+acknowledged; `error` tells why a create failed, "" otherwise.
+"""
+
+CREATE = "/tasks/create"
+START = "/tasks/start"
+EXIT = "/tasks/exit"
+DELETE = "/tasks/delete"
+EXEC_ADDED = "/tasks/exec-added"
+EXEC_STARTED = "/tasks/exec-started"
+PAUSED = "/tasks/paused"
+RESUMED = "/tasks/resumed"
+OOM = "/tasks/oom"
+CONTAINER_CREATE = "/containers/create"
+CONTAINER_DELETE = "/containers/delete"
+IMAGE_CREATE = "/images/create"
+IMAGE_UPDATE = "/images/update"
+IMAGE_DELETE = "/images/delete"
+NAMESPACE_CREATE = "/namespaces/create"
+NAMESPACE_DELETE = "/namespaces/delete"
+CLOSED = "shim/closed"

@@ -1,0 +1,44 @@
+"""What the manager asks of a shim: service "task", one shim per container.
+
+    create       the order below -> {pid}; travels with the fork, not over the socket
+    start        {} -> {}
+    kill         {exec_id, signal, all} -> {}        SIGKILL to a paused task thaws it
+    pause        {} -> {}
+    resume       {} -> {}
+    exec         {exec_id, process, terminal, stdin, stdout, stderr, rows, cols} -> {pid}
+                 `process`: path of the OCI process that the manager wrote for `runc exec`
+    attach       {exec_id, stdin, stdout, stderr} -> {terminal}
+    resize       {exec_id, rows, cols} -> {}
+    close_stdin  {exec_id} -> {}
+    end          {} -> {}                            SIGKILL to init whatever its state; the exit follows
+
+The order of a create (a map):
+
+    incarnation     16 hex digits, the shim's routing id, never used twice
+    generation      of the manager that gave the order
+    ident           id of the create request that the shim answers
+    namespace, id, instance
+    claim           file that must be renamed to `record` as the first act, else the shim ends
+    record          <bundle>/shim.json
+    bundle          directory with config.json and rootfs/
+    socket          the manager's socket for shims
+    console         short path for runc's console socket, "" without a terminal
+    exit_record     where the exit is written before it is announced
+    runc, runc_root runtime binary, and its --root
+    mounts          [[type, source, [options]]] for rootfs
+    terminal, stdin_open, rows, cols
+    stdin, stdout, stderr   URIs, see daemon_api
+    log             {dir, max_bytes, max_files} or null
+    io_policy       "drop" or "block": what a FIFO with no reader does once its spool is full
+    timeout_ns      for runc create
+
+Names of the features that a shim offers in its hello are in FEATURES.
+"""
+
+SERVICE = "task"
+FEATURES = ["exec", "attach", "log-chunks"]
+
+# The manager's spawner obeys these packets on its SOCK_SEQPACKET socket: a msgpack map
+# {kind: "shim", ident, order} or {kind: "worker", ident} with the worker's control socket
+# attached; it answers {ident, pid, start} with the child's pidfd attached, or {ident, error}.
+MAX_PACKET = 128 * 1024

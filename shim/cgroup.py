@@ -1,0 +1,156 @@
+"""The container's cgroup: who is in it, ending all of them, freezing, and what OOM did.
+
+Paths come from /proc/<init>/cgroup after the runtime placed init, never from names, so they are
+right on cgroup v1, v2 and the hybrid of both. Kernel: Documentation/admin-guide/cgroup-v2.rst,
+cgroup-v1/memory.rst, cgroup-v1/freezer-subsystem.rst.
+"""
+
+import os
+import signal
+import time
+
+_MOUNT = "/sys/fs/cgroup"
+
+
+class Cgroup:
+    """`v2` is the unified directory or ""; `v1` maps a controller to its directory."""
+
+    __slots__ = ("v1", "v2")
+
+    def __init__(self, v1: dict[str, str], v2: str) -> None:
+        self.v1 = v1
+        self.v2 = v2
+
+    def pids(self) -> list[int]:
+        """All processes, those of nested cgroups too."""
+        top = self.v2 or self.v1.get("pids") or self.v1.get("memory") or self.v1.get("freezer")
+        if not top:
+            return []
+        found: list[int] = []
+        for directory, _subdirs, _files in os.walk(top):
+            found += [int(word) for word in _read(directory + "/cgroup.procs").split()]
+        return found
+
+    def kill_all(self, signum: int = signal.SIGKILL) -> None:
+        """Signal every process. With SIGKILL nothing can fork away from it."""
+        if self.v2 and signum == signal.SIGKILL and _write(self.v2 + "/cgroup.kill", "1"):
+            return
+        frozen = signum == signal.SIGKILL and self._freeze()
+        try:
+            for pid in self.pids():
+                try:
+                    os.kill(pid, signum)
+                except ProcessLookupError:
+                    pass
+        finally:
+            if frozen or signum == signal.SIGKILL:
+                self.thaw()
+
+    def thaw(self) -> None:
+        """v1: a frozen process does not act on SIGKILL until it is thawed."""
+        freezer = self.v1.get("freezer")
+        if freezer:
+            _write(freezer + "/freezer.state", "THAWED")
+        if self.v2:
+            _write(self.v2 + "/cgroup.freeze", "0")
+
+    def _freeze(self) -> bool:
+        freezer = self.v1.get("freezer")
+        if not freezer or not _write(freezer + "/freezer.state", "FROZEN"):
+            return False
+        # FREEZING is passed through; processes in uninterruptible sleep may hold it up.
+        deadline = time.monotonic() + 0.5
+        while _read(freezer + "/freezer.state").strip() != "FROZEN":
+            if time.monotonic() > deadline:
+                break
+        return True
+
+    def oom_kills(self) -> int:
+        """How many processes the OOM killer ended here (0 where the kernel does not tell)."""
+        if self.v2:
+            return _counter(self.v2 + "/memory.events", "oom_kill")
+        memory = self.v1.get("memory")
+        return _counter(memory + "/memory.oom_control", "oom_kill") if memory else 0
+
+    def watch_oom(self) -> tuple[int, int]:
+        """(descriptor, epoll events) that fire when the OOM killer may have acted; (-1, 0) if none.
+
+        The v1 eventfd also fires when the cgroup is removed: count, never believe the event.
+        """
+        if self.v2:
+            try:
+                fd = os.open(self.v2 + "/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return -1, 0
+            return fd, 0x2  # EPOLLPRI: kernfs reports a change of memory.events so
+        memory = self.v1.get("memory")
+        if not memory:
+            return -1, 0
+        try:
+            control = os.open(memory + "/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return -1, 0
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        armed = _write(memory + "/cgroup.event_control", f"{fd} {control}")
+        os.close(control)
+        if not armed:
+            os.close(fd)
+            return -1, 0
+        return fd, 0x1
+
+
+def of_process(pid: int) -> Cgroup:
+    """The cgroups that a process is in. A process in the root cgroup has none that is its own."""
+    v1: dict[str, str] = {}
+    v2 = ""
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if path == "/":
+            continue
+        if number == "0":
+            v2 = _unified(path)
+            continue
+        for controller in controllers.split(","):
+            directory = f"{_MOUNT}/{controller.removeprefix('name=')}{path}"
+            if os.path.isdir(directory):
+                v1[controller] = directory
+    # On the hybrid layout the unified tree holds no controllers: v1 has the say there.
+    return Cgroup(v1, "" if v1 else v2)
+
+
+def _unified(path: str) -> str:
+    for mount in (_MOUNT, _MOUNT + "/unified"):
+        if os.path.exists(f"{mount}{path}/cgroup.procs"):
+            return mount + path
+    return ""
+
+
+def _counter(path: str, name: str) -> int:
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdigit():
+            return int(value)
+    return 0
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(1 << 20)
+    except OSError:
+        return ""
+
+
+def _write(path: str, text: str) -> bool:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(fd, text.encode())
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True

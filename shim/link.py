@@ -1,0 +1,176 @@
+"""The shim's end of the wire: one DEALER to whichever manager there is.
+
+A new manager shows as a welcome. The shim answers hello and sends again every event that no
+manager has acknowledged. Requests of a manager that is gone are dropped by their generation, and
+so are answers to it: an answer belongs to the one who asked.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from lighter.proto import codec, shim_api
+from lighter.proto.errors import DeadlineExceeded, Internal, LighterError
+from lighter.proto.sockets import SHIM_HWM, connect_dealer, context
+from lighter.shim.loop import READ, Future, Loop
+
+OnRequest = Callable[[codec.Request], None]
+Identity = Callable[[], dict[str, Any]]
+
+
+class Link:
+    """Sends and receives for one shim. Nothing here blocks, nothing is sent before a welcome."""
+
+    def __init__(
+        self, loop: Loop, path: str, incarnation: str, identity: Identity, on_request: OnRequest
+    ) -> None:
+        self._loop = loop
+        self._identity = identity
+        self._on_request = on_request
+        self._generation = 0
+        self._version = 0
+        self._sequence = 0
+        self._unacknowledged: deque[codec.Event] = deque()
+        self._outgoing: deque[list[bytes]] = deque()
+        self._empty: list[Future] = []
+        self._early: list[tuple[int, codec.Message]] = []
+        self.dropped = 0
+        self._context = context()
+        self._socket = connect_dealer(self._context, path, SHIM_HWM, incarnation.encode())
+        loop.watch(self._option(zmq.FD), READ, lambda _events: self._pump())
+        loop.call_soon(self._pump)
+
+    @property
+    def generation(self) -> int:
+        """Of the manager that said welcome last; 0 before the first."""
+        return self._generation
+
+    @property
+    def connected(self) -> bool:
+        """Whether a manager takes messages now (ZMQ_IMMEDIATE: no peer, no POLLOUT)."""
+        return bool(self._version and self._option(zmq.EVENTS) & zmq.POLLOUT)
+
+    def _option(self, option: int) -> int:
+        return int(self._socket.getsockopt(option))
+
+    def publish(self, topic: str, body: dict[str, Any], timestamp: int = 0) -> int:
+        """Send an event now and again until it is acknowledged. Returns its sequence number."""
+        self._sequence += 1
+        at = timestamp or time.time_ns()
+        event = codec.Event(self._generation, self._sequence, topic, at, body)
+        self._unacknowledged.append(event)
+        self._send(event)
+        return self._sequence
+
+    async def all_acknowledged(self) -> None:
+        """Wait until a manager has committed every event; as long as it takes for one to come."""
+        if self._unacknowledged:
+            empty = Future()
+            self._empty.append(empty)
+            await empty
+
+    def respond(self, request: codec.Request, body: Any) -> None:
+        self._answer(request, codec.Response(request.generation, request.ident, body))
+
+    def fail(self, request: codec.Request, error: BaseException) -> None:
+        if not isinstance(error, LighterError):
+            error = Internal(f"{request.method} task: {type(error).__name__}: {error}")
+        answer = codec.Error(
+            request.generation, request.ident, error.code, error.message, error.details
+        )
+        self._answer(request, answer)
+
+    def _answer(self, request: codec.Request, answer: codec.Message) -> None:
+        if request.generation == self._generation:
+            self._send(answer)
+        elif not self._generation:
+            # The create that came with the fork may be answered before the first welcome.
+            self._early.append((request.generation, answer))
+
+    def _send(self, message: codec.Message) -> None:
+        if self._version:
+            self._outgoing.append(codec.encode(message, self._version))
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            try:
+                self._socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
+            except zmq.Again:
+                return  # no manager, or one that does not read; POLLOUT shows at the descriptor
+            self._outgoing.popleft()
+        # The descriptor is edge-triggered: a send may have consumed the edge of an arrival.
+        self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Take in all there is. The socket's descriptor only says that something has changed."""
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            self._take(frames)
+        if self._outgoing and self._option(zmq.EVENTS) & zmq.POLLOUT:
+            self._flush()
+
+    def _take(self, frames: list[bytes]) -> None:
+        try:
+            message = codec.decode(frames)
+        except codec.MalformedRequest as err:
+            self._send(
+                codec.Error(
+                    err.generation, err.ident, "invalid-argument", f"read request: {err}", {}
+                )
+            )
+            return
+        except codec.ProtocolError:
+            self.dropped += 1
+            return
+        if isinstance(message, codec.Welcome):
+            self._on_welcome(message)
+        elif message.generation != self._generation or not self._version:
+            self.dropped += 1
+        elif isinstance(message, codec.Request):
+            self._on_message_request(message)
+        elif isinstance(message, codec.Ack):
+            self._on_ack(message.sequence)
+        else:
+            self.dropped += 1
+
+    def _on_welcome(self, welcome: codec.Welcome) -> None:
+        if welcome.generation < self._generation:
+            self.dropped += 1
+            return
+        self._generation = welcome.generation
+        self._version = codec.choose_version(welcome.versions)
+        self._outgoing.clear()  # meant for the manager before
+        hello = codec.Hello(self._generation, self._version, shim_api.FEATURES, self._identity())
+        self._outgoing.append(codec.encode(hello))
+        if self._version:
+            for event in self._unacknowledged:
+                again = event._replace(generation=self._generation)
+                self._outgoing.append(codec.encode(again, self._version))
+            for generation, answer in self._early:
+                if generation == self._generation:
+                    self._outgoing.append(codec.encode(answer, self._version))
+        self._early.clear()
+        self._flush()
+
+    def _on_message_request(self, request: codec.Request) -> None:
+        if request.deadline_ns is not None and request.deadline_ns < time.monotonic_ns():
+            self.fail(
+                request, DeadlineExceeded(f"{request.method} task: the request came too late")
+            )
+        else:
+            self._on_request(request)
+
+    def _on_ack(self, sequence: int) -> None:
+        while self._unacknowledged and self._unacknowledged[0].sequence <= sequence:
+            self._unacknowledged.popleft()
+        if not self._unacknowledged:
+            waiting, self._empty = self._empty, []
+            for future in waiting:
+                future.set()

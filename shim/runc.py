@@ -1,0 +1,149 @@
+"""The OCI runtime as a program: argument lists as pure functions, and one way to run them.
+
+runc(8), crun(1). Every call has a deadline; a call that overruns it is ended with its whole
+process group. What went wrong is taken from the runtime's own log, because its standard error
+is the container's.
+"""
+
+import json
+import os
+import signal
+
+from lighter.proto.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    LighterError,
+    NotFound,
+    Unavailable,
+)
+from lighter.shim.loop import Future, Loop
+from lighter.shim.reaper import Reaper
+
+MAX_LOG_TAIL = 64 * 1024
+MAX_QUOTE = 4096
+# A container must not inherit the manager's environment (NOTIFY_SOCKET would make `runc start`
+# wait for a READY that never comes).
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+# Python and the shim ignore these, and an ignored signal stays ignored through exec.
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def create_argv(bundle: str, pid_file: str, console_socket: str, container_id: str) -> list[str]:
+    argv = ["create", "--bundle", bundle, "--pid-file", pid_file]
+    if console_socket:
+        argv += ["--console-socket", console_socket]
+    return [*argv, container_id]
+
+
+def exec_argv(process: str, pid_file: str, console_socket: str, container_id: str) -> list[str]:
+    argv = ["exec", "--detach", "--process", process, "--pid-file", pid_file]
+    if console_socket:
+        argv += ["--console-socket", console_socket]
+    return [*argv, container_id]
+
+
+def delete_argv(container_id: str, force: bool = False) -> list[str]:
+    return ["delete", "--force", container_id] if force else ["delete", container_id]
+
+
+class Runc:
+    """One runtime binary with one --root, run for one container at a time."""
+
+    __slots__ = ("_binary", "_log", "_loop", "_reaper", "_root")
+
+    def __init__(self, loop: Loop, reaper: Reaper, binary: str, root: str, log: str) -> None:
+        self._loop = loop
+        self._reaper = reaper
+        self._binary = binary
+        self._root = root
+        self._log = log
+
+    async def run(
+        self, argv: list[str], timeout_s: float, stdio: tuple[int, int, int] | None = None
+    ) -> None:
+        """Run to the end; the child gets `stdio` or /dev/null (the shim's own 0, 1, 2).
+
+        Raises FailedPrecondition with the runtime's last log line (details: exit_code 126 or 127
+        when the container's program could not be executed or found), DeadlineExceeded,
+        NotFound or Unavailable when the runtime itself cannot be started.
+        """
+        verb = argv[0]
+        log = f"{self._log}.{verb}"
+        ended = Future()
+        pid = self._spawn(verb, [*self._prefix(log), *argv], stdio)
+        self._reaper.expect(pid, lambda status, _at: ended.set(status))
+        try:
+            status = await self._loop.within(ended, timeout_s, f"run {self._binary} {verb}")
+        except DeadlineExceeded:
+            os.killpg(pid, signal.SIGKILL)
+            await ended
+            raise
+        message = last_error(log)
+        _unlink(log)
+        if status:
+            raise _failure(verb, status, message)
+
+    def _prefix(self, log: str) -> list[str]:
+        return [self._binary, "--root", self._root, "--log", log, "--log-format", "json"]
+
+    def _spawn(self, verb: str, argv: list[str], stdio: tuple[int, int, int] | None) -> int:
+        actions = []
+        if stdio is not None:
+            actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
+        try:
+            return os.posix_spawn(
+                self._binary,
+                argv,
+                ENVIRONMENT,
+                file_actions=actions,
+                setpgroup=0,
+                setsigdef=_RESET,
+                setsigmask=[],
+            )
+        except FileNotFoundError as err:
+            raise NotFound(f"run {self._binary} {verb}: no such file") from err
+        except OSError as err:
+            raise Unavailable(f"run {self._binary} {verb}: {err.strerror}") from err
+
+
+def last_error(path: str) -> str:
+    """The message of the last error line in a runtime's JSON log; "" if there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        size = os.fstat(fd).st_size
+        tail = os.pread(fd, MAX_LOG_TAIL, max(0, size - MAX_LOG_TAIL))
+    finally:
+        os.close(fd)
+    last = ""
+    for line in tail.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+            last = str(entry.get("msg", ""))
+    return last.strip()[:MAX_QUOTE]
+
+
+def _failure(verb: str, status: int, message: str) -> LighterError:
+    if not message:
+        how = f"signal {status - 128}" if status > 128 else f"exit status {status}"
+        message = f"it ended with {how} and logged no error"
+    error = FailedPrecondition(f"run container process: runc {verb}: {message}")
+    lower = message.lower()
+    if "executable file not found" in lower or "no such file or directory" in lower:
+        error.details["exit_code"] = 127
+    elif "permission denied" in lower or "exec format error" in lower or "is a directory" in lower:
+        error.details["exit_code"] = 126
+    return error
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

@@ -1,0 +1,202 @@
+"""A shim's process, from its fork to its end.
+
+Its first act is to rename the claim file: a manager that recovers unlinks the claim before it
+judges the row, so either this shim exists and is recorded, or it ends here and never was.
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import setproctitle
+
+from lighter.proto import codec, events
+from lighter.proto.calls import MAX_OUTSTANDING
+from lighter.proto.errors import InvalidArgument, LighterError, Unavailable, Unimplemented
+from lighter.proto.faults import hit
+from lighter.shim import exitrecord, guard, linux
+from lighter.shim.link import Link
+from lighter.shim.loop import Loop
+from lighter.shim.reaper import Reaper
+from lighter.shim.task import Task
+
+VERSION = "0.1.0"
+MAX_REPORT = 64 * 1024
+
+
+class Shim:
+    """Wires one task to the wire: requests in, answers and events out."""
+
+    def __init__(self, order: dict[str, Any], start_time: int, boot_id: str) -> None:
+        self._order = order
+        self._start_time = start_time
+        self._boot_id = boot_id
+        self._report_path = order["bundle"] + "/shim.log"
+        self._outstanding = 0
+        self.loop = Loop(self._report)
+        self.task = Task(self.loop, Reaper(self.loop), order)
+        self.link = Link(
+            self.loop, order["socket"], order["incarnation"], self._identity, self._on_request
+        )
+        self.task.use(self.link)
+
+    def run(self) -> None:
+        self.loop.spawn(self._live())
+        self.loop.run()
+
+    async def _live(self) -> None:
+        """Create the container as ordered; end when it has ended and a manager knows."""
+        try:
+            order = self._order
+            create = codec.Request(
+                order["generation"], order["ident"], "task", "create", None, {}, {}
+            )
+            try:
+                self.link.respond(create, await self.task.create())
+            except Exception as err:
+                if not isinstance(err, LighterError | OSError):
+                    self._report(err)
+                await self.task.abandon()
+                self.link.fail(create, _as_error(err))
+                self.link.publish(events.CLOSED, {"container_id": order["id"], "error": str(err)})
+            else:
+                await self.task.closed
+            await self.link.all_acknowledged()
+            hit("shim.acknowledged")
+            exitrecord.remove(order["exit_record"])
+        except Exception as err:
+            self._report(err)
+        finally:
+            self.loop.stop()
+
+    def _identity(self) -> dict[str, Any]:
+        order = self._order
+        return {
+            "kind": "shim",
+            "version": VERSION,
+            "incarnation": order["incarnation"],
+            "namespace": order["namespace"],
+            "id": order["id"],
+            "bundle": order["bundle"],
+            "exit_record": order["exit_record"],
+            "pid": os.getpid(),
+            "start": self._start_time,
+            "boot_id": self._boot_id,
+            **self.task.identity(),
+        }
+
+    def _on_request(self, request: codec.Request) -> None:
+        if self._outstanding >= MAX_OUTSTANDING:
+            busy = f"{request.method} task: {self._outstanding} requests are under way"
+            self.link.fail(request, Unavailable(busy))
+            return
+        self._outstanding += 1
+        self.loop.spawn(self._serve(request))
+
+    async def _serve(self, request: codec.Request) -> None:
+        try:
+            hit(f"shim.{request.method}-asked")
+            self.link.respond(request, await self._call(request.method, request.body))
+        except LighterError as err:
+            self.link.fail(request, err)
+        except (KeyError, TypeError, ValueError) as err:
+            bad = InvalidArgument(f"{request.method} task: bad request: {type(err).__name__} {err}")
+            self.link.fail(request, bad)
+        except Exception as err:
+            self._report(err)
+            self.link.fail(request, err)
+        finally:
+            self._outstanding -= 1
+
+    async def _call(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        task = self.task
+        if method == "start":
+            return await task.start()
+        if method == "kill":
+            return await task.kill(body["exec_id"], int(body["signal"]), bool(body["all"]))
+        if method == "exec":
+            return await task.exec(body["exec_id"], body)
+        if method == "attach":
+            return await task.attach(body["exec_id"], body["stdin"], body["stdout"], body["stderr"])
+        if method == "resize":
+            return await task.resize(body["exec_id"], body["rows"], body["cols"])
+        if method == "close_stdin":
+            return await task.close_stdin(body["exec_id"])
+        if method == "pause":
+            return await task.pause()
+        if method == "resume":
+            return await task.resume()
+        if method == "end":
+            return await task.end()
+        raise Unimplemented(f"call task.{method}: this shim has no such method")
+
+    def _report(self, error: BaseException) -> None:
+        """Write an error down beside the task. The standard streams lead nowhere."""
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self._report_path, flags, 0o600)
+            try:
+                if os.fstat(fd).st_size < MAX_REPORT:
+                    text = f"{time.time():.3f} {guard.format_error(error)}\n"
+                    os.write(fd, text.encode(errors="replace"))
+            finally:
+                os.close(fd)
+        except OSError:
+            pass
+
+
+def _as_error(error: Exception) -> LighterError:
+    if isinstance(error, LighterError):
+        return error
+    where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return LighterError(f"create task:{where} {what}")
+
+
+def claim(order: dict[str, Any], start_time: int, boot_id: str) -> bool:
+    """Take the task on: whoever gets this rename or the manager's unlink done first decides."""
+    record = {
+        "pid": os.getpid(),
+        "start": start_time,
+        "boot_id": boot_id,
+        "incarnation": order["incarnation"],
+        "namespace": order["namespace"],
+        "id": order["id"],
+        "exit_record": order["exit_record"],
+    }
+    try:
+        fd = os.open(order["claim"], os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.write(fd, json.dumps(record).encode())
+        finally:
+            os.close(fd)
+        hit("shim.claim-written")
+        os.rename(order["claim"], order["record"])
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def main(order: dict[str, Any], start_time: int, boot_id: str) -> None:
+    """Run as the shim of one task; returns when it is over. Called right after the fork."""
+    guard.forbid_imports()
+    gc.enable()  # what was there before the fork is frozen and is not looked at
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    if not claim(order, start_time, boot_id):
+        return
+    setproctitle.setproctitle(
+        f"lighter-shim --instance {order['instance']} "
+        f"--namespace {order['namespace']} --id {order['id']}"
+    )
+    hit("shim.claimed")
+    os.chdir(order["bundle"])
+    shim = Shim(order, start_time, boot_id)
+    sys.excepthook = lambda _kind, error, _trace: shim._report(error)
+    shim.run()

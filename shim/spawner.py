@@ -1,0 +1,186 @@
+"""The warm parent: it has imported what shims and workers need, and forks them on request.
+
+It is executed (not forked) by the manager, in a session of its own, and holds no state: when its
+socket to the manager closes it ends. A fork of it costs about a millisecond and shares nearly all
+of its memory. It is single-threaded and never makes a ZeroMQ context, because threads do not
+survive a fork. The lock of the instance is open here too, so that the next manager knows when the
+last request of this one can no longer be carried out; a shim does not keep it.
+"""
+
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+import msgpack
+import setproctitle
+
+from lighter.proto import shim_api
+from lighter.shim import guard, linux, shim
+from lighter.shim.worker import main as worker_main
+
+THREAD_STACK_BYTES = 128 * 1024
+KEEP_FD = 3  # the manager's socket
+
+
+class Settings:
+    """What containers must inherit although the manager changed it for itself."""
+
+    __slots__ = ("instance", "oom_score_adj", "rlimits", "umask")
+
+    def __init__(self, text: str) -> None:
+        values = json.loads(text)
+        self.instance: str = values["instance"]
+        self.umask: int = values["umask"]
+        self.rlimits: dict[int, tuple[int, int]] = {
+            int(name): (soft, hard) for name, (soft, hard) in values["rlimits"].items()
+        }
+        self.oom_score_adj: int = values["oom_score_adj"]
+
+    def apply(self) -> None:
+        os.umask(self.umask)
+        for number, limits in self.rlimits.items():
+            try:
+                resource.setrlimit(number, limits)
+            except (OSError, ValueError):
+                pass  # raising a hard limit needs CAP_SYS_RESOURCE; it was the manager's to keep
+        try:
+            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+                file.write(str(self.oom_score_adj))
+        except OSError:
+            pass
+
+
+def start_time(pid: int) -> int:
+    """Field 22 of /proc/<pid>/stat (proc(5)): with the pid it names one process of this boot."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return int(file.read(4096).rpartition(")")[2].split()[19])
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read(64).strip()
+
+
+def _child_of_spawner(manager: socket.socket, keep: list[int]) -> None:
+    """Become a process of its own: nothing of the spawner's stays open but `keep`."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    manager.close()
+    low = 3
+    for fd in sorted(keep):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+class Spawner:
+    """Serves one manager until it is gone."""
+
+    def __init__(self, manager: socket.socket, settings: Settings) -> None:
+        self._manager = manager
+        self._settings = settings
+        self._boot_id = boot_id()
+        self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+
+    def serve(self) -> None:
+        poll = select.poll()
+        poll.register(self._manager, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        while True:
+            for fd, _events in poll.poll():
+                if fd == self._wakeup:
+                    os.read(fd, 512)
+                elif not self._serve_one():
+                    return
+            self._reap()
+
+    def _serve_one(self) -> bool:
+        try:
+            packet, fds, _flags, _from = socket.recv_fds(
+                self._manager, shim_api.MAX_PACKET, 4, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            return False
+        if not packet:
+            return False
+        request = msgpack.unpackb(packet)
+        try:
+            self._reply(request["ident"], self._fork(request, fds))
+        except OSError as err:
+            answer = {"ident": request["ident"], "error": err.strerror or str(err)}
+            self._manager.send(msgpack.packb(answer))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            self._run_child(request, fds)
+        return pid
+
+    def _run_child(self, request: dict[str, Any], fds: list[int]) -> NoReturn:
+        status = 1
+        try:
+            _child_of_spawner(self._manager, fds)
+            if request["kind"] == "shim":
+                shim.main(request["order"], start_time(os.getpid()), self._boot_id)
+            else:
+                setproctitle.setproctitle(f"lighter-worker --instance {self._settings.instance}")
+                guard.forbid_imports()
+                control = socket.socket(fileno=fds[0])
+                worker_main.serve(control)
+            status = 0
+        except BaseException as err:
+            # Nobody reads a child's standard error in production; in a test this is the only word.
+            os.write(2, f"{guard.format_error(err)}\n".encode(errors="replace"))
+        finally:
+            os._exit(status)
+
+    def _reply(self, ident: int, pid: int) -> None:
+        # The child may have ended already: it is not reaped before its pidfd is made.
+        pidfd = os.pidfd_open(pid)
+        try:
+            answer = {"ident": ident, "pid": pid, "start": start_time(pid)}
+            socket.send_fds(self._manager, [msgpack.packb(answer)], [pidfd])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the manager is gone; the next one learns of the shim by its claim
+        finally:
+            os.close(pidfd)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, _status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+
+
+def main() -> None:
+    """Entry of the spawner's process: settings in argv[1], the manager's socket as descriptor 3."""
+    settings = Settings(sys.argv[1])
+    settings.apply()
+    guard.preload()
+    setproctitle.setproctitle(f"lighter-spawner --instance {settings.instance}")
+    linux.set_default_thread_stack(THREAD_STACK_BYTES)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    manager = socket.socket(fileno=KEEP_FD)
+    os.set_inheritable(KEEP_FD, False)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    Spawner(manager, settings).serve()

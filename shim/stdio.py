@@ -1,0 +1,178 @@
+"""The standard streams of one process, container or exec: pipes or a terminal, log, who listens.
+
+The runtime hands its own standard streams on to the process it creates, so `child_fds` are what
+the runtime is started with. Without a log, a listener or an open stdin a stream is /dev/null.
+"""
+
+import array
+import fcntl
+import os
+import socket
+import termios
+
+from lighter.proto.daemon_api import STDERR, STDOUT
+from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.shim.logfile import LogFile
+from lighter.shim.loop import READ, Future, Loop
+from lighter.shim.streams import InputStream, OutputStream, SharedBuffer
+
+
+class Stdio:
+    """Streams of one process. Closed by `close`, or stream by stream as their ends are reached."""
+
+    def __init__(
+        self, loop: Loop, buffer: SharedBuffer, spool_prefix: str, policy: str, log: LogFile | None
+    ) -> None:
+        self._loop = loop
+        self._buffer = buffer
+        self._spool_prefix = spool_prefix
+        self._policy = policy
+        self._log = log
+        self._input: InputStream | None = None
+        self._outputs: dict[int, OutputStream] = {}
+        self._child_fds: list[int] = []
+        self._spools = 0
+        self._ended = Future()
+        self._master = -1
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._master >= 0
+
+    def open_pipes(self, stdin: bool, stdout: bool, stderr: bool) -> tuple[int, int, int]:
+        """Make the pipes that are wanted; returns what the runtime gets as 0, 1 and 2."""
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._child_fds.append(null)
+        fds = [null, null, null]
+        if stdin:
+            fds[0], write_end = self._pipe()
+            self._input = InputStream(self._loop, write_end, False, self._buffer)
+        for number, wanted in ((STDOUT, stdout), (STDERR, stderr)):
+            if wanted:
+                read_end, fds[number] = self._pipe(child_writes=True)
+                self._add_output(number, read_end)
+        return fds[0], fds[1], fds[2]
+
+    def _pipe(self, child_writes: bool = False) -> tuple[int, int]:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        self._child_fds.append(write_end if child_writes else read_end)
+        return read_end, write_end
+
+    def set_terminal(self, master: int, rows: int, cols: int) -> None:
+        """Use the terminal that the runtime has made and sent."""
+        self._master = os.dup(master)
+        self._add_output(STDOUT, master)
+        self._input = InputStream(self._loop, os.dup(master), True, self._buffer)
+        if rows and cols:
+            self.resize(rows, cols)
+
+    def _add_output(self, number: int, fd: int) -> None:
+        self._outputs[number] = OutputStream(
+            self._loop, fd, number, self._log, self._buffer, self._check_ended
+        )
+
+    def release_child_fds(self) -> None:
+        """Close what the runtime has by now; only then does a pipe end with its container."""
+        for fd in self._child_fds:
+            os.close(fd)
+        self._child_fds.clear()
+
+    def attach(self, stdin: str, stdout: str, stderr: str) -> None:
+        """Let a caller's FIFOs or pipes take part.
+
+        Raises FailedPrecondition for a stream that the process does not have, InvalidArgument for
+        a path that is no FIFO or cannot be opened.
+        """
+        for number, name, path in ((STDOUT, "stdout", stdout), (STDERR, "stderr", stderr)):
+            if path and (number == STDOUT or not self.is_terminal):
+                stream = self._outputs.get(number)
+                if stream is None or stream.ended:
+                    raise FailedPrecondition(f"attach {name}: the process has no open {name}")
+                self._spools += 1
+                self._open(stream, path, f"{self._spool_prefix}{number}-{self._spools}.spool")
+        if stdin and self._input is not None:
+            try:
+                self._input.add(stdin)
+            except OSError as err:
+                raise InvalidArgument(f"open stdin {stdin}: {err.strerror}") from err
+
+    def _open(self, stream: OutputStream, path: str, spool_path: str) -> None:
+        try:
+            stream.add(path, self._policy, spool_path)
+        except OSError as err:
+            raise InvalidArgument(f"open output {path}: {err.strerror}") from err
+
+    def close_stdin(self) -> None:
+        if self._input is not None:
+            self._input.close_soon()
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Set the window size; the kernel sends SIGWINCH. Raises FailedPrecondition."""
+        if self._master < 0:
+            raise FailedPrecondition("resize terminal: the process has none")
+        size = array.array("H", [rows, cols, 0, 0])
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until all output is passed on or the time is over, then close everything."""
+        self._check_ended()
+        timer = self._loop.call_later(timeout_s, self._ended.set)
+        await self._ended
+        timer.cancel()
+        self.close()
+
+    def _check_ended(self) -> None:
+        if all(stream.flushed for stream in self._outputs.values()):
+            self._ended.set()
+
+    def close(self) -> None:
+        self.release_child_fds()
+        if self._input is not None:
+            self._input.close()
+        for stream in self._outputs.values():
+            stream.close()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
+
+class ConsoleSocket:
+    """Where the runtime sends the master of a new terminal (runc(8), --console-socket)."""
+
+    __slots__ = ("_listener", "_loop", "_master", "path")
+
+    def __init__(self, loop: Loop, path: str) -> None:
+        self.path = path
+        self._loop = loop
+        self._master = Future()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._listener.bind(path)
+        os.chmod(path, 0o600)
+        self._listener.listen(1)
+        loop.watch(self._listener.fileno(), READ, self._on_connection)
+
+    async def master(self, timeout_s: float) -> int:
+        """The terminal's descriptor; the caller owns it. Raises DeadlineExceeded."""
+        master: int = await self._loop.within(self._master, timeout_s, "receive terminal")
+        return master
+
+    def close(self) -> None:
+        self._loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+    def _on_connection(self, _events: int) -> None:
+        connection, _address = self._listener.accept()
+        with connection:
+            # The runtime sends right after it connects; a peer that does not is not waited for.
+            connection.settimeout(5)
+            try:
+                _name, fds, _flags, _from = socket.recv_fds(connection, 4096, 1)
+            except OSError:
+                return
+        if len(fds) == 1:
+            os.set_inheritable(fds[0], False)
+            self._master.set(fds[0])

@@ -1,0 +1,379 @@
+"""A container's life as its shim sees it: create, start, exec, exit, clean up.
+
+Events leave in the order create, start, exit, closed. An exit that is reaped while `runc start`
+has not returned is told after the start; an exec's exit is told before that of its container.
+"""
+
+import os
+import signal
+from typing import Any
+
+from lighter.proto import events, states
+from lighter.proto.errors import AlreadyExists, Internal, LighterError, NotFound
+from lighter.proto.faults import hit
+from lighter.shim import cgroup, exitrecord, linux, runc
+from lighter.shim.cgroup import Cgroup
+from lighter.shim.link import Link
+from lighter.shim.logfile import LogFile
+from lighter.shim.loop import Future, Loop
+from lighter.shim.process import Process, read_pid
+from lighter.shim.reaper import Reaper
+from lighter.shim.stdio import ConsoleSocket, Stdio
+from lighter.shim.streams import SharedBuffer
+
+RUNC_S = 120.0
+START_S = 60.0
+CONSOLE_S = 10.0
+DRAIN_S = 10.0
+EXECS_S = 2.0
+
+
+class Task:
+    """One container. Methods are the requests of proto/shim_api.py."""
+
+    def __init__(self, loop: Loop, reaper: Reaper, order: dict[str, Any]) -> None:
+        self._loop = loop
+        self._reaper = reaper
+        self.order = order
+        self.id: str = order["id"]
+        self._bundle: str = order["bundle"]
+        self._rootfs = self._bundle + "/rootfs"
+        self._runc = runc.Runc(
+            loop, reaper, order["runc"], order["runc_root"], self._bundle + "/runc.log"
+        )
+        self._buffer = SharedBuffer()
+        self._log = _log_file(order["log"])
+        self.init = Process("", self._stdio("init-", self._log))
+        self._execs: dict[str, Process] = {}
+        self._no_execs = Future()
+        self._no_execs.set()
+        self._cgroup = Cgroup({}, "")
+        self._oom_fd = -1
+        self._oom_seen = 0
+        self._mounted = False
+        self._starting = False
+        self._start_settled = Future()
+        self.closed = Future()
+        self._link: Link
+
+    def use(self, link: Link) -> None:
+        """Publish through this link from now on."""
+        self._link = link
+
+    def identity(self) -> dict[str, Any]:
+        """What the hello says: who this is and where it stands."""
+        return {
+            "state": self.init.state,
+            "init_pid": self.init.pid,
+            "terminal": bool(self.order["terminal"]),
+            "execs": {name: process.pid for name, process in self._execs.items()},
+        }
+
+    def _stdio(self, prefix: str, log: LogFile | None) -> Stdio:
+        policy = self.order.get("io_policy", "drop")
+        return Stdio(self._loop, self._buffer, f"{self._bundle}/{prefix}", policy, log)
+
+    # create
+
+    async def create(self) -> dict[str, Any]:
+        """Mount the root, let the runtime make the container, leave it ready to start."""
+        order = self.order
+        if order["mounts"]:
+            linux.mount_all([(t, s, list(o)) for t, s, o in order["mounts"]], self._rootfs)
+            self._mounted = True
+        hit("shim.rootfs-mounted")
+        timeout_s = order["timeout_ns"] / 1e9 if order.get("timeout_ns") else RUNC_S
+        pid_file = self._bundle + "/init.pid"
+
+        def argv(console: str) -> list[str]:
+            return runc.create_argv(self._bundle, pid_file, console, self.id)
+
+        listens = self._log is not None
+        wanted = (
+            bool(order["stdin"] or order["stdin_open"]),
+            bool(order["stdout"]) or listens,
+            bool(order["stderr"]) or listens,
+        )
+        await self._launch(self.init, argv, pid_file, order, wanted, timeout_s)
+        hit("shim.runc-created")
+        self._cgroup = cgroup.of_process(self.init.pid)
+        self._watch_oom()
+        self.init.step("create", self.id)
+        self._link.publish(
+            events.CREATE,
+            {
+                "container_id": self.id,
+                "pid": self.init.pid,
+                "bundle": self._bundle,
+                "terminal": bool(order["terminal"]),
+                "stdin": order["stdin"],
+                "stdout": order["stdout"],
+                "stderr": order["stderr"],
+            },
+        )
+        self._loop.spawn(self._after_init())
+        return {"pid": self.init.pid}
+
+    async def _launch(
+        self,
+        process: Process,
+        argv: Any,
+        pid_file: str,
+        request: dict[str, Any],
+        wanted: tuple[bool, bool, bool],
+        timeout_s: float,
+    ) -> None:
+        """Run the runtime's create or exec; afterwards `process` has a pid and its streams."""
+        stdio = process.stdio
+        console = None
+        self._reaper.hold()
+        try:
+            if request["terminal"]:
+                console = ConsoleSocket(self._loop, request["console"])
+                await self._runc.run(argv(console.path), timeout_s)
+                master = await console.master(CONSOLE_S)
+                stdio.set_terminal(master, request["rows"], request["cols"])
+                stdio.attach(request["stdin"], request["stdout"], "")
+            else:
+                child = stdio.open_pipes(*wanted)
+                # Listeners first: what the process writes at once must find them.
+                stdio.attach(request["stdin"], request["stdout"], request["stderr"])
+                await self._runc.run(argv(""), timeout_s, child)
+                stdio.release_child_fds()
+            process.pid = read_pid(pid_file)
+            if not process.pid:
+                raise Internal(f"run container process: {argv('')[0]} wrote no pid file")
+            self._reaper.expect(process.pid, process.on_exit)
+        except BaseException:
+            stdio.close()
+            raise
+        finally:
+            self._reaper.release()
+            if console is not None:
+                console.close()
+
+    async def abandon(self) -> None:
+        """Undo a create that failed, as far as it came."""
+        self._cgroup.kill_all()
+        try:
+            await self._runc.run(runc.delete_argv(self.id, force=True), RUNC_S)
+        except LighterError:
+            pass  # there may be nothing to delete
+        self.init.stdio.close()
+        self._release()
+
+    # running
+
+    async def start(self) -> dict[str, Any]:
+        self.init.check("start", self.id)
+        if self._starting:
+            raise AlreadyExists(f"start task {self.id}: a start is under way")
+        self._starting = True
+        self._start_settled = Future()
+        try:
+            await self._runc.run(["start", self.id], START_S)
+            hit("shim.runc-started")
+            self.init.step("start", self.id)
+            self._link.publish(events.START, {"container_id": self.id, "pid": self.init.pid})
+        finally:
+            self._starting = False
+            self._start_settled.set()
+        return {"pid": self.init.pid}
+
+    async def kill(self, exec_id: str, signum: int, everyone: bool) -> dict[str, Any]:
+        process = self._process(exec_id)
+        process.check("kill", self.id)
+        if everyone:
+            self._cgroup.kill_all(signum)
+        else:
+            process.kill(signum)
+        if signum == signal.SIGKILL and self.init.state == states.PAUSED:
+            self._cgroup.thaw()
+        return {}
+
+    async def pause(self) -> dict[str, Any]:
+        self.init.check("pause", self.id)
+        await self._runc.run(["pause", self.id], RUNC_S)
+        self.init.step("pause", self.id)
+        self._link.publish(events.PAUSED, {"container_id": self.id})
+        return {}
+
+    async def resume(self) -> dict[str, Any]:
+        self.init.check("resume", self.id)
+        await self._runc.run(["resume", self.id], RUNC_S)
+        self.init.step("resume", self.id)
+        self._link.publish(events.RESUMED, {"container_id": self.id})
+        return {}
+
+    async def exec(self, exec_id: str, request: dict[str, Any]) -> dict[str, Any]:
+        self.init.check("exec", self.id)
+        if exec_id in self._execs:
+            raise AlreadyExists(f"exec {exec_id} in {self.id}: the id is in use")
+        process = Process(exec_id, self._stdio(f"exec-{exec_id}-", None))
+        self._execs[exec_id] = process
+        pid_file = f"{self._bundle}/exec-{exec_id}.pid"
+
+        def argv(console: str) -> list[str]:
+            return runc.exec_argv(request["process"], pid_file, console, self.id)
+
+        wanted = (bool(request["stdin"]), bool(request["stdout"]), bool(request["stderr"]))
+        try:
+            await self._launch(process, argv, pid_file, request, wanted, RUNC_S)
+            hit("shim.runc-execed")
+        except BaseException:
+            del self._execs[exec_id]
+            raise
+        finally:
+            _unlink(pid_file)
+        process.step("start", self.id)
+        body = {"container_id": self.id, "exec_id": exec_id, "pid": process.pid}
+        self._link.publish(events.EXEC_STARTED, body)
+        if self._no_execs.done:
+            self._no_execs = Future()
+        self._loop.spawn(self._after_exec(process))
+        return {"pid": process.pid}
+
+    async def end(self) -> dict[str, Any]:
+        """Kill init whatever it is doing; its exit follows as an event."""
+        if not self.init.ended.done:
+            self.init.kill(signal.SIGKILL)
+            self._cgroup.thaw()
+        return {}
+
+    async def attach(self, exec_id: str, stdin: str, stdout: str, stderr: str) -> dict[str, Any]:
+        process = self._process(exec_id)
+        process.check("attach", self.id)
+        process.stdio.attach(stdin, stdout, stderr)
+        return {"terminal": process.stdio.is_terminal}
+
+    async def resize(self, exec_id: str, rows: int, cols: int) -> dict[str, Any]:
+        self._process(exec_id).stdio.resize(rows, cols)
+        return {}
+
+    async def close_stdin(self, exec_id: str) -> dict[str, Any]:
+        self._process(exec_id).stdio.close_stdin()
+        return {}
+
+    def _process(self, exec_id: str) -> Process:
+        if not exec_id:
+            return self.init
+        process = self._execs.get(exec_id)
+        if process is None:
+            raise NotFound(f"find exec {exec_id} of {self.id}: no such process")
+        return process
+
+    # ends
+
+    async def _after_exec(self, process: Process) -> None:
+        exit_status, exited_at = await process.ended
+        process.step("exit", self.id)
+        self._publish_exit(process, exit_status, exited_at, "")
+        await process.stdio.drain(DRAIN_S)
+        del self._execs[process.exec_id]
+        if not self._execs:
+            self._no_execs.set()
+
+    async def _after_init(self) -> None:
+        exit_status, exited_at = await self.init.ended
+        if self._starting:
+            await self._start_settled
+        hit("shim.init-exited")
+        cause = self._oom_cause(exit_status)
+        self._cgroup.kill_all()
+        self.init.step("exit", self.id)
+        self._record_exit(exit_status, exited_at, cause)
+        await self._execs_ended()
+        self._publish_exit(self.init, exit_status, exited_at, cause)
+        await self.init.stdio.drain(DRAIN_S)
+        await self._no_execs
+        try:
+            await self._runc.run(runc.delete_argv(self.id), RUNC_S)
+        except LighterError:
+            await self.abandon()
+        hit("shim.runc-deleted")
+        self._release()
+        hit("shim.unmounted")
+        self._link.publish(events.CLOSED, {"container_id": self.id, "error": ""})
+        self.closed.set()
+
+    def _record_exit(self, exit_status: int, exited_at: int, cause: str) -> None:
+        record = {
+            "incarnation": self.order["incarnation"],
+            "exit_status": exit_status,
+            "exited_at": exited_at,
+            "cause": cause,
+            "pid": self.init.pid,
+        }
+        try:
+            exitrecord.write(self.order["exit_record"], record, durable=not self._link.connected)
+        except OSError as err:
+            # A full or failing disk: the exit is still in memory and goes to the manager.
+            self._loop.on_error(err)
+
+    async def _execs_ended(self) -> None:
+        for process in list(self._execs.values()):
+            try:
+                await self._loop.within(process.ended, EXECS_S, "wait for exec")
+            except LighterError:
+                return  # it shares its pid namespace with somebody else and goes on
+
+    def _publish_exit(self, process: Process, status: int, at: int, cause: str) -> None:
+        body = {
+            "container_id": self.id,
+            "exec_id": process.exec_id,
+            "pid": process.pid,
+            "exit_status": status,
+            "exited_at": at,
+            "cause": cause,
+        }
+        self._link.publish(events.EXIT, body, at)
+
+    def _release(self) -> None:
+        """Give back the mount, the log and the OOM descriptor."""
+        if self._oom_fd >= 0:
+            self._loop.unwatch(self._oom_fd)
+            os.close(self._oom_fd)
+            self._oom_fd = -1
+        if self._log is not None:
+            self._log.close()
+        if self._mounted:
+            try:
+                linux.umount(self._rootfs)
+            except OSError:
+                # Busy: somebody else's mount namespace or open file; let go when they do.
+                linux.umount(self._rootfs, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+            self._mounted = False
+
+    # out of memory
+
+    def _watch_oom(self) -> None:
+        self._oom_seen = self._cgroup.oom_kills()
+        self._oom_fd, wanted = self._cgroup.watch_oom()
+        if self._oom_fd >= 0:
+            self._loop.watch(self._oom_fd, wanted, self._on_oom)
+
+    def _on_oom(self, _events: int) -> None:
+        try:
+            os.read(self._oom_fd, 4096)
+            os.lseek(self._oom_fd, 0, os.SEEK_SET)
+        except OSError:
+            pass  # an eventfd does not seek
+        kills = self._cgroup.oom_kills()
+        if kills > self._oom_seen:
+            self._oom_seen = kills
+            self._link.publish(events.OOM, {"container_id": self.id})
+
+    def _oom_cause(self, exit_status: int) -> str:
+        self._on_oom(0)
+        return "oom" if exit_status == 128 + signal.SIGKILL and self._oom_seen else ""
+
+
+def _log_file(log: dict[str, Any] | None) -> LogFile | None:
+    return LogFile(log["dir"], log["max_bytes"], log["max_files"]) if log else None
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
