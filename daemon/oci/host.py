@@ -1,0 +1,84 @@
+"""The facts about a host that a spec depends on, read once at the manager's start.
+
+The only module here that reads anything: the rest are functions of their arguments.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lighter.daemon.oci.capabilities import LAST_KNOWN
+
+NETWORK_FILES = ("/etc/hosts", "/etc/resolv.conf")
+
+# /dev has these of its own in each container: containerd's list for privileged ones.
+_SKIPPED_DIRS = frozenset((".lxc", ".lxd-mounts", ".udev", "fd", "mqueue", "pts", "shm"))
+
+
+@dataclass(frozen=True)
+class Host:
+    """`network_files` are those of NETWORK_FILES that exist; `arch` is uname(2)'s machine."""
+
+    hostname: str = "localhost"
+    arch: str = "x86_64"
+    last_cap: int = LAST_KNOWN
+    network_files: tuple[str, ...] = ()
+    thermal_throttle_dirs: tuple[str, ...] = ()
+
+
+def read_host() -> Host:
+    """Read this machine's facts. Raises OSError when /proc or /sys is not there."""
+    name = os.uname()
+    throttle = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")
+    return Host(
+        hostname=name.nodename,
+        arch=name.machine,
+        last_cap=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
+        network_files=tuple(path for path in NETWORK_FILES if os.path.exists(path)),
+        thermal_throttle_dirs=tuple(sorted(map(str, throttle))),
+    )
+
+
+def read_device(path: str) -> dict[str, Any]:
+    """Return the OCI device of a node on the host. Raises OSError; ValueError when it is none."""
+    info = os.stat(path)
+    if not stat.S_ISCHR(info.st_mode) and not stat.S_ISBLK(info.st_mode):
+        raise ValueError(f"read device {path}: it is neither a character nor a block device")
+    return {
+        "path": path,
+        "type": "c" if stat.S_ISCHR(info.st_mode) else "b",
+        "major": os.major(info.st_rdev),
+        "minor": os.minor(info.st_rdev),
+        "fileMode": stat.S_IMODE(info.st_mode),
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+    }
+
+
+def read_devices(root: str = "/dev") -> tuple[dict[str, Any], ...]:
+    """Return every device node of the host, for a privileged container, in the order of names.
+
+    /dev/console is left out: a container's is its own. Nodes that vanish meanwhile are skipped.
+    """
+    return tuple(
+        device for device in _walk_devices(root) if device["path"] != os.path.join(root, "console")
+    )
+
+
+def _walk_devices(directory: str) -> Iterator[dict[str, Any]]:
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name not in _SKIPPED_DIRS:
+                yield from _walk_devices(entry.path)
+        elif not entry.is_symlink():
+            try:
+                yield read_device(entry.path)
+            except (FileNotFoundError, ValueError):
+                continue
