@@ -1,0 +1,177 @@
+"""Containers as they are recorded: definitions, not processes (those are tasks)."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
+from lighter.daemon.types import Container
+from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
+from lighter.proto.names import check_labels, check_name
+
+# The runtime spec travels in messages of at most 16 MiB.
+MAX_SPEC_BYTES = 16 << 20
+
+_LISTED = (
+    "namespace, id, image, runtime, snapshotter, snapshot_key, x'' AS spec, labels, options,"
+    " created_at, updated_at"
+)
+
+
+class ContainerStore:
+    """The containers of all namespaces. Methods raise "verb container id: cause" errors."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def create(self, container: Container) -> Container:
+        """Returns what was recorded, with its times. Raises AlreadyExists, InvalidArgument."""
+        check_name(container.id, "container")
+        check_labels(dict(container.labels))
+        _check_spec("create", container)
+        now = time.time_ns()
+        made = replace(container, created_at=now, updated_at=now)
+        with self._db.durable_transaction() as tx:
+            ensure_in(tx, made.namespace)
+            done = tx.execute(
+                "INSERT OR IGNORE INTO containers VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                (
+                    made.namespace,
+                    made.id,
+                    made.image,
+                    made.runtime,
+                    made.snapshotter,
+                    made.snapshot_key,
+                    made.spec,
+                    json.dumps(dict(made.labels)),
+                    json.dumps(dict(made.options)),
+                    now,
+                    now,
+                ),
+            )
+            if not done.rowcount:
+                raise AlreadyExists(f"create container {made.id}: it already exists")
+        return made
+
+    def get(self, namespace: str, container_id: str) -> Container:
+        """Raises NotFound, which names the other namespaces that have such a container."""
+        row = self._db.row(
+            "SELECT * FROM containers WHERE namespace = ? AND id = ?", (namespace, container_id)
+        )
+        if row is None:
+            raise self._missing("get", namespace, container_id)
+        return _container(row)
+
+    def list(
+        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
+    ) -> tuple[tuple[Container, ...], str]:
+        """One page by id, after the id `cursor`, and the next cursor ("" at the end).
+
+        The containers listed have an empty spec: a page must fit a message.
+        """
+        limit = max(1, min(limit, PAGE_ROWS))
+        rows = self._db.rows(
+            f"SELECT {_LISTED} FROM containers WHERE namespace = ? AND id > ?"  # noqa: S608
+            " ORDER BY id LIMIT ?",
+            (namespace, cursor, limit + 1),
+        )
+        page = tuple(map(_container, rows[:limit]))
+        return page, page[-1].id if len(rows) > limit else ""
+
+    def resolve(self, namespace: str, ref: str) -> str:
+        """The id that is `ref`, else the only one that begins with it.
+
+        Raises NotFound, or InvalidArgument when several begin with it.
+        """
+        rows = self._db.rows(
+            "SELECT id FROM containers WHERE namespace = ? AND substr(id, 1, ?) = ?"
+            " ORDER BY length(id), id LIMIT 4",
+            (namespace, len(ref), ref),
+        )
+        ids = [row["id"] for row in rows]
+        if not ref or not ids:
+            raise self._missing("resolve", namespace, ref)
+        if ids[0] == ref or len(ids) == 1:
+            return str(ids[0])
+        raise InvalidArgument(f"resolve container {ref}: several begin with it: {', '.join(ids)}")
+
+    def update(
+        self,
+        namespace: str,
+        container_id: str,
+        *,
+        spec: bytes | None = None,
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> Container:
+        """Change what is given; `labels` is merged, "" removing one. Raises NotFound."""
+        old = self.get(namespace, container_id)
+        new = replace(
+            old,
+            spec=old.spec if spec is None else spec,
+            labels=merge_labels(old.labels, labels or {}),
+            options=old.options if options is None else dict(options),
+            updated_at=time.time_ns(),
+        )
+        _check_spec("update", new)
+        with self._db.durable_transaction() as tx:
+            tx.execute(
+                "UPDATE containers SET spec = ?, labels = ?, options = ?, updated_at = ?"
+                " WHERE namespace = ? AND id = ?",
+                (
+                    new.spec,
+                    json.dumps(dict(new.labels)),
+                    json.dumps(dict(new.options)),
+                    new.updated_at,
+                    namespace,
+                    container_id,
+                ),
+            )
+        return new
+
+    def delete(self, namespace: str, container_id: str) -> None:
+        """Raises NotFound."""
+        with self._db.durable_transaction() as tx:
+            done = tx.execute(
+                "DELETE FROM containers WHERE namespace = ? AND id = ?", (namespace, container_id)
+            )
+            if not done.rowcount:
+                raise self._missing("delete", namespace, container_id)
+
+    def _missing(self, verb: str, namespace: str, container_id: str) -> NotFound:
+        rows = self._db.rows(
+            "SELECT namespace FROM containers WHERE id = ? ORDER BY namespace LIMIT 3",
+            (container_id,),
+        )
+        hint = "".join(f"; namespace {row['namespace']} has one" for row in rows)
+        return NotFound(
+            f"{verb} container {container_id}: there is none in namespace {namespace}{hint}"
+        )
+
+
+def _check_spec(verb: str, container: Container) -> None:
+    if len(container.spec) > MAX_SPEC_BYTES:
+        raise InvalidArgument(
+            f"{verb} container {container.id}: its spec has {len(container.spec)} bytes, "
+            f"at most {MAX_SPEC_BYTES} are allowed"
+        )
+
+
+def _container(row: sqlite3.Row) -> Container:
+    return Container(
+        namespace=row["namespace"],
+        id=row["id"],
+        image=row["image"],
+        runtime=row["runtime"],
+        snapshotter=row["snapshotter"],
+        snapshot_key=row["snapshot_key"],
+        spec=bytes(row["spec"]),
+        labels=json.loads(row["labels"]),
+        options=json.loads(row["options"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

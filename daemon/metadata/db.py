@@ -1,0 +1,188 @@
+"""The manager's one database: SQLite in WAL mode, through two connections.
+
+`durable` (synchronous=FULL) is for what must survive a power cut: a commit returns when the log
+is on disk. `fast` (synchronous=NORMAL) is for events and running states: a power cut may take the
+last commits, a crash of the manager takes none (https://www.sqlite.org/pragma.html#pragma_synchronous).
+
+SQLite has one writer. Both connections belong to the loop's thread, so a transaction inside
+another would wait for itself: it is refused, and no `await` may stand inside one.
+"""
+
+import os
+import secrets
+import sqlite3
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+from lighter.daemon.metadata.schema import MIGRATIONS, migrate, version_of
+from lighter.proto.errors import (
+    DataLoss,
+    FailedPrecondition,
+    Internal,
+    LighterError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
+
+# SQLite's primary result codes (https://www.sqlite.org/rescode.html); the others are Internal.
+_ERRORS: dict[int, type[LighterError]] = {
+    sqlite3.SQLITE_PERM: PermissionDenied,
+    sqlite3.SQLITE_BUSY: Unavailable,
+    sqlite3.SQLITE_READONLY: FailedPrecondition,
+    sqlite3.SQLITE_IOERR: DataLoss,
+    sqlite3.SQLITE_CORRUPT: DataLoss,
+    sqlite3.SQLITE_FULL: ResourceExhausted,
+    sqlite3.SQLITE_CANTOPEN: FailedPrecondition,
+    sqlite3.SQLITE_NOTADB: DataLoss,
+}
+
+
+def _translated(error: sqlite3.Error, attempt: str) -> LighterError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return _ERRORS.get(code, Internal)(f"{attempt}: {error}")
+
+
+class Database:
+    """Open `path`, made with mode 0600 when it is missing, at the schema of this release.
+
+    `migrations` is the schema's history; tests give another one. Raises FailedPrecondition for a
+    schema from too new a release, DataLoss for a file that is no sound database.
+    """
+
+    def __init__(self, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:
+        self.path = path
+        self._inside = ""
+        try:
+            # SQLite gives its -wal and -shm files the mode of the database file.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.fchmod(descriptor, 0o600)
+            os.close(descriptor)
+        except OSError as err:
+            raise FailedPrecondition(f"open database {path}: {err.strerror}") from err
+        with ExitStack() as undo:
+            try:
+                self.durable = undo.enter_context(closing(self._connect("FULL")))
+                self._migrate(migrations)
+                self.fast = undo.enter_context(closing(self._connect("NORMAL")))
+            except sqlite3.Error as err:
+                raise _translated(err, f"open database {path}") from err
+            self.uuid = self._first_uuid()
+            undo.pop_all()
+
+    def _connect(self, synchronous: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=5, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+
+    def _migrate(self, migrations: tuple[str, ...]) -> None:
+        version = version_of(self.durable)
+        if 0 < version < len(migrations):
+            self.copy(f"{self.path}.v{version}")
+        migrate(self.durable, migrations)
+
+    def copy(self, target: str) -> None:
+        """Write a whole copy to the file `target`, which appears only when it is complete."""
+        part = f"{target}.{secrets.token_hex(4)}"
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            into = sqlite3.connect(part)
+            try:
+                self.durable.backup(into)
+            finally:
+                into.close()
+            os.fsync(descriptor)
+            os.rename(part, target)
+        except BaseException:
+            os.unlink(part)
+            raise
+        finally:
+            os.close(descriptor)
+        folder = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    @contextmanager
+    def _transaction(
+        self, connection: sqlite3.Connection, name: str
+    ) -> Iterator[sqlite3.Connection]:
+        if self._inside:
+            raise Internal(
+                f"begin {name} transaction: a {self._inside} one is open, and SQLite has one writer"
+            )
+        self._inside = name
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has ended the transaction itself after some errors, a full disk for one.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as err:
+            raise _translated(err, f"write database {self.path}") from err
+        finally:
+            self._inside = ""
+
+    @contextmanager
+    def durable_transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write that survives power loss when the block has been left; an error undoes it."""
+        with self._transaction(self.durable, "durable") as tx:
+            yield tx
+
+    @contextmanager
+    def fast_transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write that survives the manager's death, not a power cut; an error undoes it."""
+        with self._transaction(self.fast, "fast") as tx:
+            yield tx
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """All rows of a query; inside a transaction, ask the transaction instead."""
+        try:
+            return self.durable.execute(sql, parameters).fetchall()
+        except sqlite3.Error as err:
+            raise _translated(err, f"read database {self.path}") from err
+
+    def row(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
+        """The first row of a query, or None."""
+        rows = self.rows(sql, parameters)
+        return rows[0] if rows else None
+
+    def raise_generation(self) -> int:
+        """Count this start of a manager; the number is durable before it is returned."""
+        with self.durable_transaction() as tx:
+            row = tx.execute(
+                "INSERT INTO meta VALUES('generation', '1') ON CONFLICT(key) DO UPDATE"
+                " SET value = CAST(value AS INTEGER) + 1 RETURNING value"
+            ).fetchone()
+            return int(row[0])
+
+    def _first_uuid(self) -> str:
+        with self.durable_transaction() as tx:
+            tx.execute("INSERT OR IGNORE INTO meta VALUES('uuid', ?)", (str(uuid.uuid4()),))
+            return str(tx.execute("SELECT value FROM meta WHERE key = 'uuid'").fetchone()[0])
+
+    def check(self) -> list[str]:
+        """What SQLite's quick_check finds wrong, at most 100 lines; empty when sound."""
+        try:
+            found = [str(row[0]) for row in self.durable.execute("PRAGMA quick_check(100)")]
+        except sqlite3.Error as err:
+            return [str(err)]
+        return [] if found == ["ok"] else found
+
+    def close(self) -> None:
+        """Move the log into the database file and close both connections."""
+        self.fast.close()
+        try:
+            self.durable.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            self.durable.close()

@@ -1,0 +1,99 @@
+"""Namespaces: containerd's unit of isolation, a name that every other object is filed under.
+
+They come into being by use. There is `default` from the first start on.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.types import Namespace
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
+from lighter.proto.names import check_labels, check_name
+
+DEFAULT = "default"
+
+_HOLDERS = ("containers", "tasks", "images", "snapshots", "content", "leases")
+
+
+def ensure_in(tx: sqlite3.Connection, name: str) -> None:
+    """Record the namespace inside an open transaction, unless it is there."""
+    check_name(name, "namespace")
+    tx.execute("INSERT OR IGNORE INTO namespaces VALUES(?, '{}', ?)", (name, time.time_ns()))
+
+
+def merge_labels(old: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    """`old` with `changes` applied; the value "" removes a label. Raises InvalidArgument."""
+    merged = {**old, **changes}
+    return check_labels({key: value for key, value in merged.items() if value})
+
+
+class NamespaceStore:
+    """The namespaces of one instance."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.ensure(DEFAULT)
+
+    def ensure(self, name: str) -> None:
+        """Make the namespace unless it exists. Raises InvalidArgument for a bad name."""
+        check_name(name, "namespace")
+        if self._db.row("SELECT 1 FROM namespaces WHERE name = ?", (name,)) is None:
+            with self._db.durable_transaction() as tx:
+                ensure_in(tx, name)
+
+    def create(self, name: str, labels: Mapping[str, str] | None = None) -> Namespace:
+        """Make a namespace. Raises AlreadyExists, InvalidArgument."""
+        check_name(name, "namespace")
+        namespace = Namespace(name, check_labels(dict(labels or {})), time.time_ns())
+        with self._db.durable_transaction() as tx:
+            made = tx.execute(
+                "INSERT OR IGNORE INTO namespaces VALUES(?, ?, ?)",
+                (name, json.dumps(namespace.labels), namespace.created_at),
+            )
+            if not made.rowcount:
+                raise AlreadyExists(f"create namespace {name}: it already exists")
+        return namespace
+
+    def get(self, name: str) -> Namespace:
+        """Raises NotFound."""
+        row = self._db.row("SELECT * FROM namespaces WHERE name = ?", (name,))
+        if row is None:
+            raise NotFound(f"get namespace {name}: there is no such namespace")
+        return _namespace(row)
+
+    def list(self) -> tuple[Namespace, ...]:
+        """All namespaces, by name."""
+        return tuple(map(_namespace, self._db.rows("SELECT * FROM namespaces ORDER BY name")))
+
+    def label(self, name: str, changes: Mapping[str, str]) -> Namespace:
+        """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
+        namespace = self.get(name)
+        labels = merge_labels(namespace.labels, changes)
+        with self._db.durable_transaction() as tx:
+            tx.execute(
+                "UPDATE namespaces SET labels = ? WHERE name = ?", (json.dumps(labels), name)
+            )
+        return Namespace(name, labels, namespace.created_at)
+
+    def delete(self, name: str) -> None:
+        """Remove an empty namespace. Raises NotFound, or FailedPrecondition with what it holds."""
+        self.get(name)
+        with self._db.durable_transaction() as tx:
+            held = {
+                table: tx.execute(
+                    f"SELECT count(*) FROM {table} WHERE namespace = ?",  # noqa: S608 (our words)
+                    (name,),
+                ).fetchone()[0]
+                for table in _HOLDERS
+            }
+            if any(held.values()):
+                listed = ", ".join(f"{count} {table}" for table, count in held.items() if count)
+                raise FailedPrecondition(f"delete namespace {name}: it is not empty: {listed}")
+            tx.execute("DELETE FROM namespaces WHERE name = ?", (name,))
+
+
+def _namespace(row: sqlite3.Row) -> Namespace:
+    return Namespace(row["name"], json.loads(row["labels"]), row["created_at"])

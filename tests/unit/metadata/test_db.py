@@ -1,0 +1,159 @@
+"""The database: transactions, migrations, what survives, what is refused."""
+
+import os
+import signal
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.schema import MIGRATIONS, version_of
+from lighter.proto.errors import DataLoss, FailedPrecondition, Internal
+
+NEXT = (*MIGRATIONS, "CREATE TABLE later(name TEXT)")
+
+
+def test_the_file_and_its_log_are_private(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        db = Database(str(tmp_path / "lighter.db"))
+    finally:
+        os.umask(before)
+    modes = {name: stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in os.listdir(tmp_path)}
+    assert modes["lighter.db"] == modes["lighter.db-wal"] == 0o600
+    assert set(modes.values()) == {0o600}
+    db.close()
+
+
+def test_an_open_file_mode_is_corrected(tmp_path: Path) -> None:
+    (tmp_path / "lighter.db").touch(0o644)
+    Database(str(tmp_path / "lighter.db")).close()
+    assert stat.S_IMODE(os.stat(tmp_path / "lighter.db").st_mode) == 0o600
+
+
+def test_the_connections_have_their_durability(tmp_path: Path) -> None:
+    db = Database(str(tmp_path / "lighter.db"))
+    for connection, synchronous in ((db.durable, 2), (db.fast, 1)):
+        assert connection.execute("PRAGMA synchronous").fetchone()[0] == synchronous
+        assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    db.close()
+
+
+def test_generation_rises_and_uuid_stays(tmp_path: Path) -> None:
+    path = str(tmp_path / "lighter.db")
+    first = Database(path)
+    assert [first.raise_generation(), first.raise_generation()] == [1, 2]
+    first.close()
+    second = Database(path)
+    assert second.uuid == first.uuid
+    assert second.raise_generation() == 3
+    second.close()
+
+
+def test_an_error_undoes_the_transaction(db: Database) -> None:
+    with pytest.raises(ZeroDivisionError):
+        with db.durable_transaction() as tx:
+            tx.execute("INSERT INTO meta VALUES('a', '1')")
+            raise ZeroDivisionError
+    assert db.row("SELECT * FROM meta WHERE key = 'a'") is None
+
+
+def test_a_transaction_inside_another_is_refused_and_the_outer_one_stays(db: Database) -> None:
+    with db.durable_transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES('a', '1')")
+        with pytest.raises(Internal, match="begin fast transaction: a durable one is open"):
+            with db.fast_transaction():
+                pass
+    assert db.row("SELECT * FROM meta WHERE key = 'a'") is not None
+    with db.fast_transaction() as tx:
+        tx.execute("DELETE FROM meta WHERE key = 'a'")
+    assert db.row("SELECT * FROM meta WHERE key = 'a'") is None
+
+
+def test_a_commit_survives_kill_9(tmp_path: Path) -> None:
+    path = str(tmp_path / "lighter.db")
+    Database(path).close()
+    pid = os.fork()
+    if pid == 0:
+        db = Database(path)
+        with db.durable_transaction() as tx:
+            tx.execute("INSERT INTO meta VALUES('kept', '1')")
+        with db.fast_transaction() as tx:
+            tx.execute("INSERT INTO meta VALUES('kept-too', '1')")
+        with db.durable_transaction() as tx:
+            tx.execute("INSERT INTO meta VALUES('open', '1')")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    db = Database(path)
+    found = {row["key"] for row in db.rows("SELECT key FROM meta")}
+    assert {"kept", "kept-too"} <= found
+    assert "open" not in found
+    assert db.check() == []
+    db.close()
+
+
+def test_a_migration_keeps_a_copy_of_the_old_database(tmp_path: Path) -> None:
+    path = str(tmp_path / "lighter.db")
+    old = Database(path)
+    with old.durable_transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES('a', '1')")
+    old.close()
+    new = Database(path, NEXT)
+    assert version_of(new.durable) == 2
+    assert new.row("SELECT * FROM meta WHERE key = 'a'") is not None
+    new.close()
+    copy = sqlite3.connect(path + ".v1")
+    assert version_of(copy) == 1
+    assert copy.execute("SELECT count(*) FROM meta WHERE key = 'a'").fetchone()[0] == 1
+    copy.close()
+    assert stat.S_IMODE(os.stat(path + ".v1").st_mode) == 0o600
+
+
+def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
+    path = str(tmp_path / "lighter.db")
+    Database(path).close()
+    with pytest.raises(Internal, match="open database"):
+        Database(path, (*MIGRATIONS, "CREATE TABLE later(name TEXT); CREATE TABLE meta(a)"))
+    db = Database(path)
+    assert version_of(db.durable) == 1
+    assert db.row("SELECT 1 FROM sqlite_master WHERE name = 'later'") is None
+    db.close()
+
+
+def test_one_release_back_works_two_are_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "lighter.db")
+    Database(path, NEXT).close()
+    back = Database(path)
+    back.raise_generation()
+    assert version_of(back.durable) == 2
+    back.close()
+    Database(path, (*NEXT, "CREATE TABLE latest(name TEXT)")).close()
+    with pytest.raises(FailedPrecondition, match="schema is version 3, this release knows 1"):
+        Database(path)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lighter.db"
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(DataLoss, match=f"open database {path}"):
+        Database(str(path))
+
+
+def test_check_finds_a_damaged_page(tmp_path: Path) -> None:
+    path = tmp_path / "lighter.db"
+    db = Database(str(path))
+    with db.durable_transaction() as tx:
+        tx.executemany(
+            "INSERT INTO events(timestamp, namespace, topic, body) VALUES(0, 'n', 't', ?)",
+            [(bytes(100),)] * 2000,
+        )
+    db.close()
+    raw = bytearray(path.read_bytes())
+    raw[-4096 * 20 : -4096 * 19] = b"\xff" * 4096
+    path.write_bytes(raw)
+    damaged = Database(str(path))
+    assert damaged.check() != []
+    damaged.close()
