@@ -4,7 +4,7 @@ Names are capabilities(7)'s. A set is a tuple without repeats, because the order
 sees in the spec: containerd's default order, then what was added in the order it was asked for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from lighter.proto.errors import InvalidArgument
 
@@ -52,7 +52,6 @@ ALL = (
     "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE",
 )
-LAST_KNOWN = len(ALL) - 1
 
 # containerd 1.x's and Docker's. containerd 2 leaves out five of them (MKNOD, NET_RAW, SETFCAP,
 # SYS_CHROOT, AUDIT_WRITE); they stay here, so that ping and package managers in images work.
@@ -88,18 +87,24 @@ def canonical(name: str) -> str:
     return full
 
 
+def from_mask(mask: int) -> tuple[str, ...]:
+    """Return the names in a bit mask, as CapEff of /proc/<pid>/status shows one (proc(5))."""
+    return tuple(name for number, name in enumerate(ALL) if mask >> number & 1)
+
+
 def select(
     add: Iterable[str] = (),
     drop: Iterable[str] = (),
     *,
     privileged: bool = False,
-    last_cap: int = LAST_KNOWN,
+    available: Collection[str] = ALL,
 ) -> tuple[str, ...]:
     """Return the container's capabilities.
 
-    `last_cap` is the number in /proc/sys/kernel/cap_last_cap: what this kernel lacks is left out
-    of "ALL", and refused when it is asked for by name. As in ctr, a name that is both added and
-    dropped is dropped; "drop ALL" empties the set first, so that what is added then stays.
+    `available` is what the manager itself has: neither an older kernel nor a virtual machine that
+    took some away can give more. What is not in it is left out of "ALL" and of the default, and
+    refused when it is asked for by name. As in ctr, a name that is both added and dropped is
+    dropped; "drop ALL" empties the set first, so that what is added then stays.
 
     Raises InvalidArgument.
     """
@@ -107,10 +112,10 @@ def select(
     drops = [canonical(name) for name in drop]
     if "ALL" in adds and "ALL" in drops:
         raise InvalidArgument("set capabilities: ALL is both added and dropped")
-    known = ALL[: last_cap + 1]
+    known = tuple(name for name in ALL if name in available)
     for name in adds:
         if name != "ALL" and name not in known:
-            raise InvalidArgument(f"add capability {name}: this kernel does not have it")
+            raise InvalidArgument(f"add capability {name}: this host does not have it")
 
     if "ALL" in drops:
         chosen: tuple[str, ...] = ()

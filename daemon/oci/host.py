@@ -4,13 +4,14 @@ The only module here that reads anything: the rest are functions of their argume
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lighter.daemon.oci.capabilities import LAST_KNOWN
+from lighter.daemon.oci.capabilities import ALL, from_mask
 
 NETWORK_FILES = ("/etc/hosts", "/etc/resolv.conf")
 
@@ -20,11 +21,13 @@ _SKIPPED_DIRS = frozenset((".lxc", ".lxd-mounts", ".udev", "fd", "mqueue", "pts"
 
 @dataclass(frozen=True)
 class Host:
-    """`network_files` are those of NETWORK_FILES that exist; `arch` is uname(2)'s machine."""
+    """`arch` is uname(2)'s machine, `capabilities` the manager's own, `network_files` those of
+    NETWORK_FILES that exist.
+    """
 
     hostname: str = "localhost"
     arch: str = "x86_64"
-    last_cap: int = LAST_KNOWN
+    capabilities: tuple[str, ...] = ALL
     network_files: tuple[str, ...] = ()
     thermal_throttle_dirs: tuple[str, ...] = ()
 
@@ -36,10 +39,16 @@ def read_host() -> Host:
     return Host(
         hostname=name.nodename,
         arch=name.machine,
-        last_cap=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
+        capabilities=_own_capabilities(),
         network_files=tuple(path for path in NETWORK_FILES if os.path.exists(path)),
         thermal_throttle_dirs=tuple(sorted(map(str, throttle))),
     )
+
+
+def _own_capabilities() -> tuple[str, ...]:
+    status = Path("/proc/self/status").read_text()
+    line = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return from_mask(int(line[1], 16)) if line else ()
 
 
 def read_device(path: str) -> dict[str, Any]:

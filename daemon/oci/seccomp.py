@@ -70,7 +70,9 @@ def read_profile(text: str, capabilities: Set[str], arch: str) -> dict[str, Any]
         raise InvalidArgument(f"read seccomp profile: not JSON: {err}") from err
     if not isinstance(document, dict) or not isinstance(document.get("defaultAction"), str):
         raise InvalidArgument("read seccomp profile: an object with a defaultAction is expected")
-    rules = document.get("syscalls") or []
+    rules = document.get("syscalls")
+    if rules is None:
+        rules = []
     if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
         raise InvalidArgument("read seccomp profile: syscalls is not a list of objects")
 

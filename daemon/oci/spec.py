@@ -122,7 +122,7 @@ def _capabilities(request: SpecRequest) -> tuple[str, ...]:
         request.cap_add,
         request.cap_drop,
         privileged=request.privileged,
-        last_cap=request.host.last_cap,
+        available=request.host.capabilities,
     )
 
 
