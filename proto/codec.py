@@ -254,7 +254,7 @@ def _fits(kind: int, value: Any) -> bool:
         return isinstance(value, list) and all(_is_id(item) for item in value)
     if kind == _TEXTS:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return True
+    return not too_deep(value)
 
 
 def _text_keys(value: dict[Any, Any]) -> bool:

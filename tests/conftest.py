@@ -1,4 +1,4 @@
-"""What every test shares: the `root` marker's meaning and the directory that tools keep caches in."""
+"""What every test shares: the meaning of the `root` marker."""
 
 import os
 

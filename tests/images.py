@@ -6,7 +6,7 @@ One layer: the static busybox with a link per applet, /etc/passwd and /etc/group
 1000, an empty /etc/hosts and resolv.conf to bind over, /tmp with mode 1777. The archive is an OCI
 image layout in a tar (image-spec, image-layout.md), the same bytes for the same busybox; it is
 kept under .cache by the hash of what it is made of. Without a static busybox (CentOS) the layer
-holds bash and coreutils with their libraries.
+holds the host's sh and coreutils with their libraries.
 """
 
 import argparse

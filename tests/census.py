@@ -1,0 +1,205 @@
+"""The leak check that runs after each test: what one instance, or the test, left on the machine.
+
+    before = Census.take(owners)
+    …
+    left = Census.settled(owners, before)      # {} when nothing is left; waits up to 30 s
+
+A *marked* thing names an instance of this product (its id, its root or its state directory) and
+is always counted. An *unmarked* kind (netns, links, loop devices, /dev/shm, other mounts) is
+compared with the baseline, and only where nothing else uses the machine (CENSUS_EXCLUSIVE=1 in the
+environment), since a neighbour's netns looks like a leaked one.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from pyroute2 import IPRoute
+
+DEADLINE_S = 30.0
+_POLL_S = 0.05
+_CGROUPS = Path("/sys/fs/cgroup")
+_OUR_COMMS = ("lighter", "runc")
+
+Things = dict[str, frozenset[str]]
+
+
+@dataclass
+class Owners:
+    """The instances a test made: their ids, and their root, state and scratch directories."""
+
+    instances: set[str] = field(default_factory=set)
+    dirs: set[str] = field(default_factory=set)
+    exclusive: bool = field(default_factory=lambda: os.environ.get("CENSUS_EXCLUSIVE") == "1")
+
+    def own(self, text: str) -> bool:
+        """Whether `text` (a path, a title, a mount option) carries a mark of ours."""
+        return any(mark in text for mark in (*self.instances, *self.dirs))
+
+
+@dataclass(frozen=True)
+class Census:
+    """What was there at one moment, by kind."""
+
+    things: Things
+
+    @classmethod
+    def take(cls, owners: Owners) -> "Census":
+        marked: dict[str, Callable[[Owners], Iterable[str]]] = {
+            "process": marked_processes,
+            "zombie": zombies,
+            "mount": marked_mounts,
+            "cgroup": marked_cgroups,
+            "open socket": marked_sockets,
+            "directory": marked_directories,
+        }
+        things = {kind: frozenset(list_them(owners)) for kind, list_them in marked.items()}
+        if owners.exclusive:
+            unmarked: dict[str, Callable[[], Iterable[str]]] = {
+                "any mount": lambda: (mount for mount, _ in mounts()),
+                "netns": lambda: _names(Path("/run/netns")),
+                "link": links,
+                "loop device": loop_devices,
+                "shared memory": lambda: _names(Path("/dev/shm")),
+                "temporary directory": lambda: _names(Path("/tmp"), "lighter"),
+            }
+            things.update({kind: frozenset(list_them()) for kind, list_them in unmarked.items()})
+        return cls(things)
+
+    def since(self, before: "Census") -> dict[str, list[str]]:
+        """What is here now and was not before, by kind; kinds without a difference are left out."""
+        left = {
+            kind: sorted(now - before.things.get(kind, frozenset()))
+            for kind, now in self.things.items()
+        }
+        return {kind: things for kind, things in left.items() if things}
+
+    @classmethod
+    def settled(
+        cls, owners: Owners, before: "Census", deadline_s: float = DEADLINE_S
+    ) -> dict[str, list[str]]:
+        """Leaks against `before`, taken until there are none or the time is up."""
+        end = time.monotonic() + deadline_s
+        while True:
+            left = cls.take(owners).since(before)
+            if not left or time.monotonic() >= end:
+                return left
+            time.sleep(_POLL_S)
+
+
+def report(left: dict[str, list[str]]) -> str:
+    """The leaks as lines for a person."""
+    return "\n".join(f"left {kind}: {thing}" for kind, things in left.items() for thing in things)
+
+
+def processes(owners: Owners) -> list[psutil.Process]:
+    """Processes of the owners' instances: by title, by a path in their arguments, by cgroup."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if process.info["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        if owners.own(" ".join(process.info["cmdline"] or ())) or _in_our_cgroup(
+            process.pid, owners
+        ):
+            found.append(process)
+    return found
+
+
+def marked_processes(owners: Owners) -> Iterator[str]:
+    for process in processes(owners):
+        yield f"{process.pid} {' '.join(process.info['cmdline'] or ['?'])[:160]}"
+
+
+def _in_our_cgroup(pid: int, owners: Owners) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(
+        f"/lighter/{instance}" in text or f"/lighter-shims/{instance}" in text
+        for instance in owners.instances
+    )
+
+
+def zombies(owners: Owners) -> Iterator[str]:
+    """Dead children nobody waits for: this process's, and those of our own programs."""
+    parents = {os.getpid(), *(process.pid for process in processes(owners))}
+    for process in psutil.process_iter(["status", "ppid", "name"]):
+        info = process.info
+        if info["status"] == psutil.STATUS_ZOMBIE and (
+            info["ppid"] in parents
+            or (owners.exclusive and (info["name"] or "").startswith(_OUR_COMMS))
+        ):
+            yield f"{process.pid} {info['name']} of {info['ppid']}"
+
+
+def mounts() -> Iterator[tuple[str, str]]:
+    """(mount point, the whole line) of each mount here: proc_pid_mountinfo(5)."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        yield line.split()[4], line
+
+
+def marked_mounts(owners: Owners) -> Iterator[str]:
+    return (point for point, line in mounts() if owners.own(line))
+
+
+def marked_cgroups(owners: Owners) -> Iterator[str]:
+    """Directories of the instances in every hierarchy: containers' and shims'."""
+    # v1 and hybrid hosts mount one hierarchy per folder below; on v2 the root is the hierarchy.
+    for hierarchy in (_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir())):
+        for instance in owners.instances:
+            for parent in ("lighter", "lighter-shims"):
+                top = hierarchy / parent / instance
+                yield from (path for path, _, _ in os.walk(top))
+
+
+def marked_sockets(owners: Owners) -> Iterator[str]:
+    """Unix sockets bound to a path of ours (/proc/net/unix), open even when the file is gone."""
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and owners.own(fields[7]):
+            yield fields[7]
+
+
+def marked_directories(owners: Owners) -> Iterator[str]:
+    return (path for path in owners.dirs if os.path.lexists(path))
+
+
+def links() -> list[str]:
+    with IPRoute() as netlink:
+        return [link.get("ifname") or "?" for link in netlink.get_links()]
+
+
+def loop_devices() -> Iterator[str]:
+    for device in Path("/sys/block").glob("loop*"):
+        if (device / "loop" / "backing_file").exists():
+            yield device.name
+
+
+def _names(folder: Path, prefix: str = "") -> Iterator[str]:
+    if folder.is_dir():
+        yield from (path.name for path in folder.iterdir() if path.name.startswith(prefix))
+
+
+def leftovers_on_disk(root: Path, state: Path) -> list[str]:
+    """What an instance without containers still keeps of one: bundles, runc's state, FIFOs,
+    sockets for runc, exit records, half-written content.
+    """
+    folders = (
+        (state / "tasks", 2),
+        (state / "runc", 2),
+        (state / "s", 1),
+        (state / "netns", 1),
+        (root / "exits", 2),
+        (root / "logs", 2),
+        (root / "content" / "ingest", 1),
+    )
+    return [
+        str(path)
+        for folder, depth in folders
+        for path in sorted(folder.glob("/".join("*" * depth)))
+        if not path.name.startswith(".")
+    ]

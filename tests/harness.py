@@ -1,0 +1,311 @@
+"""A real lighterd of a test's own: its directories, its processes, its end.
+
+Everything it makes carries its instance's mark, so what is left over is found by tests/census.py
+and nothing of a neighbour is ever touched. `close` removes all containers through the manager,
+then looks at what is left: leftovers are cleaned away so that the next test starts from nothing,
+and raised as a failure.
+"""
+
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from lighter.proto.paths import Root, State
+from tests import census, images
+from tests.client import Client
+
+BIN = Path(sys.executable).parent
+START_S = 20.0
+STOP_S = 20.0
+_POLL_S = 0.02
+
+
+class Lighterd:
+    """One instance. `root`, `state`, `instance` name it; `log` is what the manager wrote."""
+
+    def __init__(
+        self, owners: census.Owners, *, config: str = "", log_level: str = "debug"
+    ) -> None:
+        # Not pytest's tmp_path: a socket's path has at most 107 bytes.
+        self.base = Path(tempfile.mkdtemp(prefix="lighter-", dir="/tmp"))
+        self.root = self.base / "r"
+        self.state = self.base / "s"
+        self.log = self.base / "log"
+        self.instance = Root(str(self.root)).instance
+        self.address = State(str(self.state)).client_socket
+        self.owners = owners
+        owners.instances.add(self.instance)
+        owners.dirs.add(str(self.base))
+        self.process: subprocess.Popen[bytes] | None = None
+        self._argv = [
+            *(str(BIN / "lighterd"), "--root", str(self.root), "--state", str(self.state)),
+            *("--log-level", log_level),
+        ]
+        if config:
+            path = self.base / "config.toml"
+            path.write_text(config)
+            self._argv += ["--config", str(path)]
+
+    # -- the manager's process
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "lighterd was not started"
+        return self.process.pid
+
+    def start(self, **environ: str) -> "Lighterd":
+        """Start and wait for READY=1; `environ` is added to the environment (FAULT, FAULT_TRACE).
+
+        Raises AssertionError with the log's end when it ends first or takes over START_S.
+        """
+        self.launch(**environ)
+        self.wait_ready()
+        return self
+
+    def launch(self, **environ: str) -> None:
+        """Start without waiting, for a test that expects it not to come up."""
+        assert self.process is None or self.process.poll() is not None, "lighterd runs already"
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        path = self.base / "notify"
+        path.unlink(missing_ok=True)
+        self._notify.bind(str(path))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._argv,
+                env={**os.environ, "NOTIFY_SOCKET": str(path), **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+
+    def wait_ready(self) -> None:
+        assert self.process is not None
+        pidfd = os.pidfd_open(self.process.pid)
+        end = time.monotonic() + START_S
+        try:
+            while True:
+                left = max(0.0, end - time.monotonic())
+                readable, _, _ = select.select([self._notify, pidfd], [], [], left)
+                if self._notify in readable:
+                    if b"READY=1" in self._notify.recv(4096).split(b"\n"):
+                        return
+                elif pidfd in readable:
+                    code = self.process.wait()
+                    raise AssertionError(f"lighterd ended with {code}\n{self.log_end()}")
+                elif not readable:
+                    raise AssertionError(f"lighterd is not ready in {START_S} s\n{self.log_end()}")
+        finally:
+            os.close(pidfd)
+            self._notify.close()
+
+    def log_end(self, size_bytes: int = 8000) -> str:
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return text[-size_bytes:]
+
+    def kill9(self) -> None:
+        """SIGKILL to the manager; returns when its spawner is gone: it sees its socket close."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self._await_spawner()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        try:
+            code = self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"lighterd runs on after SIGTERM\n{self.log_end()}") from None
+        self._await_spawner()
+        return code
+
+    def restart(self, **environ: str) -> "Lighterd":
+        self.stop()
+        return self.start(**environ)
+
+    def _await_spawner(self) -> None:
+        title = f"lighter-spawner --instance {self.instance}"
+        await_that(lambda: not self._titled(title), 10, "the spawner ends with its manager")
+
+    # -- its clients
+
+    def ctl(
+        self,
+        *args: str,
+        input: bytes | None = None,  # noqa: A002 (subprocess.run's word)
+        timeout: float = 30,
+        check: bool = False,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run ctl with `args`; `check` turns a failure into an assertion with its stderr."""
+        done = subprocess.run(
+            self.ctl_argv(*args),
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            timeout=timeout,
+        )
+        if check:
+            assert done.returncode == 0, f"ctl {' '.join(args)}: {done.stderr.decode()}"
+        return done
+
+    def ctl_argv(self, *args: str) -> list[str]:
+        return [str(BIN / "ctl"), "--address", self.address, *args]
+
+    def client(self, namespace: str = "default") -> Client:
+        return Client(self.address, namespace)
+
+    def import_busybox(self, *, compressed: bool = False) -> str:
+        """Import the test image; returns its name."""
+        archive = images.busybox_archive(compressed=compressed)
+        with self.client() as client:
+            stream = client.stream(
+                "images",
+                "import",
+                timeout_s=60,
+                source=str(archive),
+                base_name="",
+                index_name="",
+                digests=False,
+                all_platforms=False,
+                unpack=True,
+                snapshotter="",
+            )
+            for _ in stream:
+                pass
+        assert images.REFERENCE in stream.result["images"], stream.result
+        return images.REFERENCE
+
+    def shims(self) -> list[int]:
+        """Pids of this instance's shims, by title."""
+        return self._titled(f"lighter-shim --instance {self.instance}")
+
+    def _titled(self, title: str) -> list[int]:
+        return [
+            process.pid
+            for process in psutil.process_iter(["cmdline", "status"])
+            if process.info["status"] != psutil.STATUS_ZOMBIE
+            and " ".join(process.info["cmdline"] or ()).startswith(title)
+        ]
+
+    # -- its end
+
+    def close(self) -> None:
+        """Remove all containers, stop, and look. Raises AssertionError with all that was left."""
+        problems: list[str] = []
+        for step in (self._remove_containers, self._stop_if_running):
+            try:
+                step()
+            except Exception as error:
+                problems.append(f"{step.__name__}: {type(error).__name__}: {error}")
+        problems += self._left_behind()
+        log = self.log_end()
+        self._clean_away()
+        assert not problems, "\n".join([*problems, "--- the end of lighterd's log:", log])
+
+    def _remove_containers(self) -> None:
+        """Through the manager, started once more when the test left it dead."""
+        if not self.root.exists():
+            return
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        self.cont()
+        with self.client() as client:
+            namespaces = client.call("namespaces", "list")["namespaces"]
+            for namespace in [row["name"] for row in namespaces]:
+                client.namespace = namespace
+                cursor = ""
+                while cursor is not None:
+                    page = client.call("containers", "list", cursor=cursor, limit=500)
+                    for row in page["containers"]:
+                        client.call("containers", "delete", id=row["id"], force=True)
+                    cursor = page["next"] or None
+
+    def cont(self) -> None:
+        """SIGCONT, for a test that stopped the manager."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _stop_if_running(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
+    def _left_behind(self) -> list[str]:
+        """What neither the containers' deletion nor the manager's end removed, after a wait."""
+
+        def look() -> list[str]:
+            found = list(census.marked_processes(self.owners_of_this()))
+            found += census.marked_mounts(self.owners_of_this())
+            found += [c for c in self._cgroups() if c.count("/") > self._parent_depth(c)]
+            return found + census.leftovers_on_disk(self.root, self.state)
+
+        end = time.monotonic() + census.DEADLINE_S
+        while (left := look()) and time.monotonic() < end:
+            time.sleep(_POLL_S)
+        return [f"left: {thing}" for thing in left]
+
+    def owners_of_this(self) -> census.Owners:
+        return census.Owners({self.instance}, {str(self.base)}, exclusive=False)
+
+    def _cgroups(self) -> list[str]:
+        return list(census.marked_cgroups(self.owners_of_this()))
+
+    def _parent_depth(self, path: str) -> int:
+        """Slashes in the cgroup of a namespace: it and the instance's own are shared parents."""
+        return path.partition(f"/{self.instance}")[0].count("/") + 2
+
+    def _clean_away(self) -> None:
+        """By force, and only what carries this instance's mark."""
+        for process in census.processes(self.owners_of_this()):
+            kill_by_pidfd(process.pid)
+        for point in reversed(list(census.marked_mounts(self.owners_of_this()))):
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+        for path in sorted(self._cgroups(), key=len, reverse=True):
+            await_that(lambda path=path: _rmdir(path), 5, f"{path} is empty")
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+def _rmdir(path: str) -> bool:
+    """Whether the cgroup is gone; one with a process that is still dying is busy."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def kill_by_pidfd(pid: int) -> None:
+    """SIGKILL to a process, and wait for its end through a pidfd."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], 10)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def await_that(condition: Callable[[], object], timeout_s: float, what: str) -> None:
+    """Poll until `condition()` is true. Raises AssertionError naming `what` after `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not true after {timeout_s} s: {what}"
+        time.sleep(_POLL_S)

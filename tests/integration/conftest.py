@@ -1,0 +1,55 @@
+"""Integration tests run a real lighterd, real shims and real runc; each ends with the census."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests import census
+from tests.harness import Lighterd
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "/integration/" in str(item.path):
+            item.add_marker(pytest.mark.root)
+
+
+@pytest.fixture(autouse=True)
+def owners() -> Iterator[census.Owners]:
+    """Whose marks count in this test; when it is over, nothing carrying one may be left."""
+    owners = census.Owners()
+    before = census.Census.take(owners)
+    yield owners
+    left = census.Census.settled(owners, before)
+    assert not left, census.report(left)
+
+
+@pytest.fixture
+def make_lighterd(owners: census.Owners) -> Iterator[Callable[..., Lighterd]]:
+    """Instances made in a test, not started; all are closed after it."""
+    made: list[Lighterd] = []
+
+    def make(**options: str) -> Lighterd:
+        made.append(Lighterd(owners, **options))
+        return made[-1]
+
+    yield make
+    problems = []
+    for lighterd in made:
+        try:
+            lighterd.close()
+        except AssertionError as error:
+            problems.append(str(error))
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def lighterd(make_lighterd: Callable[..., Lighterd]) -> Lighterd:
+    """A running instance without images."""
+    return make_lighterd().start()
+
+
+@pytest.fixture
+def busybox(lighterd: Lighterd) -> str:
+    """The name of the imported test image."""
+    return lighterd.import_busybox()
