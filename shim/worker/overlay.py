@@ -1,0 +1,214 @@
+"""Applying a layer to the upper directory of an overlayfs: what is deleted is written down.
+
+The directory starts empty and holds this layer alone (kernel, overlayfs.rst): a whiteout is a
+character device 0:0, an opaque directory hides the ones below it by trusted.overlay.opaque=y. An
+archive names its layer's changes, not their surroundings, so two things come from the layers below
+(`lowers`, nearest first): the attributes of a directory that no entry describes, else /tmp would
+lose its 1777, and a file that is only hard-linked to here.
+"""
+
+import os
+import stat
+
+from lighter.proto.errors import InvalidArgument, NotFound
+from lighter.shim.worker.budget import Budget
+from lighter.shim.worker.failure import show
+from lighter.shim.worker.metadata import OPAQUE, LateTimes, copied_xattrs, dress, set_link_xattrs
+from lighter.shim.worker.tree import Directory, Tree
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_COPY = 1 << 30
+
+
+class Overlay:
+    """The rules for one upper directory. `lowers` are descriptors of whole layers, kept open."""
+
+    __slots__ = ("_budget", "_lowers", "_opaque", "_times", "tree")
+
+    def __init__(self, target_fd: int, lowers: list[int], times: LateTimes, budget: Budget) -> None:
+        self.tree = Tree(target_fd, self.make_parent)
+        self._lowers = lowers
+        self._times = times
+        self._budget = budget
+        self._opaque: set[bytes] = set()
+
+    def make_parent(self, parent: Directory, name: bytes) -> None:
+        """Make a directory that is only implied: as it is below, else root's with mode 0755."""
+        path = parent.child(name)
+        hidden = False
+        try:
+            os.mkdir(name, 0o755, dir_fd=parent.fd)
+        except FileExistsError as err:
+            if not _is_whiteout(os.lstat(name, dir_fd=parent.fd)):
+                raise InvalidArgument(f"{show(path)} is not a directory") from err
+            os.unlink(name, dir_fd=parent.fd)
+            os.mkdir(name, 0o755, dir_fd=parent.fd)
+            hidden = True
+        self._budget.directory()
+        directory = self.tree.find(path)
+        assert directory is not None
+        if hidden:
+            self.hide_below(directory)
+        else:
+            self._dress_as_below(directory)
+
+    def hide_below(self, directory: Directory) -> None:
+        """Make a directory opaque: what lower layers have at its path is not seen."""
+        os.setxattr(directory.fd, OPAQUE, b"y")
+        self._opaque.add(directory.path)
+
+    def whiteout(self, parent_path: bytes, name: bytes) -> None:
+        """Delete what lower layers have; what this layer itself has at the name stays."""
+        parent = self.tree.make(parent_path)
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
+        except FileExistsError:
+            if stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
+                self.hide_below(self.tree.make(parent.child(name)))
+
+    def opaque(self, path: bytes) -> None:
+        """Delete what lower layers have in the directory."""
+        directory = self.tree.make(path)
+        if directory.path not in self._opaque:
+            self.hide_below(directory)
+
+    def made(self, path: bytes) -> None:
+        """Nothing to remember: all that is here was made by this layer."""
+
+    def link_source(self, path: bytes, name: bytes) -> Directory:
+        """The directory in which a hard link's target `name` is, copied up if it lies below."""
+        parent = self.tree.find(path)
+        if parent is not None and _exists(parent, name):
+            return parent
+        real = path + b"/" + name if path else name
+        found = self._below(real)
+        if found is None or stat.S_ISDIR(found[1].st_mode):
+            raise NotFound(f"link target {show(real)} does not exist")
+        lower_fd, status = found
+        try:
+            parent = self.tree.make(path)
+            self._copy_up(lower_fd, status, parent, name)
+        finally:
+            os.close(lower_fd)
+        return parent
+
+    def finish(self) -> None:
+        """An image's root has attributes too, and few layers have an entry for it."""
+        if b"" not in self._times:
+            self._dress_as_below(self.tree.root)
+
+    def _dress_as_below(self, directory: Directory) -> None:
+        found = self._below(directory.path)
+        if found is None:
+            return
+        lower_fd, status = found
+        try:
+            if not stat.S_ISDIR(status.st_mode):
+                return
+            fd = os.open(_last(directory.path), _DIRECTORY, dir_fd=lower_fd)
+        finally:
+            os.close(lower_fd)
+        try:
+            mode = stat.S_IMODE(status.st_mode)
+            dress(directory.fd, status.st_uid, status.st_gid, mode, copied_xattrs(fd))
+        finally:
+            os.close(fd)
+        self._times.set(directory, status.st_atime_ns, status.st_mtime_ns)
+
+    def _below(self, path: bytes) -> tuple[int, os.stat_result] | None:
+        """What the layers below show at a real path: descriptor of its parent there, and status.
+
+        None where they show nothing: the caller closes the descriptor otherwise.
+        """
+        parts = path.split(b"/") if path else []
+        for end in range(len(parts) + 1):
+            if b"/".join(parts[:end]) in self._opaque:
+                return None
+        for lower in self._lowers:
+            found = _look_up(lower, parts)
+            if found is not None:
+                parent_fd, status = found
+                if status is None or _is_whiteout(status):
+                    if parent_fd >= 0:
+                        os.close(parent_fd)
+                    return None
+                return parent_fd, status
+        return None
+
+    def _copy_up(
+        self, lower_fd: int, status: os.stat_result, parent: Directory, name: bytes
+    ) -> None:
+        mode = stat.S_IMODE(status.st_mode)
+        times = (status.st_atime_ns, status.st_mtime_ns)
+        if stat.S_ISREG(status.st_mode):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            source = os.open(name, flags, dir_fd=lower_fd)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            copy = os.open(name, flags, 0o600, dir_fd=parent.fd)
+            try:
+                self._budget.file(status.st_size)
+                while os.copy_file_range(source, copy, _COPY):
+                    pass
+                dress(copy, status.st_uid, status.st_gid, mode, copied_xattrs(source))
+                os.utime(copy, ns=times)
+            finally:
+                os.close(copy)
+                os.close(source)
+            return
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(name, dir_fd=lower_fd), name, dir_fd=parent.fd)
+        else:
+            os.mknod(name, status.st_mode, status.st_rdev, dir_fd=parent.fd)
+        os.chown(name, status.st_uid, status.st_gid, dir_fd=parent.fd, follow_symlinks=False)
+        set_link_xattrs(parent, name, {})
+        os.utime(name, ns=times, dir_fd=parent.fd, follow_symlinks=False)
+
+
+def _look_up(lower: int, parts: list[bytes]) -> tuple[int, os.stat_result | None] | None:
+    """What one lower layer says about a path: None nothing, status None that there is nothing,
+    here or further down. The descriptor is the parent's, and the caller's."""
+    here = os.dup(lower)
+    hidden = False
+    try:
+        for part in parts[:-1]:
+            hidden = hidden or _is_opaque(here)
+            try:
+                child = os.open(part, _DIRECTORY, dir_fd=here)
+            except FileNotFoundError:
+                return (-1, None) if hidden else None
+            except OSError:
+                return (-1, None)  # a whiteout, a file or a link: it hides what is further down
+            os.close(here)
+            here = child
+        try:
+            status = os.lstat(_last(b"/".join(parts)), dir_fd=here)
+        except FileNotFoundError:
+            return (-1, None) if hidden or _is_opaque(here) else None
+        found, here = here, -1
+        return found, status
+    finally:
+        if here >= 0:
+            os.close(here)
+
+
+def _last(path: bytes) -> bytes:
+    return path.rpartition(b"/")[2] or b"."
+
+
+def _exists(parent: Directory, name: bytes) -> bool:
+    try:
+        status = os.lstat(name, dir_fd=parent.fd)
+    except FileNotFoundError:
+        return False
+    return not _is_whiteout(status)
+
+
+def _is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _is_opaque(fd: int) -> bool:
+    try:
+        return os.getxattr(fd, OPAQUE) == b"y"
+    except OSError:
+        return False

@@ -1,0 +1,57 @@
+"""Job `settle`: free what a lost shim held on the host. The one job that is not locked in.
+
+    {"job": "settle", "cgroup": <path of the container's cgroup>, "rootfs": <mount point>, "pid"}
+    -> {"killed": <whether there were processes to end>}
+
+Ends every process in the container's cgroup and unmounts its root. The path names the cgroup in
+every hierarchy, because init, whose /proc entry would tell, may be gone.
+"""
+
+import errno
+import time
+from typing import Any
+
+from lighter.proto.errors import InvalidArgument, Unavailable
+from lighter.shim import cgroup, linux
+from lighter.shim.worker.channel import Channel
+
+KILL_S = 5.0
+_POLL_S = 0.01
+
+
+def run(job: dict[str, Any], _fds: list[int], _channel: Channel) -> dict[str, Any]:
+    """Raises InvalidArgument for a cgroup that is not below a container's place, Unavailable."""
+    path = str(job["cgroup"])
+    killed = False
+    if path:
+        if not path.startswith("/") or path == "/" or "/.." in path:
+            raise InvalidArgument(f"settle container: {path!r} is no container's cgroup")
+        killed = _end_processes(path)
+    _unmount(str(job["rootfs"]))
+    return {"killed": killed}
+
+
+def _end_processes(path: str) -> bool:
+    group = cgroup.at_path(path)
+    found = bool(group.pids())
+    deadline = time.monotonic() + KILL_S
+    while group.pids():
+        group.kill_all()
+        if time.monotonic() > deadline:
+            raise Unavailable(f"end processes in {path}: some are left after {KILL_S:g} s")
+        time.sleep(_POLL_S)
+    return found
+
+
+def _unmount(rootfs: str) -> None:
+    """Take off every mount at this point; a create that was cut short may have made none."""
+    while True:
+        try:
+            linux.umount(rootfs)
+        except OSError as err:
+            if err.errno == errno.EBUSY:
+                linux.umount(rootfs, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+                continue
+            if err.errno in (errno.EINVAL, errno.ENOENT):  # not mounted (any more)
+                return
+            raise Unavailable(f"unmount {rootfs}: {err.strerror}") from err
