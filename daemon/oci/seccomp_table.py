@@ -2,6 +2,9 @@
 
 An allow-list, equal in effect to the one of containerd and Docker (moby/profiles, 2026). What is on
 no list fails with EPERM. Names that libseccomp does not know are skipped by the runtime.
+
+One known gap, theirs too: socketcall(2), which 32-bit programs of old C libraries need and any
+x86 program can reach by int 0x80, takes the socket family in memory, where a filter cannot look.
 """
 
 

@@ -112,7 +112,6 @@ def generate(request: SpecRequest) -> dict[str, Any]:
     }
     if annotations:
         spec["annotations"] = annotations
-    spec = copy.deepcopy(spec)  # the request's objects stay the caller's
     checks.encode(spec)
     return spec
 
@@ -196,7 +195,7 @@ def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str,
 def _linux(request: SpecRequest) -> dict[str, Any]:
     namespaces = _namespaces(request)
     linux: dict[str, Any] = {
-        "resources": {**request.resources, "devices": _device_rules(request)},
+        "resources": {**copy.deepcopy(dict(request.resources)), "devices": _device_rules(request)},
         "cgroupsPath": request.cgroups_path,
         "namespaces": [
             {"type": kind, "path": path} if path else {"type": kind}

@@ -50,16 +50,37 @@ def test_every_recorded_flag_is_compared() -> None:
 def test_the_result_is_json_and_shares_nothing_with_the_request() -> None:
     mount = {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}
     limit = {"type": "RLIMIT_CORE", "hard": 0, "soft": 0}
-    asked = request(mounts=(mount,), rlimits=(limit,), annotations={"a": "b"})
+    device = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}
+    resources = {"memory": {"limit": 1}, "hugepageLimits": [{"pageSize": "2MB", "limit": 2}]}
+    asked = request(
+        mounts=(mount,),
+        rlimits=(limit,),
+        devices=(device,),
+        resources=resources,
+        annotations={"a": "b"},
+        sysctls={"net.a": "1"},
+    )
     first = generate(asked)
     before = json.dumps(first)
-    for holder in (first["mounts"][-1]["options"], first["process"]["env"]):
-        holder.append("X=1")
+    for entries in (*(m["options"] for m in first["mounts"]), first["process"]["env"]):
+        entries.append("X=1")
     first["process"]["rlimits"][1]["hard"] = 7
-    first["annotations"]["a"] = "changed"
+    for holder, key in (
+        (first["annotations"], "a"),
+        (first["linux"]["sysctl"], "net.a"),
+        (first["linux"]["devices"][0], "path"),
+        (first["linux"]["resources"]["memory"], "limit"),
+        (first["linux"]["resources"]["hugepageLimits"][0], "limit"),
+        (first["linux"]["resources"]["devices"][0], "allow"),
+        (first["process"]["user"], "uid"),
+    ):
+        holder[key] = "changed"
+    for name in ("maskedPaths", "readonlyPaths", "namespaces"):
+        first["linux"][name].clear()
+    first["process"]["capabilities"]["bounding"].clear()
     first["linux"]["seccomp"]["syscalls"].clear()
     assert json.dumps(generate(asked)) == before
-    assert (mount["options"], limit["hard"]) == (["rbind"], 0)
+    assert (mount["options"], limit["hard"], device["path"]) == (["rbind"], 0, "/dev/fuse")
 
 
 def test_a_callers_mount_takes_the_place_of_the_default_one() -> None:
