@@ -1,0 +1,36 @@
+"""What an errno of the file system means to a caller, in one place."""
+
+import errno
+import os
+
+from lighter.proto.errors import (
+    DataLoss,
+    FailedPrecondition,
+    Internal,
+    LighterError,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
+
+_MEANING: dict[int, type[LighterError]] = {
+    errno.ENOSPC: ResourceExhausted,
+    errno.EDQUOT: ResourceExhausted,
+    errno.EMFILE: ResourceExhausted,
+    errno.ENFILE: ResourceExhausted,
+    errno.ENOMEM: ResourceExhausted,
+    errno.EROFS: FailedPrecondition,
+    errno.EBUSY: FailedPrecondition,
+    errno.ENOENT: NotFound,
+    errno.EACCES: PermissionDenied,
+    errno.EPERM: PermissionDenied,
+    errno.EIO: DataLoss,
+}
+
+
+def from_os(attempt: str, error: OSError) -> LighterError:
+    """The typed error for `attempt` ("verb object"), naming the path where there is one."""
+    text = error.strerror or str(error)
+    if error.filename is not None:
+        text = f"{text}: {os.fsdecode(error.filename)}"
+    return _MEANING.get(error.errno or 0, Internal)(f"{attempt}: {text}")

@@ -1,0 +1,365 @@
+"""Content store: immutable bytes, named by their digest.
+
+    content/ingest/<random>/     being written, never read by a client; a start empties it
+    content/blobs/sha256/<hex>   complete, mode 0400; never changed
+
+A file is shared by all namespaces; a row gives one namespace the sight of it. The order that makes
+every crash harmless: the bytes are on disk, their name is noted in `trash`, the file is renamed,
+the directory is on disk, and one transaction records the row and takes the note back. Removal
+runs the other way: one transaction takes the row and notes the name, then the file goes. So
+whatever `trash` names without a row is nobody's, and nothing else is ever removed.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lighter.daemon.content.digest import Digest
+from lighter.daemon.content.failures import from_os
+from lighter.daemon.content.ingest import Ingest
+from lighter.daemon.content.whole import whole
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
+from lighter.daemon.types import ContentInfo
+from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.proto.errors import DataLoss, NotFound, ResourceExhausted
+from lighter.proto.faults import hit
+from lighter.proto.names import check_labels
+
+TRASH = "content"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A complete file, written and synced, that is to become content under `digest`."""
+
+    path: str
+    digest: str
+    size_bytes: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class ContentStore:
+    """The content of one instance, below `content_dir` (which it makes, mode 0700)."""
+
+    def __init__(self, content_dir: str, db: Database) -> None:
+        self._db = db
+        self._ingest_dir = content_dir + "/ingest"
+        self._blobs_dir = content_dir + "/blobs/sha256"
+        # Held from a rename to its row, and from a look at the rows to an unlink: otherwise a
+        # sweep could remove a file that is just arriving again.
+        self._files = asyncio.Lock()
+        try:
+            for path in (content_dir, self._ingest_dir, content_dir + "/blobs", self._blobs_dir):
+                os.makedirs(path, 0o700, exist_ok=True)
+                os.chmod(path, 0o700)
+        except OSError as err:
+            raise from_os("make content directory", err) from err
+
+    # --- arriving
+
+    def new_ingest(self) -> Ingest:
+        """A new directory to write into; its owner closes it."""
+        return Ingest(self._ingest_dir)
+
+    async def adopt(
+        self,
+        namespace: str,
+        path: str,
+        digest: str,
+        size_bytes: int,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take one file. See `adopt_all`."""
+        await self.adopt_all(namespace, [Arrival(path, digest, size_bytes, labels or {})])
+
+    async def adopt_all(self, namespace: str, arrivals: Iterable[Arrival]) -> None:
+        """Take files whose bytes were hashed and synced by their writer: all of them or none.
+
+        The files leave their place. Content that is there already gets the new bytes (which
+        mends a damaged file) and the new labels beside its own. Raises DataLoss when a file is
+        missing, no regular file, or of another size; nothing is recorded then.
+        """
+        found = {Digest.parse(arrival.digest): arrival for arrival in arrivals}
+        for digest, arrival in found.items():
+            check_labels(dict(arrival.labels))
+            _check_file(digest, arrival)
+        if found:
+            await whole(self._take(namespace, found))
+
+    async def _take(self, namespace: str, found: Mapping[Digest, Arrival]) -> None:
+        async with self._files:
+            with self._db.durable_transaction() as tx:
+                ensure_in(tx, namespace)
+                tx.executemany(
+                    "INSERT OR IGNORE INTO trash VALUES(?, ?)",
+                    [(TRASH, digest.hex) for digest in found],
+                )
+            hit("content.noted")
+            try:
+                await asyncio.to_thread(self._rename_all, found)
+            except OSError as err:
+                raise from_os("adopt content", err) from err
+            hit("import.blob-renamed")
+            with self._db.durable_transaction() as tx:
+                for digest, arrival in found.items():
+                    _record(tx, namespace, digest, arrival)
+
+    def _rename_all(self, found: Mapping[Digest, Arrival]) -> None:
+        for digest, arrival in found.items():
+            os.chmod(arrival.path, 0o400, follow_symlinks=False)
+            os.rename(arrival.path, self.path(digest))
+        folder = os.open(self._blobs_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    async def add(
+        self, namespace: str, data: bytes, labels: Mapping[str, str] | None = None
+    ) -> Digest:
+        """Store a document of ours; returns its digest."""
+        digest = Digest.of(data)
+        with self.new_ingest() as ingest:
+            path = ingest.file("document")
+            try:
+                await asyncio.to_thread(_write_synced, path, data)
+            except OSError as err:
+                raise from_os(f"add content {digest}", err) from err
+            await self.adopt(namespace, path, digest, len(data), labels)
+        return digest
+
+    # --- reading
+
+    def path(self, digest: Digest) -> str:
+        """Where the bytes are, whether they are there or not."""
+        return f"{self._blobs_dir}/{digest.hex}"
+
+    def has(self, namespace: str, digest: str) -> bool:
+        """Whether this namespace sees the content."""
+        return (
+            self._db.row(
+                "SELECT 1 FROM content WHERE namespace = ? AND digest = ?",
+                (namespace, Digest.parse(digest)),
+            )
+            is not None
+        )
+
+    def info(self, namespace: str, digest: str) -> ContentInfo:
+        """Raises NotFound when this namespace does not see the content."""
+        row = self._db.row(
+            "SELECT * FROM content WHERE namespace = ? AND digest = ?",
+            (namespace, Digest.parse(digest)),
+        )
+        if row is None:
+            raise NotFound(f"get content {digest}: there is none in namespace {namespace}")
+        return _info(row)
+
+    def list(
+        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
+    ) -> tuple[tuple[ContentInfo, ...], str]:
+        """One page by digest, after the digest `cursor`, and the next cursor ("" at the end)."""
+        limit = max(1, min(limit, PAGE_ROWS))
+        rows = self._db.rows(
+            "SELECT * FROM content WHERE namespace = ? AND digest > ? ORDER BY digest LIMIT ?",
+            (namespace, cursor, limit + 1),
+        )
+        page = tuple(map(_info, rows[:limit]))
+        return page, page[-1].digest if len(rows) > limit else ""
+
+    def open(self, namespace: str, digest: str) -> int:
+        """A read-only descriptor that the caller owns. Raises NotFound, DataLoss."""
+        size_bytes = self.info(namespace, digest).size
+        return _open_blob(self.path(Digest.parse(digest)), digest, size_bytes)
+
+    async def read_document(self, namespace: str, digest: str, max_bytes: int) -> bytes:
+        """All bytes of a small piece of content, checked against its digest.
+
+        Raises NotFound, ResourceExhausted above `max_bytes`, DataLoss for bytes that differ.
+        """
+        size = self.info(namespace, digest).size
+        if size > max_bytes:
+            raise ResourceExhausted(
+                f"read content {digest}: {size} bytes, at most {max_bytes} are read as a document"
+            )
+        return await asyncio.to_thread(_read_blob, self.path(Digest.parse(digest)), digest, size)
+
+    # --- changing
+
+    def label(self, namespace: str, digest: str, changes: Mapping[str, str]) -> ContentInfo:
+        """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
+        info = self.info(namespace, digest)
+        labels = merge_labels(info.labels, changes)
+        now = time.time_ns()
+        with self._db.durable_transaction() as tx:
+            tx.execute(
+                "UPDATE content SET labels = ?, updated_at = ? WHERE namespace = ? AND digest = ?",
+                (json.dumps(labels), now, namespace, digest),
+            )
+        return ContentInfo(info.digest, info.size, labels, info.created_at, now)
+
+    async def delete(self, namespace: str, digest: str) -> None:
+        """Take the content from this namespace; the bytes go with the last one. Raises NotFound."""
+        with self._db.durable_transaction() as tx:
+            if not delete_rows(tx, namespace, [Digest.parse(digest)]):
+                raise NotFound(f"delete content {digest}: there is none in namespace {namespace}")
+        await self.sweep()
+
+    # --- removing
+
+    async def sweep(self) -> int:
+        """Remove files that `trash` names and no row wants; returns how many are gone."""
+        return await whole(self._sweep())
+
+    async def _sweep(self) -> int:
+        async with self._files:
+            noted = [
+                row["name"]
+                for row in self._db.rows("SELECT name FROM trash WHERE owner = ?", (TRASH,))
+            ]
+            unwanted = [
+                name
+                for name in noted
+                if self._db.row("SELECT 1 FROM content WHERE digest = ?", (f"sha256:{name}",))
+                is None
+            ]
+            if not noted:
+                return 0
+            try:
+                await asyncio.to_thread(self._unlink_all, unwanted)
+            except OSError as err:
+                raise from_os("remove content", err) from err
+            hit("gc.files-removed")
+            # A note that a power cut brings back names a file that is gone, or one with a row.
+            with self._db.fast_transaction() as tx:
+                tx.executemany(
+                    "DELETE FROM trash WHERE owner = ? AND name = ?",
+                    [(TRASH, name) for name in noted],
+                )
+            return len(unwanted)
+
+    def _unlink_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                os.unlink(f"{self._blobs_dir}/{name}")
+            except FileNotFoundError:
+                pass
+
+    async def recover(self) -> None:
+        """At a start: empty the ingests of dead managers, finish removals."""
+        for name in os.listdir(self._ingest_dir):
+            await asyncio.to_thread(shutil.rmtree, f"{self._ingest_dir}/{name}", True)
+        await self.sweep()
+
+    def unrecorded(self) -> tuple[str, ...]:
+        """Names of files that neither a row nor `trash` knows, as after an old backup's return.
+
+        They are kept: what is not known is not removed.
+        """
+        known = {row["digest"][7:] for row in self._db.rows("SELECT digest FROM content")}
+        known |= {
+            row["name"] for row in self._db.rows("SELECT name FROM trash WHERE owner = ?", (TRASH,))
+        }
+        return tuple(sorted(set(os.listdir(self._blobs_dir)) - known))
+
+
+def delete_rows(tx: sqlite3.Connection, namespace: str, digests: Iterable[Digest]) -> int:
+    """Inside a transaction: take content from a namespace and note what may be swept."""
+    gone = 0
+    for digest in digests:
+        gone += tx.execute(
+            "DELETE FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)
+        ).rowcount
+        tx.execute("INSERT OR IGNORE INTO trash VALUES(?, ?)", (TRASH, digest.hex))
+    return gone
+
+
+def read_verified(fd: int, digest: str, size_bytes: int) -> bytes:
+    """`size_bytes` bytes from the start of `fd`, hashed. Raises DataLoss when they differ."""
+    parts: list[bytes] = []
+    offset = 0
+    while offset < size_bytes:
+        part = os.pread(fd, size_bytes - offset, offset)
+        if not part:
+            break
+        parts.append(part)
+        offset += len(part)
+    data = b"".join(parts)
+    if hashlib.sha256(data).hexdigest() != Digest.parse(digest).hex:
+        raise DataLoss(f"read content {digest}: its bytes have another digest")
+    return data
+
+
+def _open_blob(path: str, digest: str, size_bytes: int) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError as err:
+        raise DataLoss(f"open content {digest}: its file {path} is missing") from err
+    except OSError as err:
+        raise from_os(f"open content {digest}", err) from err
+    found = os.fstat(fd).st_size
+    if found != size_bytes:
+        os.close(fd)
+        raise DataLoss(
+            f"open content {digest}: its file has {found} bytes, {size_bytes} were recorded"
+        )
+    return fd
+
+
+def _read_blob(path: str, digest: str, size_bytes: int) -> bytes:
+    fd = _open_blob(path, digest, size_bytes)
+    try:
+        return read_verified(fd, digest, size_bytes)
+    finally:
+        os.close(fd)
+
+
+def _write_synced(path: str, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _check_file(digest: Digest, arrival: Arrival) -> None:
+    try:
+        found = os.lstat(arrival.path)
+    except OSError as err:
+        raise from_os(f"adopt content {digest}", err) from err
+    if not stat.S_ISREG(found.st_mode) or found.st_size != arrival.size_bytes:
+        raise DataLoss(
+            f"adopt content {digest}: expected a file of {arrival.size_bytes} bytes, "
+            f"found {stat.filemode(found.st_mode)} with {found.st_size}"
+        )
+
+
+def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arrival) -> None:
+    now = time.time_ns()
+    row = tx.execute(
+        "SELECT labels FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)
+    ).fetchone()
+    labels = merge_labels(json.loads(row["labels"]) if row else {}, arrival.labels)
+    tx.execute(
+        "INSERT INTO content VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        " SET size_bytes = excluded.size_bytes, labels = excluded.labels,"
+        " updated_at = excluded.updated_at",
+        (namespace, digest, arrival.size_bytes, json.dumps(labels), now, now),
+    )
+    tx.execute("DELETE FROM trash WHERE owner = ? AND name = ?", (TRASH, digest.hex))
+
+
+def _info(row: sqlite3.Row) -> ContentInfo:
+    return ContentInfo(
+        digest=row["digest"],
+        size=row["size_bytes"],
+        labels=json.loads(row["labels"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

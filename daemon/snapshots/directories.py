@@ -1,0 +1,259 @@
+"""Snapshots that are directories: what overlayfs and native have in common.
+
+    snapshots/<name>/new-<number>   being made
+    snapshots/<name>/<number>/fs    a snapshot's own files (mode 0700 above them)
+
+The order that makes every crash harmless: the directory is made and synced as `new-<number>`, the
+row is recorded, the directory is renamed. A start renames what has a row and removes what has
+none. Removal: one transaction drops the row and notes the number in `trash`; then the files go,
+then the note. A directory that neither row nor note knows is kept and reported: it may belong to a
+database that was put back from an old copy.
+"""
+
+import asyncio
+import logging
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+
+from lighter.daemon.content.failures import from_os
+from lighter.daemon.content.whole import whole
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.snapshots.disk import measure, sync_directory, sync_file_system
+from lighter.daemon.snapshots.rows import Row, SnapshotRows
+from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW, LayerTarget, TreeRemover
+from lighter.daemon.types import Mount, SnapshotInfo, Usage
+from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError
+from lighter.proto.faults import hit
+
+_ENTRY = re.compile(r"(new-)?([1-9][0-9]*)", re.ASCII)
+
+logger = logging.getLogger(__name__)
+
+
+class DirectorySnapshotter(ABC):
+    """Base of the two; a subclass says how a directory is filled and how it is mounted.
+
+    `snapshots_dir` is the directory of all snapshotters (made with mode 0700); `remove_tree`
+    deletes a directory of hostile content.
+    """
+
+    name = ""
+
+    def __init__(self, snapshots_dir: str, db: Database, remove_tree: TreeRemover) -> None:
+        if set(snapshots_dir) & set(",:\\"):
+            raise InvalidArgument(
+                f"open snapshots directory {snapshots_dir}: mount options cannot hold its "
+                "commas, colons or backslashes"
+            )
+        self.dir = f"{snapshots_dir}/{self.name}"
+        self._rows = SnapshotRows(db, self.name)
+        self._remove_tree = remove_tree
+        self._sweeping = asyncio.Lock()
+        self._background: asyncio.Task[None] | None = None
+        try:
+            for path in (snapshots_dir, self.dir):
+                os.makedirs(path, 0o700, exist_ok=True)
+                os.chmod(path, 0o700)
+        except OSError as err:
+            raise from_os("make snapshots directory", err) from err
+        self._last = max([self._rows.highest(), *(number for _, number in self._entries())])
+
+    # --- for the subclass
+
+    @abstractmethod
+    async def _fill(self, path: str, parents: tuple[int, ...], kind: str) -> None:
+        """Make what a new snapshot at `path` begins with; the directory itself is there."""
+
+    @abstractmethod
+    def _mounts(self, key: str, row: Row, parents: tuple[int, ...]) -> tuple[Mount, ...]:
+        """How the snapshot is mounted; raises FailedPrecondition when it cannot be."""
+
+    @abstractmethod
+    def _target(self, row: Row, parents: tuple[int, ...]) -> LayerTarget:
+        """Where a layer is applied to an active snapshot."""
+
+    def _check(  # noqa: B027 (not every snapshotter has a limit)
+        self, key: str, number: int, parents: tuple[int, ...]
+    ) -> None:
+        """Refuse at once what could not be mounted later."""
+
+    def _forget(self, number: int) -> None:  # noqa: B027
+        """A snapshot's directory goes: drop what else carries its number."""
+
+    def files(self, number: int) -> str:
+        """The directory of a snapshot's own files."""
+        return f"{self.dir}/{number}/fs"
+
+    # --- the interface; contracts in types.Snapshotter
+
+    async def prepare(
+        self,
+        namespace: str,
+        key: str,
+        parent: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[Mount, ...]:
+        return await whole(self._make(namespace, key, parent, ACTIVE, labels or {}))
+
+    async def view(
+        self,
+        namespace: str,
+        key: str,
+        parent: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[Mount, ...]:
+        return await whole(self._make(namespace, key, parent, VIEW, labels or {}))
+
+    async def _make(
+        self, namespace: str, key: str, parent: str, kind: str, labels: Mapping[str, str]
+    ) -> tuple[Mount, ...]:
+        self._rows.check_absent("prepare", namespace, key)
+        below: Row | None = None
+        if parent:
+            below = self._rows.find("prepare on", namespace, parent)
+            if below.info.kind != COMMITTED:
+                raise FailedPrecondition(
+                    f"prepare snapshot {key}: its parent {parent} is {below.info.kind}, "
+                    "not committed"
+                )
+        parents = self._rows.chain(below.number) if below else ()
+        self._last += 1
+        number = self._last
+        self._check(key, number, parents)
+        path = f"{self.dir}/new-{number}"
+        try:
+            os.mkdir(path, 0o700)
+            await self._fill(path, parents, kind)
+            await asyncio.to_thread(_sync_new, path, self.dir)
+            hit("snapshot.directory-made")
+            self._rows.insert(namespace, key, number, below.number if below else None, kind, labels)
+        except BaseException as err:
+            with suppress(LighterError):
+                await self._remove_tree(path)
+            if isinstance(err, OSError):
+                raise from_os(f"prepare snapshot {key}", err) from err
+            raise
+        hit("snapshot.recorded")
+        try:
+            os.rename(path, f"{self.dir}/{number}")
+        except OSError as err:
+            raise from_os(f"prepare snapshot {key}", err) from err
+        return self._mounts(key, self._rows.find("prepare", namespace, key), parents)
+
+    async def commit(
+        self,
+        namespace: str,
+        name: str,
+        key: str,
+        labels: Mapping[str, str] | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        self._rows.check_absent("commit", namespace, name)
+        row = self._active("commit", namespace, key)
+        if usage is None:
+            path = self.files(row.number)
+            try:
+                await asyncio.to_thread(sync_file_system, path)
+                usage = await asyncio.to_thread(measure, path)
+            except OSError as err:
+                raise from_os(f"commit snapshot {key}", err) from err
+        self._rows.commit(namespace, name, key, labels or {}, usage)
+
+    async def mounts(self, namespace: str, key: str) -> tuple[Mount, ...]:
+        row = self._rows.find("mount", namespace, key)
+        if row.info.kind == COMMITTED:
+            raise FailedPrecondition(
+                f"mount snapshot {key}: it is committed; prepare or view one on it"
+            )
+        return self._mounts(key, row, self._rows.chain(row.parent))
+
+    async def remove(self, namespace: str, key: str) -> None:
+        self._rows.delete(namespace, key)
+        hit("snapshot.row-deleted")
+        if self._background is None or self._background.done():
+            self._background = asyncio.ensure_future(self.sweep())
+
+    async def stat(self, namespace: str, key: str) -> SnapshotInfo:
+        return self._rows.find("stat", namespace, key).info
+
+    async def update(self, namespace: str, key: str, changes: Mapping[str, str]) -> SnapshotInfo:
+        self._rows.label(namespace, key, changes)
+        return await self.stat(namespace, key)
+
+    async def walk(
+        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
+    ) -> tuple[tuple[SnapshotInfo, ...], str]:
+        return self._rows.page(namespace, cursor, limit)
+
+    async def usage(self, namespace: str, key: str) -> Usage:
+        row = self._rows.find("measure", namespace, key)
+        if row.info.kind != ACTIVE:
+            return row.usage
+        try:
+            return await asyncio.to_thread(measure, self.files(row.number))
+        except OSError as err:
+            raise from_os(f"measure snapshot {key}", err) from err
+
+    async def layer_target(self, namespace: str, key: str) -> LayerTarget:
+        row = self._active("apply to", namespace, key)
+        return self._target(row, self._rows.chain(row.parent))
+
+    def _active(self, verb: str, namespace: str, key: str) -> Row:
+        row = self._rows.find(verb, namespace, key)
+        if row.info.kind != ACTIVE:
+            raise FailedPrecondition(f"{verb} snapshot {key}: it is {row.info.kind}, not active")
+        return row
+
+    # --- what is left over
+
+    async def sweep(self) -> None:
+        async with self._sweeping:
+            stuck: set[str] = set()
+            while names := [name for name in self._rows.trash() if name not in stuck]:
+                for name in names:
+                    if not await self._discard(f"{self.dir}/{name}"):
+                        stuck.add(name)  # stays noted, for the next sweep
+                        continue
+                    self._forget(int(name))
+                    hit("snapshot.removed")
+                    self._rows.forget_trash(name)
+
+    async def _discard(self, path: str) -> bool:
+        try:
+            if await asyncio.to_thread(os.path.lexists, path):
+                await self._remove_tree(path)
+        except LighterError as err:
+            logger.warning("remove snapshot directory %s: %s", path, err.message)
+            return False
+        return True
+
+    async def recover(self) -> None:
+        recorded, noted = self._rows.numbers(), self._rows.trash()
+        complete = set()
+        for name, number in self._entries():
+            path = f"{self.dir}/{name}"
+            if number in recorded:
+                complete.add(number)
+                if name.startswith("new-"):
+                    os.rename(path, f"{self.dir}/{number}")
+            elif name.startswith("new-"):
+                await self._discard(path)
+            elif name not in noted:
+                logger.warning("snapshot directory %s has no record: it is kept", path)
+        for number in sorted(recorded - complete):
+            logger.error("snapshot %s/%d: its directory is missing", self.name, number)
+        await self.sweep()
+
+    def _entries(self) -> list[tuple[str, int]]:
+        """(name, number) of all directories, whole ones and new ones."""
+        found = ((name, _ENTRY.fullmatch(name)) for name in os.listdir(self.dir))
+        return [(name, int(match[2])) for name, match in found if match]
+
+
+def _sync_new(path: str, parent: str) -> None:
+    sync_directory(path)
+    sync_directory(parent)

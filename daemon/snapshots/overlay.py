@@ -1,0 +1,123 @@
+"""Snapshots as overlayfs layers (Documentation/filesystems/overlayfs.rst).
+
+    snapshots/overlayfs/<number>/fs     the layer's own files: an upper, later a lower directory
+    snapshots/overlayfs/<number>/work   overlayfs's work directory
+    l/<number in base 36>               links to the above, made where the mount data needs them
+
+mount(2) takes one page of data and cuts the rest without a word, so the data is held below 4000
+bytes. Full paths fit about 88 lower directories at the usual root. Above that, the short links
+are named instead (overlayfs follows them when it mounts, never later): about 165.
+"""
+
+import os
+from collections.abc import Iterable
+
+from lighter.daemon.content.failures import from_os
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.snapshots.directories import DirectorySnapshotter
+from lighter.daemon.snapshots.disk import make_directory
+from lighter.daemon.snapshots.rows import Row
+from lighter.daemon.snapshots.types import ACTIVE, LayerTarget, TreeRemover
+from lighter.daemon.types import Mount
+from lighter.proto.errors import FailedPrecondition
+
+MAX_MOUNT_DATA = 4000
+MAX_LOWERS = 500  # OVL_MAX_STACK in fs/overlayfs/super.c
+
+_BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def base36(number: int) -> str:
+    """A short, lower-case spelling of a positive number."""
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _BASE36[digit] + digits
+    return digits
+
+
+class OverlaySnapshotter(DirectorySnapshotter):
+    """`links_dir` holds the short links; by default `l` beside the snapshots directory."""
+
+    name = "overlayfs"
+
+    def __init__(
+        self, snapshots_dir: str, db: Database, remove_tree: TreeRemover, links_dir: str = ""
+    ) -> None:
+        super().__init__(snapshots_dir, db, remove_tree)
+        self._links_dir = links_dir or os.path.dirname(snapshots_dir) + "/l"
+        # With the index on, a lower directory that was once mounted below another upper is
+        # refused or misread; kernels without the option have no index.
+        has_index = os.path.exists("/sys/module/overlay/parameters/index")
+        self._always = ("index=off",) if has_index else ()
+        try:
+            os.makedirs(self._links_dir, 0o700, exist_ok=True)
+            os.chmod(self._links_dir, 0o700)
+        except OSError as err:
+            raise from_os("make snapshot links directory", err) from err
+
+    async def _fill(self, path: str, parents: tuple[int, ...], kind: str) -> None:
+        make_directory(path + "/fs", 0o755)
+        if kind != ACTIVE:
+            return
+        make_directory(path + "/work", 0o711)
+        if parents:
+            # The root of a mount takes its owner and mode from the upper directory.
+            below = os.stat(self.files(parents[0]))
+            os.chown(path + "/fs", below.st_uid, below.st_gid)
+            os.chmod(path + "/fs", below.st_mode & 0o7777)
+
+    def _check(self, key: str, number: int, parents: tuple[int, ...]) -> None:
+        if parents:
+            self._data(key, number, parents)
+
+    def _data(self, key: str, number: int, lowers: tuple[int, ...]) -> tuple[str, ...]:
+        """The options of a mount with these lowers, in the shortest form that is needed."""
+        upper = (f"workdir={self.dir}/{number}/work", f"upperdir={self.files(number)}")
+        for short in (False, True):
+            paths = map(self._link if short else self.files, lowers)
+            options = (*self._always, *upper, "lowerdir=" + ":".join(paths))
+            size = len(os.fsencode(",".join(options)))
+            if size <= MAX_MOUNT_DATA and len(lowers) <= MAX_LOWERS:
+                if short:
+                    self._make_links(lowers)
+                return options
+        raise FailedPrecondition(
+            f"prepare snapshot {key}: {len(lowers)} layers take {size} bytes of mount data; "
+            f"at most {MAX_MOUNT_DATA} bytes and {MAX_LOWERS} layers can be mounted"
+        )
+
+    def _mounts(self, key: str, row: Row, parents: tuple[int, ...]) -> tuple[Mount, ...]:
+        if row.info.kind == ACTIVE:
+            if not parents:
+                return (Mount("bind", self.files(row.number), ("rw", "rbind")),)
+            return (Mount("overlay", "overlay", self._data(key, row.number, parents)),)
+        if len(parents) < 2:
+            only = parents[0] if parents else row.number
+            return (Mount("bind", self.files(only), ("ro", "rbind")),)
+        options = self._data(key, row.number, parents)
+        read_only = tuple(o for o in options if not o.startswith(("upperdir=", "workdir=")))
+        return (Mount("overlay", "overlay", read_only),)
+
+    def _target(self, row: Row, parents: tuple[int, ...]) -> LayerTarget:
+        return LayerTarget(
+            self.files(row.number), tuple(self.files(number) for number in parents), "overlay"
+        )
+
+    def _link(self, number: int) -> str:
+        return f"{self._links_dir}/{base36(number)}"
+
+    def _make_links(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            try:
+                os.symlink(self.files(number), self._link(number))
+            except FileExistsError:
+                pass  # a number is never used twice, so it says the same
+            except OSError as err:
+                raise from_os(f"link snapshot directory {number}", err) from err
+
+    def _forget(self, number: int) -> None:
+        try:
+            os.unlink(self._link(number))
+        except FileNotFoundError:
+            pass

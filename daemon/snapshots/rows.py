@@ -1,0 +1,219 @@
+"""The records of snapshots: one row each, its number naming its directory."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
+from lighter.daemon.snapshots.types import ACTIVE, COMMITTED
+from lighter.daemon.types import SnapshotInfo, Usage
+from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.names import check_labels
+
+MAX_KEY_BYTES = 1024
+
+_SELECT = (
+    "SELECT s.*, coalesce(p.key, '') AS parent_key FROM snapshots AS s"
+    " LEFT JOIN snapshots AS p ON p.number = s.parent"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record. `parent` is the parent's number, None for a base."""
+
+    number: int
+    parent: int | None
+    info: SnapshotInfo
+    usage: Usage
+
+
+def trash_owner(snapshotter: str) -> str:
+    """The owner under which `trash` notes directories of this snapshotter."""
+    return f"snapshots/{snapshotter}"
+
+
+def delete_rows(tx: sqlite3.Connection, snapshotter: str, numbers: Iterable[int]) -> None:
+    """Inside a transaction: drop records and note their directories for a sweep.
+
+    A child's number is above its parent's, so the highest goes first.
+    """
+    for number in sorted(numbers, reverse=True):
+        tx.execute("DELETE FROM snapshots WHERE number = ?", (number,))
+        tx.execute(
+            "INSERT OR IGNORE INTO trash VALUES(?, ?)", (trash_owner(snapshotter), str(number))
+        )
+
+
+class SnapshotRows:
+    """The records of one snapshotter."""
+
+    def __init__(self, db: Database, snapshotter: str) -> None:
+        self._db = db
+        self._snapshotter = snapshotter
+
+    def find(self, verb: str, namespace: str, key: str) -> Row:
+        """Raises NotFound as "verb snapshot key: …"."""
+        row = self._db.row(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.namespace = ? AND s.key = ?",
+            (self._snapshotter, namespace, key),
+        )
+        if row is None:
+            raise NotFound(
+                f"{verb} snapshot {key}: {self._snapshotter} has none in namespace {namespace}"
+            )
+        return _row(row)
+
+    def check_absent(self, verb: str, namespace: str, key: str) -> None:
+        """Raises AlreadyExists, or InvalidArgument for a key that cannot be one."""
+        if not key or "\0" in key or len(key.encode()) > MAX_KEY_BYTES:
+            raise InvalidArgument(
+                f"{verb} snapshot {key[:64]!r}: a key has 1 to {MAX_KEY_BYTES} bytes and no NUL"
+            )
+        try:
+            self.find(verb, namespace, key)
+        except NotFound:
+            return
+        raise AlreadyExists(f"{verb} snapshot {key}: it already exists")
+
+    def chain(self, number: int | None) -> tuple[int, ...]:
+        """`number` and all below it, nearest first."""
+        rows = self._db.rows(
+            "WITH RECURSIVE chain(number, parent, depth) AS ("
+            " SELECT number, parent, 0 FROM snapshots WHERE number = ?"
+            " UNION ALL SELECT s.number, s.parent, depth + 1 FROM snapshots AS s"
+            " JOIN chain ON s.number = chain.parent"
+            ") SELECT number FROM chain ORDER BY depth",
+            (number,),
+        )
+        return tuple(row["number"] for row in rows)
+
+    def page(self, namespace: str, cursor: str, limit: int) -> tuple[tuple[SnapshotInfo, ...], str]:
+        """Records by key after `cursor`, and the next cursor."""
+        limit = max(1, min(limit, PAGE_ROWS))
+        rows = self._db.rows(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.namespace = ? AND s.key > ?"
+            " ORDER BY s.key LIMIT ?",
+            (self._snapshotter, namespace, cursor, limit + 1),
+        )
+        page = tuple(_row(row).info for row in rows[:limit])
+        return page, page[-1].key if len(rows) > limit else ""
+
+    def numbers(self) -> frozenset[int]:
+        """All numbers that this snapshotter has records of."""
+        rows = self._db.rows(
+            "SELECT number FROM snapshots WHERE snapshotter = ?", (self._snapshotter,)
+        )
+        return frozenset(row["number"] for row in rows)
+
+    def highest(self) -> int:
+        """The highest number ever recorded, by any snapshotter."""
+        row = self._db.row("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'")
+        return int(row["seq"]) if row else 0
+
+    def insert(
+        self,
+        namespace: str,
+        key: str,
+        number: int,
+        parent: int | None,
+        kind: str,
+        labels: Mapping[str, str],
+    ) -> None:
+        """Record a new snapshot. Raises AlreadyExists, NotFound (the parent went meanwhile)."""
+        now = time.time_ns()
+        text = json.dumps(check_labels(dict(labels)))
+        with self._db.durable_transaction() as tx:
+            ensure_in(tx, namespace)
+            if (
+                parent is not None
+                and not tx.execute("SELECT 1 FROM snapshots WHERE number = ?", (parent,)).fetchone()
+            ):
+                raise NotFound(f"prepare snapshot {key}: its parent has been removed")
+            done = tx.execute(
+                "INSERT OR IGNORE INTO snapshots(number, snapshotter, namespace, key, parent,"
+                " kind, labels, created_at, updated_at) VALUES(?,?,?,?,?,?,?,?,?)",
+                (number, self._snapshotter, namespace, key, parent, kind, text, now, now),
+            )
+            if not done.rowcount:
+                raise AlreadyExists(f"prepare snapshot {key}: it already exists")
+
+    def commit(
+        self, namespace: str, name: str, key: str, labels: Mapping[str, str], usage: Usage
+    ) -> None:
+        """Make the active `key` the committed `name`. Raises as `find` and `check_absent`."""
+        self.check_absent("commit", namespace, name)
+        row = self.find("commit", namespace, key)
+        if row.info.kind != ACTIVE:
+            raise FailedPrecondition(f"commit snapshot {key}: it is {row.info.kind}")
+        with self._db.durable_transaction() as tx:
+            tx.execute(
+                "UPDATE snapshots SET key = ?, kind = ?, labels = ?, size_bytes = ?, inodes = ?,"
+                " updated_at = ? WHERE number = ?",
+                (
+                    name,
+                    COMMITTED,
+                    json.dumps(check_labels(dict(labels))),
+                    usage.size_bytes,
+                    usage.inodes,
+                    time.time_ns(),
+                    row.number,
+                ),
+            )
+
+    def label(self, namespace: str, key: str, changes: Mapping[str, str]) -> None:
+        """Set labels; "" removes one. Raises NotFound."""
+        row = self.find("update", namespace, key)
+        labels = merge_labels(row.info.labels, changes)
+        with self._db.durable_transaction() as tx:
+            tx.execute(
+                "UPDATE snapshots SET labels = ?, updated_at = ? WHERE number = ?",
+                (json.dumps(labels), time.time_ns(), row.number),
+            )
+
+    def delete(self, namespace: str, key: str) -> None:
+        """Drop a record and note its directory. Raises NotFound, FailedPrecondition."""
+        row = self.find("remove", namespace, key)
+        with self._db.durable_transaction() as tx:
+            children = tx.execute(
+                "SELECT key FROM snapshots WHERE parent = ? LIMIT 4", (row.number,)
+            ).fetchall()
+            if children:
+                listed = ", ".join(child["key"] for child in children)
+                raise FailedPrecondition(f"remove snapshot {key}: it is the parent of {listed}")
+            delete_rows(tx, self._snapshotter, [row.number])
+
+    def trash(self) -> tuple[str, ...]:
+        """Names of directories that may be removed."""
+        rows = self._db.rows(
+            "SELECT name FROM trash WHERE owner = ?", (trash_owner(self._snapshotter),)
+        )
+        return tuple(row["name"] for row in rows)
+
+    def forget_trash(self, name: str) -> None:
+        """A directory is gone. Not durable: a note that comes back names nothing."""
+        with self._db.fast_transaction() as tx:
+            tx.execute(
+                "DELETE FROM trash WHERE owner = ? AND name = ?",
+                (trash_owner(self._snapshotter), name),
+            )
+
+
+def _row(row: sqlite3.Row) -> Row:
+    return Row(
+        number=row["number"],
+        parent=row["parent"],
+        info=SnapshotInfo(
+            key=row["key"],
+            parent=row["parent_key"],
+            kind=row["kind"],
+            labels=json.loads(row["labels"]),
+            created_at=row["created_at"],
+            updated_at=row["updated_at"],
+        ),
+        usage=Usage(row["size_bytes"], row["inodes"]),
+    )

@@ -1,0 +1,105 @@
+"""What a snapshotter is: containerd's model of layered file systems.
+
+A snapshot is *active* (writable, made from a committed parent or from nothing), a *view* (the same,
+read-only) or *committed* (unchanging, may be a parent). `prepare` and `view` make one, `commit`
+turns an active one into a committed one of another name. Keys are free text, per namespace.
+
+Every implementation passes tests/contract/test_snapshotter.py.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lighter.daemon.types import Mount, SnapshotInfo, Usage
+from lighter.proto.daemon_api import PAGE_ROWS
+
+ACTIVE = "active"
+VIEW = "view"
+COMMITTED = "committed"
+
+# Removes a directory tree of hostile content, without following links or crossing mounts.
+TreeRemover = Callable[[str], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class LayerTarget:
+    """Where a layer is applied: what the unpack worker needs to know of an active snapshot.
+
+    `whiteouts` is "overlay" (a removal is recorded in `dir` as overlayfs reads it) or "plain"
+    (`dir` holds the whole tree and the removal is done). `lowers`: nearest first.
+    """
+
+    dir: str
+    lowers: tuple[str, ...]
+    whiteouts: str
+
+
+class Snapshotter(Protocol):
+    """Errors: NotFound, AlreadyExists, FailedPrecondition (wrong kind, has children), and those
+    of the disk."""
+
+    @property
+    def name(self) -> str:
+        """What clients call it, and its directory below `snapshots/`."""
+
+    async def prepare(
+        self,
+        namespace: str,
+        key: str,
+        parent: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[Mount, ...]:
+        """Make an active snapshot; returns its mounts."""
+
+    async def view(
+        self,
+        namespace: str,
+        key: str,
+        parent: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[Mount, ...]:
+        """Make a read-only one; returns its mounts."""
+
+    async def commit(
+        self,
+        namespace: str,
+        name: str,
+        key: str,
+        labels: Mapping[str, str] | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        """Freeze the active snapshot `key` under `name`; `key` is free again.
+
+        With `usage` the caller has measured the tree and synced it to disk; without, both is
+        done here.
+        """
+
+    async def mounts(self, namespace: str, key: str) -> tuple[Mount, ...]:
+        """The mounts of an active snapshot or a view, absolute, in order, at one target."""
+
+    async def remove(self, namespace: str, key: str) -> None:
+        """Remove a snapshot that has no children; its files go in the background."""
+
+    async def stat(self, namespace: str, key: str) -> SnapshotInfo:
+        """What is recorded."""
+
+    async def update(self, namespace: str, key: str, changes: Mapping[str, str]) -> SnapshotInfo:
+        """Set labels; the value "" removes one."""
+
+    async def walk(
+        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
+    ) -> tuple[tuple[SnapshotInfo, ...], str]:
+        """One page by key, after the key `cursor`, and the next cursor ("" at the end)."""
+
+    async def usage(self, namespace: str, key: str) -> Usage:
+        """Disk space of this snapshot alone, without its parents."""
+
+    async def layer_target(self, namespace: str, key: str) -> LayerTarget:
+        """Where to apply a layer to an active snapshot."""
+
+    async def sweep(self) -> None:
+        """Remove the files of removed snapshots; returns when that is done."""
+
+    async def recover(self) -> None:
+        """At a start: finish or undo what a dead manager left half done."""
