@@ -1,0 +1,130 @@
+"""Taking one measurement: a command's time, a process's memory, a batch four at a time."""
+
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COMMAND_TIMEOUT_S = 120
+
+
+class CommandFailed(Exception):
+    """A measured command did not do its work; a time taken from it would mean nothing."""
+
+
+def run(argv: Sequence[str]) -> str:
+    """Run to the end; its standard output. Raises CommandFailed with what it said."""
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+        close_fds=False,  # lets Python use posix_spawn, whose cost does not grow with this process
+    )
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-500:]
+        raise CommandFailed(f"{' '.join(argv)}: exit code {done.returncode}: {said}")
+    return done.stdout
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def together(width: int, argvs: Iterable[Sequence[str]]) -> float:
+    """Wall-clock seconds for all commands, `width` at a time."""
+    with ThreadPoolExecutor(width) as pool:
+        return seconds(lambda: list(pool.map(run, argvs)))
+
+
+def drained_bytes(argv: Sequence[str]) -> int:
+    """Run with stdout on a pipe that `wc -c` empties, as a shell would; the number of bytes."""
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    ) as writer:
+        count = subprocess.run(
+            ["wc", "-c"], stdin=writer.stdout, capture_output=True, timeout=COMMAND_TIMEOUT_S
+        )
+        assert writer.stdout is not None and writer.stderr is not None
+        writer.stdout.close()
+        said = writer.stderr.read().decode(errors="replace")
+    if writer.returncode:
+        raise CommandFailed(f"{' '.join(argv)}: exit code {writer.returncode}: {said[-500:]}")
+    return int(count.stdout)
+
+
+def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Ask again and again. Raises CommandFailed after `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise CommandFailed(f"not within {timeout_s} s: {what}")
+        time.sleep(0.005)
+
+
+def pss_kib(pid: int) -> int:
+    """Proportional set size (proc_pid_smaps(5)): shared pages divided among their users."""
+    return _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
+
+
+def rss_kib(pid: int) -> int:
+    return _field(Path(f"/proc/{pid}/status"), "VmRSS:")
+
+
+def _field(file: Path, name: str) -> int:
+    for line in file.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise CommandFailed(f"{file} has no {name}")
+
+
+def titles() -> dict[int, str]:
+    """Pid -> command line of every process here."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                line = Path(entry.path, "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            found[int(entry.name)] = line.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+@dataclass
+class Row:
+    """One line of the result: samples per peer, in `unit`; `bound` is the ratio to reach."""
+
+    work: str
+    unit: str
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    bound: float | None = None  # Lighter's median divided by containerd's
+    smaller_is_better: bool = True
+    note: str = ""
+
+    def add(self, peer: str, value: float) -> None:
+        self.samples.setdefault(peer, []).append(value)
+
+    def median(self, peer: str) -> float | None:
+        values = self.samples.get(peer)
+        return statistics.median(values) if values else None
+
+    def spread(self, peer: str) -> float | None:
+        """Half the distance between the quartiles, as a share of the median."""
+        values = self.samples.get(peer, [])
+        if len(values) < 4:
+            return None
+        low, middle, high = statistics.quantiles(values, n=4)
+        return (high - low) / 2 / middle if middle else None
+
+    def ratio(self, peer: str, to: str) -> float | None:
+        mine, other = self.median(peer), self.median(to)
+        return mine / other if mine is not None and other else None

@@ -1,0 +1,305 @@
+"""The programs under measurement, each as a private instance with its own directories.
+
+The settings are the same on both sides: the same runc, the same image, overlayfs, no seccomp
+filter (ctr's default), no network, no log of the output (ctr keeps none).
+"""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+
+from measure import run, titles, together, until
+
+REFERENCE = "docker.io/library/busybox:test"
+START_S = 30
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Peer(ABC):
+    """A running manager and how its command line is asked. Leaving the context removes it all."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="lighter-bench-", dir="/tmp"))
+        # Of its own, since the namespace is a cgroup that is looked for afterwards.
+        self.namespace = self.base.name
+        self.manager: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Peer":
+        try:
+            self.start()
+            self.import_image()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    # -- what each peer says in its own words
+
+    @abstractmethod
+    def client(self, *words: str) -> list[str]:
+        """argv of its command line, addressed to this instance."""
+
+    @abstractmethod
+    def run_options(self) -> list[str]:
+        """What `run` must be told for the settings to be equal."""
+
+    @abstractmethod
+    def import_image(self) -> None: ...
+
+    @abstractmethod
+    def version_text(self) -> str:
+        """The program's version, for the report."""
+
+    @abstractmethod
+    def monitors(self) -> list[int]:
+        """Pids of the processes that stay with the containers."""
+
+    @abstractmethod
+    def _manager_argv(self) -> list[str]: ...
+
+    @abstractmethod
+    def _cgroup_tops(self) -> list[str]:
+        """Cgroups, below each hierarchy's root, that hold this instance's containers."""
+
+    # -- commands to be timed
+
+    def run_argv(self, container: str, *command: str) -> list[str]:
+        return self.client("run", "--rm", *self.run_options(), REFERENCE, container, *command)
+
+    def detach_argv(self, container: str) -> list[str]:
+        return self.client(
+            "run", "-d", *self.run_options(), REFERENCE, container, "sleep", "100000"
+        )
+
+    def exec_argv(self, container: str, exec_id: str) -> list[str]:
+        return self.client("tasks", "exec", "--exec-id", exec_id, container, "true")
+
+    def list_argv(self) -> list[str]:
+        return self.client("tasks", "ls")
+
+    def version_argv(self) -> list[str]:
+        return self.client("version")
+
+    # -- the rest
+
+    def running(self) -> int:
+        """How many tasks its list shows as running; 0 while it does not answer."""
+        done = subprocess.run(self.list_argv(), capture_output=True, text=True, timeout=60)
+        return done.stdout.count("RUNNING") if done.returncode == 0 else 0
+
+    def remove(self, containers: Iterable[str]) -> None:
+        """Kill and delete, four at a time."""
+        containers = list(containers)
+        together(4, (self.client("tasks", "delete", "--force", name) for name in containers))
+        together(4, (self.client("containers", "delete", name) for name in containers))
+
+    def launch(self) -> None:
+        """Start the manager's process and do not wait for it."""
+        with (self.base / "log").open("ab") as log:
+            self.manager = subprocess.Popen(
+                self._manager_argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"
+            )
+
+    def start(self) -> None:
+        """Start the manager; returns when it answers."""
+
+        def answers() -> bool:
+            assert self.manager is not None
+            if self.manager.poll() is not None:
+                raise RuntimeError(f"start {self.name}: it ended\n{self.log_end()}")
+            done = subprocess.run(self.list_argv(), capture_output=True, timeout=60)
+            return done.returncode == 0
+
+        self.launch()
+        until(answers, START_S, f"{self.name} answers")
+
+    def kill9(self) -> None:
+        assert self.manager is not None
+        self.manager.kill()
+        self.manager.wait()
+
+    def log_end(self) -> str:
+        return (self.base / "log").read_text(errors="replace")[-3000:]
+
+    def _close(self) -> None:
+        """Whatever happened: end the containers, the manager, its monitors, mounts and cgroups."""
+        if self.manager is not None and self.manager.poll() is None:
+            with contextlib.suppress(Exception):
+                self.remove(self._listed())
+            self.manager.terminate()
+            try:
+                self.manager.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill9()
+        for pid in (*self._cgroup_pids(), *self._marked()):
+            _end(pid)
+        for point in reversed(self._mounts()):
+            subprocess.run(["umount", "-l", point], check=False)
+        self._remove_cgroups()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def _listed(self) -> list[str]:
+        return run(self.client("containers", "ls", "-q")).split()
+
+    def _marked(self) -> list[int]:
+        """Processes with this instance's directory or mark in their command line."""
+        mine = os.getpid()
+        return [
+            pid
+            for pid, title in titles().items()
+            if pid != mine and any(mark in title for mark in self._marks())
+        ]
+
+    def _marks(self) -> list[str]:
+        return [str(self.base)]
+
+    def _mounts(self) -> list[str]:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return [line.split()[4] for line in lines if str(self.base) in line]
+
+    def _cgroup_dirs(self) -> list[Path]:
+        hierarchies = (_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir()))
+        tops = (top for hierarchy in hierarchies for top in self._cgroup_tops_of(hierarchy))
+        return [Path(path) for top in tops for path, _, _ in os.walk(top)]
+
+    def _cgroup_tops_of(self, hierarchy: Path) -> list[Path]:
+        return [hierarchy / top for top in self._cgroup_tops()]
+
+    def _cgroup_pids(self) -> list[int]:
+        pids: list[int] = []
+        for folder in self._cgroup_dirs():
+            with contextlib.suppress(OSError):
+                pids += map(int, (folder / "cgroup.procs").read_text().split())
+        return pids
+
+    def _remove_cgroups(self) -> None:
+        for folder in sorted(self._cgroup_dirs(), key=lambda path: -len(str(path))):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+class Containerd(Peer):
+    """The host's containerd and ctr."""
+
+    name = "containerd"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.address = f"{self.base}/c.sock"
+        (self.base / "config.toml").write_text(
+            f'version = 2\nroot = "{self.base}/r"\nstate = "{self.base}/s"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            f'[grpc]\naddress = "{self.address}"\n'
+        )
+
+    def client(self, *words: str) -> list[str]:
+        return ["ctr", "--address", self.address, "--namespace", self.namespace, *words]
+
+    def run_options(self) -> list[str]:
+        return []
+
+    def import_image(self) -> None:
+        run(self.client("images", "import", image_archive()))
+
+    def version_text(self) -> str:
+        return run(["containerd", "--version"]).strip()
+
+    def monitors(self) -> list[int]:
+        return [
+            pid
+            for pid, title in titles().items()
+            if "containerd-shim" in title and self.address in title
+        ]
+
+    def _manager_argv(self) -> list[str]:
+        return ["containerd", "--config", f"{self.base}/config.toml"]
+
+    def _cgroup_tops(self) -> list[str]:
+        return [self.namespace]
+
+
+class Lighter(Peer):
+    """lighterd and ctl as installed beside this interpreter."""
+
+    name = "lighter"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bin = Path(sys.executable).parent
+        self.instance = sha256(f"{self.base}/r".encode()).hexdigest()[:8]
+
+    def client(self, *words: str) -> list[str]:
+        address = f"{self.base}/s/lighter.sock"
+        program = str(self._bin / "ctl")
+        return [program, "--address", address, "--namespace", self.namespace, *words]
+
+    def run_options(self) -> list[str]:
+        return ["--seccomp-profile", "unconfined", "--log-driver", "none"]
+
+    def import_image(self) -> None:
+        run(self.client("images", "import", image_archive()))
+
+    def version_text(self) -> str:
+        return run([str(self._bin / "lighterd"), "--version"]).strip()
+
+    def monitors(self) -> list[int]:
+        title = f"lighter-shim --instance {self.instance}"
+        return [pid for pid, shown in titles().items() if shown.startswith(title)]
+
+    def _manager_argv(self) -> list[str]:
+        program = str(self._bin / "lighterd")
+        return [program, "--root", f"{self.base}/r", "--state", f"{self.base}/s"]
+
+    def _marks(self) -> list[str]:
+        return [*super()._marks(), f"--instance {self.instance} "]
+
+    def _cgroup_tops(self) -> list[str]:
+        return [f"lighter/{self.instance}", f"lighter-shims/{self.instance}"]
+
+
+def image_archive() -> str:
+    maker = Path(__file__).resolve().parent.parent / "tests" / "images.py"
+    return run([sys.executable, str(maker)]).strip()
+
+
+def _end(pid: int) -> None:
+    """SIGKILL by pidfd, and wait for the end."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], 10)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def available() -> list[type[Peer]]:
+    """Those that can be measured on this host; the report says which one is missing."""
+    peers: list[type[Peer]] = []
+    if shutil.which("containerd") and shutil.which("ctr"):
+        peers.append(Containerd)
+    return [*peers, Lighter]

@@ -1,0 +1,130 @@
+"""What was measured, for people and programs: a table, JSON, docs/performance.md."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import Row
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_COLUMNS = ("containerd", "lighter", "runc")
+
+
+def facts(versions: dict[str, str]) -> dict[str, Any]:
+    """Where and of what it was measured: figures mean nothing without."""
+    return {
+        "commit": commit(),
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "cgroup": "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1",
+        "transparent_hugepage": _setting("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "python": platform.python_version(),
+        "versions": versions,
+        "settings": "seccomp off, no log, overlayfs, loopback network only, on both sides",
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, "-dirty" when the packaged folders differ from it."""
+    git = ["git", "-C", str(REPOSITORY)]
+    found = subprocess.run(
+        [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True
+    )
+    folders = ["daemon", "shim", "proto", "ctl"]
+    changed = subprocess.run([*git, "status", "--porcelain", *folders], capture_output=True)
+    return (found.stdout.strip() or "unknown") + ("-dirty" if changed.stdout.strip() else "")
+
+
+def _setting(path: str) -> str:
+    """The chosen word of a sysfs file such as "always [madvise] never"."""
+    try:
+        text = Path(path).read_text()
+    except FileNotFoundError:
+        return "absent"
+    return text[text.index("[") + 1 : text.index("]")]
+
+
+def verdict(row: Row) -> str:
+    """How Lighter stands to containerd, and whether that is what is asked for."""
+    ratio = row.ratio("lighter", "containerd")
+    if ratio is None:
+        return ""
+    if row.bound is None:
+        return f"{ratio:.2f} x"
+    reached = ratio <= row.bound if row.smaller_is_better else ratio >= row.bound
+    sign = "<=" if row.smaller_is_better else ">="
+    return f"{ratio:.2f} x ({sign} {row.bound:g}: {'yes' if reached else 'NO'})"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, aligned so that it reads in a terminal too."""
+    lines = [["work", *_COLUMNS, "lighter : containerd"]]
+    for row in rows:
+        lines.append([f"{row.work}, {row.unit}", *(_cell(row, p) for p in _COLUMNS), verdict(row)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    )
+
+
+def _cell(row: Row, peer: str) -> str:
+    median, spread = row.median(peer), row.spread(peer)
+    if median is None:
+        return ""
+    return f"{median:.4g}" + (f" ±{spread:.0%}" if spread is not None else "")
+
+
+def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "about": about,
+        "rows": [
+            {
+                "work": row.work,
+                "unit": row.unit,
+                "bound": row.bound,
+                "smaller_is_better": row.smaller_is_better,
+                "medians": {peer: row.median(peer) for peer in row.samples},
+                "ratio": row.ratio("lighter", "containerd"),
+                "samples": row.samples,
+            }
+            for row in rows
+        ],
+    }
+
+
+def save(rows: Sequence[Row], about: dict[str, Any]) -> Path:
+    """Write the JSON and the page. Returns the JSON's path."""
+    path = REPOSITORY / "bench" / "results" / f"{about['commit']}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(as_json(rows, about), indent=1) + "\n")
+    (REPOSITORY / "docs" / "performance.md").write_text(page(rows, about))
+    return path
+
+
+def page(rows: Sequence[Row], about: dict[str, Any]) -> str:
+    versions = "\n".join(f"- {name}: {text}" for name, text in about["versions"].items())
+    return f"""# Performance
+
+Written by `make bench`; edit bench/report.py instead. Medians of samples that were taken in turns,
+both sides in one run; `±` is half the distance between the quartiles. Machines differ: what counts
+is the last column. `runc` is the runtime alone, the limit for any manager of it.
+
+{table(rows)}
+
+Measured at commit {about["commit"]} on {about["measured_at"]}: Linux {about["kernel"]}, \
+{about["cpus"]} CPUs, {about["memory_gib"]} GiB, cgroup {about["cgroup"]}, transparent huge pages \
+"{about["transparent_hugepage"]}", Python {about["python"]}. Settings: {about["settings"]}.
+
+{versions}
+"""

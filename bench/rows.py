@@ -1,0 +1,173 @@
+"""The rows: what is measured, in which order, and the ratio to containerd that must be reached.
+
+Each row takes its samples in turns (A B A B …), so that a change of the machine's mood falls on
+both. Figures compare within one run only.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+from limit import Limit
+from measure import (
+    CommandFailed,
+    Row,
+    drained_bytes,
+    pss_kib,
+    rss_kib,
+    run,
+    seconds,
+    together,
+    until,
+)
+from peers import Peer
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done: repetitions of a command, of a crowd, its size, megabytes of output."""
+
+    commands: int
+    crowds: int
+    crowd: int
+    output_mib: int
+
+
+FULL = Effort(commands=31, crowds=3, crowd=100, output_mib=2000)
+QUICK = Effort(commands=7, crowds=1, crowd=30, output_mib=500)
+
+_names = count(1)
+
+
+def _name() -> str:
+    return f"b{next(_names)}"
+
+
+def _timed(row: Row, works: Mapping[str, Callable[[], object]], times: int) -> Row:
+    """Milliseconds of each work, in turns; the first turn warms up and is not kept."""
+    for turn in range(times + 1):
+        for name, work in works.items():
+            taken = seconds(work) * 1000
+            if turn:
+                row.add(name, taken)
+    return row
+
+
+def version(peers: Sequence[Peer], effort: Effort) -> Row:
+    row = Row("`version`, whole command", "ms")
+    works = {peer.name: partial(run, peer.version_argv()) for peer in peers}
+    return _timed(row, works, effort.commands)
+
+
+def run_command(peers: Sequence[Peer], limit: Limit, effort: Effort) -> Row:
+    row = Row("`run --rm IMAGE true`, whole command", "ms", bound=0.7)
+
+    def once(argv: Callable[..., list[str]], *command: str) -> None:
+        run(argv(_name(), *command))
+
+    works = {peer.name: partial(once, peer.run_argv, "true") for peer in peers}
+    works[limit.name] = partial(once, limit.run_argv)
+    return _timed(row, works, effort.commands)
+
+
+def exec_command(peers: Sequence[Peer], limit: Limit, effort: Effort) -> Row:
+    row = Row("`exec … true`, whole command", "ms", bound=0.8)
+    target = _name()
+
+    def once(peer: Peer) -> None:
+        run(peer.exec_argv(target, _name()))
+
+    works: dict[str, Callable[[], object]] = {p.name: partial(once, p) for p in peers}
+    works[limit.name] = partial(run, limit.exec_argv(target))
+    for peer in peers:
+        run(peer.detach_argv(target))
+    limit.detach(target)
+    _timed(row, works, effort.commands)
+    limit.remove(target)
+    for peer in peers:
+        peer.remove([target])
+    return row
+
+
+def list_one(peers: Sequence[Peer], effort: Effort) -> Row:
+    row = Row("`tasks ls` with 1 task, whole command", "ms", bound=1.0)
+    target = _name()
+    for peer in peers:
+        run(peer.detach_argv(target))
+    works = {peer.name: partial(run, peer.list_argv()) for peer in peers}
+    _timed(row, works, effort.commands)
+    for peer in peers:
+        peer.remove([target])
+    return row
+
+
+def output(peers: Sequence[Peer], effort: Effort) -> Row:
+    row = Row(
+        f"{effort.output_mib} MiB from a container's stdout through an attached client",
+        "MiB/s",
+        bound=1.5,
+        smaller_is_better=False,
+    )
+    expected = effort.output_mib * _MIB
+    for _ in range(effort.crowds):
+        for peer in peers:
+            argv = peer.run_argv(
+                _name(), "dd", "if=/dev/zero", "bs=1M", f"count={effort.output_mib}"
+            )
+            row.add(peer.name, effort.output_mib / seconds(partial(_drain, argv, expected)))
+    return row
+
+
+def _drain(argv: Sequence[str], expected: int) -> None:
+    came = drained_bytes(argv)
+    if came != expected:
+        raise CommandFailed(f"{argv[0]}: {came} bytes came, not {expected}")
+
+
+def crowd(peers: Sequence[Peer], effort: Effort) -> list[Row]:
+    """All rows that need many containers: they are started once per peer and turn."""
+    size = effort.crowd
+    start = Row(f"{size} detached containers started, four at a time", "s", bound=0.6)
+    listing = Row(f"`tasks ls` with {size} tasks, whole command", "ms", bound=1.0)
+    pss = Row(f"monitor memory per container at {size}: PSS", "MiB")
+    rss = Row(f"monitor memory per container at {size}: RSS", "MiB")
+    manager = Row(f"manager memory with {size} containers: RSS", "MiB")
+    restart = Row(f"`kill -9` of the manager until all {size} are listed running", "s", bound=0.5)
+    for _ in range(effort.crowds):
+        for peer in peers:
+            names = [_name() for _ in range(size)]
+            start.add(peer.name, together(4, map(peer.detach_argv, names)))
+            until(partial(_all_run, peer, size), 60, f"{peer.name}: all run")
+            for _ in range(effort.commands // 3):
+                listing.add(peer.name, seconds(partial(run, peer.list_argv())) * 1000)
+            assert peer.manager is not None
+            manager.add(peer.name, rss_kib(peer.manager.pid) / 1024)
+            monitors = peer.monitors()
+            pss.add(peer.name, sum(map(pss_kib, monitors)) / size / 1024)
+            rss.add(peer.name, sum(map(rss_kib, monitors)) / size / 1024)
+            restart.add(peer.name, seconds(partial(_restart, peer, size)))
+            peer.remove(names)
+    return [start, listing, pss, rss, manager, restart]
+
+
+def _restart(peer: Peer, size: int) -> None:
+    peer.kill9()
+    peer.launch()
+    until(partial(_all_run, peer, size), 60, f"{peer.name}: all are listed again")
+
+
+def _all_run(peer: Peer, size: int) -> bool:
+    return peer.running() == size
+
+
+def all_rows(peers: Sequence[Peer], limit: Limit, effort: Effort) -> Iterator[Row]:
+    """Each as soon as it is measured."""
+    yield version(peers, effort)
+    yield run_command(peers, limit, effort)
+    yield exec_command(peers, limit, effort)
+    yield list_one(peers, effort)
+    yield output(peers, effort)
+    yield from crowd(peers, effort)
