@@ -24,7 +24,7 @@ class Worker(Protocol):
     async def run(
         self,
         job: dict[str, Any],
-        fds: Sequence[int] = (),
+        fds: Sequence[int],
         progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Send the job with its descriptors (which stay the caller's); return its answer.
@@ -37,7 +37,7 @@ def tree_remover(worker: Worker) -> TreeRemover:
     """How snapshotters delete directories: job `remove`; what stays is an error."""
 
     async def remove(path: str) -> None:
-        result = await worker.run({"job": "remove", "dir": path})
+        result = await worker.run({"job": "remove", "dir": path}, ())
         if result["left_count"]:
             name, cause = result["left"][0]
             raise FailedPrecondition(

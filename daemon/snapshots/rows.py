@@ -180,7 +180,7 @@ class SnapshotRows:
         row = self.find("remove", namespace, key)
         with self._db.durable_transaction() as tx:
             children = tx.execute(
-                "SELECT key FROM snapshots WHERE parent = ? LIMIT 4", (row.number,)
+                "SELECT key FROM snapshots WHERE parent = ? ORDER BY key LIMIT 4", (row.number,)
             ).fetchall()
             if children:
                 listed = ", ".join(child["key"] for child in children)

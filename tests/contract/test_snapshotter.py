@@ -1,0 +1,480 @@
+"""What every snapshotter does alike: life cycle, mounts, sharing, removal, crashes."""
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.snapshots.directories import DirectorySnapshotter
+from lighter.daemon.snapshots.native import NativeSnapshotter
+from lighter.daemon.snapshots.overlay import MAX_MOUNT_DATA, OverlaySnapshotter
+from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.types import Mount, Usage
+from lighter.proto import faults
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lighter.shim import linux
+from tests.fakes.worker import ForkWorker
+
+pytestmark = pytest.mark.root
+
+KINDS: list[type[DirectorySnapshotter]] = [OverlaySnapshotter, NativeSnapshotter]
+NS = "default"
+
+
+class Place:
+    """One snapshotter on disk that can be opened again, as a next manager does."""
+
+    def __init__(self, kind: type[DirectorySnapshotter], root: Path) -> None:
+        self.kind = kind
+        self.root = root
+        self.dir = root / "snapshots" / kind.name
+        self.worker = ForkWorker()
+        self.open()
+
+    def open(self) -> DirectorySnapshotter:
+        self.db = Database(str(self.root / "lighter.db"))
+        self.snapshotter: DirectorySnapshotter = self.kind(
+            str(self.root / "snapshots"), self.db, self.worker.remove_tree
+        )
+        as_promised: Snapshotter = self.snapshotter
+        assert as_promised.name == self.kind.name
+        return self.snapshotter
+
+    def reopen(self) -> DirectorySnapshotter:
+        self.db.close()
+        self.open()
+        asyncio.run(self.snapshotter.recover())
+        return self.snapshotter
+
+    def directories(self) -> list[str]:
+        return sorted(os.listdir(self.dir))
+
+    def run(self, steps: Coroutine[Any, Any, Any]) -> Any:
+        """Run a step, and what it left to the background."""
+
+        async def all_of_it() -> Any:
+            try:
+                return await steps
+            finally:
+                await self.snapshotter.sweep()
+
+        return asyncio.run(all_of_it())
+
+    @contextmanager
+    def mounted(self, mounts: tuple[Mount, ...]) -> Iterator[Path]:
+        target = tempfile.mkdtemp(dir=self.root)
+        linux.mount_all([(m.type, m.source, list(m.options)) for m in mounts], target)
+        try:
+            yield Path(target)
+        finally:
+            linux.umount(target)
+            os.rmdir(target)
+
+    def layer(self, name: str, parent: str, fill: Callable[[Path], object]) -> None:
+        """Commit a layer in which `fill` changed what `parent` holds."""
+        mounts = self.run(self.snapshotter.prepare(NS, f"extract {name}", parent))
+        with self.mounted(mounts) as tree:
+            fill(tree)
+        self.run(self.snapshotter.commit(NS, name, f"extract {name}"))
+
+    def seen(self, mounts: tuple[Mount, ...]) -> dict[str, bytes]:
+        with self.mounted(mounts) as tree:
+            return {
+                str(path.relative_to(tree)): path.read_bytes()
+                for path in tree.rglob("*")
+                if path.is_file()
+            }
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    root = tempfile.mkdtemp(prefix="lighter-", dir="/var/tmp")
+    place = Place(request.param, Path(root))
+    yield place
+    place.db.close()
+    shutil.rmtree(root)
+
+
+def write(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda tree: (tree / name).write_bytes(data)
+
+
+def test_a_snapshot_begins_as_its_parent_and_changes_alone(place: Place) -> None:
+    place.layer("base", "", write("a", b"1"))
+    snapshotter = place.snapshotter
+    first = place.run(snapshotter.prepare(NS, "first", "base"))
+    second = place.run(snapshotter.prepare(NS, "second", "base"))
+    with place.mounted(first) as tree:
+        (tree / "a").write_bytes(b"changed")
+        (tree / "b").write_bytes(b"new")
+    assert place.seen(first) == {"a": b"changed", "b": b"new"}
+    assert place.seen(second) == {"a": b"1"}
+    assert place.run(snapshotter.mounts(NS, "first")) == first
+
+
+def test_layers_lie_on_each_other_and_removals_hold(place: Place) -> None:
+    def third(tree: Path) -> None:
+        (tree / "a").unlink()
+        shutil.rmtree(tree / "d")
+        (tree / "d").mkdir()
+        (tree / "d/new").write_bytes(b"n")
+
+    def first(tree: Path) -> None:
+        (tree / "a").write_bytes(b"1")
+        (tree / "d").mkdir()
+        (tree / "d/old").write_bytes(b"o")
+
+    place.layer("one", "", first)
+    place.layer("two", "one", write("b", b"2"))
+    place.layer("three", "two", third)
+    view = place.run(place.snapshotter.view(NS, "look", "three"))
+    assert place.seen(view) == {"b": b"2", "d/new": b"n"}
+    below = place.run(place.snapshotter.view(NS, "look below", "two"))
+    assert place.seen(below) == {"a": b"1", "b": b"2", "d/old": b"o"}
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_view_cannot_be_written(place: Place, depth: int) -> None:
+    parent = ""
+    for number in range(depth):
+        place.layer(f"l{number}", parent, write(f"f{number}", b"x"))
+        parent = f"l{number}"
+    mounts = place.run(place.snapshotter.view(NS, "look", parent))
+    with place.mounted(mounts) as tree:
+        with pytest.raises(OSError, match="Read-only"):
+            (tree / "new").write_bytes(b"")
+
+
+def test_kinds_parents_and_names_are_recorded(place: Place) -> None:
+    place.layer("base", "", write("a", b"1"))
+    snapshotter = place.snapshotter
+    place.run(snapshotter.prepare(NS, "work", "base", {"x": "y"}))
+    place.run(snapshotter.view(NS, "look", "base"))
+    infos, cursor = place.run(snapshotter.walk(NS))
+    assert [(i.key, i.parent, i.kind) for i in infos] == [
+        ("base", "", "committed"),
+        ("look", "base", "view"),
+        ("work", "base", "active"),
+    ]
+    assert cursor == ""
+    assert place.run(snapshotter.stat(NS, "work")).labels == {"x": "y"}
+    updated = place.run(snapshotter.update(NS, "work", {"x": "", "z": "1"}))
+    assert updated.labels == {"z": "1"}
+
+
+def test_namespaces_do_not_see_each_other(place: Place) -> None:
+    place.layer("base", "", write("a", b"1"))
+    with pytest.raises(NotFound, match="has none in namespace other"):
+        place.run(place.snapshotter.prepare("other", "work", "base"))
+    with pytest.raises(NotFound):
+        place.run(place.snapshotter.mounts("other", "base"))
+    place.run(place.snapshotter.prepare("other", "base"))
+    assert place.run(place.snapshotter.stat("other", "base")).kind == "active"
+
+
+def test_refused_steps_change_nothing(place: Place) -> None:
+    place.layer("base", "", write("a", b"1"))
+    snapshotter = place.snapshotter
+    place.run(snapshotter.prepare(NS, "work", "base"))
+    place.run(snapshotter.view(NS, "look", "base"))
+    before = (place.directories(), place.run(snapshotter.walk(NS)))
+    refused: list[tuple[type[Exception], str, Coroutine[Any, Any, Any]]] = [
+        (AlreadyExists, "prepare snapshot work", snapshotter.prepare(NS, "work", "base")),
+        (AlreadyExists, "commit snapshot base", snapshotter.commit(NS, "base", "work")),
+        (NotFound, "prepare on snapshot gone", snapshotter.prepare(NS, "x", "gone")),
+        (FailedPrecondition, "work is active", snapshotter.prepare(NS, "x", "work")),
+        (FailedPrecondition, "it is view", snapshotter.commit(NS, "x", "look")),
+        (FailedPrecondition, "it is committed", snapshotter.commit(NS, "x", "base")),
+        (FailedPrecondition, "it is committed", snapshotter.mounts(NS, "base")),
+        (FailedPrecondition, "not active", snapshotter.layer_target(NS, "look")),
+        (FailedPrecondition, "the parent of look, work", snapshotter.remove(NS, "base")),
+        (NotFound, "remove snapshot gone", snapshotter.remove(NS, "gone")),
+        (InvalidArgument, "a key has", snapshotter.prepare(NS, "")),
+        (InvalidArgument, "a key has", snapshotter.prepare(NS, "x" * 2000)),
+    ]
+    for kind, text, steps in refused:
+        with pytest.raises(kind, match=text):
+            place.run(steps)
+    assert (place.directories(), place.run(snapshotter.walk(NS))) == before
+
+
+def test_removal_takes_the_files_and_the_number(place: Place) -> None:
+    place.layer("base", "", write("a", b"1"))
+    place.run(place.snapshotter.prepare(NS, "work", "base"))
+    place.run(place.snapshotter.remove(NS, "work"))
+    place.run(place.snapshotter.remove(NS, "base"))
+    assert place.directories() == []
+    assert place.db.rows("SELECT * FROM trash") == []
+    place.run(place.snapshotter.prepare(NS, "next"))
+    assert place.directories() == ["3"]
+
+
+def test_sec_18_snapshots_of_nothing_are_fresh_and_apart(place: Place) -> None:
+    outside = stat.S_IMODE(place.dir.stat().st_mode)
+    first = place.run(place.snapshotter.prepare(NS, "first"))
+    second = place.run(place.snapshotter.prepare(NS, "second"))
+    assert first[0].source != second[0].source
+    with place.mounted(first) as tree:
+        assert list(tree.iterdir()) == []
+        os.chmod(tree, 0o777)
+        (tree / "a").write_bytes(b"1")
+    assert place.seen(second) == {}
+    assert stat.S_IMODE(place.dir.stat().st_mode) == outside == 0o700
+
+
+def test_the_root_directory_keeps_owner_and_mode(place: Place) -> None:
+    def fill(tree: Path) -> None:
+        os.chown(tree, 7, 8)
+        os.chmod(tree, 0o1750)
+
+    place.layer("base", "", fill)
+    with place.mounted(place.run(place.snapshotter.prepare(NS, "work", "base"))) as tree:
+        found = tree.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (7, 8, 0o1750)
+
+
+def test_modes_hold_under_any_umask(place: Place) -> None:
+    for umask in (0, 0o077):
+        before = os.umask(umask)
+        try:
+            place.run(place.snapshotter.prepare(NS, f"work {umask}"))
+        finally:
+            os.umask(before)
+    for name in place.directories():
+        assert stat.S_IMODE((place.dir / name).stat().st_mode) == 0o700
+        assert stat.S_IMODE((place.dir / name / "fs").stat().st_mode) == 0o755
+
+
+def test_usage_is_what_the_snapshot_alone_takes(place: Place) -> None:
+    place.layer("base", "", write("a", bytes(1 << 20)))
+    used = place.run(place.snapshotter.usage(NS, "base"))
+    assert 1 << 20 <= used.size_bytes < (1 << 20) + 65536
+    assert used.inodes == 2
+    mounts = place.run(place.snapshotter.prepare(NS, "work"))
+    with place.mounted(mounts) as tree:
+        (tree / "b").write_bytes(bytes(1 << 16))
+        os.link(tree / "b", tree / "c")
+        os.symlink("/etc", tree / "link")
+    used = place.run(place.snapshotter.usage(NS, "work"))
+    assert 1 << 16 <= used.size_bytes < 1 << 17
+    assert used.inodes == 3
+    place.run(place.snapshotter.commit(NS, "done", "work", usage=Usage(5, 6)))
+    assert place.run(place.snapshotter.usage(NS, "done")) == Usage(5, 6)
+
+
+def test_a_layer_is_applied_where_the_target_says(place: Place) -> None:
+    place.layer("base", "", write("a", b"1"))
+    place.run(place.snapshotter.prepare(NS, "work", "base"))
+    target = place.run(place.snapshotter.layer_target(NS, "work"))
+    Path(target.dir, "b").write_bytes(b"2")
+    if target.whiteouts == "overlay":
+        assert [sorted(os.listdir(lower)) for lower in target.lowers] == [["a"]]
+        os.mknod(target.dir + "/a", stat.S_IFCHR, 0)
+    else:
+        assert target.lowers == ()
+        os.unlink(target.dir + "/a")
+    place.run(place.snapshotter.commit(NS, "top", "work"))
+    assert place.seen(place.run(place.snapshotter.view(NS, "look", "top"))) == {"b": b"2"}
+
+
+def test_pages_meet_without_gap(place: Place) -> None:
+    names = [f"s{number}" for number in range(5)]
+    for name in names:
+        place.run(place.snapshotter.prepare(NS, name))
+    seen: list[str] = []
+    cursor = ""
+    for _ in range(3):
+        page, cursor = place.run(place.snapshotter.walk(NS, cursor, 2))
+        seen += [info.key for info in page]
+    assert seen == names
+
+
+@pytest.mark.parametrize(
+    ("point", "left"),
+    [
+        ("snapshot.directory-made", []),
+        ("snapshot.recorded", ["work"]),
+        ("snapshot.row-deleted", []),
+        ("snapshot.removed", []),
+    ],
+)
+def test_a_manager_killed_between_leaves_before_or_after(
+    place: Place, point: str, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.db.close()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            plan = faults.Faults({"FAULT": f"{point}:abort"})
+            monkeypatch.setattr("lighter.daemon.snapshots.directories.hit", plan.hit)
+            place.open()
+            place.run(place.snapshotter.prepare(NS, "work"))
+            place.run(place.snapshotter.remove(NS, "work"))
+        finally:
+            os._exit(9)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    place.open()
+    snapshotter = place.reopen()
+    infos, _ = place.run(snapshotter.walk(NS))
+    assert [info.key for info in infos] == left
+    assert len(place.directories()) == len(left)
+    assert place.db.rows("SELECT * FROM trash") == []
+    for info in infos:
+        assert place.seen(place.run(snapshotter.mounts(NS, info.key))) == {}
+        place.run(snapshotter.remove(NS, info.key))
+    place.run(snapshotter.prepare(NS, "work"))
+
+
+def test_a_directory_that_no_record_knows_is_kept(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    (place.dir / "77").mkdir()
+    snapshotter = place.reopen()
+    assert place.directories() == ["77"]
+    assert "77 has no record: it is kept" in caplog.text
+    place.run(snapshotter.prepare(NS, "work"))
+    assert place.directories() == ["77", "78"]
+
+
+def test_a_record_without_directory_is_named_and_removable(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.run(place.snapshotter.prepare(NS, "work"))
+    shutil.rmtree(place.dir / "1")
+    snapshotter = place.reopen()
+    assert "its directory is missing" in caplog.text
+    place.run(snapshotter.remove(NS, "work"))
+    assert place.run(snapshotter.walk(NS)) == ((), "")
+
+
+def test_what_cannot_be_removed_is_tried_again(place: Place) -> None:
+    place.run(place.snapshotter.prepare(NS, "work"))
+    held = place.dir / "1/fs/held"
+    held.mkdir()
+    linux.mount("tmpfs", str(held), "tmpfs")
+    try:
+        place.run(place.snapshotter.remove(NS, "work"))
+        assert place.directories() == ["1"]
+        assert os.path.ismount(held)
+    finally:
+        linux.umount(str(held))
+    place.reopen()
+    assert place.directories() == []
+
+
+def test_two_that_want_one_key(place: Place) -> None:
+    async def race() -> list[Any]:
+        both = (place.snapshotter.prepare(NS, "work") for _ in range(2))
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    results = place.run(race())
+    assert sorted(isinstance(result, AlreadyExists) for result in results) == [False, True]
+    assert len(place.directories()) == 1
+
+
+def test_a_cancelled_prepare_is_whole_or_absent(place: Place) -> None:
+    async def steps() -> None:
+        for turns in range(10):
+            task = asyncio.ensure_future(place.snapshotter.prepare(NS, f"w{turns}"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    place.run(steps())
+    infos, _ = place.run(place.snapshotter.walk(NS))
+    assert len(place.directories()) == len(infos)
+    assert all(name.isdigit() for name in place.directories())
+
+
+# --- overlayfs alone: the limit of mount(2)'s data
+
+
+@pytest.fixture
+def overlay() -> Iterator[Place]:
+    root = tempfile.mkdtemp(prefix="l", dir="/var/tmp")  # as long as /var/lib/lighter
+    place = Place(OverlaySnapshotter, Path(root))
+    yield place
+    place.db.close()
+    shutil.rmtree(root)
+
+
+def tower(place: Place, height: int) -> str:
+    parent = ""
+    for number in range(height):
+        place.run(place.snapshotter.prepare(NS, f"x{number}", parent))
+        (Path(place.snapshotter.files(number + 1)) / f"f{number}").touch()
+        place.run(place.snapshotter.commit(NS, f"l{number}", f"x{number}", usage=Usage(0, 0)))
+        parent = f"l{number}"
+    return parent
+
+
+def test_f_61_128_layers_mount(overlay: Place) -> None:
+    top = tower(overlay, 128)
+    mounts = overlay.run(overlay.snapshotter.prepare(NS, "work", top))
+    assert len(",".join(mounts[0].options)) <= MAX_MOUNT_DATA
+    assert len(overlay.seen(mounts)) == 128
+    with overlay.mounted(mounts) as tree:
+        (tree / "written").touch()
+    assert os.path.exists(overlay.snapshotter.files(129) + "/written")
+    links = overlay.root / "l"
+    assert len(os.listdir(links)) == 128
+    overlay.run(overlay.snapshotter.remove(NS, "work"))
+    overlay.run(overlay.snapshotter.remove(NS, top))
+    assert len(os.listdir(links)) == 127
+
+
+def test_f_61_one_layer_too_many_names_the_limit(overlay: Place) -> None:
+    top = tower(overlay, 140)
+    deeper = 140
+    with pytest.raises(FailedPrecondition, match=f"at most {MAX_MOUNT_DATA} bytes and 500 layers"):
+        while deeper < 400:
+            overlay.run(overlay.snapshotter.prepare(NS, f"x{deeper}", top))
+            overlay.run(
+                overlay.snapshotter.commit(NS, f"l{deeper}", f"x{deeper}", usage=Usage(0, 0))
+            )
+            top = f"l{deeper}"
+            deeper += 1
+    assert len(overlay.directories()) == deeper
+    print(f"{deeper} layers fit below {overlay.root}")
+
+
+def test_a_root_that_mount_options_cannot_name_is_refused(tmp_path: Path) -> None:
+    db = Database(str(tmp_path / "lighter.db"))
+    for name in ("a,b", "a:b", "a\\b"):
+        with pytest.raises(InvalidArgument, match="mount options cannot hold"):
+            OverlaySnapshotter(str(tmp_path / name), db, ForkWorker().remove_tree)
+    db.close()
+
+
+def test_native_copies_keep_links_modes_and_attributes(tmp_path: Path) -> None:
+    place = Place(NativeSnapshotter, tmp_path)
+
+    def fill(tree: Path) -> None:
+        (tree / "a").write_bytes(b"1")
+        os.link(tree / "a", tree / "b")
+        os.chown(tree / "a", 5, 6)
+        os.chmod(tree / "a", 0o4755)
+        os.setxattr(tree / "a", "trusted.x", b"z")
+        os.symlink("nowhere", tree / "link")
+        os.mkfifo(tree / "fifo")
+
+    place.layer("base", "", fill)
+    with place.mounted(place.run(place.snapshotter.prepare(NS, "work", "base"))) as tree:
+        found = (tree / "a").stat()
+        assert (found.st_uid, found.st_gid, found.st_nlink) == (5, 6, 2)
+        assert stat.S_IMODE(found.st_mode) == 0o4755
+        assert os.getxattr(tree / "a", "trusted.x") == b"z"
+        assert os.readlink(tree / "link") == "nowhere"
+        assert stat.S_ISFIFO((tree / "fifo").lstat().st_mode)
+    place.db.close()
