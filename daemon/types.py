@@ -115,7 +115,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended. `cause` is "" for a plain exit, else lost-shim, reboot, oom or unknown."""
+    """How a process ended. `cause`: "" for a plain exit, lost-shim, reboot, oom or unknown."""
 
     exit_status: int
     exited_at: int

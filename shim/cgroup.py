@@ -119,6 +119,16 @@ def of_process(pid: int) -> Cgroup:
     return Cgroup(v1, "" if v1 else v2)
 
 
+def at_path(path: str) -> Cgroup:
+    """The cgroups of this path in every hierarchy that has it."""
+    v1 = {}
+    for name in sorted(os.listdir(_MOUNT)):
+        directory = f"{_MOUNT}/{name}{path}"
+        if name != "unified" and os.path.exists(directory + "/cgroup.procs"):
+            v1[name] = directory
+    return Cgroup(v1, "" if v1 else _unified(path))
+
+
 def _unified(path: str) -> str:
     for mount in (_MOUNT, _MOUNT + "/unified"):
         if os.path.exists(f"{mount}{path}/cgroup.procs"):

@@ -1,0 +1,313 @@
+"""The wiring: which object gets which. Nothing else in the manager builds services.
+
+The order of a start: limits and locks, directories, database and generation, recovery from rows,
+the shims' socket, the spawner, the clients' socket, READY. Adoption goes on behind that.
+"""
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import shutil
+import signal
+from contextlib import AsyncExitStack
+from functools import partial
+
+from lighter.daemon import files
+from lighter.daemon.config import Config
+from lighter.daemon.containers import ContainerService, Defaults
+from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
+from lighter.daemon.identity import IdentityService
+from lighter.daemon.images.service import ImageService
+from lighter.daemon.images.worker import tree_remover
+from lighter.daemon.limits import DescriptorBudget, raise_descriptor_limit
+from lighter.daemon.locks import take_lock
+from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.notify import Notifier
+from lighter.daemon.oci.host import read_host
+from lighter.daemon.placement import place_spawner
+from lighter.daemon.rpc import handlers, image_handlers, system_handlers
+from lighter.daemon.rpc.server import ClientServer
+from lighter.daemon.snapshots.native import NativeSnapshotter
+from lighter.daemon.snapshots.overlay import OverlaySnapshotter
+from lighter.daemon.spawn import Inherited, Spawner
+from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.recovery import Recovery, read_boot_id
+from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.tasks.settle import WorkerSettler
+from lighter.daemon.tasks.shims import ShimRouter
+from lighter.daemon.tasks.store import TaskStore
+from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.version import NAME, REVISION, VERSION
+from lighter.proto.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    LighterError,
+    NotFound,
+    PermissionDenied,
+)
+from lighter.proto.faults import hit
+from lighter.proto.paths import Root, State, check_socket_path
+from lighter.proto.sockets import context
+
+log = logging.getLogger("lighter.app")
+
+RUNTIMES = {"io.containerd.runc.v2", "io.containerd.runc.v1", "runc"}
+
+
+class Manager:
+    """One running manager. `run` returns when it was told to stop."""
+
+    def __init__(self, config: Config, inherited: Inherited, notifier: Notifier) -> None:
+        self._config = config
+        self._inherited = inherited
+        self._notifier = notifier
+        self._root = Root(config.root)
+        self._state = State(config.state)
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Start, serve until SIGTERM or SIGINT, and leave every container running."""
+        if os.geteuid() != 0:
+            raise PermissionDenied("start manager: it must run as root")
+        budget = DescriptorBudget(raise_descriptor_limit())
+        self._check_directories()
+        async with AsyncExitStack() as undo:
+            locks = [take_lock(self._root.lock), take_lock(self._state.lock)]
+            hit("start.locked")
+            db = Database(self._root.database)
+            undo.callback(db.close)
+            generation = db.raise_generation()
+            log.info("manager starts version=%s generation=%d", VERSION, generation)
+            await self._serve(undo, db, generation, locks, budget)
+
+    async def _serve(
+        self,
+        undo: AsyncExitStack,
+        db: Database,
+        generation: int,
+        locks: list[int],
+        budget: DescriptorBudget,
+    ) -> None:
+        root, state, config = self._root, self._state, self._config
+        boot_id = read_boot_id()
+        spawner = Spawner(
+            root.instance,
+            self._inherited,
+            locks,
+            on_start=lambda pid: place_spawner(root.instance, pid),
+        )
+        event_log = EventLog(db)
+        namespaces = NamespaceStore(db)
+        namespaces.ensure("default")
+        content = ContentStore(root.content, db)
+        remover = tree_remover(spawner)
+        snapshotters = {
+            "overlayfs": OverlaySnapshotter(root.snapshots, db, remover),
+            "native": NativeSnapshotter(root.snapshots, db, remover),
+        }
+        images = ImageService(db, content, snapshotters, spawner)
+
+        # Tasks.
+        store = TaskStore(db)
+        supervisor = Supervisor(
+            db,
+            store,
+            event_log,
+            WorkerSettler(spawner, state),
+            partial(Bundle, state, root),
+            lambda entry: self._on_closed(entry, supervisor, containers),
+        )
+        router = ShimRouter(generation, supervisor.on_hello, supervisor.on_event)
+        supervisor.router = router
+        tasks = TaskService(
+            root=root,
+            state=state,
+            db=db,
+            store=store,
+            log=event_log,
+            supervisor=supervisor,
+            router=router,
+            spawner=spawner,
+            generation=generation,
+            boot_id=boot_id,
+            find_runtime=self._find_runtime,
+            has_room=budget.has_room,
+        )
+        containers = ContainerService(
+            root=root,
+            store=ContainerStore(db),
+            images=images,
+            snapshotters=snapshotters,
+            identities=IdentityService(spawner),
+            tasks=tasks,
+            events_log=event_log,
+            host=read_host(),
+            defaults=Defaults(
+                config.snapshotter,
+                config.default_runtime,
+                config.log_max_size,
+                config.log_max_file,
+            ),
+        )
+        recovery = Recovery(
+            db=db,
+            store=store,
+            supervisor=supervisor,
+            tasks=tasks,
+            state=state,
+            boot_id=boot_id,
+        )
+        supervisor.on_stranger = recovery.on_stranger
+        undo.callback(supervisor.close)
+
+        # The clients' front end.
+        facts = {
+            "name": NAME,
+            "version": VERSION,
+            "revision": REVISION,
+            "uuid": db.uuid,
+            "generation": generation,
+            "instance": root.instance,
+            "root": root.dir,
+            "state": state.dir,
+        }
+        server = ClientServer(
+            generation,
+            {
+                **handlers.version_method(facts),
+                **handlers.namespace_methods(namespaces),
+                **handlers.container_methods(containers),
+                **handlers.task_methods(tasks, containers),
+                **handlers.event_methods(event_log),
+                **handlers.log_methods(root, tasks, containers),
+                **image_handlers.image_methods(images, event_log),
+                **system_handlers.system_methods(
+                    supervisor, lambda: self._health(generation, server, router, budget)
+                ),
+            },
+        )
+
+        # From here on things happen.
+        spawner.start()
+        undo.callback(spawner.close)
+        found = recovery.run()
+        hit("start.recovered")
+        zmq_context = context()
+        undo.callback(zmq_context.destroy, 0)
+        router.bind(zmq_context, check_socket_path(state.shims_socket))
+        undo.callback(router.close)
+        gid, mode = self._client_access()
+        server.bind(zmq_context, check_socket_path(state.client_socket), gid, mode)
+        undo.callback(server.close)
+        self._handle_signals()
+        self._notifier.ready()
+        log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
+        supervisor.in_background(self._tidy(content, images, snapshotters, containers))
+        await self._stopping.wait()
+        self._notifier.stopping()
+        log.info("manager stops; containers go on")
+
+    async def _tidy(
+        self,
+        content: ContentStore,
+        images: ImageService,
+        snapshotters: "dict[str, OverlaySnapshotter | NativeSnapshotter]",
+        containers: ContainerService,
+    ) -> None:
+        """Finish or undo what the manager before left half done on disk."""
+        await content.recover()
+        for snapshotter in snapshotters.values():
+            await snapshotter.recover()
+        await images.recover()
+        await containers.remove_orphans()
+        hit("start.tidied")
+
+    def _on_closed(
+        self, entry: Entry, supervisor: Supervisor, containers: ContainerService
+    ) -> None:
+        """A task is over and cleaned up: one that was to be removed then, is."""
+        if entry.options.get("auto_remove"):
+            supervisor.in_background(self._auto_remove(entry, containers))
+
+    async def _auto_remove(self, entry: Entry, containers: ContainerService) -> None:
+        try:
+            await containers.delete(entry.namespace, entry.id, force=True)
+        except NotFound:
+            pass  # the caller was faster
+        except LighterError as err:
+            log.warning("remove container %s: %s", entry.id, err)
+
+    def _health(
+        self,
+        generation: int,
+        server: ClientServer,
+        router: ShimRouter,
+        budget: DescriptorBudget,
+    ) -> "dict[str, object]":
+        return {
+            "status": "serving",
+            "generation": generation,
+            "clients": server.client_count,
+            "shims": len(router.peers),
+            "fds": budget.used,
+            "dropped": server.dropped + router.dropped,
+        }
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stopping.set)
+
+    def _check_directories(self) -> None:
+        """Make the instance's directories with their modes; older ones are corrected."""
+        root = self._root.dir
+        with contextlib.suppress(FileNotFoundError):
+            foreign = [name for name in os.listdir(root) if name.startswith("io.containerd.")]
+            if foreign:
+                raise FailedPrecondition(
+                    f"use root {root}: it holds containerd's data ({foreign[0]}); "
+                    "choose another with --root, and see docs/migration.md"
+                )
+        try:
+            for path, mode in (
+                (root, 0o700),
+                (self._root.content, 0o700),
+                (self._root.snapshots, 0o700),
+                (root + "/exits", 0o700),
+                (root + "/logs", 0o700),
+                (self._state.dir, 0o711),
+                (self._state.tasks, 0o711),
+                (self._state.short_sockets, 0o700),
+            ):
+                files.make_directory(path, mode)
+        except OSError as err:
+            raise FailedPrecondition(f"make directory {err.filename}: {err.strerror}") from err
+
+    def _client_access(self) -> "tuple[int, int]":
+        """(gid, mode) of the clients' socket: root alone, or root and the configured group."""
+        group = self._config.group
+        if not group:
+            return -1, 0o600
+        try:
+            return grp.getgrnam(group).gr_gid, 0o660
+        except KeyError as err:
+            raise InvalidArgument(f"use group {group}: there is no such group") from err
+
+    def _find_runtime(self, name: str) -> str:
+        """The absolute path of a runtime's binary. Raises NotFound, InvalidArgument."""
+        if name in RUNTIMES:
+            name = self._config.runc_path
+        elif not name.startswith("/"):
+            raise InvalidArgument(
+                f"find runtime {name}: expected io.containerd.runc.v2 or an absolute path"
+            )
+        path = shutil.which(name)
+        if path is None:
+            raise NotFound(f"find runtime {name}: no such program; is the package installed?")
+        return os.path.realpath(path)

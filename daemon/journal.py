@@ -1,0 +1,48 @@
+"""Structured logging: one line per entry, `key=value` fields, on standard error.
+
+systemd's journal adds time and unit itself and takes the level from the "<n>" prefix
+(sd-daemon(3)); elsewhere a line begins with the time.
+"""
+
+import logging
+import os
+import time
+
+_LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+    "panic": logging.CRITICAL,
+}
+_SYSLOG = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, for_journal: bool) -> None:
+        super().__init__()
+        self._for_journal = for_journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        # One entry, one line: content must not be able to forge another.
+        message = message.replace("\n", "\\n")
+        text = f"level={record.levelname.lower()} from={record.name} {message}"
+        if self._for_journal:
+            return f"<{_SYSLOG.get(record.levelno, 2)}>{text}"
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        return f"{at}.{int(record.msecs):03d}Z {text}"
+
+
+def configure(level: str) -> None:
+    """Send everything from `level` (containerd's names) on to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("JOURNAL_STREAM" in os.environ))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(_LEVELS[level])
+    logging.raiseExceptions = False

@@ -1,0 +1,85 @@
+"""Reading a request's body: each field by name and type, with the caller told what is wrong."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lighter.proto.errors import InvalidArgument
+
+
+class Fields:
+    """The body of one request. A missing field takes the default, a wrong type is an error."""
+
+    def __init__(self, method: str, body: Mapping[str, Any]) -> None:
+        self._method = method
+        self._body = body
+
+    def _get(self, name: str, kinds: type | tuple[type, ...], default: Any, what: str) -> Any:
+        value = self._body.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is int):
+            raise self._wrong(name, what, value)
+        return value
+
+    def _wrong(self, name: str, what: str, value: object) -> InvalidArgument:
+        return InvalidArgument(
+            f"read request {self._method}: {name} is {type(value).__name__}, not {what}"
+        )
+
+    def text(self, name: str, default: str = "") -> str:
+        value: str = self._get(name, str, default, "text")
+        if "\0" in value:
+            raise InvalidArgument(f"read request {self._method}: {name} holds a NUL byte")
+        return value
+
+    def needed(self, name: str) -> str:
+        value = self.text(name)
+        if not value:
+            raise InvalidArgument(f"read request {self._method}: {name} is missing")
+        return value
+
+    def text_or_none(self, name: str) -> str | None:
+        return self.text(name) if self._body.get(name) is not None else None
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value: bool = self._get(name, bool, default, "true or false")
+        return value
+
+    def integer(self, name: str, default: int = 0) -> int:
+        value: int = self._get(name, int, default, "a whole number")
+        return value
+
+    def integer_or_none(self, name: str) -> int | None:
+        return self.integer(name) if self._body.get(name) is not None else None
+
+    def number(self, name: str, default: float) -> float:
+        value = self._get(name, (int, float), default, "a number")
+        return float(value)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        values = self._get(name, (list, tuple), [], "a list")
+        for value in values:
+            if not isinstance(value, str):
+                raise self._wrong(name, "a list of texts", value)
+        return tuple(values)
+
+    def texts_or_none(self, name: str) -> tuple[str, ...] | None:
+        return self.texts(name) if self._body.get(name) is not None else None
+
+    def labels(self, name: str = "labels") -> dict[str, str]:
+        values = self.mapping(name)
+        for key, value in values.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise self._wrong(name, "a map of texts", value)
+        return dict(values)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        value: dict[str, Any] = self._get(name, dict, {}, "a map")
+        return value
+
+    def mappings(self, name: str) -> tuple[dict[str, Any], ...]:
+        values = self._get(name, (list, tuple), [], "a list")
+        for value in values:
+            if not isinstance(value, dict):
+                raise self._wrong(name, "a list of maps", value)
+        return tuple(values)

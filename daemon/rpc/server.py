@@ -1,0 +1,326 @@
+"""The native front end: one ROUTER for `ctl` and whoever else speaks proto/PROTOCOL.md.
+
+It knows methods by name and nothing of what they do. Each client is a process the kernel vouches
+for; when that process ends, everything it had under way is cancelled.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from lighter.daemon.tasks.shims import peer_credentials
+from lighter.proto import codec
+from lighter.proto.errors import (
+    Canceled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    LighterError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unimplemented,
+)
+from lighter.proto.sockets import CLIENT_HWM, bind_router
+
+log = logging.getLogger("lighter.rpc")
+
+MAX_CLIENTS = 1024
+MAX_CALLS = 64
+MAX_QUEUED = 256
+CREDIT_BYTES = 1 << 20
+RETRY_S = 0.02
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who asks, and in which namespace. `pid` is the kernel's word."""
+
+    namespace: str
+    pid: int
+    uid: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a streaming method yields last: the body of the stream's end."""
+
+    value: Any
+
+
+Unary = Callable[[Call, Mapping[str, Any]], Awaitable[Any]]
+Streaming = Callable[[Call, Mapping[str, Any]], AsyncIterator[Any]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: `unary` answers once; `stream` yields items and at the end a Result."""
+
+    unary: Unary | None = None
+    stream: Streaming | None = None
+
+
+class _Client:
+    def __init__(self, routing_id: bytes, pid: int, uid: int, pidfd: int) -> None:
+        self.routing_id = routing_id
+        self.pid = pid
+        self.uid = uid
+        self.pidfd = pidfd
+        self.version = 0
+        self.calls: dict[int, asyncio.Task[None]] = {}
+        self.credits: dict[int, int] = {}
+        self.more_credit: dict[int, asyncio.Event] = {}
+        self.queue: deque[list[bytes]] = deque()
+
+
+class ClientServer:
+    """Binds the socket and runs calls as asyncio tasks."""
+
+    def __init__(self, generation: int, methods: Mapping[str, Method]) -> None:
+        self._generation = generation
+        self._methods = methods
+        self._socket: zmq.Socket[bytes] | None = None
+        self._clients: dict[bytes, _Client] = {}
+        self._retry: asyncio.TimerHandle | None = None
+        self._only_uid: int | None = None
+        self.dropped = 0
+
+    @property
+    def client_count(self) -> int:
+        return len(self._clients)
+
+    def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str, gid: int, mode: int) -> None:
+        """Listen. Without a group (gid -1) only the manager's own user is served."""
+        self._only_uid = os.getuid() if gid < 0 else None
+        self._socket = bind_router(ctx, path, mode, gid, CLIENT_HWM)
+        fd = int(self._socket.getsockopt(zmq.FD))
+        loop = asyncio.get_running_loop()
+        loop.add_reader(fd, self._pump)
+        loop.call_soon(self._pump)
+
+    def close(self) -> None:
+        for routing_id in list(self._clients):
+            self._drop_client(routing_id)
+        if self._retry:
+            self._retry.cancel()
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(int(self._socket.getsockopt(zmq.FD)))
+            self._socket.close(0)
+            self._socket = None
+
+    # in
+
+    def _pump(self) -> None:
+        while self._socket is not None:
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            try:
+                self._take(frames[0].bytes, frames[1:])
+            except Exception:
+                log.exception("message of a client")
+
+    def _take(self, routing_id: bytes, frames: "list[zmq.Frame]") -> None:
+        if not frames:
+            self.dropped += 1
+            return
+        if len(frames) == 1 and len(frames[0].bytes) == 0:
+            welcome = codec.Welcome(self._generation, list(codec.SUPPORTED), [])
+            self._put(routing_id, codec.encode(welcome))
+            return
+        client = self._clients.get(routing_id)
+        try:
+            message = codec.decode([frame.bytes for frame in frames])
+        except codec.MalformedRequest as err:
+            if client is not None:
+                error = InvalidArgument(f"read request: {err}")
+                self._fail(client, err.generation, err.ident, error)
+            return
+        except codec.ProtocolError as err:
+            self.dropped += 1
+            log.debug("drop message of a client: %s", err)
+            return
+        if message.generation != self._generation:
+            self.dropped += 1
+        elif isinstance(message, codec.Hello):
+            self._hello(routing_id, message, frames[0])
+        elif client is None:
+            self.dropped += 1
+        elif isinstance(message, codec.Request):
+            self._request(client, message)
+        elif isinstance(message, codec.Cancel):
+            task = client.calls.get(message.ident)
+            if task is not None:
+                task.cancel()
+        elif isinstance(message, codec.Credit):
+            if message.ident in client.credits:
+                client.credits[message.ident] += message.size_bytes
+                client.more_credit[message.ident].set()
+        else:
+            self.dropped += 1
+
+    def _hello(self, routing_id: bytes, hello: codec.Hello, frame: "zmq.Frame") -> None:
+        self._drop_client(routing_id)
+        pid, uid, _gid = peer_credentials(frame)
+        if not pid or not hello.version or hello.version not in codec.SUPPORTED:
+            self.dropped += 1
+            return
+        if self._only_uid is not None and uid not in (0, self._only_uid):
+            log.warning("refuse client pid=%d uid=%d", pid, uid)
+            self.dropped += 1
+            return
+        if len(self._clients) >= MAX_CLIENTS:
+            log.warning("refuse client pid=%d: %d are connected", pid, len(self._clients))
+            self.dropped += 1
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return
+        client = _Client(routing_id, pid, uid, pidfd)
+        client.version = hello.version
+        self._clients[routing_id] = client
+        asyncio.get_running_loop().add_reader(pidfd, self._drop_client, routing_id)
+
+    def _drop_client(self, routing_id: bytes) -> None:
+        client = self._clients.pop(routing_id, None)
+        if client is None:
+            return
+        asyncio.get_running_loop().remove_reader(client.pidfd)
+        os.close(client.pidfd)
+        for task in client.calls.values():
+            task.cancel()
+
+    # calls
+
+    def _request(self, client: _Client, request: codec.Request) -> None:
+        name = f"{request.service}.{request.method}"
+        method = self._methods.get(name)
+        if request.ident in client.calls:
+            self.dropped += 1  # a repeat of what is under way already
+        elif method is None:
+            error: LighterError = Unimplemented(f"call {name}: there is no such method")
+            self._fail(client, request.generation, request.ident, error)
+        elif len(client.calls) >= MAX_CALLS:
+            error = ResourceExhausted(f"call {name}: {MAX_CALLS} calls of this client are open")
+            self._fail(client, request.generation, request.ident, error)
+        else:
+            task = asyncio.get_running_loop().create_task(self._run(client, request, method))
+            client.calls[request.ident] = task
+            task.add_done_callback(lambda _task: client.calls.pop(request.ident, None))
+
+    async def _run(self, client: _Client, request: codec.Request, method: Method) -> None:
+        name = f"{request.service}.{request.method}"
+        call = Call(request.metadata.get("namespace", ""), client.pid, client.uid)
+        deadline_s = None
+        if request.deadline_ns is not None:
+            deadline_s = max(0.0, (request.deadline_ns - time.monotonic_ns()) / 1e9)
+        try:
+            async with asyncio.timeout(deadline_s):
+                if method.unary is not None:
+                    answer = await method.unary(call, request.body)
+                    self._answer(client, codec.Response(self._generation, request.ident, answer))
+                elif method.stream is not None:
+                    await self._stream(client, request, method.stream(call, request.body))
+        except LighterError as err:
+            self._fail(client, request.generation, request.ident, err)
+        except TimeoutError:
+            late = DeadlineExceeded(f"call {name}: not done when its time was over")
+            self._fail(client, request.generation, request.ident, late)
+        except asyncio.CancelledError:
+            stopped = Canceled(f"call {name}: canceled by its caller")
+            self._fail(client, request.generation, request.ident, stopped)
+        except PermissionError as err:
+            denied = PermissionDenied(f"call {name}: {err}")
+            self._fail(client, request.generation, request.ident, denied)
+        except Exception as err:
+            log.exception("call %s", name)
+            broken = Internal(f"call {name}: {type(err).__name__}: {err}")
+            self._fail(client, request.generation, request.ident, broken)
+
+    async def _stream(
+        self, client: _Client, request: codec.Request, items: AsyncIterator[Any]
+    ) -> None:
+        ident = request.ident
+        client.credits[ident] = CREDIT_BYTES
+        client.more_credit[ident] = asyncio.Event()
+        result: Any = None
+        try:
+            async for item in items:
+                if isinstance(item, Result):
+                    result = item.value
+                else:
+                    await self._send_item(client, ident, item)
+            self._answer(client, codec.End(self._generation, ident, result))
+        finally:
+            with suppress(RuntimeError):
+                await items.aclose()  # type: ignore[attr-defined]
+            del client.credits[ident]
+            del client.more_credit[ident]
+
+    async def _send_item(self, client: _Client, ident: int, item: Any) -> None:
+        frames = codec.encode(codec.Data(self._generation, ident, item), client.version)
+        size = sum(map(len, frames))
+        while client.credits[ident] <= 0:
+            client.more_credit[ident].clear()
+            await client.more_credit[ident].wait()
+        client.credits[ident] -= size
+        self._put(client.routing_id, frames)
+
+    # out
+
+    def _answer(self, client: _Client, message: codec.Message) -> None:
+        self._put(client.routing_id, codec.encode(message, client.version))
+
+    def _fail(self, client: _Client, generation: int, ident: int, error: LighterError) -> None:
+        if client.routing_id in self._clients:
+            message = codec.Error(generation, ident, error.code, error.message, error.details)
+            self._answer(client, message)
+
+    def _put(self, routing_id: bytes, frames: list[bytes]) -> None:
+        """Send, or queue for a client that does not read; one that never does is dropped."""
+        client = self._clients.get(routing_id)
+        if client is not None and client.queue:
+            if len(client.queue) >= MAX_QUEUED:
+                log.warning("drop client pid=%d: it does not read", client.pid)
+                self._drop_client(routing_id)
+                return
+            client.queue.append(frames)
+            return
+        if not self._send(routing_id, frames) and client is not None:
+            client.queue.append(frames)
+            self._retry_later()
+
+    def _send(self, routing_id: bytes, frames: list[bytes]) -> bool:
+        """False when the client's queue is full; a client that is gone takes everything."""
+        if self._socket is None:
+            return True
+        try:
+            self._socket.send_multipart([routing_id, *frames], zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError:
+            self._drop_client(routing_id)
+        # The descriptor is edge-triggered: a send may have consumed the edge of an arrival.
+        asyncio.get_running_loop().call_soon(self._pump)
+        return True
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._send_queued)
+
+    def _send_queued(self) -> None:
+        self._retry = None
+        for client in list(self._clients.values()):
+            while client.queue and self._send(client.routing_id, client.queue[0]):
+                client.queue.popleft()
+            if client.queue:
+                self._retry_later()

@@ -1,0 +1,243 @@
+"""The manager's side of the spawner: starts it, asks it for shims and workers, replaces it.
+
+The spawner is a program of its own (see lighter.shim.spawner), reached by one SOCK_SEQPACKET
+socket. It inherits the instance's locks, so that the next manager knows when the last order of
+this one can no longer be carried out.
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from lighter.proto.errors import Unavailable, from_wire
+from lighter.proto.shim_api import MAX_PACKET
+
+log = logging.getLogger("lighter.spawn")
+
+_FIRST_FREE_FD = 100  # above the numbers that the spawner's descriptors are moved to
+_SEND_BUFFER = 1 << 20
+REPLY_S = 20.0
+RESTART_S = 0.2
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """How the manager was started, which is what containers must inherit."""
+
+    umask: int
+    rlimits: dict[int, tuple[int, int]]
+    oom_score_adj: int
+
+    @classmethod
+    def of_this_process(cls) -> "Inherited":
+        """Read at start, before the manager changes any of it."""
+        umask = os.umask(0o022)
+        os.umask(umask)
+        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+            oom_score_adj = int(file.read(16))
+        numbers = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+        return cls(umask, {n: resource.getrlimit(n) for n in set(numbers)}, oom_score_adj)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process the spawner has forked. The holder closes `pidfd`."""
+
+    pid: int
+    start: int
+    pidfd: int
+
+
+class Spawner:
+    """One living spawner process at a time. Also the `Worker` that image services run jobs on."""
+
+    def __init__(
+        self,
+        instance: str,
+        inherited: Inherited,
+        lock_fds: Sequence[int],
+        launcher: Sequence[str] = (sys.executable, "-I", "-m", "lighter.shim"),
+        on_start: Callable[[int], None] | None = None,
+    ) -> None:
+        self._instance = instance
+        self._inherited = inherited
+        self._lock_fds = tuple(lock_fds)
+        self._launcher = tuple(launcher)
+        self._on_start = on_start
+        self._socket: socket.socket | None = None
+        self._pidfd = -1
+        self._waiting: dict[int, asyncio.Future[Child]] = {}
+        self._idents = 0
+        self._closing = False
+        self.pid = 0
+
+    def start(self) -> None:
+        """Execute the spawner. It may be asked at once; it answers when it has loaded."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        moved = [
+            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
+            for fd in (theirs.fileno(), *self._lock_fds)
+        ]
+        try:
+            settings = {
+                "instance": self._instance,
+                "umask": self._inherited.umask,
+                "rlimits": self._inherited.rlimits,
+                "oom_score_adj": self._inherited.oom_score_adj,
+            }
+            environment = {
+                name: value for name, value in os.environ.items() if name.startswith("FAULT")
+            }
+            environment["PATH"] = os.environ.get("PATH", os.defpath)
+            self.pid = os.posix_spawn(
+                self._launcher[0],
+                [*self._launcher, json.dumps(settings)],
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(moved, start=3)
+                ],
+                setsid=True,
+                setsigmask=[],
+            )
+        finally:
+            theirs.close()
+            for fd in moved:
+                os.close(fd)
+        self._socket = ours
+        ours.setblocking(False)
+        self._pidfd = os.pidfd_open(self.pid)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours.fileno(), self._on_readable, ours)
+        loop.add_reader(self._pidfd, self._on_death)
+        log.info("spawner started pid=%d", self.pid)
+        if self._on_start:
+            self._on_start(self.pid)
+
+    def close(self) -> None:
+        """Let the spawner end; it does when its socket closes."""
+        self._closing = True
+        self._drop("the manager is stopping")
+
+    async def fork_shim(self, order: dict[str, Any]) -> Child:
+        """Fork a shim that carries out `order` (proto/shim_api). Raises Unavailable.
+
+        After an error the shim may exist all the same: who withdraws its claim knows.
+        """
+        return await self._ask({"kind": "shim", "order": order}, (), "fork shim")
+
+    async def run(
+        self,
+        job: dict[str, Any],
+        fds: Sequence[int],
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run one job in a worker process. Raises the worker's error, or Unavailable if it died."""
+        loop = asyncio.get_running_loop()
+        what = f"run worker job {job['job']}"
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            ours.setblocking(False)
+            with theirs:
+                socket.send_fds(ours, [msgpack.packb(job)], list(fds))
+                child = await self._ask({"kind": "worker"}, (theirs.fileno(),), what)
+            os.close(child.pidfd)
+            # Leaving this block, for a cancellation too, closes the socket and ends the worker.
+            while True:
+                packet = await loop.sock_recv(ours, MAX_PACKET)
+                if not packet:
+                    raise Unavailable(f"{what}: the worker ended without an answer")
+                answer = msgpack.unpackb(packet)
+                if "ok" in answer:
+                    result: dict[str, Any] = answer["ok"]
+                    return result
+                if "error" in answer:
+                    raise from_wire(*answer["error"])
+                if progress is not None and "progress" in answer:
+                    progress(answer["progress"])
+
+    async def _ask(self, request: dict[str, Any], fds: Sequence[int], what: str) -> Child:
+        if self._socket is None:
+            raise Unavailable(f"{what}: there is no spawner at the moment")
+        self._idents += 1
+        ident = self._idents
+        packet = msgpack.packb({"ident": ident, **request})
+        if len(packet) > MAX_PACKET:
+            raise Unavailable(f"{what}: the request has {len(packet)} bytes, {MAX_PACKET} fit")
+        answer: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._waiting[ident] = answer
+        try:
+            socket.send_fds(self._socket, [packet], list(fds))
+            async with asyncio.timeout(REPLY_S):
+                return await answer
+        except TimeoutError as err:
+            raise Unavailable(f"{what}: the spawner did not answer in {REPLY_S:g} s") from err
+        except OSError as err:
+            raise Unavailable(f"{what}: {err.strerror}") from err
+        finally:
+            self._waiting.pop(ident, None)
+
+    def _on_readable(self, ours: socket.socket) -> None:
+        try:
+            packet, fds, _flags, _from = socket.recv_fds(
+                ours, MAX_PACKET, 1, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            packet, fds = b"", []
+        if not packet:
+            asyncio.get_running_loop().remove_reader(ours.fileno())
+            return
+        answer = msgpack.unpackb(packet)
+        waiting = self._waiting.get(answer["ident"])
+        if "error" in answer:
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(Unavailable(f"fork process: {answer['error']}"))
+        elif waiting is None or waiting.done():
+            for fd in fds:
+                os.close(fd)
+        else:
+            waiting.set_result(Child(answer["pid"], answer["start"], fds[0]))
+
+    def _on_death(self) -> None:
+        self._drop("the spawner died")
+        with suppress(ChildProcessError):
+            _pid, status = os.waitpid(self.pid, 0)
+            log.warning("spawner ended pid=%d status=%d", self.pid, status)
+        if not self._closing:
+            asyncio.get_running_loop().call_later(RESTART_S, self._restart)
+
+    def _restart(self) -> None:
+        if self._closing:
+            return
+        try:
+            self.start()
+        except OSError as err:
+            log.error("start spawner: %s", err)
+            asyncio.get_running_loop().call_later(RESTART_S, self._restart)
+
+    def _drop(self, why: str) -> None:
+        loop = asyncio.get_running_loop()
+        if self._socket is not None:
+            loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        if self._pidfd >= 0:
+            loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(Unavailable(f"fork process: {why}"))

@@ -1,0 +1,159 @@
+"""A task's directory: what the shim and the runtime need, written before the shim is forked.
+
+<state>/tasks/<ns>/<id>/   0700   (0711 above it)
+    config.json   the OCI spec       rootfs/      mount point
+    claim-<incarnation>              renamed to shim.json by the shim's first act
+    exec-<exec id>.json              the process of an exec, while runc reads it
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lighter.daemon import files
+from lighter.daemon.types import Container, Mount
+from lighter.proto.errors import AlreadyExists, Unavailable
+from lighter.proto.paths import Root, State, check_socket_path
+
+
+class Bundle:
+    """The paths of one task and the few acts on them."""
+
+    def __init__(self, state: State, root: Root, namespace: str, container_id: str) -> None:
+        self._state = state
+        self._root = root
+        self.namespace = namespace
+        self.id = container_id
+        self.dir = state.task(namespace, container_id)
+        self.record = self.dir + "/shim.json"
+        self.rootfs = self.dir + "/rootfs"
+        self.exit_record = root.exit_record(namespace, container_id)
+
+    def claim(self, incarnation: str) -> str:
+        return f"{self.dir}/claim-{incarnation}"
+
+    def write(self, spec: bytes, incarnation: str, log_dir: str) -> None:
+        """Make the directory with all that the order names. Raises AlreadyExists, Unavailable."""
+        try:
+            files.make_directory(os.path.dirname(self.dir), 0o711)
+            files.make_directory(os.path.dirname(self.exit_record), 0o700)
+            files.make_directory(self._state.runc_root(self.namespace), 0o700)
+            if log_dir:
+                files.make_directory(log_dir, 0o700)
+            os.mkdir(self.dir, 0o700)
+            os.mkdir(self.rootfs, 0o755)
+            _create(self.dir + "/config.json", spec)
+            _create(self.claim(incarnation), b"")
+        except FileExistsError as err:
+            raise AlreadyExists(f"make bundle {self.dir}: it is there already") from err
+        except OSError as err:
+            self.remove()
+            raise Unavailable(f"make bundle {self.dir}: {err.strerror}") from err
+
+    def withdraw(self, incarnation: str) -> bool:
+        """Take the claim back; True: no shim of this incarnation runs or will ever run."""
+        try:
+            os.unlink(self.claim(incarnation))
+        except FileNotFoundError:
+            return not os.path.exists(self.record)
+        return True
+
+    def shim_record(self) -> dict[str, Any] | None:
+        """What the shim wrote when it claimed the task."""
+        return _read_json(self.record)
+
+    def read_exit(self) -> dict[str, Any] | None:
+        return _read_json(self.exit_record)
+
+    def write_process(self, exec_id: str, process: Mapping[str, Any]) -> str:
+        path = f"{self.dir}/exec-{exec_id}.json"
+        files.write_whole(path, json.dumps(process).encode())
+        return path
+
+    def remove_process(self, exec_id: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.dir}/exec-{exec_id}.json")
+
+    def console(self) -> str:
+        """A new short path for a terminal's socket (see proto/paths)."""
+        files.make_directory(self._state.short_sockets, 0o700)
+        return check_socket_path(f"{self._state.short_sockets}/{secrets.token_hex(4)}")
+
+    def remove(self) -> None:
+        """Delete the directory. The root must not be mounted any more: then it is left alone."""
+        if os.path.ismount(self.rootfs):
+            raise Unavailable(f"remove bundle {self.dir}: its rootfs is still mounted")
+        # No descent into rootfs: it is empty, or something is in it that is not ours to delete.
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self.rootfs)
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def remove_exit_record(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.exit_record)
+
+
+def _create(path: str, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        file.write(data)
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    data = files.read_capped(path, 1 << 20)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def create_order(
+    bundle: Bundle,
+    state: State,
+    container: Container,
+    mounts: Sequence[Mount],
+    *,
+    instance: str,
+    incarnation: str,
+    generation: int,
+    ident: int,
+    terminal: bool,
+    runtime: str,
+    log: Mapping[str, Any] | None,
+    stdio: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The order that travels with the fork; its fields are those of proto/shim_api."""
+    return {
+        "incarnation": incarnation,
+        "generation": generation,
+        "ident": ident,
+        "namespace": bundle.namespace,
+        "id": bundle.id,
+        "instance": instance,
+        "claim": bundle.claim(incarnation),
+        "record": bundle.record,
+        "bundle": bundle.dir,
+        "socket": state.shims_socket,
+        "console": bundle.console() if terminal else "",
+        "exit_record": bundle.exit_record,
+        "runc": runtime,
+        "runc_root": state.runc_root(bundle.namespace),
+        "mounts": [[m.type, m.source, list(m.options)] for m in mounts],
+        "terminal": terminal,
+        "stdin_open": bool(container.options.get("stdin_open")),
+        "log": dict(log) if log else None,
+        "io_policy": "drop",
+        "timeout_ns": None,
+        "stdin": stdio.get("stdin", ""),
+        "stdout": stdio.get("stdout", ""),
+        "stderr": stdio.get("stderr", ""),
+        "rows": stdio.get("rows", 0),
+        "cols": stdio.get("cols", 0),
+    }

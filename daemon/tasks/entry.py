@@ -1,0 +1,84 @@
+"""What the manager knows about one task, in memory and in its rows.
+
+The database is the truth; an Entry is the row plus what only a living manager has: the shim's
+process and connection, and who waits. Lists are made from entries, so that no stuck container can
+block one.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lighter.daemon.tasks.shims import Peer
+from lighter.daemon.types import Exit, Task
+from lighter.proto import states
+
+
+@dataclass
+class Exec:
+    """A process that was added to a running container."""
+
+    exec_id: str
+    state: str
+    terminal: bool
+    created_at: int
+    pid: int = 0
+    started_at: int | None = None
+    exit: Exit | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class Entry:
+    """One task. `state` is never `unknown`: that is how a silent shim is shown."""
+
+    namespace: str
+    id: str
+    incarnation: str
+    state: str
+    image: str
+    boot_id: str
+    created_at: int
+    terminal: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pid: int = 0
+    shim_pid: int = 0
+    shim_start: int = 0
+    pidfd: int = -1
+    started_at: int | None = None
+    exit: Exit | None = None
+    closed: bool = False
+    last_sequence: int = 0
+    peer: Peer | None = None
+    unknown_since: float | None = None
+    unknown_reason: str = ""
+    execs: dict[str, Exec] = field(default_factory=dict)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    cleaned: asyncio.Event = field(default_factory=asyncio.Event)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def what(self) -> str:
+        return f"task {self.id}"
+
+    def view(self) -> Task:
+        """The task as it is listed."""
+        status, reason = self.state, ""
+        if self.unknown_since is not None and self.state != states.STOPPED:
+            status = states.UNKNOWN
+            reason = f"{self.unknown_reason} for {time.monotonic() - self.unknown_since:.0f} s"
+        return Task(
+            namespace=self.namespace,
+            id=self.id,
+            pid=self.pid,
+            status=status,
+            image=self.image,
+            exit_status=self.exit.exit_status if self.exit else None,
+            exited_at=self.exit.exited_at if self.exit else None,
+            cause=self.exit.cause if self.exit else "",
+            reason=reason,
+            created_at=self.created_at,
+            started_at=self.started_at,
+        )

@@ -1,0 +1,59 @@
+"""Which processes a container has, read from the kernel: no shim is asked, none can hold it up.
+
+Only the host's /proc and cgroup file systems are read, nothing inside the container.
+"""
+
+import contextlib
+import os
+
+from lighter.daemon.tasks.entry import Entry
+
+MAX_ARGS_BYTES = 4096
+
+
+def of_task(entry: Entry) -> list[dict[str, object]]:
+    """The members of the task's cgroup as {pid, exec_id, args}; `exec_id` for the execs' own."""
+    if entry.exit is not None or not entry.pid:
+        return []
+    execs = {exec_.pid: exec_.exec_id for exec_ in entry.execs.values() if exec_.exit is None}
+    return [
+        {"pid": pid, "exec_id": execs.get(pid, ""), "args": _args(pid)}
+        for pid in cgroup_members(entry.pid)
+    ]
+
+
+def cgroup_members(pid: int) -> list[int]:
+    """All pids in the cgroup of `pid` and below it (v1: the pids controller's, else another)."""
+    for _number, controllers, path in sorted(_cgroups(pid), key=lambda f: f[1] != "pids"):
+        if path == "/":
+            continue
+        for base in (f"/sys/fs/cgroup/{controllers}", "/sys/fs/cgroup"):
+            if os.path.exists(f"{base}{path}/cgroup.procs"):
+                return _below(base + path)
+    return []
+
+
+def _cgroups(pid: int) -> list[list[str]]:
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            return [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return []
+
+
+def _below(directory: str) -> list[int]:
+    found: list[int] = []
+    for folder, _subdirs, _files in os.walk(directory):
+        with contextlib.suppress(OSError):
+            with open(folder + "/cgroup.procs", encoding="ascii") as file:
+                found += [int(word) for word in file.read().split()]
+    return sorted(found)
+
+
+def _args(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            raw = file.read(MAX_ARGS_BYTES)
+    except OSError:
+        return []
+    return [part.decode(errors="replace") for part in raw.rstrip(b"\0").split(b"\0")]

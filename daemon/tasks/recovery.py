@@ -1,0 +1,206 @@
+"""What a manager does about the tasks it finds at its start: the adoption table, carried out.
+
+Nothing is waited for: entries are listed from their rows at once, shims that live say hello in
+their own time, those that do not are shown as unknown with the reason. Shims of an earlier boot
+are settled without looking at any process, because their pids mean nothing any more.
+"""
+
+import logging
+import os
+import signal
+import time
+from typing import Any
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.tasks.shims import Peer
+from lighter.daemon.tasks.store import TaskStore
+from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor
+from lighter.daemon.types import Exit
+from lighter.proto import states
+from lighter.proto.faults import hit
+from lighter.proto.paths import State
+
+log = logging.getLogger("lighter.recovery")
+
+
+def read_boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read(64).strip()
+
+
+class Recovery:
+    """Runs once, before the API is bound, and then answers for shims that nobody expected."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        store: TaskStore,
+        supervisor: Supervisor,
+        tasks: TaskService,
+        state: State,
+        boot_id: str,
+    ) -> None:
+        self._db = db
+        self._store = store
+        self._supervisor = supervisor
+        self._tasks = tasks
+        self._state = state
+        self._boot_id = boot_id
+        self._tombstones: set[str] = set()
+
+    def run(self) -> int:
+        """Load all entries and take each one's step; returns how many tasks there are."""
+        self._tombstones = self._store.tombstones()
+        known: set[str] = set()
+        for entry in self._store.load():
+            self._supervisor.add(entry)
+            bundle = self._tasks.bundle(entry.namespace, entry.id)
+            known.add(bundle.dir)
+            hit("recover.entry")
+            self._recover(entry, bundle)
+        self._recover_unrecorded(known)
+        return len(self._supervisor.entries)
+
+    def _recover(self, entry: Entry, bundle: Bundle) -> None:
+        exit_record = bundle.read_exit()
+        has_record = exit_record is not None and exit_record.get("incarnation") == entry.incarnation
+        shim, shim_record = self._find_shim(entry, bundle)
+        step = states.adoption_step(entry.state, shim, has_record)
+        log.info(
+            "recover task namespace=%s id=%s state=%s shim=%s record=%s step=%s",
+            *(entry.namespace, entry.id, entry.state, shim, has_record, step),
+        )
+        if step == "wait":
+            self._wait_for(entry, shim_record)
+        elif step == "forget":
+            self._supervisor.in_background(self._forget(entry, bundle))
+        elif step == "settle-reboot":
+            self._supervisor.record_exit(entry, Exit(LOST_UNKNOWN, time.time_ns(), "reboot"))
+            self._supervisor.in_background(self._supervisor.settle(entry))
+        elif step in ("settle-lost", "settle-record") or not entry.closed:
+            self._supervisor.in_background(self._supervisor.settle(entry))
+        else:
+            self._supervisor.on_loaded_closed(entry)
+
+    def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[str, dict[str, Any]]:
+        if entry.boot_id != self._boot_id:
+            return states.REBOOT, {}
+        # The claim goes first: after this no order of a dead manager can make a shim.
+        if bundle.withdraw(entry.incarnation):
+            return states.NEVER, {}
+        record = bundle.shim_record() or {"pid": entry.shim_pid, "start": entry.shim_start}
+        return (states.SILENT if _alive(record) else states.DEAD), record
+
+    def _wait_for(self, entry: Entry, record: dict[str, Any]) -> None:
+        try:
+            pidfd = os.pidfd_open(int(record["pid"]))
+        except (ProcessLookupError, KeyError):
+            self._supervisor.in_background(self._supervisor.settle(entry))
+            return
+        entry.unknown_since = time.monotonic()
+        entry.unknown_reason = "its shim has not connected"
+        self._supervisor.watch_shim(entry, int(record["pid"]), int(record["start"]), pidfd)
+
+    async def _forget(self, entry: Entry, bundle: Bundle) -> None:
+        """A create that never came to be: free what its shim may have held, drop the row."""
+        await self._supervisor.settle(entry)
+        with self._db.fast_transaction() as tx:
+            self._store.delete(tx, entry)
+            self._store.drop_tombstone(tx, entry.incarnation)
+        self._supervisor.remove(entry)
+        bundle.remove()
+
+    def _recover_unrecorded(self, known: set[str]) -> None:
+        """Bundles without a row: a delete or create was cut short, or the database lost."""
+        for namespace in _names(self._state.tasks):
+            for id_ in _names(f"{self._state.tasks}/{namespace}"):
+                bundle = self._tasks.bundle(namespace, id_)
+                if bundle.dir in known:
+                    continue
+                record = bundle.shim_record() or {}
+                alive = record.get("boot_id") == self._boot_id and _alive(record)
+                row = (
+                    states.TOMBSTONE
+                    if record.get("incarnation") in self._tombstones
+                    else states.NONE
+                )
+                shim = states.SILENT if alive else states.DEAD
+                step = states.adoption_step(row, shim, bundle.read_exit() is not None)
+                log.info("recover bundle %s: shim=%s row=%s step=%s", bundle.dir, shim, row, step)
+                if step == "kill":
+                    _kill(record)
+                if step != "wait":
+                    self._supervisor.in_background(self._remove_bundle(bundle, record))
+
+    async def _remove_bundle(self, bundle: Bundle, record: dict[str, Any]) -> None:
+        entry = self._entry(bundle, record, states.STOPPED)
+        await self._supervisor.free(entry, bundle)
+        bundle.remove()
+        bundle.remove_exit_record()
+
+    def _entry(self, bundle: Bundle, record: dict[str, Any], state: str) -> Entry:
+        return Entry(
+            namespace=bundle.namespace,
+            id=bundle.id,
+            incarnation=str(record.get("incarnation", "")),
+            state=state,
+            image="",
+            boot_id=self._boot_id,
+            created_at=time.time_ns(),
+            pid=int(record.get("init_pid", 0)),
+            terminal=bool(record.get("terminal", False)),
+        )
+
+    def on_stranger(self, peer: Peer) -> None:
+        """A shim said hello that has no row: ended when its delete was accepted, else adopted."""
+        identity = peer.identity
+        row = states.TOMBSTONE if peer.incarnation in self._tombstones else states.NONE
+        step = states.adoption_step(row, states.HELLO, False)
+        log.warning("shim without a task: id=%s step=%s", identity.get("id"), step)
+        if step == "kill":
+            _kill(identity)
+            return
+        bundle = self._tasks.bundle(str(identity["namespace"]), str(identity["id"]))
+        entry = self._entry(bundle, identity, str(identity["state"]))
+        with self._db.durable_transaction() as tx:
+            self._store.save(tx, entry)
+        self._supervisor.add(entry)
+        self._supervisor.on_hello(peer)
+
+
+def _alive(record: dict[str, Any]) -> bool:
+    """Whether the recorded process still is that process: same pid, same start time."""
+    try:
+        with open(f"/proc/{int(record['pid'])}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read(4096).rpartition(")")[2].split()
+    except (OSError, KeyError, ValueError, TypeError):
+        return False
+    return fields[0] != "Z" and int(fields[19]) == int(record.get("start", -1))
+
+
+def _kill(record: dict[str, Any]) -> None:
+    if not _alive(record):
+        return
+    try:
+        pidfd = os.pidfd_open(int(record["pid"]))
+    except ProcessLookupError:
+        return
+    try:
+        # Between the check and the open the pid could have come round: look again.
+        if _alive(record):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+    except FileNotFoundError:
+        return []

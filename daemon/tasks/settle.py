@@ -1,0 +1,84 @@
+"""Frees what a lost shim held: ends the container's processes, unmounts, deletes runtime state.
+
+The work that needs system calls which Python lacks is a worker's job; the runtime is run as a
+program with a deadline.
+"""
+
+import asyncio
+import json
+import logging
+from typing import Protocol
+
+from lighter.daemon.images.worker import Worker
+from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.entry import Entry
+from lighter.proto.errors import LighterError
+from lighter.proto.paths import State
+
+log = logging.getLogger("lighter.settle")
+
+RUNTIME_S = 30.0
+WORKER_TRIES = 3
+
+
+class Settler(Protocol):
+    """How `Supervisor` frees the resources of a task whose shim is gone."""
+
+    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+        """Free everything; True when processes of the container had to be ended."""
+
+
+class WorkerSettler:
+    """Settles with a worker process and the runtime's own `delete --force`."""
+
+    def __init__(self, worker: Worker, state: State) -> None:
+        self._worker = worker
+        self._state = state
+
+    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+        job = {
+            "job": "settle",
+            "cgroup": _cgroup_of(bundle),
+            "rootfs": bundle.rootfs,
+            "pid": entry.pid,
+        }
+        killed = False
+        for attempt in range(1, WORKER_TRIES + 1):
+            try:
+                killed = bool((await self._worker.run(job, ()))["killed"])
+                break
+            except LighterError as err:
+                log.warning("settle %s, attempt %d: %s", entry.what, attempt, err)
+                await asyncio.sleep(0.3 * attempt)
+        await self._delete(entry)
+        return killed
+
+    async def _delete(self, entry: Entry) -> None:
+        runtime = str(entry.options.get("runtime", "runc"))
+        root = self._state.runc_root(entry.namespace)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                runtime,
+                *("--root", root, "delete", "--force", entry.id),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        except OSError as err:
+            log.warning("delete runtime state of %s: %s", entry.what, err)
+            return
+        try:
+            async with asyncio.timeout(RUNTIME_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            log.warning("delete runtime state of %s: %s took too long", entry.what, runtime)
+
+
+def _cgroup_of(bundle: Bundle) -> str:
+    try:
+        with open(bundle.dir + "/config.json", "rb") as file:
+            return str(json.load(file)["linux"]["cgroupsPath"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

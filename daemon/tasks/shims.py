@@ -1,0 +1,237 @@
+"""The manager's one socket to all shims: who is there, calls to them, events from them.
+
+A shim is known by its incarnation, which is its routing id. Nothing here waits for a shim: every
+send is non-blocking, at most 16 calls to one are outstanding, every call has a deadline.
+"""
+
+import asyncio
+import logging
+import socket as sockets
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from lighter.proto import codec, shim_api
+from lighter.proto.calls import PendingCalls
+from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, from_wire
+from lighter.proto.sockets import SHIM_HWM, bind_router
+
+log = logging.getLogger("lighter.shims")
+
+CALL_S = 130.0
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Peer:
+    """A connected shim."""
+
+    def __init__(self, router: "ShimRouter", incarnation: str) -> None:
+        self.incarnation = incarnation
+        self.identity: dict[str, Any] = {}
+        self.version = 0
+        self._router = router
+        self._pending: PendingCalls[asyncio.Future[Any]] = PendingCalls()
+
+    async def call(
+        self, method: str, body: dict[str, Any] | None = None, timeout_s: float = CALL_S
+    ) -> Any:
+        """Ask the shim. Raises its error, Unavailable when it is gone, DeadlineExceeded."""
+        what = f"{method} task"
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        ident = self._router.next_ident()
+        generation = self._router.generation
+        self._pending.open(generation, ident, answer, what)
+        deadline = time.monotonic_ns() + int(timeout_s * 1e9)
+        request = codec.Request(
+            generation, ident, shim_api.SERVICE, method, deadline, {}, body or {}
+        )
+        try:
+            self._router.send(self.incarnation, codec.encode(request, self.version), what)
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError as err:
+            raise DeadlineExceeded(f"{what}: its shim did not answer in {timeout_s:g} s") from err
+        finally:
+            self._pending.forget(generation, ident)
+
+    def take(self, message: codec.Response | codec.Error) -> None:
+        waiting = self._pending.close(message.generation, message.ident)
+        if waiting is None or waiting.done():
+            return
+        if isinstance(message, codec.Error):
+            waiting.set_exception(from_wire(message.code, message.message, message.details))
+        else:
+            waiting.set_result(message.body)
+
+    def fail_all(self, why: str) -> None:
+        for waiting in self._pending.drop_all():
+            if not waiting.done():
+                waiting.set_exception(Unavailable(why))
+
+
+OnHello = Callable[[Peer], None]
+OnEvent = Callable[[Peer, codec.Event], bool]
+OnCreated = Callable[[codec.Response | codec.Error], None]
+
+
+class ShimRouter:
+    """Binds the ROUTER and turns its messages into calls.
+
+    `on_hello` learns of each shim that says who it is; `on_event` applies an event and returns
+    whether it is committed, which is when it is acknowledged.
+    """
+
+    def __init__(self, generation: int, on_hello: OnHello, on_event: OnEvent) -> None:
+        self.generation = generation
+        self.peers: dict[str, Peer] = {}
+        self.dropped = 0
+        self._on_hello = on_hello
+        self._on_event = on_event
+        self._idents = 0
+        self._creates: dict[int, asyncio.Future[Any]] = {}
+        self._socket: zmq.Socket[bytes] | None = None
+
+    def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str) -> None:
+        self._socket = bind_router(ctx, path, 0o600, -1, SHIM_HWM)
+        fd = int(self._socket.getsockopt(zmq.FD))
+        asyncio.get_running_loop().add_reader(fd, self._pump)
+        asyncio.get_running_loop().call_soon(self._pump)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(int(self._socket.getsockopt(zmq.FD)))
+            self._socket.close(0)
+            self._socket = None
+
+    def next_ident(self) -> int:
+        self._idents += 1
+        return self._idents
+
+    def expect_created(self, ident: int) -> "asyncio.Future[Any]":
+        """The answer to a create that travels with a fork."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._creates[ident] = answer
+        answer.add_done_callback(lambda _answer: self._creates.pop(ident, None))
+        return answer
+
+    def send(self, incarnation: str, frames: list[bytes], what: str) -> None:
+        """Raises Unavailable at once when the shim is gone or does not read."""
+        if self._socket is None:
+            raise Unavailable(f"{what}: the manager is stopping")
+        try:
+            self._socket.send_multipart([incarnation.encode(), *frames], zmq.DONTWAIT)
+        except zmq.ZMQError as err:
+            raise Unavailable(f"{what}: its shim does not take messages") from err
+        # The descriptor is edge-triggered: a send may have consumed the edge of an arrival.
+        asyncio.get_running_loop().call_soon(self._pump)
+
+    def acknowledge(self, peer: Peer, sequence: int) -> None:
+        try:
+            self.send(
+                peer.incarnation,
+                codec.encode(codec.Ack(self.generation, sequence), peer.version),
+                "acknowledge event",
+            )
+        except Unavailable:
+            pass  # it sends the event again when it is back
+
+    def forget(self, incarnation: str, why: str) -> None:
+        """The shim's process has ended."""
+        peer = self.peers.pop(incarnation, None)
+        if peer is not None:
+            peer.fail_all(why)
+
+    def _pump(self) -> None:
+        while self._socket is not None:
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            incarnation = frames[0].bytes.decode("ascii", "replace")
+            try:
+                self._take(incarnation, frames[1:])
+            except LighterError as err:
+                log.warning("message of shim %s: %s", incarnation, err)
+            except Exception:
+                log.exception("message of shim %s", incarnation)
+
+    def _take(self, incarnation: str, frames: "list[zmq.Frame]") -> None:
+        if len(frames) == 1 and len(frames[0].bytes) == 0:
+            self._welcome(incarnation)
+            return
+        try:
+            message = codec.decode([frame.bytes for frame in frames])
+        except codec.ProtocolError as err:
+            self.dropped += 1
+            log.debug("drop message of shim %s: %s", incarnation, err)
+            return
+        if message.generation != self.generation:
+            self.dropped += 1
+        elif isinstance(message, codec.Hello):
+            self._hello(incarnation, message, peer_pid(frames[0]))
+        elif isinstance(message, codec.Response | codec.Error):
+            self._answer(incarnation, message)
+        elif isinstance(message, codec.Event):
+            peer = self.peers.get(incarnation)
+            if peer is not None and self._on_event(peer, message):
+                self.acknowledge(peer, message.sequence)
+        else:
+            self.dropped += 1
+
+    def _welcome(self, incarnation: str) -> None:
+        welcome = codec.Welcome(self.generation, list(codec.SUPPORTED), [])
+        self.send(incarnation, codec.encode(welcome), "welcome shim")
+
+    def _hello(self, incarnation: str, hello: codec.Hello, pid: int) -> None:
+        identity = hello.identity
+        if identity.get("incarnation") != incarnation or identity.get("pid") != pid:
+            self.dropped += 1
+            log.warning("drop hello of shim %s: it is not who it says (pid %d)", incarnation, pid)
+            return
+        peer = self.peers.get(incarnation)
+        if peer is None:
+            peer = self.peers[incarnation] = Peer(self, incarnation)
+        else:
+            peer.fail_all("call shim: it connected again")
+        peer.identity = identity
+        peer.version = hello.version
+        self._on_hello(peer)
+
+    def _answer(self, incarnation: str, message: codec.Response | codec.Error) -> None:
+        create = self._creates.get(message.ident)
+        if create is not None and not create.done():
+            if isinstance(message, codec.Error):
+                create.set_exception(from_wire(message.code, message.message, message.details))
+            else:
+                create.set_result(message.body)
+            return
+        peer = self.peers.get(incarnation)
+        if peer is None:
+            self.dropped += 1
+        else:
+            peer.take(message)
+
+
+def peer_pid(frame: "zmq.Frame") -> int:
+    """The process that sent a frame, as the kernel knows it; 0 when it is gone."""
+    return peer_credentials(frame)[0]
+
+
+def peer_credentials(frame: "zmq.Frame") -> tuple[int, int, int]:
+    """(pid, uid, gid) of a frame's sender (SO_PEERCRED, unix(7)); (0, -1, -1) when it is gone."""
+    try:
+        fd = int(frame.get(zmq.SRCFD))
+        with sockets.socket(fileno=fd) as connection:
+            try:
+                raw = connection.getsockopt(
+                    sockets.SOL_SOCKET, sockets.SO_PEERCRED, _CREDENTIALS.size
+                )
+            finally:
+                connection.detach()  # the descriptor is libzmq's
+    except (OSError, zmq.ZMQError):
+        return 0, -1, -1
+    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return pid, uid, gid

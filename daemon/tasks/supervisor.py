@@ -1,0 +1,323 @@
+"""Keeps entries true: what shims say, and what it means when one is gone.
+
+Events change an entry and its row in one transaction, together with the event that clients see,
+and are acknowledged after its commit. A shim whose process ends before it said `closed` is lost:
+its exit record decides, or else its container is ended here and the exit is our word.
+"""
+
+import asyncio
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from lighter.daemon.events import Event, EventLog
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.settle import Settler
+from lighter.daemon.tasks.shims import Peer, ShimRouter
+from lighter.daemon.tasks.store import TaskStore
+from lighter.daemon.types import Exit
+from lighter.proto import codec, events, states
+from lighter.proto.errors import FailedPrecondition, LighterError
+from lighter.proto.faults import hit
+
+log = logging.getLogger("lighter.tasks")
+
+LOST_KILLED = 137
+LOST_UNKNOWN = 255
+_DURABLE = {events.EXIT, events.CLOSED}
+# What a client may not see: these go between shim and manager only.
+_INTERNAL = {events.CLOSED}
+
+
+class Supervisor:
+    """Owns the entries. Services read them; only this class and TaskService change them."""
+
+    def __init__(
+        self,
+        db: Database,
+        store: TaskStore,
+        log_: EventLog,
+        settler: Settler,
+        bundle_of: Callable[[str, str], Bundle],
+        on_closed: Callable[[Entry], None],
+    ) -> None:
+        self._db = db
+        self._store = store
+        self._events = log_
+        self._settler = settler
+        self._bundle_of = bundle_of
+        self._on_closed = on_closed
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self.by_incarnation: dict[str, Entry] = {}
+        self.router: ShimRouter
+        self.on_stranger: Callable[[Peer], None] = _unexpected
+        self._background: set[asyncio.Task[None]] = set()
+
+    # entries
+
+    def add(self, entry: Entry) -> None:
+        self.entries[entry.namespace, entry.id] = entry
+        self.by_incarnation[entry.incarnation] = entry
+
+    def remove(self, entry: Entry) -> None:
+        self.entries.pop((entry.namespace, entry.id), None)
+        if entry.pidfd < 0:
+            self.by_incarnation.pop(entry.incarnation, None)
+
+    def watch_shim(self, entry: Entry, pid: int, start: int, pidfd: int) -> None:
+        """From now on the entry owns `pidfd` and learns at once when the shim's process ends."""
+        if entry.pidfd >= 0:
+            os.close(pidfd)
+            return
+        entry.shim_pid, entry.shim_start, entry.pidfd = pid, start, pidfd
+        asyncio.get_running_loop().add_reader(pidfd, self._on_shim_end, entry)
+
+    def in_background(self, work: Any) -> None:
+        """Run a coroutine that nobody awaits; its errors are logged."""
+        task = asyncio.get_running_loop().create_task(_logged(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for task in self._background:
+            task.cancel()
+        for entry in self.by_incarnation.values():
+            if entry.pidfd >= 0:
+                loop.remove_reader(entry.pidfd)
+                os.close(entry.pidfd)
+                entry.pidfd = -1
+
+    # what shims say
+
+    def on_event(self, peer: Peer, message: codec.Event) -> bool:
+        """Apply one event; True when it is committed (now or before)."""
+        entry = self.by_incarnation.get(peer.incarnation)
+        if entry is None:
+            return True  # deleted: nobody wants to know any more
+        if message.sequence <= entry.last_sequence:
+            return True
+        hit(f"event.{message.topic.rpartition('/')[2]}")
+        seen = self._apply(entry, message)
+        if message.topic == events.EXIT and not message.body.get("exec_id"):
+            hit("event.exit-committed")
+        self._events.announce(*seen)
+        self._wake(entry, message)
+        return True
+
+    def _apply(self, entry: Entry, message: codec.Event) -> list[Event]:
+        begin = (
+            self._db.durable_transaction if message.topic in _DURABLE else self._db.fast_transaction
+        )
+        before = dict(vars(entry))
+        known = entry.execs.get(message.body.get("exec_id") or "")
+        exec_before = dict(vars(known)) if known else {}
+        try:
+            return self._commit(begin, entry, message)
+        except BaseException:
+            # What is not committed has not happened: the shim will tell it again.
+            vars(entry).update(before)
+            if known:
+                vars(known).update(exec_before)
+            raise
+
+    def _commit(
+        self,
+        begin: Callable[[], AbstractContextManager[sqlite3.Connection]],
+        entry: Entry,
+        message: codec.Event,
+    ) -> list[Event]:
+        with begin() as tx:
+            exec_ = self._change(entry, message)
+            entry.last_sequence = message.sequence
+            self._store.save(tx, entry)
+            if exec_ is not None:
+                self._store.save_exec(tx, entry, exec_)
+            if message.topic in _INTERNAL:
+                return []
+            return [
+                self._events.append(
+                    tx, entry.namespace, message.topic, message.body, message.timestamp
+                )
+            ]
+
+    def _change(self, entry: Entry, message: codec.Event) -> Exec | None:
+        body = message.body
+        step = _STEPS.get(message.topic)
+        if body.get("exec_id"):
+            return self._change_exec(entry, message)
+        if step is not None:
+            try:
+                entry.state = states.advance(states.TASK, entry.state, step, entry.what)
+            except FailedPrecondition as err:
+                # A manager that was restored from an older copy of its data has missed steps;
+                # the shim is the one who knows.
+                log.warning("event of shim %s out of order: %s", entry.incarnation, err)
+                entry.state = _AFTER[step]
+        if message.topic == events.CREATE:
+            entry.pid = int(body["pid"])
+        elif message.topic == events.START:
+            entry.started_at = message.timestamp
+        elif message.topic == events.EXIT:
+            entry.exit = Exit(int(body["exit_status"]), int(body["exited_at"]), body["cause"])
+        elif message.topic == events.CLOSED:
+            entry.closed = True
+        return None
+
+    def _change_exec(self, entry: Entry, message: codec.Event) -> Exec:
+        body = message.body
+        exec_id = body["exec_id"]
+        exec_ = entry.execs.get(exec_id)
+        if exec_ is None:
+            exec_ = entry.execs[exec_id] = Exec(exec_id, states.CREATING, False, message.timestamp)
+        if message.topic == events.EXEC_STARTED:
+            exec_.pid, exec_.started_at = int(body["pid"]), message.timestamp
+            if exec_.state == states.CREATING:
+                exec_.state = states.RUNNING
+        elif message.topic == events.EXIT:
+            exec_.exit = Exit(int(body["exit_status"]), int(body["exited_at"]), body["cause"])
+            exec_.state = states.STOPPED
+        return exec_
+
+    def _wake(self, entry: Entry, message: codec.Event) -> None:
+        if message.topic == events.EXIT:
+            exec_id = message.body.get("exec_id")
+            (entry.execs[exec_id].ended if exec_id else entry.ended).set()
+        elif message.topic == events.CLOSED:
+            entry.cleaned.set()
+            self._on_closed(entry)
+
+    def on_hello(self, peer: Peer) -> None:
+        """A shim of ours is there, new or found again."""
+        entry = self.by_incarnation.get(peer.incarnation)
+        if entry is None:
+            self.on_stranger(peer)
+            return
+        entry.peer = peer
+        if peer.version == 0:
+            entry.unknown_since = time.monotonic()
+            entry.unknown_reason = (
+                f"its shim (version {peer.identity.get('version')}) shares no protocol version"
+            )
+            return
+        entry.unknown_since = None
+        if entry.pidfd < 0:
+            try:
+                pidfd = os.pidfd_open(int(peer.identity["pid"]))
+            except ProcessLookupError:
+                return
+            self.watch_shim(entry, int(peer.identity["pid"]), int(peer.identity["start"]), pidfd)
+
+    # what happens without them
+
+    def _on_shim_end(self, entry: Entry) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(entry.pidfd)
+        os.close(entry.pidfd)
+        entry.pidfd = -1
+        entry.peer = None
+        self.router.forget(entry.incarnation, f"call shim of {entry.what}: it ended")
+        if self.entries.get((entry.namespace, entry.id)) is not entry:
+            self.by_incarnation.pop(entry.incarnation, None)
+            with self._db.fast_transaction() as tx:
+                self._store.drop_tombstone(tx, entry.incarnation)
+            return
+        if not entry.closed:
+            self.in_background(self.settle(entry))
+
+    async def settle(self, entry: Entry) -> None:
+        """A shim ended without having cleaned up: free what it held, then say how it ended."""
+        bundle = self._bundle_of(entry.namespace, entry.id)
+        record = bundle.read_exit()
+        if record is not None and record.get("incarnation") != entry.incarnation:
+            record = None
+        killed = await self.free(entry, bundle)
+        if entry.exit is None and entry.state != states.CREATING:
+            if record is not None:
+                exit_ = Exit(
+                    int(record["exit_status"]), int(record["exited_at"]), str(record["cause"])
+                )
+            elif killed:
+                exit_ = Exit(LOST_KILLED, time.time_ns(), "lost-shim")
+            else:
+                exit_ = Exit(LOST_UNKNOWN, time.time_ns(), "lost-shim")
+            self.record_exit(entry, exit_)
+        self.record_closed(entry)
+        bundle.remove_exit_record()
+
+    async def free(self, entry: Entry, bundle: Bundle) -> bool:
+        """Give back what a dead shim held; True when processes had to be ended for it."""
+        return await self._settler.settle(entry, bundle)
+
+    def on_loaded_closed(self, entry: Entry) -> None:
+        """A task that had ended and was cleaned up before this manager started."""
+        self._on_closed(entry)
+
+    def record_exit(self, entry: Entry, exit_: Exit) -> None:
+        """Our own word about how a task ended, where no shim can give one."""
+        body = {
+            "container_id": entry.id,
+            "exec_id": "",
+            "pid": entry.pid,
+            "exit_status": exit_.exit_status,
+            "exited_at": exit_.exited_at,
+            "cause": exit_.cause,
+        }
+        with self._db.durable_transaction() as tx:
+            entry.state = states.STOPPED
+            entry.exit = exit_
+            entry.unknown_since = None
+            self._store.save(tx, entry)
+            for exec_ in entry.execs.values():
+                if exec_.exit is None:
+                    exec_.exit, exec_.state = exit_, states.STOPPED
+                    self._store.save_exec(tx, entry, exec_)
+            event = self._events.append(tx, entry.namespace, events.EXIT, body, exit_.exited_at)
+        self._events.announce(event)
+        entry.ended.set()
+        for exec_ in entry.execs.values():
+            exec_.ended.set()
+
+    def record_closed(self, entry: Entry) -> None:
+        with self._db.durable_transaction() as tx:
+            entry.closed = True
+            self._store.save(tx, entry)
+        entry.cleaned.set()
+        self._on_closed(entry)
+
+
+_STEPS = {
+    events.CREATE: "create",
+    events.START: "start",
+    events.PAUSED: "pause",
+    events.RESUMED: "resume",
+    events.EXIT: "exit",
+}
+_AFTER = {
+    "create": states.CREATED,
+    "start": states.RUNNING,
+    "pause": states.PAUSED,
+    "resume": states.RUNNING,
+    "exit": states.STOPPED,
+}
+
+
+def _unexpected(peer: Peer) -> None:
+    log.warning("shim %s has no task here", peer.incarnation)
+
+
+async def _logged(work: Any) -> None:
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except LighterError as err:
+        log.error("background work: %s", err)
+    except Exception:
+        log.exception("background work")
