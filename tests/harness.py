@@ -23,6 +23,7 @@ import psutil
 from lighter.proto.paths import Root, State
 from tests import census, images
 from tests.client import Client
+from tests.storecheck import store_problems
 
 BIN = Path(sys.executable).parent
 START_S = 20.0
@@ -206,12 +207,16 @@ class Lighterd:
     def close(self) -> None:
         """Remove all containers, stop, and look. Raises AssertionError with all that was left."""
         problems: list[str] = []
-        for step in (self._remove_containers, self._stop_if_running):
+        for step in (
+            self._remove_containers,
+            lambda: settled(self._left_on_disk),
+            self._stop_if_running,
+            lambda: settled(self._left_in_the_kernel),
+        ):
             try:
                 step()
             except Exception as error:
-                problems.append(f"{step.__name__}: {type(error).__name__}: {error}")
-        problems += self._left_behind()
+                problems.append(f"{type(error).__name__}: {error}")
         log = self.log_end()
         self._clean_away()
         assert not problems, "\n".join([*problems, "--- the end of lighterd's log:", log])
@@ -242,19 +247,13 @@ class Lighterd:
         if self.process is not None and self.process.poll() is None:
             self.stop()
 
-    def _left_behind(self) -> list[str]:
-        """What neither the containers' deletion nor the manager's end removed, after a wait."""
+    def _left_on_disk(self) -> list[str]:
+        return census.leftovers_on_disk(self.root, self.state) + store_problems(self.root)
 
-        def look() -> list[str]:
-            found = list(census.marked_processes(self.owners_of_this()))
-            found += census.marked_mounts(self.owners_of_this())
-            found += [c for c in self._cgroups() if c.count("/") > self._parent_depth(c)]
-            return found + census.leftovers_on_disk(self.root, self.state)
-
-        end = time.monotonic() + census.DEADLINE_S
-        while (left := look()) and time.monotonic() < end:
-            time.sleep(_POLL_S)
-        return [f"left: {thing}" for thing in left]
+    def _left_in_the_kernel(self) -> list[str]:
+        owners = self.owners_of_this()
+        deep = [path for path in self._cgroups() if path.count("/") > self._parent_depth(path)]
+        return [*census.marked_processes(owners), *census.marked_mounts(owners), *deep]
 
     def owners_of_this(self) -> census.Owners:
         return census.Owners({self.instance}, {str(self.base)}, exclusive=False)
@@ -275,6 +274,14 @@ class Lighterd:
         for path in sorted(self._cgroups(), key=len, reverse=True):
             await_that(lambda path=path: _rmdir(path), 5, f"{path} is empty")
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+def settled(look: Callable[[], list[str]]) -> None:
+    """Look until nothing is left. Raises AssertionError with what is after the census' deadline."""
+    end = time.monotonic() + census.DEADLINE_S
+    while left := look():
+        assert time.monotonic() < end, "\n".join(f"left: {thing}" for thing in left)
+        time.sleep(_POLL_S)
 
 
 def _rmdir(path: str) -> bool:

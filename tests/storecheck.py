@@ -1,0 +1,67 @@
+"""Whether an instance's database and its directories tell the same story, seen from outside.
+
+Read with plain SQLite and directory listings, none of the product's code: what it thinks of itself
+is not asked. For an instance that holds no containers any more.
+"""
+
+import sqlite3
+from pathlib import Path
+
+
+def store_problems(root: Path) -> list[str]:
+    """Differences between records and disk, as lines for a person; none when all is well."""
+    database = root / "lighter.db"
+    if not database.exists():
+        return []
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)
+    try:
+        return [
+            *_integrity(connection),
+            *_content(connection, root),
+            *_snapshots(connection, root),
+            *_of_containers(connection),
+        ]
+    finally:
+        connection.close()
+
+
+def _integrity(connection: sqlite3.Connection) -> list[str]:
+    found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+    broken = connection.execute("PRAGMA foreign_key_check").fetchall()
+    return [f"database: {line}" for line in found if line != "ok"] + [
+        f"database: broken reference {row}" for row in broken
+    ]
+
+
+def _content(connection: sqlite3.Connection, root: Path) -> list[str]:
+    recorded = {row[0] for row in connection.execute("SELECT DISTINCT digest FROM content")}
+    blobs = root / "content" / "blobs"
+    stored = {f"{path.parent.name}:{path.name}" for path in blobs.glob("*/*")}
+    targets = {row[0] for row in connection.execute("SELECT digest FROM images")}
+    return [
+        *(f"blob without a record: {digest}" for digest in sorted(stored - recorded)),
+        *(f"record without its blob: {digest}" for digest in sorted(recorded - stored)),
+        *(f"image without its content: {digest}" for digest in sorted(targets - recorded)),
+    ]
+
+
+def _snapshots(connection: sqlite3.Connection, root: Path) -> list[str]:
+    rows = connection.execute("SELECT snapshotter, number, kind, key FROM snapshots").fetchall()
+    recorded = {f"{row[0]}/{row[1]}" for row in rows}
+    folder = root / "snapshots"
+    stored = {str(path.relative_to(folder)) for path in folder.glob("*/*") if path.is_dir()}
+    return [
+        *(f"snapshot directory without a record: {name}" for name in sorted(stored - recorded)),
+        *(f"snapshot record without its directory: {name}" for name in sorted(recorded - stored)),
+        *(f"snapshot of no container: {row[3]}" for row in rows if row[2] == "active"),
+    ]
+
+
+def _of_containers(connection: sqlite3.Connection) -> list[str]:
+    """Rows that should have gone with the last container."""
+    tables = ("containers", "tasks", "execs", "trash")
+    return [
+        f"row of {table}: {tuple(row[:3])}"
+        for table in tables
+        for row in connection.execute(f"SELECT * FROM {table}")
+    ]
