@@ -46,16 +46,16 @@ _COREUTILS = (
 )
 
 
-def busybox_archive(*, compressed: bool = False) -> Path:
+def busybox_archive(*, compressed: bool = False, cache_dir: Path = _CACHE) -> Path:
     """The archive's path; with `compressed`, its layer is gzip and so is the whole archive."""
     programs = dict(_programs())
     key = hashlib.sha256(Path(__file__).read_bytes())
     for path, source in sorted(programs.items()):
         key.update(path.encode() + b"\0" + (source.encode() if isinstance(source, str) else source))
     suffix = ".tar.gz" if compressed else ".tar"
-    archive = _CACHE / f"busybox-{key.hexdigest()[:16]}{suffix}"
+    archive = cache_dir / f"busybox-{key.hexdigest()[:16]}{suffix}"
     if not archive.exists():
-        _CACHE.mkdir(parents=True, exist_ok=True)
+        cache_dir.mkdir(parents=True, exist_ok=True)
         blob = _archive(_layer(programs), compressed)
         temporary = archive.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(gzip.compress(blob, 6, mtime=0) if compressed else blob)
