@@ -9,8 +9,8 @@ process detaches before anything that costs time or holds a descriptor is loaded
 
 import os
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,9 +19,21 @@ from lighter.proto.errors import LighterError
 
 if TYPE_CHECKING:
     from lighter.daemon.config import Config
+    from lighter.daemon.notify import Notifier
     from lighter.daemon.spawn import Inherited
 
 _LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options of one command line."""
+
+    path: str | None
+    level: str | None
+    address: str | None
+    root: str | None
+    state: str | None
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,16 +61,10 @@ def cli(
     lighterd --root /srv/a --state /run/a      one of its own, beside others
     lighterd config default > config.toml
     """
-    ctx.obj = {
-        "path": config_path,
-        "changes": {"level": log_level, "address": address, "root": root, "state": state},
-    }
+    given = Given(config_path, log_level, address, root, state)
+    ctx.obj = given
     if ctx.invoked_subcommand is None:
-        inherited = _inherited()
-        if daemon:
-            config = _load(ctx.obj)
-            _detach(config)
-        _serve(_load(ctx.obj), inherited)
+        _start(given, daemon)
 
 
 @cli.group("config")
@@ -76,70 +82,84 @@ def config_default() -> None:
 
 @config_group.command("dump")
 @click.pass_obj
-def config_dump(obj: "dict[str, dict[str, str | None]]") -> None:
+def config_dump(given: Given) -> None:
     """Print the configuration that is in force: file and flags together."""
     from lighter.daemon.config import dump
 
-    click.echo(dump(_load(obj)), nl=False)
+    click.echo(dump(_load(given)), nl=False)
 
 
 @config_group.command("check")
 @click.pass_obj
-def config_check(obj: "dict[str, dict[str, str | None]]") -> None:
+def config_check(given: Given) -> None:
     """Read the configuration and say whether a manager would start with it."""
-    _load(obj)
+    _load(given)
     click.echo("configuration is valid")
 
 
-def _load(obj: "dict[str, dict[str, str | None]]") -> "Config":
+def _load(given: Given) -> "Config":
+    """The file's settings with the flags over them; relative paths are made absolute here."""
     from lighter.daemon.config import load
 
-    path = obj["path"]
-    config = load(path if isinstance(path, str) else None)
-    changes = {name: value for name, value in obj["changes"].items() if value is not None}
-    for name in ("root", "state"):
-        if name in changes:
-            changes[name] = os.path.abspath(str(changes[name]))
-    return replace(config, **changes)  # type: ignore[arg-type]
+    changes: dict[str, Any] = {
+        "level": given.level,
+        "address": given.address,
+        "root": given.root and os.path.abspath(given.root),
+        "state": given.state and os.path.abspath(given.state),
+    }
+    config = load(given.path)
+    return replace(config, **{name: value for name, value in changes.items() if value})
 
 
-def _inherited() -> "Inherited":
+def _start(given: Given, daemon: bool) -> None:
+    from lighter.daemon.notify import Notifier, fork_and_wait
     from lighter.daemon.spawn import Inherited
 
-    return Inherited.of_this_process()
+    inherited = Inherited.of_this_process()
+    config = _load(given)
+    shell = -1
+    if daemon:
+        shell = fork_and_wait()
+        try:
+            _detach(config, shell)
+            _serve(config, inherited, Notifier.from_environment(shell))
+        except LighterError as err:
+            os.write(shell, f"lighterd: {err}\n".encode())
+            raise
+    else:
+        _serve(config, inherited, Notifier.from_environment())
 
 
-def _detach(config: "Config") -> None:
-    """Become a daemon: python-daemon's double fork, its own session, no terminal, a pid file."""
-    # The repository's own folder has this name as well; run from elsewhere (see docs).
+def _detach(config: "Config", shell: int) -> None:
+    """Become a daemon: python-daemon's double fork, its own session, no terminal."""
     from daemon import DaemonContext
 
     os.makedirs(config.state, mode=0o711, exist_ok=True)
     log_path = os.path.join(config.state, "lighterd.log")
     log_file = open(log_path, "ab", buffering=0)  # noqa: SIM115 (it stays open)
-    # Containers inherit these: DaemonContext would set a core limit of 0 and a umask of 0.
+    # Containers inherit these: by default there would be a core limit of 0 and a umask of 0.
     DaemonContext(
         prevent_core=False,
         umask=0o022,
         working_directory="/",
         stdout=log_file,
         stderr=log_file,
-        files_preserve=[log_file],
+        files_preserve=[log_file, shell],
     ).open()
 
 
-def _serve(config: "Config", inherited: "Inherited") -> None:
+def _serve(config: "Config", inherited: "Inherited", notifier: "Notifier") -> None:
     import asyncio
     import gc
 
     from lighter.daemon.app import Manager
     from lighter.daemon.journal import configure
-    from lighter.daemon.notify import Notifier
 
     configure(config.level)
+    manager = Manager(config, inherited, notifier)
+    # What is loaded now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
-    manager = Manager(config, inherited, Notifier.from_environment())
     asyncio.run(manager.run())
 
 

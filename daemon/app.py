@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -29,11 +30,12 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import read_host
-from lighter.daemon.placement import place_spawner
+from lighter.daemon.placement import place_spawner, remove_empty
 from lighter.daemon.rpc import handlers, image_handlers, system_handlers
 from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
+from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.spawn import Inherited, Spawner
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
@@ -79,6 +81,9 @@ class Manager:
         self._check_directories()
         async with AsyncExitStack() as undo:
             locks = [take_lock(self._root.lock), take_lock(self._state.lock)]
+            undo.callback(remove_empty, self._root.instance)
+            files.write_whole(self._state.pid_file, f"{os.getpid()}\n".encode(), 0o644)
+            undo.callback(os.unlink, self._state.pid_file)
             hit("start.locked")
             db = Database(self._root.database)
             undo.callback(db.close)
@@ -107,7 +112,7 @@ class Manager:
         namespaces.ensure("default")
         content = ContentStore(root.content, db)
         remover = tree_remover(spawner)
-        snapshotters = {
+        snapshotters: dict[str, Snapshotter] = {
             "overlayfs": OverlaySnapshotter(root.snapshots, db, remover),
             "native": NativeSnapshotter(root.snapshots, db, remover),
         }
@@ -217,7 +222,7 @@ class Manager:
         self,
         content: ContentStore,
         images: ImageService,
-        snapshotters: "dict[str, OverlaySnapshotter | NativeSnapshotter]",
+        snapshotters: Mapping[str, Snapshotter],
         containers: ContainerService,
     ) -> None:
         """Finish or undo what the manager before left half done on disk."""

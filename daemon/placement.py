@@ -4,6 +4,7 @@ A spawner is moved once, and shims are born where it is (moving each would cost 
 systemd it goes to /lighter-shims/<instance> in every hierarchy.
 """
 
+import contextlib
 import logging
 import os
 
@@ -56,10 +57,25 @@ def _inherit_cpuset(root: str, directory: str) -> None:
 
 
 def remove_empty(instance: str) -> None:
-    """Remove the shims' cgroups when nothing is in them any more."""
+    """At a stop: remove this instance's cgroups that nothing is in; those in use stay.
+
+    Not below a container's: what a container makes in its own cgroup is its own.
+    """
     for root in hierarchies():
-        try:
-            os.rmdir(root + shims_cgroup(instance))
-            os.rmdir(os.path.dirname(root + shims_cgroup(instance)))
-        except OSError:
-            pass  # shims live there, or other instances
+        of_containers = f"{root}/lighter/{instance}"
+        for directory in (
+            *(f"{of_containers}/{namespace}" for namespace in _names(of_containers)),
+            of_containers,
+            os.path.dirname(of_containers),
+            root + shims_cgroup(instance),
+            os.path.dirname(root + shims_cgroup(instance)),
+        ):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(directory) if entry.is_dir()]
+    except FileNotFoundError:
+        return []

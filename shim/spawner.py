@@ -22,7 +22,7 @@ import setproctitle
 
 from lighter.proto import shim_api
 from lighter.shim import guard, linux, shim
-from lighter.shim.worker import main as worker_main
+from lighter.shim.worker.main import serve as serve_job
 
 THREAD_STACK_BYTES = 128 * 1024
 KEEP_FD = 3  # the manager's socket
@@ -139,7 +139,7 @@ class Spawner:
                 setproctitle.setproctitle(f"lighter-worker --instance {self._settings.instance}")
                 guard.forbid_imports()
                 control = socket.socket(fileno=fds[0])
-                worker_main.serve(control)
+                serve_job(control)
             status = 0
         except BaseException as err:
             # Nobody reads a child's standard error in production; in a test this is the only word.

@@ -16,6 +16,15 @@ from lighter.daemon.types import Exit, Task
 from lighter.proto import states
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the process is held by a stop signal or a debugger (proc(5), state T or t)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read(512).rpartition(b")")[2][1:2] in (b"T", b"t")
+    except OSError:
+        return False
+
+
 @dataclass
 class Exec:
     """A process that was added to a running container."""
@@ -52,10 +61,11 @@ class Entry:
     closed: bool = False
     last_sequence: int = 0
     peer: Peer | None = None
-    unknown_since: float | None = None
+    unknown_from: float | None = None
     unknown_reason: str = ""
     execs: dict[str, Exec] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    orphan: bool = False  # found at a start as `creating`: nobody waits for its create any more
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -66,9 +76,12 @@ class Entry:
     def view(self) -> Task:
         """The task as it is listed."""
         status, reason = self.state, ""
-        if self.unknown_since is not None and self.state != states.STOPPED:
-            status = states.UNKNOWN
-            reason = f"{self.unknown_reason} for {time.monotonic() - self.unknown_since:.0f} s"
+        silent_s = -1.0 if self.unknown_from is None else time.monotonic() - self.unknown_from
+        if self.state != states.STOPPED:
+            if silent_s >= 0:
+                status, reason = states.UNKNOWN, f"{self.unknown_reason} for {silent_s:.0f} s"
+            elif self.pidfd >= 0 and is_stopped(self.shim_pid):
+                status, reason = states.UNKNOWN, "its shim is stopped (SIGSTOP)"
         return Task(
             namespace=self.namespace,
             id=self.id,

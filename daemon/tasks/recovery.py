@@ -14,7 +14,7 @@ from typing import Any
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.tasks.service import HELLO_S, TaskService
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor
@@ -74,14 +74,13 @@ class Recovery:
             "recover task namespace=%s id=%s state=%s shim=%s record=%s step=%s",
             *(entry.namespace, entry.id, entry.state, shim, has_record, step),
         )
+        entry.orphan = entry.state == states.CREATING
         if step == "wait":
             self._wait_for(entry, shim_record)
-        elif step == "forget":
-            self._supervisor.in_background(self._forget(entry, bundle))
         elif step == "settle-reboot":
             self._supervisor.record_exit(entry, Exit(LOST_UNKNOWN, time.time_ns(), "reboot"))
             self._supervisor.in_background(self._supervisor.settle(entry))
-        elif step in ("settle-lost", "settle-record") or not entry.closed:
+        elif step in ("forget", "settle-lost", "settle-record") or not entry.closed:
             self._supervisor.in_background(self._supervisor.settle(entry))
         else:
             self._supervisor.on_loaded_closed(entry)
@@ -101,18 +100,9 @@ class Recovery:
         except (ProcessLookupError, KeyError):
             self._supervisor.in_background(self._supervisor.settle(entry))
             return
-        entry.unknown_since = time.monotonic()
+        entry.unknown_from = time.monotonic() + HELLO_S
         entry.unknown_reason = "its shim has not connected"
         self._supervisor.watch_shim(entry, int(record["pid"]), int(record["start"]), pidfd)
-
-    async def _forget(self, entry: Entry, bundle: Bundle) -> None:
-        """A create that never came to be: free what its shim may have held, drop the row."""
-        await self._supervisor.settle(entry)
-        with self._db.fast_transaction() as tx:
-            self._store.delete(tx, entry)
-            self._store.drop_tombstone(tx, entry.incarnation)
-        self._supervisor.remove(entry)
-        bundle.remove()
 
     def _recover_unrecorded(self, known: set[str]) -> None:
         """Bundles without a row: a delete or create was cut short, or the database lost."""

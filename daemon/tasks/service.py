@@ -36,6 +36,9 @@ from lighter.proto.names import check_name
 from lighter.proto.paths import Root, State
 
 CREATE_S = 140.0
+START_S = 70.0
+SIGNAL_S = 10.0  # kill, attach, resize: nothing in the shim takes long
+AT_ONCE = 8  # creates under way; more only make each other slow
 CLOSED_S = 30.0
 STOP_S = 10.0
 HELLO_S = 5.0
@@ -72,6 +75,7 @@ class TaskService:
         self._boot_id = boot_id
         self._find_runtime = find_runtime
         self._has_room = has_room
+        self._at_once = asyncio.Semaphore(AT_ONCE)
 
     def bundle(self, namespace: str, container_id: str) -> Bundle:
         return Bundle(self._state, self._root, namespace, container_id)
@@ -141,7 +145,7 @@ class TaskService:
             self._store.save(tx, entry)
         self._supervisor.add(entry)
         hit("create.row-committed")
-        async with entry.lock:
+        async with entry.lock, self._at_once:
             try:
                 return await self._create(entry, container, mounts, stdio)
             except BaseException:
@@ -245,7 +249,7 @@ class TaskService:
         async with entry.lock:
             states.advance(states.TASK, entry.state, "start", entry.what)
             hit("start.asked")
-            await (await self._peer(entry)).call("start")
+            await (await self._peer(entry)).call("start", timeout_s=START_S)
             hit("start.done")
             return entry.pid
 
@@ -262,7 +266,8 @@ class TaskService:
         else:
             states.advance(states.TASK, entry.state, "kill", entry.what)
         peer = await self._peer(entry)
-        await peer.call("kill", {"exec_id": exec_id, "signal": signum, "all": everyone})
+        body = {"exec_id": exec_id, "signal": signum, "all": everyone}
+        await peer.call("kill", body, timeout_s=SIGNAL_S)
 
     async def stop(
         self, namespace: str, container_id: str, stop_signal: int, timeout_s: float
@@ -372,18 +377,20 @@ class TaskService:
         entry = self.find(namespace, container_id)
         if not exec_id:
             states.advance(states.TASK, entry.state, "attach", entry.what)
-        answer = await (await self._peer(entry)).call("attach", {"exec_id": exec_id, **stdio})
+        body = {"exec_id": exec_id, **stdio}
+        answer = await (await self._peer(entry)).call("attach", body, timeout_s=SIGNAL_S)
         return bool(answer["terminal"])
 
     async def resize(
         self, namespace: str, container_id: str, exec_id: str, rows: int, cols: int
     ) -> None:
         peer = await self._peer(self.find(namespace, container_id))
-        await peer.call("resize", {"exec_id": exec_id, "rows": rows, "cols": cols})
+        body = {"exec_id": exec_id, "rows": rows, "cols": cols}
+        await peer.call("resize", body, timeout_s=SIGNAL_S)
 
     async def close_stdin(self, namespace: str, container_id: str, exec_id: str) -> None:
         peer = await self._peer(self.find(namespace, container_id))
-        await peer.call("close_stdin", {"exec_id": exec_id})
+        await peer.call("close_stdin", {"exec_id": exec_id}, timeout_s=SIGNAL_S)
 
     # ends
 
@@ -427,12 +434,18 @@ class TaskService:
         if exec_id:
             return self._delete_exec(entry, exec_id)
         if force and entry.exit is None:
-            await self.stop(namespace, container_id, signal.SIGKILL, STOP_S)
+            try:
+                await self.stop(namespace, container_id, signal.SIGKILL, STOP_S)
+            except (DeadlineExceeded, Unavailable):
+                # The shim does not do it any more. Its end is noticed, and settled as a lost one's.
+                self._kill_shim(entry)
+                async with asyncio.timeout(CLOSED_S):
+                    await entry.ended.wait()
         async with entry.lock:
             if self._supervisor.entries.get((namespace, container_id)) is not entry:
                 raise NotFound(f"delete task {container_id}: it is deleted already")
             if entry.state == states.CREATED:
-                await (await self._peer(entry)).call("end")
+                await (await self._peer(entry)).call("end", timeout_s=SIGNAL_S)
             else:
                 states.advance(states.TASK, entry.state, "delete", entry.what)
             await self._wait_closed(entry, force)

@@ -32,6 +32,7 @@ class Peer:
         self.incarnation = incarnation
         self.identity: dict[str, Any] = {}
         self.version = 0
+        self.silent_since: float | None = None  # a call was not answered, and nothing came since
         self._router = router
         self._pending: PendingCalls[asyncio.Future[Any]] = PendingCalls()
 
@@ -53,11 +54,13 @@ class Peer:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError as err:
+            self.silent_since = self.silent_since or time.monotonic()
             raise DeadlineExceeded(f"{what}: its shim did not answer in {timeout_s:g} s") from err
         finally:
             self._pending.forget(generation, ident)
 
     def take(self, message: codec.Response | codec.Error) -> None:
+        self.silent_since = None
         waiting = self._pending.close(message.generation, message.ident)
         if waiting is None or waiting.done():
             return

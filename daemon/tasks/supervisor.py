@@ -190,8 +190,7 @@ class Supervisor:
             exec_id = message.body.get("exec_id")
             (entry.execs[exec_id].ended if exec_id else entry.ended).set()
         elif message.topic == events.CLOSED:
-            entry.cleaned.set()
-            self._on_closed(entry)
+            self._closed(entry)
 
     def on_hello(self, peer: Peer) -> None:
         """A shim of ours is there, new or found again."""
@@ -201,12 +200,12 @@ class Supervisor:
             return
         entry.peer = peer
         if peer.version == 0:
-            entry.unknown_since = time.monotonic()
+            entry.unknown_from = time.monotonic()
             entry.unknown_reason = (
                 f"its shim (version {peer.identity.get('version')}) shares no protocol version"
             )
             return
-        entry.unknown_since = None
+        entry.unknown_from = None
         if entry.pidfd < 0:
             try:
                 pidfd = os.pidfd_open(int(peer.identity["pid"]))
@@ -246,7 +245,7 @@ class Supervisor:
             elif killed:
                 exit_ = Exit(LOST_KILLED, time.time_ns(), "lost-shim")
             else:
-                exit_ = Exit(LOST_UNKNOWN, time.time_ns(), "lost-shim")
+                exit_ = Exit(LOST_UNKNOWN, time.time_ns(), "unknown")
             self.record_exit(entry, exit_)
         self.record_closed(entry)
         bundle.remove_exit_record()
@@ -257,7 +256,7 @@ class Supervisor:
 
     def on_loaded_closed(self, entry: Entry) -> None:
         """A task that had ended and was cleaned up before this manager started."""
-        self._on_closed(entry)
+        self._closed(entry)
 
     def record_exit(self, entry: Entry, exit_: Exit) -> None:
         """Our own word about how a task ended, where no shim can give one."""
@@ -272,7 +271,7 @@ class Supervisor:
         with self._db.durable_transaction() as tx:
             entry.state = states.STOPPED
             entry.exit = exit_
-            entry.unknown_since = None
+            entry.unknown_from = None
             self._store.save(tx, entry)
             for exec_ in entry.execs.values():
                 if exec_.exit is None:
@@ -288,8 +287,26 @@ class Supervisor:
         with self._db.durable_transaction() as tx:
             entry.closed = True
             self._store.save(tx, entry)
+        self._closed(entry)
+
+    def _closed(self, entry: Entry) -> None:
+        """Nothing of the task is left on the host."""
         entry.cleaned.set()
-        self._on_closed(entry)
+        if entry.orphan and entry.state == states.CREATING:
+            self.forget(entry)
+        else:
+            self._on_closed(entry)
+
+    def forget(self, entry: Entry) -> None:
+        """Drop a task that never came to be: no exit, no event."""
+        with self._db.fast_transaction() as tx:
+            self._store.delete(tx, entry)
+            if entry.pidfd < 0:
+                self._store.drop_tombstone(tx, entry.incarnation)
+        self.remove(entry)
+        bundle = self._bundle_of(entry.namespace, entry.id)
+        bundle.remove()
+        bundle.remove_exit_record()
 
 
 _STEPS = {
