@@ -25,6 +25,7 @@ from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.whole import whole
+from lighter.daemon.files import sync_directory, write_whole
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import ContentInfo
@@ -116,11 +117,7 @@ class ContentStore:
         for digest, arrival in found.items():
             os.chmod(arrival.path, 0o400, follow_symlinks=False)
             os.rename(arrival.path, self.path(digest))
-        folder = os.open(self._blobs_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_directory(self._blobs_dir)
 
     async def add(
         self, namespace: str, data: bytes, labels: Mapping[str, str] | None = None
@@ -130,7 +127,7 @@ class ContentStore:
         with self.new_ingest() as ingest:
             path = ingest.file("document")
             try:
-                await asyncio.to_thread(_write_synced, path, data)
+                await asyncio.to_thread(write_whole, path, data, 0o600, True)
             except OSError as err:
                 raise from_os(f"add content {digest}", err) from err
             await self.adopt(namespace, path, digest, len(data), labels)
@@ -319,13 +316,6 @@ def _read_blob(path: str, digest: str, size_bytes: int) -> bytes:
         return read_verified(fd, digest, size_bytes)
     finally:
         os.close(fd)
-
-
-def _write_synced(path: str, data: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def _check_file(digest: Digest, arrival: Arrival) -> None:

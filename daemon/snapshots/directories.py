@@ -20,8 +20,9 @@ from contextlib import suppress
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.whole import whole
+from lighter.daemon.files import sync_directory
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.snapshots.disk import measure, sync_directory, sync_file_system
+from lighter.daemon.snapshots.disk import measure, sync_file_system
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
 from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW, LayerTarget, TreeRemover
 from lighter.daemon.types import Mount, SnapshotInfo, Usage

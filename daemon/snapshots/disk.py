@@ -14,15 +14,6 @@ def make_directory(path: str, mode: int) -> None:
     os.chmod(path, mode)
 
 
-def sync_directory(path: str) -> None:
-    """The names in a directory are on disk when this returns."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def sync_file_system(path: str) -> None:
     """All of the file system that holds `path` is on disk when this returns: syncfs(2)."""
     libc = ctypes.CDLL(None, use_errno=True)

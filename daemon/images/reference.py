@@ -1,0 +1,64 @@
+"""Image names as users type them, in full (Docker's reference grammar, distribution/reference).
+
+nginx                → docker.io/library/nginx:latest
+user/app:1           → docker.io/user/app:1
+localhost:5000/app   → localhost:5000/app:latest
+"""
+
+import re
+
+from lighter.daemon.content.digest import Digest
+from lighter.proto.errors import InvalidArgument
+
+MAX_NAME = 255
+DEFAULT_DOMAIN = "docker.io"
+
+_DOMAIN = re.compile(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
+    r"|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?",
+    re.ASCII,
+)
+_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*", re.ASCII)
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
+
+
+def normalise(name: str) -> str:
+    """The full form of `name`, with its tag or digest. Raises InvalidArgument."""
+    if len(name) > 4 * MAX_NAME:
+        raise InvalidArgument(f"parse image name {name[:60]!r}…: {len(name)} characters")
+    rest, at, digest = name.partition("@")
+    if at:
+        Digest.parse(digest)
+    domain, path = _split_domain(rest)
+    last = path.rpartition("/")[2]
+    tag = last.partition(":")[2]
+    repository = path.removesuffix(f":{tag}") if ":" in last else path
+    if ":" in last and not _TAG.fullmatch(tag):
+        raise InvalidArgument(f"parse image name {name!r}: {tag!r} is no tag")
+    if not _DOMAIN.fullmatch(domain):
+        raise InvalidArgument(f"parse image name {name!r}: {domain!r} is no registry")
+    for component in repository.split("/"):
+        if not _COMPONENT.fullmatch(component):
+            raise InvalidArgument(
+                f"parse image name {name!r}: {component!r} is no part of one "
+                "(lower-case letters, digits and single '.', '_', '-' between them)"
+            )
+    if len(repository) > MAX_NAME:
+        raise InvalidArgument(f"parse image name {name!r}: over {MAX_NAME} characters")
+    if not tag and not at:
+        tag = "latest"
+    return f"{domain}/{repository}" + (f":{tag}" if tag else "") + (f"@{digest}" if at else "")
+
+
+def _split_domain(rest: str) -> tuple[str, str]:
+    """What stands before the first slash is a registry if it could not be a Docker Hub user."""
+    first, slash, path = rest.partition("/")
+    is_domain = slash and (
+        "." in first or ":" in first or first == "localhost" or first != first.lower()
+    )
+    domain, path = (first, path) if is_domain else (DEFAULT_DOMAIN, rest)
+    if domain == "index.docker.io":
+        domain = DEFAULT_DOMAIN
+    if domain == DEFAULT_DOMAIN and "/" not in path:
+        path = f"library/{path}"
+    return domain, path

@@ -1,0 +1,154 @@
+"""The names of images: rows that point a name, stored as it was given, at a tree of content."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+
+from lighter.daemon.images import reference
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
+from lighter.daemon.types import Descriptor, Image
+from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
+from lighter.proto.names import check_labels
+
+MAX_NAME_BYTES = 1024
+
+
+class ImageStore:
+    """The image names of all namespaces. Errors read "verb image name: cause"."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def put_all(
+        self, namespace: str, targets: Mapping[str, Descriptor], *, replace: bool = True
+    ) -> tuple[Image, ...]:
+        """Point names at targets, in one transaction; a name's labels and birth stay.
+
+        Without `replace`, raises AlreadyExists for a name that exists.
+        """
+        with self._db.durable_transaction() as tx:
+            ensure_in(tx, namespace)
+            for name, target in targets.items():
+                _check_name(name)
+                _put(tx, namespace, name, target, replace=replace)
+        return tuple(self.get(namespace, name) for name in targets)
+
+    def get(self, namespace: str, name: str) -> Image:
+        """The image of exactly this name. Raises NotFound."""
+        image = self._exact(namespace, name)
+        if image is None:
+            raise self._missing("get", namespace, name)
+        return image
+
+    def find(self, namespace: str, name: str) -> Image:
+        """The image of exactly this name, else of its full form. Raises NotFound."""
+        image = self._exact(namespace, name)
+        if image is None:
+            try:
+                image = self._exact(namespace, reference.normalise(name))
+            except InvalidArgument:
+                pass
+        if image is None:
+            raise self._missing("find", namespace, name)
+        return image
+
+    def list(
+        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
+    ) -> tuple[tuple[Image, ...], str]:
+        """One page by name, after the name `cursor`, and the next cursor ("" at the end)."""
+        limit = max(1, min(limit, PAGE_ROWS))
+        rows = self._db.rows(
+            "SELECT * FROM images WHERE namespace = ? AND name > ? ORDER BY name LIMIT ?",
+            (namespace, cursor, limit + 1),
+        )
+        page = tuple(map(_image, rows[:limit]))
+        return page, page[-1].name if len(rows) > limit else ""
+
+    def label(self, namespace: str, name: str, changes: Mapping[str, str]) -> Image:
+        """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
+        labels = merge_labels(self.get(namespace, name).labels, changes)
+        with self._db.durable_transaction() as tx:
+            tx.execute(
+                "UPDATE images SET labels = ?, updated_at = ? WHERE namespace = ? AND name = ?",
+                (json.dumps(check_labels(labels)), time.time_ns(), namespace, name),
+            )
+        return self.get(namespace, name)
+
+    def delete(self, namespace: str, names: Iterable[str]) -> None:
+        """Raises NotFound; then none is deleted."""
+        with self._db.durable_transaction() as tx:
+            for name in names:
+                done = tx.execute(
+                    "DELETE FROM images WHERE namespace = ? AND name = ?", (namespace, name)
+                )
+                if not done.rowcount:
+                    raise self._missing("delete", namespace, name)
+
+    def _exact(self, namespace: str, name: str) -> Image | None:
+        row = self._db.row(
+            "SELECT * FROM images WHERE namespace = ? AND name = ?", (namespace, name)
+        )
+        return _image(row) if row else None
+
+    def _missing(self, verb: str, namespace: str, name: str) -> NotFound:
+        rows = self._db.rows(
+            "SELECT namespace FROM images WHERE name = ? ORDER BY namespace LIMIT 3", (name,)
+        )
+        hint = "".join(f"; namespace {row['namespace']} has it" for row in rows)
+        return NotFound(
+            f"{verb} image {name}: there is no such image in namespace {namespace}{hint}"
+        )
+
+
+def _check_name(name: str) -> None:
+    if not name or len(name.encode(errors="replace")) > MAX_NAME_BYTES or not name.isprintable():
+        raise InvalidArgument(
+            f"name image {name[:60]!r}: a name has 1 to {MAX_NAME_BYTES} bytes, all printable"
+        )
+
+
+def _put(
+    tx: sqlite3.Connection, namespace: str, name: str, target: Descriptor, *, replace: bool
+) -> None:
+    now = time.time_ns()
+    conflict = (
+        "DO UPDATE SET media_type = excluded.media_type, digest = excluded.digest,"
+        " size_bytes = excluded.size_bytes, annotations = excluded.annotations,"
+        " updated_at = excluded.updated_at"
+        if replace
+        else "DO NOTHING"
+    )
+    done = tx.execute(
+        f"INSERT INTO images VALUES(?, ?, ?, ?, ?, ?, '{{}}', ?, ?) ON CONFLICT {conflict}",
+        (
+            namespace,
+            name,
+            target.media_type,
+            target.digest,
+            target.size,
+            json.dumps(dict(target.annotations)),
+            now,
+            now,
+        ),
+    )
+    if not done.rowcount:
+        raise AlreadyExists(f"create image {name}: it already exists")
+
+
+def _image(row: sqlite3.Row) -> Image:
+    return Image(
+        namespace=row["namespace"],
+        name=row["name"],
+        target=Descriptor(
+            media_type=row["media_type"],
+            digest=row["digest"],
+            size=row["size_bytes"],
+            annotations=json.loads(row["annotations"]),
+        ),
+        labels=json.loads(row["labels"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
