@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -38,7 +37,9 @@ from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.spawn import Inherited, Spawner
 from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.settle import WorkerSettler
@@ -120,25 +121,37 @@ class Manager:
 
         # Tasks.
         store = TaskStore(db)
+        bundle_of = partial(Bundle, state, root)
         supervisor = Supervisor(
             db,
             store,
             event_log,
             WorkerSettler(spawner, state),
-            partial(Bundle, state, root),
+            bundle_of,
             lambda entry: self._on_closed(entry, supervisor, containers),
         )
         router = ShimRouter(generation, supervisor.on_hello, supervisor.on_event)
         supervisor.router = router
+        execs = ExecService(
+            db=db, store=store, log=event_log, supervisor=supervisor, bundle_of=bundle_of
+        )
         tasks = TaskService(
-            root=root,
-            state=state,
             db=db,
             store=store,
             log=event_log,
             supervisor=supervisor,
+            execs=execs,
+            bundle_of=bundle_of,
+        )
+        creator = TaskCreator(
+            root=root,
+            state=state,
+            db=db,
+            store=store,
+            supervisor=supervisor,
             router=router,
             spawner=spawner,
+            bundle_of=bundle_of,
             generation=generation,
             boot_id=boot_id,
             find_runtime=self._find_runtime,
@@ -151,6 +164,7 @@ class Manager:
             snapshotters=snapshotters,
             identities=IdentityService(spawner),
             tasks=tasks,
+            creator=creator,
             events_log=event_log,
             host=read_host(),
             defaults=Defaults(
@@ -164,7 +178,7 @@ class Manager:
             db=db,
             store=store,
             supervisor=supervisor,
-            tasks=tasks,
+            bundle_of=bundle_of,
             state=state,
             boot_id=boot_id,
         )
@@ -188,7 +202,7 @@ class Manager:
                 **handlers.version_method(facts),
                 **handlers.namespace_methods(namespaces),
                 **handlers.container_methods(containers),
-                **handlers.task_methods(tasks, containers),
+                **handlers.task_methods(tasks, execs, containers),
                 **handlers.event_methods(event_log),
                 **handlers.log_methods(root, tasks, containers),
                 **image_handlers.image_methods(images, event_log),
@@ -213,22 +227,13 @@ class Manager:
         self._handle_signals()
         self._notifier.ready()
         log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
-        supervisor.in_background(self._tidy(content, images, snapshotters, containers))
+        supervisor.in_background(self._tidy(images, containers))
         await self._stopping.wait()
         self._notifier.stopping()
         log.info("manager stops; containers go on")
 
-    async def _tidy(
-        self,
-        content: ContentStore,
-        images: ImageService,
-        snapshotters: Mapping[str, Snapshotter],
-        containers: ContainerService,
-    ) -> None:
+    async def _tidy(self, images: ImageService, containers: ContainerService) -> None:
         """Finish or undo what the manager before left half done on disk."""
-        await content.recover()
-        for snapshotter in snapshotters.values():
-            await snapshotter.recover()
         await images.recover()
         await containers.remove_orphans()
         hit("start.tidied")

@@ -21,6 +21,7 @@ from lighter.daemon.oci.config import read_image_config
 from lighter.daemon.oci.host import Host, read_devices
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container, Exit, ImageConfig, Mount
 from lighter.proto import events
@@ -93,6 +94,7 @@ class ContainerService:
         snapshotters: Mapping[str, Snapshotter],
         identities: IdentityService,
         tasks: TaskService,
+        creator: TaskCreator,
         events_log: EventLog,
         host: Host,
         defaults: Defaults,
@@ -103,6 +105,7 @@ class ContainerService:
         self._snapshotters = snapshotters
         self._identities = identities
         self._tasks = tasks
+        self._creator = creator
         self._events = events_log
         self._host = host
         self._defaults = defaults
@@ -249,7 +252,7 @@ class ContainerService:
         container = self._store.get(namespace, container_id)
         terminal = bool(container.options.get("terminal"))
         mounts = await self.mounts(container)
-        return await self._tasks.create(container, mounts, terminal, stdio)
+        return await self._creator.create(container, mounts, terminal, stdio)
 
     async def exec_spec(
         self, namespace: str, container_id: str, request: ExecRequest, user: str | None
@@ -257,8 +260,7 @@ class ContainerService:
         """The OCI process of an exec in this container."""
         container = self._store.get(namespace, container_id)
         if user:
-            entry = self._tasks.find(namespace, container_id)
-            identity = await self._identities.of_process(user, entry.pid)
+            identity = await self._identities.of_container(user, await self.mounts(container))
             request = ExecRequest(
                 request.args,
                 request.env,

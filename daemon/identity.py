@@ -39,9 +39,7 @@ class IdentityService:
                     self._kept.popitem(last=False)
         return users.resolve(user, *files)
 
-    async def of_process(self, user: str, pid: int) -> Identity:
-        """For an exec: the files as the running container sees them now."""
-        found = await read_files(
-            self._worker, (), (PASSWD, GROUP), users.MAX_FILE_BYTES, root_of_pid=pid
-        )
+    async def of_container(self, user: str, mounts: Sequence[Mount]) -> Identity:
+        """For an exec: the files as they are in the container's own layer by now."""
+        found = await read_files(self._worker, mounts, (PASSWD, GROUP), users.MAX_FILE_BYTES)
         return users.resolve(user, found[PASSWD], found[GROUP])

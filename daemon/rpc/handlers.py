@@ -13,6 +13,7 @@ from lighter.daemon.oci.process import ExecRequest
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.server import Call, Method
 from lighter.daemon.tasks import processes
+from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container, Exit, Task
 from lighter.proto.daemon_api import PAGE_ROWS
@@ -79,7 +80,9 @@ def container_methods(containers: ContainerService) -> dict[str, Method]:
     )
 
 
-def task_methods(tasks: TaskService, containers: ContainerService) -> dict[str, Method]:
+def task_methods(
+    tasks: TaskService, execs: ExecService, containers: ContainerService
+) -> dict[str, Method]:
     async def create(call: Call, body: Body) -> Any:
         fields = Fields("tasks.create", body)
         pid = await containers.start_task(_namespace(call), fields.text("id"), _stdio(fields, call))
@@ -137,7 +140,7 @@ def task_methods(tasks: TaskService, containers: ContainerService) -> dict[str, 
         namespace, id_ = _namespace(call), fields.text("id")
         tasks.find(namespace, id_)
         process = await containers.exec_spec(namespace, id_, request, fields.text_or_none("user"))
-        exec_id, pid = await tasks.exec(
+        exec_id, pid = await execs.exec(
             namespace, id_, fields.text_or_none("exec_id"), process, stdio
         )
         return {"exec_id": exec_id, "pid": pid}
@@ -145,14 +148,14 @@ def task_methods(tasks: TaskService, containers: ContainerService) -> dict[str, 
     async def attach(call: Call, body: Body) -> Any:
         fields = Fields("tasks.attach", body)
         stdio = {name: value for name, value in _stdio(fields, call).items() if name in STDIO}
-        terminal = await tasks.attach(
+        terminal = await execs.attach(
             _namespace(call), fields.text("id"), fields.text("exec_id"), stdio
         )
         return {"terminal": terminal}
 
     async def resize(call: Call, body: Body) -> Any:
         fields = Fields("tasks.resize", body)
-        await tasks.resize(
+        await execs.resize(
             _namespace(call),
             fields.text("id"),
             fields.text("exec_id"),
@@ -163,7 +166,7 @@ def task_methods(tasks: TaskService, containers: ContainerService) -> dict[str, 
 
     async def close_stdin(call: Call, body: Body) -> Any:
         fields = Fields("tasks.close_stdin", body)
-        await tasks.close_stdin(_namespace(call), fields.text("id"), fields.text("exec_id"))
+        await execs.close_stdin(_namespace(call), fields.text("id"), fields.text("exec_id"))
         return {}
 
     async def wait(call: Call, body: Body) -> Any:

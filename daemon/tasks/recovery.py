@@ -9,12 +9,13 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.service import HELLO_S, TaskService
+from lighter.daemon.tasks.reach import HELLO_S
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor
@@ -40,14 +41,14 @@ class Recovery:
         db: Database,
         store: TaskStore,
         supervisor: Supervisor,
-        tasks: TaskService,
+        bundle_of: Callable[[str, str], Bundle],
         state: State,
         boot_id: str,
     ) -> None:
         self._db = db
         self._store = store
         self._supervisor = supervisor
-        self._tasks = tasks
+        self._bundle_of = bundle_of
         self._state = state
         self._boot_id = boot_id
         self._tombstones: set[str] = set()
@@ -58,7 +59,7 @@ class Recovery:
         known: set[str] = set()
         for entry in self._store.load():
             self._supervisor.add(entry)
-            bundle = self._tasks.bundle(entry.namespace, entry.id)
+            bundle = self._bundle_of(entry.namespace, entry.id)
             known.add(bundle.dir)
             hit("recover.entry")
             self._recover(entry, bundle)
@@ -108,7 +109,7 @@ class Recovery:
         """Bundles without a row: a delete or create was cut short, or the database lost."""
         for namespace in _names(self._state.tasks):
             for id_ in _names(f"{self._state.tasks}/{namespace}"):
-                bundle = self._tasks.bundle(namespace, id_)
+                bundle = self._bundle_of(namespace, id_)
                 if bundle.dir in known:
                     continue
                 record = bundle.shim_record() or {}
@@ -154,7 +155,7 @@ class Recovery:
         if step == "kill":
             _kill(identity)
             return
-        bundle = self._tasks.bundle(str(identity["namespace"]), str(identity["id"]))
+        bundle = self._bundle_of(str(identity["namespace"]), str(identity["id"]))
         entry = self._entry(bundle, identity, str(identity["state"]))
         with self._db.durable_transaction() as tx:
             self._store.save(tx, entry)

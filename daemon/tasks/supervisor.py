@@ -23,7 +23,7 @@ from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.types import Exit
 from lighter.proto import codec, events, states
-from lighter.proto.errors import FailedPrecondition, LighterError
+from lighter.proto.errors import FailedPrecondition, LighterError, NotFound
 from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.tasks")
@@ -60,6 +60,13 @@ class Supervisor:
         self._background: set[asyncio.Task[None]] = set()
 
     # entries
+
+    def find(self, namespace: str, container_id: str) -> Entry:
+        """Raises NotFound; a create that is under way is no task yet."""
+        entry = self.entries.get((namespace, container_id))
+        if entry is None or entry.state == states.CREATING:
+            raise NotFound(f"find task {container_id}: no such task in namespace {namespace}")
+        return entry
 
     def add(self, entry: Entry) -> None:
         self.entries[entry.namespace, entry.id] = entry

@@ -1,0 +1,201 @@
+"""Creating a task: row, bundle, claim, fork, and the way back from each of them.
+
+The row comes first, so that whatever a dying manager leaves has an owner; the claim comes last
+before the fork, so that an order which outlives its manager can be withdrawn.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.spawn import Spawner
+from lighter.daemon.tasks.bundle import Bundle, create_order
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, kill_shim
+from lighter.daemon.tasks.shims import ShimRouter
+from lighter.daemon.tasks.store import TaskStore
+from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.types import Container, Mount
+from lighter.proto import states
+from lighter.proto.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    LighterError,
+    ResourceExhausted,
+    Unavailable,
+)
+from lighter.proto.faults import hit
+from lighter.proto.paths import Root, State
+
+CREATE_S = 140.0
+AT_ONCE = 8  # creates under way; more only make each other slow
+
+
+class TaskCreator:
+    """Makes tasks for containers."""
+
+    def __init__(
+        self,
+        *,
+        root: Root,
+        state: State,
+        db: Database,
+        store: TaskStore,
+        supervisor: Supervisor,
+        router: ShimRouter,
+        spawner: Spawner,
+        bundle_of: Callable[[str, str], Bundle],
+        generation: int,
+        boot_id: str,
+        find_runtime: Callable[[str], str],
+        has_room: Callable[[], bool],
+    ) -> None:
+        self._root = root
+        self._state = state
+        self._db = db
+        self._store = store
+        self._supervisor = supervisor
+        self._router = router
+        self._spawner = spawner
+        self._bundle_of = bundle_of
+        self._generation = generation
+        self._boot_id = boot_id
+        self._find_runtime = find_runtime
+        self._has_room = has_room
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def create(
+        self,
+        container: Container,
+        mounts: tuple[Mount, ...],
+        terminal: bool,
+        stdio: Mapping[str, Any],
+    ) -> int:
+        """Fork a shim that makes the container; returns init's pid. It runs nothing yet.
+
+        Raises AlreadyExists, ResourceExhausted when descriptors run out, NotFound for the runtime,
+        or what the shim reports (FailedPrecondition with the runtime's last words).
+        """
+        namespace, id_ = container.namespace, container.id
+        if (namespace, id_) in self._supervisor.entries:
+            raise AlreadyExists(f"create task {id_}: it exists already")
+        if not self._has_room():
+            raise ResourceExhausted(
+                f"create task {id_}: the manager has used 80 % of its file descriptors "
+                "(RLIMIT_NOFILE)"
+            )
+        runtime = self._find_runtime(container.runtime)
+        entry = Entry(
+            namespace=namespace,
+            id=id_,
+            incarnation=secrets.token_hex(8),
+            state=states.CREATING,
+            image=container.image,
+            boot_id=self._boot_id,
+            created_at=time.time_ns(),
+            terminal=terminal,
+            options={
+                "image": container.image,
+                "runtime": runtime,
+                "auto_remove": bool(container.options.get("auto_remove")),
+            },
+        )
+        with self._db.fast_transaction() as tx:
+            self._store.save(tx, entry)
+        self._supervisor.add(entry)
+        hit("create.row-committed")
+        async with entry.lock, self._at_once:
+            try:
+                return await self._create(entry, container, mounts, stdio)
+            except BaseException:
+                # Shielded: a caller that gives up does not leave half a task behind.
+                await asyncio.shield(self._undo_create(entry))
+                raise
+
+    async def _create(
+        self,
+        entry: Entry,
+        container: Container,
+        mounts: tuple[Mount, ...],
+        stdio: Mapping[str, Any],
+    ) -> int:
+        bundle = self._bundle_of(entry.namespace, entry.id)
+        log = self._log_settings(container)
+        bundle.write(container.spec, entry.incarnation, log["dir"] if log else "")
+        hit("create.bundle-made")
+        ident = self._router.next_ident()
+        order = create_order(
+            bundle,
+            self._state,
+            container,
+            mounts,
+            instance=self._root.instance,
+            incarnation=entry.incarnation,
+            generation=self._generation,
+            ident=ident,
+            terminal=entry.terminal,
+            runtime=str(entry.options["runtime"]),
+            log=log,
+            stdio=stdio,
+        )
+        answer = self._router.expect_created(ident)
+        try:
+            child = await self._spawner.fork_shim(order)
+            hit("create.shim-forked")
+            self._supervisor.watch_shim(entry, child.pid, child.start, child.pidfd)
+            async with asyncio.timeout(CREATE_S):
+                created = await self._answer_or_end(entry, answer)
+        except TimeoutError as err:
+            raise DeadlineExceeded(
+                f"create task {entry.id}: its shim did not answer in {CREATE_S:g} s"
+            ) from err
+        finally:
+            answer.cancel()
+        hit("create.done")
+        return int(created["pid"])
+
+    async def _answer_or_end(self, entry: Entry, answer: "asyncio.Future[Any]") -> Any:
+        """The shim's answer, or Unavailable when its process ends without one."""
+        cleaned = asyncio.ensure_future(entry.cleaned.wait())
+        try:
+            await asyncio.wait((answer, cleaned), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise Unavailable(f"create task {entry.id}: its shim died")
+        finally:
+            cleaned.cancel()
+
+    async def _undo_create(self, entry: Entry) -> None:
+        """After a failed create: no shim, no bundle, no row."""
+        bundle = self._bundle_of(entry.namespace, entry.id)
+        withdrawn = bundle.withdraw(entry.incarnation)
+        if not withdrawn and not entry.cleaned.is_set():
+            peer = entry.peer
+            if peer is not None and entry.pid:
+                with contextlib.suppress(LighterError):
+                    await peer.call("end", timeout_s=HELLO_S)
+            try:
+                async with asyncio.timeout(CLOSED_S):
+                    await entry.cleaned.wait()
+            except TimeoutError:
+                kill_shim(entry)
+                await entry.cleaned.wait()
+        with self._db.fast_transaction() as tx:
+            self._store.delete(tx, entry)
+        self._supervisor.remove(entry)
+        bundle.remove()
+        bundle.remove_exit_record()
+
+    def _log_settings(self, container: Container) -> dict[str, Any] | None:
+        log = container.options.get("log") or {}
+        if log.get("driver", "none") == "none":
+            return None
+        return {
+            "dir": self._root.logs(container.namespace, container.id),
+            "max_bytes": int(log["max_size"]),
+            "max_files": int(log["max_file"]),
+        }
