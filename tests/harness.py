@@ -48,6 +48,7 @@ class Lighterd:
         owners.instances.add(self.instance)
         owners.dirs.add(str(self.base))
         self.process: subprocess.Popen[bytes] | None = None
+        self._was_ready = False
         self._argv = [
             *(str(BIN / "lighterd"), "--root", str(self.root), "--state", str(self.state)),
             *("--log-level", log_level),
@@ -100,6 +101,7 @@ class Lighterd:
                 readable, _, _ = select.select([self._notify, pidfd], [], [], left)
                 if self._notify in readable:
                     if b"READY=1" in self._notify.recv(4096).split(b"\n"):
+                        self._was_ready = True
                         return
                 elif pidfd in readable:
                     code = self.process.wait()
@@ -172,12 +174,12 @@ class Lighterd:
     def import_busybox(self, *, compressed: bool = False) -> str:
         """Import the test image; returns its name."""
         archive = images.busybox_archive(compressed=compressed)
-        with self.client() as client:
+        with self.client() as client, archive.open("rb") as file:
             stream = client.stream(
                 "images",
                 "import",
                 timeout_s=60,
-                source=str(archive),
+                source=f"/proc/{os.getpid()}/fd/{file.fileno()}",
                 base_name="",
                 index_name="",
                 digests=False,
@@ -223,7 +225,7 @@ class Lighterd:
 
     def _remove_containers(self) -> None:
         """Through the manager, started once more when the test left it dead."""
-        if not self.root.exists():
+        if not self._was_ready:
             return
         if self.process is None or self.process.poll() is not None:
             self.start()
