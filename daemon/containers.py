@@ -38,7 +38,7 @@ from lighter.proto.paths import Root, cgroup_path
 
 log = logging.getLogger("lighter.containers")
 
-LOG_DRIVERS = ("chunks", "none")
+LOG_DRIVERS = ("file", "none")
 
 
 @dataclass(frozen=True)

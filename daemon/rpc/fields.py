@@ -39,6 +39,11 @@ class Fields:
         return value
 
     def text_or_none(self, name: str) -> str | None:
+        """The text; None when it is missing, null or empty."""
+        return self.text(name) or None
+
+    def name_or_none(self, name: str) -> str | None:
+        """As text_or_none, but "" stays: an empty name is an error, not a choice to have none."""
         return self.text(name) if self._body.get(name) is not None else None
 
     def flag(self, name: str, default: bool = False) -> bool:

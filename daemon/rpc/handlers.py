@@ -141,7 +141,7 @@ def task_methods(
         tasks.find(namespace, id_)
         process = await containers.exec_spec(namespace, id_, request, fields.text_or_none("user"))
         exec_id, pid = await execs.exec(
-            namespace, id_, fields.text_or_none("exec_id"), process, stdio
+            namespace, id_, fields.name_or_none("exec_id"), process, stdio
         )
         return {"exec_id": exec_id, "pid": pid}
 
@@ -273,7 +273,7 @@ def _stdio(fields: Fields, call: Call) -> dict[str, Any]:
 def _create_request(fields: Fields) -> CreateRequest:
     return CreateRequest(
         image=fields.needed("image"),
-        id=fields.text_or_none("id"),
+        id=fields.name_or_none("id"),
         args=fields.texts("args"),
         entrypoint=fields.texts_or_none("entrypoint"),
         env=fields.texts("env"),
