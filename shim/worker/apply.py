@@ -162,7 +162,7 @@ class Applier:
                 os.mkdir(name, 0o700, dir_fd=parent.fd)
                 replaced = True
         self._budget.directory()
-        directory = self._tree.make(path)
+        directory = self._tree.enter(parent, name)
         if replaced:
             self._rules.hide_below(directory)
         self._dress_directory(directory, entry)
@@ -223,13 +223,17 @@ class Applier:
                 raise InvalidArgument(f"device number {entry.major}:{entry.minor} is out of range")
             mode |= stat.S_IFCHR if entry.kind == tarstream.CHAR_DEVICE else stat.S_IFBLK
             device = os.makedev(entry.major, entry.minor)
-        # With umask 0 the mode is complete at once: no chmod(2), which would follow a link.
+        # With umask 0 the mode is complete at once.
         try:
             os.mknod(name, mode, device, dir_fd=parent.fd)
         except FileExistsError:
             self._clear(parent, name)
             os.mknod(name, mode, device, dir_fd=parent.fd)
         self._dress_unopened(parent, name, entry)
+        if entry.mode & (stat.S_ISUID | stat.S_ISGID):
+            # chown(2) took these bits away. The name was made just now, in a tree that nobody
+            # else writes, so it is no link that fchmodat(2) would follow.
+            os.chmod(name, entry.mode, dir_fd=parent.fd)
 
     def _dress_unopened(self, parent: Directory, name: bytes, entry: Entry) -> None:
         os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)

@@ -23,7 +23,7 @@ _COPY = 1 << 30
 class Overlay:
     """The rules for one upper directory. `lowers` are descriptors of whole layers, kept open."""
 
-    __slots__ = ("_budget", "_lowers", "_opaque", "_times", "tree")
+    __slots__ = ("_absent", "_budget", "_lowers", "_opaque", "_times", "tree")
 
     def __init__(self, target_fd: int, lowers: list[int], times: LateTimes, budget: Budget) -> None:
         self.tree = Tree(target_fd, self.make_parent)
@@ -31,6 +31,9 @@ class Overlay:
         self._times = times
         self._budget = budget
         self._opaque: set[bytes] = set()
+        # Directories of which the layers below show nothing, and so nothing of what is in them: a
+        # deep path of new directories is looked up once, not once per directory.
+        self._absent: set[bytes] = set()
 
     def make_parent(self, parent: Directory, name: bytes) -> None:
         """Make a directory that is only implied: as it is below, else root's with mode 0755."""
@@ -45,8 +48,7 @@ class Overlay:
             os.mkdir(name, 0o755, dir_fd=parent.fd)
             hidden = True
         self._budget.directory()
-        directory = self.tree.find(path)
-        assert directory is not None
+        directory = self.tree.enter(parent, name)
         if hidden:
             self.hide_below(directory)
         else:
@@ -64,7 +66,7 @@ class Overlay:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent.fd)
         except FileExistsError:
             if stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
-                self.hide_below(self.tree.make(parent.child(name)))
+                self.hide_below(self.tree.enter(parent, name))
 
     def opaque(self, path: bytes) -> None:
         """Delete what lower layers have in the directory."""
@@ -81,7 +83,7 @@ class Overlay:
         if parent is not None and _exists(parent, name):
             return parent
         real = path + b"/" + name if path else name
-        found = self._below(real)
+        found = None if self._is_whited_out(real) else self._below(real)
         if found is None or stat.S_ISDIR(found[1].st_mode):
             raise NotFound(f"link target {show(real)} does not exist")
         lower_fd, status = found
@@ -91,6 +93,22 @@ class Overlay:
         finally:
             os.close(lower_fd)
         return parent
+
+    def _is_whited_out(self, path: bytes) -> bool:
+        """Whether this layer has deleted `path` or a directory above it."""
+        here = os.dup(self.tree.root.fd)
+        try:
+            for part in path.split(b"/"):
+                if _is_whiteout(os.lstat(part, dir_fd=here)):
+                    return True
+                child = os.open(part, _DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = child
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        finally:
+            os.close(here)
+        return False
 
     def finish(self) -> None:
         """An image's root has attributes too, and few layers have an entry for it."""
@@ -120,19 +138,36 @@ class Overlay:
 
         None where they show nothing: the caller closes the descriptor otherwise.
         """
+        if path and path.rpartition(b"/")[0] in self._absent:
+            self._absent.add(path)
+            return None
+        found = None if self._is_hidden(path) else self._first_below(path)
+        if found is None:
+            self._absent.add(path)
+        return found
+
+    def _is_hidden(self, path: bytes) -> bool:
+        """Whether this layer hides what is below at `path`, there or further up."""
+        if self._opaque:
+            while path:
+                if path in self._opaque:
+                    return True
+                path = path.rpartition(b"/")[0]
+        return path in self._opaque
+
+    def _first_below(self, path: bytes) -> tuple[int, os.stat_result] | None:
+        """`_below` without this layer: the nearest lower one that has the path decides."""
         parts = path.split(b"/") if path else []
-        for end in range(len(parts) + 1):
-            if b"/".join(parts[:end]) in self._opaque:
-                return None
         for lower in self._lowers:
             found = _look_up(lower, parts)
-            if found is not None:
-                parent_fd, status = found
-                if status is None or _is_whiteout(status):
-                    if parent_fd >= 0:
-                        os.close(parent_fd)
-                    return None
+            if found is None:
+                continue
+            parent_fd, status = found
+            if status is not None and not _is_whiteout(status):
                 return parent_fd, status
+            if parent_fd >= 0:
+                os.close(parent_fd)
+            return None
         return None
 
     def _copy_up(

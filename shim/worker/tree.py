@@ -70,6 +70,11 @@ class Tree:
         """The directory `path`, None where there is none."""
         return self._walk(path, create=False)
 
+    def enter(self, parent: Directory, name: bytes) -> Directory:
+        """The directory `name` in the directory that was looked up last; it is no link."""
+        path = parent.child(name)
+        return self._open.get(path) or self._keep(os.open(name, _FLAGS, dir_fd=parent.fd), path)
+
     def forget(self, path: bytes) -> None:
         """What was at the real path `path` is no longer what it was."""
         self._by_name.clear()

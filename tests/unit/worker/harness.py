@@ -31,6 +31,7 @@ class Worker:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.progress: list[dict[str, int]] = []
         self.max_rss_bytes = 0
+        self.cpu_s = 0.0
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -52,7 +53,9 @@ class Worker:
         self.socket.close()
         if not self.ended(5):
             os.kill(self.pid, 9)
-        self.max_rss_bytes = os.wait4(self.pid, 0)[2].ru_maxrss * 1024
+        usage = os.wait4(self.pid, 0)[2]
+        self.max_rss_bytes = usage.ru_maxrss * 1024
+        self.cpu_s = usage.ru_utime + usage.ru_stime
         os.close(self.pidfd)
 
     def ended(self, timeout_s: float) -> bool:
