@@ -176,7 +176,7 @@ class DirectorySnapshotter(ABC):
         self._rows.delete(namespace, key)
         hit("snapshot.row-deleted")
         if self._background is None or self._background.done():
-            self._background = asyncio.ensure_future(self.sweep())
+            self._background = asyncio.ensure_future(self._sweep_later())
 
     async def stat(self, namespace: str, key: str) -> SnapshotInfo:
         return self._rows.find("stat", namespace, key).info
@@ -212,6 +212,17 @@ class DirectorySnapshotter(ABC):
     # --- what is left over
 
     async def sweep(self) -> None:
+        await self._sweep()
+        if self._background is not None:
+            await asyncio.wait([self._background])
+
+    async def _sweep_later(self) -> None:
+        try:
+            await self._sweep()
+        except LighterError as err:
+            logger.warning("sweep snapshots of %s: %s", self.name, err.message)
+
+    async def _sweep(self) -> None:
         async with self._sweeping:
             stuck: set[str] = set()
             while names := [name for name in self._rows.trash() if name not in stuck]:

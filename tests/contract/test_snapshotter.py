@@ -38,6 +38,7 @@ class Place:
         self.root = root
         self.dir = root / "snapshots" / kind.name
         self.worker = ForkWorker()
+        self.runner = asyncio.Runner()
         self.open()
 
     def open(self) -> DirectorySnapshotter:
@@ -52,11 +53,15 @@ class Place:
     def reopen(self) -> DirectorySnapshotter:
         self.db.close()
         self.open()
-        asyncio.run(self.snapshotter.recover())
+        self.runner.run(self.snapshotter.recover())
         return self.snapshotter
 
     def directories(self) -> list[str]:
         return sorted(os.listdir(self.dir))
+
+    def close(self) -> None:
+        self.runner.close()
+        self.db.close()
 
     def run(self, steps: Coroutine[Any, Any, Any]) -> Any:
         """Run a step, and what it left to the background."""
@@ -67,7 +72,7 @@ class Place:
             finally:
                 await self.snapshotter.sweep()
 
-        return asyncio.run(all_of_it())
+        return self.runner.run(all_of_it())
 
     @contextmanager
     def mounted(self, mounts: tuple[Mount, ...]) -> Iterator[Path]:
@@ -100,7 +105,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     root = tempfile.mkdtemp(prefix="lighter-", dir="/var/tmp")
     place = Place(request.param, Path(root))
     yield place
-    place.db.close()
+    place.close()
     shutil.rmtree(root)
 
 
@@ -405,7 +410,7 @@ def overlay() -> Iterator[Place]:
     root = tempfile.mkdtemp(prefix="l", dir="/var/tmp")  # as long as /var/lib/lighter
     place = Place(OverlaySnapshotter, Path(root))
     yield place
-    place.db.close()
+    place.close()
     shutil.rmtree(root)
 
 
@@ -477,4 +482,4 @@ def test_native_copies_keep_links_modes_and_attributes(tmp_path: Path) -> None:
         assert os.getxattr(tree / "a", "trusted.x") == b"z"
         assert os.readlink(tree / "link") == "nowhere"
         assert stat.S_ISFIFO((tree / "fifo").lstat().st_mode)
-    place.db.close()
+    place.close()
