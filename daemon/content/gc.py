@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.store import ContentStore
@@ -24,6 +25,8 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
 from lighter.proto.faults import hit
+
+K = TypeVar("K")
 
 ROOT_LABEL = "containerd.io/gc.root"
 CONTENT_LABEL = "containerd.io/gc.ref.content"
@@ -61,9 +64,17 @@ class Pin:
         self._all_snapshots[namespace, snapshotter, key] += 1
 
     def release(self) -> None:
-        """Let go of everything."""
-        self._all_content.subtract(self._content)
-        self._all_snapshots.subtract(self._snapshots)
+        """Let go of everything; again is nothing."""
+        _subtract(self._all_content, self._content)
+        _subtract(self._all_snapshots, self._snapshots)
+
+
+def _subtract(counted: Counter[K], keys: list[K]) -> None:
+    for key in keys:
+        counted[key] -= 1
+        if not counted[key]:
+            del counted[key]
+    keys.clear()
 
 
 @dataclass
@@ -92,8 +103,6 @@ class Collector:
             yield pin
         finally:
             pin.release()
-            self._pinned_content += Counter()  # drops the zeros
-            self._pinned_snapshots += Counter()
 
     async def collect(self, namespace: str) -> Collected:
         """Remove what is not needed; returns when the bytes are gone too."""

@@ -1,0 +1,176 @@
+"""What a collection keeps and what it takes."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon.content.gc import Collected, Collector
+from lighter.daemon.content.store import ContentStore
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.snapshots.overlay import OverlaySnapshotter
+from lighter.daemon.types import Usage
+from tests.fakes.worker import ForkWorker
+
+pytestmark = pytest.mark.root
+NS = "default"
+REF = "containerd.io/gc.ref.content.l.0"
+
+
+class Place:
+    """A store with one snapshotter, and short ways to fill it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runner = asyncio.Runner()
+        self.db = Database(str(root / "lighter.db"))
+        NamespaceStore(self.db)
+        self.content = ContentStore(str(root / "content"), self.db)
+        self.snapshots = OverlaySnapshotter(
+            str(root / "snapshots"), self.db, ForkWorker().remove_tree
+        )
+        self.collector = Collector(self.db, self.content, {"overlayfs": self.snapshots})
+
+    def add(self, data: bytes) -> str:
+        return self.runner.run(self.content.add(NS, data))
+
+    def label(self, digest: str, key: str, value: str) -> None:
+        self.content.label(NS, digest, {key: value})
+
+    def commit(self, name: str, parent: str = "") -> None:
+        self.runner.run(self.snapshots.prepare(NS, f"x {name}", parent))
+        self.runner.run(self.snapshots.commit(NS, name, f"x {name}", usage=Usage(0, 0)))
+
+    def execute(self, sql: str, *parameters: object) -> None:
+        with self.db.durable_transaction() as tx:
+            tx.execute(sql, parameters)
+
+    def image(self, digest: str) -> None:
+        self.execute("INSERT INTO images VALUES(?, 'i', 't', ?, 1, '{}', '{}', 0, 0)", NS, digest)
+
+    def collect(self) -> Collected:
+        return self.runner.run(self.collector.collect(NS))
+
+    def kept(self) -> set[str]:
+        rows = {row["digest"] for row in self.db.rows("SELECT digest FROM content")}
+        files = os.listdir(self.root / "content/blobs/sha256")
+        assert rows == {f"sha256:{name}" for name in files}
+        return rows
+
+    def keys(self) -> set[str]:
+        rows = self.db.rows("SELECT number, key FROM snapshots")
+        directories = os.listdir(self.root / "snapshots/overlayfs")
+        assert {str(row["number"]) for row in rows} == set(directories)
+        return {row["key"] for row in rows}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    place.runner.close()
+    place.db.close()
+
+
+def test_what_an_image_leads_to_is_kept(place: Place) -> None:
+    leaf, stray = place.add(b"leaf"), place.add(b"stray")
+    middle = place.add(b"middle")
+    top = place.add(b"top")
+    place.label(middle, REF, leaf)
+    place.label(top, REF, middle)
+    place.image(top)
+    assert place.collect().content == (stray,)
+    assert place.kept() == {top, middle, leaf}
+    place.execute("DELETE FROM images")
+    assert set(place.collect().content) == {top, middle, leaf}
+    assert place.kept() == set()
+
+
+def test_labels_in_a_circle_end(place: Place) -> None:
+    one, two = place.add(b"1"), place.add(b"2")
+    place.label(one, REF, two)
+    place.label(two, REF, one)
+    place.image(one)
+    assert place.collect() == Collected((), ())
+    place.execute("DELETE FROM images")
+    assert len(place.collect().content) == 2
+
+
+def test_snapshots_that_content_containers_and_work_need_are_kept(place: Place) -> None:
+    for name in ("base", "labelled", "contained", "worked on", "stray"):
+        place.commit(name, "" if name == "base" else "base")
+    config = place.add(b"config")
+    place.label(config, "containerd.io/gc.ref.snapshot.overlayfs", "labelled")
+    place.image(config)
+    place.execute(
+        "INSERT INTO containers VALUES(?, 'c', '', '', 'overlayfs', 'contained', x'', '{}', '{}',"
+        " 0, 0)",
+        NS,
+    )
+    place.runner.run(place.snapshots.prepare(NS, "active", "worked on"))
+    assert place.collect().snapshots == (("overlayfs", "stray"),)
+    assert place.keys() == {"base", "labelled", "contained", "worked on", "active"}
+
+
+def test_an_unneeded_tower_goes_whole(place: Place) -> None:
+    for number in range(5):
+        place.commit(f"l{number}", f"l{number - 1}" if number else "")
+    assert len(place.collect().snapshots) == 5
+    assert place.keys() == set()
+
+
+def test_a_pin_keeps_until_it_is_released(place: Place) -> None:
+    digest = place.add(b"1")
+    place.commit("made")
+    with place.collector.pin() as first, place.collector.pin() as second:
+        first.content(NS, digest)
+        second.content(NS, digest)
+        first.snapshot(NS, "overlayfs", "made")
+        first.release()
+        assert place.collect().content == ()
+        assert place.kept() == {digest}
+        assert place.keys() == set()
+    assert place.collect().content == (digest,)
+
+
+def test_leases_keep_until_they_expire(place: Place) -> None:
+    digest = place.add(b"1")
+    place.commit("made")
+    future = time.time_ns() + 3600 * 10**9
+    place.execute("INSERT INTO leases VALUES(?, 'l', '{}', 0, ?)", NS, future)
+    place.execute("INSERT INTO lease_resources VALUES(?, 'l', 'content', ?)", NS, digest)
+    place.execute("INSERT INTO lease_resources VALUES(?, 'l', 'snapshots/overlayfs', 'made')", NS)
+    assert place.collect() == Collected((), ())
+    place.execute("UPDATE leases SET expires_at = 1")
+    assert place.collect() == Collected((digest,), (("overlayfs", "made"),))
+
+
+def test_the_root_label_keeps(place: Place) -> None:
+    digest = place.add(b"1")
+    place.label(digest, "containerd.io/gc.root", "2020-01-01T00:00:00Z")
+    place.commit("made")
+    place.runner.run(place.snapshots.update(NS, "made", {"containerd.io/gc.root": "x"}))
+    assert place.collect() == Collected((), ())
+
+
+def test_another_namespace_is_left_alone(place: Place) -> None:
+    place.runner.run(place.content.add("other", b"1"))
+    digest = place.add(b"1")
+    assert place.collect().content == (digest,)
+    assert place.kept() == {digest}
+    rows = place.db.rows("SELECT namespace FROM content")
+    assert [row["namespace"] for row in rows] == ["other"]
+
+
+def test_a_label_that_points_nowhere_is_no_matter(place: Place) -> None:
+    digest = place.add(b"1")
+    place.label(digest, REF, "sha256:" + "0" * 64)
+    place.label(digest, "containerd.io/gc.ref.snapshot.zfs", "gone")
+    place.image(digest)
+    assert place.collect() == Collected((), ())
+    assert json.loads(place.db.rows("SELECT labels FROM content")[0]["labels"])
