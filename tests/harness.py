@@ -254,18 +254,15 @@ class Lighterd:
 
     def _left_in_the_kernel(self) -> list[str]:
         owners = self.owners_of_this()
-        deep = [path for path in self._cgroups() if path.count("/") > self._parent_depth(path)]
-        return [*census.marked_processes(owners), *census.marked_mounts(owners), *deep]
+        return [
+            *census.marked_processes(owners),
+            *census.marked_mounts(owners),
+            # The one the spawner lived in may outlast it by a moment and then stays, empty.
+            *(path for path in census.marked_cgroups(owners) if "/lighter-shims/" not in path),
+        ]
 
     def owners_of_this(self) -> census.Owners:
         return census.Owners({self.instance}, {str(self.base)}, exclusive=False)
-
-    def _cgroups(self) -> list[str]:
-        return list(census.marked_cgroups(self.owners_of_this()))
-
-    def _parent_depth(self, path: str) -> int:
-        """Slashes in the cgroup of a namespace: it and the instance's own are shared parents."""
-        return path.partition(f"/{self.instance}")[0].count("/") + 2
 
     def _clean_away(self) -> None:
         """By force, and only what carries this instance's mark."""
@@ -273,7 +270,7 @@ class Lighterd:
             kill_by_pidfd(process.pid)
         for point in reversed(list(census.marked_mounts(self.owners_of_this()))):
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
-        for path in sorted(self._cgroups(), key=len, reverse=True):
+        for path in sorted(census.marked_cgroups(self.owners_of_this()), key=len, reverse=True):
             await_that(lambda path=path: _rmdir(path), 5, f"{path} is empty")
         shutil.rmtree(self.base, ignore_errors=True)
 
