@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ _FIRST_FREE_FD = 100  # above the numbers that the spawner's descriptors are mov
 _SEND_BUFFER = 1 << 20
 REPLY_S = 20.0
 RESTART_S = 0.2
+REPLACED_S = 5.0  # how long a request waits for the next spawner when there is none
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Spawner:
         self._waiting: dict[int, asyncio.Future[Child]] = {}
         self._idents = 0
         self._closing = False
+        self._started = asyncio.Event()
         self.pid = 0
 
     def start(self) -> None:
@@ -116,6 +119,7 @@ class Spawner:
             for fd in moved:
                 os.close(fd)
         self._socket = ours
+        self._started.set()
         ours.setblocking(False)
         self._pidfd = os.pidfd_open(self.pid)
         loop = asyncio.get_running_loop()
@@ -168,8 +172,12 @@ class Spawner:
                     progress(answer["progress"])
 
     async def _ask(self, request: dict[str, Any], fds: Sequence[int], what: str) -> Child:
-        if self._socket is None:
-            raise Unavailable(f"{what}: there is no spawner at the moment")
+        try:
+            async with asyncio.timeout(REPLACED_S):
+                await self._started.wait()
+        except TimeoutError as err:
+            raise Unavailable(f"{what}: there is no spawner") from err
+        assert self._socket is not None
         self._idents += 1
         ident = self._idents
         packet = msgpack.packb({"ident": ident, **request})
@@ -182,6 +190,9 @@ class Spawner:
             async with asyncio.timeout(REPLY_S):
                 return await answer
         except TimeoutError as err:
+            # It does nothing for anybody else either; its successor will.
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             raise Unavailable(f"{what}: the spawner did not answer in {REPLY_S:g} s") from err
         except OSError as err:
             raise Unavailable(f"{what}: {err.strerror}") from err
@@ -234,6 +245,7 @@ class Spawner:
             loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
+            self._started.clear()
         if self._pidfd >= 0:
             loop.remove_reader(self._pidfd)
             os.close(self._pidfd)

@@ -1,10 +1,11 @@
-"""Which processes a container has, read from the kernel: no shim is asked, none can hold it up.
+"""Processes of a container, read from the kernel: no shim is asked, none can hold it up.
 
 Only the host's /proc and cgroup file systems are read, nothing inside the container.
 """
 
 import contextlib
 import os
+import signal
 
 from lighter.daemon.tasks.entry import Entry
 
@@ -57,3 +58,12 @@ def _args(pid: int) -> list[str]:
     except OSError:
         return []
     return [part.decode(errors="replace") for part in raw.rstrip(b"\0").split(b"\0")]
+
+
+def end_runtime(runtime_root: str, container_id: str) -> None:
+    """SIGKILL to every run of the runtime for this container: `… --root <root> … <id>`."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        args = _args(int(name))
+        if container_id in args[-1:] and runtime_root in args:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(name), signal.SIGKILL)

@@ -10,6 +10,7 @@ import logging
 from typing import Protocol
 
 from lighter.daemon.images.worker import Worker
+from lighter.daemon.tasks import processes
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.proto.errors import LighterError
@@ -42,6 +43,9 @@ class WorkerSettler:
             "rootfs": bundle.rootfs,
             "pid": entry.pid,
         }
+        # A runtime that outlived its shim would go on making what is freed here.
+        runtime_root = self._state.runc_root(entry.namespace)
+        await asyncio.to_thread(processes.end_runtime, runtime_root, entry.id)
         killed = False
         for attempt in range(1, WORKER_TRIES + 1):
             try:
