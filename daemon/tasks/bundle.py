@@ -1,6 +1,6 @@
 """A task's directory: what the shim and the runtime need, written before the shim is forked.
 
-<state>/tasks/<ns>/<id>/   0700   (0711 above it)
+<state>/tasks/<ns>/<id>/   0700, as the directories above it
     config.json   the OCI spec       rootfs/      mount point
     claim-<incarnation>              renamed to shim.json by the shim's first act
     exec-<exec id>.json              the process of an exec, while runc reads it
@@ -39,7 +39,7 @@ class Bundle:
     def write(self, spec: bytes, incarnation: str, log_dir: str) -> None:
         """Make the directory with all that the order names. Raises AlreadyExists, Unavailable."""
         try:
-            files.make_directory(os.path.dirname(self.dir), 0o711)
+            files.make_directory(os.path.dirname(self.dir), 0o700)
             files.make_directory(os.path.dirname(self.exit_record), 0o700)
             files.make_directory(self._state.runc_root(self.namespace), 0o700)
             if log_dir:
@@ -59,8 +59,14 @@ class Bundle:
         try:
             os.unlink(self.claim(incarnation))
         except FileNotFoundError:
-            return not os.path.exists(self.record)
+            record = self.shim_record()
+            if record is None:
+                return not os.path.exists(self.record)
+            return record.get("incarnation") != incarnation
         return True
+
+    def exists(self) -> bool:
+        return os.path.lexists(self.dir)
 
     def shim_record(self) -> dict[str, Any] | None:
         """What the shim wrote when it claimed the task."""
@@ -83,6 +89,12 @@ class Bundle:
         files.make_directory(self._state.short_sockets, 0o700)
         return check_socket_path(f"{self._state.short_sockets}/{secrets.token_hex(4)}")
 
+    def remove_console(self, path: str) -> None:
+        """After the runtime was run: a shim that died over it has left its socket."""
+        if path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
     def remove(self) -> None:
         """Delete the directory. The root must not be mounted any more: then it is left alone."""
         if os.path.ismount(self.rootfs):
@@ -93,8 +105,10 @@ class Bundle:
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def remove_exit_record(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.exit_record)
+        """The record, and what a shim that died while it wrote one has left."""
+        for path in (self.exit_record, self.exit_record + ".tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _create(path: str, data: bytes) -> None:

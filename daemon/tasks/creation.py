@@ -6,6 +6,7 @@ before the fork, so that an order which outlives its manager can be withdrawn.
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.spawn import Spawner
 from lighter.daemon.tasks.bundle import Bundle, create_order
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, kill_shim
+from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, find_process, kill_shim
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
@@ -31,7 +32,10 @@ from lighter.proto.errors import (
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root, State
 
+log = logging.getLogger("lighter.tasks")
+
 CREATE_S = 140.0
+_POLL_S = 0.05
 AT_ONCE = 8  # creates under way; more only make each other slow
 
 
@@ -83,6 +87,11 @@ class TaskCreator:
         namespace, id_ = container.namespace, container.id
         if (namespace, id_) in self._supervisor.entries:
             raise AlreadyExists(f"create task {id_}: it exists already")
+        if self._bundle_of(namespace, id_).exists():
+            raise AlreadyExists(
+                f"create task {id_}: the manager before left its directory, which is not cleaned "
+                "up yet or belongs to a shim that has not connected"
+            )
         if not self._has_room():
             raise ResourceExhausted(
                 f"create task {id_}: the manager has used 80 % of its file descriptors "
@@ -107,10 +116,11 @@ class TaskCreator:
         with self._db.fast_transaction() as tx:
             self._store.save(tx, entry)
         self._supervisor.add(entry)
-        hit("create.row-committed")
-        async with entry.lock, self._at_once:
+        async with entry.lock:
             try:
-                return await self._create(entry, container, mounts, stdio)
+                hit("create.row-committed")
+                async with self._at_once:
+                    return await self._create(entry, container, mounts, stdio)
             except BaseException:
                 # Shielded: a caller that gives up does not leave half a task behind.
                 await asyncio.shield(self._undo_create(entry))
@@ -155,6 +165,7 @@ class TaskCreator:
             ) from err
         finally:
             answer.cancel()
+            bundle.remove_console(order["console"])
         hit("create.done")
         return int(created["pid"])
 
@@ -174,21 +185,39 @@ class TaskCreator:
         bundle = self._bundle_of(entry.namespace, entry.id)
         withdrawn = bundle.withdraw(entry.incarnation)
         if not withdrawn and not entry.cleaned.is_set():
-            peer = entry.peer
-            if peer is not None and entry.pid:
-                with contextlib.suppress(LighterError):
-                    await peer.call("end", timeout_s=HELLO_S)
+            self._find_shim(entry, bundle)
             try:
                 async with asyncio.timeout(CLOSED_S):
-                    await entry.cleaned.wait()
+                    await self._end_shim(entry)
             except TimeoutError:
                 kill_shim(entry)
                 await entry.cleaned.wait()
-        with self._db.fast_transaction() as tx:
-            self._store.delete(tx, entry)
-        self._supervisor.remove(entry)
-        bundle.remove()
-        bundle.remove_exit_record()
+        try:
+            self._supervisor.forget(entry)
+        except LighterError as err:
+            log.warning("undo create of %s: %s; trying on", entry.what, err)
+            entry.orphan = True
+            self._supervisor.in_background(self._supervisor.settle(entry))
+
+    async def _end_shim(self, entry: Entry) -> None:
+        """Have the shim undo what it made; it takes no request before init is there."""
+        while not entry.cleaned.is_set():
+            if entry.peer is not None and entry.pid:
+                with contextlib.suppress(LighterError):
+                    await entry.peer.call("end", timeout_s=HELLO_S)
+                await entry.cleaned.wait()
+            else:
+                await asyncio.sleep(_POLL_S)
+
+    def _find_shim(self, entry: Entry, bundle: Bundle) -> None:
+        """A shim whose fork was never answered has claimed the task: watch it from now on."""
+        if entry.pidfd >= 0:
+            return
+        shim = find_process(bundle.shim_record() or {})
+        if shim is None:
+            self._supervisor.in_background(self._supervisor.settle(entry))
+        else:
+            self._supervisor.watch_shim(entry, shim.pid, shim.start, shim.pidfd)
 
     def _log_settings(self, container: Container) -> dict[str, Any] | None:
         log = container.options.get("log") or {}

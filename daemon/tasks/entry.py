@@ -82,6 +82,9 @@ class Entry:
                 status, reason = states.UNKNOWN, f"{self.unknown_reason} for {silent_s:.0f} s"
             elif self.pidfd >= 0 and is_stopped(self.shim_pid):
                 status, reason = states.UNKNOWN, "its shim is stopped (SIGSTOP)"
+            elif self.peer is not None and self.peer.silent_since is not None:
+                silent_s = time.monotonic() - self.peer.silent_since
+                status, reason = states.UNKNOWN, f"its shim has not answered for {silent_s:.0f} s"
         return Task(
             namespace=self.namespace,
             id=self.id,

@@ -49,13 +49,14 @@ class ExecService:
         entry = self._supervisor.find(namespace, container_id)
         states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
         exec_id = check_name(exec_id, "exec") if exec_id is not None else secrets.token_hex(8)
-        known = entry.execs.get(exec_id)
-        if known is not None and known.exit is None:
-            raise AlreadyExists(f"exec {exec_id} in {container_id}: the id is in use")
+        if exec_id in entry.execs:
+            # An ended one counts too: a call that is repeated must not run the program again.
+            raise AlreadyExists(f"exec {exec_id} in {container_id}: the id is in use until deleted")
         terminal = bool(process.get("terminal"))
         exec_ = Exec(exec_id, states.CREATING, terminal, time.time_ns())
         entry.execs[exec_id] = exec_
         bundle = self._bundle_of(namespace, container_id)
+        console = bundle.console() if terminal else ""
         try:
             with self._db.fast_transaction() as tx:
                 self._store.save_exec(tx, entry, exec_)
@@ -76,7 +77,7 @@ class ExecService:
                     "exec_id": exec_id,
                     "process": path,
                     "terminal": terminal,
-                    "console": bundle.console() if terminal else "",
+                    "console": console,
                     **stdio,
                 },
             )
@@ -86,6 +87,7 @@ class ExecService:
             raise
         finally:
             bundle.remove_process(exec_id)
+            bundle.remove_console(console)
         return exec_id, int(answer["pid"])
 
     def _forget_exec(self, entry: Entry, exec_id: str) -> None:
@@ -125,8 +127,8 @@ class ExecService:
 
 
 def find_exec(entry: Entry, exec_id: str) -> Exec:
-    """The exec of this id. Raises NotFound."""
+    """The exec of this id. Raises NotFound; one that is only asked for is none yet."""
     exec_ = entry.execs.get(exec_id)
-    if exec_ is None:
+    if exec_ is None or exec_.state == states.CREATING:
         raise NotFound(f"find exec {exec_id} of task {entry.id}: no such process")
     return exec_

@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
+from collections.abc import Mapping
+from typing import Any
 
+from lighter.daemon.spawn import Child
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.shims import Peer
 from lighter.proto.errors import FailedPrecondition, Unavailable
@@ -28,6 +32,42 @@ async def connected(entry: Entry) -> Peer:
     if entry.peer.version == 0:
         raise Unavailable(f"call shim of {entry.what}: {entry.unknown_reason}")
     return entry.peer
+
+
+def is_alive(record: Mapping[str, Any]) -> bool:
+    """Whether the recorded process still is that process: same pid, same start time (proc(5))."""
+    try:
+        with open(f"/proc/{int(record['pid'])}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read(4096).rpartition(")")[2].split()
+    except (OSError, KeyError, ValueError, TypeError):
+        return False
+    return fields[0] != "Z" and int(fields[19]) == record.get("start")
+
+
+def find_process(record: Mapping[str, Any]) -> Child | None:
+    """The living process of a shim's record {pid, start}; the caller closes its pidfd."""
+    if not is_alive(record):
+        return None
+    try:
+        pidfd = os.pidfd_open(int(record["pid"]))
+    except OSError:
+        return None
+    # Between the look and the open the pid could have come round: look again.
+    if not is_alive(record):
+        os.close(pidfd)
+        return None
+    return Child(int(record["pid"]), int(record["start"]), pidfd)
+
+
+def kill_process(record: Mapping[str, Any]) -> None:
+    """SIGKILL to the process of a shim's record, if it still lives."""
+    found = find_process(record)
+    if found is not None:
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(found.pidfd, signal.SIGKILL)
+        finally:
+            os.close(found.pidfd)
 
 
 def kill_shim(entry: Entry) -> None:

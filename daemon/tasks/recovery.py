@@ -7,7 +7,6 @@ are settled without looking at any process, because their pids mean nothing any 
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.reach import HELLO_S
+from lighter.daemon.tasks.reach import HELLO_S, find_process, is_alive, kill_process
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor
@@ -79,11 +78,13 @@ class Recovery:
         if step == "wait":
             self._wait_for(entry, shim_record)
         elif step == "settle-reboot":
-            self._supervisor.record_exit(entry, Exit(LOST_UNKNOWN, time.time_ns(), "reboot"))
+            lost = Exit(LOST_UNKNOWN, time.time_ns(), "reboot")
+            self._supervisor.record_exit(entry, lost, lost)
             self._supervisor.in_background(self._supervisor.settle(entry))
         elif step in ("forget", "settle-lost", "settle-record") or not entry.closed:
             self._supervisor.in_background(self._supervisor.settle(entry))
-        else:
+        if entry.closed:
+            # Its shim may still wait to hear that this is known; what follows does not.
             self._supervisor.on_loaded_closed(entry)
 
     def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[str, dict[str, Any]]:
@@ -93,17 +94,17 @@ class Recovery:
         if bundle.withdraw(entry.incarnation):
             return states.NEVER, {}
         record = bundle.shim_record() or {"pid": entry.shim_pid, "start": entry.shim_start}
-        return (states.SILENT if _alive(record) else states.DEAD), record
+        return (states.SILENT if is_alive(record) else states.DEAD), record
 
     def _wait_for(self, entry: Entry, record: dict[str, Any]) -> None:
-        try:
-            pidfd = os.pidfd_open(int(record["pid"]))
-        except (ProcessLookupError, KeyError):
-            self._supervisor.in_background(self._supervisor.settle(entry))
+        shim = find_process(record)
+        if shim is None:  # it has ended this moment
+            if not entry.closed:
+                self._supervisor.in_background(self._supervisor.settle(entry))
             return
         entry.unknown_from = time.monotonic() + HELLO_S
         entry.unknown_reason = "its shim has not connected"
-        self._supervisor.watch_shim(entry, int(record["pid"]), int(record["start"]), pidfd)
+        self._supervisor.watch_shim(entry, shim.pid, shim.start, shim.pidfd)
 
     def _recover_unrecorded(self, known: set[str]) -> None:
         """Bundles without a row: a delete or create was cut short, or the database lost."""
@@ -113,7 +114,7 @@ class Recovery:
                 if bundle.dir in known:
                     continue
                 record = bundle.shim_record() or {}
-                alive = record.get("boot_id") == self._boot_id and _alive(record)
+                alive = record.get("boot_id") == self._boot_id and is_alive(record)
                 row = (
                     states.TOMBSTONE
                     if record.get("incarnation") in self._tombstones
@@ -123,7 +124,7 @@ class Recovery:
                 step = states.adoption_step(row, shim, bundle.read_exit() is not None)
                 log.info("recover bundle %s: shim=%s row=%s step=%s", bundle.dir, shim, row, step)
                 if step == "kill":
-                    _kill(record)
+                    kill_process(record)
                 if step != "wait":
                     self._supervisor.in_background(self._remove_bundle(bundle, record))
 
@@ -153,41 +154,18 @@ class Recovery:
         step = states.adoption_step(row, states.HELLO, False)
         log.warning("shim without a task: id=%s step=%s", identity.get("id"), step)
         if step == "kill":
-            _kill(identity)
+            kill_process(identity)
             return
         bundle = self._bundle_of(str(identity["namespace"]), str(identity["id"]))
+        taken = self._supervisor.entries.get((bundle.namespace, bundle.id))
+        if taken is not None:
+            log.error("shim %s is left alone: %s has another shim", peer.incarnation, taken.what)
+            return
         entry = self._entry(bundle, identity, str(identity["state"]))
         with self._db.durable_transaction() as tx:
             self._store.save(tx, entry)
         self._supervisor.add(entry)
         self._supervisor.on_hello(peer)
-
-
-def _alive(record: dict[str, Any]) -> bool:
-    """Whether the recorded process still is that process: same pid, same start time."""
-    try:
-        with open(f"/proc/{int(record['pid'])}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read(4096).rpartition(")")[2].split()
-    except (OSError, KeyError, ValueError, TypeError):
-        return False
-    return fields[0] != "Z" and int(fields[19]) == int(record.get("start", -1))
-
-
-def _kill(record: dict[str, Any]) -> None:
-    if not _alive(record):
-        return
-    try:
-        pidfd = os.pidfd_open(int(record["pid"]))
-    except ProcessLookupError:
-        return
-    try:
-        # Between the check and the open the pid could have come round: look again.
-        if _alive(record):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(pidfd)
 
 
 def _names(directory: str) -> list[str]:

@@ -192,18 +192,23 @@ class TaskService:
             if self._supervisor.entries.get((namespace, container_id)) is not entry:
                 raise NotFound(f"delete task {container_id}: it is deleted already")
             if entry.state == states.CREATED:
-                await (await connected(entry)).call("end", timeout_s=SIGNAL_S)
+                await self._end_created(entry)
             else:
                 states.advance(states.TASK, entry.state, "delete", entry.what)
             await self._wait_closed(entry, force)
             assert entry.exit is not None
             hit("delete.closed")
-            bundle = self._bundle_of(namespace, container_id)
-            bundle.remove()
-            hit("delete.bundle-gone")
-            self._delete_rows(entry, entry.exit)
+            self._supervisor.forget(entry)
             hit("delete.row-gone")
             return entry.exit
+
+    async def _end_created(self, entry: Entry) -> None:
+        """End a task that was never started. A shim that dies over it is settled all the same."""
+        try:
+            await (await connected(entry)).call("end", timeout_s=SIGNAL_S)
+        except (Unavailable, FailedPrecondition):
+            if entry.pidfd >= 0:
+                raise
 
     async def _wait_closed(self, entry: Entry, force: bool) -> None:
         try:
@@ -217,18 +222,3 @@ class TaskService:
                 ) from err
             kill_shim(entry)
             await entry.cleaned.wait()
-
-    def _delete_rows(self, entry: Entry, exit_: Exit) -> None:
-        body = {
-            "container_id": entry.id,
-            "pid": entry.pid,
-            "exit_status": exit_.exit_status,
-            "exited_at": exit_.exited_at,
-        }
-        with self._db.durable_transaction() as tx:
-            self._store.delete(tx, entry)
-            if entry.pidfd < 0:
-                self._store.drop_tombstone(tx, entry.incarnation)
-            event = self._events.append(tx, entry.namespace, events.DELETE, body)
-        self._supervisor.remove(entry)
-        self._events.announce(event)

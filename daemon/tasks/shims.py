@@ -10,6 +10,7 @@ import socket as sockets
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import zmq
@@ -22,6 +23,7 @@ from lighter.proto.sockets import SHIM_HWM, bind_router
 log = logging.getLogger("lighter.shims")
 
 CALL_S = 130.0
+REPEAT_S = 1.0  # between an event that could not be recorded and its repetition
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -33,6 +35,7 @@ class Peer:
         self.identity: dict[str, Any] = {}
         self.version = 0
         self.silent_since: float | None = None  # a call was not answered, and nothing came since
+        self.stalled = False  # an event could not be applied; later ones wait for its repetition
         self._router = router
         self._pending: PendingCalls[asyncio.Future[Any]] = PendingCalls()
 
@@ -179,10 +182,27 @@ class ShimRouter:
             self._answer(incarnation, message)
         elif isinstance(message, codec.Event):
             peer = self.peers.get(incarnation)
-            if peer is not None and self._on_event(peer, message):
-                self.acknowledge(peer, message.sequence)
+            if peer is not None and not peer.stalled:
+                self._event(peer, message)
         else:
             self.dropped += 1
+
+    def _event(self, peer: Peer, message: codec.Event) -> None:
+        peer.silent_since = None
+        try:
+            if self._on_event(peer, message):
+                self.acknowledge(peer, message.sequence)
+        except Exception:
+            # An acknowledgement covers all numbers before it, so nothing later may be applied.
+            peer.stalled = True
+            asyncio.get_running_loop().call_later(REPEAT_S, self._ask_again, peer.incarnation)
+            raise
+
+    def _ask_again(self, incarnation: str) -> None:
+        """A further welcome makes the shim say hello and send all that is not acknowledged."""
+        if incarnation in self.peers:
+            with suppress(Unavailable):
+                self._welcome(incarnation)
 
     def _welcome(self, incarnation: str) -> None:
         welcome = codec.Welcome(self.generation, list(codec.SUPPORTED), [])
@@ -199,6 +219,7 @@ class ShimRouter:
             peer = self.peers[incarnation] = Peer(self, incarnation)
         else:
             peer.fail_all("call shim: it connected again")
+        peer.stalled = False
         peer.identity = identity
         peer.version = hello.version
         self._on_hello(peer)

@@ -41,7 +41,8 @@ class TaskStore:
             for r in self._db.rows("SELECT * FROM tasks ORDER BY created_at")
         ]
         by_key = {(entry.namespace, entry.id): entry for entry in entries}
-        for r in self._db.rows("SELECT * FROM execs"):
+        # One that was only asked for may never have been run: if it was, its shim tells it again.
+        for r in self._db.rows("SELECT * FROM execs WHERE state != ?", (states.CREATING,)):
             entry = by_key.get((r["namespace"], r["id"]))
             if entry is not None:
                 entry.execs[r["exec_id"]] = Exec(

@@ -10,8 +10,8 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lighter.daemon.events import Event, EventLog
@@ -30,6 +30,7 @@ log = logging.getLogger("lighter.tasks")
 
 LOST_KILLED = 137
 LOST_UNKNOWN = 255
+RETRY_S = 1.0
 _DURABLE = {events.EXIT, events.CLOSED}
 # What a client may not see: these go between shim and manager only.
 _INTERNAL = {events.CLOSED}
@@ -118,29 +119,24 @@ class Supervisor:
         self._wake(entry, message)
         return True
 
-    def _apply(self, entry: Entry, message: codec.Event) -> list[Event]:
-        begin = (
-            self._db.durable_transaction if message.topic in _DURABLE else self._db.fast_transaction
-        )
-        before = dict(vars(entry))
-        known = entry.execs.get(message.body.get("exec_id") or "")
-        exec_before = dict(vars(known)) if known else {}
+    @contextmanager
+    def _changes(
+        self, entry: Entry, *execs: Exec, durable: bool = True
+    ) -> Iterator[sqlite3.Connection]:
+        """A transaction that changes these objects too: what is not committed has not happened."""
+        before = [(thing, dict(vars(thing))) for thing in (entry, *execs)]
         try:
-            return self._commit(begin, entry, message)
+            with self._db.durable_transaction() if durable else self._db.fast_transaction() as tx:
+                yield tx
         except BaseException:
-            # What is not committed has not happened: the shim will tell it again.
-            vars(entry).update(before)
-            if known:
-                vars(known).update(exec_before)
+            for thing, values in before:
+                vars(thing).update(values)
             raise
 
-    def _commit(
-        self,
-        begin: Callable[[], AbstractContextManager[sqlite3.Connection]],
-        entry: Entry,
-        message: codec.Event,
-    ) -> list[Event]:
-        with begin() as tx:
+    def _apply(self, entry: Entry, message: codec.Event) -> list[Event]:
+        known = entry.execs.get(message.body.get("exec_id") or "")
+        execs = (known,) if known else ()
+        with self._changes(entry, *execs, durable=message.topic in _DURABLE) as tx:
             exec_ = self._change(entry, message)
             entry.last_sequence = message.sequence
             self._store.save(tx, entry)
@@ -238,22 +234,36 @@ class Supervisor:
             self.in_background(self.settle(entry))
 
     async def settle(self, entry: Entry) -> None:
-        """A shim ended without having cleaned up: free what it held, then say how it ended."""
+        """A shim ended without having cleaned up: free what it held, then say how it ended.
+
+        Tried until it is done: a full disk, for one, must not leave waiters without an answer.
+        """
+        while True:
+            try:
+                await self._settle(entry)
+                return
+            except LighterError as err:
+                log.error("settle %s: %s", entry.what, err)
+                await asyncio.sleep(RETRY_S)
+
+    async def _settle(self, entry: Entry) -> None:
         bundle = self._bundle_of(entry.namespace, entry.id)
         record = bundle.read_exit()
         if record is not None and record.get("incarnation") != entry.incarnation:
             record = None
         killed = await self.free(entry, bundle)
-        if entry.exit is None and entry.state != states.CREATING:
-            if record is not None:
-                exit_ = Exit(
-                    int(record["exit_status"]), int(record["exited_at"]), str(record["cause"])
-                )
-            elif killed:
-                exit_ = Exit(LOST_KILLED, time.time_ns(), "lost-shim")
-            else:
-                exit_ = Exit(LOST_UNKNOWN, time.time_ns(), "unknown")
-            self.record_exit(entry, exit_)
+        hit("settle.freed")
+        if entry.state != states.CREATING:
+            lost = (
+                Exit(LOST_KILLED, time.time_ns(), "lost-shim")
+                if killed
+                else Exit(LOST_UNKNOWN, time.time_ns(), "unknown")
+            )
+            known = record and Exit(
+                int(record["exit_status"]), int(record["exited_at"]), str(record["cause"])
+            )
+            self.record_exit(entry, known or lost, lost)
+            hit("settle.exit-recorded")
         self.record_closed(entry)
         bundle.remove_exit_record()
 
@@ -265,33 +275,39 @@ class Supervisor:
         """A task that had ended and was cleaned up before this manager started."""
         self._closed(entry)
 
-    def record_exit(self, entry: Entry, exit_: Exit) -> None:
-        """Our own word about how a task ended, where no shim can give one."""
+    def record_exit(self, entry: Entry, exit_: Exit, of_execs: Exit) -> None:
+        """Our own word about what still ran, where no shim can give one: execs, then init."""
+        execs = [exec_ for exec_ in entry.execs.values() if exec_.exit is None]
+        seen = []
+        with self._changes(entry, *execs) as tx:
+            for exec_ in execs:
+                exec_.exit, exec_.state = of_execs, states.STOPPED
+                self._store.save_exec(tx, entry, exec_)
+                seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
+            if entry.exit is None:
+                entry.exit, entry.state, entry.unknown_from = exit_, states.STOPPED, None
+                self._store.save(tx, entry)
+                seen.append(self._append_exit(tx, entry, "", entry.pid, exit_))
+        self._events.announce(*seen)
+        for exec_ in execs:
+            exec_.ended.set()
+        entry.ended.set()
+
+    def _append_exit(
+        self, tx: sqlite3.Connection, entry: Entry, exec_id: str, pid: int, exit_: Exit
+    ) -> Event:
         body = {
             "container_id": entry.id,
-            "exec_id": "",
-            "pid": entry.pid,
+            "exec_id": exec_id,
+            "pid": pid,
             "exit_status": exit_.exit_status,
             "exited_at": exit_.exited_at,
             "cause": exit_.cause,
         }
-        with self._db.durable_transaction() as tx:
-            entry.state = states.STOPPED
-            entry.exit = exit_
-            entry.unknown_from = None
-            self._store.save(tx, entry)
-            for exec_ in entry.execs.values():
-                if exec_.exit is None:
-                    exec_.exit, exec_.state = exit_, states.STOPPED
-                    self._store.save_exec(tx, entry, exec_)
-            event = self._events.append(tx, entry.namespace, events.EXIT, body, exit_.exited_at)
-        self._events.announce(event)
-        entry.ended.set()
-        for exec_ in entry.execs.values():
-            exec_.ended.set()
+        return self._events.append(tx, entry.namespace, events.EXIT, body, exit_.exited_at)
 
     def record_closed(self, entry: Entry) -> None:
-        with self._db.durable_transaction() as tx:
+        with self._changes(entry) as tx:
             entry.closed = True
             self._store.save(tx, entry)
         self._closed(entry)
@@ -305,15 +321,31 @@ class Supervisor:
             self._on_closed(entry)
 
     def forget(self, entry: Entry) -> None:
-        """Drop a task that never came to be: no exit, no event."""
-        with self._db.fast_transaction() as tx:
+        """Remove a task that is cleaned up: its files, then its rows.
+
+        Its delete is an event if its exit was one: a create that was undone is not heard of.
+        Raises Unavailable while its root is mounted.
+        """
+        bundle = self._bundle_of(entry.namespace, entry.id)
+        bundle.remove()
+        # A shim that was killed before it could remove the record leaves that to us.
+        bundle.remove_exit_record()
+        hit("delete.bundle-gone")
+        seen = []
+        with self._db.durable_transaction() as tx:
             self._store.delete(tx, entry)
             if entry.pidfd < 0:
                 self._store.drop_tombstone(tx, entry.incarnation)
+            if entry.exit is not None:
+                body = {
+                    "container_id": entry.id,
+                    "pid": entry.pid,
+                    "exit_status": entry.exit.exit_status,
+                    "exited_at": entry.exit.exited_at,
+                }
+                seen.append(self._events.append(tx, entry.namespace, events.DELETE, body))
         self.remove(entry)
-        bundle = self._bundle_of(entry.namespace, entry.id)
-        bundle.remove()
-        bundle.remove_exit_record()
+        self._events.announce(*seen)
 
 
 _STEPS = {
