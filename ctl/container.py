@@ -1,0 +1,147 @@
+"""`ctl containers`: definitions, whether they run or not."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option
+from lighter.ctl.definition import definition, definition_options
+from lighter.ctl.output import listing, rfc3339
+from lighter.ctl.paging import pages
+from lighter.proto.errors import FailedPrecondition, NotFound
+
+
+@click.group("containers", cls=Commands)
+def containers() -> None:
+    """Manage containers: what would run, as it was defined.
+
+    \b
+      ctl containers create docker.io/library/nginx:alpine web
+      ctl tasks start -d web
+      ctl containers info web
+      ctl containers rm web
+    """
+
+
+class FlagsAfterId(click.Command):
+    """Takes flags that follow the id too; `--` ends them, and so does the first other word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = self._words(ctx, args)
+        if len(words) > 2 and words[2].startswith("-") and words[2] != "--":
+            head, tail = args[: len(args) - len(words)], words[2:]
+            rest = self._words(ctx, tail)
+            late = tail[: len(tail) - len(rest)]
+            ends = [word for word in (*head, *late) if word != "--"]
+            args = [*ends, "--", *words[:2], *rest]
+        elif len(words) > 2 and words[2] == "--":
+            args = [*args[: len(args) - len(words)], "--", *words[:2], *words[3:]]
+        return super().parse_args(ctx, args)
+
+    def _words(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What follows the leading options. Raises click's own usage errors."""
+        parser = self.make_parser(ctx)
+        parser.allow_interspersed_args = False
+        values, _left, _order = parser.parse_args(args=list(args))
+        return list(values["words"])
+
+
+@containers.command(
+    "create",
+    cls=FlagsAfterId,
+    context_settings={"allow_interspersed_args": False, **HELP_OPTIONS},
+)
+@definition_options
+@click.argument(
+    "words", nargs=-1, type=click.UNPROCESSED, metavar="IMAGE CONTAINER [COMMAND] [ARG]..."
+)
+@click.pass_obj
+def create(session: Session, words: tuple[str, ...], **flags: Any) -> None:
+    """create a container, which `tasks start` starts
+
+    \b
+      ctl containers create docker.io/library/busybox:latest box
+      ctl containers create docker.io/library/busybox:latest box sh -c 'sleep 60'
+      ctl containers create IMAGE box --mount type=bind,src=/tmp,dst=/hostdir,options=rbind:rw
+    """
+    if len(words) < 2:
+        raise click.UsageError("image and container id must be given")
+    body = definition(words[1], words[0], words[2:], flags)
+    session.warn(session.call("containers.create", **body)["warnings"])
+
+
+@containers.verb("list ls")
+@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@format_option
+@click.pass_obj
+def list_(session: Session, quiet: bool) -> None:
+    """list containers"""
+    list_containers(session, quiet)
+
+
+def list_containers(session: Session, quiet: bool) -> None:
+    rows = pages(session, "containers.list", "containers")
+    if quiet:
+        for row in rows:
+            print(row["id"])
+        return
+    listing(
+        session.json,
+        rows,
+        ("CONTAINER", "IMAGE", "RUNTIME"),
+        lambda row: (row["id"], row["image"] or "-", row["runtime"]),
+    )
+
+
+@containers.verb("info")
+@click.argument("container_id", metavar="CONTAINER")
+@click.option("--spec", is_flag=True, help="The OCI spec alone.")
+@click.pass_obj
+def info(session: Session, container_id: str, spec: bool) -> None:
+    """print a container's definition and OCI spec, as ctr does"""
+    import json
+
+    container = session.call("containers.get", id=container_id)["container"]
+    shown = json.loads(container["spec"]) if spec else _as_ctr(container, json.loads)
+    print(json.dumps(shown, indent=4, ensure_ascii=False))
+
+
+def _as_ctr(container: Mapping[str, Any], loads: Any) -> dict[str, Any]:
+    """The field names of containerd's Go struct, which ctr prints."""
+    return {
+        "ID": container["id"],
+        "Labels": container["labels"],
+        "Image": container["image"],
+        "Runtime": {"Name": container["runtime"], "Options": None},
+        "SnapshotKey": container["snapshot_key"],
+        "Snapshotter": container["snapshotter"],
+        "CreatedAt": rfc3339(container["created_at"]),
+        "UpdatedAt": rfc3339(container["updated_at"]),
+        "Extensions": None,
+        "Spec": loads(container["spec"]),
+    }
+
+
+@containers.verb("delete del remove rm")
+@click.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
+@click.option("--force", "-f", is_flag=True, help="End and delete its task first.")
+@click.pass_obj
+def delete(session: Session, container_ids: tuple[str, ...], force: bool) -> None:
+    """delete containers that do not run"""
+    for container_id in container_ids:
+        remove(session, container_id, force)
+
+
+def remove(session: Session, container_id: str, force: bool) -> None:
+    """Delete a container; as ctr, with its task when that has ended or was never started.
+
+    Raises FailedPrecondition for a running one without `force`.
+    """
+    try:
+        session.call("containers.delete", id=container_id, force=force)
+    except FailedPrecondition:
+        with contextlib.suppress(NotFound):
+            session.call("tasks.delete", id=container_id, exec_id="", force=False)
+        session.call("containers.delete", id=container_id, force=force)

@@ -1,0 +1,102 @@
+"""`ctl logs`: what a container has written, from its log."""
+
+import time
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import DURATION, HELP_OPTIONS, Session, format_option
+from lighter.ctl.output import print_json_line, rfc3339, write_bytes
+from lighter.ctl.resolve import resolved
+from lighter.proto.daemon_api import NOTICE, STDERR, STDOUT
+
+_NAMES = {STDOUT: "stdout", STDERR: "stderr", NOTICE: "notice"}
+
+
+class Tail(click.ParamType):
+    """A number of lines, or `all`."""
+
+    name = "lines"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value is None or value == "all":
+            return None
+        if not (str(value).isascii() and str(value).isdigit()):
+            self.fail(f"{value!r} is no number of lines", param, ctx)
+        return int(value)
+
+
+class Since(click.ParamType):
+    """A duration before now, or an RFC 3339 time; converts to nanoseconds since the epoch."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if value[:1].isdigit() and "-" in value:
+            from datetime import UTC, datetime
+
+            try:
+                moment = datetime.fromisoformat(value)
+            except ValueError:
+                self.fail(f"{value!r} is no RFC 3339 time", param, ctx)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            return int(moment.timestamp() * 1_000_000) * 1000
+        return time.time_ns() - int(DURATION.convert(value, param, ctx) * 1e9)
+
+
+@click.command("logs", context_settings=HELP_OPTIONS)
+@click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
+@click.option("--tail", type=Tail(), default=None, help="The last lines alone.  [default: all]")
+@click.option("--since", type=Since(), help="From this time on: 10m, or 2026-01-31T12:00:00Z.")
+@click.option("--timestamps", "-t", is_flag=True, help="Begin each line with its time.")
+@click.argument("ref", metavar="CONTAINER")
+@format_option
+@click.pass_obj
+def logs(
+    session: Session, ref: str, follow: bool, tail: int | None, since: int | None, timestamps: bool
+) -> None:
+    """Print what a container has written: its output and its error output, each to ctl's own.
+
+    \b
+      ctl logs web
+      ctl logs -f --tail 20 web
+      ctl logs --since 10m -t web
+    """
+    printer = LogPrinter(timestamps=timestamps, as_json=session.json)
+
+    def read(container_id: str) -> None:
+        for item in session.manager.begin(
+            "logs.read", id=container_id, follow=follow, tail=tail, since=since
+        ):
+            printer.show(item)
+
+    resolved(session, ref, read)
+
+
+class LogPrinter:
+    """Items of logs.read: the container's own bytes, or a JSON line per item."""
+
+    def __init__(self, *, timestamps: bool, as_json: bool) -> None:
+        self._timestamps = timestamps
+        self._as_json = as_json
+        self._in_line: dict[int, bool] = {}
+
+    def show(self, item: Any) -> None:
+        stream = item["stream"]
+        if self._as_json:
+            print_json_line({**item, "stream": _NAMES.get(stream, str(stream))})
+            return
+        data = self._with_times(item) if self._timestamps else item["data"]
+        write_bytes(1 if stream == STDOUT else 2, data)
+
+    def _with_times(self, item: Any) -> bytes:
+        stamp = f"{rfc3339(item['timestamp'])} ".encode()
+        stream, out = item["stream"], b""
+        for line in item["data"].splitlines(keepends=True):
+            out += line if self._in_line.get(stream) else stamp + line
+            self._in_line[stream] = not line.endswith(b"\n")
+        return out

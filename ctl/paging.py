@@ -1,0 +1,17 @@
+"""Lists that come in pages, put together."""
+
+from typing import Any
+
+from lighter.ctl.cli import Session
+from lighter.proto.daemon_api import PAGE_ROWS
+
+
+def pages(session: Session, method: str, key: str) -> list[dict[str, Any]]:
+    """All rows of a list whose replies carry `key` and `next`."""
+    rows: list[dict[str, Any]] = []
+    cursor = ""
+    while cursor is not None:
+        page = session.call(method, cursor=cursor, limit=PAGE_ROWS)
+        rows += page[key]
+        cursor = page["next"] or None
+    return rows

@@ -1,0 +1,175 @@
+"""Attached and detached processes: start, exec and attach, as several verbs use them.
+
+The order of an attached start: the pipes, tasks.create with their names, tasks.wait (outstanding),
+tasks.start; then the pump, until the output has ended and the wait is answered.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lighter.ctl.cli import Session
+from lighter.ctl.connect import Call, Manager
+from lighter.ctl.pump import Detached, Pump, Signals, watched_signals
+from lighter.ctl.stdio import NO_STDIO, Pipes, Terminal, window_size
+from lighter.proto.errors import LighterError
+
+REFUSED = 125
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Give what the manager refuses the exit code 125, unless it knows a better one."""
+    try:
+        yield
+    except LighterError as error:
+        error.details.setdefault("exit_code", REFUSED)
+        raise
+
+
+def start_detached(session: Session, container_id: str, pid_file: str = "") -> None:
+    """Create and start the task, with no streams of ctl's."""
+    created = session.call("tasks.create", id=container_id, **NO_STDIO, rows=0, cols=0)
+    with contextlib.ExitStack() as undo:
+        undo.callback(_forget_task, session, container_id)
+        if pid_file:
+            _write_pid(pid_file, created["pid"])
+        session.call("tasks.start", id=container_id)
+        undo.pop_all()
+
+
+def start_attached(
+    session: Session,
+    container_id: str,
+    *,
+    terminal: bool,
+    stdin: bool,
+    output: bool = True,
+    pid_file: str = "",
+    started: Callable[[], None] = lambda: None,
+) -> int:
+    """Create and start the task, and see it to its end; returns its exit code.
+
+    `started` is called once the task runs, so that a caller stops undoing what went before.
+    """
+    manager = session.manager
+    with (
+        Pipes(stdin=stdin, stdout=output, stderr=output and not terminal) as pipes,
+        contextlib.ExitStack() as undo,
+    ):
+        created = session.call("tasks.create", id=container_id, **pipes.uris(), **_size(terminal))
+        undo.callback(_forget_task, session, container_id)
+        pipes.give_away()
+        if pid_file:
+            _write_pid(pid_file, created["pid"])
+        wait = manager.begin("tasks.wait", id=container_id, exec_id="")
+
+        def start() -> None:
+            session.call("tasks.start", id=container_id)
+            undo.pop_all()
+            started()
+
+        return _attend(session, container_id, "", pipes, wait, terminal, start)
+
+
+def exec_attached(
+    session: Session, container_id: str, request: Mapping[str, Any], *, stdin: bool
+) -> int:
+    """Run one more process in the container and see it to its end; returns its exit code.
+
+    `request` holds the fields of tasks.exec but for the streams and the size.
+    """
+    manager = session.manager
+    terminal = bool(request["terminal"])
+    with Pipes(stdin=stdin, stdout=True, stderr=not terminal) as pipes:
+        with refusals():
+            answer = session.call(
+                "tasks.exec", id=container_id, **request, **pipes.uris(), **_size(terminal)
+            )
+        pipes.give_away()
+        exec_id = answer["exec_id"]
+        wait = manager.begin("tasks.wait", id=container_id, exec_id=exec_id)
+        code = _attend(session, container_id, exec_id, pipes, wait, terminal)
+        if wait.done:
+            with contextlib.suppress(LighterError):
+                session.call("tasks.delete", id=container_id, exec_id=exec_id, force=False)
+        return code
+
+
+def exec_detached(session: Session, container_id: str, request: Mapping[str, Any]) -> None:
+    with refusals():
+        session.call("tasks.exec", id=container_id, **request, **NO_STDIO, rows=0, cols=0)
+
+
+def attach(session: Session, container_id: str, exec_id: str, *, stdin: bool) -> int:
+    """Take part in a running process until it ends or the keys to detach are typed."""
+    manager = session.manager
+    process = {"id": container_id, "exec_id": exec_id}
+    with Pipes(stdin=stdin, stdout=True, stderr=True) as pipes:
+        wait = manager.begin("tasks.wait", **process)
+        answer = session.call("tasks.attach", **process, **pipes.uris())
+        pipes.give_away()
+        terminal = bool(answer["terminal"])
+        if terminal and (size := window_size())["rows"]:
+            session.call("tasks.resize", **process, **size)
+        return _attend(session, container_id, exec_id, pipes, wait, terminal, ends_stdin=False)
+
+
+def _attend(
+    session: Session,
+    container_id: str,
+    exec_id: str,
+    pipes: Pipes,
+    wait: Call,
+    terminal: bool,
+    start: Callable[[], None] = lambda: None,
+    *,
+    ends_stdin: bool = True,
+) -> int:
+    """Pump a process's streams until its end, and say what is special about that."""
+    manager: Manager = session.manager
+    process = {"id": container_id, "exec_id": exec_id}
+    try:
+        with Signals(watched_signals(terminal)) as signals:
+            start()
+            with Terminal() if terminal else contextlib.nullcontext():
+                pump = Pump(
+                    manager, process, pipes, signals, terminal=terminal, ends_stdin=ends_stdin
+                )
+                end = pump.run(wait)
+    except Detached:
+        session.complain(f"detached from {exec_id or container_id}, which runs on")
+        return 0
+    if end.get("cause"):
+        name = f"exec {exec_id} in {container_id}" if exec_id else container_id
+        session.complain(f"wait for {name}: it ended with {end['exit_status']}: {end['cause']}")
+    return int(end["exit_status"])
+
+
+def has_terminal(session: Session, container_id: str) -> bool:
+    """Whether the container's first process is defined to have a terminal."""
+    import json
+
+    spec = json.loads(session.call("containers.get", id=container_id)["container"]["spec"])
+    return bool(spec.get("process", {}).get("terminal"))
+
+
+def forget(session: Session, container_id: str) -> None:
+    """Delete an ended task, as ctr does after an attached one; its log stays."""
+    with contextlib.suppress(LighterError):
+        session.call("tasks.delete", id=container_id, exec_id="", force=False)
+
+
+def _forget_task(session: Session, container_id: str) -> None:
+    """A task that was created but could not be started does not stay."""
+    with contextlib.suppress(LighterError):
+        session.manager.undo("tasks.delete", id=container_id, exec_id="", force=True)
+
+
+def _size(terminal: bool) -> dict[str, int]:
+    return window_size() if terminal else {"rows": 0, "cols": 0}
+
+
+def _write_pid(path: str, pid: int) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(str(pid))

@@ -1,0 +1,291 @@
+"""The loop of an attached process: its pipes, ctl's own descriptors, signals and the manager.
+
+Bytes are moved by splice(2) where both ends allow it, and are never read before there is somebody
+to take them, so that a slow reader of ctl slows the container down and nothing else.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from lighter.ctl.cli import Interrupted
+from lighter.ctl.connect import Call, Manager
+from lighter.ctl.stdio import DetachKeys, Pipes, window_size
+from lighter.proto.errors import LighterError, Unavailable
+
+CHUNK_BYTES = 64 * 1024
+SPLICE_BYTES = 1024 * 1024
+FORWARDED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTERM,
+)
+# As often as this an impatient user presses Ctrl-C before ctl itself ends.
+IMPATIENCE = 3
+
+
+class Detached(Exception):
+    """The keys to detach were typed: the process runs on without ctl."""
+
+
+class Flow:
+    """One direction of one stream: from `source` to `target`, in step with the slower of the two.
+
+    `keys`: what is typed is looked at, so it is copied. Over when the source has ended
+    (`ended`), or when nobody takes the bytes any more (`broken`).
+    """
+
+    def __init__(self, source: int, target: int, keys: DetachKeys | None = None) -> None:
+        self.source = source
+        self.target = target
+        self.ended = False
+        self.broken = False
+        self._keys = keys
+        self._splices = keys is None and not os.isatty(source) and not os.isatty(target)
+        self._waits_for_target = False
+        self._rest = b""
+
+    @property
+    def open(self) -> bool:
+        return not (self.ended or self.broken)
+
+    def interest(self) -> tuple[int, int]:
+        """Which descriptor to wait for, and what."""
+        if self._waits_for_target:
+            return self.target, select.POLLOUT
+        return self.source, select.POLLIN
+
+    def move(self) -> None:
+        """Pass on what can be passed on at once. Raises Detached, OSError."""
+        self._waits_for_target = not _ready(self.target, select.POLLOUT)
+        if self._waits_for_target:
+            return
+        try:
+            moved = self._splice() if self._splices else self._copy()
+        except BlockingIOError:
+            self._waits_for_target = True
+            return
+        except BrokenPipeError:
+            self.broken = True
+            return
+        self.ended = moved == 0 and not self._rest
+
+    def _splice(self) -> int:
+        flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+        try:
+            return os.splice(self.source, self.target, SPLICE_BYTES, flags=flags)
+        except BlockingIOError:
+            raise
+        except OSError as err:
+            # A target opened with O_APPEND, or a kind of file without splice (EINVAL).
+            if isinstance(err, BrokenPipeError):
+                raise
+            self._splices = False
+            return self._copy()
+
+    def _copy(self) -> int:
+        data, self._rest = self._rest, b""
+        if not data:
+            if not _ready(self.source, select.POLLIN):
+                return 1
+            data = _read(self.source)
+            if not data:
+                return 0
+            if self._keys is not None:
+                data, detach = self._keys.filter(data)
+                if detach:
+                    raise Detached
+        try:
+            written = os.write(self.target, data) if data else 0
+        except BlockingIOError:
+            written = 0
+        self._rest = data[written:]
+        self._waits_for_target = bool(self._rest)
+        return 1
+
+
+class Signals:
+    """Signals as bytes of a pipe, for as long as the context lasts (signal(7), self-pipe)."""
+
+    def __init__(self, numbers: tuple[signal.Signals, ...]) -> None:
+        self._numbers = numbers
+        self._before: dict[int, Any] = {}
+        self._interrupts = 0
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def fileno(self) -> int:
+        return self._read_end
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """The wake-up is the work; but who interrupts again and again means ctl."""
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts >= IMPATIENCE:
+            raise KeyboardInterrupt
+
+    def taken(self) -> bytes:
+        """Numbers of the signals that came since."""
+        try:
+            return os.read(self._read_end, 256)
+        except BlockingIOError:
+            return b""
+
+    def __enter__(self) -> "Signals":
+        self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        for number in self._numbers:
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+
+class Pump:
+    """Moves everything between ctl and one attached process until that has ended.
+
+    `process` is {id, exec_id}. `ends_stdin`: the end of ctl's standard input is the process's
+    too. Used inside `Signals`, so that no signal is missed between
+    the start of the process and the loop.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        process: dict[str, str],
+        pipes: Pipes,
+        signals: Signals,
+        *,
+        terminal: bool,
+        ends_stdin: bool,
+    ) -> None:
+        self._manager = manager
+        self._ends_stdin = ends_stdin
+        self._process = process
+        self._pipes = pipes
+        self._signals = signals
+        self._terminal = terminal
+        self._outputs = [
+            Flow(source, target)
+            for source, target in ((pipes.stdout, 1), (pipes.stderr, 2))
+            if source >= 0
+        ]
+        self._input: Flow | None = None
+        if pipes.stdin >= 0:
+            self._input = Flow(0, pipes.stdin, DetachKeys() if terminal else None)
+        self._stdin_closing: Call | None = None
+
+    def run(self, wait: Call) -> Any:
+        """Pump until `wait` is answered and the output has ended; returns the answer.
+
+        Raises what was answered, Detached, Interrupted, BrokenPipeError when nobody reads
+        standard output any more.
+        """
+        while not (wait.done and not any(flow.open for flow in self._outputs)):
+            self._close_stdin_again()
+            self._manager.process()
+            if wait.done and not any(flow.open for flow in self._outputs):
+                break
+            self._turn()
+        return wait.result()
+
+    def _turn(self) -> None:
+        flows = [flow for flow in (*self._outputs, self._input) if flow is not None and flow.open]
+        poll = select.poll()
+        poll.register(self._manager.fileno(), select.POLLIN)
+        poll.register(self._signals.fileno(), select.POLLIN)
+        if self._manager.peer_fileno() >= 0:
+            poll.register(self._manager.peer_fileno(), select.POLLIN)
+        by_fd: dict[int, Flow] = {}
+        for flow in flows:
+            fd, events = flow.interest()
+            poll.register(fd, events)
+            by_fd[fd] = flow
+        for fd, _events in poll.poll(self._manager.left_ms()):
+            if fd in by_fd:
+                self._move(by_fd[fd])
+            elif fd == self._signals.fileno():
+                for number in self._signals.taken():
+                    self._signal(number)
+        self._manager.check_deadline()
+        self._manager.check_peer()
+
+    def _move(self, flow: Flow) -> None:
+        flow.move()
+        if flow.open:
+            return
+        if flow is self._input:
+            # Closed only now: all that was read from standard input is in the pipe.
+            self._pipes.close_stdin()
+            if flow.ended and self._ends_stdin:
+                self._close_stdin()
+        elif flow.broken:
+            if flow.target == 1:
+                raise BrokenPipeError
+            self._pipes.close_stderr()
+
+    # standard input's end has to arrive, whichever manager hears of it
+
+    def _close_stdin(self) -> None:
+        try:
+            self._stdin_closing = self._manager.begin("tasks.close_stdin", **self._process)
+        except LighterError as err:
+            self._stdin_closing = Call(self._manager, "tasks.close_stdin", {}, "")
+            self._stdin_closing.finish(error=err)
+
+    def _close_stdin_again(self) -> None:
+        call = self._stdin_closing
+        if call is not None and isinstance(call.error, Unavailable) and self._manager.connected:
+            self._close_stdin()
+
+    # signals
+
+    def _signal(self, number: int) -> None:
+        if number == signal.SIGWINCH:
+            if self._manager.connected:
+                self._manager.begin("tasks.resize", **self._process, **window_size())
+        elif self._terminal:
+            raise Interrupted(number)
+        else:
+            self._forward(number)
+
+    def _forward(self, number: int) -> None:
+        if self._manager.connected:
+            with contextlib.suppress(LighterError):
+                self._manager.begin("tasks.kill", **self._process, signal=number, all=False)
+        elif number not in (signal.SIGUSR1, signal.SIGUSR2):
+            raise Interrupted(number)
+
+
+def watched_signals(terminal: bool) -> tuple[signal.Signals, ...]:
+    """With a terminal the keys go through it, and a signal from elsewhere ends ctl."""
+    return (*FORWARDED, signal.SIGWINCH) if terminal else FORWARDED
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, CHUNK_BYTES)
+    except OSError as err:
+        if err.errno == errno.EIO:  # a terminal whose other end has gone
+            return b""
+        raise
+
+
+def _ready(fd: int, event: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(0))

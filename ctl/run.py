@@ -1,0 +1,96 @@
+"""`ctl run`: create a container and start it, attached or not."""
+
+import contextlib
+from typing import Any
+
+import click
+
+from lighter.ctl import process
+from lighter.ctl.cli import HELP_OPTIONS, Session
+from lighter.ctl.definition import definition, definition_options
+from lighter.proto.errors import LighterError
+
+
+@click.command(
+    "run",
+    context_settings={"allow_interspersed_args": False, **HELP_OPTIONS},
+    short_help="run a container",
+    options_metavar="[OPTIONS]",
+)
+@definition_options
+@click.option("--rm", is_flag=True, help="Remove the container when it has ended.")
+@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@click.option("--interactive", "-i", is_flag=True, help="docker's form; pass standard input on.")
+@click.option("--name", help="docker's form: the container's id.")
+@click.option("--null-io", is_flag=True, help="Neither streams nor a log.")
+@click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
+@click.argument("image")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="ID [COMMAND] [ARG]...")
+@click.pass_obj
+def run(
+    session: Session,
+    image: str,
+    words: tuple[str, ...],
+    rm: bool,
+    detach: bool,
+    interactive: bool,
+    name: str | None,
+    null_io: bool,
+    pid_file: str,
+    **flags: Any,
+) -> int:
+    """Run a container of IMAGE, by default attached: its exit code is ctl's.
+
+    As ctr, the word after IMAGE is the new container's ID. With --name or -i, as docker, all words
+    after IMAGE are the command; without --name an id is made up.
+
+    \b
+      ctl run -d --net-host docker.io/library/nginx:alpine web
+      ctl run --rm -t docker.io/library/busybox:latest box sh
+      ctl run --rm -it docker.io/library/busybox:latest sh
+      ctl run -d --name db --mount type=bind,src=data,dst=/data db:1
+    """
+    as_docker = name is not None or interactive
+    if not as_docker and not words:
+        raise click.UsageError(both_spellings(image))
+    container_id, command = (name, words) if as_docker else (words[0], words[1:])
+    stdin = not null_io and (not as_docker or interactive or flags["tty"])
+    if null_io:
+        flags["log_driver"] = "none"
+    body = definition(container_id, image, command, flags, auto_remove=rm, stdin_open=stdin)
+    session.manager.connect()
+    with process.refusals(), contextlib.ExitStack() as undo:
+        created = session.call("containers.create", **body)
+        undo.callback(_remove, session, created["id"])
+        session.warn(created["warnings"])
+        if detach:
+            process.start_detached(session, created["id"], pid_file)
+            undo.pop_all()
+            if as_docker:
+                print(created["id"], flush=True)
+            return 0
+        code = process.start_attached(
+            session,
+            created["id"],
+            terminal=flags["tty"],
+            stdin=stdin,
+            output=not null_io,
+            pid_file=pid_file,
+            started=undo.pop_all,
+        )
+    if not as_docker and not rm:
+        process.forget(session, created["id"])
+    return code
+
+
+def both_spellings(image: str) -> str:
+    return (
+        f"run {image}: the container's id is missing; either of\n"
+        f"  ctl run {image} ID [COMMAND...]         as ctr\n"
+        f"  ctl run --name ID {image} [COMMAND...]  as docker; -i for one that is made up"
+    )
+
+
+def _remove(session: Session, container_id: str) -> None:
+    with contextlib.suppress(LighterError):
+        session.manager.undo("containers.delete", id=container_id, force=True)

@@ -1,0 +1,232 @@
+"""The short verbs: docker's words for the same services, taking unique beginnings of ids.
+
+Each works through all containers it is given, tells what failed, and fails if anything did.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl import process
+from lighter.ctl.cli import DURATION, HELP_OPTIONS, SIGNAL, Session, format_option
+from lighter.ctl.container import list_containers, remove
+from lighter.ctl.output import ago, for_how_long, listing, print_json
+from lighter.ctl.paging import pages
+from lighter.ctl.resolve import resolved
+from lighter.ctl.task import exec_request
+from lighter.proto.errors import DeadlineExceeded, LighterError, NotFound, Unavailable
+
+_REFS = click.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
+
+
+def each(session: Session, refs: tuple[str, ...], act: Callable[[str], object]) -> int:
+    """`act` on every container; prints the names it succeeded for. Returns the exit code."""
+    code = 0
+    for ref in refs:
+        try:
+            resolved(session, ref, act)
+        except (DeadlineExceeded, Unavailable):
+            raise
+        except LighterError as error:
+            session.complain(error.message)
+            code = 1
+        else:
+            print(ref, flush=True)
+    return code
+
+
+@click.command("exec", context_settings={"allow_interspersed_args": False, **HELP_OPTIONS})
+@click.option("--interactive", "-i", is_flag=True, help="Pass standard input on.")
+@click.option("--tty", "-t", is_flag=True, help="Give it a terminal; standard input too.")
+@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@click.option("--env", "-e", multiple=True, help="KEY=value; KEY alone takes ctl's own.")
+@click.option("--cwd", "--workdir", "-w", help="Working directory.")
+@click.option("--user", "-u", help="User or uid[:group or gid].")
+@click.option("--privileged", is_flag=True, help="All capabilities.")
+@click.argument("ref", metavar="CONTAINER")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
+@click.pass_obj
+def exec_(
+    session: Session,
+    ref: str,
+    command: tuple[str, ...],
+    interactive: bool,
+    detach: bool,
+    **flags: Any,
+) -> int:
+    """Run a command in a running container; its exit code is ctl's.
+
+    \b
+      ctl exec web cat /etc/hosts
+      ctl exec -it web sh
+    """
+    request = exec_request(None, command, flags)
+    stdin = interactive or flags["tty"]
+
+    def act(container_id: str) -> int:
+        if detach:
+            process.exec_detached(session, container_id, request)
+            return 0
+        return process.exec_attached(session, container_id, request, stdin=stdin)
+
+    return resolved(session, ref, act)
+
+
+@click.command("attach", context_settings=HELP_OPTIONS)
+@click.option("--no-stdin", is_flag=True, help="Look only.")
+@click.argument("ref", metavar="CONTAINER")
+@click.pass_obj
+def attach(session: Session, ref: str, no_stdin: bool) -> int:
+    """Attach to a running container; Ctrl-P Ctrl-Q leaves a terminal."""
+    return resolved(session, ref, lambda id_: process.attach(session, id_, "", stdin=not no_stdin))
+
+
+@click.command("kill", context_settings=HELP_OPTIONS)
+@click.option("--signal", "-s", "signum", type=SIGNAL, default="KILL", show_default=True)
+@_REFS
+@click.pass_obj
+def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
+    """Send a signal to containers.
+
+    \b
+      ctl kill web
+      ctl kill -s HUP web
+    """
+    return each(
+        session,
+        refs,
+        lambda id_: session.call("tasks.kill", id=id_, exec_id="", signal=signum, all=False),
+    )
+
+
+@click.command("stop", context_settings=HELP_OPTIONS)
+@click.option(
+    "--timeout", "-t", type=DURATION, default="10s", show_default=True, help="Until KILL is sent."
+)
+@_REFS
+@click.pass_obj
+def stop(session: Session, refs: tuple[str, ...], timeout: float) -> int:
+    """Stop containers: their stop signal, then KILL."""
+    return each(session, refs, lambda id_: session.call("tasks.stop", id=id_, timeout_s=timeout))
+
+
+@click.command("pause", context_settings=HELP_OPTIONS)
+@_REFS
+@click.pass_obj
+def pause(session: Session, refs: tuple[str, ...]) -> int:
+    """Freeze containers."""
+    return each(session, refs, lambda id_: session.call("tasks.pause", id=id_))
+
+
+@click.command("resume", context_settings=HELP_OPTIONS)
+@_REFS
+@click.pass_obj
+def resume(session: Session, refs: tuple[str, ...]) -> int:
+    """Let paused containers go on."""
+    return each(session, refs, lambda id_: session.call("tasks.resume", id=id_))
+
+
+@click.command("rm", context_settings=HELP_OPTIONS)
+@click.option("--force", "-f", is_flag=True, help="Running ones too.")
+@_REFS
+@click.pass_obj
+def rm(session: Session, refs: tuple[str, ...], force: bool) -> int:
+    """Remove containers."""
+    return each(session, refs, lambda id_: remove(session, id_, force))
+
+
+@click.command("ls", context_settings=HELP_OPTIONS)
+@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@format_option
+@click.pass_obj
+def ls(session: Session, quiet: bool) -> None:
+    """List containers, whether they run or not."""
+    list_containers(session, quiet)
+
+
+@click.command("ps", context_settings=HELP_OPTIONS)
+@click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run too.")
+@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@format_option
+@click.pass_obj
+def ps(session: Session, everything: bool, quiet: bool) -> None:
+    """List running containers."""
+    tasks = session.call("tasks.list")["tasks"]
+    if everything:
+        known = {task["id"]: task for task in tasks}
+        containers = pages(session, "containers.list", "containers")
+        rows = [_row(container, known.get(container["id"])) for container in containers]
+    else:
+        rows = [task for task in tasks if task["status"] in ("running", "paused", "unknown")]
+    if quiet:
+        for row in rows:
+            print(row["id"])
+        return
+    now_ns = time.time_ns()
+    listing(
+        session.json,
+        rows,
+        ("CONTAINER", "IMAGE", "PID", "STATUS", "CREATED"),
+        lambda row: (
+            row["id"],
+            row["image"] or "-",
+            row["pid"] or "-",
+            status_text(row, now_ns),
+            ago(row["created_at"], now_ns),
+        ),
+    )
+
+
+def _row(container: Mapping[str, Any], task: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """A container as a row of tasks.list; without a task all but its definition is empty."""
+    if task is not None:
+        return task
+    return {
+        "id": container["id"],
+        "pid": 0,
+        "status": "created",
+        "image": container["image"],
+        "exit_status": None,
+        "exited_at": None,
+        "cause": "",
+        "reason": "",
+        "created_at": container["created_at"],
+        "started_at": None,
+    }
+
+
+def status_text(row: Mapping[str, Any], now_ns: int) -> str:
+    """A task's status as docker words it."""
+    match row["status"]:
+        case "running":
+            return f"Up {for_how_long(row['started_at'], now_ns)}"
+        case "paused":
+            return f"Up {for_how_long(row['started_at'], now_ns)} (Paused)"
+        case "stopped":
+            code = f"{row['exit_status']}, {row['cause']}" if row["cause"] else row["exit_status"]
+            return f"Exited ({code}) {ago(row['exited_at'], now_ns)}"
+        case "unknown":
+            return f"Unknown ({row['reason']})"
+    return str(row["status"]).capitalize()
+
+
+@click.command("inspect", context_settings=HELP_OPTIONS)
+@_REFS
+@format_option
+@click.pass_obj
+def inspect(session: Session, refs: tuple[str, ...]) -> None:
+    """Print all that is known about containers, as JSON."""
+    for ref in refs:
+        print_json(resolved(session, ref, lambda id_: _everything(session, id_)))
+
+
+def _everything(session: Session, container_id: str) -> dict[str, Any]:
+    container = session.call("containers.get", id=container_id)["container"]
+    try:
+        task = session.call("tasks.get", id=container_id)["task"]
+    except NotFound:
+        task = None
+    return {**container, "spec": json.loads(container["spec"]), "task": task}

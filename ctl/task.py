@@ -1,0 +1,192 @@
+"""`ctl tasks`: the running side of containers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl import process
+from lighter.ctl.cli import HELP_OPTIONS, SIGNAL, Commands, Session, format_option
+from lighter.ctl.output import listing, print_json
+
+
+@click.group("tasks", cls=Commands)
+def tasks() -> None:
+    """Manage tasks: containers that run, or have run.
+
+    \b
+      ctl tasks start -d web
+      ctl tasks exec --exec-id 1 -t web /bin/sh
+      ctl tasks kill web
+      ctl tasks delete web
+    """
+
+
+def exec_request(
+    exec_id: str | None, command: tuple[str, ...], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of tasks.exec that the command line decides."""
+    from lighter.ctl.definition import environment
+
+    return {
+        "exec_id": exec_id,
+        "args": list(command),
+        "env": environment(flags.get("env", ()), ()),
+        "cwd": flags["cwd"] or "",
+        "user": flags["user"] or "",
+        "terminal": flags["tty"],
+        "privileged": flags.get("privileged", False),
+    }
+
+
+@tasks.verb("start")
+@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@click.option("--null-io", is_flag=True, help="Pass no streams.")
+@click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
+@click.argument("container_id", metavar="CONTAINER")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="")
+@click.pass_obj
+def start(
+    session: Session,
+    container_id: str,
+    words: tuple[str, ...],
+    detach: bool,
+    null_io: bool,
+    pid_file: str,
+) -> int:
+    """start a container, attached unless -d; the exit code is its own"""
+    if words:
+        session.warn([f"start {container_id}: not used: {' '.join(words)}"])
+    if detach:
+        process.start_detached(session, container_id, pid_file)
+        return 0
+    terminal = process.has_terminal(session, container_id)
+    code = process.start_attached(
+        session,
+        container_id,
+        terminal=terminal,
+        stdin=not null_io,
+        output=not null_io,
+        pid_file=pid_file,
+    )
+    process.forget(session, container_id)
+    return code
+
+
+@tasks.verb("list ls")
+@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@format_option
+@click.pass_obj
+def list_(session: Session, quiet: bool) -> None:
+    """list tasks"""
+    rows = session.call("tasks.list")["tasks"]
+    if quiet:
+        for row in rows:
+            print(row["id"])
+        return
+    listing(
+        session.json,
+        rows,
+        ("TASK", "PID", "STATUS"),
+        lambda row: (row["id"], row["pid"], row["status"].upper()),
+    )
+
+
+@tasks.verb("ps")
+@click.argument("container_id", metavar="CONTAINER")
+@format_option
+@click.pass_obj
+def ps(session: Session, container_id: str) -> None:
+    """list the processes of a container, with the host's pids"""
+    listing(
+        session.json,
+        session.call("tasks.pids", id=container_id)["processes"],
+        ("PID", "INFO"),
+        lambda row: (row["pid"], f"ExecID:{row['exec_id']}" if row["exec_id"] else "-"),
+    )
+
+
+@tasks.verb("exec", context_settings={"allow_interspersed_args": False, **HELP_OPTIONS})
+@click.option("--exec-id", help="Id of the new process.  [default: made up]")
+@click.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
+@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@click.option("--cwd", help="Working directory.")
+@click.option("--user", "-u", help="User or uid[:group or gid].")
+@click.argument("container_id", metavar="CONTAINER")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
+@click.pass_obj
+def exec_(
+    session: Session,
+    container_id: str,
+    command: tuple[str, ...],
+    exec_id: str | None,
+    detach: bool,
+    **flags: Any,
+) -> int:
+    """run a command in a running container; its exit code is ctl's"""
+    request = exec_request(exec_id, command, flags)
+    if detach:
+        process.exec_detached(session, container_id, request)
+        return 0
+    return process.exec_attached(session, container_id, request, stdin=True)
+
+
+@tasks.verb("kill")
+@click.option("--signal", "-s", "signum", type=SIGNAL, default="TERM", show_default=True)
+@click.option("--exec-id", default="", help="Signal this process instead of the first one.")
+@click.option("--all", "-a", "everyone", is_flag=True, help="Signal all its processes.")
+@click.argument("container_id", metavar="CONTAINER")
+@click.pass_obj
+def kill(session: Session, container_id: str, signum: int, exec_id: str, everyone: bool) -> None:
+    """send a signal to a container"""
+    session.call("tasks.kill", id=container_id, exec_id=exec_id, signal=signum, all=everyone)
+
+
+@tasks.verb("pause")
+@click.argument("container_id", metavar="CONTAINER")
+@click.pass_obj
+def pause(session: Session, container_id: str) -> None:
+    """freeze a container"""
+    session.call("tasks.pause", id=container_id)
+
+
+@tasks.verb("resume")
+@click.argument("container_id", metavar="CONTAINER")
+@click.pass_obj
+def resume(session: Session, container_id: str) -> None:
+    """let a paused container go on"""
+    session.call("tasks.resume", id=container_id)
+
+
+@tasks.verb("attach")
+@click.option("--exec-id", default="", help="This process instead of the first one.")
+@click.argument("container_id", metavar="CONTAINER")
+@click.pass_obj
+def attach(session: Session, container_id: str, exec_id: str) -> int:
+    """attach to a running container; Ctrl-P Ctrl-Q leaves a terminal"""
+    return process.attach(session, container_id, exec_id, stdin=True)
+
+
+@tasks.verb("wait")
+@click.option("--exec-id", default="", help="This process instead of the first one.")
+@click.argument("container_id", metavar="CONTAINER")
+@format_option
+@click.pass_obj
+def wait(session: Session, container_id: str, exec_id: str) -> None:
+    """wait for the end of a container and print its exit code"""
+    end = session.call("tasks.wait", id=container_id, exec_id=exec_id)
+    if session.json:
+        print_json(end)
+    else:
+        print(end["exit_status"])
+
+
+@tasks.verb("delete del remove rm")
+@click.option("--force", "-f", is_flag=True, help="End it first.")
+@click.option("--exec-id", default="", help="Forget this process instead.")
+@click.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
+@click.pass_obj
+def delete(session: Session, container_ids: tuple[str, ...], force: bool, exec_id: str) -> None:
+    """delete tasks that have ended; the containers stay"""
+    for container_id in container_ids:
+        session.call("tasks.delete", id=container_id, exec_id=exec_id, force=force)
