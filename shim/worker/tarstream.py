@@ -168,7 +168,7 @@ class TarReader:
         return block
 
     def _special(self, size: int) -> bytes:
-        if size > MAX_SPECIAL:
+        if not 0 <= size <= MAX_SPECIAL:
             raise InvalidArgument(f"extended header of {size} bytes, at most {MAX_SPECIAL}")
         body = self._stream.read(size)
         padding = -size % BLOCK

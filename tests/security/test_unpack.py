@@ -81,8 +81,10 @@ def picture(root: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Case:
-    return Case(tmp_path)
+def case(tmp_path: Path) -> Iterator[Case]:
+    yield Case(tmp_path)
+    # Trees too deep for shutil.rmtree, with which pytest deletes what old runs left.
+    subprocess.run(["rm", "-rf", tmp_path / "fs"], check=True)
 
 
 @pytest.fixture
@@ -192,7 +194,12 @@ def test_sec_02_links_do_not_redirect(
 ) -> None:
     layer = archive(*(aim(raw, case) for raw in entries))
     error = case.unpack(layer, mode)
-    assert error is None or error.code in ("invalid-argument", "not-found"), shape
+    # Every link is followed inside, so each use succeeds there; only a hard link needs a target.
+    if shape.endswith("hard link from below"):
+        assert error is not None
+        assert error.code == "not-found"
+    else:
+        assert error is None
 
 
 def aim(raw: bytes, case: Case) -> bytes:
@@ -308,34 +315,46 @@ def test_sec_08_markers_cost_the_same_each(small_disk: Path, mode: str) -> None:
     assert seconds(20_000) <= 2.5 * seconds(10_000)
 
 
-def hostile_headers() -> dict[str, bytes]:
+def hostile_headers() -> dict[str, tuple[bytes, str]]:
+    """What a header says, and the words by which its guard refuses it."""
+    huge = img.base256((1 << 63) - 1, 12)
     return {
-        "negative size": img.header(b"x", size=img.base256(-1, 12)),
-        "huge size": img.header(b"x", size=img.base256((1 << 63) - 1, 12)),
-        "larger than a number": img.header(b"x", size=b"\x80" + b"\xff" * 11),
-        "signed octal size": img.header(b"x", size=b"-0000000001\0"),
-        "underscored size": img.header(b"x", size=b"0000000_001\0"),
-        "PAX of 4 GiB": img.header(b"x", b"x", size=img.base256(1 << 32, 12)),
-        "long name of 2 MiB": img.special(b"L", b"n" * (2 * MIB)),
-        "PAX size negative": img.pax({"size": b"-5"}) + entry("x"),
-        "PAX length zero": img.special(b"x", b"0 a=b\n"),
-        "PAX length past the end": img.special(b"x", b"999 a=b\n"),
-        "PAX length of many digits": img.special(b"x", b"9" * 100_000 + b" a=b\n"),
-        "PAX without an entry": img.pax({"path": b"x"}),
-        "PAX uid out of range": img.pax({"uid": b"4294967295"}) + entry("x"),
-        "PAX time of many digits": img.pax({"mtime": b"1" * 100_000}) + entry("x"),
-        "wrong checksum": img.header(b"x", checksum=b"0000000\0"),
-        "unknown type": img.header(b"x", b"Z"),
-        "a single zero block": bytes(512) + entry("x"),
-        "path of 5000 bytes": img.pax({"path": b"p/" * 2500}) + entry("x"),
+        "negative size": (img.header(b"x", size=img.base256(-1, 12)), "size -1 is out"),
+        "huge size": (img.header(b"x", size=huge), "are allowed"),
+        "beyond any number": (img.header(b"x", size=b"\x80" + b"\xff" * 11), "out of range"),
+        "signed octal size": (img.header(b"x", size=b"-0000000001\0"), "not a number"),
+        "underscored size": (img.header(b"x", size=b"0000000_001\0"), "not a number"),
+        "PAX of 4 GiB": (
+            img.header(b"x", b"x", size=img.base256(1 << 32, 12)),
+            "extended header of",
+        ),
+        "negative PAX": (img.header(b"x", b"x", size=img.base256(-512, 12)), "extended header of"),
+        "long name of 2 MiB": (img.special(b"L", b"n" * (2 * MIB)), "extended header of"),
+        "PAX size negative": (img.pax({"size": b"-5"}) + entry("x"), "decimal"),
+        "PAX length zero": (img.special(b"x", b"0 a=b\n"), "its length says"),
+        "PAX length past the end": (img.special(b"x", b"999 a=b\n"), "its length says"),
+        "PAX length of many digits": (img.special(b"x", b"9" * 100_000 + b" a=b\n"), "no length"),
+        "PAX without an entry": (img.pax({"path": b"x"}), "after an extended header"),
+        "PAX uid out of range": (img.pax({"uid": b"4294967295"}) + entry("x"), "owner"),
+        "PAX time of many digits": (img.pax({"mtime": b"1" * 100_000}) + entry("x"), "decimal"),
+        "wrong checksum": (img.header(b"x", checksum=b"0000000\0"), "checksum"),
+        "unknown type": (img.header(b"x", b"Z"), "type"),
+        "a single zero block": (bytes(512) + entry("x"), "single zero block"),
+        "path of 5000 bytes": (img.pax({"path": b"p/" * 2500}) + entry("x"), "has more than 4096"),
+        "path of 5000 dots": (
+            img.pax({"path": b"./" * 2500 + b"x"}) + entry("x"),
+            "more than 4096",
+        ),
     }
 
 
 @pytest.mark.parametrize("shape", hostile_headers())
 def test_sec_09_hostile_headers_are_errors(case: Case, shape: str) -> None:
+    content, words = hostile_headers()[shape]
     started = time.monotonic()
-    error = case.unpack(hostile_headers()[shape] + img.END)
-    assert isinstance(error, InvalidArgument | DataLoss | ResourceExhausted), shape
+    error = case.unpack(content + img.END)
+    assert isinstance(error, InvalidArgument | DataLoss | ResourceExhausted)
+    assert words in error.message
     assert time.monotonic() - started < 2
 
 

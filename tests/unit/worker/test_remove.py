@@ -49,21 +49,28 @@ def test_the_top_need_not_be_a_directory(tmp_path: Path, kind: str) -> None:
     assert os.listdir(tmp_path) == ["other"]
 
 
-def test_depth_has_no_limit(tmp_path: Path) -> None:
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A place for a tree that is too deep for shutil.rmtree, with which pytest cleans up."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", tmp_path / "top"], check=True)
+
+
+def test_depth_has_no_limit(deep: Path) -> None:
     """Deeper than descriptors, than recursion, than a path can be."""
-    top = os.open(tmp_path, os.O_PATH)
+    top = os.open(deep, os.O_PATH)
     os.mkdir("top", dir_fd=top)
     here = os.open("top", os.O_PATH, dir_fd=top)
     for number in range(3000):
         os.mkdir("d", dir_fd=here)
         if number % 7 == 0:
-            os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=os.dup(here)))
+            os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=here))
         below = os.open("d", os.O_PATH, dir_fd=here)
         os.close(here)
         here = below
     os.close(here)
-    assert remove(tmp_path / "top")["left_count"] == 0
-    assert os.listdir(tmp_path) == []
+    assert remove(deep / "top")["left_count"] == 0
+    assert os.listdir(deep) == []
     os.close(top)
 
 
