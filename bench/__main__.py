@@ -28,6 +28,7 @@ def main() -> None:
         peers = [stack.enter_context(peer()) for peer in available()]
         versions = {peer.name: peer.version_text() for peer in peers}
         versions["runc"] = run(["runc", "--version"]).splitlines()[0]
+        about = report.facts(versions)
         try:
             for row in all_rows(peers, limit, QUICK if quick else FULL):
                 rows.append(row)
@@ -35,7 +36,6 @@ def main() -> None:
         except CommandFailed as error:
             sys.stdout.write(report.table(rows) + "\n")
             raise SystemExit(f"bench: {error}") from error
-    about = report.facts(versions)
     sys.stdout.write(report.table(rows) + "\n")
     if not quick:
         sys.stdout.write(f"\nsaved {report.save(rows, about)}\n")

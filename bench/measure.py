@@ -101,14 +101,17 @@ def titles() -> dict[int, str]:
 
 @dataclass
 class Row:
-    """One line of the result: samples per peer, in `unit`; `bound` is the ratio to reach."""
+    """One line of the result: samples per peer, in `unit`, and what must be reached.
+
+    `bound` is for Lighter's median divided by containerd's, `at_most` for Lighter's median itself.
+    """
 
     work: str
     unit: str
     samples: dict[str, list[float]] = field(default_factory=dict)
-    bound: float | None = None  # Lighter's median divided by containerd's
+    bound: float | None = None
+    at_most: float | None = None
     smaller_is_better: bool = True
-    note: str = ""
 
     def add(self, peer: str, value: float) -> None:
         self.samples.setdefault(peer, []).append(value)

@@ -53,14 +53,18 @@ def _setting(path: str) -> str:
 
 def verdict(row: Row) -> str:
     """How Lighter stands to containerd, and whether that is what is asked for."""
-    ratio = row.ratio("lighter", "containerd")
-    if ratio is None:
-        return ""
-    if row.bound is None:
-        return f"{ratio:.2f} x"
-    reached = ratio <= row.bound if row.smaller_is_better else ratio >= row.bound
-    sign = "<=" if row.smaller_is_better else ">="
-    return f"{ratio:.2f} x ({sign} {row.bound:g}: {'yes' if reached else 'NO'})"
+    ratio, median = row.ratio("lighter", "containerd"), row.median("lighter")
+    said = [] if ratio is None else [f"{ratio:.2f} x"]
+    if row.bound is not None and ratio is not None:
+        reached = ratio <= row.bound if row.smaller_is_better else ratio >= row.bound
+        said.append(f"{'<=' if row.smaller_is_better else '>='} {row.bound:g} x: {_word(reached)}")
+    if row.at_most is not None and median is not None:
+        said.append(f"<= {row.at_most:g} {row.unit}: {_word(median <= row.at_most)}")
+    return ", ".join(said)
+
+
+def _word(reached: bool) -> str:
+    return "yes" if reached else "NO"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -93,6 +97,7 @@ def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
                 "work": row.work,
                 "unit": row.unit,
                 "bound": row.bound,
+                "at_most": row.at_most,
                 "smaller_is_better": row.smaller_is_better,
                 "medians": {peer: row.median(peer) for peer in row.samples},
                 "ratio": row.ratio("lighter", "containerd"),

@@ -57,7 +57,7 @@ def _timed(row: Row, works: Mapping[str, Callable[[], object]], times: int) -> R
 
 
 def version(peers: Sequence[Peer], effort: Effort) -> Row:
-    row = Row("`version`, whole command", "ms")
+    row = Row("`version`, whole command", "ms", at_most=30)
     works = {peer.name: partial(run, peer.version_argv()) for peer in peers}
     return _timed(row, works, effort.commands)
 
@@ -132,9 +132,9 @@ def crowd(peers: Sequence[Peer], effort: Effort) -> list[Row]:
     size = effort.crowd
     start = Row(f"{size} detached containers started, four at a time", "s", bound=0.6)
     listing = Row(f"`tasks ls` with {size} tasks, whole command", "ms", bound=1.0)
-    pss = Row(f"monitor memory per container at {size}: PSS", "MiB")
+    pss = Row(f"monitor memory per container at {size}: PSS", "MiB", at_most=2.0)
     rss = Row(f"monitor memory per container at {size}: RSS", "MiB")
-    manager = Row(f"manager memory with {size} containers: RSS", "MiB")
+    manager = Row(f"manager memory with {size} containers: RSS", "MiB", at_most=70)
     restart = Row(f"`kill -9` of the manager until all {size} are listed running", "s", bound=0.5)
     for _ in range(effort.crowds):
         for peer in peers:
