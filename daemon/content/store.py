@@ -13,6 +13,7 @@ whatever `trash` names without a row is nobody's, and nothing else is ever remov
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -35,6 +36,8 @@ from lighter.proto.faults import hit
 from lighter.proto.names import check_labels
 
 TRASH = "content"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class ContentStore:
             for path in (content_dir, self._ingest_dir, content_dir + "/blobs", self._blobs_dir):
                 os.makedirs(path, 0o700, exist_ok=True)
                 os.chmod(path, 0o700)
+            self._left_behind = os.listdir(self._ingest_dir)
         except OSError as err:
             raise from_os("make content directory", err) from err
 
@@ -250,10 +254,21 @@ class ContentStore:
                 pass
 
     async def recover(self) -> None:
-        """At a start: empty the ingests of dead managers, finish removals."""
-        for name in os.listdir(self._ingest_dir):
-            await asyncio.to_thread(shutil.rmtree, f"{self._ingest_dir}/{name}", True)
+        """Once after a start: remove the ingests of dead managers, finish removals.
+
+        What is left behind was listed when the store was opened, so new work may go on meanwhile.
+        """
+        while self._left_behind:
+            path = f"{self._ingest_dir}/{self._left_behind.pop()}"
+            await asyncio.to_thread(shutil.rmtree, path, True)
         await self.sweep()
+        if unknown := self.unrecorded():
+            logger.warning(
+                "%d files of %s have no record: they are kept; the first is %s",
+                len(unknown),
+                self._blobs_dir,
+                unknown[0],
+            )
 
     def unrecorded(self) -> tuple[str, ...]:
         """Names of files that neither a row nor `trash` knows, as after an old backup's return.

@@ -215,7 +215,10 @@ class ImageService:
         return await self.collector.collect(namespace)
 
     async def recover(self) -> None:
-        """At a start, once: finish or undo what a dead manager left half done, on disk too."""
+        """Once after a start: finish or undo what dead managers left half done, on disk too.
+
+        Requests may be served meanwhile: what this manager makes is left alone.
+        """
         await self._content.recover()
         for snapshotter in self._snapshotters.values():
             await snapshotter.recover()

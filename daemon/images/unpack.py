@@ -28,7 +28,7 @@ from lighter.daemon.types import Descriptor, Usage
 from lighter.proto.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
 from lighter.proto.faults import hit
 
-# On the active snapshots that this module makes: a start removes them.
+# On the active snapshots that this module makes; the value tells one manager's from the next's.
 UNPACKING_LABEL = "io.lighter/unpacking"
 
 
@@ -77,6 +77,7 @@ class Unpacker:
         self._worker = worker
         self._collector = collector
         self._limits = dict(limits or {})
+        self._mark = {UNPACKING_LABEL: secrets.token_hex(8)}
         self._locks: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
 
     def snapshotter(self, name: str) -> Snapshotter:
@@ -157,7 +158,7 @@ class Unpacker:
         """Apply one layer on `parent` and commit it as `name`; a failure leaves nothing."""
         key = f"extract-{secrets.token_hex(8)} {name}"
         try:
-            await snapshotter.prepare(namespace, key, parent, {UNPACKING_LABEL: "1"})
+            await snapshotter.prepare(namespace, key, parent, self._mark)
             hit("unpack.prepared")
             usage = await self._apply(namespace, snapshotter, key, layer, diff, scaled)
             hit("unpack.applied")
@@ -205,14 +206,15 @@ class Unpacker:
         return Usage(int(done["size_bytes"]), int(done["entries"]))
 
     async def recover(self, namespaces: Iterable[str]) -> None:
-        """At a start: remove the half-made snapshots of a dead manager."""
+        """Once after a start: remove the half-made snapshots of dead managers, not our own."""
         for snapshotter in self._snapshotters.values():
             for namespace in namespaces:
                 cursor, more = "", True
                 while more:
                     page, cursor = await snapshotter.walk(namespace, cursor)
                     for info in page:
-                        if info.kind == ACTIVE and UNPACKING_LABEL in info.labels:
+                        mark = info.labels.get(UNPACKING_LABEL, "")
+                        if info.kind == ACTIVE and mark not in ("", self._mark[UNPACKING_LABEL]):
                             await snapshotter.remove(namespace, info.key)
                     more = bool(cursor)
 

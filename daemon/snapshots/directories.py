@@ -59,8 +59,9 @@ class DirectorySnapshotter(ABC):
             for path in (snapshots_dir, self.dir):
                 os.makedirs(path, 0o700, exist_ok=True)
                 os.chmod(path, 0o700)
+            self._left_behind = self._take_stock()
         except OSError as err:
-            raise from_os("make snapshots directory", err) from err
+            raise from_os("open snapshots directory", err) from err
         self._last = max([self._rows.highest(), *(number for _, number in self._entries())])
 
     # --- for the subclass
@@ -244,8 +245,17 @@ class DirectorySnapshotter(ABC):
         return True
 
     async def recover(self) -> None:
+        while self._left_behind:
+            await self._discard(self._left_behind.pop())
+        await self.sweep()
+
+    def _take_stock(self) -> list[str]:
+        """Finish what only lacks its rename; returns the directories that never became one.
+
+        Done before anything new is made, so `recover` may run beside new work.
+        """
         recorded, noted = self._rows.numbers(), self._rows.trash()
-        complete = set()
+        left, complete = [], set()
         for name, number in self._entries():
             path = f"{self.dir}/{name}"
             if number in recorded:
@@ -253,12 +263,12 @@ class DirectorySnapshotter(ABC):
                 if name.startswith("new-"):
                     os.rename(path, f"{self.dir}/{number}")
             elif name.startswith("new-"):
-                await self._discard(path)
+                left.append(path)
             elif name not in noted:
                 logger.warning("snapshot directory %s has no record: it is kept", path)
         for number in sorted(recorded - complete):
             logger.error("snapshot %s/%d: its directory is missing", self.name, number)
-        await self.sweep()
+        return left
 
     def _entries(self) -> list[tuple[str, int]]:
         """(name, number) of all directories, whole ones and new ones."""

@@ -102,4 +102,4 @@ class Snapshotter(Protocol):
         """Remove the files of removed snapshots; returns when that is done."""
 
     async def recover(self) -> None:
-        """At a start: finish or undo what a dead manager left half done."""
+        """Once after a start: remove what a dead manager left half done. New work may go on."""

@@ -258,10 +258,13 @@ def test_a_start_empties_the_ingests_of_the_dead(place: Place) -> None:
     assert place.ingests() == []
 
 
-def test_a_file_that_no_record_knows_is_kept_and_named(place: Place) -> None:
+def test_a_file_that_no_record_knows_is_kept_and_named(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     (place.dir / "blobs/sha256" / ("0" * 64)).write_bytes(b"from a newer database")
     store = place.reopen()
     assert store.unrecorded() == ("0" * 64,)
+    assert "1 files of" in caplog.text
 
 
 def test_arrival_and_removal_of_the_same_content_do_not_meet(place: Place) -> None:

@@ -408,6 +408,43 @@ def test_f_23_to_35_a_manager_killed_at_each_point_recovers(
     assert place.is_empty()
 
 
+def test_recovery_leaves_the_work_of_this_manager_alone(place: Place) -> None:
+    place.take(layout().archive(), ImportOptions(unpack=False))
+    Path(place.content.new_ingest().file("left behind")).touch()
+    place.db.close()
+    place.open()
+    archive = place.root / "second"
+    archive.write_bytes(layout(name="second").archive())
+
+    async def steps() -> None:
+        seen: list[str] = []
+        recovered = asyncio.Event()
+
+        def note(job: dict[str, Any]) -> None:
+            if job["job"] in ("import", "apply"):
+                seen.append(job["job"])
+
+        async def recover_often() -> None:
+            while not recovered.is_set():
+                await place.images.recover()
+                await asyncio.sleep(0)
+
+        place.worker.before = note
+        fd = os.open(archive, os.O_RDONLY)
+        background = asyncio.ensure_future(recover_often())
+        try:
+            await place.images.import_archive(NS, fd)
+        finally:
+            os.close(fd)
+            recovered.set()
+            await background
+        assert seen == ["import", "apply", "apply", "apply"]
+
+    place.run(steps())
+    assert contents(place, name="second") == FILES
+    place.check_whole()
+
+
 def test_a_listed_image_with_missing_content_says_so_and_can_go(place: Place) -> None:
     place.take(layout().archive())
     place.run(place.content.delete(NS, place.images.find(NS, NAME).target.digest))
