@@ -1,16 +1,24 @@
 """The configuration: TOML in containerd's layout (version 3), our own keys in one plugin table.
 
 `/etc/lighter/config.toml`, or the file named by -c. A file that does not exist is an error only
-when it was named. Unknown keys warn; a wrong type refuses the start, with file and key.
+when it was named. Unknown keys warn; a wrong type refuses the start, with file and key. Files of
+containerd's versions 1 and 2 are read too: what we take from them stands at the same place.
+
+The standard library's parser reads, since `toml` 0.10.2 takes much that is no TOML, refuses some
+that is, and needs seconds for nested brackets; `toml` writes.
 """
 
+import errno
 import logging
-from dataclasses import dataclass, fields
+import os
+import re
+import stat
+import tomllib
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import toml
 
-from lighter.daemon.files import read_capped
 from lighter.proto.errors import InvalidArgument
 
 log = logging.getLogger("lighter.config")
@@ -18,6 +26,7 @@ log = logging.getLogger("lighter.config")
 DEFAULT_PATH = "/etc/lighter/config.toml"
 MAX_CONFIG_BYTES = 1 << 20
 VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 PLUGIN = "io.lighter.v1"
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
@@ -37,10 +46,6 @@ class Config:
     log_max_size: int = 10 * 1024 * 1024
     log_max_file: int = 5
 
-    @property
-    def client_socket_group(self) -> str:
-        return self.group
-
 
 # Where each setting stands in the file.
 _PLACES: dict[str, tuple[str, ...]] = {
@@ -58,33 +63,62 @@ _PLACES: dict[str, tuple[str, ...]] = {
 
 
 def load(path: str | None) -> Config:
-    """Read the file. Raises InvalidArgument naming file, and line or key."""
-    data = read_capped(path or DEFAULT_PATH, MAX_CONFIG_BYTES)
-    if data is None:
-        if path is None:
-            return Config()
-        raise InvalidArgument(
-            f"read config {path}: it is missing, no regular file, or over {MAX_CONFIG_BYTES} bytes"
-        )
+    """Read the file; without `path` the one at DEFAULT_PATH, if there is one.
+
+    Raises InvalidArgument naming file, and line or key.
+    """
     name = path or DEFAULT_PATH
     try:
-        table = toml.loads(data.decode("utf-8"))
-    except toml.TomlDecodeError as err:
-        raise InvalidArgument(f"read config {name}:{err.lineno}: {err.msg}") from err
+        data = _read(name)
+    except FileNotFoundError as err:
+        if path is None:
+            return Config()
+        raise InvalidArgument(f"read config {name}: {err.strerror}") from err
+    except OSError as err:
+        raise InvalidArgument(f"read config {name}: {err.strerror}") from err
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except tomllib.TOMLDecodeError as err:
+        reason, line = _line_of(str(err))
+        raise InvalidArgument(f"read config {name}:{line} {reason}") from err
     except UnicodeDecodeError as err:
-        raise InvalidArgument(f"read config {name}: byte {err.start} is not UTF-8") from err
-    except (ValueError, TypeError, IndexError, KeyError) as err:
-        # The parser lets some malformed input out under these names.
-        raise InvalidArgument(f"read config {name}: not TOML: {err}") from err
+        number = data.count(b"\n", 0, err.start) + 1
+        raise InvalidArgument(
+            f"read config {name}:{number}: byte {err.start} of the file is not UTF-8"
+        ) from err
+    except RecursionError as err:
+        raise InvalidArgument(f"read config {name}: it nests too deep") from err
     return parse(table, name)
+
+
+def _read(path: str) -> bytes:
+    """The bytes of a regular file of at most MAX_CONFIG_BYTES. Raises OSError."""
+    # Without NONBLOCK a FIFO in the file's place would hold the start for ever.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data = os.read(fd, MAX_CONFIG_BYTES + 1)  # one call reads a regular file to its end
+    finally:
+        os.close(fd)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_CONFIG_BYTES} bytes")
+    return data
+
+
+def _line_of(message: str) -> tuple[str, str]:
+    """tomllib's "reason (at line 3, column 5)" as the reason and "3:", else all of it and ""."""
+    found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", message, re.DOTALL)
+    return (found[1], f"{found[2]}:") if found else (message, "")
 
 
 def parse(table: dict[str, Any], name: str) -> Config:
     """Settings from a parsed file. Raises InvalidArgument for a wrong type or version."""
     version = table.get("version", VERSION)
-    if version != VERSION:
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise InvalidArgument(
-            f"read config {name}: version is {version!r}, this manager reads version {VERSION}"
+            f"read config {name}: version is {version!r}, this manager reads "
+            + ", ".join(map(str, READABLE_VERSIONS))
         )
     values: dict[str, Any] = {}
     kinds = {item.name: type(getattr(Config(), item.name)) for item in fields(Config)}
@@ -107,6 +141,8 @@ _KIND_NAMES = {str: "text", int: "a whole number"}
 
 
 def _checked(config: Config, name: str) -> Config:
+    if not config.level:  # containerd's own files say "" for the default
+        config = replace(config, level=Config.level)
     if config.level not in LEVELS:
         raise InvalidArgument(
             f"read config {name}: debug.level is {config.level!r}, expected one of "
