@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lighter.daemon.version import VERSION
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import InvalidArgument, LighterError
 
 if TYPE_CHECKING:
     from lighter.daemon.config import Config
     from lighter.daemon.notify import Notifier
     from lighter.daemon.spawn import Inherited
+
+LOG_NAME = "lighterd.log"  # in the state directory, of a manager that detached
 
 _LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
@@ -104,11 +106,18 @@ def _load(given: Given) -> "Config":
     changes: dict[str, Any] = {
         "level": given.level,
         "address": given.address,
-        "root": given.root and os.path.abspath(given.root),
-        "state": given.state and os.path.abspath(given.state),
+        "root": _directory("--root", given.root),
+        "state": _directory("--state", given.state),
     }
     config = load(given.path)
-    return replace(config, **{name: value for name, value in changes.items() if value})
+    return replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _directory(option: str, value: str | None) -> str | None:
+    """The absolute path; "" is what a script's unset variable gives, and never meant."""
+    if value == "":
+        raise InvalidArgument(f"use {option}: it is empty")
+    return value and os.path.abspath(value)
 
 
 def _start(given: Given, daemon: bool) -> None:
@@ -117,26 +126,29 @@ def _start(given: Given, daemon: bool) -> None:
 
     inherited = Inherited.of_this_process()
     config = _load(given)
-    shell = -1
-    if daemon:
-        shell = fork_and_wait()
-        try:
-            _detach(config, shell)
-            _serve(config, inherited, Notifier.from_environment(shell))
-        except LighterError as err:
-            os.write(shell, f"lighterd: {err}\n".encode())
-            raise
-    else:
+    if not daemon:
         _serve(config, inherited, Notifier.from_environment())
+        return
+    shell = fork_and_wait()
+    notifier = Notifier.from_environment(shell)
+    try:
+        _detach(config, shell)
+        _serve(config, inherited, notifier)
+    except (LighterError, OSError) as err:
+        notifier.failed(_reason(err))
+        raise
 
 
 def _detach(config: "Config", shell: int) -> None:
     """Become a daemon: python-daemon's double fork, its own session, no terminal."""
     from daemon import DaemonContext
 
+    os.umask(0o022)
     os.makedirs(config.state, mode=0o711, exist_ok=True)
-    log_path = os.path.join(config.state, "lighterd.log")
-    log_file = open(log_path, "ab", buffering=0)  # noqa: SIM115 (it stays open)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    log_fd = os.open(os.path.join(config.state, LOG_NAME), flags, 0o600)
+    os.fchmod(log_fd, 0o600)
+    log_file = open(log_fd, "ab", buffering=0)  # noqa: SIM115 (it stays open)
     # Containers inherit these: by default there would be a core limit of 0 and a umask of 0.
     DaemonContext(
         prevent_core=False,
@@ -163,12 +175,19 @@ def _serve(config: "Config", inherited: "Inherited", notifier: "Notifier") -> No
     asyncio.run(manager.run())
 
 
+def _reason(error: LighterError | OSError) -> str:
+    """One line "verb object: cause"."""
+    if isinstance(error, LighterError):
+        return error.message
+    return f"use {error.filename or 'system'}: {error.strerror or error}"
+
+
 def main() -> None:
     """Entry of `lighterd`."""
     try:
         cli(prog_name="lighterd")
-    except LighterError as err:
-        sys.stderr.write(f"lighterd: {err}\n")
+    except (LighterError, OSError) as err:
+        sys.stderr.write(f"lighterd: {_reason(err)}\n")
         sys.exit(1)
 
 

@@ -9,8 +9,8 @@ import contextlib
 import grp
 import logging
 import os
-import shutil
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -32,6 +32,7 @@ from lighter.daemon.oci.host import read_host
 from lighter.daemon.placement import place_spawner, remove_empty
 from lighter.daemon.rpc import handlers, image_handlers, system_handlers
 from lighter.daemon.rpc.server import ClientServer
+from lighter.daemon.runtimes import find_runtime
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.types import Snapshotter
@@ -60,7 +61,7 @@ from lighter.proto.sockets import context
 
 log = logging.getLogger("lighter.app")
 
-RUNTIMES = {"io.containerd.runc.v2", "io.containerd.runc.v1", "runc"}
+LOOK_AT_SOCKETS_S = 1.0
 
 
 class Manager:
@@ -78,19 +79,21 @@ class Manager:
         """Start, serve until SIGTERM or SIGINT, and leave every container running."""
         if os.geteuid() != 0:
             raise PermissionDenied("start manager: it must run as root")
-        budget = DescriptorBudget(raise_descriptor_limit())
+        raise_descriptor_limit()
+        # What is made below gets its mode by name, directories above it this mask's.
+        os.umask(0o022)
         self._check_directories()
         async with AsyncExitStack() as undo:
             locks = [take_lock(self._root.lock), take_lock(self._state.lock)]
             undo.callback(remove_empty, self._root.instance)
             files.write_whole(self._state.pid_file, f"{os.getpid()}\n".encode(), 0o644)
-            undo.callback(os.unlink, self._state.pid_file)
+            undo.callback(files.remove, self._state.pid_file)
             hit("start.locked")
             db = Database(self._root.database)
             undo.callback(db.close)
             generation = db.raise_generation()
             log.info("manager starts version=%s generation=%d", VERSION, generation)
-            await self._serve(undo, db, generation, locks, budget)
+            await self._serve(undo, db, generation, locks)
 
     async def _serve(
         self,
@@ -98,9 +101,10 @@ class Manager:
         db: Database,
         generation: int,
         locks: list[int],
-        budget: DescriptorBudget,
     ) -> None:
         root, state, config = self._root, self._state, self._config
+        budget = DescriptorBudget()
+        runtime_of = partial(find_runtime, {"runc": config.runc_path})
         boot_id = read_boot_id()
         spawner = Spawner(
             root.instance,
@@ -154,7 +158,7 @@ class Manager:
             bundle_of=bundle_of,
             generation=generation,
             boot_id=boot_id,
-            find_runtime=self._find_runtime,
+            find_runtime=runtime_of,
             has_room=budget.has_room,
         )
         containers = ContainerService(
@@ -165,6 +169,7 @@ class Manager:
             identities=IdentityService(spawner),
             tasks=tasks,
             creator=creator,
+            find_runtime=runtime_of,
             events_log=event_log,
             host=read_host(),
             defaults=Defaults(
@@ -228,6 +233,7 @@ class Manager:
         self._notifier.ready()
         log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
         supervisor.in_background(self._tidy(images, containers))
+        supervisor.in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
         self._notifier.stopping()
         log.info("manager stops; containers go on")
@@ -284,18 +290,24 @@ class Manager:
                     f"use root {root}: it holds containerd's data ({foreign[0]}); "
                     "choose another with --root, and see docs/migration.md"
                 )
+        if os.path.realpath(root) == os.path.realpath(self._state.dir):
+            raise InvalidArgument(
+                f"use state {self._state.dir}: it is the root too, and must be another directory"
+            )
         try:
-            for path, mode in (
-                (root, 0o700),
-                (self._root.content, 0o700),
-                (self._root.snapshots, 0o700),
-                (root + "/exits", 0o700),
-                (root + "/logs", 0o700),
-                (self._state.dir, 0o711),
-                (self._state.tasks, 0o711),
-                (self._state.short_sockets, 0o700),
+            # The two that an administrator may have put elsewhere with a link.
+            files.make_directory(root, 0o700, follow=True)
+            files.make_directory(self._state.dir, 0o711, follow=True)
+            for path in (
+                self._root.content,
+                self._root.snapshots,
+                root + "/exits",
+                root + "/logs",
+                self._state.tasks,
+                self._state.runc,
+                self._state.short_sockets,
             ):
-                files.make_directory(path, mode)
+                files.make_directory(path, 0o700)
         except OSError as err:
             raise FailedPrecondition(f"make directory {err.filename}: {err.strerror}") from err
 
@@ -309,15 +321,13 @@ class Manager:
         except KeyError as err:
             raise InvalidArgument(f"use group {group}: there is no such group") from err
 
-    def _find_runtime(self, name: str) -> str:
-        """The absolute path of a runtime's binary. Raises NotFound, InvalidArgument."""
-        if name in RUNTIMES:
-            name = self._config.runc_path
-        elif not name.startswith("/"):
-            raise InvalidArgument(
-                f"find runtime {name}: expected io.containerd.runc.v2 or an absolute path"
-            )
-        path = shutil.which(name)
-        if path is None:
-            raise NotFound(f"find runtime {name}: no such program; is the package installed?")
-        return os.path.realpath(path)
+
+async def _keep_listening(*listen_again: Callable[[], None]) -> None:
+    """A socket's file can be deleted under a server, which the kernel does not tell it."""
+    while True:
+        await asyncio.sleep(LOOK_AT_SOCKETS_S)
+        for act in listen_again:
+            try:
+                act()
+            except (LighterError, OSError) as err:
+                log.error("listen again: %s", err)

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,6 +95,7 @@ class ContainerService:
         identities: IdentityService,
         tasks: TaskService,
         creator: TaskCreator,
+        find_runtime: Callable[[str], str],
         events_log: EventLog,
         host: Host,
         defaults: Defaults,
@@ -106,6 +107,7 @@ class ContainerService:
         self._identities = identities
         self._tasks = tasks
         self._creator = creator
+        self._find_runtime = find_runtime
         self._events = events_log
         self._host = host
         self._defaults = defaults
@@ -124,6 +126,8 @@ class ContainerService:
             raise AlreadyExists(f"create container {id_}: it already exists")
         snapshotter_name = request.snapshotter or self._defaults.snapshotter
         snapshotter = self._snapshotter(snapshotter_name)
+        runtime = request.runtime or self._defaults.runtime
+        self._find_runtime(runtime)
         options = self._options(request)
         resolved = await self._images.config(namespace, request.image)
         config, warnings = read_image_config(resolved.config)
@@ -140,7 +144,7 @@ class ContainerService:
                     namespace=namespace,
                     id=id_,
                     image=resolved.name,
-                    runtime=request.runtime or self._defaults.runtime,
+                    runtime=runtime,
                     snapshotter=snapshotter_name,
                     snapshot_key=id_,
                     spec=spec,
@@ -201,13 +205,17 @@ class ContainerService:
             raise InvalidArgument(
                 f"choose log driver {driver!r}: there are {' and '.join(LOG_DRIVERS)}"
             )
+        max_size = request.log.get("max_size")
+        max_file = request.log.get("max_file")
         sizes = {
-            name: request.log.get(name) if request.log.get(name) is not None else default
-            for name, default in (
-                ("max_size", self._defaults.log_max_size),
-                ("max_file", self._defaults.log_max_file),
-            )
+            "max_size": self._defaults.log_max_size if max_size is None else max_size,
+            "max_file": self._defaults.log_max_file if max_file is None else max_file,
         }
+        for (name, value), least in zip(sizes.items(), (0, 1), strict=True):
+            if type(value) is not int or not least <= value < 1 << 63:
+                raise InvalidArgument(
+                    f"choose log {name} {value!r}: expected a whole number from {least} on"
+                )
         return {
             "log": {"driver": driver, **sizes},
             "auto_remove": request.auto_remove,

@@ -1,7 +1,9 @@
 """Small files that are whole or absent, and directories of a given mode."""
 
+import contextlib
 import os
 import secrets
+import stat
 
 from lighter.proto.faults import hit
 
@@ -25,10 +27,16 @@ def write_whole(path: str, data: bytes, mode: int = 0o600, durable: bool = False
         hit("file.written")
         os.rename(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        remove(temporary)
         raise
     if durable:
         sync_directory(directory)
+
+
+def remove(path: str) -> None:
+    """Delete a file that somebody else may have deleted already."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def sync_directory(path: str) -> None:
@@ -40,10 +48,19 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def make_directory(path: str, mode: int) -> None:
-    """Make it with its parents, or set the mode of one that exists; the umask plays no part."""
+def make_directory(path: str, mode: int, follow: bool = False) -> None:
+    """Make it with its parents, or set the mode of one that exists. Raises OSError.
+
+    A link in its place is refused unless `follow`: in a tree that was open to everybody once,
+    somebody may have made one to have the mode of another directory changed.
+    """
     os.makedirs(path, exist_ok=True)
-    os.chmod(path, mode)
+    nofollow = 0 if follow else os.O_NOFOLLOW
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | nofollow)
+    try:
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def read_capped(path: str, max_bytes: int) -> bytes | None:
@@ -52,6 +69,12 @@ def read_capped(path: str, max_bytes: int) -> bytes | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(max_bytes + 1)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        data = os.read(fd, max_bytes + 1)  # one call reads a regular file to its end
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
     return data if len(data) <= max_bytes else None

@@ -6,6 +6,7 @@ systemd's journal adds time and unit itself and takes the level from the "<n>" p
 
 import logging
 import os
+import re
 import time
 
 _LEVELS = {
@@ -17,6 +18,8 @@ _LEVELS = {
     "fatal": logging.CRITICAL,
     "panic": logging.CRITICAL,
 }
+# C0 and C1 control characters, DEL, line separators, and halves of characters (surrogates).
+_UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SYSLOG = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
 
@@ -29,8 +32,8 @@ class _Formatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        # One entry, one line: content must not be able to forge another.
-        message = message.replace("\n", "\\n")
+        # One entry, one line: content must not be able to forge another, or to steer a terminal.
+        message = _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], message)
         text = f"level={record.levelname.lower()} from={record.name} {message}"
         if self._for_journal:
             return f"<{_SYSLOG.get(record.levelno, 2)}>{text}"

@@ -3,36 +3,40 @@
 libzmq aborts the whole process when an accept meets EMFILE, so the limit must never be reached.
 """
 
-import logging
 import os
 import resource
+from collections.abc import Callable
 
 from lighter.proto.errors import FailedPrecondition
 
-log = logging.getLogger("lighter.limits")
-
 FLOOR = 4096
+UNLIMITED = 1 << 20  # what "unlimited" counts as: sysctl fs.nr_open, at which the kernel ends
 REFUSE_AT = 0.8
 
 
-def raise_descriptor_limit() -> int:
-    """Raise the soft limit to the hard one; returns it. Raises FailedPrecondition below FLOOR."""
+def descriptor_limit() -> int:
+    """The soft limit as it is now: prlimit(1) changes that of a running manager too."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit to the hard one. Raises FailedPrecondition below FLOOR."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    if soft < FLOOR:
+    limit = descriptor_limit()
+    if limit < FLOOR:
         raise FailedPrecondition(
-            f"start manager: RLIMIT_NOFILE allows {soft} file descriptors, "
+            f"start manager: RLIMIT_NOFILE allows {limit} file descriptors, "
             f"at least {FLOOR} are needed (LimitNOFILE= in the unit, ulimit -n in a shell)"
         )
-    return soft
 
 
 class DescriptorBudget:
-    """Whether there is room for one more container or client."""
+    """Whether there is room for one more container or client. `limit` tells what is allowed."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: Callable[[], int] = descriptor_limit) -> None:
         self._limit = limit
 
     @property
@@ -40,4 +44,4 @@ class DescriptorBudget:
         return len(os.listdir("/proc/self/fd"))
 
     def has_room(self) -> bool:
-        return self.used < REFUSE_AT * self._limit
+        return self.used < REFUSE_AT * self._limit()

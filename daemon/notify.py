@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from typing import NoReturn
 
 
@@ -17,7 +18,7 @@ class Notifier:
     def from_environment(cls, shell: int = -1) -> "Notifier":
         """Take the address out of the environment, so that nothing started later talks there.
 
-        `shell` is the pipe to the waiting parent of `detach_and_wait`, -1 without one.
+        `shell` is the pipe to the waiting parent of `fork_and_wait`, -1 without one.
         """
         return cls(os.environ.pop("NOTIFY_SOCKET", None), shell)
 
@@ -32,10 +33,19 @@ class Notifier:
 
     def ready(self) -> None:
         self.send("READY=1", f"MAINPID={os.getpid()}")
-        if self._shell >= 0:
-            os.write(self._shell, b"ready\n")
-            os.close(self._shell)
-            self._shell = -1
+        self._tell_shell("ready\n")
+
+    def failed(self, reason: str) -> None:
+        """The start has failed, in one line. After `ready` nobody waits for it any more."""
+        self._tell_shell(f"lighterd: {reason}\n")
+
+    def _tell_shell(self, word: str) -> None:
+        if self._shell < 0:
+            return
+        with suppress(BrokenPipeError):  # the shell's command was interrupted meanwhile
+            os.write(self._shell, word.encode(errors="backslashreplace"))
+        os.close(self._shell)
+        self._shell = -1
 
     def stopping(self) -> None:
         self.send("STOPPING=1")

@@ -78,8 +78,12 @@ class State:
     def pid_file(self) -> str:
         return self.dir + "/lighterd.pid"
 
+    @property
+    def runc(self) -> str:
+        return self.dir + "/runc"
+
     def runc_root(self, namespace: str) -> str:
-        return f"{self.dir}/runc/{namespace}"
+        return f"{self.runc}/{namespace}"
 
     @property
     def tasks(self) -> str:

@@ -32,13 +32,6 @@ def bind_router(
     The caller holds the instance's lock. A stale socket is replaced; libzmq would delete any file
     that stands at the path, so anything but a socket is refused (FailedPrecondition).
     """
-    check_socket_path(path)
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FailedPrecondition(f"bind {path}: something that is not a socket stands there")
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
     socket = ctx.socket(zmq.ROUTER)
     _common(socket, high_water)
     # Without MANDATORY a message to a peer that is gone vanishes; with it the send fails.
@@ -46,18 +39,36 @@ def bind_router(
     # A shim that reconnects before libzmq saw the old connection end keeps its routing id.
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    try:
+        listen(socket, path, mode, gid)
+    except BaseException:
+        socket.close(0)
+        raise
+    return socket
+
+
+def listen(socket: "zmq.Socket[bytes]", path: str, mode: int, gid: int) -> None:
+    """Listen at `path`; once more, if somebody deleted it: connections made before stay.
+
+    Raises FailedPrecondition for anything but a socket at the path, Unavailable.
+    """
+    check_socket_path(path)
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FailedPrecondition(f"bind {path}: something that is not a socket stands there")
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
     mask = os.umask(0o777 & ~mode)
     try:
         socket.bind(f"ipc://{path}")
     except zmq.ZMQError as err:
-        socket.close(0)
         raise Unavailable(f"bind {path}: {err.strerror}") from err
     finally:
         os.umask(mask)
     os.chmod(path, mode)
     if gid >= 0:
         os.chown(path, -1, gid)
-    return socket
 
 
 def connect_dealer(

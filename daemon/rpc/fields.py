@@ -1,9 +1,13 @@
 """Reading a request's body: each field by name and type, with the caller told what is wrong."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lighter.proto.errors import InvalidArgument
+from lighter.proto.names import check_name
+
+_INT64 = range(-(1 << 63), 1 << 63)  # what SQLite and C take
 
 
 class Fields:
@@ -26,11 +30,15 @@ class Fields:
             f"read request {self._method}: {name} is {type(value).__name__}, not {what}"
         )
 
-    def text(self, name: str, default: str = "") -> str:
-        value: str = self._get(name, str, default, "text")
+    def _no_nul(self, name: str, value: str) -> str:
+        """Paths, arguments and environments end at a NUL in the kernel."""
         if "\0" in value:
             raise InvalidArgument(f"read request {self._method}: {name} holds a NUL byte")
         return value
+
+    def text(self, name: str, default: str = "") -> str:
+        value: str = self._get(name, str, default, "text")
+        return self._no_nul(name, value)
 
     def needed(self, name: str) -> str:
         value = self.text(name)
@@ -46,19 +54,38 @@ class Fields:
         """As text_or_none, but "" stays: an empty name is an error, not a choice to have none."""
         return self.text(name) if self._body.get(name) is not None else None
 
+    def id(self, name: str = "id", what: str = "container") -> str:
+        """The id of a `what`, by the rules of proto/names."""
+        return check_name(self.text(name), what)
+
+    def exec_id(self) -> str:
+        """The id of an exec; "" means the container's own process."""
+        return self.id("exec_id", "exec") if self.text("exec_id") else ""
+
     def flag(self, name: str, default: bool = False) -> bool:
         value: bool = self._get(name, bool, default, "true or false")
         return value
 
     def integer(self, name: str, default: int = 0) -> int:
         value: int = self._get(name, int, default, "a whole number")
+        if value not in _INT64:
+            raise InvalidArgument(
+                f"read request {self._method}: {name} is {value}, more than 64 bits hold"
+            )
         return value
 
     def integer_or_none(self, name: str) -> int | None:
         return self.integer(name) if self._body.get(name) is not None else None
 
-    def number(self, name: str, default: float) -> float:
+    def seconds(self, name: str, default: float) -> float:
+        """A length of time: not negative, not infinite."""
         value = self._get(name, (int, float), default, "a number")
+        if isinstance(value, bool):
+            raise self._wrong(name, "a number", value)
+        if not (0 <= value < math.inf):
+            raise InvalidArgument(
+                f"read request {self._method}: {name} is {value}, no length of time"
+            )
         return float(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -66,6 +93,7 @@ class Fields:
         for value in values:
             if not isinstance(value, str):
                 raise self._wrong(name, "a list of texts", value)
+            self._no_nul(name, value)
         return tuple(values)
 
     def texts_or_none(self, name: str) -> tuple[str, ...] | None:
@@ -76,6 +104,7 @@ class Fields:
         for key, value in values.items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise self._wrong(name, "a map of texts", value)
+            self._no_nul(name, key + value)
         return dict(values)
 
     def mapping(self, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The methods of proto/daemon_api: maps in, service calls, maps out. Nothing is decided here."""
 
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
@@ -62,7 +63,7 @@ def container_methods(containers: ContainerService) -> dict[str, Method]:
 
     async def get(call: Call, body: Body) -> Any:
         fields = Fields("containers.get", body)
-        found = await containers.get(_namespace(call), fields.text("id"))
+        found = await containers.get(_namespace(call), fields.id())
         extra = {"spec": found.spec.decode(), "options": dict(found.options)}
         return {"container": {**_container(found), **extra}}
 
@@ -72,7 +73,7 @@ def container_methods(containers: ContainerService) -> dict[str, Method]:
 
     async def delete(call: Call, body: Body) -> Any:
         fields = Fields("containers.delete", body)
-        await containers.delete(_namespace(call), fields.text("id"), fields.flag("force"))
+        await containers.delete(_namespace(call), fields.id(), fields.flag("force"))
         return {}
 
     return _methods(
@@ -85,15 +86,15 @@ def task_methods(
 ) -> dict[str, Method]:
     async def create(call: Call, body: Body) -> Any:
         fields = Fields("tasks.create", body)
-        pid = await containers.start_task(_namespace(call), fields.text("id"), _stdio(fields, call))
+        pid = await containers.start_task(_namespace(call), fields.id(), _stdio(fields, call))
         return {"pid": pid}
 
     async def start(call: Call, body: Body) -> Any:
-        pid = await tasks.start(_namespace(call), Fields("tasks.start", body).text("id"))
+        pid = await tasks.start(_namespace(call), Fields("tasks.start", body).id())
         return {"pid": pid}
 
     async def get(call: Call, body: Body) -> Any:
-        task = await tasks.get(_namespace(call), Fields("tasks.get", body).text("id"))
+        task = await tasks.get(_namespace(call), Fields("tasks.get", body).id())
         return {"task": _task(task)}
 
     async def list_(call: Call, _body: Body) -> Any:
@@ -106,8 +107,8 @@ def task_methods(
             raise InvalidArgument(f"kill task: {signum} is no signal number")
         await tasks.kill(
             _namespace(call),
-            fields.text("id"),
-            fields.text("exec_id"),
+            fields.id(),
+            fields.exec_id(),
             signum,
             fields.flag("all"),
         )
@@ -116,16 +117,16 @@ def task_methods(
     async def stop(call: Call, body: Body) -> Any:
         fields = Fields("tasks.stop", body)
         ended = await containers.stop(
-            _namespace(call), fields.text("id"), fields.number("timeout_s", 10.0)
+            _namespace(call), fields.id(), fields.seconds("timeout_s", 10.0)
         )
         return _exit(ended)
 
     async def pause(call: Call, body: Body) -> Any:
-        await tasks.pause(_namespace(call), Fields("tasks.pause", body).text("id"))
+        await tasks.pause(_namespace(call), Fields("tasks.pause", body).id())
         return {}
 
     async def resume(call: Call, body: Body) -> Any:
-        await tasks.resume(_namespace(call), Fields("tasks.resume", body).text("id"))
+        await tasks.resume(_namespace(call), Fields("tasks.resume", body).id())
         return {}
 
     async def exec_(call: Call, body: Body) -> Any:
@@ -137,7 +138,7 @@ def task_methods(
             cwd=fields.text_or_none("cwd"),
             terminal=fields.flag("terminal"),
         )
-        namespace, id_ = _namespace(call), fields.text("id")
+        namespace, id_ = _namespace(call), fields.id()
         tasks.find(namespace, id_)
         process = await containers.exec_spec(namespace, id_, request, fields.text_or_none("user"))
         exec_id, pid = await execs.exec(
@@ -148,17 +149,15 @@ def task_methods(
     async def attach(call: Call, body: Body) -> Any:
         fields = Fields("tasks.attach", body)
         stdio = {name: value for name, value in _stdio(fields, call).items() if name in STDIO}
-        terminal = await execs.attach(
-            _namespace(call), fields.text("id"), fields.text("exec_id"), stdio
-        )
+        terminal = await execs.attach(_namespace(call), fields.id(), fields.exec_id(), stdio)
         return {"terminal": terminal}
 
     async def resize(call: Call, body: Body) -> Any:
         fields = Fields("tasks.resize", body)
         await execs.resize(
             _namespace(call),
-            fields.text("id"),
-            fields.text("exec_id"),
+            fields.id(),
+            fields.exec_id(),
             _size(fields, "rows"),
             _size(fields, "cols"),
         )
@@ -166,15 +165,15 @@ def task_methods(
 
     async def close_stdin(call: Call, body: Body) -> Any:
         fields = Fields("tasks.close_stdin", body)
-        await execs.close_stdin(_namespace(call), fields.text("id"), fields.text("exec_id"))
+        await execs.close_stdin(_namespace(call), fields.id(), fields.exec_id())
         return {}
 
     async def wait(call: Call, body: Body) -> Any:
         fields = Fields("tasks.wait", body)
         ended = await tasks.wait(
             _namespace(call),
-            fields.text("id"),
-            fields.text("exec_id"),
+            fields.id(),
+            fields.exec_id(),
             fields.flag("reissued"),
         )
         return _exit(ended)
@@ -182,12 +181,12 @@ def task_methods(
     async def delete(call: Call, body: Body) -> Any:
         fields = Fields("tasks.delete", body)
         ended = await tasks.delete(
-            _namespace(call), fields.text("id"), fields.text("exec_id"), fields.flag("force")
+            _namespace(call), fields.id(), fields.exec_id(), fields.flag("force")
         )
         return _exit(ended)
 
     async def pids(call: Call, body: Body) -> Any:
-        entry = tasks.find(_namespace(call), Fields("tasks.pids", body).text("id"))
+        entry = tasks.find(_namespace(call), Fields("tasks.pids", body).id())
         return {"processes": processes.of_task(entry)}
 
     return {
@@ -217,7 +216,7 @@ def event_methods(events_log: EventLog) -> dict[str, Method]:
 def log_methods(root: Root, tasks: TaskService, containers: ContainerService) -> dict[str, Method]:
     async def read(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("logs.read", body)
-        namespace, id_ = _namespace(call), fields.text("id")
+        namespace, id_ = _namespace(call), fields.id()
         container = await containers.get(namespace, id_)
         if (container.options.get("log") or {}).get("driver") == "none":
             raise NotFound(f"read log of {id_}: it was created without one (log driver none)")
@@ -259,14 +258,14 @@ def _stdio(fields: Fields, call: Call) -> dict[str, Any]:
     """The caller's streams. /proc paths are taken only for the caller's own descriptors."""
     stdio: dict[str, Any] = {"rows": _size(fields, "rows"), "cols": _size(fields, "cols")}
     for name in STDIO:
-        path = stdio[name] = fields.text(name)
-        own = path.startswith(f"/proc/{call.pid}/fd/")
-        if path.startswith("/proc/") and (not own or "/.." in path):
-            raise InvalidArgument(
-                f"use {path} as {name}: it is no descriptor of process {call.pid}"
-            )
-        if path and not path.startswith(("/", "file:///")):
-            raise InvalidArgument(f"use {path!r} as {name}: expected an absolute path or file://")
+        uri = stdio[name] = fields.text(name)
+        path = uri.removeprefix("file://")
+        if uri and not path.startswith("/"):
+            raise InvalidArgument(f"use {uri!r} as {name}: expected an absolute path or file://")
+        plain = "/" + os.path.normpath(path).lstrip("/")
+        own = plain.startswith(f"/proc/{call.pid}/fd/")
+        if plain.startswith("/proc/") and (uri != plain or not own):
+            raise InvalidArgument(f"use {uri} as {name}: it is no descriptor of process {call.pid}")
     return stdio
 
 

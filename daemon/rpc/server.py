@@ -21,6 +21,7 @@ from lighter.proto import codec
 from lighter.proto.errors import (
     Canceled,
     DeadlineExceeded,
+    FailedPrecondition,
     Internal,
     InvalidArgument,
     LighterError,
@@ -28,13 +29,15 @@ from lighter.proto.errors import (
     ResourceExhausted,
     Unimplemented,
 )
-from lighter.proto.sockets import CLIENT_HWM, bind_router
+from lighter.proto.sockets import CLIENT_HWM, bind_router, listen
 
 log = logging.getLogger("lighter.rpc")
 
 MAX_CLIENTS = 1024
 MAX_CALLS = 64
 MAX_QUEUED = 256
+MAX_QUEUED_BYTES = 32 << 20
+MAX_SHOWN = 4096  # of an error's text: what a caller wrote is quoted in it, however long it is
 CREDIT_BYTES = 1 << 20
 RETRY_S = 0.02
 
@@ -78,6 +81,7 @@ class _Client:
         self.credits: dict[int, int] = {}
         self.more_credit: dict[int, asyncio.Event] = {}
         self.queue: deque[list[bytes]] = deque()
+        self.queued_bytes = 0
 
 
 class ClientServer:
@@ -88,8 +92,10 @@ class ClientServer:
         self._methods = methods
         self._socket: zmq.Socket[bytes] | None = None
         self._clients: dict[bytes, _Client] = {}
+        self._refused: dict[bytes, LighterError] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._only_uid: int | None = None
+        self._place = ("", 0, -1)
         self.dropped = 0
 
     @property
@@ -99,11 +105,18 @@ class ClientServer:
     def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str, gid: int, mode: int) -> None:
         """Listen. Without a group (gid -1) only the manager's own user is served."""
         self._only_uid = os.getuid() if gid < 0 else None
+        self._place = (path, mode, gid)
         self._socket = bind_router(ctx, path, mode, gid, CLIENT_HWM)
         fd = int(self._socket.getsockopt(zmq.FD))
         loop = asyncio.get_running_loop()
         loop.add_reader(fd, self._pump)
         loop.call_soon(self._pump)
+
+    def listen_again(self) -> None:
+        """Put the socket's file back if somebody deleted it. Connections made before stay."""
+        if self._socket is not None and not os.path.lexists(self._place[0]):
+            log.warning("socket %s was deleted; listening again", self._place[0])
+            listen(self._socket, *self._place)
 
     def close(self) -> None:
         for routing_id in list(self._clients):
@@ -154,6 +167,8 @@ class ClientServer:
             self._hello(routing_id, message, frames[0])
         elif client is None:
             self.dropped += 1
+            if isinstance(message, codec.Request):
+                self._reject(routing_id, message)
         elif isinstance(message, codec.Request):
             self._request(client, message)
         elif isinstance(message, codec.Cancel):
@@ -174,12 +189,11 @@ class ClientServer:
             self.dropped += 1
             return
         if self._only_uid is not None and uid not in (0, self._only_uid):
-            log.warning("refuse client pid=%d uid=%d", pid, uid)
-            self.dropped += 1
+            self._refuse(routing_id, PermissionDenied(f"connect: user {uid} is not served"))
             return
         if len(self._clients) >= MAX_CLIENTS:
-            log.warning("refuse client pid=%d: %d are connected", pid, len(self._clients))
-            self.dropped += 1
+            error = ResourceExhausted(f"connect: {MAX_CLIENTS} clients are connected already")
+            self._refuse(routing_id, error)
             return
         try:
             pidfd = os.pidfd_open(pid)
@@ -190,7 +204,24 @@ class ClientServer:
         self._clients[routing_id] = client
         asyncio.get_running_loop().add_reader(pidfd, self._drop_client, routing_id)
 
+    def _refuse(self, routing_id: bytes, error: LighterError) -> None:
+        """Remember why, for the first call of this peer; the handshake has no place for it."""
+        log.warning("refuse client: %s", error.message)
+        self.dropped += 1
+        while len(self._refused) >= MAX_CLIENTS:
+            del self._refused[next(iter(self._refused))]
+        self._refused[routing_id] = error
+
+    def _reject(self, routing_id: bytes, request: codec.Request) -> None:
+        """Answer a call of a peer that is no client: silence would let it wait."""
+        error = self._refused.get(routing_id) or FailedPrecondition(
+            "call manager: hello was not said on this connection"
+        )
+        answer = codec.Error(self._generation, request.ident, error.code, error.message, {})
+        self._send(routing_id, codec.encode(answer))
+
     def _drop_client(self, routing_id: bytes) -> None:
+        self._refused.pop(routing_id, None)
         client = self._clients.pop(routing_id, None)
         if client is None:
             return
@@ -202,7 +233,7 @@ class ClientServer:
     # calls
 
     def _request(self, client: _Client, request: codec.Request) -> None:
-        name = f"{request.service}.{request.method}"
+        name = f"{request.service[:64]}.{request.method[:64]}"
         method = self._methods.get(name)
         if request.ident in client.calls:
             self.dropped += 1  # a repeat of what is under way already
@@ -224,6 +255,8 @@ class ClientServer:
         if request.deadline_ns is not None:
             deadline_s = max(0.0, (request.deadline_ns - time.monotonic_ns()) / 1e9)
         try:
+            if deadline_s == 0:  # a timeout of 0 would let it run up to its first wait
+                raise TimeoutError
             async with asyncio.timeout(deadline_s):
                 if method.unary is not None:
                     answer = await method.unary(call, request.body)
@@ -282,22 +315,25 @@ class ClientServer:
 
     def _fail(self, client: _Client, generation: int, ident: int, error: LighterError) -> None:
         if client.routing_id in self._clients:
-            message = codec.Error(generation, ident, error.code, error.message, error.details)
-            self._answer(client, message)
+            # A file's name may be no UTF-8; it is shown with escapes.
+            text = error.message[:MAX_SHOWN].encode("utf-8", "backslashreplace").decode()
+            self._answer(client, codec.Error(generation, ident, error.code, text, error.details))
 
     def _put(self, routing_id: bytes, frames: list[bytes]) -> None:
         """Send, or queue for a client that does not read; one that never does is dropped."""
         client = self._clients.get(routing_id)
-        if client is not None and client.queue:
-            if len(client.queue) >= MAX_QUEUED:
-                log.warning("drop client pid=%d: it does not read", client.pid)
-                self._drop_client(routing_id)
-                return
-            client.queue.append(frames)
+        waits = client is not None and bool(client.queue)
+        if (waits or not self._send(routing_id, frames)) and client is not None:
+            self._enqueue(client, frames)
+
+    def _enqueue(self, client: _Client, frames: list[bytes]) -> None:
+        client.queued_bytes += sum(map(len, frames))
+        if len(client.queue) >= MAX_QUEUED or client.queued_bytes > MAX_QUEUED_BYTES:
+            log.warning("drop client pid=%d: it does not read", client.pid)
+            self._drop_client(client.routing_id)
             return
-        if not self._send(routing_id, frames) and client is not None:
-            client.queue.append(frames)
-            self._retry_later()
+        client.queue.append(frames)
+        self._retry_later()
 
     def _send(self, routing_id: bytes, frames: list[bytes]) -> bool:
         """False when the client's queue is full; a client that is gone takes everything."""
@@ -321,6 +357,6 @@ class ClientServer:
         self._retry = None
         for client in list(self._clients.values()):
             while client.queue and self._send(client.routing_id, client.queue[0]):
-                client.queue.popleft()
+                client.queued_bytes -= sum(map(len, client.queue.popleft()))
             if client.queue:
                 self._retry_later()

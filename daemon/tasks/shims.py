@@ -6,6 +6,7 @@ send is non-blocking, at most 16 calls to one are outstanding, every call has a 
 
 import asyncio
 import logging
+import os
 import socket as sockets
 import struct
 import time
@@ -18,7 +19,7 @@ import zmq
 from lighter.proto import codec, shim_api
 from lighter.proto.calls import PendingCalls
 from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, from_wire
-from lighter.proto.sockets import SHIM_HWM, bind_router
+from lighter.proto.sockets import SHIM_HWM, bind_router, listen
 
 log = logging.getLogger("lighter.shims")
 
@@ -99,12 +100,20 @@ class ShimRouter:
         self._idents = 0
         self._creates: dict[int, asyncio.Future[Any]] = {}
         self._socket: zmq.Socket[bytes] | None = None
+        self._path = ""
 
     def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str) -> None:
+        self._path = path
         self._socket = bind_router(ctx, path, 0o600, -1, SHIM_HWM)
         fd = int(self._socket.getsockopt(zmq.FD))
         asyncio.get_running_loop().add_reader(fd, self._pump)
         asyncio.get_running_loop().call_soon(self._pump)
+
+    def listen_again(self) -> None:
+        """Put the socket's file back if somebody deleted it: new shims could not connect."""
+        if self._socket is not None and not os.path.lexists(self._path):
+            log.warning("socket %s was deleted; listening again", self._path)
+            listen(self._socket, self._path, 0o600, -1)
 
     def close(self) -> None:
         if self._socket is not None:
