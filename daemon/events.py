@@ -1,7 +1,8 @@
 """The event log: numbered, kept in the database, replayed to whoever asks from a number on.
 
-Events are appended inside the transaction that changes what they tell about, and are shown to
-subscribers after its commit. A subscriber that does not keep up is told so and dropped.
+Events are appended inside the transaction that changes what they tell about, and subscribers are
+woken after its commit. A subscriber reads the database at its own pace, so that a slow one costs
+no memory; only one that sleeps through KEEP_EVENTS misses some, and is told so.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from lighter.proto.errors import ResourceExhausted
 
 KEEP_EVENTS = 100_000
 TRIM_EVERY = 1000
-MAX_BEHIND = 4096
+LOOK_BACK = 4096  # how far find_last searches
 _PAGE = 500
 
 
@@ -36,7 +37,7 @@ class EventLog:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._subscribers: set[asyncio.Queue[Event | None]] = set()
+        self._subscribers: set[asyncio.Event] = set()
 
     def append(
         self,
@@ -58,14 +59,10 @@ class EventLog:
         return Event(sequence, at, namespace, topic, body)
 
     def announce(self, *events: Event) -> None:
-        """Show committed events to the subscribers."""
-        for queue in list(self._subscribers):
-            for event in events:
-                if queue.qsize() >= MAX_BEHIND:
-                    self._subscribers.discard(queue)
-                    queue.put_nowait(None)
-                    break
-                queue.put_nowait(event)
+        """Tell the subscribers that these were committed."""
+        if events:
+            for news in self._subscribers:
+                news.set()
 
     def publish(self, namespace: str, topic: str, body: dict[str, Any]) -> None:
         """Append and announce one event that belongs to no other change."""
@@ -78,32 +75,32 @@ class EventLog:
     ) -> AsyncIterator[Event]:
         """Events of `namespace` ("" for all) after number `since`, then new ones while `follow`.
 
-        Raises ResourceExhausted when the subscriber falls too far behind; it may go on from the
-        last number it saw.
+        `since` may be older than all that is kept. Raises ResourceExhausted when events were
+        trimmed that the subscriber was yet to see.
         """
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._subscribers.add(queue)
-        last = since if since is not None else self._newest()
+        news = asyncio.Event()
+        self._subscribers.add(news)
+        last = self._newest() if since is None else since
+        seen_any = since is None
         try:
-            if since is not None:
-                for event in self._after(since):
-                    last = event.sequence
+            while True:
+                news.clear()
+                page = self._page(last)
+                if seen_any and page and page[0].sequence != last + 1:
+                    raise ResourceExhausted(
+                        f"subscribe events: those from {last + 1} to {page[0].sequence - 1} "
+                        f"are no longer kept (the newest {KEEP_EVENTS} are)"
+                    )
+                for event in page:
+                    last, seen_any = event.sequence, True
                     if namespace in ("", event.namespace):
                         yield event
-            while follow:
-                event_or_end = await queue.get()
-                if event_or_end is None:
-                    raise ResourceExhausted(
-                        f"subscribe events: more than {MAX_BEHIND} are waiting; "
-                        f"go on from number {last}"
-                    )
-                # What was read from the database may stand in the queue too.
-                if event_or_end.sequence > last:
-                    last = event_or_end.sequence
-                    if namespace in ("", event_or_end.namespace):
-                        yield event_or_end
+                if len(page) < _PAGE:
+                    if not follow:
+                        return
+                    await news.wait()
         finally:
-            self._subscribers.discard(queue)
+            self._subscribers.discard(news)
 
     def find_last(
         self, namespace: str, topic: str, wanted: Mapping[str, Any]
@@ -112,7 +109,7 @@ class EventLog:
         for row in self._db.rows(
             "SELECT body FROM events WHERE namespace = ? AND topic = ?"
             " ORDER BY sequence DESC LIMIT ?",
-            (namespace, topic, MAX_BEHIND),
+            (namespace, topic, LOOK_BACK),
         ):
             body: dict[str, Any] = msgpack.unpackb(row[0])
             if all(body.get(key) == value for key, value in wanted.items()):
@@ -123,14 +120,10 @@ class EventLog:
         row = self._db.row("SELECT max(sequence) FROM events")
         return int(row[0] or 0) if row else 0
 
-    def _after(self, since: int) -> list[Event]:
-        found: list[Event] = []
-        while True:
-            rows = self._db.rows(
-                "SELECT sequence, timestamp, namespace, topic, body FROM events"
-                " WHERE sequence > ? ORDER BY sequence LIMIT ?",
-                (found[-1].sequence if found else since, _PAGE),
-            )
-            found += [Event(r[0], r[1], r[2], r[3], msgpack.unpackb(r[4])) for r in rows]
-            if len(rows) < _PAGE:
-                return found
+    def _page(self, since: int) -> list[Event]:
+        rows = self._db.rows(
+            "SELECT sequence, timestamp, namespace, topic, body FROM events"
+            " WHERE sequence > ? ORDER BY sequence LIMIT ?",
+            (since, _PAGE),
+        )
+        return [Event(r[0], r[1], r[2], r[3], msgpack.unpackb(r[4])) for r in rows]

@@ -1,6 +1,8 @@
 """Reading container logs (proto/logchunks): from the end, from a time, and as they grow.
 
 The files are read where they are; the shim that writes them is not asked, and does not notice.
+Reading is done in a thread and in batches of bounded size: a log may be of any length, and the
+manager serves others meanwhile.
 """
 
 import asyncio
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 from lighter.proto import logchunks
 
 FOLLOW_S = 0.05
+BATCH_BYTES = 512 * 1024
+_CHUNK_COST = 256  # what an empty chunk counts for: many small ones cost time and memory too
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,13 @@ class Chunk:
     data: bytes
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Position:
+    """Where reading goes on: `offset` in file `number`, after `skip` line ends from there."""
+
     number: int
     offset: int
+    skip: int = 0
 
 
 class LogReader:
@@ -41,55 +48,82 @@ class LogReader:
 
         With `follow` new ones come as they are written, until `ended` says that no more will.
         """
-        numbers = self._numbers()
-        position = _Position(numbers[0] if numbers else 1, 0)
-        if tail is not None:
-            kept, position = await asyncio.to_thread(self._tail, numbers, tail)
-            for chunk in kept:
-                if since is None or chunk.timestamp > since:
-                    yield chunk
+        if tail is None:
+            position = _Position(0, 0)
+        else:
+            position = await asyncio.to_thread(self._find_tail, max(0, tail))
         while True:
             no_more = not follow or ended()
-            for chunk in self._new(position):
-                if since is None or chunk.timestamp > since:
+            while True:
+                before = position
+                chunks, position = await asyncio.to_thread(self._batch, position, since)
+                for chunk in chunks:
                     yield chunk
+                if position == before:
+                    break
             if no_more:
                 return
             await asyncio.sleep(FOLLOW_S)
 
-    def _new(self, position: _Position) -> Iterator[Chunk]:
-        """Whole chunks from `position` on, which moves along; passes on to the next files."""
-        while True:
-            for chunk, end in self._chunks(position.number, position.offset):
-                position.offset = end
-                yield chunk
-            later = [number for number in self._numbers() if number > position.number]
+    def _batch(self, position: _Position, since: int | None) -> tuple[list[Chunk], _Position]:
+        """Whole chunks from `position` on and where they end; the same position: no more yet."""
+        number, offset, skip = position.number, position.offset, position.skip
+        numbers = self._numbers()
+        if number not in numbers:
+            # Before the first file, or rotated away while it was read.
+            later = [n for n in numbers if n > number]
             if not later:
-                return
-            # The file is finished only now that a later one is there: read what came meanwhile.
-            for chunk, end in self._chunks(position.number, position.offset):
-                position.offset = end
-                yield chunk
-            position.number, position.offset = later[0], 0
+                return [], position
+            number, offset = later[0], 0
+        # Whether it is finished is asked before it is read: what is written meanwhile is not lost.
+        finished = [n for n in numbers if n > number]
+        chunks: list[Chunk] = []
+        cost = 0
+        for chunk, end in self._chunks(number, offset):
+            offset = end
+            cost += _CHUNK_COST + len(chunk.data)
+            if skip:
+                skip, chunk = _skip_lines(chunk, skip)
+            if chunk.data and (since is None or chunk.timestamp > since):
+                chunks.append(chunk)
+            if cost >= BATCH_BYTES:
+                return chunks, _Position(number, offset, skip)
+        if finished:
+            number, offset = finished[0], 0
+        return chunks, _Position(number, offset, skip)
 
-    def _tail(self, numbers: list[int], lines: int) -> tuple[list[Chunk], _Position]:
-        """The chunks that hold the last `lines` lines, the first one cut, and where they end."""
-        kept: list[Chunk] = []
-        position = _Position(numbers[-1] if numbers else 1, 0)
-        ends = 0  # line ends in `kept`, the very last one not counted
+    def _find_tail(self, lines: int) -> _Position:
+        """Where the last `lines` lines begin. Bytes after the last line end are a line too."""
+        numbers = self._numbers()
+        if not lines and numbers:
+            return _Position(numbers[-1], self._marks(numbers[-1])[1])
+        wanted, last = lines, b""
         for number in reversed(numbers):
-            chunks = list(self._chunks(number, 0))
-            if number == position.number and chunks:
-                position.offset = chunks[-1][1]
-            for chunk, _end in reversed(chunks):
-                if lines <= 0:
-                    return [], position
-                ends += chunk.data.count(b"\n") - (not kept and chunk.data.endswith(b"\n"))
-                kept.append(chunk)
-                if ends >= lines:
-                    kept[-1] = _after_line_end(chunk, ends - lines + 1)
-                    return kept[::-1], position
-        return kept[::-1], position
+            marks, _size, file_last = self._marks(number)
+            if file_last and not last:
+                last = file_last
+                wanted -= last != b"\n"  # a last line without an end is one of those wanted
+            for offset, ends in reversed(marks):
+                # What precedes the first wanted line ends here: that end is skipped too.
+                if ends > wanted:
+                    return _Position(number, offset, ends - wanted)
+                wanted -= ends
+        return _Position(0, 0)
+
+    def _marks(self, number: int) -> tuple[list[tuple[int, int]], int, bytes]:
+        """Line ends of a file by stretches of about BATCH_BYTES: [(offset, ends)], with the
+        file's readable size and its last byte.
+        """
+        marks: list[tuple[int, int]] = []
+        start = ends = end = 0
+        last = b""
+        for chunk, end in self._chunks(number, 0):
+            ends += chunk.data.count(b"\n")
+            last = chunk.data[-1:] or last
+            if end - start >= BATCH_BYTES:
+                marks.append((start, ends))
+                start, ends = end, 0
+        return [*marks, (start, ends)], end, last
 
     def _chunks(self, number: int, offset: int) -> Iterator[tuple[Chunk, int]]:
         try:
@@ -107,7 +141,8 @@ class LogReader:
                 data = file.read(length)
                 if len(data) < length:
                     return  # being written, or cut short by a power loss
-                yield Chunk(timestamp, stream, data), file.tell()
+                offset += logchunks.HEAD.size + length
+                yield Chunk(timestamp, stream, data), offset
 
     def _numbers(self) -> list[int]:
         try:
@@ -117,9 +152,13 @@ class LogReader:
         return sorted(n for n in map(logchunks.file_number, names) if n is not None)
 
 
-def _after_line_end(chunk: Chunk, count: int) -> Chunk:
-    """The rest of the chunk after its `count`-th line end."""
+def _skip_lines(chunk: Chunk, count: int) -> tuple[int, Chunk]:
+    """The chunk after its first `count` line ends, and how many of them are still to come."""
     cut = 0
-    for _ in range(count):
-        cut = chunk.data.index(b"\n", cut) + 1
-    return Chunk(chunk.timestamp, chunk.stream, chunk.data[cut:])
+    while count:
+        found = chunk.data.find(b"\n", cut)
+        if found < 0:
+            return count, Chunk(chunk.timestamp, chunk.stream, b"")
+        cut = found + 1
+        count -= 1
+    return 0, Chunk(chunk.timestamp, chunk.stream, chunk.data[cut:])
