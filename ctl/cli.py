@@ -165,7 +165,7 @@ class Commands(click.Group):
             formatter.write_dl(rows)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """Go's notation, `1m30s` or `500ms`, or a plain number of seconds; converts to seconds."""
 
     name = "duration"
@@ -186,7 +186,7 @@ class Duration(click.ParamType):
         return sum(float(n) * self._UNITS[unit] for n, unit in re.findall(part, value, re.ASCII))
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """A number of bytes, or one with k, m, g or t (powers of 1024); converts to bytes."""
 
     name = "size"
@@ -202,7 +202,7 @@ class Size(click.ParamType):
         return int(found[1]) << (10 * " kmgt".index(found[2] or " "))
 
 
-class Signal(click.ParamType):
+class Signal(click.ParamType[int]):
     """A signal by name, with or without SIG, or by number; converts to its number."""
 
     name = "signal"

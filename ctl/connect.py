@@ -28,6 +28,7 @@ PROBE_AFTER_S = 0.15
 # What a manager said just before it ended may still stand in the socket.
 LAST_WORDS_S = 0.2
 UNDO_S = 10.0
+MAX_OUTSTANDING = 64
 CREDIT_BYTES = 256 * 1024
 
 _UCRED = struct.Struct("iII")
@@ -102,7 +103,7 @@ class Manager:
         self._ident = 0
         self._peer = -1
         self._owed_bytes = 0
-        self._pending: PendingCalls[Call] = PendingCalls()
+        self._pending: PendingCalls[Call] = PendingCalls(MAX_OUTSTANDING)
         self._context = sockets.context()
         try:
             self._socket = sockets.connect_dealer(self._context, path, sockets.CLIENT_HWM)
@@ -191,8 +192,7 @@ class Manager:
     def fileno(self) -> int:
         """Readable when `process` may have something to do; edge-triggered as zmq_getsockopt(3)
         says, so call `process` before waiting for it."""
-        fd: int = self._socket.getsockopt(zmq.FD)
-        return fd
+        return self._option(zmq.FD)
 
     def peer_fileno(self) -> int:
         """A pidfd of the manager's process, readable once it has ended; -1 when there is none."""
@@ -244,7 +244,7 @@ class Manager:
 
     def _poll(self, events: int) -> None:
         """Wait until the socket is ready, the manager's process ends, or the time is over."""
-        if self._socket.getsockopt(zmq.EVENTS) & events:
+        if self._option(zmq.EVENTS) & events:
             return
         poller = zmq.Poller()
         poller.register(self._socket, events)
@@ -253,6 +253,11 @@ class Manager:
         poller.poll(self.left_ms())
         self.check_deadline()
         self.check_peer()
+
+    def _option(self, option: int) -> int:
+        value = self._socket.getsockopt(option)
+        assert isinstance(value, int)
+        return value
 
     def left_ms(self) -> int | None:
         """What is left of the timeout, for poll(2); None without one."""

@@ -45,7 +45,8 @@ class FlagsAfterId(click.Command):
         parser = self.make_parser(ctx)
         parser.allow_interspersed_args = False
         values, _left, _order = parser.parse_args(args=list(args))
-        return list(values["words"])
+        words = values["words"]
+        return list(words) if isinstance(words, tuple | list) else []
 
 
 @containers.command(
@@ -58,7 +59,7 @@ class FlagsAfterId(click.Command):
     "words", nargs=-1, type=click.UNPROCESSED, metavar="IMAGE CONTAINER [COMMAND] [ARG]..."
 )
 @click.pass_obj
-def create(session: Session, words: tuple[str, ...], **flags: Any) -> None:
+def create(session: Session, /, words: tuple[str, ...], **flags: Any) -> None:
     """create a container, which `tasks start` starts
 
     \b

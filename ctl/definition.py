@@ -32,6 +32,7 @@ _OPTIONS = (
     click.option("--env-file", multiple=True, type=click.Path(), help="File of KEY=value lines."),
     click.option("--cwd", "--workdir", "-w", help="Working directory."),
     click.option("--user", "-u", help="User or uid[:group or gid]."),
+    click.option("--entrypoint", help='Program instead of the image\'s; "": none.'),
     click.option("--hostname", help="Host name in the container."),
     click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the container."),
     click.option(
@@ -82,6 +83,7 @@ def definition(
         "id": container_id,
         "image": image,
         "args": list(command),
+        "entrypoint": entrypoint(flags["entrypoint"]),
         "env": environment(flags["env"], flags["env_file"]),
         "cwd": flags["cwd"] or "",
         "user": flags["user"] or "",
@@ -108,6 +110,13 @@ def definition(
             "max_file": flags["log_max_file"],
         },
     }
+
+
+def entrypoint(program: str | None) -> list[str] | None:
+    """What takes the place of the image's entrypoint: null leaves it, an empty list drops it."""
+    if program is None:
+        return None
+    return [program] if program else []
 
 
 def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:

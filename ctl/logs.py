@@ -13,7 +13,7 @@ from lighter.proto.daemon_api import NOTICE, STDERR, STDOUT
 _NAMES = {STDOUT: "stdout", STDERR: "stderr", NOTICE: "notice"}
 
 
-class Tail(click.ParamType):
+class Tail(click.ParamType["int | None"]):
     """A number of lines, or `all`."""
 
     name = "lines"
@@ -28,7 +28,7 @@ class Tail(click.ParamType):
         return int(value)
 
 
-class Since(click.ParamType):
+class Since(click.ParamType[int]):
     """A duration before now, or an RFC 3339 time; converts to nanoseconds since the epoch."""
 
     name = "time"

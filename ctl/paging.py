@@ -9,7 +9,7 @@ from lighter.proto.daemon_api import PAGE_ROWS
 def pages(session: Session, method: str, key: str) -> list[dict[str, Any]]:
     """All rows of a list whose replies carry `key` and `next`."""
     rows: list[dict[str, Any]] = []
-    cursor = ""
+    cursor: str | None = ""
     while cursor is not None:
         page = session.call(method, cursor=cursor, limit=PAGE_ROWS)
         rows += page[key]

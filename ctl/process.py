@@ -46,7 +46,7 @@ def start_attached(
     stdin: bool,
     output: bool = True,
     pid_file: str = "",
-    started: Callable[[], None] = lambda: None,
+    started: Callable[[], object] = lambda: None,
 ) -> int:
     """Create and start the task, and see it to its end; returns its exit code.
 

@@ -257,7 +257,8 @@ class Pump:
     def _signal(self, number: int) -> None:
         if number == signal.SIGWINCH:
             if self._manager.connected:
-                self._manager.begin("tasks.resize", **self._process, **window_size())
+                body: dict[str, Any] = {**self._process, **window_size()}
+                self._manager.begin("tasks.resize", **body)
         elif self._terminal:
             raise Interrupted(number)
         else:

@@ -17,7 +17,7 @@ class Resumption(Protocol):
 
 
 class Same:
-    """A call that may be asked again as it was: tasks.wait."""
+    """A call that may be asked again as it was, marked as such: tasks.wait."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = dict(body)
@@ -26,7 +26,7 @@ class Same:
         return item
 
     def body(self) -> dict[str, Any]:
-        return self._body
+        return {**self._body, "reissued": True}
 
 
 class AfterSequence:
@@ -49,8 +49,8 @@ class AfterSequence:
 class AfterBytes:
     """Logs: what follows the bytes of the last instant that were seen.
 
-    `since` is inclusive and several items may carry one time, so the bytes that came with the last
-    time are counted per stream, and skipped when they come again.
+    `since` is exclusive, and several items may carry one time, so all of that time is asked for
+    again; the bytes that came with it are counted per stream, and skipped.
     """
 
     def __init__(self, body: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ class AfterBytes:
         if self._time < 0:
             return self._body
         self._skip = dict(self._seen)
-        return {**self._body, "tail": None, "since": self._time}
+        return {**self._body, "tail": None, "since": self._time - 1}
 
 
 def resumption(method: str, body: Mapping[str, Any]) -> Resumption | None:

@@ -29,6 +29,7 @@ from lighter.proto.errors import LighterError
 @click.pass_obj
 def run(
     session: Session,
+    /,
     image: str,
     words: tuple[str, ...],
     rm: bool,

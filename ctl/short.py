@@ -45,12 +45,12 @@ def each(session: Session, refs: tuple[str, ...], act: Callable[[str], object]) 
 @click.option("--env", "-e", multiple=True, help="KEY=value; KEY alone takes ctl's own.")
 @click.option("--cwd", "--workdir", "-w", help="Working directory.")
 @click.option("--user", "-u", help="User or uid[:group or gid].")
-@click.option("--privileged", is_flag=True, help="All capabilities.")
 @click.argument("ref", metavar="CONTAINER")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
 @click.pass_obj
 def exec_(
     session: Session,
+    /,
     ref: str,
     command: tuple[str, ...],
     interactive: bool,

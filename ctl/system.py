@@ -1,8 +1,5 @@
 """`ctl version` and `ctl system`: what the client and the manager are, and how they are."""
 
-from collections.abc import Callable
-from typing import Any
-
 import click
 
 from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option

@@ -35,7 +35,6 @@ def exec_request(
         "cwd": flags["cwd"] or "",
         "user": flags["user"] or "",
         "terminal": flags["tty"],
-        "privileged": flags.get("privileged", False),
     }
 
 
@@ -117,6 +116,7 @@ def ps(session: Session, container_id: str) -> None:
 @click.pass_obj
 def exec_(
     session: Session,
+    /,
     container_id: str,
     command: tuple[str, ...],
     exec_id: str | None,
