@@ -22,7 +22,7 @@ from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.whole import whole
 from lighter.daemon.files import sync_directory
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.snapshots.disk import measure, sync_file_system
+from lighter.daemon.snapshots.disk import measure, remove_if_empty, sync_file_system
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
 from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW, LayerTarget, TreeRemover
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
@@ -236,6 +236,8 @@ class DirectorySnapshotter(ABC):
                     self._rows.forget_trash(name)
 
     async def _discard(self, path: str) -> bool:
+        if remove_if_empty(path):
+            return True
         try:
             if await asyncio.to_thread(os.path.lexists, path):
                 await self._remove_tree(path)

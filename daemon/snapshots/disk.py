@@ -14,6 +14,23 @@ def make_directory(path: str, mode: int) -> None:
     os.chmod(path, mode)
 
 
+def remove_if_empty(path: str) -> bool:
+    """Remove a snapshot's directory that nothing was written to; False when there is more.
+
+    Most containers leave nothing behind, and then no process is needed to look: rmdir(2) follows
+    no link and takes no directory that holds anything.
+    """
+    try:
+        for inner in ("fs", "work/work", "work", ""):
+            try:
+                os.rmdir(f"{path}/{inner}")
+            except FileNotFoundError:
+                continue  # a view has no work directory
+    except OSError:
+        return False
+    return True
+
+
 def sync_file_system(path: str) -> None:
     """All of the file system that holds `path` is on disk when this returns: syncfs(2)."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -84,11 +84,14 @@ class Importer:
             self._blob(name, entry)
 
     def _alias(self, name: str, entry: Entry) -> None:
-        """Older docker saves a layer that it has saved already as a link to that one's file."""
+        """A layer that the archive holds already, as a link to that one's file.
+
+        Older docker links one layer.tar to another, skopeo links each to <hex of the layer>.tar.
+        """
         target = _name(os.path.normpath(os.path.join(os.path.dirname(entry.name), entry.linkname)))
         if (
             entry.linkname.startswith(b"/")
-            or not (name.endswith("/layer.tar") and target.endswith("/layer.tar"))
+            or not (name.endswith("/layer.tar") and target.endswith(".tar"))
             or target not in self.names
             or name in self.names
         ):
