@@ -10,7 +10,7 @@ import grp
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -60,6 +60,8 @@ from lighter.proto.paths import Root, State, check_socket_path
 from lighter.proto.sockets import context
 
 log = logging.getLogger("lighter.app")
+
+SWEEP_S = 2.0
 
 LOOK_AT_SOCKETS_S = 1.0
 
@@ -235,8 +237,18 @@ class Manager:
         supervisor.in_background(self._tidy(images, containers))
         supervisor.in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
+        await self._finish_removals(snapshotters)
         self._notifier.stopping()
         log.info("manager stops; containers go on")
+
+    async def _finish_removals(self, snapshotters: Mapping[str, Snapshotter]) -> None:
+        """Let removals end while the database is open; the next start does the rest."""
+        for name, snapshotter in snapshotters.items():
+            try:
+                async with asyncio.timeout(SWEEP_S):
+                    await snapshotter.sweep()
+            except (TimeoutError, LighterError):
+                log.info("removed snapshots of %s are swept at the next start", name)
 
     async def _tidy(self, images: ImageService, containers: ContainerService) -> None:
         """Finish or undo what the manager before left half done on disk."""

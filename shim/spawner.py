@@ -85,6 +85,7 @@ class Spawner:
 
     def __init__(self, manager: socket.socket, settings: Settings) -> None:
         self._manager = manager
+        self._pid = os.getpid()
         self._settings = settings
         self._boot_id = boot_id()
         self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -139,7 +140,7 @@ class Spawner:
                 setproctitle.setproctitle(f"lighter-worker --instance {self._settings.instance}")
                 guard.forbid_imports()
                 control = socket.socket(fileno=fds[0])
-                serve_job(control)
+                serve_job(control, self._pid)
             status = 0
         except BaseException as err:
             # Nobody reads a child's standard error in production; in a test this is the only word.
