@@ -75,13 +75,18 @@ class Timer:
 
 
 class Loop:
-    """Runs callbacks until `stop`. `on_error` gets what a coroutine nobody awaits has raised."""
+    """Runs callbacks until `stop`.
 
-    __slots__ = ("_epoll", "_ready", "_running", "_timers", "_watched", "on_error")
+    `on_error` gets what a callback or a coroutine has raised and nobody caught; the loop goes on,
+    because a shim that ended would take its container with it.
+    """
+
+    __slots__ = ("_epoll", "_fresh", "_ready", "_running", "_timers", "_watched", "on_error")
 
     def __init__(self, on_error: Callable[[BaseException], None]) -> None:
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._watched: dict[int, Callable[[int], None]] = {}
+        self._fresh: set[int] = set()  # watched since the last poll
         self._timers: list[Timer] = []
         self._ready: list[Callable[[], None]] = []
         self._running = False
@@ -94,6 +99,7 @@ class Loop:
         else:
             self._epoll.register(fd, events)
         self._watched[fd] = callback
+        self._fresh.add(fd)
 
     def unwatch(self, fd: int) -> None:
         """Forget the descriptor; must come before it is closed."""
@@ -145,21 +151,39 @@ class Loop:
         self._running = True
         while self._running:
             self._run_ready()
-            for fd, events in self._epoll.poll(self._wait_s()):
-                callback = self._watched.get(fd)
-                if callback is not None:
-                    callback(events)
-            now = time.monotonic()
-            while self._timers and self._timers[0].at <= now:
-                due = heapq.heappop(self._timers).callback
-                if due is not None:
-                    due()
+            if self._running:
+                self._poll()
+                self._run_due()
+
+    def close(self) -> None:
+        self._epoll.close()
 
     def _run_ready(self) -> None:
-        while self._ready:
+        while self._ready and self._running:
             ready, self._ready = self._ready, []
             for callback in ready:
-                callback()
+                self._call(callback)
+
+    def _poll(self) -> None:
+        self._fresh.clear()
+        for fd, events in self._epoll.poll(self._wait_s()):
+            # An event of this round is not meant for who was given the number during this round.
+            callback = None if fd in self._fresh else self._watched.get(fd)
+            if callback is not None:
+                self._call(callback, events)
+
+    def _run_due(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0].at <= now:
+            due = heapq.heappop(self._timers).callback
+            if due is not None:
+                self._call(due)
+
+    def _call(self, callback: Callable[..., None], *args: int) -> None:
+        try:
+            callback(*args)
+        except Exception as err:
+            self.on_error(err)
 
     def _wait_s(self) -> float:
         if self._ready:
