@@ -2,8 +2,9 @@
 
 A shim is a child subreaper: everything a container leaves behind becomes its child. Exits may
 come before anyone asks: between the end of `runc exec` and the reading of its pid file the exec's
-process can be gone already. Such an early exit is kept, but only while a runc create or exec is in
-flight, because with a shared pid namespace strangers are reaped too and their pids come round.
+process can be gone already. So while a runc create or exec is in flight, a child that nobody has
+asked for stays a zombie, which also keeps its pid from coming round; at all other times strangers
+(a shared pid namespace sends them here) are reaped at once.
 """
 
 import os
@@ -26,31 +27,35 @@ def exit_status(info: "os.waitid_result") -> int:
 class Reaper:
     """Turns SIGCHLD into calls by pid."""
 
-    __slots__ = ("_early", "_in_flight", "_waiting", "_wakeup")
+    __slots__ = ("_in_flight", "_loop", "_waiting", "_wakeup")
 
     def __init__(self, loop: Loop) -> None:
+        self._loop = loop
         self._waiting: dict[int, OnExit] = {}
-        self._early: dict[int, tuple[int, int]] = {}
         self._in_flight = 0
         self._wakeup = _sigchld_pipe()
         loop.watch(self._wakeup, READ, self._on_wakeup)
 
     def expect(self, pid: int, on_exit: OnExit) -> None:
-        """Call `on_exit` when this child ends; at once if it has ended already."""
-        early = self._early.pop(pid, None)
-        if early is not None:
-            on_exit(*early)
-        else:
-            self._waiting[pid] = on_exit
+        """Call `on_exit` when this child ends; at once if it has ended already.
+
+        Raises ChildProcessError for a pid that is no child of this process.
+        """
+        self._waiting[pid] = on_exit
+        try:
+            self._reap(os.P_PID, pid)
+        except ChildProcessError:
+            del self._waiting[pid]
+            raise
 
     def hold(self) -> None:
-        """Keep exits of unknown pids: a runc call is under way whose child is not known yet."""
+        """Leave unknown children unreaped: a runc call is under way whose child is not known."""
         self._in_flight += 1
 
     def release(self) -> None:
         self._in_flight -= 1
         if not self._in_flight:
-            self._early.clear()
+            self._loop.call_soon(self.drain)
 
     def _on_wakeup(self, _events: int) -> None:
         try:
@@ -60,26 +65,32 @@ class Reaper:
         self.drain()
 
     def drain(self) -> None:
-        while True:
-            try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
-            except ChildProcessError:
-                return
-            if info is None:
-                return
-            now = time.time_ns()
-            on_exit = self._waiting.pop(info.si_pid, None)
-            if on_exit is not None:
-                on_exit(exit_status(info), now)
-            elif self._in_flight:
-                self._early[info.si_pid] = (exit_status(info), now)
+        """Take in every exit that may be taken in now."""
+        try:
+            if self._in_flight:
+                for pid in list(self._waiting):
+                    self._reap(os.P_PID, pid)
+            else:
+                while self._reap(os.P_ALL, 0):
+                    pass
+        except ChildProcessError:
+            pass  # no child is left
+
+    def _reap(self, id_type: int, number: int) -> bool:
+        info = os.waitid(id_type, number, os.WEXITED | os.WNOHANG)
+        if info is None:
+            return False
+        on_exit = self._waiting.pop(info.si_pid, None)
+        if on_exit is not None:
+            on_exit(exit_status(info), time.time_ns())
+        return True
 
 
 def _sigchld_pipe() -> int:
     """The read end of a pipe that gets a byte at each SIGCHLD."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    # The default action is to ignore SIGCHLD without a wakeup; any Python handler arms it.
+    # Without a Python handler there is no wakeup.
     signal.signal(signal.SIGCHLD, _ignore)
     return read_end
 

@@ -25,8 +25,11 @@ MAX_QUOTE = 4096
 # wait for a READY that never comes).
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-# Python and the shim ignore these, and an ignored signal stays ignored through exec.
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# An ignored signal stays ignored through exec: Python ignores some, the shim others, and whoever
+# started the manager (nohup) may have more of them. A container starts with none.
+_RESET = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+
+KILLED_S = 5.0  # how long a runtime that was killed may take to die
 
 
 def create_argv(bundle: str, pid_file: str, console_socket: str, container_id: str) -> list[str]:
@@ -48,9 +51,9 @@ def delete_argv(container_id: str, force: bool = False) -> list[str]:
 
 
 class Runc:
-    """One runtime binary with one --root, run for one container at a time."""
+    """One runtime binary with one --root, run for one container. `log` is a path prefix."""
 
-    __slots__ = ("_binary", "_log", "_loop", "_reaper", "_root")
+    __slots__ = ("_binary", "_calls", "_log", "_loop", "_reaper", "_root")
 
     def __init__(self, loop: Loop, reaper: Reaper, binary: str, root: str, log: str) -> None:
         self._loop = loop
@@ -58,36 +61,56 @@ class Runc:
         self._binary = binary
         self._root = root
         self._log = log
+        self._calls = 0
 
     async def run(
         self, argv: list[str], timeout_s: float, stdio: tuple[int, int, int] | None = None
     ) -> None:
-        """Run to the end; the child gets `stdio` or /dev/null (the shim's own 0, 1, 2).
+        """Run to the end; the child gets `stdio`, or /dev/null (the shim's own 0, 1, 2).
 
         Raises FailedPrecondition with the runtime's last log line (details: exit_code 126 or 127
-        when the container's program could not be executed or found), DeadlineExceeded,
+        when the container's program could not be executed or found), DeadlineExceeded with it,
         NotFound or Unavailable when the runtime itself cannot be started.
         """
         verb = argv[0]
-        log = f"{self._log}.{verb}"
+        self._calls += 1
+        log = f"{self._log}.{self._calls}"  # its own: execs run side by side
+        try:
+            status = await self._run(verb, [*self._prefix(log), *argv], timeout_s, stdio)
+            if status:
+                raise _failure(verb, status, last_error(log))
+        except DeadlineExceeded as err:
+            message = last_error(log)
+            if not message:
+                raise
+            raise DeadlineExceeded(f"{err.message}; its last words: {message}") from err
+        finally:
+            _unlink(log)
+
+    async def _run(
+        self, verb: str, argv: list[str], timeout_s: float, stdio: tuple[int, int, int] | None
+    ) -> int:
+        what = f"run {self._binary} {verb}"
         ended = Future()
-        pid = self._spawn(verb, [*self._prefix(log), *argv], stdio)
+        pid = self._spawn(what, argv, stdio)
         self._reaper.expect(pid, lambda status, _at: ended.set(status))
         try:
-            status = await self._loop.within(ended, timeout_s, f"run {self._binary} {verb}")
+            return int(await self._loop.within(ended, timeout_s, what))
         except DeadlineExceeded:
-            os.killpg(pid, signal.SIGKILL)
-            await ended
+            os.killpg(pid, signal.SIGKILL)  # not reaped yet, so the group is still this one
+            try:
+                await self._loop.within(ended, KILLED_S, f"end {self._binary} {verb}")
+            except DeadlineExceeded as stuck:
+                # Uninterruptible sleep. It is reaped whenever it ends; nobody waits for that.
+                raise DeadlineExceeded(
+                    f"{what}: no answer within {timeout_s:g} s, and SIGKILL does not end it"
+                ) from stuck
             raise
-        message = last_error(log)
-        _unlink(log)
-        if status:
-            raise _failure(verb, status, message)
 
     def _prefix(self, log: str) -> list[str]:
         return [self._binary, "--root", self._root, "--log", log, "--log-format", "json"]
 
-    def _spawn(self, verb: str, argv: list[str], stdio: tuple[int, int, int] | None) -> int:
+    def _spawn(self, what: str, argv: list[str], stdio: tuple[int, int, int] | None) -> int:
         actions = []
         if stdio is not None:
             actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
@@ -102,9 +125,9 @@ class Runc:
                 setsigmask=[],
             )
         except FileNotFoundError as err:
-            raise NotFound(f"run {self._binary} {verb}: no such file") from err
+            raise NotFound(f"{what}: no such file") from err
         except OSError as err:
-            raise Unavailable(f"run {self._binary} {verb}: {err.strerror}") from err
+            raise Unavailable(f"{what}: {err.strerror}") from err
 
 
 def last_error(path: str) -> str:
@@ -122,7 +145,7 @@ def last_error(path: str) -> str:
     for line in tail.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
             last = str(entry.get("msg", ""))
