@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 
 from lighter.proto import codec, shim_api
-from lighter.proto.errors import DeadlineExceeded, Internal, LighterError
+from lighter.proto.errors import DeadlineExceeded, Internal, InvalidArgument, LighterError
 from lighter.proto.sockets import SHIM_HWM, connect_dealer, context
 from lighter.shim.loop import READ, Future, Loop
 
@@ -40,7 +40,9 @@ class Link:
         self.dropped = 0
         self._context = context()
         self._socket = connect_dealer(self._context, path, SHIM_HWM, incarnation.encode())
-        loop.watch(self._option(zmq.FD), READ, lambda _events: self._pump())
+        # The descriptor is edge-triggered and says only that something has changed; any use of
+        # the socket may consume an edge. So whatever uses it asks for a pump afterwards.
+        loop.watch(int(self._socket.getsockopt(zmq.FD)), READ, lambda _events: self._pump())
         loop.call_soon(self._pump)
 
     @property
@@ -51,10 +53,20 @@ class Link:
     @property
     def connected(self) -> bool:
         """Whether a manager takes messages now (ZMQ_IMMEDIATE: no peer, no POLLOUT)."""
-        return bool(self._version and self._option(zmq.EVENTS) & zmq.POLLOUT)
+        self._loop.call_soon(self._pump)  # asking has consumed the edge of an arrival
+        return bool(self._version and self._events() & zmq.POLLOUT)
 
-    def _option(self, option: int) -> int:
-        return int(self._socket.getsockopt(option))
+    def _events(self) -> int:
+        return int(self._socket.getsockopt(zmq.EVENTS))
+
+    def is_waiting(self, topic: str) -> bool:
+        """Whether an event of this topic is not acknowledged yet."""
+        return any(event.topic == topic for event in self._unacknowledged)
+
+    def close(self) -> None:
+        self._loop.unwatch(int(self._socket.getsockopt(zmq.FD)))
+        self._socket.close(0)
+        self._context.term()
 
     def publish(self, topic: str, body: dict[str, Any], timestamp: int = 0) -> int:
         """Send an event now and again until it is acknowledged. Returns its sequence number."""
@@ -93,48 +105,41 @@ class Link:
     def _send(self, message: codec.Message) -> None:
         if self._version:
             self._outgoing.append(codec.encode(message, self._version))
-            self._flush()
-
-    def _flush(self) -> None:
-        while self._outgoing:
-            try:
-                self._socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
-            except zmq.Again:
-                return  # no manager, or one that does not read; POLLOUT shows at the descriptor
-            self._outgoing.popleft()
-        # The descriptor is edge-triggered: a send may have consumed the edge of an arrival.
-        self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Take in all there is. The socket's descriptor only says that something has changed."""
-        while True:
+        """Take in and send until neither is possible: only then does the descriptor tell more."""
+        while events := self._events() & (zmq.POLLIN | (zmq.POLLOUT if self._outgoing else 0)):
             try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT)
+                if events & zmq.POLLIN:
+                    self._take(self._socket.recv_multipart(zmq.DONTWAIT))
+                elif self._outgoing:
+                    self._socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
+                    self._outgoing.popleft()
             except zmq.Again:
-                break
-            self._take(frames)
-        if self._outgoing and self._option(zmq.EVENTS) & zmq.POLLOUT:
-            self._flush()
+                pass  # the manager went away in between; the next look at the events tells
 
     def _take(self, frames: list[bytes]) -> None:
         try:
             message = codec.decode(frames)
         except codec.MalformedRequest as err:
-            self._send(
-                codec.Error(
-                    err.generation, err.ident, "invalid-argument", f"read request: {err}", {}
-                )
-            )
+            self._on_malformed(err)
             return
         except codec.ProtocolError:
             self.dropped += 1
             return
+        try:
+            self._dispatch(message)
+        except Exception as err:
+            self._loop.on_error(err)  # here, because the pump has to go on to its end
+
+    def _dispatch(self, message: codec.Message) -> None:
         if isinstance(message, codec.Welcome):
             self._on_welcome(message)
         elif message.generation != self._generation or not self._version:
             self.dropped += 1
         elif isinstance(message, codec.Request):
-            self._on_message_request(message)
+            self._on_fresh_request(message)
         elif isinstance(message, codec.Ack):
             self._on_ack(message.sequence)
         else:
@@ -157,13 +162,18 @@ class Link:
                 if generation == self._generation:
                     self._outgoing.append(codec.encode(answer, self._version))
         self._early.clear()
-        self._flush()
 
-    def _on_message_request(self, request: codec.Request) -> None:
+    def _on_malformed(self, err: codec.MalformedRequest) -> None:
+        if err.generation != self._generation:
+            self.dropped += 1
+            return
+        answer = InvalidArgument(f"read request: {err}")
+        self._send(codec.Error(err.generation, err.ident, answer.code, answer.message, {}))
+
+    def _on_fresh_request(self, request: codec.Request) -> None:
         if request.deadline_ns is not None and request.deadline_ns < time.monotonic_ns():
-            self.fail(
-                request, DeadlineExceeded(f"{request.method} task: the request came too late")
-            )
+            late = DeadlineExceeded(f"{request.method} task: the request came too late")
+            self.fail(request, late)
         else:
             self._on_request(request)
 
