@@ -1,22 +1,26 @@
-"""Where output goes: one Sink per reader, each with its own pace.
+"""Where output goes: one sink per reader, each with its own pace.
 
     FIFO or pipe with a reader that keeps up     written at once
     … that is slow                               the rest waits here; the container waits with it
     … that has gone                              spooled beside the task, then dropped and counted,
                                                  or the container waits (policy)
-    file://                                      appended
+    file://                                      appended; what the disk does not take is counted
 
 A pipe reached as /proc/<pid>/fd/<n> belongs to its caller alone: nobody can open it again, so when
 its reader has gone the sink is over. A FIFO by path may find a new reader, who first gets what
-the kernel's pipe still holds, then the spool, then new output, in order.
+the kernel's pipe still holds (it does as long as our end is open, pipe(7)), then the spool, then
+new output, in order.
 """
 
+import array
 import errno
+import fcntl
 import os
 import stat
+import termios
 from collections.abc import Callable
 
-from lighter.proto.errors import InvalidArgument
+from lighter.proto.errors import DataLoss, InvalidArgument
 from lighter.shim.loop import WRITE, Loop, Timer
 
 SPOOL_BYTES = 8 * 1024 * 1024
@@ -39,23 +43,58 @@ def open_fifo(path: str, flags: int) -> int:
     return fd
 
 
-class Sink:
-    """What one reader gets of one stream. `on_room` is called when it can take more again."""
+class FileSink:
+    """A file that grows. It is always there and never makes the container wait."""
+
+    __slots__ = ("_fd", "_loop", "closed", "dropped_bytes", "path")
+
+    blocked = False
+    splice_fd = -1  # splice(2) refuses a file that is open for appending
+
+    def __init__(self, loop: Loop, path: str) -> None:
+        self._loop = loop
+        self.path = path
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, flags, 0o600)
+        self.closed = False
+        self.dropped_bytes = 0
+
+    def write(self, data: "memoryview | bytes") -> None:
+        written = 0
+        try:
+            while written < len(data):  # a nearly full disk takes a part first
+                written += os.write(self._fd, data[written:])
+        except OSError:
+            self.dropped_bytes += len(data) - written
+
+    def finish(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            os.close(self._fd)
+            _report_loss(self._loop, self.path, self.dropped_bytes)
+
+
+class FifoSink:
+    """A FIFO or a caller's pipe. `on_room` is called when it can take more again, or is over.
+
+    What it has not passed on stands, in this order, in the kernel's pipe, in `_rest` (the end of
+    one write that did not fit) and in the spool.
+    """
 
     __slots__ = (
         "_fd",
         "_loop",
         "_on_room",
-        "_path",
-        "_pending",
         "_policy",
+        "_rest",
         "_retry",
         "_spool",
-        "_spool_path",
-        "_spool_read",
-        "_spool_size",
         "closed",
         "dropped_bytes",
+        "path",
         "waiting",
     )
 
@@ -63,20 +102,23 @@ class Sink:
         self, loop: Loop, path: str, policy: str, spool_path: str, on_room: Callable[[], None]
     ) -> None:
         self._loop = loop
-        self._path = path
-        self._policy = policy
-        self._spool_path = spool_path
         self._on_room = on_room
-        self._pending = b""
+        self._policy = policy
+        self._rest = b""
         self._retry: Timer | None = None
-        self._spool = -1
-        self._spool_size = 0
-        self._spool_read = 0
+        self._spool = Spool(spool_path)
+        self.path = path
         self.closed = False
         self.waiting = False  # nobody reads at the moment
         self.dropped_bytes = 0
-        self._fd = self._open()
-        if self._fd >= 0:
+        self._fd = -1
+        try:
+            self._fd = open_fifo(path, os.O_WRONLY)
+        except OSError as err:
+            if err.errno != errno.ENXIO:  # fifo(7): no reader
+                raise
+            self.waiting = True
+        else:
             self._watch_reader()
 
     @property
@@ -84,61 +126,62 @@ class Sink:
         """Whether the container has to wait for this reader."""
         if self.closed:
             return False
-        return bool(self._pending) or (
-            self.waiting and self._policy == "block" and self._spool_size >= SPOOL_BYTES
-        )
+        if self.waiting:
+            return self._policy == "block" and self._spool.size >= SPOOL_BYTES
+        return not self.idle
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits here to be read."""
-        return self.closed or not (self._pending or self._spool_size)
+        return self.closed or not (self._rest or self._spool.size)
 
     @property
     def splice_fd(self) -> int:
         """The descriptor to splice into while the reader keeps up; -1 otherwise."""
-        return -1 if self.closed or self.waiting or self._pending else self._fd
+        return self._fd if self.idle and not self.waiting else -1
 
     def write(self, data: "memoryview | bytes") -> None:
         if self.closed:
             return
-        if self._pending:
-            # Only a drain after the container's end comes here: the stream pauses before.
-            self._pending += bytes(data)
-            return
-        if self.waiting and (self._spool_size or not self._reopen()):
-            self._to_spool(data)
+        if self.idle and self.waiting:
+            self._find_reader()
+        if not self.idle or self.waiting:
+            self._keep(data)
             return
         written = self._put(data)
-        if written < len(data) and not self.closed:
-            rest = bytes(data[written:])
-            if self.waiting:
-                self._to_spool(rest)
-            else:
-                self.wait_for_room(rest)
+        if written < len(data):
+            self._keep_rest(data[written:])
 
-    def wait_for_room(self, rest: bytes = b"") -> None:
+    def wait_for_room(self) -> None:
         """Call `on_room` once the reader has taken something."""
-        self._pending = rest
         self._loop.watch(self._fd, WRITE, self._on_writable)
 
     def reader_gone(self) -> None:
         """The reader closed its end: over for a caller's pipe, a wait for a FIFO."""
-        if self.closed:
+        if self.closed or self.waiting:
             return
         self._loop.unwatch(self._fd)
-        rest, self._pending = self._pending, b""
-        if is_callers_pipe(self._path):
-            self.dropped_bytes += len(rest)
+        if is_callers_pipe(self.path):
+            self._rest = b""
             self.close()
         else:
             self.waiting = True
-            if rest:
-                self._to_spool(rest)
+            if not self.idle:
+                self._retry_later()
         self._on_room()
+
+    def finish(self) -> None:
+        """No more will be written: close as soon as a reader has, or can get, all of it."""
+        if not self.idle or (self.waiting and self._unread()):
+            if self.waiting:
+                self._retry_later()
+        else:
+            self.close()
 
     def close(self) -> None:
         if self.closed:
             return
+        self.dropped_bytes += len(self._rest) + self._spool.size
         self.closed = True
         if self._retry:
             self._retry.cancel()
@@ -146,36 +189,23 @@ class Sink:
             self._loop.unwatch(self._fd)
             os.close(self._fd)
             self._fd = -1
-        if self._spool >= 0:
-            os.close(self._spool)
-            self._spool = -1
-            self._spool_size = 0
-            os.unlink(self._spool_path)
+        self._spool.close()
+        _report_loss(self._loop, self.path, self.dropped_bytes)
 
-    def _open(self) -> int:
-        if self._path.startswith("file://"):
-            path = self._path.removeprefix("file://")
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            return os.open(path, flags, 0o600)
-        try:
-            return open_fifo(self._path, os.O_WRONLY)
-        except OSError as err:
-            if err.errno != errno.ENXIO:
-                raise
-            self.waiting = True
-            return -1
+    def _unread(self) -> bool:
+        """Whether the kernel's pipe holds bytes, which would go with our end of it."""
+        if self._fd < 0:
+            return False
+        count = array.array("i", [0])
+        fcntl.ioctl(self._fd, termios.FIONREAD, count)
+        return count[0] > 0
 
     def _watch_reader(self) -> None:
-        try:
-            # No event asked for: epoll reports EPOLLERR, the reader's end, in any case.
-            self._loop.watch(self._fd, 0, self._on_reader_event)
-        except PermissionError:
-            pass  # a regular file cannot be watched, and never fills up
-
-    def _on_reader_event(self, _events: int) -> None:
-        self.reader_gone()
+        # No event asked for: epoll reports EPOLLERR, the reader's end, in any case.
+        self._loop.watch(self._fd, 0, lambda _events: self.reader_gone())
 
     def _put(self, data: "memoryview | bytes") -> int:
+        """Write what fits; how much that was. May find that the reader has gone."""
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
@@ -183,82 +213,124 @@ class Sink:
         except BrokenPipeError:
             self.reader_gone()
             return 0
-        except OSError:  # file:// on a full or failing disk
-            self.dropped_bytes += len(data)
-            return len(data)
 
-    def _on_writable(self, events: int) -> None:
-        if self._pending:
-            written = self._put(self._pending)
+    def _keep_rest(self, data: "memoryview | bytes") -> None:
+        if self.waiting:
+            self._keep(data)
+        elif not self.closed:
+            self._rest = bytes(data)
+            self.wait_for_room()
+
+    def _keep(self, data: "memoryview | bytes") -> None:
+        room = SPOOL_BYTES - self._spool.size
+        if self._policy == "drop" and self.waiting and len(data) > room:
+            self.dropped_bytes += len(data)
+            return
+        if not self._spool.append(data):
+            self.dropped_bytes += len(data)
+        elif self.waiting:
+            self._retry_later()
+
+    def _retry_later(self) -> None:
+        if self._retry is None:
+            self._retry = self._loop.call_later(RETRY_S, self._on_retry)
+
+    def _on_retry(self) -> None:
+        self._retry = None
+        if self.closed:
+            return
+        if self._find_reader():
+            self.wait_for_room()
+        else:
+            self._retry_later()
+
+    def _on_writable(self, _events: int) -> None:
+        """Pass on what waits; once nothing does, the reader keeps up again."""
+        while not self.idle:
+            data = self._rest or self._spool.peek(_CHUNK)
+            written = self._put(data)
             if self.closed or self.waiting:
                 return
-            self._pending = self._pending[written:]
-            if self._pending:
+            if self._rest:
+                self._rest = self._rest[written:]
+            else:
+                self._spool.skip(written)
+            if written < len(data):
                 return
-        elif not events & WRITE:
-            self.reader_gone()
-            return
         self._watch_reader()
         self._on_room()
 
-    def _reopen(self) -> bool:
-        """Try to reach a reader again; True when there is one."""
-        if self._fd < 0:
-            try:
-                self._fd = open_fifo(self._path, os.O_WRONLY)
-            except (OSError, InvalidArgument):
-                return False
-        elif not self._has_reader():
+    def _find_reader(self) -> bool:
+        """Look whether somebody reads now; if so this sink no longer waits."""
+        try:
+            fd = open_fifo(self.path, os.O_WRONLY)
+        except (OSError, InvalidArgument):
             return False
+        if self._fd >= 0 and os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
+            os.close(fd)
+        else:  # the first reader ever, or one who has put a FIFO of his own there
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = fd
         self.waiting = False
         self._watch_reader()
         return True
 
-    def _has_reader(self) -> bool:
-        # A second open of the FIFO for writing tells: ENXIO while nobody reads.
+
+Sink = FileSink | FifoSink
+
+
+class Spool:
+    """Bytes that wait in a file for a reader; the file exists while there are any."""
+
+    __slots__ = ("_fd", "_path", "_read", "size")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self._read = 0
+        self.size = 0
+
+    def append(self, data: "memoryview | bytes") -> bool:
+        """Whether it was kept; all of it or nothing."""
         try:
-            os.close(open_fifo(self._path, os.O_WRONLY))
-        except (OSError, InvalidArgument):
+            if self._fd < 0:
+                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._fd = os.open(self._path, flags, 0o600)
+            if os.pwrite(self._fd, data, self._read + self.size) < len(data):
+                return False
+        except OSError:
             return False
+        self.size += len(data)
         return True
 
-    def _to_spool(self, data: "memoryview | bytes") -> None:
-        room = SPOOL_BYTES - self._spool_size
-        if self._policy == "drop" and len(data) > room:
-            self.dropped_bytes += len(data)
-            return
-        try:
-            if self._spool < 0:
-                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._spool = os.open(self._spool_path, flags, 0o600)
-                self._spool_read = 0
-            os.pwrite(self._spool, data, self._spool_read + self._spool_size)
-        except OSError:
-            self.dropped_bytes += len(data)
-            return
-        self._spool_size += len(data)
-        self._retry_later()
+    def peek(self, size_bytes: int) -> bytes:
+        return os.pread(self._fd, min(size_bytes, self.size), self._read)
 
-    def _retry_later(self) -> None:
-        if self._retry is None:
-            self._retry = self._loop.call_later(RETRY_S, self._unspool)
+    def skip(self, size_bytes: int) -> None:
+        """These bytes have been read."""
+        self._read += size_bytes
+        self.size -= size_bytes
+        if not self.size:
+            self.close()
 
-    def _unspool(self) -> None:
-        """Give a reader that came back what was kept for it."""
-        self._retry = None
-        if self.closed or (self.waiting and not self._reopen()):
-            if not self.closed:
-                self._retry_later()
-            return
-        while self._spool_size:
-            data = os.pread(self._spool, min(_CHUNK, self._spool_size), self._spool_read)
-            written = self._put(data)
-            self._spool_read += written
-            self._spool_size -= written
-            if written < len(data):
-                self._retry_later()
-                return
-        os.close(self._spool)
-        self._spool = -1
-        os.unlink(self._spool_path)
-        self._on_room()
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._read = self.size = 0
+            os.unlink(self._path)
+
+
+def _report_loss(loop: Loop, path: str, dropped_bytes: int) -> None:
+    if dropped_bytes:
+        loop.on_error(DataLoss(f"write output {path}: {dropped_bytes} bytes are lost"))
+
+
+def open_sink(
+    loop: Loop, uri: str, policy: str, spool_path: str, on_room: Callable[[], None]
+) -> Sink:
+    """The sink of a stdio value (proto/daemon_api). Raises OSError or InvalidArgument."""
+    if uri.startswith("file://"):
+        return FileSink(loop, uri.removeprefix("file://"))
+    return FifoSink(loop, uri, policy, spool_path, on_room)

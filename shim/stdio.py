@@ -11,9 +11,10 @@ import socket
 import termios
 
 from lighter.proto.daemon_api import STDERR, STDOUT
-from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import READ, Future, Loop
+from lighter.shim.sinks import Sink
 from lighter.shim.streams import InputStream, OutputStream, SharedBuffer
 
 
@@ -83,24 +84,28 @@ class Stdio:
         Raises FailedPrecondition for a stream that the process does not have, InvalidArgument for
         a path that is no FIFO or cannot be opened.
         """
-        for number, name, path in ((STDOUT, "stdout", stdout), (STDERR, "stderr", stderr)):
-            if path and (number == STDOUT or not self.is_terminal):
-                stream = self._outputs.get(number)
-                if stream is None or stream.ended:
-                    raise FailedPrecondition(f"attach {name}: the process has no open {name}")
-                self._spools += 1
-                self._open(stream, path, f"{self._spool_prefix}{number}-{self._spools}.spool")
-        if stdin and self._input is not None:
-            try:
-                self._input.add(stdin)
-            except OSError as err:
-                raise InvalidArgument(f"open stdin {stdin}: {err.strerror}") from err
-
-    def _open(self, stream: OutputStream, path: str, spool_path: str) -> None:
+        added: list[Sink] = []
         try:
-            stream.add(path, self._policy, spool_path)
-        except OSError as err:
-            raise InvalidArgument(f"open output {path}: {err.strerror}") from err
+            for number, path in ((STDOUT, stdout), (STDERR, "" if self.is_terminal else stderr)):
+                if path:
+                    added.append(self._add_sink(number, path))
+            if stdin and self._input is not None:
+                self._input.add(stdin)
+        except (OSError, LighterError) as err:
+            for sink in added:
+                sink.close()
+            if isinstance(err, OSError):
+                raise InvalidArgument(f"attach {err.filename}: {err.strerror}") from err
+            raise
+
+    def _add_sink(self, number: int, path: str) -> Sink:
+        stream = self._outputs.get(number)
+        if stream is None or stream.ended:
+            name = "stdout" if number == STDOUT else "stderr"
+            raise FailedPrecondition(f"attach {name}: the process has no open {name}")
+        self._spools += 1
+        spool_path = f"{self._spool_prefix}{number}-{self._spools}.spool"
+        return stream.add(path, self._policy, spool_path)
 
     def close_stdin(self) -> None:
         if self._input is not None:
@@ -170,9 +175,10 @@ class ConsoleSocket:
             # The runtime sends right after it connects; a peer that does not is not waited for.
             connection.settimeout(5)
             try:
-                _name, fds, _flags, _from = socket.recv_fds(connection, 4096, 1)
+                _name, fds, _flags, _from = socket.recv_fds(
+                    connection, 4096, 1, socket.MSG_CMSG_CLOEXEC
+                )
             except OSError:
                 return
         if len(fds) == 1:
-            os.set_inheritable(fds[0], False)
             self._master.set(fds[0])

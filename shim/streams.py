@@ -5,7 +5,6 @@ the container waits as it would for any slow pipe. Where one FIFO is all that li
 go from pipe to pipe by splice(2) and never enter this process.
 """
 
-import errno
 import mmap
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from functools import partial
 from lighter.proto.logchunks import MAX_CHUNK
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import READ, WRITE, Loop
-from lighter.shim.sinks import Sink, is_callers_pipe, open_fifo
+from lighter.shim.sinks import FifoSink, Sink, is_callers_pipe, open_fifo, open_sink
 
 _SPLICE_BYTES = 1 << 20
 _SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
@@ -60,7 +59,7 @@ class OutputStream:
 
     def add(self, path: str, policy: str, spool_path: str) -> Sink:
         """Let one more reader listen. Raises OSError or InvalidArgument."""
-        sink = Sink(self._loop, path, policy, spool_path, self._on_room)
+        sink = open_sink(self._loop, path, policy, spool_path, self._on_room)
         self.sinks.append(sink)
         return sink
 
@@ -73,11 +72,11 @@ class OutputStream:
 
     def _on_readable(self, _events: int) -> None:
         self._drop_closed()
-        alone = len(self.sinks) == 1 and self._log is None and self.sinks[0].splice_fd >= 0
-        if not alone or not self._splice(self.sinks[0]):
+        sink = self.sinks[0] if len(self.sinks) == 1 and self._log is None else None
+        if not isinstance(sink, FifoSink) or sink.splice_fd < 0 or not self._splice(sink):
             self._copy()
 
-    def _splice(self, sink: Sink) -> bool:
+    def _splice(self, sink: FifoSink) -> bool:
         """Move bytes inside the kernel; False when these two ends cannot be spliced."""
         try:
             moved = os.splice(self._fd, sink.splice_fd, _SPLICE_BYTES, flags=_SPLICE_FLAGS)
@@ -89,11 +88,8 @@ class OutputStream:
         except BrokenPipeError:
             sink.reader_gone()
             return True
-        except OSError as err:
-            if err.errno == errno.EINVAL:  # a terminal, or a file opened for appending
-                return False
-            self._end()
-            return True
+        except OSError:  # EINVAL: a terminal
+            return False
         if moved == 0:
             self._end()
         return True
@@ -129,8 +125,7 @@ class OutputStream:
             self._paused = False
             self._loop.watch(self._fd, READ, self._on_readable)
         elif self._fd < 0:
-            self._close_idle_sinks()
-            self._on_end()
+            self._finish_sinks()
 
     def _drop_closed(self) -> None:
         if any(sink.closed for sink in self.sinks):
@@ -142,19 +137,19 @@ class OutputStream:
         self._loop.unwatch(self._fd)
         os.close(self._fd)
         self._fd = -1
-        self._close_idle_sinks()
-        self._on_end()
+        self._finish_sinks()
 
-    def _close_idle_sinks(self) -> None:
+    def _finish_sinks(self) -> None:
         # The close is the reader's end of file; a reader that is behind gets its rest first.
         for sink in self.sinks:
-            if sink.idle:
-                sink.close()
+            if not sink.closed:
+                sink.finish()
+        self._on_end()
 
     @property
     def flushed(self) -> bool:
-        """Whether the source has ended and no reader that is there waits for more."""
-        return self._fd < 0 and all(sink.closed or sink.waiting for sink in self.sinks)
+        """Whether the source has ended and every sink has all it will get."""
+        return self._fd < 0 and all(sink.closed for sink in self.sinks)
 
 
 class InputStream:
@@ -227,6 +222,8 @@ class InputStream:
             length = os.readv(fd, [self._buffer.view])
         except BlockingIOError:
             return None
+        except OSError:
+            return 0
         if length:
             self._put(bytes(self._buffer.view[:length]))
         return length
