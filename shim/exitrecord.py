@@ -13,24 +13,34 @@ from lighter.proto.faults import hit
 
 
 def write(path: str, record: dict[str, object], durable: bool) -> None:
-    """Put the record in place; `durable` makes it survive a power loss as well."""
+    """Put the record in place; `durable` makes it survive a power loss as well. Raises OSError."""
     temporary = path + ".tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(temporary, flags, 0o600)
     try:
-        os.write(fd, json.dumps(record).encode())
-        if durable:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    hit("shim.exit-record-written")
-    os.rename(temporary, path)
+        fd = os.open(temporary, flags, 0o600)
+        try:
+            _write_all(fd, json.dumps(record).encode())
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        hit("shim.exit-record-written")
+        os.rename(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
     if durable:
         directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    # A nearly full disk takes a part without a word; the rest then fails with ENOSPC.
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def remove(path: str) -> None:

@@ -2,13 +2,21 @@
 
 A full disk never stops a container: bytes that cannot be written are counted, and the next chunk
 that can be written is preceded by a notice that says how many are missing.
+
+A later shim of the same container goes on in the last file, after it has cut off a chunk that a
+power loss may have left there: chunks behind a torn one could not be read.
 """
 
+import errno
 import os
 import time
 
 from lighter.proto import logchunks
 from lighter.proto.daemon_api import NOTICE
+
+# Going on in a file means reading the heads of its chunks; a larger one (a log without a limit) is
+# left as it is, and a new file begun.
+MAX_CONTINUED = 64 * 1024 * 1024
 
 
 class LogFile:
@@ -20,7 +28,7 @@ class LogFile:
         self._dir = directory
         self._max_bytes = max_bytes
         self._max_files = max(1, max_files)
-        self._number = max(self._numbers(), default=0)
+        self._number = self._first_number()
         self._fd = -1
         self._size = 0
         self._lost = 0
@@ -34,18 +42,28 @@ class LogFile:
         """Write one chunk. Never raises: what cannot be written is counted as lost."""
         try:
             self._make_room(len(data))
-            if self._lost:
-                notice = f"{self._lost} bytes of output could not be written here\n".encode()
-                self._write(NOTICE, notice)
-                self._lost = 0
+            self._notice_loss()
             self._write(stream, data)
         except OSError:
             self._lost += len(data)
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            try:
+                self._notice_loss()
+            except OSError:
+                pass  # the disk is full to the end
+            self._close_file()
+
+    def _close_file(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+    def _notice_loss(self) -> None:
+        if self._lost:
+            notice = f"{self._lost} bytes of output could not be written here\n".encode()
+            self._write(NOTICE, notice)
+            self._lost = 0
 
     def _write(self, stream: int, data: "memoryview | bytes") -> None:
         head = logchunks.HEAD.pack(time.time_ns(), stream, len(data))
@@ -53,25 +71,38 @@ class LogFile:
         written = os.writev(self._fd, [head, data])
         if written != whole:  # the disk filled up inside the chunk
             os.ftruncate(self._fd, self._size)
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._size += whole
 
     def _make_room(self, length: int) -> None:
         if self._fd < 0:
-            self._open(self._number or 1)
+            self._open(self._number)
         if self._max_bytes and self._size and self._size + length > self._max_bytes:
-            self.close()
             self._open(self._number + 1)
             for number in self._numbers():
                 if number <= self._number - self._max_files:
-                    os.unlink(f"{self._dir}/{logchunks.file_name(number)}")
+                    os.unlink(self._path(number))
 
     def _open(self, number: int) -> None:
-        path = f"{self._dir}/{logchunks.file_name(number)}"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags, 0o600)
+        """Go over to this file; without room for it the one before stays open."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self._path(number), flags, 0o600)
+        if self._fd >= 0:
+            self._close_file()
+        self._fd = fd
         self._number = number
-        self._size = os.fstat(self._fd).st_size
+        self._size = _whole_chunks(fd)
+        os.ftruncate(fd, self._size)
+
+    def _path(self, number: int) -> str:
+        return f"{self._dir}/{logchunks.file_name(number)}"
+
+    def _first_number(self) -> int:
+        last = max(self._numbers(), default=1)
+        try:
+            return last + (os.stat(self._path(last)).st_size > MAX_CONTINUED)
+        except OSError:
+            return last
 
     def _numbers(self) -> list[int]:
         try:
@@ -79,3 +110,15 @@ class LogFile:
         except OSError:
             return []
         return [n for n in map(logchunks.file_number, names) if n is not None]
+
+
+def _whole_chunks(fd: int) -> int:
+    """Where the last whole chunk of a log file ends, in bytes from its start."""
+    size = os.fstat(fd).st_size
+    end = 0
+    while end < size:
+        head = logchunks.parse_head(os.pread(fd, logchunks.HEAD.size, end))
+        if head is None or end + logchunks.HEAD.size + head[2] > size:
+            break
+        end += logchunks.HEAD.size + head[2]
+    return end
