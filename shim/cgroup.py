@@ -33,18 +33,23 @@ class Cgroup:
 
     def kill_all(self, signum: int = signal.SIGKILL) -> None:
         """Signal every process. With SIGKILL nothing can fork away from it."""
-        if self.v2 and signum == signal.SIGKILL and _write(self.v2 + "/cgroup.kill", "1"):
+        if not self.pids():
             return
-        frozen = signum == signal.SIGKILL and self._freeze()
-        try:
-            for pid in self.pids():
-                try:
-                    os.kill(pid, signum)
-                except ProcessLookupError:
-                    pass
-        finally:
-            if frozen or signum == signal.SIGKILL:
+        if signum != signal.SIGKILL:
+            self._signal(signum)
+        elif not self.v2 or not _write(self.v2 + "/cgroup.kill", "1"):
+            self._freeze()
+            try:
+                self._signal(signum)
+            finally:
                 self.thaw()
+
+    def _signal(self, signum: int) -> None:
+        for pid in self.pids():
+            try:
+                os.kill(pid, signum)
+            except ProcessLookupError:
+                pass
 
     def thaw(self) -> None:
         """v1: a frozen process does not act on SIGKILL until it is thawed."""
@@ -54,16 +59,16 @@ class Cgroup:
         if self.v2:
             _write(self.v2 + "/cgroup.freeze", "0")
 
-    def _freeze(self) -> bool:
+    def _freeze(self) -> None:
         freezer = self.v1.get("freezer")
         if not freezer or not _write(freezer + "/freezer.state", "FROZEN"):
-            return False
-        # FREEZING is passed through; processes in uninterruptible sleep may hold it up.
-        deadline = time.monotonic() + 0.5
+            return
+        # FREEZING is passed through in well under a millisecond; a process in uninterruptible
+        # sleep may hold it up, and is then killed as it is.
+        deadline = time.monotonic() + 0.1
         while _read(freezer + "/freezer.state").strip() != "FROZEN":
             if time.monotonic() > deadline:
-                break
-        return True
+                return
 
     def oom_kills(self) -> int:
         """How many processes the OOM killer ended here (0 where the kernel does not tell)."""
@@ -100,15 +105,18 @@ class Cgroup:
 
 
 def of_process(pid: int) -> Cgroup:
-    """The cgroups that a process is in. A process in the root cgroup has none that is its own."""
+    """The cgroups that are a container's own, by its init.
+
+    One that holds the caller as well (the root; or the runtime placed nothing) is nobody's own:
+    ending all in it would end the shims and more.
+    """
     v1: dict[str, str] = {}
     v2 = ""
-    for line in _read(f"/proc/{pid}/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if path == "/":
+    own = dict(_paths("self"))
+    for controllers, path in _paths(str(pid)):
+        if (own.get(controllers, "") + "/").startswith(path.rstrip("/") + "/"):
             continue
-        if number == "0":
+        if not controllers:
             v2 = _unified(path)
             continue
         for controller in controllers.split(","):
@@ -117,6 +125,12 @@ def of_process(pid: int) -> Cgroup:
                 v1[controller] = directory
     # On the hybrid layout the unified tree holds no controllers: v1 has the say there.
     return Cgroup(v1, "" if v1 else v2)
+
+
+def _paths(pid: str) -> list[tuple[str, str]]:
+    """(controllers, path) of each hierarchy; controllers are "" on v2 (cgroups(7))."""
+    lines = _read(f"/proc/{pid}/cgroup").splitlines()
+    return [(line.split(":", 2)[1], line.split(":", 2)[2]) for line in lines]
 
 
 def at_path(path: str) -> Cgroup:

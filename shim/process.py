@@ -12,9 +12,14 @@ from lighter.shim.stdio import Stdio
 
 
 class Process:
-    """`exec_id` is "" for init. `ended` gets (exit status, time in ns) once it is reaped."""
+    """`exec_id` is "" for init. Three things happen to it in this order:
 
-    __slots__ = ("ended", "exec_id", "pid", "state", "stdio", "table")
+    `ended`  it is reaped; the value is (exit status, time in ns since the epoch)
+    `told`   its exit has been published (or it never came to be)
+    `gone`   its output is passed on as well, nothing of it is left
+    """
+
+    __slots__ = ("ended", "exec_id", "gone", "pid", "state", "stdio", "table", "told")
 
     def __init__(self, exec_id: str, stdio: Stdio) -> None:
         self.exec_id = exec_id
@@ -23,6 +28,8 @@ class Process:
         self.state = states.CREATING
         self.table = states.EXEC if exec_id else states.TASK
         self.ended = Future()
+        self.told = Future()
+        self.gone = Future()
 
     def check(self, step: str, container_id: str) -> str:
         """The state that `step` leads to; raises FailedPrecondition and changes nothing."""

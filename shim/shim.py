@@ -4,28 +4,35 @@ Its first act is to rename the claim file: a manager that recovers unlinks the c
 judges the row, so either this shim exists and is recorded, or it ends here and never was.
 """
 
+import errno
 import gc
 import json
 import os
-import signal
-import sys
 import time
 from typing import Any
 
 import setproctitle
 
-from lighter.proto import codec, events
+from lighter.proto import codec, events, shim_api
 from lighter.proto.calls import MAX_OUTSTANDING
-from lighter.proto.errors import InvalidArgument, LighterError, Unavailable, Unimplemented
+from lighter.proto.errors import (
+    Internal,
+    InvalidArgument,
+    LighterError,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from lighter.proto.faults import hit
+from lighter.proto.version import VERSION
 from lighter.shim import exitrecord, guard, linux
 from lighter.shim.link import Link
 from lighter.shim.loop import Loop
 from lighter.shim.reaper import Reaper
 from lighter.shim.task import Task
 
-VERSION = "0.1.0"
 MAX_REPORT = 64 * 1024
+_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
 class Shim:
@@ -36,8 +43,8 @@ class Shim:
         self._start_time = start_time
         self._boot_id = boot_id
         self._report_path = order["bundle"] + "/shim.log"
-        self._outstanding = 0
-        self.loop = Loop(self._report)
+        self._open: set[int] = set()  # idents of the requests under way
+        self.loop = Loop(self.report)
         self.task = Task(self.loop, Reaper(self.loop), order)
         self.link = Link(
             self.loop, order["socket"], order["incarnation"], self._identity, self._on_request
@@ -59,17 +66,19 @@ class Shim:
                 self.link.respond(create, await self.task.create())
             except Exception as err:
                 if not isinstance(err, LighterError | OSError):
-                    self._report(err)
+                    self.report(err)
                 await self.task.abandon()
-                self.link.fail(create, _as_error(err))
-                self.link.publish(events.CLOSED, {"container_id": order["id"], "error": str(err)})
+                failure = _as_error(err, order["id"])
+                self.link.fail(create, failure)
+                closed = {"container_id": order["id"], "error": failure.message}
+                self.link.publish(events.CLOSED, closed)
             else:
                 await self.task.closed
             await self.link.all_acknowledged()
             hit("shim.acknowledged")
             exitrecord.remove(order["exit_record"])
         except Exception as err:
-            self._report(err)
+            self.report(err)
         finally:
             self.loop.stop()
 
@@ -90,42 +99,49 @@ class Shim:
         }
 
     def _on_request(self, request: codec.Request) -> None:
-        if self._outstanding >= MAX_OUTSTANDING:
-            busy = f"{request.method} task: {self._outstanding} requests are under way"
+        if request.ident in self._open:
+            self.link.dropped += 1  # once is enough
+            return
+        if len(self._open) >= MAX_OUTSTANDING:
+            busy = f"{request.method} task: {len(self._open)} requests are under way"
             self.link.fail(request, Unavailable(busy))
             return
-        self._outstanding += 1
+        self._open.add(request.ident)
         self.loop.spawn(self._serve(request))
 
     async def _serve(self, request: codec.Request) -> None:
+        method = request.method
         try:
-            hit(f"shim.{request.method}-asked")
-            self.link.respond(request, await self._call(request.method, request.body))
+            if request.service != shim_api.SERVICE:
+                raise Unimplemented(f"call {request.service}.{method}: a shim has no such service")
+            hit(f"shim.{method}-asked")
+            self.link.respond(request, await self._call(method, request.body))
         except LighterError as err:
             self.link.fail(request, err)
-        except (KeyError, TypeError, ValueError) as err:
-            bad = InvalidArgument(f"{request.method} task: bad request: {type(err).__name__} {err}")
+        except (KeyError, TypeError, ValueError, OverflowError) as err:
+            bad = InvalidArgument(f"{method} task: bad request: {type(err).__name__} {err}")
             self.link.fail(request, bad)
         except Exception as err:
-            self._report(err)
+            self.report(err)
             self.link.fail(request, err)
         finally:
-            self._outstanding -= 1
+            self._open.discard(request.ident)
 
     async def _call(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
         task = self.task
         if method == "start":
             return await task.start()
         if method == "kill":
-            return await task.kill(body["exec_id"], int(body["signal"]), bool(body["all"]))
+            return await task.kill(_text(body, "exec_id"), int(body["signal"]), bool(body["all"]))
         if method == "exec":
-            return await task.exec(body["exec_id"], body)
+            return await task.exec(_text(body, "exec_id"), body)
         if method == "attach":
-            return await task.attach(body["exec_id"], body["stdin"], body["stdout"], body["stderr"])
+            uris = [_text(body, name) for name in ("stdin", "stdout", "stderr")]
+            return await task.attach(_text(body, "exec_id"), *uris)
         if method == "resize":
-            return await task.resize(body["exec_id"], body["rows"], body["cols"])
+            return await task.resize(_text(body, "exec_id"), body["rows"], body["cols"])
         if method == "close_stdin":
-            return await task.close_stdin(body["exec_id"])
+            return await task.close_stdin(_text(body, "exec_id"))
         if method == "pause":
             return await task.pause()
         if method == "resume":
@@ -134,7 +150,7 @@ class Shim:
             return await task.end()
         raise Unimplemented(f"call task.{method}: this shim has no such method")
 
-    def _report(self, error: BaseException) -> None:
+    def report(self, error: BaseException) -> None:
         """Write an error down beside the task. The standard streams lead nowhere."""
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -149,12 +165,22 @@ class Shim:
             pass
 
 
-def _as_error(error: Exception) -> LighterError:
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a {type(value).__name__}, not text")
+    return value
+
+
+def _as_error(error: Exception, container_id: str) -> LighterError:
+    """What went wrong in a create, as something that may travel."""
     if isinstance(error, LighterError):
         return error
-    where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
-    what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return LighterError(f"create task:{where} {what}")
+    if not isinstance(error, OSError):
+        return Internal(f"create task {container_id}: {type(error).__name__}: {error}")
+    kind = ResourceExhausted if error.errno in _EXHAUSTED else Internal
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return kind(f"create task {container_id}: {where}{error.strerror or error}")
 
 
 def claim(order: dict[str, Any], start_time: int, boot_id: str) -> bool:
@@ -185,9 +211,6 @@ def main(order: dict[str, Any], start_time: int, boot_id: str) -> None:
     """Run as the shim of one task; returns when it is over. Called right after the fork."""
     guard.forbid_imports()
     gc.enable()  # what was there before the fork is frozen and is not looked at
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     if not claim(order, start_time, boot_id):
         return
@@ -198,5 +221,12 @@ def main(order: dict[str, Any], start_time: int, boot_id: str) -> None:
     hit("shim.claimed")
     os.chdir(order["bundle"])
     shim = Shim(order, start_time, boot_id)
-    sys.excepthook = lambda _kind, error, _trace: shim._report(error)
+    _to_null(0, 1, 2)  # the manager's; until here a failure could still be told there
     shim.run()
+
+
+def _to_null(*fds: int) -> None:
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in fds:
+        os.dup2(null, fd)
+    os.close(null)

@@ -9,15 +9,24 @@ import signal
 from typing import Any
 
 from lighter.proto import events, states
-from lighter.proto.errors import AlreadyExists, Internal, LighterError, NotFound
+from lighter.proto.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    LighterError,
+    NotFound,
+)
 from lighter.proto.faults import hit
-from lighter.shim import cgroup, exitrecord, linux, runc
+from lighter.shim import cgroup, exitrecord, runc
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.link import Link
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import Future, Loop
+from lighter.shim.oom import OomWatch
 from lighter.shim.process import Process, read_pid
 from lighter.shim.reaper import Reaper
+from lighter.shim.rootfs import Rootfs
 from lighter.shim.stdio import ConsoleSocket, Stdio
 from lighter.shim.streams import SharedBuffer
 
@@ -37,7 +46,7 @@ class Task:
         self.order = order
         self.id: str = order["id"]
         self._bundle: str = order["bundle"]
-        self._rootfs = self._bundle + "/rootfs"
+        self._rootfs = Rootfs(self._bundle + "/rootfs")
         self._runc = runc.Runc(
             loop, reaper, order["runc"], order["runc_root"], self._bundle + "/runc.log"
         )
@@ -45,12 +54,8 @@ class Task:
         self._log = _log_file(order["log"])
         self.init = Process("", self._stdio("init-", self._log))
         self._execs: dict[str, Process] = {}
-        self._no_execs = Future()
-        self._no_execs.set()
         self._cgroup = Cgroup({}, "")
-        self._oom_fd = -1
-        self._oom_seen = 0
-        self._mounted = False
+        self._oom: OomWatch | None = None
         self._starting = False
         self._start_settled = Future()
         self.closed = Future()
@@ -66,7 +71,7 @@ class Task:
             "state": self.init.state,
             "init_pid": self.init.pid,
             "terminal": bool(self.order["terminal"]),
-            "execs": {name: process.pid for name, process in self._execs.items()},
+            "execs": {name: exec_.pid for name, exec_ in self._execs.items() if exec_.pid},
         }
 
     def _stdio(self, prefix: str, log: LogFile | None) -> Stdio:
@@ -78,9 +83,7 @@ class Task:
     async def create(self) -> dict[str, Any]:
         """Mount the root, let the runtime make the container, leave it ready to start."""
         order = self.order
-        if order["mounts"]:
-            linux.mount_all([(t, s, list(o)) for t, s, o in order["mounts"]], self._rootfs)
-            self._mounted = True
+        self._rootfs.mount(order["mounts"])
         hit("shim.rootfs-mounted")
         timeout_s = order["timeout_ns"] / 1e9 if order.get("timeout_ns") else RUNC_S
         pid_file = self._bundle + "/init.pid"
@@ -97,7 +100,7 @@ class Task:
         await self._launch(self.init, argv, pid_file, order, wanted, timeout_s)
         hit("shim.runc-created")
         self._cgroup = cgroup.of_process(self.init.pid)
-        self._watch_oom()
+        self._oom = OomWatch(self._loop, self._cgroup, self._on_oom_kill)
         self.init.step("create", self.id)
         self._link.publish(
             events.CREATE,
@@ -142,8 +145,8 @@ class Task:
                 stdio.release_child_fds()
             process.pid = read_pid(pid_file)
             if not process.pid:
-                raise Internal(f"run container process: {argv('')[0]} wrote no pid file")
-            self._reaper.expect(process.pid, process.on_exit)
+                raise Internal(f"run container process: runc {argv('')[0]} wrote no pid file")
+            self._expect(process)
         except BaseException:
             stdio.close()
             raise
@@ -151,6 +154,13 @@ class Task:
             self._reaper.release()
             if console is not None:
                 console.close()
+
+    def _expect(self, process: Process) -> None:
+        try:
+            self._reaper.expect(process.pid, process.on_exit)
+        except ChildProcessError as err:
+            pid, process.pid = process.pid, 0
+            raise Internal(f"run container process: pid {pid} is no child of this shim") from err
 
     async def abandon(self) -> None:
         """Undo a create that failed, as far as it came."""
@@ -181,13 +191,15 @@ class Task:
         return {"pid": self.init.pid}
 
     async def kill(self, exec_id: str, signum: int, everyone: bool) -> dict[str, Any]:
+        if not 0 < signum < signal.NSIG:
+            raise InvalidArgument(f"kill task {self.id}: there is no signal {signum}")
         process = self._process(exec_id)
         process.check("kill", self.id)
         if everyone:
             self._cgroup.kill_all(signum)
         else:
             process.kill(signum)
-        if signum == signal.SIGKILL and self.init.state == states.PAUSED:
+        if signum == signal.SIGKILL and process is self.init and process.state == states.PAUSED:
             self._cgroup.thaw()
         return {}
 
@@ -220,18 +232,32 @@ class Task:
         try:
             await self._launch(process, argv, pid_file, request, wanted, RUNC_S)
             hit("shim.runc-execed")
+            self._refuse_late(process)
         except BaseException:
-            del self._execs[exec_id]
+            if process.pid and not process.ended.done:
+                process.kill(signal.SIGKILL)  # nobody has heard of it
+            self._forget(process)
             raise
         finally:
             _unlink(pid_file)
         process.step("start", self.id)
         body = {"container_id": self.id, "exec_id": exec_id, "pid": process.pid}
         self._link.publish(events.EXEC_STARTED, body)
-        if self._no_execs.done:
-            self._no_execs = Future()
         self._loop.spawn(self._after_exec(process))
         return {"pid": process.pid}
+
+    def _refuse_late(self, process: Process) -> None:
+        """An exec that joined after init's end: kill_all may have missed it, its event is late."""
+        if self.init.ended.done:
+            self._cgroup.kill_all()
+        if self.init.told.done:
+            process.stdio.close()
+            raise FailedPrecondition(f"exec {process.exec_id} in {self.id}: it has ended")
+
+    def _forget(self, process: Process) -> None:
+        del self._execs[process.exec_id]
+        process.told.set()
+        process.gone.set()
 
     async def end(self) -> dict[str, Any]:
         """Kill init whatever it is doing; its exit follows as an event."""
@@ -265,16 +291,22 @@ class Task:
     # ends
 
     async def _after_exec(self, process: Process) -> None:
-        exit_status, exited_at = await process.ended
-        process.step("exit", self.id)
-        self._publish_exit(process, exit_status, exited_at, "")
-        await process.stdio.drain(DRAIN_S)
-        del self._execs[process.exec_id]
-        if not self._execs:
-            self._no_execs.set()
+        try:
+            exit_status, exited_at = await process.ended
+            process.step("exit", self.id)
+            self._publish_exit(process, exit_status, exited_at, "")
+            await process.stdio.drain(DRAIN_S)
+        finally:
+            self._forget(process)
 
     async def _after_init(self) -> None:
-        exit_status, exited_at = await self.init.ended
+        try:
+            await self._settle(*await self.init.ended)
+        except Exception as err:
+            self.closed.fail(err)  # the shim ends, and its manager settles the rest
+
+    async def _settle(self, exit_status: int, exited_at: int) -> None:
+        """Init has ended: end what is left, tell it, clean up."""
         if self._starting:
             await self._start_settled
         hit("shim.init-exited")
@@ -282,10 +314,11 @@ class Task:
         self._cgroup.kill_all()
         self.init.step("exit", self.id)
         self._record_exit(exit_status, exited_at, cause)
-        await self._execs_ended()
+        await self._execs_told()
         self._publish_exit(self.init, exit_status, exited_at, cause)
         await self.init.stdio.drain(DRAIN_S)
-        await self._no_execs
+        for process in list(self._execs.values()):
+            await process.gone
         try:
             await self._runc.run(runc.delete_argv(self.id), RUNC_S)
         except LighterError:
@@ -310,12 +343,13 @@ class Task:
             # A full or failing disk: the exit is still in memory and goes to the manager.
             self._loop.on_error(err)
 
-    async def _execs_ended(self) -> None:
+    async def _execs_told(self) -> None:
+        """An exec's exit is told before init's, unless it shares its pid namespace and goes on."""
         for process in list(self._execs.values()):
             try:
-                await self._loop.within(process.ended, EXECS_S, "wait for exec")
+                await self._loop.within(process.told, EXECS_S, "wait for exec")
             except LighterError:
-                return  # it shares its pid namespace with somebody else and goes on
+                return
 
     def _publish_exit(self, process: Process, status: int, at: int, cause: str) -> None:
         body = {
@@ -327,45 +361,28 @@ class Task:
             "cause": cause,
         }
         self._link.publish(events.EXIT, body, at)
+        process.told.set()
 
     def _release(self) -> None:
-        """Give back the mount, the log and the OOM descriptor."""
-        if self._oom_fd >= 0:
-            self._loop.unwatch(self._oom_fd)
-            os.close(self._oom_fd)
-            self._oom_fd = -1
+        """Give back the mounts, the log and the OOM descriptor."""
+        if self._oom is not None:
+            self._oom.close()
         if self._log is not None:
             self._log.close()
-        if self._mounted:
-            try:
-                linux.umount(self._rootfs)
-            except OSError:
-                # Busy: somebody else's mount namespace or open file; let go when they do.
-                linux.umount(self._rootfs, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
-            self._mounted = False
+        self._rootfs.umount()
 
     # out of memory
 
-    def _watch_oom(self) -> None:
-        self._oom_seen = self._cgroup.oom_kills()
-        self._oom_fd, wanted = self._cgroup.watch_oom()
-        if self._oom_fd >= 0:
-            self._loop.watch(self._oom_fd, wanted, self._on_oom)
-
-    def _on_oom(self, _events: int) -> None:
-        try:
-            os.read(self._oom_fd, 4096)
-            os.lseek(self._oom_fd, 0, os.SEEK_SET)
-        except OSError:
-            pass  # an eventfd does not seek
-        kills = self._cgroup.oom_kills()
-        if kills > self._oom_seen:
-            self._oom_seen = kills
+    def _on_oom_kill(self) -> None:
+        # With no manager to hear it, a container that is killed again and again says it once.
+        if not self._link.is_waiting(events.OOM):
             self._link.publish(events.OOM, {"container_id": self.id})
 
     def _oom_cause(self, exit_status: int) -> str:
-        self._on_oom(0)
-        return "oom" if exit_status == 128 + signal.SIGKILL and self._oom_seen else ""
+        if self._oom is None:
+            return ""
+        self._oom.look()
+        return "oom" if exit_status == 128 + signal.SIGKILL and self._oom.killed else ""
 
 
 def _log_file(log: dict[str, Any] | None) -> LogFile | None:
