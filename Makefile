@@ -55,13 +55,13 @@ lint: venv ## ruff and mypy --strict
 	cd .mypy && ../$(BIN)/mypy --namespace-packages --explicit-package-bases $(PACKAGE_FOLDERS:%=-p lighter.%)
 	cd bench && ../$(BIN)/mypy --strict .
 
-test: lint ## lint, then every test but the long ones; needs root for those that run containers
+test: setup lint ## all set-up, lint, then every test but the long ones; needs root
 	$(PYTEST) -m "not soak" $(wildcard $(TESTS:%=tests/%))
 
 soak: venv ## the long versions of the tests
 	$(PYTEST) -m soak --timeout 0 $(wildcard $(TESTS:%=tests/%))
 
-demo: venv ## a tour with a real image, a killed manager and an adopted container
+demo: setup venv ## all set-up, then a tour with a real image, a killed manager and an adopted container
 	@docs/demo.sh
 
 bench: .cache/bench-venv/installed ## containerd and Lighter side by side; writes docs/performance.md

@@ -62,7 +62,7 @@ def start_attached(
         pipes.give_away()
         if pid_file:
             _write_pid(pid_file, created["pid"])
-        wait = manager.begin("tasks.wait", id=container_id, exec_id="")
+        wait = manager.begin("tasks.wait", id=container_id, exec_id="", until_removed=True)
 
         def start() -> None:
             session.call("tasks.start", id=container_id)

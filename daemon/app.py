@@ -221,7 +221,7 @@ class Manager:
 
         # From here on things happen.
         spawner.start()
-        undo.callback(spawner.close)
+        undo.push_async_callback(spawner.close)
         found = recovery.run()
         hit("start.recovered")
         zmq_context = context()
@@ -270,6 +270,8 @@ class Manager:
             pass  # the caller was faster
         except LighterError as err:
             log.warning("remove container %s: %s", entry.id, err)
+        finally:
+            entry.removed.set()
 
     def _health(
         self,

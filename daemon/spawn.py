@@ -28,6 +28,7 @@ log = logging.getLogger("lighter.spawn")
 
 _FIRST_FREE_FD = 100  # above the numbers that the spawner's descriptors are moved to
 _SEND_BUFFER = 1 << 20
+CLOSE_S = 2.0
 REPLY_S = 20.0
 RESTART_S = 0.2
 REPLACED_S = 5.0  # how long a request waits for the next spawner when there is none
@@ -129,10 +130,34 @@ class Spawner:
         if self._on_start:
             self._on_start(self.pid)
 
-    def close(self) -> None:
-        """Let the spawner end; it does when its socket closes."""
+    async def close(self) -> None:
+        """Let the spawner end, which it does when its socket closes, and wait for that."""
         self._closing = True
+        if self._pidfd < 0:
+            return
+        loop = asyncio.get_running_loop()
+        pidfd, self._pidfd = self._pidfd, -1
+        loop.remove_reader(pidfd)
         self._drop("the manager is stopping")
+        ended = asyncio.Event()
+        loop.add_reader(pidfd, ended.set)
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await ended.wait()
+        except TimeoutError:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+        self._reap()
+
+    def _reap(self) -> int:
+        """Take the exit status of the spawner, which has ended."""
+        try:
+            return os.waitpid(self.pid, 0)[1]
+        except ChildProcessError:
+            return 0
 
     async def fork_shim(self, order: dict[str, Any]) -> Child:
         """Fork a shim that carries out `order` (proto/shim_api). Raises Unavailable.
@@ -224,9 +249,7 @@ class Spawner:
 
     def _on_death(self) -> None:
         self._drop("the spawner died")
-        with suppress(ChildProcessError):
-            _pid, status = os.waitpid(self.pid, 0)
-            log.warning("spawner ended pid=%d status=%d", self.pid, status)
+        log.warning("spawner ended pid=%d status=%d", self.pid, self._reap())
         if not self._closing:
             asyncio.get_running_loop().call_later(RESTART_S, self._restart)
 

@@ -87,8 +87,6 @@ clean_up() {
         printf 'demo: WRONG: left behind:\n%s\n' "$left" >&2
         code=1
     fi
-    # The spawner's own may outlast it by a moment and then stays, empty.
-    rmdir /sys/fs/cgroup{,/*}/lighter-shims/"$instance" 2>/dev/null || true
     grep -q "$base" /proc/self/mountinfo || rm -rf "$base"
     exit "$code"
 }

@@ -257,8 +257,7 @@ class Lighterd:
         return [
             *census.marked_processes(owners),
             *census.marked_mounts(owners),
-            # The one the spawner lived in may outlast it by a moment and then stays, empty.
-            *(path for path in census.marked_cgroups(owners) if "/lighter-shims/" not in path),
+            *census.marked_cgroups(owners),
         ]
 
     def owners_of_this(self) -> census.Owners:

@@ -175,6 +175,7 @@ def task_methods(
             fields.id(),
             fields.exec_id(),
             fields.flag("reissued"),
+            fields.flag("until_removed"),
         )
         return _exit(ended)
 

@@ -66,6 +66,7 @@ class Entry:
     execs: dict[str, Exec] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     orphan: bool = False  # found at a start as `creating`: nobody waits for its create any more
+    removed: asyncio.Event = field(default_factory=asyncio.Event)  # of one that removes itself
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -142,9 +142,17 @@ class TaskService:
     # ends
 
     async def wait(
-        self, namespace: str, container_id: str, exec_id: str, reissued: bool = False
+        self,
+        namespace: str,
+        container_id: str,
+        exec_id: str,
+        reissued: bool = False,
+        until_removed: bool = False,
     ) -> Exit:
         """How the process ends, whenever that is; at once if it has.
+
+        `until_removed`: of a container that removes itself, wait for that too, so that its id is
+        free when this returns.
 
         `reissued`: the caller waited already when the last manager went away. Its task may have
         ended and be removed since, so the event log is asked too.
@@ -158,6 +166,10 @@ class TaskService:
                 raise
             return ended
         await waited.ended.wait()
+        if until_removed and not exec_id and entry.options.get("auto_remove"):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSED_S):
+                    await entry.removed.wait()
         if waited.exit is None:
             raise Unavailable(f"wait for task {container_id}: it was never started")
         return waited.exit
