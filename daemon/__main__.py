@@ -179,7 +179,9 @@ def _reason(error: LighterError | OSError) -> str:
     """One line "verb object: cause"."""
     if isinstance(error, LighterError):
         return error.message
-    return f"use {error.filename or 'system'}: {error.strerror or error}"
+    # Of a rename the second is the name that was wanted, the first a temporary one.
+    place = error.filename2 or error.filename or "system"
+    return f"use {place}: {error.strerror or error}"
 
 
 def main() -> None:

@@ -197,6 +197,7 @@ class ContainerService:
                 with_ns=request.with_ns,
             )
         )
+        _check_sources(spec)
         return encode(spec)
 
     def _options(self, request: CreateRequest) -> dict[str, Any]:
@@ -316,6 +317,19 @@ class ContainerService:
                 if not self._exists(namespace, id_) and not self._tasks.exists(namespace, id_):
                     log.info("remove log of deleted container %s", id_)
                     shutil.rmtree(f"{logs}/{namespace}/{id_}", ignore_errors=True)
+
+
+def _check_sources(spec: Mapping[str, Any]) -> None:
+    """Refuse what is missing on the host now: the runtime would blame the program for it."""
+    binds = [m for m in spec["mounts"] if not {"bind", "rbind"}.isdisjoint(m.get("options") or ())]
+    wanted = {mount["source"]: f"mount it at {mount['destination']}" for mount in binds}
+    joined = [n for n in spec["linux"]["namespaces"] if n.get("path")]
+    wanted.update({n["path"]: f"join it as {n['type']} namespace" for n in joined})
+    for path, purpose in wanted.items():
+        try:
+            os.stat(path)
+        except OSError as err:
+            raise InvalidArgument(f"use {path} to {purpose}: {err.strerror}") from err
 
 
 async def _quietly(snapshotter: Snapshotter, namespace: str, key: str) -> None:

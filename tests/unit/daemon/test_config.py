@@ -1,0 +1,161 @@
+"""daemon/config: what is read, what is refused and in which words, and that a dump reads back."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lighter.daemon import config
+from lighter.daemon.config import Config, dump, load, parse
+from lighter.proto.errors import InvalidArgument
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InvalidArgument) as caught:
+        load(str(path))
+    assert "\n" not in caught.value.message
+    assert caught.value.message.startswith(f"read config {path}:")
+    return caught.value.message
+
+
+def test_an_empty_file_gives_the_defaults(file: Path) -> None:
+    file.write_text("")
+    assert load(str(file)) == Config()
+
+
+def test_our_keys_stand_in_one_plugin_table(file: Path) -> None:
+    file.write_text(
+        'version = 3\nroot = "/r"\n[debug]\nlevel = "warn"\n'
+        '[plugins."io.lighter.v1"]\ngroup = "ops"\n'
+        '[plugins."io.lighter.v1".runtimes.runc]\npath = "/opt/runc"\n'
+        '[plugins."io.lighter.v1".log]\nmax_size = 0\nmax_file = 1\n'
+    )
+    assert load(str(file)) == Config(
+        root="/r", level="warn", group="ops", runc_path="/opt/runc", log_max_size=0, log_max_file=1
+    )
+
+
+def test_a_link_to_the_file_is_followed(file: Path, tmp_path: Path) -> None:
+    file.write_text('root = "/r"\n')
+    link = tmp_path / "link.toml"
+    link.symlink_to(file)
+    assert load(str(link)).root == "/r"
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_containerds_own_files_are_read(
+    file: Path, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.write_text(
+        f'version = {version}\nroot = "/r"\noom_score = 0\n[debug]\nlevel = ""\n'
+        '[grpc]\naddress = "/run/c.sock"\n[plugins.cri.registry.mirrors."a.b"]\nendpoint = ["x"]\n'
+    )
+    assert load(str(file)) == Config(root="/r", address="/run/c.sock")
+    warned = [record.getMessage() for record in caplog.records]
+    assert any("key oom_score " in text for text in warned)
+    assert any("key plugins.cri " in text for text in warned)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"version = 99", "version is 99"),
+        (b'version = "3"', "version is '3'"),
+        (b"version = true", "version is True"),
+        (b"version = 3.0", "version is 3.0"),
+        (b"root = 5", "root is 5, expected text"),
+        (b'root = "r"', "root is not an absolute path"),
+        (b"[debug]\nlevel = 1", "debug.level is 1"),
+        (b'[debug]\nlevel = "loud"', "debug.level is 'loud'"),
+        (b'debug = "x"', "debug is 'x', expected a table"),
+        (b'[plugins."io.lighter.v1".log]\nmax_size = "1"', "log.max_size is '1', expected a whole"),
+        (b'[plugins."io.lighter.v1".log]\nmax_size = true', "log.max_size is True"),
+        (b'[plugins."io.lighter.v1".log]\nmax_file = 0', "too small"),
+        (b"root = [" + b"[" * 100_000, "too deep"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_key(file: Path, text: bytes, words: str) -> None:
+    file.write_bytes(text)
+    assert words in refusal(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b"a = 1\nb = \nc = 3\n", 2),
+        (b"a = 1\na = 2\n", 2),
+        (b"[a]\n[b]\n[a]\n", 3),
+        (b"a = 1\n\n'\xff' = 1\n", 3),
+        (b'a = 1\nb = "unended\n', 2),
+    ],
+)
+def test_bad_toml_is_named_by_its_line(file: Path, text: bytes, line: int) -> None:
+    file.write_bytes(text)
+    assert refusal(file).startswith(f"read config {file}:{line}: ")
+
+
+def test_a_missing_file_is_an_error_only_when_it_was_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "No such file" in refusal(file)
+    monkeypatch.setattr(config, "DEFAULT_PATH", str(file))
+    assert load(None) == Config()
+
+
+def test_a_default_file_that_cannot_be_read_is_never_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path))
+    with pytest.raises(InvalidArgument, match="it is no regular file"):
+        load(None)
+
+
+def test_what_is_no_file_is_refused_at_once(file: Path) -> None:
+    os.mkfifo(file)
+    assert "no regular file" in refusal(file)
+    assert "no regular file" in refusal(Path("/dev/zero"))
+
+
+def test_a_huge_file_is_not_read(file: Path) -> None:
+    with file.open("wb") as out:
+        out.truncate(100 << 20)
+    assert f"more than {config.MAX_CONFIG_BYTES} bytes" in refusal(file)
+
+
+def test_a_dump_reads_back_to_the_same() -> None:
+    made = Config(root='/a"b\\c', group="ops", log_max_size=7)
+    assert parse(tomllib.loads(dump(made)), "dump") == made
+
+
+_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["version", "root", "debug", "level", "plugins", "io.lighter.v1", "log"]
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["version", "root", "debug", "grpc", "plugins"]), _VALUES))
+def test_any_table_gives_settings_or_one_error(table: dict[str, Any]) -> None:
+    try:
+        made = parse(table, "fuzz")
+    except InvalidArgument:
+        return
+    assert made.root.startswith("/") and made.level in config.LEVELS

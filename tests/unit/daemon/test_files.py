@@ -1,0 +1,80 @@
+"""daemon/files: whole or absent, modes whatever the umask, and nothing through links."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon import files
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_a_file_has_the_mode_it_was_given(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "f"
+    files.write_whole(str(path), b"x", 0o640, durable=True)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_shorter_file_leaves_nothing_of_the_longer_one(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    files.write_whole(str(path), b"long" * 1000)
+    files.write_whole(str(path), b"short")
+    assert path.read_bytes() == b"short"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.write_whole(str(path), b"x")
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_a_directorys_mode_is_corrected(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "a" / "b"
+    files.make_directory(str(path), 0o711)
+    assert path.stat().st_mode & 0o7777 == 0o711
+    path.chmod(0o1777)
+    files.make_directory(str(path), 0o700)
+    assert path.stat().st_mode & 0o7777 == 0o700
+
+
+def test_no_mode_is_changed_through_a_link(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir(mode=0o755)
+    link = tmp_path / "link"
+    link.symlink_to(other)
+    with pytest.raises(OSError):
+        files.make_directory(str(link), 0o700)
+    assert other.stat().st_mode & 0o777 == 0o755
+    files.make_directory(str(link), 0o700, follow=True)
+    assert other.stat().st_mode & 0o777 == 0o700
+
+
+def test_reading_is_capped_and_of_regular_files_alone(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"12345")
+    before = len(os.listdir("/proc/self/fd"))
+    assert files.read_capped(str(path), 5) == b"12345"
+    assert files.read_capped(str(path), 4) is None
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(path)
+    for name in ("fifo", "link", "missing", "."):
+        assert files.read_capped(str(tmp_path / name), 5) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_removing_twice_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"")
+    files.remove(str(path))
+    files.remove(str(path))
+    assert not path.exists()

@@ -1,0 +1,59 @@
+"""daemon/limits: the floor, the raised soft limit, and when new work is refused."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from lighter.daemon.limits import FLOOR, REFUSE_AT, DescriptorBudget
+
+RAISE = "from lighter.daemon.limits import *; raise_descriptor_limit(); print(descriptor_limit())"
+
+
+def with_limits(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
+    """Raise the limit in a process that starts with these."""
+    return subprocess.run(
+        [sys.executable, "-I", "-c", RAISE],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+    assert with_limits(256, FLOOR).stdout == f"{FLOOR}\n"
+
+
+def test_below_the_floor_the_start_is_refused() -> None:
+    done = with_limits(256, FLOOR - 1)
+    assert done.returncode == 1
+    assert f"RLIMIT_NOFILE allows {FLOOR - 1} file descriptors" in done.stderr
+
+
+def test_new_work_is_refused_at_four_fifths_of_the_limit_as_it_is_then() -> None:
+    limit = 100_000
+    budget = DescriptorBudget(lambda: limit)
+    assert budget.has_room()
+    used = budget.used
+    limit = int(used / REFUSE_AT) - 1
+    assert not budget.has_room()
+
+
+def test_what_is_used_is_what_is_open() -> None:
+    budget = DescriptorBudget()
+    before = budget.used
+    fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(10)]
+    try:
+        assert budget.used == before + 10
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert budget.used == before
+
+
+def test_unlimited_is_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (-1, -1))
+    assert DescriptorBudget().has_room()

@@ -1,0 +1,102 @@
+"""daemon/locks: one holder, who is named; a dying one is waited for; what is no lock file."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon.locks import take_lock
+from lighter.proto.errors import FailedPrecondition
+
+HOLD = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(fd, fcntl.LOCK_EX)
+os.ftruncate(fd, 0)
+os.pwrite(fd, sys.argv[2].encode() or str(os.getpid()).encode(), 0)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(path: Path, written: str = "") -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that holds the lock until its standard input closes."""
+    holder = subprocess.Popen(
+        [sys.executable, "-I", "-c", HOLD, str(path), written],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    with holder, holder.stdout, holder.stdin:
+        assert holder.stdout.readline() == b"\n"
+        yield holder
+
+
+def is_locked(path: Path) -> bool:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def test_the_holder_writes_its_pid_and_nobody_else_may_open_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("a long line of an older holder")
+    path.chmod(0o666)
+    fd = take_lock(str(path))
+    try:
+        assert path.read_text() == f"{os.getpid()}\n"
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert is_locked(path)
+        assert not os.get_inheritable(fd)
+    finally:
+        os.close(fd)
+    assert not is_locked(path)
+
+
+def test_a_living_holder_is_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with held(path) as holder:
+        with pytest.raises(FailedPrecondition, match=f"manager with pid {holder.pid} holds it"):
+            take_lock(str(path), wait_s=3600)
+
+
+def test_a_dead_managers_spawner_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with held(path, str(gone.pid)) as holder:
+        with pytest.raises(FailedPrecondition, match="another process holds it"):
+            take_lock(str(path), wait_s=0.1)
+        assert holder.stdin is not None
+        holder.stdin.close()
+        os.close(take_lock(str(path), wait_s=10))
+        holder.wait()
+
+
+@pytest.mark.parametrize("kind", ["directory", "link", "nowhere"])
+def test_what_cannot_be_a_lock_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "lock"
+    target = tmp_path / "precious"
+    target.write_text("kept")
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(target)
+    else:
+        path = tmp_path / "no" / "lock"
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FailedPrecondition, match=f"lock {path}: "):
+        take_lock(str(path))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert target.read_text() == "kept"

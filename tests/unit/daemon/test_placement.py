@@ -1,0 +1,74 @@
+"""daemon/placement: cgroup roots of v1, v2 and hybrid hosts, and clean-up that spares the used."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon import placement
+from lighter.daemon.placement import hierarchies, place_spawner, remove_empty
+
+
+def hierarchy(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "cgroup.procs").write_text("")
+    return root
+
+
+def test_a_v2_host_has_one(tmp_path: Path) -> None:
+    hierarchy(tmp_path)
+    hierarchy(tmp_path / "user.slice")
+    assert hierarchies(str(tmp_path)) == [str(tmp_path)]
+
+
+def test_a_hybrid_host_has_one_for_each_controller_and_links_count_once(tmp_path: Path) -> None:
+    for name in ("cpu,cpuacct", "memory", "unified"):
+        hierarchy(tmp_path / name)
+    (tmp_path / "cpu").symlink_to("cpu,cpuacct")
+    (tmp_path / "not-mounted").mkdir()
+    wanted = [str(tmp_path / name) for name in ("cpu,cpuacct", "memory", "unified")]
+    assert hierarchies(str(tmp_path)) == wanted
+
+
+def test_a_host_without_cgroups_has_none(tmp_path: Path) -> None:
+    assert hierarchies(str(tmp_path / "missing")) == []
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two hierarchies of a v1 host made of plain files, cpuset among them."""
+    hierarchy(tmp_path / "memory")
+    cpuset = hierarchy(tmp_path / "cpuset")
+    (cpuset / "cpuset.cpus").write_text("0-1\n")
+    (cpuset / "cpuset.mems").write_text("0\n")
+    monkeypatch.setattr(placement, "hierarchies", lambda: hierarchies(str(tmp_path)))
+    return tmp_path
+
+
+def test_a_spawner_is_moved_in_every_hierarchy(host: Path) -> None:
+    for directory in ("cpuset/lighter-shims", "cpuset/lighter-shims/abc"):
+        (host / directory).mkdir()
+        for name in ("cpuset.cpus", "cpuset.mems"):  # the kernel makes them, empty
+            (host / directory / name).write_text("\n")
+    place_spawner("abc", 4711)
+    for name in ("memory", "cpuset"):
+        assert (host / name / "lighter-shims/abc/cgroup.procs").read_text() == "4711"
+    assert (host / "cpuset/lighter-shims/abc/cpuset.cpus").read_text() == "0-1\n"
+
+
+def test_what_cannot_be_done_is_a_warning(host: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (host / "memory" / "lighter-shims").write_text("in the way")
+    place_spawner("abc", 4711)
+    assert any("place spawner in" in record.getMessage() for record in caplog.records)
+
+
+def test_only_empty_cgroups_of_this_instance_are_removed(host: Path) -> None:
+    memory = host / "memory"
+    (memory / "lighter/abc/default").mkdir(parents=True)
+    (memory / "lighter/abc/used/container").mkdir(parents=True)
+    (memory / "lighter/other/default").mkdir(parents=True)
+    (memory / "lighter-shims/abc").mkdir(parents=True)
+    remove_empty("abc")
+    left = sorted(os.path.relpath(path, memory) for path, names, _ in os.walk(memory) if not names)
+    assert left == ["lighter/abc/used/container", "lighter/other/default"]
+    remove_empty("never-was")

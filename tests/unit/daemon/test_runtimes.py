@@ -1,0 +1,66 @@
+"""daemon/runtimes: names, absolute paths, and which files are trusted to run as root."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon.runtimes import NAMES, find_runtime
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of root's own")
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "runc"
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_stands_for_the_configured_program(program: Path, name: str) -> None:
+    assert find_runtime({"runc": str(program)}, name) == str(program)
+
+
+def test_an_absolute_path_stands_for_itself_and_links_are_resolved(program: Path) -> None:
+    link = program.parent / "link"
+    link.symlink_to(program)
+    assert find_runtime({}, str(link)) == str(program)
+
+
+def test_a_configured_word_is_looked_up_in_path(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert find_runtime({"runc": "runc"}, "runc") == str(program)
+
+
+@pytest.mark.parametrize(
+    "name", ["foo", "", "io.containerd.../..", "../runc", "io.containerd.kata.v2", "runc\n"]
+)
+def test_other_names_are_refused(program: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument):
+        find_runtime({"runc": str(program)}, name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda path: path.unlink(), NotFound),
+        (lambda path: path.chmod(0o644), FailedPrecondition),
+        (lambda path: path.chmod(0o775), FailedPrecondition),
+        (lambda path: path.chmod(0o757), FailedPrecondition),
+        (lambda path: os.chown(path, 65534, 0), FailedPrecondition),
+        (lambda path: (path.unlink(), path.mkdir()), NotFound),
+    ],
+    ids=["missing", "not executable", "group writes", "others write", "not root's", "directory"],
+)
+def test_a_file_that_cannot_be_trusted_is_refused(
+    program: Path, spoil: Callable[[Path], object], error: type[LighterError]
+) -> None:
+    spoil(program)
+    with pytest.raises(error, match=f"find runtime {program}: "):
+        find_runtime({}, str(program))
