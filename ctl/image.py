@@ -92,7 +92,7 @@ def import_(
       ctl images import nginx.img
       docker save nginx:alpine | ctl images import -
     """
-    show = print_json_line if session.json else ImportProgress().show
+    shown = ImportProgress()
     with opened_for_manager(file) as source:
         call = session.manager.begin(
             "images.import",
@@ -105,7 +105,10 @@ def import_(
             snapshotter=snapshotter,
         )
         for item in call:
-            show(item)
+            if session.json:
+                print_json_line(item)
+            elif not no_unpack:
+                shown.show(item)
     if session.json:
         print_json_line(call.value)
     elif no_unpack:
@@ -114,17 +117,22 @@ def import_(
 
 
 class ImportProgress:
-    """Items of images.import as ctr prints them: a line per image, finished when it is."""
+    """Items of images.import as ctr prints them: a line per image, finished when it is.
+
+    What was unpacked before is done without having been unpacked.
+    """
 
     def __init__(self) -> None:
         self._open = ""
 
     def show(self, item: Any) -> None:
         ref, status = item["ref"], item["status"]
-        if status == "unpacking" and self._open != ref:
+        if status not in ("unpacking", "done"):
+            return
+        if self._open != ref:
             self._open = ref
             progress(f"unpacking {ref} ({item['digest']})...", end="")
-        elif status == "done" and self._open == ref:
+        if status == "done":
             self._open = ""
             progress("done")
 

@@ -1,0 +1,120 @@
+"""Options into the request for a container."""
+
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from lighter.ctl import definition
+from lighter.ctl.cli import DURATION, SIGNAL, SIZE
+from lighter.ctl.logs import Since
+
+
+def test_the_tutorials_mount() -> None:
+    assert definition.mount("type=bind,src=/tmp,dst=/hostdir,options=rbind:rw") == {
+        "type": "bind",
+        "source": "/tmp",
+        "destination": "/hostdir",
+        "options": ["rbind", "rw"],
+    }
+
+
+def test_a_relative_source_is_seen_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    found = definition.mount("src=data,target=/d,readonly")
+    assert found["source"] == f"{tmp_path}/data"
+    assert found["options"] == ["ro", "rbind"]
+
+
+def test_a_tmpfs_needs_no_source() -> None:
+    assert definition.mount("type=tmpfs,dst=/t,options=size=1m")["options"] == ["size=1m"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "src=/a", "type=bind,dst=/b", "src=/a,dst=/b,colour=red", "nonsense"]
+)
+def test_a_wrong_mount_is_wrong_usage(text: str) -> None:
+    with pytest.raises(click.UsageError):
+        definition.mount(text)
+
+
+def test_environment_files_come_first_and_bare_names_are_taken_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "env"
+    file.write_text("# comment\n\nA=1\nHERE\nABSENT\nB=x=y\n")
+    monkeypatch.setenv("HERE", "here")
+    monkeypatch.delenv("ABSENT", raising=False)
+    env = definition.environment(("A=2", "ABSENT"), (str(file),))
+    assert env == ["A=1", "HERE=here", "B=x=y", "A=2"]
+
+
+def test_namespaces_to_join() -> None:
+    assert definition.joined_namespaces(("pid:/proc/7/ns/pid", "net:/run/n")) == {
+        "pid": "/proc/7/ns/pid",
+        "net": "/run/n",
+    }
+    with pytest.raises(click.UsageError):
+        definition.joined_namespaces(("pid",))
+
+
+def test_a_seccomp_profile_is_read_by_ctl(tmp_path: Path) -> None:
+    profile = tmp_path / "p.json"
+    profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    assert definition.seccomp(None) == "default"
+    assert definition.seccomp("unconfined") == "unconfined"
+    assert definition.seccomp(str(profile)) == profile.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10", 10), ("1.5s", 1.5), ("1m30s", 90), ("500ms", 0.5), ("1h", 3600)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "s", "10x", "-1s", "1m s", "١"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("7", 7), ("1k", 1024), ("10M", 10 << 20), ("2GiB", 2 << 30)]
+)
+def test_sizes(text: str, size_bytes: int) -> None:
+    assert SIZE.convert(text, None, None) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("TERM", 15), ("sigkill", 9), ("9", 9), ("SIGRTMIN+3", 37), ("64", 64)]
+)
+def test_signals(text: str, number: int) -> None:
+    assert SIGNAL.convert(text, None, None) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "65", "SIGNONE", "TERM+1", "_DFL", "-9"])
+def test_no_signals(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        SIGNAL.convert(text, None, None)
+
+
+def test_since_takes_a_time_with_its_zone() -> None:
+    since = Since()
+    assert since.convert("1970-01-01T01:00:01+01:00", None, None) == 1_000_000_000
+    assert since.convert("1970-01-01T00:00:01", None, None) == 1_000_000_000
+
+
+def test_the_names_in_proc_are_this_processs_own() -> None:
+    from lighter.ctl.stdio import Pipes
+
+    with Pipes(stdin=True, stdout=True, stderr=False) as pipes:
+        uris = pipes.uris()
+        assert uris["stderr"] == ""
+        write_end = os.open(uris["stdout"], os.O_WRONLY)
+        pipes.give_away()
+        os.write(write_end, b"x")
+        os.close(write_end)
+        assert os.read(pipes.stdout, 10) == b"x"
+        assert os.read(pipes.stdout, 10) == b""

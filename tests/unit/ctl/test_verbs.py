@@ -1,0 +1,507 @@
+"""Grammar, requests, exit codes: what a command line asks for, and what it ends with."""
+
+import json
+import os
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
+from tests.fakes.manager import HOLD, Ask, FakeManager, FakeProcess
+from tests.unit.ctl.conftest import CTL, Ctl
+
+VERSION = {
+    "name": "lighter",
+    "version": "9.8.7",
+    "revision": "abc",
+    "uuid": "11111111-2222",
+    "generation": 1,
+    "started_at": 1_000_000_000,
+}
+TASK = {
+    "id": "c1",
+    "pid": 42,
+    "status": "running",
+    "image": "busybox",
+    "exit_status": None,
+    "exited_at": None,
+    "cause": "",
+    "reason": "",
+    "created_at": 1_000_000_000,
+    "started_at": 1_000_000_000,
+}
+
+
+def created(ask: Ask) -> dict[str, Any]:
+    return {"id": ask.body["id"] or "made-up", "warnings": []}
+
+
+def playing(manager: FakeManager, output: bytes = b"", code: int = 0, cause: str = "") -> None:
+    """Answers of a container that writes `output` and ends with `code`."""
+    processes: list[FakeProcess] = []
+
+    def create(ask: Ask) -> Any:
+        processes.append(FakeProcess(ask.body))
+        return {"pid": 42}
+
+    def start(ask: Ask) -> Any:
+        process = processes.pop()
+
+        def live() -> None:
+            if output:
+                process.write(output)
+            process.end()
+            end = {"exit_status": code, "exited_at": 1, "cause": cause}
+            manager.asked("tasks.wait").reply(end)
+
+        threading.Thread(target=live).start()
+        return {"pid": 42}
+
+    manager.on("containers.create", created)
+    manager.on("tasks.create", create)
+    manager.on("tasks.wait", HOLD)
+    manager.on("tasks.start", start)
+    manager.on("tasks.close_stdin", {})
+    manager.on("tasks.delete", {"exit_status": code, "exited_at": 1, "cause": ""})
+
+
+def playing_detached(manager: FakeManager) -> None:
+    manager.on("containers.create", created)
+    manager.on("tasks.create", {"pid": 42})
+    manager.on("tasks.start", {"pid": 42})
+
+
+def test_version_says_who_answers(manager: FakeManager, ctl: Ctl) -> None:
+    manager.on("version.get", VERSION)
+    done = ctl("version")
+    assert done.returncode == 0
+    assert b"Client:" in done.stdout
+    assert b"9.8.7" in done.stdout
+    assert b"11111111-2222" in done.stdout
+    hello = manager.hellos.get(timeout=5)
+    assert hello.version == 1
+    assert hello.identity["kind"] == "client"
+
+
+def test_version_in_json_is_an_object(manager: FakeManager, ctl: Ctl) -> None:
+    manager.on("version.get", VERSION)
+    for args in (("--format", "json", "version"), ("version", "--format", "json")):
+        shown = json.loads(ctl(*args).stdout)
+        assert shown["server"]["started_at"] == "1970-01-01T00:00:01Z"
+
+
+def test_without_a_common_version_nothing_is_asked(socket_path: str, ctl: Ctl) -> None:
+    with FakeManager(socket_path, versions=(7, 8)) as manager:
+        done = ctl("version")
+        assert done.returncode == 1
+        assert b"[7, 8]" in done.stderr
+        assert manager.hellos.get(timeout=5).version == 0
+        assert not manager.was_asked("version.get")
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "namespace"),
+    [
+        ((), {}, "default"),
+        (("-n", "a"), {"CONTAINERD_NAMESPACE": "b"}, "a"),
+        ((), {"CONTAINERD_NAMESPACE": "b"}, "b"),
+        ((), {"LIGHTER_NAMESPACE": "c", "CONTAINERD_NAMESPACE": "b"}, "c"),
+    ],
+)
+def test_the_namespace_travels(
+    manager: FakeManager, ctl: Ctl, args: tuple[str, ...], environ: dict[str, str], namespace: str
+) -> None:
+    manager.on("tasks.list", {"tasks": []})
+    assert ctl(*args, "t", "ls", env=environ).stdout == b"TASK    PID    STATUS\n"
+    assert manager.asked("tasks.list").namespace == namespace
+
+
+def test_a_list_comes_in_pages(manager: FakeManager, ctl: Ctl) -> None:
+    def page(ask: Ask) -> Any:
+        row = {"id": ask.body["cursor"] or "first", "image": "i", "runtime": "r"}
+        return {"containers": [row], "next": None if ask.body["cursor"] else "second"}
+
+    manager.on("containers.list", page)
+    assert ctl("c", "ls", "-q").stdout == b"first\nsecond\n"
+
+
+def test_tasks_as_a_table_and_as_json(manager: FakeManager, ctl: Ctl) -> None:
+    manager.on("tasks.list", {"tasks": [TASK]})
+    assert ctl("tasks", "list").stdout.splitlines()[1].split() == [b"c1", b"42", b"RUNNING"]
+    (row,) = json.loads(ctl("--format", "json", "task", "ls").stdout)
+    assert (row["status"], row["exited_at"]) == ("running", None)
+    assert row["created_at"] == "1970-01-01T00:00:01Z"
+
+
+# grammar of run
+
+
+@pytest.mark.parametrize(
+    ("words", "container_id", "args"),
+    [
+        (["busybox", "c1"], "c1", []),
+        (["busybox", "c1", "sh", "-c", "exit"], "c1", ["sh", "-c", "exit"]),
+        (["--name", "c1", "busybox", "sh", "-c", "x"], "c1", ["sh", "-c", "x"]),
+        (["-i", "busybox", "cat"], None, ["cat"]),
+    ],
+)
+def test_run_has_two_spellings(
+    manager: FakeManager, ctl: Ctl, words: list[str], container_id: str | None, args: list[str]
+) -> None:
+    playing_detached(manager)
+    done = ctl("run", "-d", *words)
+    assert done.returncode == 0, done.stderr
+    body = manager.asked("containers.create").body
+    assert (body["image"], body["id"], body["args"]) == ("busybox", container_id, args)
+    stdio = manager.asked("tasks.create").body
+    assert (stdio["stdin"], stdio["stdout"], stdio["stderr"]) == ("", "", "")
+    as_docker = words[0].startswith("-")
+    assert done.stdout.decode() == (f"{container_id or 'made-up'}\n" if as_docker else "")
+
+
+def test_run_with_an_image_alone_shows_both_spellings(ctl: Ctl) -> None:
+    done = ctl("run", "busybox")
+    assert done.returncode == 2
+    assert b"ctl run busybox ID" in done.stderr
+    assert b"ctl run --name ID busybox" in done.stderr
+
+
+def test_run_flags_reach_the_manager(manager: FakeManager, ctl: Ctl, tmp_path: Path) -> None:
+    playing_detached(manager)
+    flags = "-d --rm -t -e A=1 -w /w -u 1:2 --net-host --read-only --label k=v --hostname h"
+    more = "--privileged --cap-add CAP_X --cap-drop ALL --allow-new-privs --with-ns pid:/p"
+    logs = "--seccomp-profile unconfined --log-driver none --log-max-size 1k --stop-signal INT"
+    pid_file = tmp_path / "pid"
+    words = [*flags.split(), *more.split(), *logs.split(), "--entrypoint", ""]
+    mount = ["--mount", "src=data,dst=/d", "--pid-file", str(pid_file)]
+    assert ctl("run", *words, *mount, "busybox", "c1", cwd=str(tmp_path)).returncode == 0
+    body = manager.asked("containers.create").body
+    wanted = {
+        "auto_remove": True,
+        "terminal": True,
+        "env": ["A=1"],
+        "cwd": "/w",
+        "user": "1:2",
+        "net_host": True,
+        "read_only": True,
+        "labels": {"k": "v"},
+        "hostname": "h",
+        "privileged": True,
+        "cap_add": ["CAP_X"],
+        "cap_drop": ["ALL"],
+        "allow_new_privs": True,
+        "with_ns": {"pid": "/p"},
+        "seccomp": "unconfined",
+        "log": {"driver": "none", "max_size": 1024, "max_file": 5},
+        "stop_signal": "INT",
+        "entrypoint": [],
+    }
+    assert {name: body[name] for name in wanted} == wanted
+    assert body["mounts"][0]["source"] == f"{tmp_path}/data"
+    assert pid_file.read_text() == "42"
+
+
+def test_create_takes_flags_after_the_id_and_leaves_the_commands_own(
+    manager: FakeManager, ctl: Ctl
+) -> None:
+    manager.on("containers.create", created)
+    mount = "type=bind,src=/tmp,dst=/hostdir,options=rbind:rw"
+    done = ctl("c", "create", "busybox", "c1", "--mount", mount, "--net-host", "sh", "-c", "x")
+    assert done.returncode == 0, done.stderr
+    body = manager.asked("containers.create").body
+    assert (body["id"], body["args"], body["net_host"]) == ("c1", ["sh", "-c", "x"], True)
+    assert body["mounts"][0]["destination"] == "/hostdir"
+    assert ctl("c", "create", "busybox", "c1", "--", "--net-host").returncode == 0
+    body = manager.asked("containers.create").body
+    assert (body["args"], body["net_host"]) == (["--net-host"], False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["c", "create"],
+        ["c", "create", "busybox"],
+        ["c", "create", "busybox", "c1", "--nonsense"],
+        ["run", "--mount", "colour=red,dst=/d", "busybox", "c1"],
+        ["run", "--cni", "busybox", "c1"],
+        ["kill", "-s", "NONE", "c1"],
+        ["nonsense"],
+        ["tasks", "nonsense"],
+        ["--timeout", "soon", "version"],
+        ["exec", "c1"],
+    ],
+)
+def test_wrong_usage_is_2_and_asks_nobody(ctl: Ctl, words: list[str]) -> None:
+    done = ctl(*words)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+def test_stray_words_after_start_warn(manager: FakeManager, ctl: Ctl) -> None:
+    playing_detached(manager)
+    done = ctl("tasks", "start", "-d", "box", "bash")
+    assert done.returncode == 0
+    assert b"warning" in done.stderr
+    assert b"bash" in done.stderr
+    assert manager.asked("tasks.create").body["id"] == "box"
+
+
+@pytest.mark.parametrize(
+    ("words", "signal"), [(["t", "kill"], 15), (["kill"], 9), (["kill", "-s", "hup"], 1)]
+)
+def test_default_signals(manager: FakeManager, ctl: Ctl, words: list[str], signal: int) -> None:
+    manager.on("tasks.kill", {})
+    assert ctl(*words, "c1").returncode == 0
+    assert manager.asked("tasks.kill").body["signal"] == signal
+
+
+def test_every_command_has_help(ctl: Ctl) -> None:
+    groups = {
+        "containers": ["create", "info"],
+        "images": ["import"],
+        "tasks": ["exec"],
+        "namespaces": ["ls"],
+        "system": ["shims"],
+    }
+    verbs = "version run events logs exec attach kill stop pause resume ps ls rm inspect"
+    lines = [[], *([verb] for verb in verbs.split()), *([group] for group in groups)]
+    lines += [[group, verb] for group, verbs in groups.items() for verb in verbs]
+    for words in lines:
+        done = ctl(*words, "-h")
+        assert done.returncode == 0, (words, done.stderr)
+        assert b"Usage:" in done.stdout
+        assert ctl("help", *words).stdout.startswith(b"Usage:")
+
+
+# exit codes and errors
+
+
+def test_an_attached_run_ends_with_the_processs_code_and_all_its_output(
+    manager: FakeManager, ctl: Ctl
+) -> None:
+    output = os.urandom(3_000_000)
+    playing(manager, output, code=42)
+    done = ctl("run", "busybox", "c1", "x")
+    assert (done.returncode, done.stderr) == (42, b"")
+    assert done.stdout == output
+    assert manager.asked("tasks.delete").body["force"] is False
+
+
+def test_the_cause_of_an_odd_end_is_told(manager: FakeManager, ctl: Ctl) -> None:
+    playing(manager, code=137, cause="lost-shim")
+    done = ctl("run", "--rm", "busybox", "c1")
+    assert done.returncode == 137
+    assert b"lost-shim" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FailedPrecondition("run c1: no"), 125),
+        (InvalidArgument("run c1: cannot", exit_code=126), 126),
+        (NotFound("run c1: none", exit_code=127), 127),
+    ],
+)
+def test_a_refused_run_leaves_no_container(
+    manager: FakeManager, ctl: Ctl, error: Exception, code: int
+) -> None:
+    manager.on("containers.create", created)
+    manager.on("tasks.create", error)
+    manager.on("containers.delete", {})
+    done = ctl("run", "busybox", "c1")
+    assert (done.returncode, done.stderr.decode()) == (code, f"ctl: {error}\n")
+    assert manager.asked("containers.delete").body == {"id": "c1", "force": True}
+
+
+def test_a_container_that_was_there_before_is_left_alone(manager: FakeManager, ctl: Ctl) -> None:
+    manager.on("containers.create", FailedPrecondition("create c1: it exists"))
+    manager.on("containers.delete", {})
+    assert ctl("run", "busybox", "c1").returncode == 125
+    assert not manager.was_asked("containers.delete")
+
+
+def test_a_failure_is_one_line_and_1(manager: FakeManager, ctl: Ctl) -> None:
+    manager.on("tasks.pause", FailedPrecondition("pause c1: it is \x1bstopped"))
+    done = ctl("tasks", "pause", "c1")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"ctl: pause c1: it is \\x1bstopped\n"
+
+
+def test_a_timeout_is_124_and_travels_as_a_deadline(manager: FakeManager, ctl: Ctl) -> None:
+    manager.on("tasks.wait", HOLD)
+    done = ctl("--timeout", "300ms", "tasks", "wait", "c1")
+    assert done.returncode == 124
+    assert manager.asked("tasks.wait").deadline_ns is not None
+
+
+def test_a_run_that_times_out_before_it_starts_is_taken_back(
+    manager: FakeManager, ctl: Ctl
+) -> None:
+    manager.on("containers.create", created)
+    manager.on("tasks.create", HOLD)
+    manager.on("containers.delete", {})
+    assert ctl("--timeout", "500ms", "run", "busybox", "c1").returncode == 124
+    assert manager.asked("containers.delete").body["id"] == "c1"
+
+
+def test_short_verbs_take_a_unique_beginning(manager: FakeManager, ctl: Ctl) -> None:
+    def pause(ask: Ask) -> Any:
+        return {} if ask.body["id"] == "container1" else NotFound("pause: no such task")
+
+    manager.on("tasks.pause", pause)
+    manager.on("containers.resolve", {"id": "container1"})
+    done = ctl("pause", "cont")
+    assert (done.returncode, done.stdout) == (0, b"cont\n")
+    assert ctl("tasks", "pause", "cont").returncode == 1
+
+
+def test_one_failure_of_many_is_told_and_the_rest_is_done(manager: FakeManager, ctl: Ctl) -> None:
+    def stop(ask: Ask) -> Any:
+        return FailedPrecondition("stop b: no") if ask.body["id"] == "b" else {}
+
+    manager.on("tasks.stop", stop)
+    done = ctl("stop", "-t", "3", "a", "b", "c")
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"a\nc\n", b"ctl: stop b: no\n")
+    assert manager.asked("tasks.stop").body["timeout_s"] == 3
+
+
+# who is there
+
+
+def test_nobody_there(socket_path: str, ctl: Ctl) -> None:
+    done = ctl("--connect-timeout", "200ms", "version")
+    assert done.returncode == 1
+    assert f"connect {socket_path}: no manager answers there".encode() in done.stderr
+    assert b"does not exist" in done.stderr
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(socket_path)
+    done = ctl("--connect-timeout", "200ms", "version")
+    assert b"no manager answers there (nobody listens" in done.stderr
+
+
+@pytest.mark.parametrize("speaks_first", [True, False])
+def test_a_grpc_socket_is_named_at_once(socket_path: str, ctl: Ctl, speaks_first: bool) -> None:
+    settings = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            if speaks_first:
+                connection.sendall(settings)
+            while data := connection.recv(4096):
+                if data.startswith(b"PRI * HTTP/2.0"):
+                    connection.sendall(settings)
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(socket_path)
+        server.listen(8)
+        threading.Thread(target=serve, daemon=True).start()
+        done = ctl("--connect-timeout", "1m", "version")
+        server.shutdown(socket.SHUT_RDWR)
+    assert done.returncode == 1
+    assert b"gRPC" in done.stderr
+
+
+def test_a_manager_that_comes_late_is_waited_for(
+    socket_path: str, environment: dict[str, str]
+) -> None:
+    with subprocess.Popen(
+        [str(CTL), "--connect-timeout", "20s", "version"], env=environment, stdout=subprocess.PIPE
+    ) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        with FakeManager(socket_path) as manager:
+            manager.on("version.get", VERSION)
+            assert process.wait(20) == 0
+
+
+# output that nobody reads
+
+
+def test_a_closed_standard_output_ends_quietly(manager: FakeManager, ctl: Ctl) -> None:
+    manager.on("tasks.list", {"tasks": [TASK] * 20_000})
+    script = f"{CTL} tasks ls | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "LIGHTER_ADDRESS": manager.path},
+        capture_output=True,
+        timeout=20,
+    )
+    assert done.stdout == b"TASK    PID    STATUS\n"
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_missing_standard_descriptors_are_no_pipes_of_ours(manager: FakeManager) -> None:
+    playing(manager, b"output", code=3)
+    done = subprocess.run(
+        ["bash", "-c", f"{CTL} run --rm busybox c1 <&- >&-"],
+        env={**os.environ, "LIGHTER_ADDRESS": manager.path},
+        capture_output=True,
+        timeout=20,
+    )
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
+# images
+
+
+def test_an_import_shows_each_image(manager: FakeManager, ctl: Ctl, tmp_path: Path) -> None:
+    archive = tmp_path / "nginx.img"
+    archive.write_bytes(b"archive")
+
+    def import_(ask: Ask) -> Any:
+        with open(ask.body["source"], "rb") as file:
+            assert file.read() == b"archive"
+        common = {"ref": "nginx:alpine", "digest": "sha256:aa"}
+        items = [{**common, "status": status} for status in ("reading", "unpacking", "done")]
+        ask.items(items)
+        return {"images": ["nginx:alpine"]}
+
+    manager.on("images.import", import_)
+    wanted = b"unpacking nginx:alpine (sha256:aa)...done\n"
+    assert ctl("images", "import", "nginx.img", cwd=str(tmp_path)).stdout == wanted
+    assert ctl("images", "import", "-", input=b"archive").stdout == wanted
+    lines = ctl("--format", "json", "images", "import", str(archive)).stdout.splitlines()
+    assert [json.loads(line).get("status") for line in lines][:3] == [
+        "reading",
+        "unpacking",
+        "done",
+    ]
+    assert json.loads(lines[3]) == {"images": ["nginx:alpine"]}
+
+
+def test_an_archive_that_cannot_be_opened(manager: FakeManager, ctl: Ctl) -> None:
+    done = ctl("images", "import", "/absent")
+    assert (done.returncode, done.stderr) == (1, b"ctl: open /absent: No such file or directory\n")
+
+
+def test_logs_go_to_the_stream_they_came_from(manager: FakeManager, ctl: Ctl) -> None:
+    items = [
+        {"timestamp": 1_000_000_000, "stream": 1, "data": b"one\ntw"},
+        {"timestamp": 2_000_000_000, "stream": 2, "data": b"err\n"},
+        {"timestamp": 3_000_000_000, "stream": 1, "data": b"o\n\xff"},
+    ]
+    manager.on("logs.read", items)
+    done = ctl("logs", "--tail", "5", "c1")
+    assert (done.stdout, done.stderr) == (b"one\ntwo\n\xff", b"err\n")
+    assert manager.asked("logs.read").body["tail"] == 5
+    stamped = ctl("logs", "-t", "c1").stdout
+    first, third = b"1970-01-01T00:00:01Z ", b"1970-01-01T00:00:03Z "
+    assert stamped == first + b"one\n" + first + b"two\n" + third + b"\xff"
+    lines = ctl("--format", "json", "logs", "c1").stdout.splitlines()
+    assert json.loads(lines[1]) == {
+        "timestamp": "1970-01-01T00:00:02Z",
+        "stream": "stderr",
+        "data": "err\n",
+    }
