@@ -38,12 +38,23 @@ class Link:
         self._empty: list[Future] = []
         self._early: list[tuple[int, codec.Message]] = []
         self.dropped = 0
+        self._path = path
+        self._incarnation = incarnation
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes]
+        loop.call_soon(self._open)
+
+    def _open(self) -> None:
+        """Connect. Not before the loop runs: what was asked of it earlier goes first."""
         self._context = context()
-        self._socket = connect_dealer(self._context, path, SHIM_HWM, incarnation.encode())
+        self._socket = connect_dealer(
+            self._context, self._path, SHIM_HWM, self._incarnation.encode()
+        )
         # The descriptor is edge-triggered and says only that something has changed; any use of
         # the socket may consume an edge. So whatever uses it asks for a pump afterwards.
-        loop.watch(int(self._socket.getsockopt(zmq.FD)), READ, lambda _events: self._pump())
-        loop.call_soon(self._pump)
+        fd = int(self._socket.getsockopt(zmq.FD))
+        self._loop.watch(fd, READ, lambda _events: self._pump())
+        self._pump()
 
     @property
     def generation(self) -> int:
@@ -53,8 +64,10 @@ class Link:
     @property
     def connected(self) -> bool:
         """Whether a manager takes messages now (ZMQ_IMMEDIATE: no peer, no POLLOUT)."""
+        if not self._version:
+            return False
         self._loop.call_soon(self._pump)  # asking has consumed the edge of an arrival
-        return bool(self._version and self._events() & zmq.POLLOUT)
+        return bool(self._events() & zmq.POLLOUT)
 
     def _events(self) -> int:
         return int(self._socket.getsockopt(zmq.EVENTS))
@@ -64,6 +77,8 @@ class Link:
         return any(event.topic == topic for event in self._unacknowledged)
 
     def close(self) -> None:
+        if self._context is None:
+            return
         self._loop.unwatch(int(self._socket.getsockopt(zmq.FD)))
         self._socket.close(0)
         self._context.term()

@@ -46,13 +46,15 @@ class Shim:
         self._open: set[int] = set()  # idents of the requests under way
         self.loop = Loop(self.report)
         self.task = Task(self.loop, Reaper(self.loop), order)
+        # First in the loop, so that the runtime is at work while the link is made.
+        self.loop.spawn(self._live())
         self.link = Link(
             self.loop, order["socket"], order["incarnation"], self._identity, self._on_request
         )
         self.task.use(self.link)
 
     def run(self) -> None:
-        self.loop.spawn(self._live())
+        """Until the task is over."""
         self.loop.run()
 
     async def _live(self) -> None:
