@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lighter.shim import linux
 from lighter.shim.loop import Loop
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager
@@ -30,3 +31,13 @@ def loop() -> Iterator[Loop]:
 @pytest.fixture(scope="session")
 def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runtimes.make_rootfs(tmp_path_factory.mktemp("rootfs"))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that 256 KiB fill."""
+    directory = tmp_path / "tiny"
+    directory.mkdir()
+    linux.mount("tmpfs", str(directory), "tmpfs", data="size=256k")
+    yield directory
+    linux.umount(str(directory), linux.MNT_DETACH)

@@ -29,7 +29,7 @@ WAIT_S = 20.0
 
 
 class FakeManager:
-    """One instance: directories, spawner, socket. `events` holds every event in order of arrival."""
+    """One instance: directories, spawner, socket. `events` are in their order of arrival."""
 
     def __init__(self, *, environ: dict[str, str] | None = None) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="lighter-shimtest-", dir="/tmp"))
@@ -243,10 +243,8 @@ class Shim:
 
     def exec(self, exec_id: str, process: str = "", **fields: Any) -> int:
         """Run `process` (path of an OCI process); returns its pid."""
-        body = {
-            **{"terminal": False, "console": "", "stdin": "", "stdout": "", "stderr": ""},
-            **{"rows": 0, "cols": 0, **fields},
-        }
+        body: dict[str, Any] = dict.fromkeys(("console", "stdin", "stdout", "stderr"), "")
+        body |= {"terminal": False, "rows": 0, "cols": 0, **fields}
         return int(self.call("exec", exec_id=exec_id, process=process, **body)["pid"])
 
     def topics(self) -> list[str]:

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-from lighter.proto import errors
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager
 
