@@ -62,6 +62,11 @@ class Link:
         return self._generation
 
     @property
+    def sequence(self) -> int:
+        """Of the last event; 0 before the first."""
+        return self._sequence
+
+    @property
     def connected(self) -> bool:
         """Whether a manager takes messages now (ZMQ_IMMEDIATE: no peer, no POLLOUT)."""
         if not self._version:

@@ -97,6 +97,7 @@ class Shim:
             "pid": os.getpid(),
             "start": self._start_time,
             "boot_id": self._boot_id,
+            "sequence": self.link.sequence,
             **self.task.identity(),
         }
 

@@ -48,6 +48,7 @@ class ExecService:
         """Run one more process in the container: (exec id, pid). `process` is OCI's."""
         entry = self._supervisor.find(namespace, container_id)
         states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
+        peer = await connected(entry)
         exec_id = check_name(exec_id, "exec") if exec_id is not None else secrets.token_hex(8)
         if exec_id in entry.execs:
             # An ended one counts too: a call that is repeated must not run the program again.
@@ -69,7 +70,6 @@ class ExecService:
             self._events.announce(added)
             hit("exec.row-committed")
             path = bundle.write_process(exec_id, process)
-            peer = await connected(entry)
             hit("exec.asked")
             answer = await peer.call(
                 "exec",
@@ -83,7 +83,9 @@ class ExecService:
             )
             hit("exec.done")
         except BaseException:
-            self._forget_exec(entry, exec_id)
+            # One that was started is there, whatever became of the answer.
+            if exec_.state == states.CREATING:
+                self._forget_exec(entry, exec_id)
             raise
         finally:
             bundle.remove_process(exec_id)

@@ -21,9 +21,12 @@ _POLL_S = 0.01
 
 
 async def connected(entry: Entry) -> Peer:
-    """The connected shim. After a restart of the manager it is given time to come back."""
+    """The connected shim. After a restart of the manager it is given time to come back.
+
+    And to tell what has happened meanwhile: who asks before that asks for what may be done already.
+    """
     deadline = time.monotonic() + HELLO_S
-    while entry.peer is None:
+    while entry.peer is None or not _has_told(entry, entry.peer):
         if entry.closed or (entry.pidfd < 0 and entry.exit is not None):
             raise FailedPrecondition(f"call shim of {entry.what}: the task has ended")
         if time.monotonic() > deadline:
@@ -32,6 +35,10 @@ async def connected(entry: Entry) -> Peer:
     if entry.peer.version == 0:
         raise Unavailable(f"call shim of {entry.what}: {entry.unknown_reason}")
     return entry.peer
+
+
+def _has_told(entry: Entry, peer: Peer) -> bool:
+    return peer.version == 0 or entry.last_sequence >= int(peer.identity.get("sequence", 0))
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from lighter.proto.errors import (
 from lighter.proto.faults import hit
 
 STOP_S = 10.0
+FORCE_S = 12.0  # for a shim to clean up, a little more than it drains output for
 
 
 class TaskService:
@@ -224,7 +225,7 @@ class TaskService:
 
     async def _wait_closed(self, entry: Entry, force: bool) -> None:
         try:
-            async with asyncio.timeout(CLOSED_S):
+            async with asyncio.timeout(FORCE_S if force else CLOSED_S):
                 await entry.cleaned.wait()
         except TimeoutError as err:
             if not force:

@@ -277,7 +277,7 @@ class Supervisor:
 
     def record_exit(self, entry: Entry, exit_: Exit, of_execs: Exit) -> None:
         """Our own word about what still ran, where no shim can give one: execs, then init."""
-        execs = [exec_ for exec_ in entry.execs.values() if exec_.exit is None]
+        execs = [exec_ for exec_ in entry.execs.values() if exec_.state == states.RUNNING]
         seen = []
         with self._changes(entry, *execs) as tx:
             for exec_ in execs:
