@@ -5,6 +5,7 @@ tasks.start; then the pump, until the output has ended and the wait is answered.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -111,6 +112,8 @@ def attach(session: Session, container_id: str, exec_id: str, *, stdin: bool) ->
         pipes.give_away()
         terminal = bool(answer["terminal"])
         if terminal and (size := window_size())["rows"]:
+            # A program draws itself anew when the size changes, and at no other word.
+            session.call("tasks.resize", **process, rows=size["rows"] + 1, cols=size["cols"])
             session.call("tasks.resize", **process, **size)
         return _attend(session, container_id, exec_id, pipes, wait, terminal, ends_stdin=False)
 
@@ -138,6 +141,7 @@ def _attend(
                 )
                 end = pump.run(wait)
     except Detached:
+        print(file=sys.stderr)  # the cursor stands where the container left it
         session.complain(f"detached from {exec_id or container_id}, which runs on")
         return 0
     if end.get("cause"):

@@ -1,12 +1,14 @@
 """Attached processes: streams, signals, terminals, and managers that come and go meanwhile."""
 
 import fcntl
+import importlib.util
 import os
 import pty
 import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -328,3 +330,64 @@ def test_the_detach_keys_leave_the_container_alone(
     assert screen.mode() == screen.before
     assert not manager.was_asked("tasks.close_stdin")
     read_exactly(screen.master, b"detached from c1")
+
+
+# a manager that ends and does not come back
+
+OTHER_PROCESS = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("fake", sys.argv[1])
+fake = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fake)
+with fake.FakeManager(sys.argv[2]) as manager:
+    for method in ("tasks.pause", "tasks.wait"):
+        manager.on(method, fake.HOLD)
+    print("bound", flush=True)
+    for method in sys.stdin:
+        manager.asked(method.strip())
+        print("asked", flush=True)
+"""
+
+
+@pytest.fixture
+def mortal(socket_path: str) -> Iterator["subprocess.Popen[str]"]:
+    """A fake manager in a process of its own: whoever waits for it can see it end."""
+    file = importlib.util.find_spec("tests.fakes.manager")
+    assert file is not None and file.origin is not None
+    argv = [sys.executable, "-c", OTHER_PROCESS, file.origin, socket_path]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "bound\n"
+        yield process
+        process.kill()
+
+
+def asked_of(mortal: "subprocess.Popen[str]", method: str) -> None:
+    assert mortal.stdin and mortal.stdout
+    mortal.stdin.write(f"{method}\n")
+    mortal.stdin.flush()
+    assert mortal.stdout.readline() == "asked\n"
+
+
+def test_a_call_fails_when_its_manager_ends(mortal: "subprocess.Popen[str]", start: Start) -> None:
+    ctl = start("tasks", "pause", "c1")
+    asked_of(mortal, "tasks.pause")
+    mortal.kill()
+    assert ctl.wait(PATIENCE_S) == 1
+    assert ctl.stderr and b"the manager ended" in ctl.stderr.read()
+
+
+def test_a_wait_stays_until_the_next_manager(
+    mortal: "subprocess.Popen[str]", start: Start, socket_path: str
+) -> None:
+    ctl = start("--connect-timeout", "100ms", "tasks", "wait", "c1")
+    asked_of(mortal, "tasks.wait")
+    mortal.kill()
+    mortal.wait()
+    with pytest.raises(subprocess.TimeoutExpired):
+        ctl.wait(1)
+    with FakeManager(socket_path, generation=2) as manager:
+        manager.on("tasks.wait", ENDED)
+        assert ctl.stdout and ctl.stdout.read() == b"5\n"
+        assert ctl.wait(PATIENCE_S) == 0
