@@ -42,15 +42,16 @@ class LogFile:
         """Write one chunk. Never raises: what cannot be written is counted as lost."""
         try:
             self._make_room(len(data))
-            self._notice_loss()
-            self._write(stream, data)
+            # In one write: on a nearly full disk notices alone would go on eating what is left.
+            self._write([*self._notice(), *_chunk(stream, data)])
+            self._lost = 0
         except OSError:
             self._lost += len(data)
 
     def close(self) -> None:
         if self._fd >= 0:
             try:
-                self._notice_loss()
+                self._write(self._notice())
             except OSError:
                 pass  # the disk is full to the end
             self._close_file()
@@ -59,20 +60,17 @@ class LogFile:
         os.close(self._fd)
         self._fd = -1
 
-    def _notice_loss(self) -> None:
-        if self._lost:
-            notice = f"{self._lost} bytes of output could not be written here\n".encode()
-            self._write(NOTICE, notice)
-            self._lost = 0
+    def _notice(self) -> "list[memoryview | bytes]":
+        if not self._lost:
+            return []
+        return _chunk(NOTICE, b"%d bytes of output could not be written here\n" % self._lost)
 
-    def _write(self, stream: int, data: "memoryview | bytes") -> None:
-        head = logchunks.HEAD.pack(time.time_ns(), stream, len(data))
-        whole = len(head) + len(data)
-        written = os.writev(self._fd, [head, data])
-        if written != whole:  # the disk filled up inside the chunk
+    def _write(self, parts: "list[memoryview | bytes]") -> None:
+        size = sum(map(len, parts))
+        if os.writev(self._fd, parts) != size:  # the disk filled up in the middle
             os.ftruncate(self._fd, self._size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._size += whole
+        self._size += size
 
     def _make_room(self, length: int) -> None:
         if self._fd < 0:
@@ -110,6 +108,10 @@ class LogFile:
         except OSError:
             return []
         return [n for n in map(logchunks.file_number, names) if n is not None]
+
+
+def _chunk(stream: int, data: "memoryview | bytes") -> "list[memoryview | bytes]":
+    return [logchunks.HEAD.pack(time.time_ns(), stream, len(data)), data]
 
 
 def _whole_chunks(fd: int) -> int:
