@@ -8,14 +8,15 @@ import asyncio
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import zmq
 
+from lighter.daemon.rpc.outbox import Outbox
 from lighter.daemon.tasks.shims import peer_credentials
 from lighter.proto import codec
 from lighter.proto.errors import (
@@ -35,8 +36,6 @@ log = logging.getLogger("lighter.rpc")
 
 MAX_CLIENTS = 1024
 MAX_CALLS = 64
-MAX_QUEUED = 256
-MAX_QUEUED_BYTES = 32 << 20
 MAX_SHOWN = 4096  # of an error's text: what a caller wrote is quoted in it, however long it is
 CREDIT_BYTES = 1 << 20
 RETRY_S = 0.02
@@ -80,8 +79,7 @@ class _Client:
         self.calls: dict[int, asyncio.Task[None]] = {}
         self.credits: dict[int, int] = {}
         self.more_credit: dict[int, asyncio.Event] = {}
-        self.queue: deque[list[bytes]] = deque()
-        self.queued_bytes = 0
+        self.outbox = Outbox()
 
 
 class ClientServer:
@@ -93,6 +91,8 @@ class ClientServer:
         self._socket: zmq.Socket[bytes] | None = None
         self._clients: dict[bytes, _Client] = {}
         self._refused: dict[bytes, LighterError] = {}
+        self._waiting: set[_Client] = set()  # those that something is queued for
+        self._pump_is_due = False
         self._retry: asyncio.TimerHandle | None = None
         self._only_uid: int | None = None
         self._place = ("", 0, -1)
@@ -131,6 +131,23 @@ class ClientServer:
     # in
 
     def _pump(self) -> None:
+        """Take what has arrived. The socket's descriptor also tells of a client that reads again.
+
+        It is edge-triggered, and any call on the socket may consume the edge: so an attempt to
+        send, even a failed one, is always followed by one to receive.
+        """
+        self._pump_is_due = False
+        self._take_all()
+        if self._waiting:
+            self._send_queued()
+            self._take_all()
+
+    def _pump_soon(self) -> None:
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _take_all(self) -> None:
         while self._socket is not None:
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
@@ -218,13 +235,15 @@ class ClientServer:
             "call manager: hello was not said on this connection"
         )
         answer = codec.Error(self._generation, request.ident, error.code, error.message, {})
-        self._send(routing_id, codec.encode(answer))
+        self._put(routing_id, codec.encode(answer))
 
     def _drop_client(self, routing_id: bytes) -> None:
         self._refused.pop(routing_id, None)
         client = self._clients.pop(routing_id, None)
         if client is None:
             return
+        self._waiting.discard(client)
+        client.outbox.close()
         asyncio.get_running_loop().remove_reader(client.pidfd)
         os.close(client.pidfd)
         for task in client.calls.values():
@@ -246,7 +265,12 @@ class ClientServer:
         else:
             task = asyncio.get_running_loop().create_task(self._run(client, request, method))
             client.calls[request.ident] = task
-            task.add_done_callback(lambda _task: client.calls.pop(request.ident, None))
+            task.add_done_callback(lambda ended: self._ended(client, request, ended))
+
+    def _ended(self, client: _Client, request: codec.Request, task: "asyncio.Task[None]") -> None:
+        client.calls.pop(request.ident, None)
+        if task.cancelled():  # before its first step, where it could not answer itself
+            self._fail(client, request.generation, request.ident, _canceled(request))
 
     async def _run(self, client: _Client, request: codec.Request, method: Method) -> None:
         name = f"{request.service}.{request.method}"
@@ -269,8 +293,7 @@ class ClientServer:
             late = DeadlineExceeded(f"call {name}: not done when its time was over")
             self._fail(client, request.generation, request.ident, late)
         except asyncio.CancelledError:
-            stopped = Canceled(f"call {name}: canceled by its caller")
-            self._fail(client, request.generation, request.ident, stopped)
+            self._fail(client, request.generation, request.ident, _canceled(request))
         except PermissionError as err:
             denied = PermissionDenied(f"call {name}: {err}")
             self._fail(client, request.generation, request.ident, denied)
@@ -302,6 +325,7 @@ class ClientServer:
     async def _send_item(self, client: _Client, ident: int, item: Any) -> None:
         frames = codec.encode(codec.Data(self._generation, ident, item), client.version)
         size = sum(map(len, frames))
+        await client.outbox.emptied()
         while client.credits[ident] <= 0:
             client.more_credit[ident].clear()
             await client.more_credit[ident].wait()
@@ -321,19 +345,17 @@ class ClientServer:
 
     def _put(self, routing_id: bytes, frames: list[bytes]) -> None:
         """Send, or queue for a client that does not read; one that never does is dropped."""
+        self._pump_soon()
         client = self._clients.get(routing_id)
-        waits = client is not None and bool(client.queue)
-        if (waits or not self._send(routing_id, frames)) and client is not None:
-            self._enqueue(client, frames)
-
-    def _enqueue(self, client: _Client, frames: list[bytes]) -> None:
-        client.queued_bytes += sum(map(len, frames))
-        if len(client.queue) >= MAX_QUEUED or client.queued_bytes > MAX_QUEUED_BYTES:
-            log.warning("drop client pid=%d: it does not read", client.pid)
-            self._drop_client(client.routing_id)
-            return
-        client.queue.append(frames)
-        self._retry_later()
+        if client is None:
+            self._send(routing_id, frames)
+        elif client.outbox or not self._send(routing_id, frames):
+            if client.outbox.add(frames):
+                self._waiting.add(client)
+                self._retry_later()
+            else:
+                log.warning("drop client pid=%d: it does not read", client.pid)
+                self._drop_client(routing_id)
 
     def _send(self, routing_id: bytes, frames: list[bytes]) -> bool:
         """False when the client's queue is full; a client that is gone takes everything."""
@@ -345,18 +367,24 @@ class ClientServer:
             return False
         except zmq.ZMQError:
             self._drop_client(routing_id)
-        # The descriptor is edge-triggered: a send may have consumed the edge of an arrival.
-        asyncio.get_running_loop().call_soon(self._pump)
         return True
 
     def _retry_later(self) -> None:
         if self._retry is None:
-            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._send_queued)
+            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._on_retry)
+
+    def _on_retry(self) -> None:
+        self._retry = None
+        self._pump()
 
     def _send_queued(self) -> None:
-        self._retry = None
-        for client in list(self._clients.values()):
-            while client.queue and self._send(client.routing_id, client.queue[0]):
-                client.queued_bytes -= sum(map(len, client.queue.popleft()))
-            if client.queue:
-                self._retry_later()
+        for client in list(self._waiting):
+            client.outbox.flush(partial(self._send, client.routing_id))
+            if not client.outbox:
+                self._waiting.discard(client)
+        if self._waiting:
+            self._retry_later()
+
+
+def _canceled(request: codec.Request) -> Canceled:
+    return Canceled(f"call {request.service}.{request.method}: canceled by its caller")

@@ -136,12 +136,13 @@ class ShimRouter:
         """Raises Unavailable at once when the shim is gone or does not read."""
         if self._socket is None:
             raise Unavailable(f"{what}: the manager is stopping")
+        # The descriptor is edge-triggered: a send, even one that fails, may consume the edge of an
+        # arrival.
+        asyncio.get_running_loop().call_soon(self._pump)
         try:
             self._socket.send_multipart([incarnation.encode(), *frames], zmq.DONTWAIT)
         except zmq.ZMQError as err:
             raise Unavailable(f"{what}: its shim does not take messages") from err
-        # The descriptor is edge-triggered: a send may have consumed the edge of an arrival.
-        asyncio.get_running_loop().call_soon(self._pump)
 
     def acknowledge(self, peer: Peer, sequence: int) -> None:
         try:

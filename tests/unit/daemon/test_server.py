@@ -1,0 +1,330 @@
+"""The clients' ROUTER: calls, streams, refusals, and peers that do not keep to the protocol."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+from hypothesis import HealthCheck, given, settings
+
+from lighter.daemon.rpc import server as server_module
+from lighter.daemon.rpc.server import CREDIT_BYTES, MAX_CALLS, ClientServer
+from lighter.proto import codec, errors, sockets
+from tests.client import Client
+from tests.harness import await_that
+from tests.unit.daemon import hostile
+from tests.unit.daemon.serving import GENERATION, Service, Serving, client_server
+
+
+class Setting:
+    """One server and what serves there."""
+
+    def __init__(self, serving: Serving, server: ClientServer, service: Service) -> None:
+        self.serving, self.server, self.service = serving, server, service
+
+    def client(self) -> Client:
+        return Client(self.serving.address)
+
+    @contextmanager
+    def raw(self) -> Iterator["zmq.Socket[bytes]"]:
+        """A DEALER that has been welcomed and has said nothing."""
+        context = sockets.context()
+        socket = sockets.connect_dealer(context, self.serving.address, sockets.CLIENT_HWM)
+        try:
+            assert socket.poll(5000)
+            assert isinstance(codec.decode(socket.recv_multipart()), codec.Welcome)
+            yield socket
+        finally:
+            context.destroy(0)
+
+
+@pytest.fixture(scope="module")
+def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    service = Service()
+    with client_server(tmp_path_factory.mktemp("s"), service) as (serving, server):
+        yield Setting(serving, server, service)
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[Setting]:
+    service = Service()
+    with client_server(tmp_path, service) as (serving, server):
+        yield Setting(serving, server, service)
+
+
+def request(
+    ident: int, method: str, deadline_ns: int | None = None, **body: object
+) -> codec.Request:
+    return codec.Request(GENERATION, ident, "test", method, deadline_ns, {}, dict(body))
+
+
+def answer(socket: "zmq.Socket[bytes]", timeout_s: float = 5) -> codec.Message | None:
+    if not socket.poll(int(timeout_s * 1000)):
+        return None
+    return codec.decode(socket.recv_multipart())
+
+
+def test_a_call_is_answered_and_the_caller_is_who_the_kernel_says(at: Setting) -> None:
+    with at.client() as client:
+        assert client.call("test", "echo", a=[1, {"b": None}]) == {"a": [1, {"b": None}]}
+    caller = at.service.callers[0]
+    assert (caller.namespace, caller.pid, caller.uid) == ("default", os.getpid(), os.getuid())
+
+
+def test_a_stream_ends_with_its_result(at: Setting) -> None:
+    with at.client() as client:
+        stream = client.stream("test", "count", to=1000)
+        assert [item["n"] for item in stream] == list(range(1, 1001))
+        assert stream.result == {"total": 1000}
+
+
+def test_errors_travel_by_code_and_a_bug_is_internal(at: Setting) -> None:
+    with at.client() as client:
+        with pytest.raises(errors.NotFound, match=r"find \\udcff: there is none"):
+            client.call("test", "fail")
+        with pytest.raises(errors.Internal, match=r"call test.fail: RuntimeError: a bug"):
+            client.call("test", "fail", broken=True)
+        with pytest.raises(errors.Unimplemented, match=r"call test\.nope: there is no such method"):
+            client.call("test", "nope")
+        assert client.call("test", "echo") == {}
+
+
+def test_an_error_that_quotes_megabytes_still_arrives(at: Setting) -> None:
+    with at.client() as client:
+        with pytest.raises(errors.NotFound) as caught:
+            client.call("test", "fail", length=20 << 20)
+        assert len(caught.value.message) <= server_module.MAX_SHOWN + 10
+        with pytest.raises(errors.Unimplemented) as caught_name:
+            client.call("x" * (1 << 20), "y" * (1 << 20))
+        assert len(caught_name.value.message) < 300
+
+
+def test_an_answer_over_the_cap_is_an_error_not_a_lost_connection(at: Setting) -> None:
+    with at.client() as client:
+        with pytest.raises(errors.ResourceExhausted, match="at most 16777216 fit"):
+            client.call("test", "big", size=codec.MAX_MESSAGE_BYTES)
+        assert len(client.call("test", "big", size=15 << 20)["data"]) == 15 << 20
+
+
+def test_a_call_whose_time_is_over_is_not_executed(at: Setting) -> None:
+    with at.client() as client:
+        client.send(request(99, "echo", deadline_ns=time.monotonic_ns() - 1))
+        message, _ = client.receive(time.monotonic() + 5, "answer")
+        assert isinstance(message, codec.Error) and message.code == "deadline-exceeded"
+    assert at.service.executed == []
+
+
+def test_a_deadline_ends_a_call(at: Setting) -> None:
+    with at.client() as client:
+        client.send(request(1, "hang", deadline_ns=time.monotonic_ns() + 50_000_000))
+        message, _ = client.receive(time.monotonic() + 5, "answer")
+        assert isinstance(message, codec.Error) and message.code == "deadline-exceeded"
+    assert at.service.cancelled == ["hang"]
+
+
+def test_a_call_can_be_cancelled(at: Setting) -> None:
+    with at.client() as client:
+        client.send(request(1, "hang"))
+        client.send(codec.Cancel(GENERATION, 1))
+        client.send(codec.Cancel(GENERATION, 2))  # of nothing
+        message, _ = client.receive(time.monotonic() + 5, "answer")
+        assert message == codec.Error(
+            GENERATION, 1, "canceled", "call test.hang: canceled by its caller", {}
+        )
+
+
+def test_an_ident_in_use_is_not_used_twice(at: Setting) -> None:
+    with at.client() as client:
+        for _ in range(3):
+            client.send(request(1, "hang"))
+        client.send(request(2, "echo"))
+        message, _ = client.receive(time.monotonic() + 5, "answer")
+        assert isinstance(message, codec.Response) and message.ident == 2
+    assert at.service.executed == ["hang", "echo"]
+
+
+def test_a_client_has_a_bounded_number_of_calls(at: Setting) -> None:
+    with at.client() as client, at.client() as other:
+        for ident in range(MAX_CALLS + 1):
+            while True:
+                try:
+                    client.send(request(ident, "hang"))
+                    break
+                except zmq.Again:
+                    client.socket.poll(10, zmq.POLLOUT)
+        message, _ = client.receive(time.monotonic() + 5, "answer")
+        assert isinstance(message, codec.Error)
+        assert (message.ident, message.code) == (MAX_CALLS, "resource-exhausted")
+        assert other.call("test", "echo") == {}
+
+
+def test_a_peer_that_said_no_hello_is_told_so(at: Setting) -> None:
+    with at.raw() as socket:
+        socket.send_multipart(codec.encode(request(5, "echo")))
+        message = answer(socket)
+        assert isinstance(message, codec.Error)
+        assert (message.ident, message.code) == (5, "failed-precondition")
+    assert at.service.executed == []
+
+
+def test_one_client_too_many_is_told_so(at: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CLIENTS", 1)
+    with at.client() as first:
+        assert first.call("test", "echo") == {}
+        with at.client() as second:
+            with pytest.raises(errors.ResourceExhausted, match="1 clients are connected"):
+                second.call("test", "echo")
+        assert first.call("test", "echo") == {}
+
+
+def test_what_belongs_to_another_generation_is_dropped(at: Setting) -> None:
+    with at.client() as client:
+        client.send(codec.Request(GENERATION - 1, 1, "test", "echo", None, {}, {}))
+        assert client.call("test", "echo", n=2) == {"n": 2}
+    assert at.service.executed == ["echo"]
+
+
+def test_a_hello_that_lies_about_its_pid_changes_nothing(at: Setting) -> None:
+    with at.raw() as socket:
+        lie = codec.Hello(GENERATION, 1, [], {"kind": "client", "pid": 1, "uid": 0})
+        socket.send_multipart(codec.encode(lie))
+        socket.send_multipart(codec.encode(request(1, "echo")))
+        assert isinstance(answer(socket), codec.Response)
+    assert at.service.callers[0].pid == os.getpid()
+
+
+def test_a_malformed_request_with_a_readable_head_is_answered(at: Setting) -> None:
+    with at.client() as client:
+        kinds = [2, GENERATION, 33, "test", "echo", "soon", {}, {}]
+        client.socket.send_multipart([b"\1", server_module.codec.msgpack.packb(kinds)])
+        message, _ = client.receive(time.monotonic() + 5, "answer")
+        assert isinstance(message, codec.Error)
+        assert (message.ident, message.code) == (33, "invalid-argument")
+
+
+@pytest.mark.parametrize("name", hostile.BODIES)
+def test_a_hostile_body_is_dropped_and_counted(long_lived: Setting, name: str) -> None:
+    with long_lived.client() as client:
+        assert client.call("test", "echo") == {}
+        dropped = long_lived.server.dropped
+        client.socket.send_multipart([b"\1", hostile.BODIES[name]])
+        assert client.call("test", "echo") == {}
+        assert long_lived.server.dropped == dropped + 1
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(frames=hostile.messages(GENERATION))
+def test_any_frames_leave_the_server_serving(long_lived: Setting, frames: list[bytes]) -> None:
+    with long_lived.raw() as socket:
+        hello = codec.Hello(GENERATION, 1, [], {})
+        socket.send_multipart(codec.encode(hello))
+        socket.send_multipart(frames)
+        # In order, so this answer tells that the frames were read.
+        socket.send_multipart(codec.encode(request(1 << 40, "echo")))
+        while True:
+            message = answer(socket)
+            assert message is not None, frames
+            if getattr(message, "ident", None) == 1 << 40:
+                break
+    assert not [name for name in long_lived.service.executed if name not in METHODS]
+
+
+METHODS = {"echo", "hang", "count"}
+
+
+def test_a_stream_waits_for_a_reader_that_does_not_read(at: Setting) -> None:
+    with at.client() as silent, at.client() as other:
+        silent.send(request(1, "count", pad=1000))
+        assert other.call("test", "echo") == {}
+        got = 0
+        while silent.socket.poll(300):
+            got += sum(map(len, silent.socket.recv_multipart()))
+            assert other.call("test", "echo") == {}
+        # All the credit is used, and no more than one item beyond it.
+        assert CREDIT_BYTES <= got < CREDIT_BYTES + 2000
+        silent.send(codec.Credit(GENERATION, 1, 10_000))
+        assert silent.socket.poll(5000)
+
+
+def test_a_client_that_takes_no_answers_is_dropped_and_others_are_served(at: Setting) -> None:
+    with at.client() as greedy, at.client() as other:
+        for ident in range(40):
+            greedy.send(request(ident, "big", size=4 << 20))
+            await_that(lambda: other.call("test", "echo") == {}, 5, "the other is answered")
+            if at.server.client_count < 2:
+                break
+        await_that(lambda: at.server.client_count == 1, 10, "the client is dropped")
+        assert other.call("test", "echo") == {}
+
+
+CLIENT = """
+import os, sys, time
+from lighter.proto import codec, sockets
+socket = sockets.connect_dealer(sockets.context(), sys.argv[1], 16)
+assert socket.poll(5000)
+welcome = codec.decode(socket.recv_multipart())
+socket.send_multipart(codec.encode(codec.Hello(welcome.generation, 1, [], {})))
+for ident, method in ((1, "hang"), (2, "count")):
+    request = codec.Request(welcome.generation, ident, "test", method, None, {}, {})
+    socket.send_multipart(codec.encode(request))
+assert socket.poll(5000)
+print(flush=True)
+sys.stdin.read()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_calls_of_a_client_that_died_end_with_it(at: Setting) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    dying = subprocess.Popen(
+        [sys.executable, "-I", "-c", CLIENT, at.serving.address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with dying:
+        assert dying.stdout is not None and dying.stdin is not None
+        assert dying.stdout.readline() == b"\n"
+        await_that(lambda: at.service.executed == ["hang", "count"], 5, "both calls run")
+        dying.stdin.close()
+    await_that(lambda: sorted(at.service.cancelled) == ["count", "hang"], 5, "both calls end")
+    assert at.server.client_count == 0
+    await_that(lambda: len(os.listdir("/proc/self/fd")) == len(before), 5, "nothing stays open")
+
+
+def test_a_socket_that_was_deleted_is_put_back_and_connections_stay(at: Setting) -> None:
+    path = Path(at.serving.address)
+    with at.client() as client:
+        path.unlink()
+        at.serving.do(at.server.listen_again)
+        assert path.is_socket() and path.stat().st_mode & 0o777 == 0o600
+        assert client.call("test", "echo") == {}
+        with at.client() as other:
+            assert other.call("test", "echo") == {}
+        inode = path.stat().st_ino
+        at.serving.do(at.server.listen_again)
+        assert path.stat().st_ino == inode
+
+
+def test_a_file_in_the_sockets_place_is_kept(at: Setting) -> None:
+    path = Path(at.serving.address)
+    path.unlink()
+    path.write_text("precious")
+    at.serving.do(at.server.listen_again)
+    assert path.read_text() == "precious"
+    path.unlink()
+
+
+def test_many_small_items_are_not_paced_by_a_timer(at: Setting) -> None:
+    started = time.monotonic()
+    with at.client() as client:
+        stream = client.stream("test", "count", to=20_000)
+        assert sum(1 for _ in stream) == 20_000
+    # By the retry timer alone it would be 16 messages in 20 ms: 25 s.
+    assert time.monotonic() - started < 12

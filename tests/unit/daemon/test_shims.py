@@ -1,0 +1,139 @@
+"""The shims' ROUTER: who may say hello, and peers that do not keep to the protocol."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from hypothesis import HealthCheck, given, settings
+
+from lighter.daemon.tasks.shims import Peer, ShimRouter
+from lighter.proto import codec, sockets
+from tests.harness import await_that
+from tests.unit.daemon import hostile
+from tests.unit.daemon.serving import GENERATION, Serving, shim_router
+
+ME = "00112233aabbccdd"
+
+
+class Setting:
+    def __init__(self) -> None:
+        self.hellos: list[dict[str, Any]] = []
+        self.events: list[codec.Event] = []
+        self.commit = True
+        self.router = ShimRouter(GENERATION, self._on_hello, self._on_event)
+        self.serving: Serving
+
+    def _on_hello(self, peer: Peer) -> None:
+        self.hellos.append(peer.identity)
+
+    def _on_event(self, _peer: Peer, event: codec.Event) -> bool:
+        self.events.append(event)
+        return self.commit
+
+    @contextmanager
+    def shim(self, **identity: Any) -> Iterator["zmq.Socket[bytes]"]:
+        """A welcomed DEALER that has said hello with `identity` over the true one."""
+        context = sockets.context()
+        socket = sockets.connect_dealer(
+            context, self.serving.address, sockets.SHIM_HWM, ME.encode()
+        )
+        try:
+            assert socket.poll(5000)
+            assert isinstance(codec.decode(socket.recv_multipart()), codec.Welcome)
+            true = {"incarnation": ME, "pid": os.getpid(), "version": "1"}
+            hello = codec.Hello(GENERATION, 1, [], {**true, **identity})
+            socket.send_multipart(codec.encode(hello))
+            yield socket
+        finally:
+            context.destroy(0)
+
+
+@pytest.fixture(scope="module")
+def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    setting = Setting()
+    with shim_router(tmp_path_factory.mktemp("s"), setting.router) as setting.serving:
+        yield setting
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[Setting]:
+    setting = Setting()
+    with shim_router(tmp_path, setting.router) as setting.serving:
+        yield setting
+
+
+def event(sequence: int) -> codec.Event:
+    return codec.Event(GENERATION, sequence, "/tasks/exit", 1, {})
+
+
+def test_a_hello_is_taken_and_an_event_acknowledged(at: Setting) -> None:
+    with at.shim() as socket:
+        socket.send_multipart(codec.encode(event(1)))
+        assert socket.poll(5000)
+        assert codec.decode(socket.recv_multipart()) == codec.Ack(GENERATION, 1)
+    assert at.hellos[0]["incarnation"] == ME
+
+
+def test_an_event_that_was_not_committed_is_not_acknowledged(at: Setting) -> None:
+    at.commit = False
+    with at.shim() as socket:
+        socket.send_multipart(codec.encode(event(1)))
+        await_that(lambda: at.events, 5, "the event arrives")
+        assert not socket.poll(100)
+
+
+@pytest.mark.parametrize("lie", [{"incarnation": "f" * 16}, {"pid": 1}, {"pid": None}])
+def test_a_hello_of_somebody_else_is_dropped_with_all_that_follows(
+    at: Setting, lie: dict[str, Any]
+) -> None:
+    with at.shim(**lie) as socket:
+        socket.send_multipart(codec.encode(event(1)))
+        await_that(lambda: at.router.dropped, 5, "the hello is dropped")
+        assert not socket.poll(100)
+    assert (at.hellos, at.events, at.router.peers) == ([], [], {})
+
+
+def test_an_event_of_another_generation_is_dropped(at: Setting) -> None:
+    with at.shim() as socket:
+        socket.send_multipart(codec.encode(event(1)._replace(generation=GENERATION - 1)))
+        socket.send_multipart(codec.encode(event(2)))
+        assert socket.poll(5000)
+    assert [seen.sequence for seen in at.events] == [2]
+
+
+@pytest.mark.parametrize("name", hostile.BODIES)
+def test_a_hostile_body_is_dropped_and_counted(long_lived: Setting, name: str) -> None:
+    with long_lived.shim() as socket:
+        dropped = long_lived.router.dropped
+        socket.send_multipart([b"\1", hostile.BODIES[name]])
+        socket.send_multipart(codec.encode(event(5)))
+        assert socket.poll(5000)
+        assert long_lived.router.dropped == dropped + 1
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(frames=hostile.messages(GENERATION))
+def test_any_frames_leave_the_router_serving(long_lived: Setting, frames: list[bytes]) -> None:
+    with long_lived.shim() as socket:
+        socket.send_multipart(frames)
+        last = 1 << 40
+        socket.send_multipart(codec.encode(event(last)))
+        while True:
+            assert socket.poll(5000), frames
+            if codec.decode(socket.recv_multipart()) == codec.Ack(GENERATION, last):
+                break
+
+
+def test_a_socket_that_was_deleted_is_put_back(at: Setting) -> None:
+    path = Path(at.serving.address)
+    path.unlink()
+    at.serving.do(at.router.listen_again)
+    assert path.is_socket() and path.stat().st_mode & 0o777 == 0o600
+    with at.shim():
+        await_that(lambda: at.hellos, 5, "a shim connects")
