@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lighter.daemon.version import VERSION
 from lighter.proto.errors import InvalidArgument, LighterError
+from lighter.proto.version import VERSION
 
 if TYPE_CHECKING:
     from lighter.daemon.config import Config

@@ -47,7 +47,7 @@ from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.version import NAME, REVISION, VERSION
+from lighter.daemon.version import NAME, REVISION
 from lighter.proto.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -58,6 +58,7 @@ from lighter.proto.errors import (
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root, State, check_socket_path
 from lighter.proto.sockets import context
+from lighter.proto.version import VERSION
 
 log = logging.getLogger("lighter.app")
 
@@ -234,7 +235,7 @@ class Manager:
         self._handle_signals()
         self._notifier.ready()
         log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
-        supervisor.in_background(self._tidy(images, containers))
+        supervisor.in_background(self._tidy(images, containers, namespaces))
         supervisor.in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
         await self._finish_removals(snapshotters)
@@ -250,10 +251,12 @@ class Manager:
             except (TimeoutError, LighterError):
                 log.info("removed snapshots of %s are swept at the next start", name)
 
-    async def _tidy(self, images: ImageService, containers: ContainerService) -> None:
+    async def _tidy(
+        self, images: ImageService, containers: ContainerService, namespaces: NamespaceStore
+    ) -> None:
         """Finish or undo what the manager before left half done on disk."""
         await images.recover()
-        await containers.remove_orphans()
+        await containers.orphans.remove_all([known.name for known in namespaces.list()])
         hit("start.tidied")
 
     def _on_closed(

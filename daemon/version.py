@@ -1,5 +1,4 @@
-"""What this manager is called and which release it is. A packaged build writes REVISION."""
+"""What this manager is called and which build it is. A packaged build writes REVISION."""
 
 NAME = "lighter"
-VERSION = "0.1.0"
 REVISION = "unknown"

@@ -17,7 +17,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         labels, created_at, updated_at}], next}
     images.get          {name} -> {image, manifest, config}
     images.delete       {name} -> {}
-    containers.create   {id, image, args, env, cwd, user, terminal, mounts: [{type, source, destination,
+    containers.create   {id, image, args, entrypoint, env, cwd, user, terminal, mounts: [{type, source, destination,
                         options}], net_host, read_only, hostname, labels, snapshotter, privileged,
                         cap_add, cap_drop, seccomp, allow_new_privs, runtime, with_ns: {kind: path},
                         auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file}}
@@ -50,7 +50,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     events.subscribe    (stream) {since, follow} -> items {sequence, timestamp, namespace, topic, event}
                         since: a sequence, or null for new ones only; namespace "" in metadata: all
     logs.read           (stream) {id, follow, tail, since} -> items {timestamp, stream, data}
-                        stream: 1 stdout, 2 stderr, 3 the shim's own notice; tail in lines or null
+                        stream: 1 stdout, 2 stderr, 3 the shim's own notice; tail in lines
+                        or null; since: a time, later chunks only
     system.shims        {} -> {shims: [{namespace, id, pid, incarnation, version, state, pss_bytes}]}
     system.health       {} -> {status, generation, clients, shims, fds, dropped}
 

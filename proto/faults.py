@@ -4,8 +4,8 @@
 
 `n` (default 1) is the pass through the point at which the action happens; 0 means at each pass.
 Actions: `error` raises Internal, `delay` sleeps `FAULT_DELAY_S` seconds (default 1), `abort` ends
-the process at once as SIGKILL would, `stop` sends SIGSTOP to itself. `FAULT_TRACE=file` appends a line
-"pid point" at each pass, which is how a sweep learns the points there are.
+the process at once as SIGKILL would, `stop` sends SIGSTOP to itself. `FAULT_TRACE=file` appends a
+line "pid point" at each pass, which is how a sweep learns the points there are.
 
 A packaged build sets ENABLED to False in this file; then `hit` is an empty call.
 """

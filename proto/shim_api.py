@@ -10,7 +10,7 @@
     attach       {exec_id, stdin, stdout, stderr} -> {terminal}
     resize       {exec_id, rows, cols} -> {}
     close_stdin  {exec_id} -> {}
-    end          {} -> {}                            SIGKILL to init whatever its state; the exit follows
+    end          {} -> {}                            SIGKILL to init, whatever its state
 
 The order of a create (a map):
 
