@@ -20,6 +20,7 @@ from lighter.daemon.oci.checks import encode
 from lighter.daemon.oci.config import read_image_config
 from lighter.daemon.oci.host import Host, read_devices
 from lighter.daemon.oci.process import ExecRequest, exec_process
+from lighter.daemon.orphans import OWNER_LABEL, Orphans
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.service import TaskService
@@ -111,6 +112,8 @@ class ContainerService:
         self._events = events_log
         self._host = host
         self._defaults = defaults
+        self._making: set[tuple[str, str]] = set()
+        self.orphans = Orphans(root, snapshotters, self._is_owner)
 
     async def create(
         self, namespace: str, request: CreateRequest
@@ -122,8 +125,17 @@ class ContainerService:
         check_name(namespace, "namespace")
         id_ = secrets.token_hex(6) if request.id is None else check_name(request.id, "container")
         check_labels(dict(request.labels))
-        if self._exists(namespace, id_):
+        if self._is_owner(namespace, id_):
             raise AlreadyExists(f"create container {id_}: it already exists")
+        self._making.add((namespace, id_))
+        try:
+            return await self._create(namespace, id_, request)
+        finally:
+            self._making.discard((namespace, id_))
+
+    async def _create(
+        self, namespace: str, id_: str, request: CreateRequest
+    ) -> tuple[Container, tuple[str, ...]]:
         snapshotter_name = request.snapshotter or self._defaults.snapshotter
         snapshotter = self._snapshotter(snapshotter_name)
         runtime = request.runtime or self._defaults.runtime
@@ -135,7 +147,8 @@ class ContainerService:
         signal_number(options["stop_signal"])
         chain_id = await self._images.unpack(namespace, request.image, snapshotter_name)
         async with AsyncExitStack() as undo:
-            mounts = await snapshotter.prepare(namespace, id_, chain_id)
+            await self.orphans.make_way(snapshotter, namespace, id_)
+            mounts = await snapshotter.prepare(namespace, id_, chain_id, {OWNER_LABEL: id_})
             undo.push_async_callback(_quietly, snapshotter, namespace, id_)
             hit("containers.snapshot-made")
             spec = await self._spec(namespace, id_, request, config, chain_id, mounts)
@@ -224,7 +237,10 @@ class ContainerService:
             "terminal": request.terminal,
         }
 
-    def _exists(self, namespace: str, id_: str) -> bool:
+    def _is_owner(self, namespace: str, id_: str) -> bool:
+        """Whether such a container is recorded, being made, or has a task."""
+        if (namespace, id_) in self._making or self._tasks.exists(namespace, id_):
+            return True
         try:
             self._store.get(namespace, id_)
         except NotFound:
@@ -261,6 +277,8 @@ class ContainerService:
         container = self._store.get(namespace, container_id)
         terminal = bool(container.options.get("terminal"))
         mounts = await self.mounts(container)
+        # It may have been deleted meanwhile; from here to the task's row nothing else runs.
+        container = self._store.get(namespace, container_id)
         return await self._creator.create(container, mounts, terminal, stdio)
 
     async def exec_spec(
@@ -289,6 +307,7 @@ class ContainerService:
     async def delete(self, namespace: str, container_id: str, force: bool) -> None:
         """Remove record, snapshot and log. Refused while there is a task, unless `force`."""
         container = self._store.get(namespace, container_id)
+        await self._tasks.end_creation(namespace, container_id, force)
         if self._tasks.exists(namespace, container_id):
             task = self._tasks.find(namespace, container_id)
             if not force:
@@ -308,15 +327,6 @@ class ContainerService:
             )
         shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
         self._events.publish(namespace, events.CONTAINER_DELETE, {"id": container_id})
-
-    async def remove_orphans(self) -> None:
-        """At a start: snapshots and logs whose container's record is gone (a delete cut short)."""
-        logs = f"{self._root.dir}/logs"
-        for namespace in _directories(logs):
-            for id_ in _directories(f"{logs}/{namespace}"):
-                if not self._exists(namespace, id_) and not self._tasks.exists(namespace, id_):
-                    log.info("remove log of deleted container %s", id_)
-                    shutil.rmtree(f"{logs}/{namespace}/{id_}", ignore_errors=True)
 
 
 def _check_sources(spec: Mapping[str, Any]) -> None:
@@ -348,10 +358,3 @@ def signal_number(name: str) -> int:
         return signal.Signals[upper if upper.startswith("SIG") else f"SIG{upper}"].value
     except KeyError as err:
         raise InvalidArgument(f"choose stop signal {name!r}: there is no such signal") from err
-
-
-def _directories(path: str) -> "tuple[str, ...]":
-    try:
-        return tuple(entry.name for entry in os.scandir(path) if entry.is_dir())
-    except FileNotFoundError:
-        return ()

@@ -184,9 +184,7 @@ class TaskCreator:
         """After a failed create: no shim, no bundle, no row."""
         bundle = self._bundle_of(entry.namespace, entry.id)
         withdrawn = bundle.withdraw(entry.incarnation)
-        if withdrawn:
-            kill_shim(entry)  # it has not made anything, and may be stopped
-        elif not entry.cleaned.is_set():
+        if not withdrawn and not entry.cleaned.is_set():
             self._find_shim(entry, bundle)
             try:
                 async with asyncio.timeout(CLOSED_S):

@@ -215,6 +215,21 @@ class TaskService:
             hit("delete.row-gone")
             return entry.exit
 
+    async def end_creation(self, namespace: str, container_id: str, force: bool) -> None:
+        """Before its container is deleted: there is no task that is only being created.
+
+        `force` ends a create of a dead manager, which nobody waits for and a stopped shim never
+        ends. Raises FailedPrecondition for any other.
+        """
+        entry = self._supervisor.entries.get((namespace, container_id))
+        if entry is None or entry.state != states.CREATING:
+            return
+        if not (force and entry.orphan):
+            raise FailedPrecondition(f"delete {entry.what}: it is being created")
+        kill_shim(entry)
+        async with asyncio.timeout(CLOSED_S):
+            await entry.cleaned.wait()
+
     async def _end_created(self, entry: Entry) -> None:
         """End a task that was never started. A shim that dies over it is settled all the same."""
         try:

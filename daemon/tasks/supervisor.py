@@ -18,6 +18,7 @@ from lighter.daemon.events import Event, EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.reach import kill_shim
 from lighter.daemon.tasks.settle import Settler
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
@@ -346,6 +347,8 @@ class Supervisor:
                 seen.append(self._events.append(tx, entry.namespace, events.DELETE, body))
         self.remove(entry)
         self._events.announce(*seen)
+        # It is done, or has not begun; one that is stopped would stay for ever, seen by nobody.
+        kill_shim(entry)
 
 
 _STEPS = {
