@@ -110,6 +110,8 @@ class Stream:
                 continue  # an answer to a call that was given up
             match message:
                 case codec.Data():
+                    # Many small items are read faster than a queue of CLIENT_HWM credits empties.
+                    self._client.socket.poll(1000, zmq.POLLOUT)
                     self._client.send(codec.Credit(generation, ident, size_bytes))
                     yield message.body
                 case codec.Response() | codec.End():

@@ -1,0 +1,176 @@
+"""Lives of containers under faults: calls that notice when nobody will answer, and what must hold.
+
+`ask` gives up as soon as the manager is dead or stopped or a shim is stopped, so that a sweep over
+fault points never waits for a timeout. `check_history` judges the event log as a reader of it
+would: it knows the order that clients are promised, not how it is kept.
+"""
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from lighter.proto import errors
+from tests import census
+from tests.client import Client
+from tests.harness import Lighterd, await_that, settled
+from tests.storecheck import store_problems
+
+NO_STDIO = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
+SIGKILL = 9
+ANSWER_S = 20.0
+SETTLED_S = 30.0
+_SLICE_MS = 100
+
+
+class NoAnswer(Exception):
+    """The call will not be answered: `who` is "manager" or "shim", `how` "dead" or "stopped"."""
+
+    def __init__(self, who: str, how: str, pid: int) -> None:
+        super().__init__(f"{who} {pid} is {how}")
+        self.who, self.how, self.pid = who, how, pid
+
+
+def process_state(pid: int) -> str:
+    """The letter of proc_pid_stat(5), "" for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return ""
+
+
+def look(lighterd: Lighterd) -> None:
+    """Raise NoAnswer when the manager is dead or stopped, or a shim is stopped."""
+    state = process_state(lighterd.pid)
+    if state in ("", "Z", "X", "T"):
+        raise NoAnswer("manager", "stopped" if state == "T" else "dead", lighterd.pid)
+    for pid in lighterd.shims():
+        if process_state(pid) == "T":
+            raise NoAnswer("shim", "stopped", pid)
+
+
+def ask(lighterd: Lighterd, call: str, namespace: str = "default", **body: Any) -> Any:
+    """The answer to "service.method". Raises the error that was answered, or NoAnswer."""
+    service, _, method = call.partition(".")
+    end = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            client = Client(lighterd.address, namespace, timeout_s=0.5)
+        except (errors.DeadlineExceeded, zmq.Again):
+            look(lighterd)
+            assert time.monotonic() < end, "the manager lives and does not say welcome"
+            continue
+        with client:
+            poller = zmq.Poller()
+            poller.register(client.socket, zmq.POLLIN)
+            try:
+                stream = client.stream(service, method, timeout_s=ANSWER_S, **body)
+            except zmq.Again:  # it has gone between welcome and request
+                look(lighterd)
+                continue
+            while not poller.poll(_SLICE_MS):
+                look(lighterd)
+                assert time.monotonic() < end, f"{call}: no answer in {ANSWER_S} s"
+            for _ in stream:
+                raise AssertionError(f"{call} answers with a stream")
+            return stream.result
+
+
+def define(lighterd: Lighterd, image: str, container: str, *command: str, **options: Any) -> None:
+    ask(lighterd, "containers.create", id=container, image=image, args=list(command), **options)
+
+
+def begin(lighterd: Lighterd, image: str, container: str, *command: str, **options: Any) -> int:
+    """Define a container and start its task; returns init's pid."""
+    define(lighterd, image, container, *command, **options)
+    ask(lighterd, "tasks.create", id=container, **NO_STDIO)
+    pid: int = ask(lighterd, "tasks.start", id=container)["pid"]
+    return pid
+
+
+def task(lighterd: Lighterd, container: str) -> dict[str, Any]:
+    """The task as it is listed; {"status": None} when it is not."""
+    listed = ask(lighterd, "tasks.list")["tasks"]
+    return next((row for row in listed if row["id"] == container), {"status": None})
+
+
+def await_task(lighterd: Lighterd, container: str, status: str | None) -> dict[str, Any]:
+    await_that(
+        lambda: task(lighterd, container)["status"] == status, 20, f"{container} is {status}"
+    )
+    return task(lighterd, container)
+
+
+def history(lighterd: Lighterd) -> list[dict[str, Any]]:
+    """All events of tasks so far, oldest first."""
+    with lighterd.client("") as client:
+        stream = client.stream("events", "subscribe", since=0, follow=False)
+        return [item for item in stream if item["topic"].startswith("/tasks/")]
+
+
+INIT_ORDER = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+
+
+def check_history(events: list[dict[str, Any]], alive: frozenset[str] = frozenset()) -> list[str]:
+    """What the events of tasks say that must not be; none when all is well.
+
+    Per container, between one delete and the next: init's events at most once each and in order, an
+    exit of each init but those in `alive`, execs only inside their init's life, each exit once.
+    """
+    lives: dict[str, list[list[dict[str, Any]]]] = {}
+    for event in events:
+        per_container = lives.setdefault(event["event"]["container_id"], [[]])
+        per_container[-1].append(event)
+        if event["topic"] == "/tasks/delete":
+            per_container.append([])
+    problems = []
+    for container, separate in lives.items():
+        for number, life in enumerate(separate):
+            last = number == len(separate) - 1
+            for problem in _problems_of_life(life, last and container in alive):
+                problems.append(f"{container}, life {number}: {problem}")
+    return problems
+
+
+def _problems_of_life(life: list[dict[str, Any]], alive: bool) -> list[str]:
+    problems = []
+    init = [e["topic"] for e in life if not e["event"].get("exec_id") and e["topic"] in INIT_ORDER]
+    if init != [topic for topic in INIT_ORDER if topic in init]:
+        problems.append(f"init's events are {init}")
+    if "/tasks/exit" in init and "/tasks/create" not in init:
+        problems.append("an exit without a create")
+    if "/tasks/create" in init and "/tasks/exit" not in init and not alive:
+        problems.append("no exit")
+    execs: dict[str, list[str]] = {}
+    for event in life:
+        if event["event"].get("exec_id"):
+            execs.setdefault(event["event"]["exec_id"], []).append(event["topic"])
+    for exec_id, topics in execs.items():
+        count = Counter(topics)
+        started, exits = count["/tasks/exec-started"], count["/tasks/exit"]
+        if started > 1 or exits > 1 or exits > started or (started > exits and not alive):
+            problems.append(f"exec {exec_id}: {topics}")
+    return problems
+
+
+def leftovers(lighterd: Lighterd) -> None:
+    """Wait until nothing of a container is left on disk or running. Raises AssertionError."""
+
+    def look() -> list[str]:
+        return [
+            *census.leftovers_on_disk(lighterd.root, lighterd.state),
+            *store_problems(lighterd.root),
+            *(f"shim {pid}" for pid in lighterd.shims()),
+            *census.marked_mounts(lighterd.owners_of_this()),
+        ]
+
+    settled(look)
+
+
+def kill_stopped(pid: int) -> None:
+    """SIGKILL acts on a stopped process at once; returns when it is gone or a zombie."""
+    os.kill(pid, SIGKILL)
+    await_that(lambda: process_state(pid) in ("", "Z", "X"), 10, f"{pid} is dead")
