@@ -8,6 +8,7 @@ would: it knows the order that clients are promised, not how it is kept.
 import os
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,13 @@ def process_state(pid: int) -> str:
         return ""
 
 
-def look(lighterd: Lighterd) -> None:
-    """Raise NoAnswer when the manager is dead or stopped, or a shim is stopped."""
+def look(lighterd: Lighterd, but: Collection[int] = ()) -> None:
+    """Raise NoAnswer when the manager is dead or stopped, or a shim, `but` these, is stopped."""
     state = process_state(lighterd.pid)
     if state in ("", "Z", "X", "T"):
         raise NoAnswer("manager", "stopped" if state == "T" else "dead", lighterd.pid)
     for pid in lighterd.shims():
-        if process_state(pid) == "T":
+        if pid not in but and process_state(pid) == "T":
             raise NoAnswer("shim", "stopped", pid)
 
 

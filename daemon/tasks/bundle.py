@@ -4,6 +4,7 @@
     config.json   the OCI spec       rootfs/      mount point
     claim-<incarnation>              renamed to shim.json by the shim's first act
     exec-<exec id>.json              the process of an exec, while runc reads it
+    lost                             its shim died first, and its processes are ended by us
 """
 
 import contextlib
@@ -74,6 +75,14 @@ class Bundle:
 
     def read_exit(self) -> dict[str, Any] | None:
         return _read_json(self.exit_record)
+
+    def note_lost(self) -> None:
+        """Remember that the container outlived its shim and is ended for that."""
+        with contextlib.suppress(OSError):
+            _create(self.dir + "/lost", b"")
+
+    def is_lost(self) -> bool:
+        return os.path.exists(self.dir + "/lost")
 
     def write_process(self, exec_id: str, process: Mapping[str, Any]) -> str:
         path = f"{self.dir}/exec-{exec_id}.json"

@@ -34,6 +34,14 @@ def cgroup_members(pid: int) -> list[int]:
     return []
 
 
+def in_cgroup(path: str, mount: str = "/sys/fs/cgroup") -> bool:
+    """Whether a process is in the cgroup of this path, or below it, in any hierarchy."""
+    if not path.startswith("/"):
+        return False
+    bases = [mount, *(entry.path for entry in os.scandir(mount) if entry.is_dir())]
+    return any(_below(base + path) for base in bases)
+
+
 def _cgroups(pid: int) -> list[list[str]]:
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:

@@ -8,8 +8,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
+
 from lighter.daemon.spawn import Child
-from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.entry import Entry, is_stopped
 from lighter.daemon.tasks.shims import Peer
 from lighter.proto.errors import FailedPrecondition, Unavailable
 
@@ -32,6 +34,8 @@ async def connected(entry: Entry) -> Peer:
         if time.monotonic() > deadline:
             raise Unavailable(f"call shim of {entry.what}: it has not connected")
         await asyncio.sleep(_POLL_S)
+    if entry.pidfd >= 0 and is_stopped(entry.shim_pid):
+        raise Unavailable(f"call shim of {entry.what}: it is stopped (SIGSTOP)")
     if entry.peer.version == 0:
         raise Unavailable(f"call shim of {entry.what}: {entry.unknown_reason}")
     return entry.peer
@@ -78,7 +82,15 @@ def kill_process(record: Mapping[str, Any]) -> None:
 
 
 def kill_shim(entry: Entry) -> None:
-    """The last resort for a shim that does not clean up; its end is settled as a lost one's."""
+    """The last resort for a shim that does not clean up; its end is settled as a lost one's.
+
+    A runtime that it waits for dies with it: nobody else would end one that hangs.
+    """
     if entry.pidfd >= 0:
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            signal.pidfd_send_signal(entry.pidfd, signal.SIGSTOP)  # it starts nothing more
+            for process in psutil.Process(entry.shim_pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(entry.pidfd, signal.SIGKILL)

@@ -54,6 +54,8 @@ class Recovery:
 
     def run(self) -> int:
         """Load all entries and take each one's step; returns how many tasks there are."""
+        since_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._store.prune_tombstones(time.time_ns() - since_boot_ns)
         self._tombstones = self._store.tombstones()
         known: set[str] = set()
         for entry in self._store.load():
@@ -63,6 +65,7 @@ class Recovery:
             hit("recover.entry")
             self._recover(entry, bundle)
         self._recover_unrecorded(known)
+        self._remove_dead_sockets()
         return len(self._supervisor.entries)
 
     def _recover(self, entry: Entry, bundle: Bundle) -> None:
@@ -127,6 +130,14 @@ class Recovery:
                     kill_process(record)
                 if step != "wait":
                     self._supervisor.in_background(self._remove_bundle(bundle, record))
+
+    def _remove_dead_sockets(self) -> None:
+        """Sockets for runtimes whose shim died over them; a bound one stands in /proc/net/unix."""
+        with open("/proc/net/unix", "rb") as file:
+            bound = {line.split()[-1] for line in file}
+        for entry in os.scandir(self._state.short_sockets):
+            if os.fsencode(entry.path) not in bound:
+                os.unlink(entry.path)
 
     async def _remove_bundle(self, bundle: Bundle, record: dict[str, Any]) -> None:
         entry = self._entry(bundle, record, states.STOPPED)

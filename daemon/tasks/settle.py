@@ -37,9 +37,13 @@ class WorkerSettler:
         self._state = state
 
     async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+        cgroup = _cgroup_of(bundle)
+        # Noted before the act: who settles after a manager that died meanwhile finds none left.
+        if processes.in_cgroup(cgroup):
+            bundle.note_lost()
         job = {
             "job": "settle",
-            "cgroup": _cgroup_of(bundle),
+            "cgroup": cgroup,
             "rootfs": bundle.rootfs,
             "pid": entry.pid,
         }
@@ -55,7 +59,7 @@ class WorkerSettler:
                 log.warning("settle %s, attempt %d: %s", entry.what, attempt, err)
                 await asyncio.sleep(0.3 * attempt)
         await self._delete(entry)
-        return killed
+        return killed or bundle.is_lost()
 
     async def _delete(self, entry: Entry) -> None:
         runtime = str(entry.options.get("runtime", "runc"))

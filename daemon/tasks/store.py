@@ -130,6 +130,11 @@ class TaskStore:
             (entry.namespace, entry.id, exec_id),
         )
 
+    def prune_tombstones(self, before_ns: int) -> None:
+        """Drop those from before a time, that of the boot: no shim of theirs can be left."""
+        with self._db.fast_transaction() as tx:
+            tx.execute("DELETE FROM tombstones WHERE at < ?", (before_ns,))
+
     def tombstones(self) -> set[str]:
         return {row[0] for row in self._db.rows("SELECT incarnation FROM tombstones")}
 

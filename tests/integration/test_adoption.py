@@ -1,0 +1,322 @@
+"""What a manager does with what it finds: adoption, interrupted adoption, lost and mute shims."""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lighter.daemon.tasks.bundle import Bundle
+from lighter.proto import errors
+from lighter.proto.paths import Root, State
+from lighter.shim import shim
+from tests import lives
+from tests.harness import Lighterd, await_that, kill_by_pidfd
+from tests.lives import NO_STDIO, ask
+
+
+def shim_of(lighterd: Lighterd, container: str) -> int:
+    shims = ask(lighterd, "system.shims")["shims"]
+    return next(int(row["pid"]) for row in shims if row["id"] == container)
+
+
+def spawner_of(lighterd: Lighterd) -> int:
+    """The spawner, a living child of its manager; 0 while there is none."""
+    try:
+        children = psutil.Process(lighterd.pid).children()
+    except psutil.NoSuchProcess:
+        return 0
+    for child in children:
+        with suppress(psutil.Error):  # a dead one, not reaped yet
+            title = " ".join(child.cmdline())
+            if "lighter-spawner" in title and child.status() != psutil.STATUS_ZOMBIE:
+                return child.pid
+    return 0
+
+
+# adoption
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.soak)])
+def test_the_next_manager_adopts_everything(lighterd: Lighterd, busybox: str, count: int) -> None:
+    pids = {f"c{n}": lives.begin(lighterd, busybox, f"c{n}", "sleep", "1000") for n in range(count)}
+    which = {"id": "c0", "exec_id": "x"}
+    ask(lighterd, "tasks.exec", args=["sleep", "1000"], **which, **NO_STDIO)
+    lives.define(lighterd, busybox, "created", "true")
+    pids["created"] = ask(lighterd, "tasks.create", id="created", **NO_STDIO)["pid"]
+    ask(lighterd, "tasks.pause", id="c1")
+    shims = sorted(lighterd.shims())
+    lighterd.kill9()
+    began = time.monotonic()
+    lighterd.start()
+
+    def found() -> dict[str, str]:
+        return {row["id"]: row["status"] for row in ask(lighterd, "tasks.list")["tasks"]}
+
+    wanted = dict.fromkeys(pids, "running") | {"created": "created", "c1": "paused"}
+    await_that(lambda: found() == wanted, 10, "all are listed as before")
+    print(f"{count} containers are back after {time.monotonic() - began:.2f} s")
+    assert sorted(lighterd.shims()) == shims
+    assert {row["id"]: row["pid"] for row in ask(lighterd, "tasks.list")["tasks"]} == pids
+    ask(lighterd, "tasks.kill", id="c0", exec_id="x", signal=signal.SIGTERM, all=False)
+    assert ask(lighterd, "tasks.wait", **which)["exit_status"] == 128 + signal.SIGTERM
+    ask(lighterd, "tasks.resume", id="c1")
+    ask(lighterd, "tasks.start", id="created")
+    assert ask(lighterd, "tasks.wait", id="created", exec_id="")["exit_status"] == 0
+
+
+@pytest.mark.parametrize("how", ["run", "run --rm", "exec", "attach"])
+def test_an_attached_ctl_outlives_its_manager(lighterd: Lighterd, busybox: str, how: str) -> None:
+    script = ["sh", "-c", "echo ready; cat; exit 5"]
+    if how.startswith("run"):
+        argv = [*how.split(), "-i", "--name", "c", busybox, *script]
+    elif how == "exec":
+        lives.begin(lighterd, busybox, "c", "sleep", "1000")
+        argv = ["exec", "-i", "c", *script]
+    else:
+        forever = ["sh", "-c", "while read line; do echo $line; test $line = end && exit 5; done"]
+        lives.begin(lighterd, busybox, "c", *forever, stdin_open=True)
+        argv = ["tasks", "attach", "c"]
+    ctl = subprocess.Popen(
+        lighterd.ctl_argv(*argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    assert ctl.stdin is not None and ctl.stdout is not None
+    if how == "attach":
+        ctl.stdin.write(b"ready\n")
+    assert ctl.stdout.read(6) == b"ready\n"
+    for line in (b"one\n", b"two\n"):
+        lighterd.kill9()
+        ctl.stdin.write(line)
+        assert ctl.stdout.read(4) == line
+        lighterd.start()
+    out, _ = ctl.communicate(b"end\n", timeout=30)
+    assert (ctl.returncode, out) == (5, b"end\n")
+    if how == "run --rm":
+        await_that(
+            lambda: not ask(lighterd, "containers.list", cursor="", limit=9)["containers"],
+            10,
+            "it is removed",
+        )
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.soak)])
+def test_f38_a_manager_killed_during_its_own_start_makes_progress(
+    lighterd: Lighterd, busybox: str, count: int
+) -> None:
+    for name in ("running", "lost", "ended", "exits"):
+        lives.begin(lighterd, busybox, name, "sleep", "1000")
+    lives.begin(lighterd, busybox, "removed", "sleep", "1000", auto_remove=True)
+    ask(lighterd, "tasks.kill", id="ended", exec_id="", signal=9, all=False)
+    ask(lighterd, "tasks.wait", id="ended", exec_id="")
+    lost = shim_of(lighterd, "lost")
+    pids = {row["id"]: row["pid"] for row in ask(lighterd, "tasks.list")["tasks"]}
+    lighterd.kill9()
+    lives.kill_stopped(lost)
+    for name in ("exits", "removed"):
+        os.kill(pids[name], signal.SIGKILL)
+    points = [
+        *(f"recover.entry:abort:{n}" for n in range(1, 6)),
+        *("start.locked:abort", "start.recovered:abort", "settle.freed:abort"),
+        *("settle.exit-recorded:abort", "start.tidied:abort"),
+    ]
+    files: list[int] = []
+    for n in range(count):
+        lighterd.launch(FAULT=points[n % len(points)])
+        assert lighterd.process is not None
+        try:
+            lighterd.wait_ready()
+        except AssertionError:
+            pass  # it is to die, before it is ready or behind
+        # One whose point is passed no more has nothing left to do there.
+        finished = point_is_over(lighterd, points[n % len(points)])
+        if not finished:
+            assert lighterd.process.wait(20) == -signal.SIGKILL
+        else:
+            lighterd.kill9()
+        files.append(sum(len(names) for _, _, names in os.walk(lighterd.base)))
+    lighterd.start()
+    status = {row["id"]: row for row in ask(lighterd, "tasks.list")["tasks"]}
+    assert status["running"]["status"] == "running"
+    row = lives.await_task(lighterd, "lost", "stopped")
+    assert (row["exit_status"], row["cause"]) == (137, "lost-shim")
+    assert lives.await_task(lighterd, "exits", "stopped")["exit_status"] == 137
+    await_that(lambda: lives.task(lighterd, "removed")["status"] is None, 10, "--rm is removed")
+    events = lives.history(lighterd)
+    assert not lives.check_history(events, alive=frozenset({"running"}))
+    exits = sorted(e["event"]["container_id"] for e in events if e["topic"] == "/tasks/exit")
+    assert exits == ["ended", "exits", "lost", "removed"]
+    assert max(files) <= files[0] + 5, files
+
+
+def point_is_over(lighterd: Lighterd, fault: str) -> bool:
+    """Whether a manager that is ready will not die any more of this fault."""
+    assert lighterd.process is not None
+    if fault.startswith(("settle", "start.tidied")):
+        try:
+            lighterd.process.wait(1.5)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+    return lighterd.process.poll() is None
+
+
+# claims
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(20000, marks=pytest.mark.soak)])
+def test_claim_and_withdrawal_have_one_winner(tmp_path: Path, count: int) -> None:
+    """The shim's first act against a recovering manager's: never both, never neither."""
+    state, root = State(str(tmp_path / "s")), Root(str(tmp_path / "r"))
+    barrier = threading.Barrier(2)
+    order: dict[str, Any] = {}
+    claimed: list[bool] = []
+
+    def spin() -> None:
+        """Up to some 200 microseconds, so that each of the two is the first now and then."""
+        for _ in range(random.randrange(4000)):
+            pass
+
+    def race() -> None:
+        for _ in range(count):
+            barrier.wait()
+            spin()
+            claimed.append(shim.claim(order, 1, "boot"))
+            barrier.wait()
+
+    racer = threading.Thread(target=race)
+    racer.start()
+    withdrawn = []
+    for n in range(count):
+        bundle = Bundle(state, root, "default", "c")
+        incarnation = f"{n:016x}"
+        bundle.write(b"{}", incarnation, "")
+        order.update(
+            incarnation=incarnation, namespace="default", id="c", exit_record=bundle.exit_record
+        )
+        order.update(claim=bundle.claim(incarnation), record=bundle.record)
+        barrier.wait()
+        spin()
+        withdrawn.append(bundle.withdraw(incarnation))
+        barrier.wait()
+        assert bundle.withdraw(incarnation) is withdrawn[-1], "the verdict stands"
+        bundle.remove()
+    racer.join()
+    assert [not won for won in withdrawn] == claimed
+    assert any(withdrawn) and any(claimed)
+    print(f"withdrawn in {sum(withdrawn)} of {count} races")
+
+
+# the spawner
+
+
+def test_a_killed_spawner_is_replaced_and_its_shims_stay(lighterd: Lighterd, busybox: str) -> None:
+    lives.begin(lighterd, busybox, "old", "sleep", "1000")
+    shims, old = lighterd.shims(), spawner_of(lighterd)
+    kill_by_pidfd(old)
+    killed = time.monotonic()
+    # Asked in the gap, a create waits for the next spawner.
+    lives.begin(lighterd, busybox, "new", "sleep", "1000")
+    assert time.monotonic() - killed < 5
+    assert spawner_of(lighterd) not in (0, old)
+    assert set(shims) < set(lighterd.shims())
+    assert lives.task(lighterd, "old")["status"] == "running"
+    for n in range(5):
+        await_that(lambda: spawner_of(lighterd), 5, f"spawner {n + 2}")
+        kill_by_pidfd(spawner_of(lighterd))
+    assert {row["status"] for row in ask(lighterd, "tasks.list")["tasks"]} == {"running"}
+
+
+# lost and mute shims
+
+
+def test_f41_a_lost_shim_costs_its_container_and_nothing_else(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    other = lives.begin(lighterd, busybox, "other", "sleep", "1000")
+    pid = lives.begin(lighterd, busybox, "c", "sh", "-c", "sleep 1000 & wait")
+    which = {"id": "c", "exec_id": "x"}
+    ask(lighterd, "tasks.exec", args=["sleep", "1000"], **which, **NO_STDIO)
+    processes = [int(row["pid"]) for row in ask(lighterd, "tasks.pids", id="c")["processes"]]
+    assert len(processes) == 3
+    os.kill(shim_of(lighterd, "c"), signal.SIGKILL)
+    began = time.monotonic()
+    ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
+    assert (ended["exit_status"], ended["cause"]) == (137, "lost-shim")
+    assert ask(lighterd, "tasks.wait", **which)["cause"] == "lost-shim"
+    assert time.monotonic() - began < 5
+    assert all(lives.process_state(process) in ("", "Z") for process in processes)
+    assert ask(lighterd, "tasks.delete", id="c", exec_id="", force=False) == ended
+    ask(lighterd, "containers.delete", id="c", force=False)
+    assert not (lighterd.state / "tasks/default/c").exists()
+    assert lives.begin(lighterd, busybox, "c", "true") != pid
+    assert ask(lighterd, "tasks.wait", id="c", exec_id="")["exit_status"] == 0
+    assert lives.task(lighterd, "other")["pid"] == other
+    events = lives.history(lighterd)
+    assert not lives.check_history(events, alive=frozenset({"other"}))
+    told = next(e for e in events if e["topic"] == "/tasks/exit" and not e["event"]["exec_id"])
+    assert told["event"]["pid"] == pid
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.soak)])
+def test_f43_a_stopped_shim_is_shown_and_holds_nobody(
+    lighterd: Lighterd, busybox: str, count: int
+) -> None:
+    for n in range(count):
+        lives.begin(lighterd, busybox, f"c{n}", "sleep", "1000")
+    mute = shim_of(lighterd, "c0")
+    os.kill(mute, signal.SIGSTOP)
+    await_that(lambda: lives.process_state(mute) == "T", 5, "the shim is stopped")
+    for restarted in (False, True):
+        if restarted:
+            lighterd.kill9()
+            lighterd.start()
+        began = time.monotonic()
+        with lighterd.client() as client:
+            rows = {row["id"]: row for row in client.call("tasks", "list")["tasks"]}
+            assert time.monotonic() - began < 2
+            assert len(rows) == count
+            assert rows["c0"]["status"] == "unknown" and rows["c0"]["reason"]
+            assert rows["c1"]["status"] == "running"
+            client.call("tasks", "kill", id="c1", exec_id="", signal=signal.SIGCONT, all=False)
+            with pytest.raises((errors.DeadlineExceeded, errors.Unavailable)):
+                client.call("tasks", "kill", id="c0", exec_id="", signal=signal.SIGCONT, all=False)
+            assert client.call("tasks", "get", id="c1")["task"]["status"] == "running"
+        assert lives.process_state(mute) == "T", "it is not proof of death: the shim is left alone"
+    os.kill(mute, signal.SIGCONT)
+    lives.await_task(lighterd, "c0", "running")
+    ask(lighterd, "tasks.kill", id="c0", exec_id="", signal=signal.SIGKILL, all=False)
+    assert ask(lighterd, "tasks.wait", id="c0", exec_id="")["exit_status"] == 137
+
+
+def test_f43_a_stopped_shim_can_be_deleted_by_force(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd().start()
+    image = lighterd.import_busybox()
+    lives.begin(lighterd, image, "c", "sleep", "1000")
+    os.kill(shim_of(lighterd, "c"), signal.SIGSTOP)
+    # A create that is stopped half way, and whose manager is dead, is no task; its container is
+    # removed with it.
+    lighterd.restart(FAULT="shim.rootfs-mounted:stop")
+    lives.define(lighterd, image, "half", "true")
+    with pytest.raises(lives.NoAnswer), lighterd.client() as client:
+        client.stream("tasks", "create", id="half", **NO_STDIO)
+        while True:
+            lives.look(lighterd, but={shim_of(lighterd, "c")})
+    lighterd.kill9()
+    lighterd.start()
+    assert lives.task(lighterd, "half")["status"] is None
+    with lighterd.client() as client:
+        with pytest.raises(errors.FailedPrecondition):
+            client.call("containers", "delete", id="half", force=False)
+        for name in ("half", "c"):
+            client.call("containers", "delete", id=name, force=True, timeout_s=60)
+    lives.leftovers(lighterd)

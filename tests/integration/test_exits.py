@@ -1,0 +1,272 @@
+"""Exits are exact, told once and in order, output has no gap, whatever becomes of the manager."""
+
+import hashlib
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lighter.proto import errors
+from tests import lives
+from tests.harness import Lighterd, await_that
+from tests.lives import ask
+
+MIB = 1 << 20
+
+
+def gate_of(lighterd: Lighterd) -> tuple[Path, dict[str, Any]]:
+    """A FIFO in a shared directory, and the bind mount that shows it to containers as /share."""
+    folder = lighterd.base / "share"
+    folder.mkdir(exist_ok=True)
+    gate = folder / "gate"
+    os.mkfifo(gate)
+    mount = {"type": "bind", "source": str(folder), "destination": "/share", "options": ["rbind"]}
+    return gate, mount
+
+
+def open_gate(gate: Path, pids: list[int]) -> None:
+    """Let everybody through who opens the gate for reading, until these processes have ended."""
+
+    def all_ended() -> bool:
+        try:
+            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            pass  # nobody stands there at the moment
+        return not any(lives.process_state(pid) for pid in pids)
+
+    await_that(all_ended, 60, "the containers end")
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.soak)])
+def test_f16_exits_while_the_manager_is_dead_are_exact(
+    lighterd: Lighterd, busybox: str, count: int
+) -> None:
+    gate, mount = gate_of(lighterd)
+    codes = {f"c{n}": random.randrange(256) for n in range(count)}
+    pids = [
+        lives.begin(
+            lighterd, busybox, name, "sh", "-c", f": </share/gate; exit {code}", mounts=[mount]
+        )
+        for name, code in codes.items()
+    ]
+    lighterd.kill9()
+    before = time.time_ns()
+    open_gate(gate, pids)
+    after = time.time_ns()
+    lighterd.start()
+    for name, code in codes.items():
+        # A wait is answered at once, as soon as the shim has told.
+        began = time.monotonic()
+        ended = ask(lighterd, "tasks.wait", id=name, exec_id="")
+        assert time.monotonic() - began < 5
+        assert (name, ended["exit_status"], ended["cause"]) == (name, code, "")
+        assert before <= ended["exited_at"] <= after
+        assert ask(lighterd, "tasks.delete", id=name, exec_id="", force=False) == ended
+    events = lives.history(lighterd)
+    assert not lives.check_history(events)
+    told = {
+        event["event"]["container_id"]: event["event"]["exit_status"]
+        for event in events
+        if event["topic"] == "/tasks/exit"
+    }
+    assert told == codes
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
+def test_f45_short_lives_are_told_once_in_order_and_after_they_are_recorded(
+    lighterd: Lighterd, busybox: str, count: int
+) -> None:
+    seen: dict[str, threading.Event] = {f"c{n}": threading.Event() for n in range(count)}
+    names = iter(list(seen))
+    lock = threading.Lock()
+    failed: list[str] = []
+
+    def live() -> None:
+        while True:
+            with lock:
+                name = next(names, None)
+            if name is None:
+                return
+            try:
+                lives.begin(lighterd, busybox, name, "true")
+                assert ask(lighterd, "tasks.wait", id=name, exec_id="")["exit_status"] == 0
+                assert seen[name].wait(30), "no exit event"
+                ask(lighterd, "tasks.delete", id=name, exec_id="", force=False)
+                ask(lighterd, "containers.delete", id=name, force=False)
+            except Exception as error:
+                failed.append(f"{name}: {error!r}")
+                return
+
+    events: list[dict[str, Any]] = []
+    with lighterd.client() as client:
+        stream = client.stream("events", "subscribe", since=0, follow=True, timeout_s=count)
+        workers = [threading.Thread(target=live) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        deleted = 0
+        database = sqlite3.connect(f"file:{lighterd.root}/lighter.db?mode=ro", uri=True, timeout=5)
+        for event in stream:
+            if not event["topic"].startswith("/tasks/"):
+                continue
+            events.append(event)
+            name = event["event"]["container_id"]
+            if event["topic"] == "/tasks/exit":
+                row = database.execute("SELECT exit_status FROM tasks WHERE id = ?", (name,))
+                assert row.fetchone() == (0,), f"{name}: announced before it was recorded"
+                seen[name].set()
+            deleted += event["topic"] == "/tasks/delete"
+            if deleted == count or failed:
+                break
+        database.close()
+    for worker in workers:
+        worker.join()
+    assert not failed
+    assert not lives.check_history(events)
+    exits = [event for event in events if event["topic"] == "/tasks/exit"]
+    assert len(exits) == count
+
+
+def test_f45_init_that_dies_before_its_start_is_an_exit(lighterd: Lighterd, busybox: str) -> None:
+    lives.define(lighterd, busybox, "c", "true")
+    pid = ask(lighterd, "tasks.create", id="c", **lives.NO_STDIO)["pid"]
+    os.kill(pid, lives.SIGKILL)
+    assert ask(lighterd, "tasks.wait", id="c", exec_id="")["exit_status"] == 137
+    with pytest.raises(errors.FailedPrecondition):
+        ask(lighterd, "tasks.start", id="c")
+    ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    topics = [event["topic"] for event in lives.history(lighterd)]
+    assert topics == ["/tasks/create", "/tasks/exit", "/tasks/delete"]
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.soak)])
+def test_f45_execs_that_end_at_once(lighterd: Lighterd, busybox: str, count: int) -> None:
+    lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    for n in range(count):
+        which = {"id": "c", "exec_id": f"x{n}"}
+        command = ["sh", "-c", f"exit {n % 256}"]
+        ask(lighterd, "tasks.exec", args=command, **which, **lives.NO_STDIO)
+        assert ask(lighterd, "tasks.wait", **which)["exit_status"] == n % 256
+    assert not lives.check_history(lives.history(lighterd), alive=frozenset({"c"}))
+
+
+# Writes size_bytes at some rate, in a container, with the host's Python; tells the longest write.
+WRITER = """
+import hashlib, json, os, sys, time
+size, rate = int(sys.argv[1]), int(sys.argv[2])
+digest, longest, done, began = hashlib.sha256(), 0.0, 0, time.monotonic()
+while done < size:
+    chunk = (b"%015d\\n" % done) * 4096
+    digest.update(chunk)
+    view = memoryview(chunk)
+    while view:
+        before = time.monotonic()
+        view = view[os.write(1, view):]
+        longest = max(longest, time.monotonic() - before)
+    done += len(chunk)
+    time.sleep(max(0.0, began + done / rate - time.monotonic()))
+with open("/share/result.tmp", "w") as file:
+    json.dump([digest.hexdigest(), longest], file)
+os.rename("/share/result.tmp", "/share/result")
+"""
+HOST = [
+    {"type": "bind", "source": path, "destination": path, "options": ["rbind", "ro"]}
+    for path in ("/usr", "/lib", "/lib64")
+    if os.path.isdir(path)
+]
+
+
+@pytest.mark.parametrize("mib", [50, pytest.param(500, marks=pytest.mark.soak)])
+def test_f15_output_has_no_gap_and_no_wait_while_the_manager_is_killed(
+    lighterd: Lighterd, busybox: str, mib: int
+) -> None:
+    share = lighterd.base / "share"
+    share.mkdir()
+    mounts = [
+        {"type": "bind", "source": str(share), "destination": "/share", "options": ["rbind"]},
+        *HOST,
+    ]
+    python = os.path.realpath(sys.executable)
+    command = [python, "-I", "-S", "-c", WRITER, str(mib * MIB), str(25 * MIB)]
+    log = {"driver": "file", "max_size": 0, "max_file": 1}
+    longest: dict[str, float] = {}
+    for name in ("control", "killed"):
+        (share / "result").unlink(missing_ok=True)
+        lives.begin(lighterd, busybox, name, *command, mounts=mounts, log=log)
+        if name == "killed":
+            while not (share / "result").exists():
+                lighterd.kill9()
+                lighterd.start()
+        await_that((share / "result").exists, 120, "the writer ends")
+        assert lives.await_task(lighterd, name, "stopped")["exit_status"] == 0
+        digest, longest[name] = json.loads((share / "result").read_text())
+        logged = subprocess.run(lighterd.ctl_argv("logs", name), capture_output=True, check=True)
+        assert len(logged.stdout) >= mib * MIB
+        assert hashlib.sha256(logged.stdout).hexdigest() == digest
+    print(f"longest write, seconds: {longest}")
+    assert longest["killed"] <= longest["control"] + 0.05
+
+
+def test_a_reader_that_goes_away_does_not_hold_the_container(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    share = lighterd.base / "share"
+    share.mkdir()
+    progress = share / "n"
+    mount = f"type=bind,src={share},dst=/share,options=rbind:rw"
+    script = "n=0; while :; do n=$((n+1)); echo line $n of output; echo $n >/share/n; done"
+    for driver in ("none", "file"):
+        arguments = ["--log-driver", driver, "--mount", mount, busybox, driver, "sh", "-c", script]
+        reader = subprocess.Popen(
+            lighterd.ctl_argv("run", *arguments), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        )
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"line 1 of output\n"
+        reader.kill()
+        reader.wait()
+        reader.stdout.close()
+        goes_on(progress)
+        # One that is there and does not read, until it is killed.
+        stuck = subprocess.Popen(
+            lighterd.ctl_argv("tasks", "attach", driver),
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        )
+        assert stuck.stdout is not None
+        stuck.stdout.read(1)
+        await_stall(progress)
+        stuck.kill()
+        stuck.wait()
+        stuck.stdout.close()
+        goes_on(progress)
+        ask(lighterd, "containers.delete", id=driver, force=True)
+
+
+def count_in(progress: Path) -> int:
+    """0 while the file is being written anew."""
+    return int(progress.read_text().strip() or 0)
+
+
+def goes_on(progress: Path) -> None:
+    """The container writes on: more lines than its own pipe of 64 KiB takes."""
+    await_that(lambda: count_in(progress) > 0, 10, "it has written once")
+    before = count_in(progress)
+    await_that(lambda: count_in(progress) > before + 4_000, 30, "it writes on")
+
+
+def await_stall(progress: Path) -> None:
+    """Its reader does not read: the container waits. The same count for half a second says so."""
+    seen: list[int] = []
+
+    def stalled() -> bool:
+        seen.append(count_in(progress))
+        return len(seen) > 25 and seen[-1] > 0 and len(set(seen[-25:])) == 1
+
+    await_that(stalled, 60, "a reader that does not read holds the container")
