@@ -174,14 +174,15 @@ class Link:
         self._outgoing.clear()  # meant for the manager before
         hello = codec.Hello(self._generation, self._version, shim_api.FEATURES, self._identity())
         self._outgoing.append(codec.encode(hello))
-        if self._version:
-            for event in self._unacknowledged:
-                again = event._replace(generation=self._generation)
-                self._outgoing.append(codec.encode(again, self._version))
-            for generation, answer in self._early:
-                if generation == self._generation:
-                    self._outgoing.append(codec.encode(answer, self._version))
+        early = [answer for generation, answer in self._early if generation == self._generation]
         self._early.clear()
+        if self._version:
+            # Why a create failed comes before the event that it is all over.
+            failures = [answer for answer in early if isinstance(answer, codec.Error)]
+            events = [e._replace(generation=self._generation) for e in self._unacknowledged]
+            others = [answer for answer in early if answer not in failures]
+            for message in (*failures, *events, *others):
+                self._outgoing.append(codec.encode(message, self._version))
 
     def _on_malformed(self, err: codec.MalformedRequest) -> None:
         if err.generation != self._generation:
