@@ -214,7 +214,8 @@ class ContainerService:
         return encode(spec)
 
     def _options(self, request: CreateRequest) -> dict[str, Any]:
-        driver = request.log.get("driver") or LOG_DRIVERS[0]
+        driver = request.log.get("driver")
+        driver = LOG_DRIVERS[0] if driver in (None, "") else driver
         if driver not in LOG_DRIVERS:
             raise InvalidArgument(
                 f"choose log driver {driver!r}: there are {' and '.join(LOG_DRIVERS)}"
