@@ -125,7 +125,16 @@ class Link:
     def _send(self, message: codec.Message) -> None:
         if self._version:
             self._outgoing.append(codec.encode(message, self._version))
+            self._send_first()
             self._loop.call_soon(self._pump)
+
+    def _send_first(self) -> None:
+        """Let what is first go now: what this turn of the loop has still to do may take long."""
+        try:
+            self._socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
+            self._outgoing.popleft()
+        except zmq.Again:
+            pass  # the pump sends it when the socket takes it
 
     def _pump(self) -> None:
         """Take in and send until neither is possible: only then does the descriptor tell more."""

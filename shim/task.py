@@ -18,6 +18,7 @@ from lighter.proto.errors import (
     NotFound,
 )
 from lighter.proto.faults import hit
+from lighter.proto.names import check_name
 from lighter.shim import cgroup, exitrecord, runc
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.link import Link
@@ -187,7 +188,8 @@ class Task:
             self._link.publish(events.START, {"container_id": self.id, "pid": self.init.pid})
         finally:
             self._starting = False
-            self._start_settled.set()
+            # After the answer to the start: an exit that came meanwhile has more to do.
+            self._loop.call_soon(self._start_settled.set)
         return {"pid": self.init.pid}
 
     async def kill(self, exec_id: str, signum: int, everyone: bool) -> dict[str, Any]:
@@ -219,16 +221,18 @@ class Task:
 
     async def exec(self, exec_id: str, request: dict[str, Any]) -> dict[str, Any]:
         self.init.check("exec", self.id)
+        check_name(exec_id, "exec")
         if exec_id in self._execs:
             raise AlreadyExists(f"exec {exec_id} in {self.id}: the id is in use")
-        process = Process(exec_id, self._stdio(f"exec-{exec_id}-", None))
-        self._execs[exec_id] = process
+        oci_process = request["process"]
+        wanted = (bool(request["stdin"]), bool(request["stdout"]), bool(request["stderr"]))
         pid_file = f"{self._bundle}/exec-{exec_id}.pid"
 
         def argv(console: str) -> list[str]:
-            return runc.exec_argv(request["process"], pid_file, console, self.id)
+            return runc.exec_argv(oci_process, pid_file, console, self.id)
 
-        wanted = (bool(request["stdin"]), bool(request["stdout"]), bool(request["stderr"]))
+        process = Process(exec_id, self._stdio(f"exec-{exec_id}-", None))
+        self._execs[exec_id] = process
         try:
             await self._launch(process, argv, pid_file, request, wanted, RUNC_S)
             hit("shim.runc-execed")
@@ -249,7 +253,7 @@ class Task:
     def _refuse_late(self, process: Process) -> None:
         """An exec that joined after init's end: kill_all may have missed it, its event is late."""
         if self.init.ended.done:
-            self._cgroup.kill_all()
+            self._end_rest()
         if self.init.told.done:
             process.stdio.close()
             raise FailedPrecondition(f"exec {process.exec_id} in {self.id}: it has ended")
@@ -311,7 +315,7 @@ class Task:
             await self._start_settled
         hit("shim.init-exited")
         cause = self._oom_cause(exit_status)
-        self._cgroup.kill_all()
+        self._end_rest()
         self.init.step("exit", self.id)
         self._record_exit(exit_status, exited_at, cause)
         await self._execs_told()
@@ -328,6 +332,13 @@ class Task:
         hit("shim.unmounted")
         self._link.publish(events.CLOSED, {"container_id": self.id, "error": ""})
         self.closed.set()
+
+    def _end_rest(self) -> None:
+        """Nothing of a container outlives its init, a cgroup of its own or not."""
+        self._cgroup.kill_all()
+        for process in self._execs.values():
+            if process.pid and not process.ended.done:
+                process.kill(signal.SIGKILL)
 
     def _record_exit(self, exit_status: int, exited_at: int, cause: str) -> None:
         record = {
