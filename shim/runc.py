@@ -142,7 +142,8 @@ def last_error(path: str) -> str:
     finally:
         os.close(fd)
     last = ""
-    for line in tail.splitlines():
+    # Decoded here: given bytes, json guesses among encodings whose codecs are not loaded.
+    for line in tail.decode(errors="replace").split("\n"):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):

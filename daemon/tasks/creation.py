@@ -35,6 +35,7 @@ from lighter.proto.paths import Root, State
 log = logging.getLogger("lighter.tasks")
 
 CREATE_S = 140.0
+BEHIND_S = 0.5
 _POLL_S = 0.05
 AT_ONCE = 8  # creates under way; more only make each other slow
 
@@ -174,6 +175,10 @@ class TaskCreator:
         cleaned = asyncio.ensure_future(entry.cleaned.wait())
         try:
             await asyncio.wait((answer, cleaned), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                # A shim that failed before it was welcome sends its events first: the answer, which
+                # knows the cause, stands right behind them.
+                await asyncio.wait((answer,), timeout=BEHIND_S)
             if answer.done():
                 return answer.result()
             raise Unavailable(f"create task {entry.id}: its shim died")

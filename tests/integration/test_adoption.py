@@ -234,6 +234,18 @@ def test_a_killed_spawner_is_replaced_and_its_shims_stay(lighterd: Lighterd, bus
     assert {row["status"] for row in ask(lighterd, "tasks.list")["tasks"]} == {"running"}
 
 
+@pytest.mark.soak
+def test_a_spawner_that_does_not_answer_is_replaced(lighterd: Lighterd, busybox: str) -> None:
+    mute = spawner_of(lighterd)
+    lives.define(lighterd, busybox, "c", "sleep", "1000")
+    os.kill(mute, signal.SIGSTOP)
+    with lighterd.client() as client:
+        with pytest.raises(errors.Unavailable):
+            client.call("tasks", "create", id="c", timeout_s=60, **NO_STDIO)
+        client.call("tasks", "create", id="c", timeout_s=60, **NO_STDIO)
+    assert spawner_of(lighterd) not in (0, mute)
+
+
 # lost and mute shims
 
 
