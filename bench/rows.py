@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+from life import life_rows
 from limit import Limit
 from measure import (
     CommandFailed,
@@ -166,6 +167,7 @@ def _all_run(peer: Peer, size: int) -> bool:
 def all_rows(peers: Sequence[Peer], limit: Limit, effort: Effort) -> Iterator[Row]:
     """Each as soon as it is measured."""
     yield version(peers, effort)
+    yield from life_rows(peers, limit, effort.commands)
     yield run_command(peers, limit, effort)
     yield exec_command(peers, limit, effort)
     yield list_one(peers, effort)

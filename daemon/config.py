@@ -79,8 +79,8 @@ def load(path: str | None) -> Config:
     try:
         table = tomllib.loads(data.decode("utf-8"))
     except tomllib.TOMLDecodeError as err:
-        reason, line = _line_of(str(err))
-        raise InvalidArgument(f"read config {name}:{line} {reason}") from err
+        reason, line = _reason_and_line(str(err), data)
+        raise InvalidArgument(f"read config {name}:{line}: {reason}") from err
     except UnicodeDecodeError as err:
         number = data.count(b"\n", 0, err.start) + 1
         raise InvalidArgument(
@@ -106,10 +106,12 @@ def _read(path: str) -> bytes:
     return data
 
 
-def _line_of(message: str) -> tuple[str, str]:
-    """tomllib's "reason (at line 3, column 5)" as the reason and "3:", else all of it and ""."""
-    found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", message, re.DOTALL)
-    return (found[1], f"{found[2]}:") if found else (message, "")
+def _reason_and_line(message: str, data: bytes) -> tuple[str, int]:
+    """tomllib's "reason (at line 3, column 5)", or "reason (at end of document)", taken apart."""
+    found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", message)
+    if found and found[2]:
+        return found[1], int(found[2])
+    return message, len(data.splitlines())
 
 
 def parse(table: dict[str, Any], name: str) -> Config:

@@ -3,11 +3,13 @@
     snapshots/<name>/new-<number>   being made
     snapshots/<name>/<number>/fs    a snapshot's own files (mode 0700 above them)
 
-The order that makes every crash harmless: the directory is made and synced as `new-<number>`, the
-row is recorded, the directory is renamed. A start renames what has a row and removes what has
-none. Removal: one transaction drops the row and notes the number in `trash`; then the files go,
-then the note. A directory that neither row nor note knows is kept and reported: it may belong to a
-database that was put back from an old copy.
+The order that makes every crash harmless: the directory is made as `new-<number>`, the row is
+recorded, the directory is renamed. A start renames what has a row and removes what has none. It is
+not synced: nobody was promised that what is written to an active snapshot survives a power cut, so
+one whose directory was lost in it is made again, empty; a commit syncs the files. Removal: one
+transaction drops the row and notes the number in `trash`; then the files go, then the note. A
+directory that neither row nor note knows is kept and reported: it may belong to a database that
+was put back from an old copy.
 """
 
 import asyncio
@@ -20,7 +22,6 @@ from contextlib import suppress
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.whole import whole
-from lighter.daemon.files import sync_directory
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.disk import measure, remove_if_empty, sync_file_system
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
@@ -59,7 +60,7 @@ class DirectorySnapshotter(ABC):
             for path in (snapshots_dir, self.dir):
                 os.makedirs(path, 0o700, exist_ok=True)
                 os.chmod(path, 0o700)
-            self._left_behind = self._take_stock()
+            self._left_behind, self._lost = self._take_stock()
         except OSError as err:
             raise from_os("open snapshots directory", err) from err
         self._last = max([self._rows.highest(), *(number for _, number in self._entries())])
@@ -130,7 +131,6 @@ class DirectorySnapshotter(ABC):
         try:
             os.mkdir(path, 0o700)
             await self._fill(path, parents, kind)
-            await asyncio.to_thread(_sync_new, path, self.dir)
             hit("snapshot.directory-made")
             self._rows.insert(namespace, key, number, below.number if below else None, kind, labels)
         except BaseException as err:
@@ -249,10 +249,29 @@ class DirectorySnapshotter(ABC):
     async def recover(self) -> None:
         while self._left_behind:
             await self._discard(self._left_behind.pop())
+        while self._lost:
+            await self._make_again(self._lost.pop())
         await self.sweep()
 
-    def _take_stock(self) -> list[str]:
-        """Finish what only lacks its rename; returns the directories that never became one.
+    async def _make_again(self, number: int) -> None:
+        row = self._rows.by_number(number)
+        if row is None:
+            return  # removed meanwhile
+        if row.info.kind == COMMITTED:
+            logger.error("snapshot %s/%d: its directory is missing", self.name, number)
+            return
+        logger.warning("snapshot %s: its directory is missing and made again", row.info.key)
+        path = f"{self.dir}/new-{number}"
+        try:
+            os.mkdir(path, 0o700)
+            await self._fill(path, self._rows.chain(row.parent), row.info.kind)
+            os.rename(path, f"{self.dir}/{number}")
+        except OSError as err:
+            logger.error("make snapshot %s again: %s", row.info.key, err)
+
+    def _take_stock(self) -> tuple[list[str], list[int]]:
+        """Finish what only lacks its rename; returns the directories that never became a snapshot,
+        and the numbers of recorded ones without a directory.
 
         Done before anything new is made, so `recover` may run beside new work.
         """
@@ -268,16 +287,9 @@ class DirectorySnapshotter(ABC):
                 left.append(path)
             elif name not in noted:
                 logger.warning("snapshot directory %s has no record: it is kept", path)
-        for number in sorted(recorded - complete):
-            logger.error("snapshot %s/%d: its directory is missing", self.name, number)
-        return left
+        return left, sorted(recorded - complete)
 
     def _entries(self) -> list[tuple[str, int]]:
         """(name, number) of all directories, whole ones and new ones."""
         found = ((name, _ENTRY.fullmatch(name)) for name in os.listdir(self.dir))
         return [(name, int(match[2])) for name, match in found if match]
-
-
-def _sync_new(path: str, parent: str) -> None:
-    sync_directory(path)
-    sync_directory(parent)

@@ -68,6 +68,13 @@ class SnapshotRows:
             )
         return _row(row)
 
+    def by_number(self, number: int) -> Row | None:
+        """The record whose directory has this number."""
+        row = self._db.row(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.number = ?", (self._snapshotter, number)
+        )
+        return None if row is None else _row(row)
+
     def check_absent(self, verb: str, namespace: str, key: str) -> None:
         """Raises AlreadyExists, or InvalidArgument for a key that cannot be one."""
         if not key or "\0" in key or len(key.encode()) > MAX_KEY_BYTES:
@@ -176,9 +183,15 @@ class SnapshotRows:
             )
 
     def delete(self, namespace: str, key: str) -> None:
-        """Drop a record and note its directory. Raises NotFound, FailedPrecondition."""
+        """Drop a record and note its directory. Raises NotFound, FailedPrecondition.
+
+        Durable for a committed one, whose files must not go before its record has: an active one
+        that comes back after a power cut comes back empty.
+        """
         row = self.find("remove", namespace, key)
-        with self._db.durable_transaction() as tx:
+        committed = row.info.kind == COMMITTED
+        begin = self._db.durable_transaction if committed else self._db.fast_transaction
+        with begin() as tx:
             children = tx.execute(
                 "SELECT key FROM snapshots WHERE parent = ? ORDER BY key LIMIT 4", (row.number,)
             ).fetchall()

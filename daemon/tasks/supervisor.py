@@ -32,7 +32,8 @@ log = logging.getLogger("lighter.tasks")
 LOST_KILLED = 137
 LOST_UNKNOWN = 255
 RETRY_S = 1.0
-_DURABLE = {events.EXIT, events.CLOSED}
+# A power cut ends every task, so only how one ended has to survive it.
+_DURABLE = {events.EXIT}
 # What a client may not see: these go between shim and manager only.
 _INTERNAL = {events.CLOSED}
 
@@ -308,7 +309,7 @@ class Supervisor:
         return self._events.append(tx, entry.namespace, events.EXIT, body, exit_.exited_at)
 
     def record_closed(self, entry: Entry) -> None:
-        with self._changes(entry) as tx:
+        with self._changes(entry, durable=False) as tx:
             entry.closed = True
             self._store.save(tx, entry)
         self._closed(entry)

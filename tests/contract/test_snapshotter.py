@@ -1,6 +1,7 @@
 """What every snapshotter does alike: life cycle, mounts, sharing, removal, crashes."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -350,15 +351,29 @@ def test_a_directory_that_no_record_knows_is_kept(
     assert place.directories() == ["77", "78"]
 
 
-def test_a_record_without_directory_is_named_and_removable(
+def test_a_committed_record_without_directory_is_named_and_removable(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     place.run(place.snapshotter.prepare(NS, "work"))
+    place.run(place.snapshotter.commit(NS, "base", "work"))
     shutil.rmtree(place.dir / "1")
     snapshotter = place.reopen()
+    place.run(snapshotter.recover())
     assert "its directory is missing" in caplog.text
-    place.run(snapshotter.remove(NS, "work"))
+    assert place.directories() == []
+    place.run(snapshotter.remove(NS, "base"))
     assert place.run(snapshotter.walk(NS)) == ((), "")
+
+
+def test_an_active_one_that_a_power_cut_took_is_made_again_empty(place: Place) -> None:
+    place.run(place.snapshotter.prepare(NS, "base-work"))
+    place.run(place.snapshotter.commit(NS, "base", "base-work"))
+    mounts = place.run(place.snapshotter.prepare(NS, "work", "base"))
+    shutil.rmtree(place.dir / "2")
+    snapshotter = place.reopen()
+    place.run(snapshotter.recover())
+    assert place.run(snapshotter.mounts(NS, "work")) == mounts
+    assert place.seen(mounts) == {}
 
 
 def test_what_cannot_be_removed_is_tried_again(place: Place) -> None:
@@ -393,7 +408,7 @@ def test_a_cancelled_prepare_is_whole_or_absent(place: Place) -> None:
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
-            with pytest.raises(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError):  # or it was faster
                 await task
 
     place.run(steps())

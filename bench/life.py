@@ -1,0 +1,163 @@
+"""One container's life step by step: through the manager's socket, and from a bare loop on runc.
+
+Both run the same config.json on an overlay of the same files, in turns, one at a time. What the
+manager and the shim add is the difference; the rows say where it goes. The bare loop is the limit:
+what is not runc in it is one mkdir, one mount and one file.
+"""
+
+import importlib.util
+import json
+import os
+import select
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from limit import Limit
+from measure import CommandFailed, Row, seconds
+from peers import REFERENCE, Peer
+
+from lighter.shim import linux  # type: ignore[import-untyped]
+
+RUNC = shutil.which("runc") or "/usr/sbin/runc"
+_ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath)}
+_DEVNULL = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)]
+ADDED_MS = 8
+
+
+class _Steps:
+    """The rows of one kind of life, filled under a peer's name."""
+
+    def __init__(self, rows: dict[str, Row], peer: str) -> None:
+        self._rows = rows
+        self._peer = peer
+
+    def __call__(self, step: str, work: Any) -> None:
+        self._rows[step].add(self._peer, seconds(work) * 1000)
+
+
+def life_rows(peers: Sequence[Peer], limit: Limit, times: int) -> list[Row]:
+    """Steps in ms, the whole, and what manager and shim add to runc's own calls."""
+    lighter = next(peer for peer in peers if peer.name == "lighter")
+    names = ("container made", "task created", "started", "exit seen", "deleted", "removed")
+    rows = {name: Row(f"life: {name}", "ms") for name in names}
+    whole = Row("life: all of it, one at a time", "ms")
+    added = Row("life: what manager and shim add to runc", "ms", at_most=ADDED_MS)
+    client = _client(f"{lighter.base}/s/lighter.sock", lighter.namespace)
+    try:
+        spec = _spec(client)
+        for turn in range(times + 1):
+            kept = rows if turn else {name: Row("", "") for name in names}
+            name = f"life{turn}"
+            mine = seconds(partial(_through_api, client, name, _Steps(kept, "lighter")))
+            bare = seconds(partial(_bare, limit, spec, name, _Steps(kept, "runc")))
+            if turn:
+                whole.add("lighter", mine * 1000)
+                whole.add("runc", bare * 1000)
+                added.add("lighter", (mine - bare) * 1000)
+    finally:
+        client.close()
+        with suppress(OSError):
+            shutil.rmtree(limit.base / "lives")
+    return [*rows.values(), whole, added]
+
+
+def _through_api(client: Any, name: str, step: _Steps) -> None:
+    def made() -> None:
+        client.call(
+            "containers",
+            "create",
+            image=REFERENCE,
+            id=name,
+            args=["true"],
+            seccomp="unconfined",
+            log={"driver": "none"},
+        )
+
+    step("container made", made)
+    step("task created", lambda: client.call("tasks", "create", id=name))
+    step("started", lambda: client.call("tasks", "start", id=name))
+    step("exit seen", lambda: client.call("tasks", "wait", id=name))
+    step("deleted", lambda: client.call("tasks", "delete", id=name))
+    step("removed", lambda: client.call("containers", "delete", id=name))
+
+
+def _bare(limit: Limit, spec: dict[str, Any], name: str, step: _Steps) -> None:
+    bundle = limit.base / "lives" / name
+    rootfs = bundle / "rootfs"
+
+    def made() -> None:
+        for part in ("rootfs", "upper", "work"):
+            (bundle / part).mkdir(parents=True)
+        spec["linux"]["cgroupsPath"] = f"/{limit.base.name}-{name}"
+        (bundle / "config.json").write_text(json.dumps(spec))
+        data = f"lowerdir={limit.base}/rootfs,upperdir={bundle}/upper,workdir={bundle}/work"
+        linux.mount("overlay", str(rootfs), "overlay", 0, data)
+
+    def removed() -> None:
+        linux.umount(str(rootfs))
+        shutil.rmtree(bundle)
+
+    root = f"{limit.base}/state"
+    pid_file = bundle / "pid"
+    step("container made", made)
+    step(
+        "task created",
+        lambda: _runc(root, "create", "--bundle", str(bundle), "--pid-file", str(pid_file), name),
+    )
+    pidfd = os.pidfd_open(int(pid_file.read_text()))
+    try:
+        step("started", lambda: _runc(root, "start", name))
+        step("exit seen", lambda: _wait(pidfd))
+    finally:
+        os.close(pidfd)
+    step("deleted", lambda: _runc(root, "delete", "--force", name))
+    step("removed", removed)
+
+
+def _runc(root: str, *words: str) -> None:
+    argv = [RUNC, "--root", root, *words]
+    pid = os.posix_spawn(RUNC, argv, _ENVIRONMENT, file_actions=_DEVNULL)
+    _pid, status = os.waitpid(pid, 0)
+    if status:
+        raise CommandFailed(f"{' '.join(argv)}: status {status}")
+
+
+def _wait(pidfd: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(10_000):
+        raise CommandFailed("a container of `true` did not end")
+
+
+def _spec(client: Any) -> dict[str, Any]:
+    """The config.json that the manager makes, taken from a container that never runs."""
+    client.call(
+        "containers",
+        "create",
+        image=REFERENCE,
+        id="life-spec",
+        args=["true"],
+        seccomp="unconfined",
+        log={"driver": "none"},
+    )
+    text = client.call("containers", "get", id="life-spec")["container"]["spec"]
+    client.call("containers", "delete", id="life-spec")
+    spec: dict[str, Any] = json.loads(text)
+    return spec
+
+
+def _client(path: str, namespace: str) -> Any:
+    """The tests' client: what it measures has no command line's start in it."""
+    file = Path(__file__).resolve().parent.parent / "tests" / "client.py"
+    description = importlib.util.spec_from_file_location("native_client", file)
+    assert description is not None and description.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(description)
+    sys.modules["native_client"] = module
+    description.loader.exec_module(module)
+    return module.Client(path, namespace)
