@@ -96,6 +96,8 @@ def test_a_wrong_value_is_named_by_its_key(file: Path, text: bytes, words: str) 
         (b"[a]\n[b]\n[a]\n", 3),
         (b"a = 1\n\n'\xff' = 1\n", 3),
         (b'a = 1\nb = "unended\n', 2),
+        (b"a = 1\nb = ", 2),
+        (b"a = 1\nb = [1,\n2", 3),
     ],
 )
 def test_bad_toml_is_named_by_its_line(file: Path, text: bytes, line: int) -> None:

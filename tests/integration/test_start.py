@@ -1,0 +1,236 @@
+"""Starting lighterd: what it refuses and in which words, --daemon, stop, sockets, descriptors."""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lighter.proto import errors
+from tests import census
+from tests.harness import BIN, Lighterd, await_that
+
+
+class Place:
+    """Directories for lighterds that are not expected to stay, known to the census."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.root, self.state = base, base / "r", base / "s"
+
+    def start(self, *args: str, **options: object) -> "subprocess.CompletedProcess[str]":
+        argv = [str(BIN / "lighterd"), "--root", str(self.root), "--state", str(self.state), *args]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=30, **options)  # type: ignore[call-overload,no-any-return]
+
+    def refused(self, words: str, *args: str, code: int = 1, **options: object) -> None:
+        done = self.start(*args, **options)
+        last = done.stderr.rstrip("\n").rpartition("\n")[2]
+        assert done.returncode == code, done
+        assert "Traceback" not in done.stderr, done.stderr
+        assert last.startswith("lighterd: ") and words in last, done.stderr
+
+
+@pytest.fixture
+def place(tmp_path: Path, owners: census.Owners) -> Iterator[Place]:
+    owners.dirs.add(str(tmp_path / "s"))
+    made = Place(tmp_path)
+    made.root.mkdir()
+    made.state.mkdir()
+    yield made
+    owners.dirs.discard(str(tmp_path / "s"))
+
+
+@pytest.fixture
+def daemon(place: Place) -> Iterator[Place]:
+    """For tests that start one with --daemon; it is stopped after them."""
+    yield place
+    pid_file = place.state / "lighterd.pid"
+    if pid_file.exists():
+        process = psutil.Process(int(pid_file.read_text()))
+        process.terminate()
+        process.wait(20)
+
+
+def test_configurations_that_do_not_start(place: Place) -> None:
+    file = place.base / "config.toml"
+    for data, words in (
+        (b"root = 5", "root is 5, expected text"),
+        (b"a = 1\nb = ", "config.toml:2: "),
+        (b"version = 99", "version is 99"),
+        (b"x = '\xff'", "is not UTF-8"),
+        (b'[plugins."io.lighter.v1"]\ngroup = "no-such-group"', "there is no such group"),
+        (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
+    ):
+        file.write_bytes(data)
+        place.refused(words, "-c", str(file))
+    place.refused("No such file", "-c", str(place.base / "missing"))
+    place.refused("no regular file", "-c", str(place.base))
+    file.write_text("root = 5\n[debug]\nlevel = 3")
+    place.refused("expected text", "-c", str(file), "config", "check")
+    usage = place.start("--log-level", "loud")
+    assert usage.returncode == 2 and "not one of" in usage.stderr
+
+
+def test_unknown_keys_warn_and_a_dump_is_the_same_configuration(place: Place) -> None:
+    file = place.base / "config.toml"
+    file.write_text('version = 3\nfoo = 1\n[plugins."io.lighter.v1".log]\nmax_size = 5\n')
+    first = place.start("-c", str(file), "config", "dump")
+    assert first.returncode == 0 and "key foo is not known" in first.stderr
+    file.write_text(first.stdout)
+    second = place.start("-c", str(file), "config", "dump")
+    assert (second.stdout, second.stderr) == (first.stdout, "")
+    assert "max_size = 5" in second.stdout and f'root = "{place.root}"' in second.stdout
+    file.write_text(place.start("config", "default").stdout)
+    checked = place.start("-c", str(file), "config", "check")
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_places_that_do_not_serve(place: Place) -> None:
+    (place.root / "io.containerd.content.v1.content").mkdir()
+    place.refused("holds containerd's data")
+    assert "docs/migration.md" in place.start().stderr
+    (place.root / "io.containerd.content.v1.content").rmdir()
+    place.refused("it is empty", "--root", "")
+    place.refused("it is the root too", "--state", str(place.root))
+    (place.root / "lock").mkdir()
+    place.refused(f"lock {place.root}/lock: ")
+    (place.root / "lock").rmdir()
+    (place.root / "content").rmdir()
+    (place.root / "content").symlink_to("/etc")
+    before = stat.S_IMODE(os.stat("/etc").st_mode)
+    place.refused("make directory")
+    assert stat.S_IMODE(os.stat("/etc").st_mode) == before
+    (place.root / "content").unlink()
+    long = place.base / ("s" * 100)
+    place.refused("at most 107", "--state", str(long))
+    (place.root / "lighter.db").write_bytes(b"\0garbage" * 1000)
+    place.refused(f"open database {place.root}/lighter.db: ")
+
+
+def test_a_file_in_a_sockets_place_is_kept(place: Place) -> None:
+    for name in ("lighter.sock", "shims.sock"):
+        path = place.state / name
+        path.unlink(missing_ok=True)  # a socket of the run before
+        path.write_text("precious")
+        place.refused("something that is not a socket stands there")
+        assert path.read_text() == "precious"
+        path.unlink()
+
+
+def test_too_few_descriptors_are_refused_in_words(place: Place) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 4095))
+
+    place.refused("RLIMIT_NOFILE allows 4095", preexec_fn=limit)
+
+
+def test_another_user_cannot_start_one(place: Place) -> None:
+    os.chmod(place.base, 0o755)
+    place.refused("it must run as root", user=65534, group=65534, extra_groups=[])
+
+
+def test_a_second_manager_is_refused_and_the_first_still_answers(lighterd: Lighterd) -> None:
+    for place in (Place(lighterd.base), Place(lighterd.base)):
+        place.refused(f"manager with pid {lighterd.pid} holds it")
+    other = Place(lighterd.base)
+    other.root = lighterd.base / "other"
+    other.refused(f"lock {lighterd.state}/lock: manager with pid {lighterd.pid} holds it")
+    assert lighterd.ctl("version").returncode == 0
+
+
+def test_daemon_returns_when_it_serves_and_a_container_inherits_nothing_odd(
+    daemon: Place,
+) -> None:
+    def odd_shell() -> None:
+        os.umask(0)
+        resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))
+
+    started = time.monotonic()
+    done = daemon.start("--daemon", preexec_fn=odd_shell)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert time.monotonic() - started < 10
+    address = str(daemon.state / "lighter.sock")
+    version = subprocess.run([BIN / "ctl", "-a", address, "version"], capture_output=True)
+    assert version.returncode == 0, version.stderr  # at once: it serves already
+    pid = int((daemon.state / "lighterd.pid").read_text())
+    assert os.getsid(pid) != os.getsid(0)
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "Umask:\t0022" in status
+    assert resource.prlimit(pid, resource.RLIMIT_CORE) == (4096, 8192)
+    for name in ("lighterd.log", "lock"):
+        assert stat.S_IMODE((daemon.state / name).stat().st_mode) == 0o600
+    refused = daemon.start("--daemon")
+    assert refused.returncode == 1
+    assert refused.stderr.endswith(f"manager with pid {pid} holds it\n")
+    assert refused.stderr.startswith("lighterd: lock ")
+
+
+def test_daemon_says_in_the_terminal_why_it_does_not_start(daemon: Place) -> None:
+    (daemon.root / "io.containerd.x").mkdir()
+    daemon.refused("holds containerd's data", "--daemon")
+    (daemon.root / "io.containerd.x").rmdir()
+    (daemon.state / "lighterd.pid").mkdir()
+    daemon.refused(f"use {daemon.state}/lighterd.pid: Is a directory", "--daemon")
+    (daemon.state / "lighterd.pid").rmdir()
+
+
+def test_stop_leaves_containers_running_and_the_next_start_adopts_them(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lighterd.ctl("run", "-d", busybox, "web", "sleep", "1000", check=True)
+    before = lighterd.ctl("--format", "json", "tasks", "ls", check=True).stdout
+    assert lighterd.stop() == 0
+    assert not (lighterd.state / "lighterd.pid").exists()
+    assert len(lighterd.shims()) == 1
+    away = lighterd.ctl("--connect-timeout", "200ms", "tasks", "ls")
+    assert away.returncode == 1 and away.stderr.startswith(b"ctl: ")
+    lighterd.start()
+    assert lighterd.ctl("--format", "json", "tasks", "ls", check=True).stdout == before
+    assert lighterd.ctl("exec", "web", "true").returncode == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_both_signals_stop_it_cleanly(lighterd: Lighterd, signum: int) -> None:
+    os.kill(lighterd.pid, signum)
+    assert lighterd.process is not None and lighterd.process.wait(20) == 0
+    assert "Traceback" not in lighterd.log_end()
+
+
+def test_new_work_is_refused_at_four_fifths_of_the_descriptors(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lighterd.ctl("run", "-d", busybox, "old", "sleep", "1000", check=True)
+    used = len(os.listdir(f"/proc/{lighterd.pid}/fd"))
+    hard = resource.prlimit(lighterd.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(lighterd.pid, resource.RLIMIT_NOFILE, (int(used / 0.8), hard))
+    done = lighterd.ctl("run", "-d", "--rm", busybox, "new", "true")
+    assert done.returncode == 125 and b"80 % of its file descriptors" in done.stderr, done
+    assert lighterd.ctl("exec", "old", "true").returncode == 0
+    with lighterd.client() as client, pytest.raises(errors.NotFound):
+        client.call("containers", "get", id="new")
+    resource.prlimit(lighterd.pid, resource.RLIMIT_NOFILE, (hard, hard))
+    lighterd.ctl("run", "-d", "--rm", busybox, "new", "true", check=True)
+
+
+def test_a_socket_that_is_deleted_comes_back(
+    lighterd: Lighterd, busybox: str, make_lighterd: Callable[..., Lighterd]
+) -> None:
+    address = Path(lighterd.address)
+    with lighterd.client() as before:
+        address.unlink()
+        (lighterd.state / "shims.sock").unlink()
+        await_that(address.is_socket, 10, "the socket is back")
+        assert stat.S_IMODE(address.stat().st_mode) == 0o600
+        assert before.call("tasks", "list") == {"tasks": []}
+    await_that((lighterd.state / "shims.sock").is_socket, 10, "the shims' socket is back")
+    assert lighterd.ctl("run", "--rm", busybox, "x", "true").returncode == 0
+    lighterd.stop()
+    address.unlink(missing_ok=True)
+    gone = lighterd.ctl("--connect-timeout", "200ms", "version")
+    assert gone.returncode == 1
+    assert str(address).encode() in gone.stderr and gone.stderr.count(b"\n") == 1, gone.stderr
