@@ -1,0 +1,231 @@
+"""SEC-68 and faults F73, F74 on a running manager: floods, half greetings, giants, dead clients.
+
+Whatever a peer sends: the manager stays the same process, grows by less than 32 MiB, and answers
+others within a second.
+"""
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgpack
+import pytest
+import zmq
+
+from lighter.proto import codec, sockets
+from tests.harness import Lighterd, await_that
+from tests.integration.test_bad_input import rss_kib
+from tests.unit.daemon.hostile import BODIES
+
+pytestmark = pytest.mark.root
+GROWTH_KIB = 32 << 10
+# ZMTP 3.1 greeting (https://rfc.zeromq.org/spec/23/): signature, version, mechanism NULL.
+GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01NULL" + b"\0" * 16 + b"\0" + b"\0" * 31
+
+
+@contextmanager
+def unharmed(lighterd: Lighterd) -> Iterator[None]:
+    """What happens inside leaves the manager as it was, but for a little memory."""
+    with lighterd.client() as client:
+        client.call("version", "get")
+        pid, before = lighterd.pid, rss_kib(lighterd.pid)
+        fds = len(os.listdir(f"/proc/{pid}/fd"))
+        yield
+        started = time.monotonic()
+        client.call("tasks", "list", timeout_s=5)
+        assert time.monotonic() - started < 1
+    assert lighterd.process is not None and lighterd.process.poll() is None
+    assert rss_kib(pid) - before < GROWTH_KIB
+    await_that(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= fds, 40, "descriptors are back")
+
+
+@contextmanager
+def dealer(path: str) -> Iterator["zmq.Socket[bytes]"]:
+    context: zmq.Context[zmq.Socket[bytes]] = sockets.context()
+    try:
+        # As a shim's: the manager answers there to routing ids of 16 hex digits alone.
+        yield sockets.connect_dealer(context, path, 1000, os.urandom(8).hex().encode())
+    finally:
+        context.destroy(0)
+
+
+def both(lighterd: Lighterd) -> list[str]:
+    return [lighterd.address, str(lighterd.state / "shims.sock")]
+
+
+def test_sec68_hostile_bodies_and_part_counts_on_both_sockets(lighterd: Lighterd) -> None:
+    with unharmed(lighterd):
+        for path in both(lighterd):
+            with dealer(path) as socket_:
+                assert socket_.poll(5000)
+                generation = codec.decode(socket_.recv_multipart()).generation
+                hello = codec.Hello(generation, 1, [], {"kind": "client", "pid": 1})
+                socket_.send_multipart(codec.encode(hello))
+                for body in BODIES.values():
+                    for version in (b"\0", b"\1", b"\xff", b""):
+                        socket_.send_multipart([version, body])
+                for count in (1, 3, 100):
+                    socket_.send_multipart([b"x"] * count)
+                # In order: the answer to a last probe tells that all before it was read.
+                socket_.send_multipart([b""])
+                assert socket_.poll(10_000)
+    assert "Traceback" not in lighterd.log_end(1 << 20)
+
+
+def test_sec68_a_message_over_the_cap_costs_its_own_connection_alone(lighterd: Lighterd) -> None:
+    with unharmed(lighterd):
+        for path in both(lighterd):
+            for size in (codec.MAX_MESSAGE_BYTES + 65, 17 << 20):
+                with dealer(path) as socket_:
+                    assert socket_.poll(5000)
+                    socket_.recv_multipart()
+                    socket_.send_multipart([b"\1", b"\0" * size])
+                    # libzmq cuts the connection; ours connects again and is welcomed again.
+                    assert socket_.poll(10_000)
+                    assert isinstance(codec.decode(socket_.recv_multipart()), codec.Welcome)
+        with dealer(lighterd.address) as socket_:
+            assert socket_.poll(5000)
+            socket_.recv_multipart()
+            socket_.send_multipart([b"\1", b"\0" * (codec.MAX_MESSAGE_BYTES + 1)])
+            socket_.send_multipart([b""])  # within libzmq's margin: dropped, the connection stays
+            assert socket_.poll(10_000)
+
+
+@pytest.mark.parametrize(
+    "count", [10_000, pytest.param(100_000, marks=[pytest.mark.soak])], ids="{} frames".format
+)
+def test_sec68_a_flood_of_tiny_frames(lighterd: Lighterd, count: int) -> None:
+    with unharmed(lighterd), lighterd.client() as other:
+        for path in both(lighterd):
+            with dealer(path) as socket_:
+                assert socket_.poll(5000)
+                slowest = 0.0
+                for number in range(count):
+                    socket_.send_multipart([b"\1", b"\xc0"])
+                    if number % (count // 10) == 0:
+                        started = time.monotonic()
+                        other.call("version", "get", timeout_s=5)
+                        slowest = max(slowest, time.monotonic() - started)
+                assert slowest < 1
+
+
+def test_sec68_greetings_that_stop_half_way(lighterd: Lighterd) -> None:
+    with unharmed(lighterd), lighterd.client() as other:
+        held = []
+        for path in both(lighterd):
+            for length in (0, 1, 10, 12, 33, 63, 64):
+                held.append(socket.socket(socket.AF_UNIX))
+                held[-1].connect(path)
+                held[-1].sendall(GREETING[:length])
+            for noise in (os.urandom(1000), b"\0" * 1000, b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64):
+                held.append(socket.socket(socket.AF_UNIX))
+                held[-1].connect(path)
+                try:
+                    held[-1].sendall(noise)
+                except BrokenPipeError:
+                    pass  # it was cut off already
+        started = time.monotonic()
+        other.call("tasks", "list", timeout_s=5)
+        assert time.monotonic() - started < 1
+        for connection in held:
+            connection.close()
+
+
+def test_f73_a_replayed_request_is_not_executed_twice(lighterd: Lighterd) -> None:
+    with lighterd.client() as client:
+        generation = client.welcome.generation
+        request = codec.Request(
+            *(generation, 77, "namespaces", "create", None, {"namespace": "default"}),
+            {"name": "once"},
+        )
+        client.send(request._replace(generation=generation - 1))
+        client.send(request)
+        message, _ = client.receive(time.monotonic() + 5, "answer")
+        assert isinstance(message, codec.Response)
+        with pytest.raises(Exception, match="exists"):
+            client.call("namespaces", "create", name="once", labels={})
+        client.call("namespaces", "delete", name="once")
+
+
+CLIENT = """
+import os, sys
+from lighter.proto import codec, sockets
+socket = sockets.connect_dealer(sockets.context(), sys.argv[1], 16)
+assert socket.poll(5000)
+generation = codec.decode(socket.recv_multipart()).generation
+socket.send_multipart(codec.encode(codec.Hello(generation, 1, [], {})))
+calls = (
+    ("events", "subscribe", {"since": 0, "follow": True}),
+    ("logs", "read", {"id": "x", "follow": True}),
+    ("tasks", "wait", {"id": "x", "exec_id": ""}),
+)
+for ident, (service, method, body) in enumerate(calls):
+    call = codec.Request(generation, ident, service, method, None, {"namespace": "default"}, body)
+    socket.send_multipart(codec.encode(call))
+seen = set()
+while seen != {0, 1}:
+    assert socket.poll(5000)
+    seen.add(codec.decode(socket.recv_multipart()).ident)
+print(flush=True)
+sys.stdin.read()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_f74_what_a_dead_client_had_under_way_ends_with_it(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lighterd.ctl("run", "-d", busybox, "x", "sh", "-c", "echo hi; sleep 1000", check=True)
+    with lighterd.client() as client:
+        before = client.call("system", "health")
+        for _ in range(5):
+            dying = subprocess.Popen(
+                [sys.executable, "-I", "-c", CLIENT, lighterd.address],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            with dying:
+                assert dying.stdin is not None and dying.stdout is not None
+                assert dying.stdout.readline() == b"\n"
+                dying.stdin.close()
+
+        def same() -> bool:
+            now = client.call("system", "health")
+            return bool(now["clients"] == before["clients"] and now["fds"] <= before["fds"])
+
+        await_that(same, 10, "clients and descriptors are back")
+        assert client.call("tasks", "get", id="x")["task"]["status"] == "running"
+
+
+def test_f74_a_client_that_floods_and_never_reads_is_dropped(lighterd: Lighterd) -> None:
+    with unharmed(lighterd), dealer(lighterd.address) as socket_:
+        assert socket_.poll(5000)
+        generation = codec.decode(socket_.recv_multipart()).generation
+        socket_.send_multipart(codec.encode(codec.Hello(generation, 1, [], {})))
+        limit = time.monotonic() + 5
+        for ident in range(20_000):
+            call = codec.Request(generation, ident, "version", "get", None, {}, {})
+            try:
+                socket_.send_multipart(codec.encode(call), zmq.DONTWAIT)
+            except zmq.Again:
+                if time.monotonic() > limit or not socket_.poll(200, zmq.POLLOUT):
+                    break  # the manager takes no more: its own bound
+
+
+def test_sec67_ext_types_and_pickles_are_protocol_errors(lighterd: Lighterd) -> None:
+    with lighterd.client() as client:
+        dropped = client.call("system", "health")["dropped"]
+        packed = msgpack.packb([2, client.welcome.generation, 1, "version", "get", None, {}, {}])
+        client.socket.send_multipart([b"\1", packed[:-1] + b"\xc7\x03\x01abc"])
+        client.socket.send_multipart([b"\1", BODIES["pickle"]])
+        assert client.call("system", "health")["dropped"] == dropped + 2
+
+
+def test_the_limit_of_descriptors_is_raised_at_the_start(lighterd: Lighterd) -> None:
+    soft, hard = resource.prlimit(lighterd.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard
