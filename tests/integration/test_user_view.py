@@ -1,0 +1,144 @@
+"""What a user sees over time: logs across a rotation, followed and cut; events, old and new."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.harness import Lighterd, await_that
+
+
+@contextmanager
+def following(lighterd: Lighterd, *args: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A ctl whose output is read while it runs; it is ended with SIGINT, as by Ctrl-C."""
+    process = subprocess.Popen(
+        lighterd.ctl_argv(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(2)
+
+
+def paced(lighterd: Lighterd, busybox: str, script: str, **log: int) -> Path:
+    """A container `x` that goes on at each write to the FIFO that is returned."""
+    folder = lighterd.base / "share"
+    folder.mkdir()
+    gate = folder / "gate"
+    subprocess.run(["mkfifo", str(gate)], check=True)
+    with lighterd.client() as client:
+        mount = {"destination": "/share", "type": "bind", "source": str(folder), "options": ["rw"]}
+        client.call(
+            *("containers", "create"),
+            id="x",
+            image=busybox,
+            mounts=[mount],
+            log=log,
+            args=["sh", "-c", script],
+        )
+        client.call("tasks", "create", id="x")
+        client.call("tasks", "start", id="x")
+    return gate
+
+
+def test_logs_across_a_rotation(lighterd: Lighterd, busybox: str) -> None:
+    script = "for i in 1 2 3 4 5 6; do seq $((i*1000)) $((i*1000+999)); cat /share/gate; done"
+    gate = paced(lighterd, busybox, script, max_size=6000, max_file=100)
+    with following(lighterd, "logs", "-f", "x") as follower:
+        assert follower.stdout is not None
+        for start in range(1000, 7000, 1000):
+            wanted = [f"{number}\n".encode() for number in range(start, start + 1000)]
+            assert [follower.stdout.readline() for _ in wanted] == wanted
+            gate.write_text("")
+        assert follower.stdout.read() == b""
+        assert follower.wait(20) == 0
+    files = list((lighterd.root / "logs" / "default" / "x").iterdir())
+    assert len(files) > 3, "it was rotated"
+    whole = "".join(f"{number}\n" for number in range(1000, 7000)).encode()
+    assert lighterd.ctl("logs", "x", check=True).stdout == whole
+    for count in (0, 1, 999, 1000, 2500, 6000, 9999):
+        wanted = b"".join(whole.splitlines(keepends=True)[-count:]) if count else b""
+        assert lighterd.ctl("logs", "--tail", str(count), "x", check=True).stdout == wanted
+    assert lighterd.ctl("logs", "--since", "1h", "x", check=True).stdout == whole
+    stamped = lighterd.ctl("logs", "-t", "--tail", "1", "x", check=True).stdout.split()
+    assert len(stamped) == 2 and stamped[1] == b"6999"
+    since = lighterd.ctl("logs", "--since", "0s", "x", check=True).stdout
+    assert since == b""
+
+
+def test_a_follower_that_is_interrupted_or_closed_goes_and_the_container_stays(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lighterd.ctl(
+        "run", "-d", busybox, "x", "sh", "-c", "yes | head -n 9999; sleep 1000", check=True
+    )
+    with following(lighterd, "logs", "-f", "x") as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"y\n"
+        follower.send_signal(2)
+        follower.stdout.read()
+        assert follower.wait(10) == 130
+        assert follower.stderr is not None and b"Traceback" not in follower.stderr.read()
+    with following(lighterd, "logs", "-f", "x") as follower:
+        assert follower.stdout is not None
+        follower.stdout.readline()
+        follower.stdout.close()
+        lighterd.ctl("exec", "x", "sh", "-c", "yes | head -n 99999 >/proc/1/fd/1", check=True)
+        assert follower.wait(10) == 141
+    head = subprocess.run(
+        " ".join(lighterd.ctl_argv("logs", "x")) + " | head -n 1", shell=True, capture_output=True
+    )
+    assert (head.stdout, head.stderr) == (b"y\n", b"")
+    assert lighterd.ctl("exec", "x", "true").returncode == 0
+
+
+def topics(lines: bytes) -> list[str]:
+    return [json.loads(line)["topic"] for line in lines.splitlines()]
+
+
+def test_events_now_and_replayed(lighterd: Lighterd, busybox: str) -> None:
+    life = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+    with following(lighterd, "--format", "json", "events") as follower:
+        assert follower.stdout is not None
+        with lighterd.client() as client:
+            await_that(
+                lambda: client.call("system", "health")["clients"] >= 2, 10, "it is subscribed"
+            )
+        seen: list[str] = []
+        lighterd.ctl("run", "--rm", busybox, "a", "true", check=True)
+        while "/containers/delete" not in seen:
+            seen += topics(follower.stdout.readline())
+    assert [topic for topic in seen if topic in life] == life
+    lighterd.restart()
+    with lighterd.client() as client:
+        stream = client.stream("events", "subscribe", since=0, follow=False)
+        kept = [(item["sequence"], item["topic"]) for item in stream]
+    assert [number for number, _ in kept] == list(range(1, len(kept) + 1))
+    assert [topic for _, topic in kept if topic in life] == life
+
+
+def test_hundreds_of_events_are_replayed_to_a_client_that_reads(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """More than a client's queue holds; small, so that the credit is no limit."""
+    with lighterd.client() as client:
+        for _ in range(200):
+            client.call("containers", "create", id="x", image=busybox, args=["true"])
+            client.call("containers", "delete", id="x", force=False)
+    shown = lighterd.ctl("--format", "json", "events", "--no-follow", check=True).stdout
+    sequences = [json.loads(line)["sequence"] for line in shown.splitlines()]
+    assert len(sequences) > 400 and sequences == list(range(1, len(sequences) + 1))
+
+
+def test_a_list_of_events_from_a_closed_pipe_ends(lighterd: Lighterd, busybox: str) -> None:
+    for number in range(3):
+        lighterd.ctl("run", "--rm", busybox, f"c{number}", "true", check=True)
+    with following(lighterd, "events", "--since", "0") as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline()
+        follower.stdout.close()
+        lighterd.ctl("run", "--rm", busybox, "more", "true", check=True)
+        assert follower.wait(10) == 141
