@@ -202,7 +202,7 @@ class Spawner:
                 await self._started.wait()
         except TimeoutError as err:
             raise Unavailable(f"{what}: there is no spawner") from err
-        assert self._socket is not None
+        assert self._socket is not None, "started and dropped go with the event"
         self._idents += 1
         ident = self._idents
         packet = msgpack.packb({"ident": ident, **request})
@@ -215,7 +215,8 @@ class Spawner:
             async with asyncio.timeout(REPLY_S):
                 return await answer
         except TimeoutError as err:
-            # It does nothing for anybody else either; its successor will.
+            # It does nothing for anybody else either; its successor will, and is waited for.
+            self._started.clear()
             with suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             raise Unavailable(f"{what}: the spawner did not answer in {REPLY_S:g} s") from err

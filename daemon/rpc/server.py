@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 
 from lighter.daemon.rpc.outbox import Outbox
-from lighter.daemon.tasks.shims import peer_credentials
+from lighter.daemon.tasks.shims import connection_of, is_open, peer_credentials
 from lighter.proto import codec
 from lighter.proto.errors import (
     Canceled,
@@ -70,8 +70,11 @@ class Method:
 
 
 class _Client:
-    def __init__(self, routing_id: bytes, pid: int, uid: int, pidfd: int) -> None:
+    def __init__(
+        self, routing_id: bytes, pid: int, uid: int, pidfd: int, connection: tuple[int, int]
+    ) -> None:
         self.routing_id = routing_id
+        self.connection = connection
         self.pid = pid
         self.uid = uid
         self.pidfd = pidfd
@@ -208,6 +211,7 @@ class ClientServer:
         if self._only_uid is not None and uid not in (0, self._only_uid):
             self._refuse(routing_id, PermissionDenied(f"connect: user {uid} is not served"))
             return
+        self._drop_closed(pid)
         if len(self._clients) >= MAX_CLIENTS:
             error = ResourceExhausted(f"connect: {MAX_CLIENTS} clients are connected already")
             self._refuse(routing_id, error)
@@ -216,7 +220,7 @@ class ClientServer:
             pidfd = os.pidfd_open(pid)
         except OSError:
             return
-        client = _Client(routing_id, pid, uid, pidfd)
+        client = _Client(routing_id, pid, uid, pidfd, connection_of(frame))
         client.version = hello.version
         self._clients[routing_id] = client
         asyncio.get_running_loop().add_reader(pidfd, self._drop_client, routing_id)
@@ -236,6 +240,12 @@ class ClientServer:
         )
         answer = codec.Error(self._generation, request.ident, error.code, error.message, {})
         self._put(routing_id, codec.encode(answer))
+
+    def _drop_closed(self, pid: int) -> None:
+        """Forget what this process has closed: one that connects often would use up all places."""
+        for client in [client for client in self._clients.values() if client.pid == pid]:
+            if not is_open(client.connection):
+                self._drop_client(client.routing_id)
 
     def _drop_client(self, routing_id: bytes) -> None:
         self._refused.pop(routing_id, None)

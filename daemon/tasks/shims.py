@@ -254,6 +254,24 @@ def peer_pid(frame: "zmq.Frame") -> int:
     return peer_credentials(frame)[0]
 
 
+def connection_of(frame: "zmq.Frame") -> tuple[int, int]:
+    """A frame's connection as (descriptor, inode): the descriptor is used again, both never are."""
+    try:
+        fd = int(frame.get(zmq.SRCFD))
+        return fd, os.fstat(fd).st_ino
+    except (OSError, zmq.ZMQError):
+        return -1, 0
+
+
+def is_open(connection: tuple[int, int]) -> bool:
+    """Whether libzmq still has this connection: a ROUTER never says that a peer has closed it."""
+    fd, inode = connection
+    try:
+        return os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
+
+
 def peer_credentials(frame: "zmq.Frame") -> tuple[int, int, int]:
     """(pid, uid, gid) of a frame's sender (SO_PEERCRED, unix(7)); (0, -1, -1) when it is gone."""
     try:

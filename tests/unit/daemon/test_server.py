@@ -182,6 +182,15 @@ def test_one_client_too_many_is_told_so(at: Setting, monkeypatch: pytest.MonkeyP
         assert first.call("test", "echo") == {}
 
 
+def test_a_process_that_connects_often_uses_up_no_places(
+    at: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_CLIENTS", 5)
+    for _ in range(50):
+        with at.client() as client:
+            assert client.call("test", "echo") == {}
+
+
 def test_what_belongs_to_another_generation_is_dropped(at: Setting) -> None:
     with at.client() as client:
         client.send(codec.Request(GENERATION - 1, 1, "test", "echo", None, {}, {}))
