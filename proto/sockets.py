@@ -7,6 +7,7 @@ import os
 import stat
 
 import zmq
+import zmq.backend
 
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import FailedPrecondition, Unavailable
@@ -74,27 +75,34 @@ def listen(socket: "zmq.Socket[bytes]", path: str, mode: int, gid: int) -> None:
 def connect_dealer(
     ctx: "zmq.Context[zmq.Socket[bytes]]", path: str, high_water: int, routing_id: bytes = b""
 ) -> "zmq.Socket[bytes]":
-    """A DEALER that connects, and connects again, to the manager's path socket.
+    """A DEALER that connects, and connects again, to the manager's path socket."""
+    socket = ctx.socket(zmq.DEALER)
+    set_up_dealer(socket, path, high_water, routing_id)
+    return socket
+
+
+def set_up_dealer(
+    socket: zmq.backend.Socket, path: str, high_water: int, routing_id: bytes
+) -> None:
+    """Give a new DEALER its options and connect it.
 
     IMMEDIATE: nothing is queued for a manager that is not there, so the next one never executes
     what was asked of the last. PROBE_ROUTER: each (re)connect shows at the manager as an empty
     message, which it answers with a welcome.
     """
     check_socket_path(path)
-    socket = ctx.socket(zmq.DEALER)
     _common(socket, high_water)
-    socket.setsockopt(zmq.IMMEDIATE, 1)
-    socket.setsockopt(zmq.PROBE_ROUTER, 1)
-    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+    socket.set(zmq.IMMEDIATE, 1)
+    socket.set(zmq.PROBE_ROUTER, 1)
+    socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
     if routing_id:
-        socket.setsockopt(zmq.ROUTING_ID, routing_id)
+        socket.set(zmq.ROUTING_ID, routing_id)
     socket.connect(f"ipc://{path}")
-    return socket
 
 
-def _common(socket: "zmq.Socket[bytes]", high_water: int) -> None:
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES + 64)
-    socket.setsockopt(zmq.SNDHWM, high_water)
-    socket.setsockopt(zmq.RCVHWM, high_water)
+def _common(socket: zmq.backend.Socket, high_water: int) -> None:
+    socket.set(zmq.LINGER, 0)
+    socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES + 64)
+    socket.set(zmq.SNDHWM, high_water)
+    socket.set(zmq.RCVHWM, high_water)

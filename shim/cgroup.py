@@ -9,6 +9,8 @@ import os
 import signal
 import time
 
+from lighter.shim.files import read_text
+
 _MOUNT = "/sys/fs/cgroup"
 
 
@@ -28,7 +30,7 @@ class Cgroup:
             return []
         found: list[int] = []
         for directory, _subdirs, _files in os.walk(top):
-            found += [int(word) for word in _read(directory + "/cgroup.procs").split()]
+            found += [int(word) for word in read_text(directory + "/cgroup.procs").split()]
         return found
 
     def kill_all(self, signum: int = signal.SIGKILL) -> None:
@@ -66,7 +68,7 @@ class Cgroup:
         # FREEZING is passed through in well under a millisecond; a process in uninterruptible
         # sleep may hold it up, and is then killed as it is.
         deadline = time.monotonic() + 0.1
-        while _read(freezer + "/freezer.state").strip() != "FROZEN":
+        while read_text(freezer + "/freezer.state").strip() != "FROZEN":
             if time.monotonic() > deadline:
                 return
 
@@ -129,7 +131,7 @@ def of_process(pid: int) -> Cgroup:
 
 def _paths(pid: str) -> list[tuple[str, str]]:
     """(controllers, path) of each hierarchy; controllers are "" on v2 (cgroups(7))."""
-    lines = _read(f"/proc/{pid}/cgroup").splitlines()
+    lines = read_text(f"/proc/{pid}/cgroup").splitlines()
     return [(line.split(":", 2)[1], line.split(":", 2)[2]) for line in lines]
 
 
@@ -151,19 +153,11 @@ def _unified(path: str) -> str:
 
 
 def _counter(path: str, name: str) -> int:
-    for line in _read(path).splitlines():
+    for line in read_text(path).splitlines():
         key, _, value = line.partition(" ")
         if key == name and value.isdigit():
             return int(value)
     return 0
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read(1 << 20)
-    except OSError:
-        return ""
 
 
 def _write(path: str, text: str) -> bool:

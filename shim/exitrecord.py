@@ -6,10 +6,10 @@ Written beside its place and renamed, so that it is whole or absent. It is remov
 has committed the exit; a manager that finds one and no shim settles the task from it.
 """
 
-import json
 import os
 
 from lighter.proto.faults import hit
+from lighter.shim.files import json_object
 
 
 def write(path: str, record: dict[str, object], durable: bool) -> None:
@@ -19,7 +19,7 @@ def write(path: str, record: dict[str, object], durable: bool) -> None:
     try:
         fd = os.open(temporary, flags, 0o600)
         try:
-            _write_all(fd, json.dumps(record).encode())
+            _write_all(fd, json_object(record))
             if durable:
                 os.fsync(fd)
         finally:

@@ -14,7 +14,7 @@ import zmq
 
 from lighter.proto import codec, shim_api
 from lighter.proto.errors import DeadlineExceeded, Internal, InvalidArgument, LighterError
-from lighter.proto.sockets import SHIM_HWM, connect_dealer, context
+from lighter.shim.dealer import Dealer
 from lighter.shim.loop import READ, Future, Loop
 
 OnRequest = Callable[[codec.Request], None]
@@ -40,20 +40,14 @@ class Link:
         self.dropped = 0
         self._path = path
         self._incarnation = incarnation
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._socket: zmq.Socket[bytes]
+        self._dealer: Dealer | None = None
         loop.call_soon(self._open)
 
     def _open(self) -> None:
         """Connect. Not before the loop runs: what was asked of it earlier goes first."""
-        self._context = context()
-        self._socket = connect_dealer(
-            self._context, self._path, SHIM_HWM, self._incarnation.encode()
-        )
-        # The descriptor is edge-triggered and says only that something has changed; any use of
-        # the socket may consume an edge. So whatever uses it asks for a pump afterwards.
-        fd = int(self._socket.getsockopt(zmq.FD))
-        self._loop.watch(fd, READ, lambda _events: self._pump())
+        self._dealer = Dealer(self._path, self._incarnation.encode())
+        # Any use of the socket may consume an edge: whatever uses it asks for a pump afterwards.
+        self._loop.watch(self._dealer.fd, READ, lambda _events: self._pump())
         self._pump()
 
     @property
@@ -69,24 +63,19 @@ class Link:
     @property
     def connected(self) -> bool:
         """Whether a manager takes messages now (ZMQ_IMMEDIATE: no peer, no POLLOUT)."""
-        if not self._version:
+        if self._dealer is None or not self._version:
             return False
-        self._loop.call_soon(self._pump)  # asking has consumed the edge of an arrival
-        return bool(self._events() & zmq.POLLOUT)
-
-    def _events(self) -> int:
-        return int(self._socket.getsockopt(zmq.EVENTS))
+        self._loop.call_soon(self._pump)
+        return bool(self._dealer.events & zmq.POLLOUT)
 
     def is_waiting(self, topic: str) -> bool:
         """Whether an event of this topic is not acknowledged yet."""
         return any(event.topic == topic for event in self._unacknowledged)
 
     def close(self) -> None:
-        if self._context is None:
-            return
-        self._loop.unwatch(int(self._socket.getsockopt(zmq.FD)))
-        self._socket.close(0)
-        self._context.term()
+        if self._dealer is not None:
+            self._loop.unwatch(self._dealer.fd)
+            self._dealer.close()
 
     def publish(self, topic: str, body: dict[str, Any], timestamp: int = 0) -> int:
         """Send an event now and again until it is acknowledged. Returns its sequence number."""
@@ -123,30 +112,30 @@ class Link:
             self._early.append((request.generation, answer))
 
     def _send(self, message: codec.Message) -> None:
-        if self._version:
+        if self._dealer is not None and self._version:
             self._outgoing.append(codec.encode(message, self._version))
-            self._send_first()
+            # Now: what this turn of the loop has still to do may take long.
+            self._send_first(self._dealer)
             self._loop.call_soon(self._pump)
 
-    def _send_first(self) -> None:
-        """Let what is first go now: what this turn of the loop has still to do may take long."""
+    def _send_first(self, dealer: Dealer) -> None:
         try:
-            self._socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
+            dealer.send(self._outgoing[0])
             self._outgoing.popleft()
         except zmq.Again:
-            pass  # the pump sends it when the socket takes it
+            pass  # no manager, or one that does not read: the pump sends it when it does
 
     def _pump(self) -> None:
         """Take in and send until neither is possible: only then does the descriptor tell more."""
-        while events := self._events() & (zmq.POLLIN | (zmq.POLLOUT if self._outgoing else 0)):
-            try:
-                if events & zmq.POLLIN:
-                    self._take(self._socket.recv_multipart(zmq.DONTWAIT))
-                elif self._outgoing:
-                    self._socket.send_multipart(self._outgoing[0], zmq.DONTWAIT)
-                    self._outgoing.popleft()
-            except zmq.Again:
-                pass  # the manager went away in between; the next look at the events tells
+        dealer = self._dealer
+        while dealer is not None:
+            events = dealer.events
+            if events & zmq.POLLIN:
+                self._take(dealer.receive())
+            elif events & zmq.POLLOUT and self._outgoing:
+                self._send_first(dealer)
+            else:
+                return
 
     def _take(self, frames: list[bytes]) -> None:
         try:

@@ -7,6 +7,7 @@ import os
 
 from lighter.proto import states
 from lighter.proto.errors import NotFound
+from lighter.shim.files import read_text
 from lighter.shim.loop import Future
 from lighter.shim.stdio import Stdio
 
@@ -54,9 +55,5 @@ class Process:
 
 def read_pid(path: str) -> int:
     """The pid in a runtime's pid file; 0 when the runtime did not write one."""
-    try:
-        with open(path, encoding="ascii") as file:
-            text = file.read(32)
-    except OSError:
-        return 0
+    text = read_text(path)
     return int(text) if text.isdigit() else 0

@@ -25,7 +25,7 @@ def exit_status(info: "os.waitid_result") -> int:
 
 
 class Reaper:
-    """Turns SIGCHLD into calls by pid."""
+    """Turns SIGCHLD into calls by pid. The process must be armed."""
 
     __slots__ = ("_in_flight", "_loop", "_waiting", "_wakeup")
 
@@ -86,12 +86,19 @@ class Reaper:
         return True
 
 
+def arm() -> None:
+    """Let SIGCHLD wake whoever reads the wakeup descriptor; a fork inherits it.
+
+    Without a Python handler there is no wakeup. Not the reaper's own act, because `signal.signal`
+    touches a hundred kilobytes that are free in the parent.
+    """
+    signal.signal(signal.SIGCHLD, _ignore)
+
+
 def _sigchld_pipe() -> int:
     """The read end of a pipe that gets a byte at each SIGCHLD."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    # Without a Python handler there is no wakeup.
-    signal.signal(signal.SIGCHLD, _ignore)
     return read_end
 
 

@@ -27,7 +27,7 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 # An ignored signal stays ignored through exec: Python ignores some, the shim others, and whoever
 # started the manager (nohup) may have more of them. A container starts with none.
-_RESET = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_RESET = [int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]
 
 KILLED_S = 5.0  # how long a runtime that was killed may take to die
 

@@ -6,7 +6,6 @@ judges the row, so either this shim exists and is recorded, or it ends here and 
 
 import errno
 import gc
-import json
 import os
 import time
 from typing import Any
@@ -25,7 +24,7 @@ from lighter.proto.errors import (
 )
 from lighter.proto.faults import hit
 from lighter.proto.version import VERSION
-from lighter.shim import exitrecord, guard, linux
+from lighter.shim import exitrecord, files, guard, linux
 from lighter.shim.link import Link
 from lighter.shim.loop import Loop
 from lighter.shim.reaper import Reaper
@@ -200,7 +199,7 @@ def claim(order: dict[str, Any], start_time: int, boot_id: str) -> bool:
     try:
         fd = os.open(order["claim"], os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            os.write(fd, json.dumps(record).encode())
+            os.write(fd, files.json_object(record))
         finally:
             os.close(fd)
         hit("shim.claim-written")
@@ -212,7 +211,6 @@ def claim(order: dict[str, Any], start_time: int, boot_id: str) -> bool:
 
 def main(order: dict[str, Any], start_time: int, boot_id: str) -> None:
     """Run as the shim of one task; returns when it is over. Called right after the fork."""
-    guard.forbid_imports()
     gc.enable()  # what was there before the fork is frozen and is not looked at
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     if not claim(order, start_time, boot_id):

@@ -21,7 +21,8 @@ import msgpack
 import setproctitle
 
 from lighter.proto import shim_api
-from lighter.shim import guard, linux, shim
+from lighter.shim import files, guard, linux, reaper, shim
+from lighter.shim.warm import warm_up
 from lighter.shim.worker.main import serve as serve_job
 
 THREAD_STACK_BYTES = 128 * 1024
@@ -58,19 +59,16 @@ class Settings:
 
 def start_time(pid: int) -> int:
     """Field 22 of /proc/<pid>/stat (proc(5)): with the pid it names one process of this boot."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-        return int(file.read(4096).rpartition(")")[2].split()[19])
+    return int(files.read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
 
 
 def boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read(64).strip()
+    return files.read_small("/proc/sys/kernel/random/boot_id").decode().strip()
 
 
 def _child_of_spawner(manager: socket.socket, keep: list[int]) -> None:
     """Become a process of its own: nothing of the spawner's stays open but `keep`."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     manager.close()
     low = 3
@@ -90,7 +88,7 @@ class Spawner:
         self._boot_id = boot_id()
         self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+        reaper.arm()
 
     def serve(self) -> None:
         poll = select.poll()
@@ -138,7 +136,6 @@ class Spawner:
                 shim.main(request["order"], start_time(os.getpid()), self._boot_id)
             else:
                 setproctitle.setproctitle(f"lighter-worker --instance {self._settings.instance}")
-                guard.forbid_imports()
                 control = socket.socket(fileno=fds[0])
                 serve_job(control, self._pid)
             status = 0
@@ -181,6 +178,8 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     manager = socket.socket(fileno=KEEP_FD)
     os.set_inheritable(KEEP_FD, False)
+    guard.forbid_imports()
+    warm_up()
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -12,7 +12,9 @@ from lighter.shim.reaper import exit_status
 _PRELUDE = """
 import os, signal, time
 from lighter.shim.loop import Loop
-from lighter.shim.reaper import Reaper
+from lighter.shim.reaper import Reaper, arm
+
+arm()
 
 def report(error):
     print("error", repr(error))

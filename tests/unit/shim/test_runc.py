@@ -17,10 +17,11 @@ _RUN = """
 import sys
 from lighter.proto.errors import LighterError
 from lighter.shim.loop import Loop
-from lighter.shim.reaper import Reaper
+from lighter.shim.reaper import Reaper, arm
 from lighter.shim.runc import Runc
 
 binary, log, timeout_s = sys.argv[1:]
+arm()
 loop = Loop(lambda error: print("uncaught", repr(error)))
 runtime = Runc(loop, Reaper(loop), binary, "/the/root", log)
 

@@ -1,0 +1,35 @@
+"""Small files without `open`: its text layer touches 0.3 MB in a process that uses it once."""
+
+import os
+from json.encoder import encode_basestring_ascii as _quoted
+
+_BLOCK = 16 * 1024
+
+
+def read_small(path: str) -> bytes:
+    """A whole file, of proc or cgroup for example, which give a page at a time. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, _BLOCK)
+        while more := os.read(fd, _BLOCK):
+            data += more
+        return data
+    finally:
+        os.close(fd)
+
+
+def read_text(path: str) -> str:
+    """The same as text; "" when it cannot be read."""
+    try:
+        return read_small(path).decode("ascii", "replace")
+    except OSError:
+        return ""
+
+
+def json_object(record: dict[str, object]) -> bytes:
+    """A flat JSON object of texts and integers. The json module would touch 0.2 MB for it."""
+    fields = [
+        f"{_quoted(name)}: {_quoted(value) if isinstance(value, str) else int(str(value))}"
+        for name, value in record.items()
+    ]
+    return ("{" + ", ".join(fields) + "}").encode()
