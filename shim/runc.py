@@ -18,16 +18,13 @@ from lighter.proto.errors import (
 )
 from lighter.shim.loop import Future, Loop
 from lighter.shim.reaper import Reaper
+from lighter.shim.spawn import spawn
 
 MAX_LOG_TAIL = 64 * 1024
 MAX_QUOTE = 4096
 # A container must not inherit the manager's environment (NOTIFY_SOCKET would make `runc start`
 # wait for a READY that never comes).
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-
-# An ignored signal stays ignored through exec: Python ignores some, the shim others, and whoever
-# started the manager (nohup) may have more of them. A container starts with none.
-_RESET = [int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]
 
 KILLED_S = 5.0  # how long a runtime that was killed may take to die
 
@@ -111,19 +108,8 @@ class Runc:
         return [self._binary, "--root", self._root, "--log", log, "--log-format", "json"]
 
     def _spawn(self, what: str, argv: list[str], stdio: tuple[int, int, int] | None) -> int:
-        actions = []
-        if stdio is not None:
-            actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
         try:
-            return os.posix_spawn(
-                self._binary,
-                argv,
-                ENVIRONMENT,
-                file_actions=actions,
-                setpgroup=0,
-                setsigdef=_RESET,
-                setsigmask=[],
-            )
+            return spawn(argv, ENVIRONMENT, stdio or ())
         except FileNotFoundError as err:
             raise NotFound(f"{what}: no such file") from err
         except OSError as err:

@@ -11,6 +11,7 @@ from lighter.proto import codec
 from lighter.shim import cgroup, files, linux
 from lighter.shim.loop import Future, Loop
 from lighter.shim.process import Process
+from lighter.shim.spawn import spawn
 from lighter.shim.stdio import Stdio
 from lighter.shim.streams import SharedBuffer
 
@@ -22,6 +23,7 @@ def warm_up() -> None:
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
     for _ in range(_ROUNDS):
         _codec()
+        _spawn_nothing()
         files.json_object({"pid": 1, "id": "x"})
         cgroup.of_process(os.getpid())
         loop = Loop(_raise)
@@ -33,6 +35,13 @@ def warm_up() -> None:
         loop.run()
         process.stdio.close()
         loop.close()
+
+
+def _spawn_nothing() -> None:
+    try:
+        spawn(["/"], {"PATH": "/"}, (0, 1, 2))
+    except OSError:
+        pass  # a directory cannot be executed
 
 
 def _codec() -> None:
