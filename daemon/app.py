@@ -133,7 +133,7 @@ class Manager:
             db,
             store,
             event_log,
-            WorkerSettler(spawner, state),
+            WorkerSettler(spawner, state, boot_id),
             bundle_of,
             lambda entry: self._on_closed(entry, supervisor, containers),
         )

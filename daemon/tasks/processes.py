@@ -68,10 +68,24 @@ def _args(pid: int) -> list[str]:
     return [part.decode(errors="replace") for part in raw.rstrip(b"\0").split(b"\0")]
 
 
-def end_runtime(runtime_root: str, container_id: str) -> None:
-    """SIGKILL to every run of the runtime for this container: `… --root <root> … <id>`."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        args = _args(int(name))
-        if container_id in args[-1:] and runtime_root in args:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(name), signal.SIGKILL)
+def end_session(leader: int) -> None:
+    """SIGKILL to what a dead shim has left in its session: runs of the runtime, which know nothing
+    of its end. What runs in a container has a session of its own.
+
+    A session's id is not given to a process while the session lasts (credentials(7)), so if
+    `leader` names a living process it is another, with another session.
+    """
+    if _is_alive(leader):
+        return
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read(512).rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False

@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
-
 from lighter.daemon.spawn import Child
 from lighter.daemon.tasks.entry import Entry, is_stopped
 from lighter.daemon.tasks.shims import Peer
@@ -82,15 +80,10 @@ def kill_process(record: Mapping[str, Any]) -> None:
 
 
 def kill_shim(entry: Entry) -> None:
-    """The last resort for a shim that does not clean up; its end is settled as a lost one's.
+    """End a shim that has nothing to do any more, or, as a last resort, one that does not clean up.
 
-    A runtime that it waits for dies with it: nobody else would end one that hangs.
+    The end of the latter is settled as a lost one's, with a runtime that it waits for.
     """
     if entry.pidfd >= 0:
-        with contextlib.suppress(ProcessLookupError, psutil.Error):
-            signal.pidfd_send_signal(entry.pidfd, signal.SIGSTOP)  # it starts nothing more
-            for process in psutil.Process(entry.shim_pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(entry.pidfd, signal.SIGKILL)

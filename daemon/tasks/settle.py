@@ -32,9 +32,10 @@ class Settler(Protocol):
 class WorkerSettler:
     """Settles with a worker process and the runtime's own `delete --force`."""
 
-    def __init__(self, worker: Worker, state: State) -> None:
+    def __init__(self, worker: Worker, state: State, boot_id: str) -> None:
         self._worker = worker
         self._state = state
+        self._boot_id = boot_id
 
     async def settle(self, entry: Entry, bundle: Bundle) -> bool:
         cgroup = _cgroup_of(bundle)
@@ -48,8 +49,9 @@ class WorkerSettler:
             "pid": entry.pid,
         }
         # A runtime that outlived its shim would go on making what is freed here.
-        runtime_root = self._state.runc_root(entry.namespace)
-        await asyncio.to_thread(processes.end_runtime, runtime_root, entry.id)
+        shim = bundle.shim_record() or {}
+        if shim.get("boot_id") == self._boot_id:
+            await asyncio.to_thread(processes.end_session, int(shim["pid"]))
         killed = False
         for attempt in range(1, WORKER_TRIES + 1):
             try:
