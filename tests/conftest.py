@@ -1,14 +1,28 @@
-"""What every test shares: the meaning of the `root` marker."""
+"""What every test shares: the meaning of the `root` marker, and how hypothesis runs.
+
+In CI hypothesis takes the same examples each time, so that a red run can be run again; elsewhere
+it looks further each time. Its limits on time are off: a busy machine is no fault of the code.
+"""
 
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+IN_CI = os.environ.get("CI") == "true"
+
+settings.register_profile(
+    "lighter", deadline=None, derandomize=IN_CI, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lighter")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without root the tests that need it are skipped, which the summary shows."""
+    """Without root the tests that need it are skipped, which the summary shows; not so in CI."""
     if os.geteuid() == 0:
         return
     for item in items:
         if item.get_closest_marker("root"):
+            if IN_CI:
+                raise pytest.UsageError(f"{item.nodeid} needs root")
             item.add_marker(pytest.mark.skip(reason="needs root"))

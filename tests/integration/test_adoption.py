@@ -179,15 +179,14 @@ def test_claim_and_withdrawal_have_one_winner(tmp_path: Path, count: int) -> Non
     order: dict[str, Any] = {}
     claimed: list[bool] = []
 
-    def spin() -> None:
-        """Up to some 200 microseconds, so that each of the two is the first now and then."""
-        for _ in range(random.randrange(4000)):
-            pass
+    def dawdle() -> None:
+        """Up to 200 microseconds without the GIL, so that each is the first now and then."""
+        time.sleep(random.random() * 2e-4)
 
     def race() -> None:
         for _ in range(count):
             barrier.wait()
-            spin()
+            dawdle()
             claimed.append(shim.claim(order, 1, "boot"))
             barrier.wait()
 
@@ -203,7 +202,7 @@ def test_claim_and_withdrawal_have_one_winner(tmp_path: Path, count: int) -> Non
         )
         order.update(claim=bundle.claim(incarnation), record=bundle.record)
         barrier.wait()
-        spin()
+        dawdle()
         withdrawn.append(bundle.withdraw(incarnation))
         barrier.wait()
         assert bundle.withdraw(incarnation) is withdrawn[-1], "the verdict stands"
