@@ -191,6 +191,10 @@ class TaskCreator:
         withdrawn = bundle.withdraw(entry.incarnation)
         if not withdrawn and not entry.cleaned.is_set():
             self._find_shim(entry, bundle)
+            # Noted before the act: a manager that finds it goes on with the undoing.
+            entry.options = {**entry.options, "abandoned": True}
+            with self._db.fast_transaction() as tx:
+                self._store.save(tx, entry)
             try:
                 async with asyncio.timeout(CLOSED_S):
                     await self._end_shim(entry)

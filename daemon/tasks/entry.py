@@ -65,10 +65,15 @@ class Entry:
     unknown_reason: str = ""
     execs: dict[str, Exec] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    orphan: bool = False  # found at a start as `creating`: nobody waits for its create any more
+    orphan: bool = False  # found at a start, its create not done: nobody waits for it any more
     removed: asyncio.Event = field(default_factory=asyncio.Event)  # of one that removes itself
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its create is being undone, by this manager or the one before."""
+        return bool(self.options.get("abandoned"))
 
     @property
     def what(self) -> str:

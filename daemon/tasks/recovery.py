@@ -77,7 +77,9 @@ class Recovery:
             "recover task namespace=%s id=%s state=%s shim=%s record=%s step=%s",
             *(entry.namespace, entry.id, entry.state, shim, has_record, step),
         )
-        entry.orphan = entry.state == states.CREATING
+        entry.orphan = entry.state == states.CREATING or entry.is_abandoned
+        if step == "wait" and entry.is_abandoned:
+            kill_process(shim_record)
         if step == "wait":
             self._wait_for(entry, shim_record)
         elif step == "settle-reboot":

@@ -275,7 +275,11 @@ class Supervisor:
 
     def on_loaded_closed(self, entry: Entry) -> None:
         """A task that had ended and was cleaned up before this manager started."""
-        self._closed(entry)
+        try:
+            self._closed(entry)
+        except LighterError as err:  # no start fails for one task
+            log.error("remove %s: %s; trying on", entry.what, err)
+            self.in_background(self.settle(entry))
 
     def record_exit(self, entry: Entry, exit_: Exit, of_execs: Exit) -> None:
         """Our own word about what still ran, where no shim can give one: execs, then init."""
@@ -317,7 +321,7 @@ class Supervisor:
     def _closed(self, entry: Entry) -> None:
         """Nothing of the task is left on the host."""
         entry.cleaned.set()
-        if entry.orphan and entry.state == states.CREATING:
+        if entry.orphan and (entry.state == states.CREATING or entry.is_abandoned):
             self.forget(entry)
         else:
             self._on_closed(entry)
