@@ -31,11 +31,9 @@ def huge_pages(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def rollup(pid: int) -> dict[str, int]:
     """A process's memory by kind, in bytes (proc_pid_smaps_rollup(5))."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    fields = [line.partition(":") for line in text.splitlines()[1:]]
-    return {
-        name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
-    }
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    fields = [line.partition(":") for line in lines]
+    return {name: int(rest.split()[0]) * 1024 for name, _, rest in fields}
 
 
 def switches(pid: int) -> int:
