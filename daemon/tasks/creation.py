@@ -188,11 +188,11 @@ class TaskCreator:
     async def _undo_create(self, entry: Entry) -> None:
         """After a failed create: no shim, no bundle, no row."""
         bundle = self._bundle_of(entry.namespace, entry.id)
+        entry.options = {**entry.options, "abandoned": True}
         withdrawn = bundle.withdraw(entry.incarnation)
         if not withdrawn and not entry.cleaned.is_set():
             self._find_shim(entry, bundle)
             # Noted before the act: a manager that finds it goes on with the undoing.
-            entry.options = {**entry.options, "abandoned": True}
             with self._db.fast_transaction() as tx:
                 self._store.save(tx, entry)
             try:

@@ -76,6 +76,11 @@ class Entry:
         return bool(self.options.get("abandoned"))
 
     @property
+    def is_task(self) -> bool:
+        """Whether clients may know of it: not while it is created, nor when that is undone."""
+        return self.state != states.CREATING and not self.is_abandoned
+
+    @property
     def what(self) -> str:
         return f"task {self.id}"
 

@@ -65,7 +65,7 @@ class TaskService:
         return [
             entry.view()
             for entry in self._supervisor.entries.values()
-            if entry.namespace == namespace and entry.state != states.CREATING
+            if entry.namespace == namespace and entry.is_task
         ]
 
     def exists(self, namespace: str, container_id: str) -> bool:
@@ -222,7 +222,7 @@ class TaskService:
         ends. Raises FailedPrecondition for any other.
         """
         entry = self._supervisor.entries.get((namespace, container_id))
-        if entry is None or entry.state != states.CREATING:
+        if entry is None or entry.is_task:
             return
         if not (force and entry.orphan):
             raise FailedPrecondition(f"delete {entry.what}: it is being created")

@@ -67,7 +67,7 @@ class Supervisor:
     def find(self, namespace: str, container_id: str) -> Entry:
         """Raises NotFound; a create that is under way is no task yet."""
         entry = self.entries.get((namespace, container_id))
-        if entry is None or entry.state == states.CREATING:
+        if entry is None or not entry.is_task:
             raise NotFound(f"find task {container_id}: no such task in namespace {namespace}")
         return entry
 
@@ -321,7 +321,7 @@ class Supervisor:
     def _closed(self, entry: Entry) -> None:
         """Nothing of the task is left on the host."""
         entry.cleaned.set()
-        if entry.orphan and (entry.state == states.CREATING or entry.is_abandoned):
+        if entry.orphan and not entry.is_task:
             self.forget(entry)
         else:
             self._on_closed(entry)
