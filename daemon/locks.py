@@ -1,18 +1,23 @@
 """The locks of an instance: one on its root, one on its state, taken before anything is bound.
 
 flock(2) belongs to the open file description, so the spawner that inherits the descriptors holds
-them too: the next manager waits until no order of the last one can be carried out any more.
+them too: the next manager waits until no order of the last one can be carried out any more. A
+spawner that stays (stopped, say) although its manager is gone is ended: it holds no state.
 """
 
+import contextlib
 import fcntl
 import os
+import signal
 import time
 from contextlib import ExitStack
 
 from lighter.proto.errors import FailedPrecondition
 
 WAIT_S = 5.0
+KILL_AFTER_S = 1.0
 _POLL_S = 0.02
+_SPAWNER = b"lighter-spawner"
 
 
 def take_lock(path: str, wait_s: float = WAIT_S) -> int:
@@ -36,23 +41,52 @@ def take_lock(path: str, wait_s: float = WAIT_S) -> int:
 
 
 def _lock(fd: int, path: str, deadline: float) -> None:
+    kill_at = time.monotonic() + KILL_AFTER_S
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError as err:
-            holder = os.pread(fd, 64, 0).decode(errors="replace").strip()
-            living = holder.isdigit() and _is_alive(int(holder))
-            if living or time.monotonic() > deadline:
-                who = f"manager with pid {holder}" if living else "another process"
+            holders = _holders(fd)
+            written = os.pread(fd, 64, 0).decode(errors="replace").strip()
+            manager = written.isdigit() and int(written) in holders
+            if manager or time.monotonic() > deadline:
+                who = f"manager with pid {written}" if manager else "another process"
                 raise FailedPrecondition(f"lock {path}: {who} holds it") from err
+            if time.monotonic() > kill_at:
+                for pid in holders:
+                    _end_spawner(pid, fd)
             time.sleep(_POLL_S)
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether this process lives: then it is a second manager, and waiting is no use."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read(4096).rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
+def _holders(fd: int) -> list[int]:
+    """The other processes that have this lock file open."""
+    return [
+        int(name)
+        for name in os.listdir("/proc")
+        if name.isdigit() and int(name) != os.getpid() and _has_open(int(name), fd)
+    ]
+
+
+def _has_open(pid: int, fd: int) -> bool:
+    wanted = os.fstat(fd)
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), wanted):
+                    return True
+    return False
+
+
+def _end_spawner(pid: int, fd: int) -> None:
+    """SIGKILL, if it is a spawner that holds this lock."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                title = file.read(64)
+            # Looked at with the pidfd open: from here on the pid cannot come round unnoticed.
+            if title.startswith(_SPAWNER) and _has_open(pid, fd):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)

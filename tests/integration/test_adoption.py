@@ -245,6 +245,24 @@ def test_a_spawner_that_does_not_answer_is_replaced(lighterd: Lighterd, busybox:
     assert spawner_of(lighterd) not in (0, mute)
 
 
+def test_a_stopped_spawner_does_not_keep_the_next_manager_out(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """It holds the locks of its dead manager, and would for ever."""
+    lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    stopped = spawner_of(lighterd)
+    os.kill(stopped, signal.SIGSTOP)
+    assert lighterd.process is not None
+    lighterd.process.kill()
+    lighterd.process.wait(10)
+    lighterd.start()
+    await_that(lambda: spawner_of(lighterd) not in (0, stopped), 10, "a spawner of its own")
+    assert not psutil.pid_exists(stopped) or (
+        psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
+    )
+    lives.await_task(lighterd, "c", "running")
+
+
 # lost and mute shims
 
 
