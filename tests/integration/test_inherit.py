@@ -28,6 +28,12 @@ for fd in /proc/self/fd/*; do if [ -e $fd ]; then basename $fd; fi; done
 """
 
 
+def default_signals() -> None:
+    """As a service manager starts a program; a shell's background job has some ignored."""
+    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def run_plain(config: Path, tmp_path: Path) -> list[str]:
     """The probe's output under runc alone, with the same spec in a cgroup of its own."""
     spec = json.loads(config.read_text())
@@ -40,6 +46,7 @@ def run_plain(config: Path, tmp_path: Path) -> list[str]:
         done = subprocess.run(
             ["runc", "--root", str(tmp_path / "runc"), "run", f"plain-{os.getpid()}"],
             cwd=bundle,
+            preexec_fn=default_signals,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=60,
