@@ -104,10 +104,12 @@ class TarReader:
 
     def __iter__(self) -> Iterator[Entry]:
         while True:
+            number = self.entries + 1
             try:
                 entry = self._next()
             except LighterError as err:
-                err.args = (f"read tar header {self.entries + 1}: {err.message}",)
+                doubt = "; is this a tar archive?" if number == 1 else ""
+                err.args = (f"read tar header {number}: {err.message}{doubt}",)
                 err.message = err.args[0]
                 raise
             if entry is None:
