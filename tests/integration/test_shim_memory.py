@@ -4,6 +4,7 @@ import os
 import select
 import statistics
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -122,15 +123,16 @@ def test_f48_execs_leave_nothing_behind_in_a_shim(lighterd: Lighterd, busybox: s
     """Descriptors, threads and memory are flat over execs (a twentieth of the long run)."""
     lighterd.ctl("run", "-d", busybox, "c", "sleep", "1000", check=True)
     shim = lighterd.shims()[0]
+    rss = []
     with lighterd.client() as client:
-        for _ in range(50):
-            exec_once(client, "c")
-        before = descriptors(shim), threads(shim), rollup(shim)["Rss"]
-        for _ in range(250):
-            exec_once(client, "c")
-    after = descriptors(shim), threads(shim), rollup(shim)["Rss"]
-    assert after[:2] == before[:2]
-    assert after[2] - before[2] < 128 * 1024
+        for _ in range(4):
+            for _ in range(90):
+                exec_once(client, "c")
+            rss.append((descriptors(shim), threads(shim), rollup(shim)["Rss"]))
+    assert [seen[:2] for seen in rss[1:]] == [rss[0][:2]] * 3
+    # The allocator takes a run of pages now and then; a leak grows in every stretch.
+    growth = [after[2] - before[2] for before, after in pairwise(rss)]
+    assert min(growth) < 32 * 1024, growth
 
 
 def descriptors(pid: int) -> int:
