@@ -133,6 +133,7 @@ def test_f48_execs_leave_nothing_behind_in_a_shim(lighterd: Lighterd, busybox: s
     # The allocator takes a run of pages now and then; a leak grows in every stretch.
     growth = [after[2] - before[2] for before, after in pairwise(rss)]
     assert min(growth) < 32 * 1024, growth
+    assert sum(growth) < 512 * 1024, growth
 
 
 def descriptors(pid: int) -> int:
