@@ -54,6 +54,7 @@ lint: venv ## ruff and mypy --strict
 	$(BIN)/ruff format --check
 	cd .mypy && ../$(BIN)/mypy --namespace-packages --explicit-package-bases $(PACKAGE_FOLDERS:%=-p lighter.%)
 	cd bench && ../$(BIN)/mypy --strict .
+	cd packaging/rpm && ../../$(BIN)/mypy --strict .
 
 test: setup lint ## all set-up, lint, then every test but the long ones; needs root
 	$(PYTEST) -m "not soak" $(wildcard $(TESTS:%=tests/%))

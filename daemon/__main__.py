@@ -9,6 +9,7 @@ process detaches before anything that costs time or holds a descriptor is loaded
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,17 @@ if TYPE_CHECKING:
 
 LOG_NAME = "lighterd.log"  # in the state directory, of a manager that detached
 
+# Of a manager that no installed launcher has started.
+SPAWNER = (sys.executable, "-I", "-m", "lighter.shim")
+
 _LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
 
 @dataclass(frozen=True)
 class Given:
-    """The options of one command line."""
+    """The options of one command line, and what its launcher has said."""
 
+    spawner: tuple[str, ...]
     path: str | None
     level: str | None
     address: str | None
@@ -63,7 +68,7 @@ def cli(
     lighterd --root /srv/a --state /run/a      one of its own, beside others
     lighterd config default > config.toml
     """
-    given = Given(config_path, log_level, address, root, state)
+    given = Given(ctx.obj, config_path, log_level, address, root, state)
     ctx.obj = given
     if ctx.invoked_subcommand is None:
         _start(given, daemon)
@@ -127,13 +132,13 @@ def _start(given: Given, daemon: bool) -> None:
     inherited = Inherited.of_this_process()
     config = _load(given)
     if not daemon:
-        _serve(config, inherited, Notifier.from_environment())
+        _serve(config, inherited, Notifier.from_environment(), given.spawner)
         return
     shell = fork_and_wait()
     notifier = Notifier.from_environment(shell)
     try:
         _detach(config, shell)
-        _serve(config, inherited, notifier)
+        _serve(config, inherited, notifier, given.spawner)
     except (LighterError, OSError) as err:
         notifier.failed(_reason(err))
         raise
@@ -160,7 +165,9 @@ def _detach(config: "Config", shell: int) -> None:
     ).open()
 
 
-def _serve(config: "Config", inherited: "Inherited", notifier: "Notifier") -> None:
+def _serve(
+    config: "Config", inherited: "Inherited", notifier: "Notifier", spawner: Sequence[str]
+) -> None:
     import asyncio
     import gc
 
@@ -168,7 +175,7 @@ def _serve(config: "Config", inherited: "Inherited", notifier: "Notifier") -> No
     from lighter.daemon.journal import configure
 
     configure(config.level)
-    manager = Manager(config, inherited, notifier)
+    manager = Manager(config, inherited, notifier, spawner)
     # What is loaded now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -184,10 +191,10 @@ def _reason(error: LighterError | OSError) -> str:
     return f"use {place}: {error.strerror or error}"
 
 
-def main() -> None:
-    """Entry of `lighterd`."""
+def main(spawner: Sequence[str] = SPAWNER) -> None:
+    """Entry of `lighterd`. `spawner`: the command line that starts this version's spawner."""
     try:
-        cli(prog_name="lighterd")
+        cli(prog_name="lighterd", obj=tuple(spawner))
     except (LighterError, OSError) as err:
         sys.stderr.write(f"lighterd: {_reason(err)}\n")
         sys.exit(1)

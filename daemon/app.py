@@ -10,7 +10,7 @@ import grp
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -68,12 +68,18 @@ LOOK_AT_SOCKETS_S = 1.0
 
 
 class Manager:
-    """One running manager. `run` returns when it was told to stop."""
+    """One running manager. `run` returns when it was told to stop.
 
-    def __init__(self, config: Config, inherited: Inherited, notifier: Notifier) -> None:
+    `spawner`: the command line that starts a spawner of this same version; its settings follow.
+    """
+
+    def __init__(
+        self, config: Config, inherited: Inherited, notifier: Notifier, spawner: Sequence[str]
+    ) -> None:
         self._config = config
         self._inherited = inherited
         self._notifier = notifier
+        self._spawner = spawner
         self._root = Root(config.root)
         self._state = State(config.state)
         self._stopping = asyncio.Event()
@@ -113,6 +119,7 @@ class Manager:
             root.instance,
             self._inherited,
             locks,
+            self._spawner,
             on_start=lambda pid: place_spawner(root.instance, pid),
         )
         event_log = EventLog(db)

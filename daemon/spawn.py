@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class Spawner:
         instance: str,
         inherited: Inherited,
         lock_fds: Sequence[int],
-        launcher: Sequence[str] = (sys.executable, "-I", "-m", "lighter.shim"),
+        launcher: Sequence[str],
         on_start: Callable[[int], None] | None = None,
     ) -> None:
         self._instance = instance

@@ -1,4 +1,4 @@
-"""`python -m lighter.shim`: the spawner.
+"""`python -m lighter.shim`, and what an installed lighter-spawner imports: the spawner.
 
 The standard library's fork hooks (threading renews its locks, random its seed) write to 195 pages
 of a child, 0.8 MB that every shim would pay for. The spawner has one thread and nothing in a shim
@@ -17,4 +17,5 @@ _without_fork_hooks()
 
 from lighter.shim.spawner import main  # noqa: E402
 
-main()
+if __name__ == "__main__":
+    main()
