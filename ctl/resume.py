@@ -17,7 +17,7 @@ class Resumption(Protocol):
 
 
 class Same:
-    """A call that may be asked again as it was, marked as such: tasks.wait."""
+    """A call that may be asked again as it was, marked as such. Items are only what is new."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = dict(body)
@@ -84,7 +84,7 @@ class AfterBytes:
 def resumption(method: str, body: Mapping[str, Any]) -> Resumption | None:
     """How a call of `method` ("service.method") goes on, None for one that cannot."""
     match method:
-        case "tasks.wait":
+        case "tasks.wait" | "system.stop_containers":
             return Same(body)
         case "events.subscribe":
             return AfterSequence(body)

@@ -2,7 +2,7 @@
 
 import click
 
-from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option
+from lighter.ctl.cli import DURATION, HELP_OPTIONS, Commands, Session, format_option
 from lighter.ctl.output import listing, print_json, rfc3339, size_text
 from lighter.proto.version import VERSION
 
@@ -65,3 +65,42 @@ def shims(session: Session) -> None:
             "-" if shim["pss_bytes"] is None else size_text(shim["pss_bytes"]),
         ),
     )
+
+
+@system.verb("reload")
+@format_option
+@click.pass_obj
+def reload(session: Session) -> None:
+    """make the manager read its configuration again"""
+    done = session.call("system.reload")
+    if session.json:
+        print_json(done)
+        return
+    for change in done["changed"]:
+        print(change)
+    session.warn([f"{key} is taken over at the next start" for key in done["at_next_start"]])
+
+
+@system.verb("stop-containers")
+@click.option(
+    "--timeout", "-t", type=DURATION, default="60s", show_default=True, help="Until KILL is sent."
+)
+@click.option("--manager", default="", metavar="COMMAND", help="Run this manager when none serves.")
+@click.pass_obj
+def stop_containers(session: Session, timeout: float, manager: str) -> int:
+    """stop all containers of all namespaces, and print which
+
+    Each gets its stop signal, and KILL when the time is over. They stay defined; nothing is
+    removed.
+    """
+    from lighter.ctl.standin import stand_in
+
+    with stand_in(session, manager):
+        call = session.manager.begin("system.stop_containers", timeout_s=timeout)
+        for end in call:
+            name = f"{end['namespace']}/{end['id']}"
+            if end["exit_status"] is None:
+                session.complain(end["error"])
+            else:
+                print(f"stopped {name} (exit status {end['exit_status']})", flush=True)
+        return 1 if call.result()["failed"] else 0

@@ -132,13 +132,13 @@ def _start(given: Given, daemon: bool) -> None:
     inherited = Inherited.of_this_process()
     config = _load(given)
     if not daemon:
-        _serve(config, inherited, Notifier.from_environment(), given.spawner)
+        _serve(given, config, inherited, Notifier.from_environment())
         return
     shell = fork_and_wait()
     notifier = Notifier.from_environment(shell)
     try:
         _detach(config, shell)
-        _serve(config, inherited, notifier, given.spawner)
+        _serve(given, config, inherited, notifier)
     except (LighterError, OSError) as err:
         notifier.failed(_reason(err))
         raise
@@ -165,17 +165,19 @@ def _detach(config: "Config", shell: int) -> None:
     ).open()
 
 
-def _serve(
-    config: "Config", inherited: "Inherited", notifier: "Notifier", spawner: Sequence[str]
-) -> None:
+def _serve(given: Given, config: "Config", inherited: "Inherited", notifier: "Notifier") -> None:
     import asyncio
+    import faulthandler
     import gc
 
     from lighter.daemon.app import Manager
     from lighter.daemon.journal import configure
 
     configure(config.level)
-    manager = Manager(config, inherited, notifier, spawner)
+    if notifier.watchdog_s:
+        # A watchdog sends SIGABRT: the log says where the event loop was.
+        faulthandler.enable()
+    manager = Manager(config, inherited, notifier, given.spawner, lambda: _load(given))
     # What is loaded now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()

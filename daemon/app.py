@@ -29,7 +29,8 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import read_host
-from lighter.daemon.placement import place_spawner, remove_empty
+from lighter.daemon.placement import Placement, remove_empty
+from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc import handlers, image_handlers, system_handlers
 from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.runtimes import find_runtime
@@ -37,6 +38,7 @@ from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.spawn import Inherited, Spawner
+from lighter.daemon.stopping import StopAll
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
@@ -71,15 +73,22 @@ class Manager:
     """One running manager. `run` returns when it was told to stop.
 
     `spawner`: the command line that starts a spawner of this same version; its settings follow.
+    `reread` reads the configuration again, as it was read for `config`.
     """
 
     def __init__(
-        self, config: Config, inherited: Inherited, notifier: Notifier, spawner: Sequence[str]
+        self,
+        config: Config,
+        inherited: Inherited,
+        notifier: Notifier,
+        spawner: Sequence[str],
+        reread: Callable[[], Config],
     ) -> None:
         self._config = config
         self._inherited = inherited
         self._notifier = notifier
         self._spawner = spawner
+        self._reloader = Reloader(config, reread, notifier)
         self._root = Root(config.root)
         self._state = State(config.state)
         self._stopping = asyncio.Event()
@@ -120,7 +129,7 @@ class Manager:
             self._inherited,
             locks,
             self._spawner,
-            on_start=lambda pid: place_spawner(root.instance, pid),
+            Placement.of_this_process(root.instance, generation),
         )
         event_log = EventLog(db)
         namespaces = NamespaceStore(db)
@@ -222,7 +231,10 @@ class Manager:
                 **handlers.log_methods(root, tasks, containers),
                 **image_handlers.image_methods(images, event_log),
                 **system_handlers.system_methods(
-                    supervisor, lambda: self._health(generation, server, router, budget)
+                    supervisor,
+                    lambda: self._health(generation, server, router, budget),
+                    self._reloader,
+                    StopAll(supervisor, containers, tasks),
                 ),
             },
         )
@@ -242,6 +254,7 @@ class Manager:
         self._handle_signals()
         self._notifier.ready()
         log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
+        supervisor.in_background(self._notifier.keep_telling(lambda: _status(supervisor)))
         supervisor.in_background(self._tidy(images, containers, namespaces))
         supervisor.in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
@@ -303,6 +316,11 @@ class Manager:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+    def _on_hangup(self) -> None:
+        with contextlib.suppress(LighterError):  # the log says it
+            self._reloader.reload()
 
     def _check_directories(self) -> None:
         """Make the instance's directories with their modes; older ones are corrected."""
@@ -344,6 +362,13 @@ class Manager:
             return grp.getgrnam(group).gr_gid, 0o660
         except KeyError as err:
             raise InvalidArgument(f"use group {group}: there is no such group") from err
+
+
+def _status(supervisor: Supervisor) -> str:
+    """One line for `systemctl status`."""
+    shims = [entry for entry in supervisor.entries.values() if entry.pidfd >= 0]
+    adopted = sum(entry.peer is not None for entry in shims)
+    return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}"
 
 
 async def _keep_listening(*listen_again: Callable[[], None]) -> None:

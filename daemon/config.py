@@ -46,6 +46,9 @@ class Config:
     log_max_size: int = 10 * 1024 * 1024
     log_max_file: int = 5
 
+    def with_level(self, level: str) -> "Config":
+        return replace(self, level=level)
+
 
 # Where each setting stands in the file.
 _PLACES: dict[str, tuple[str, ...]] = {
@@ -60,6 +63,11 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "log_max_size": ("plugins", PLUGIN, "log", "max_size"),
     "log_max_file": ("plugins", PLUGIN, "log", "max_file"),
 }
+
+
+def key_of(setting: str) -> str:
+    """How the file names a setting."""
+    return ".".join(_PLACES[setting])
 
 
 def load(path: str | None) -> Config:

@@ -18,6 +18,7 @@ WAIT_S = 5.0
 KILL_AFTER_S = 1.0
 _POLL_S = 0.02
 _SPAWNER = b"lighter-spawner"
+_SPAWNER_TO_BE = b"--unit=lighter-shims-"  # systemd-run, which becomes one (see placement.py)
 
 
 def take_lock(path: str, wait_s: float = WAIT_S) -> int:
@@ -84,9 +85,10 @@ def _end_spawner(pid: int, fd: int) -> None:
         pidfd = os.pidfd_open(pid)
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                title = file.read(64)
+                title = file.read(4096)
             # Looked at with the pidfd open: from here on the pid cannot come round unnoticed.
-            if title.startswith(_SPAWNER) and _has_open(pid, fd):
+            ours = title.startswith(_SPAWNER) or _SPAWNER_TO_BE in title
+            if ours and _has_open(pid, fd):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:
             os.close(pidfd)

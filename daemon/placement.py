@@ -1,7 +1,8 @@
 """Where shims live among the cgroups: outside the manager's own, so that stopping it spares them.
 
-A spawner is moved once, and shims are born where it is (moving each would cost 6 ms). Without
-systemd it goes to /lighter-shims/<instance> in every hierarchy.
+A spawner is placed once, and shims are born where it is (moving each would cost 6 ms). A manager
+that is a unit of systemd starts each spawner in a transient scope; the scope ends by itself with
+its last shim. Elsewhere a spawner is moved by hand to /lighter-shims/<instance> in every hierarchy.
 """
 
 import contextlib
@@ -13,6 +14,86 @@ from lighter.proto.paths import shims_cgroup
 log = logging.getLogger("lighter.placement")
 
 MOUNT = "/sys/fs/cgroup"
+SYSTEMD_RUN = "/usr/bin/systemd-run"
+SLICE = "lighter.slice"
+# Its stop ends all containers in time. See packaging/rpm/lighter-containers.service.
+STOPS_CONTAINERS = "lighter-containers.service"
+
+
+class Placement:
+    """Gets the spawners of one manager out of its cgroups: by a scope each, or by hand."""
+
+    def __init__(self, instance: str, generation: int, scopes: bool) -> None:
+        self._instance = instance
+        self._generation = generation
+        self._scopes = scopes
+        self._refused = False
+        self._count = 0
+
+    @classmethod
+    def of_this_process(cls, instance: str, generation: int) -> "Placement":
+        return cls(instance, generation, under_systemd())
+
+    def launcher(self) -> list[str]:
+        """What the next spawner's command line begins with; [] when it is moved by hand.
+
+        `systemd-run --scope` becomes the command that it is given, in the same process and with
+        the descriptors that it was given.
+        """
+        if not self._scopes or self._refused:
+            return []
+        self._count += 1
+        name = f"lighter-shims-{self._instance}-{self._generation}"
+        return scope_argv(f"{name}.scope" if self._count == 1 else f"{name}-{self._count}.scope")
+
+    def started(self, pid: int, launcher: list[str]) -> None:
+        """A spawner runs, started with `launcher`."""
+        if not launcher:
+            place_by_hand(self._instance, pid)
+
+    def refuse(self) -> None:
+        """No scope came about: the next spawner is moved by hand."""
+        self._refused = True
+
+    def loaded(self) -> None:
+        """A spawner serves. What stood in a scope's way may be over when the next is started."""
+        self._refused = False
+
+
+def under_systemd() -> bool:
+    """Whether systemd runs this machine (sd_booted(3)) and this process as a service."""
+    if not (os.path.isdir("/run/systemd/system") and os.access(SYSTEMD_RUN, os.X_OK)):
+        return False
+    with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+        return service_of(file.read(64 * 1024)) != ""
+
+
+def service_of(cgroups: str) -> str:
+    """The service that a process with this /proc/<pid>/cgroup belongs to, "" for none."""
+    for line in cgroups.splitlines():
+        _number, controllers, path = line.split(":", 2)
+        # systemd keeps its own names in the one without controllers: v2's, or v1's named one.
+        if controllers in ("", "name=systemd"):
+            for part in reversed(path.split("/")):
+                if part.endswith(".service"):
+                    return part
+    return ""
+
+
+def scope_argv(unit: str) -> list[str]:
+    """systemd-run(1) for a scope of shims; the command follows."""
+    return [
+        *(SYSTEMD_RUN, "--scope", "--quiet", "--collect", "--no-ask-password"),
+        *(f"--slice={SLICE}", f"--unit={unit}", "--description=Shims of Lighter's containers"),
+        "--property=TasksMax=infinity",
+        # Without it systemd would stop all shims of a scope when one process is out of memory.
+        "--property=OOMPolicy=continue",
+        # At shutdown what comes first is stopped last: containers still have their shims then.
+        f"--property=Before={STOPS_CONTAINERS}",
+        # Shims do not end at SIGTERM; without their containers they have ended by themselves.
+        "--property=TimeoutStopSec=10s",
+        "--",
+    ]
 
 
 def hierarchies(mount: str = MOUNT) -> list[str]:
@@ -27,7 +108,7 @@ def hierarchies(mount: str = MOUNT) -> list[str]:
     return sorted(root for root in roots if os.path.exists(root + "/cgroup.procs"))
 
 
-def place_spawner(instance: str, pid: int) -> None:
+def place_by_hand(instance: str, pid: int) -> None:
     """Move a spawner out of the manager's cgroups. What cannot be done is a warning, no failure."""
     for root in hierarchies():
         directory = root + shims_cgroup(instance)

@@ -3,6 +3,10 @@
 The spawner is a program of its own (see lighter.shim.spawner), reached by one SOCK_SEQPACKET
 socket. It inherits the instance's locks, so that the next manager knows when the last order of
 this one can no longer be carried out.
+
+It says when it has loaded, and is asked from then on. Under systemd it is started through a program
+that asks systemd for a scope (see lighter.daemon.placement). When that fails, or takes longer than
+SCOPE_S, the next one is started without.
 """
 
 import asyncio
@@ -13,6 +17,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +25,9 @@ from typing import Any
 
 import msgpack
 
+from lighter.daemon.placement import Placement
 from lighter.proto.errors import Unavailable, from_wire
-from lighter.proto.shim_api import MAX_PACKET
+from lighter.proto.shim_api import LOADED, MAX_PACKET
 
 log = logging.getLogger("lighter.spawn")
 
@@ -30,7 +36,8 @@ _SEND_BUFFER = 1 << 20
 CLOSE_S = 2.0
 REPLY_S = 20.0
 RESTART_S = 0.2
-REPLACED_S = 5.0  # how long a request waits for the next spawner when there is none
+SCOPE_S = 3.0  # systemd takes 10 ms, loading 0.1 s; more means that systemd does not answer
+REPLACED_S = 10.0  # how long a request waits for the next spawner when there is none
 
 
 @dataclass(frozen=True)
@@ -69,30 +76,36 @@ class Spawner:
         instance: str,
         inherited: Inherited,
         lock_fds: Sequence[int],
-        launcher: Sequence[str],
-        on_start: Callable[[int], None] | None = None,
+        program: Sequence[str],
+        placement: Placement,
     ) -> None:
         self._instance = instance
         self._inherited = inherited
         self._lock_fds = tuple(lock_fds)
-        self._launcher = tuple(launcher)
-        self._on_start = on_start
+        self._placement = placement
+        self._program = tuple(program)
         self._socket: socket.socket | None = None
         self._pidfd = -1
         self._waiting: dict[int, asyncio.Future[Child]] = {}
         self._idents = 0
         self._closing = False
-        self._started = asyncio.Event()
+        self._loaded = asyncio.Event()
+        self._in_scope = False  # the living one was started through systemd
+        self._started_at = 0.0
+        self._too_late: asyncio.TimerHandle | None = None
         self.pid = 0
 
     def start(self) -> None:
-        """Execute the spawner. It may be asked at once; it answers when it has loaded."""
+        """Execute the spawner. Requests wait until it has loaded."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         moved = [
             fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
             for fd in (theirs.fileno(), *self._lock_fds)
         ]
+        launcher = self._placement.launcher()
+        argv = [*launcher, *self._program]
+        self._started_at = time.monotonic()
         try:
             settings = {
                 "instance": self._instance,
@@ -105,8 +118,8 @@ class Spawner:
             }
             environment["PATH"] = os.environ.get("PATH", os.defpath)
             self.pid = os.posix_spawn(
-                self._launcher[0],
-                [*self._launcher, json.dumps(settings)],
+                argv[0],
+                [*argv, json.dumps(settings)],
                 environment,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(moved, start=3)
@@ -119,15 +132,29 @@ class Spawner:
             for fd in moved:
                 os.close(fd)
         self._socket = ours
-        self._started.set()
         ours.setblocking(False)
         self._pidfd = os.pidfd_open(self.pid)
         loop = asyncio.get_running_loop()
         loop.add_reader(ours.fileno(), self._on_readable, ours)
         loop.add_reader(self._pidfd, self._on_death)
-        log.info("spawner started pid=%d", self.pid)
-        if self._on_start:
-            self._on_start(self.pid)
+        self._placement.started(self.pid, launcher)
+        self._in_scope = bool(launcher)
+        if launcher:
+            self._too_late = loop.call_later(SCOPE_S, self._give_up_scope)
+
+    def _give_up_scope(self) -> None:
+        log.warning("start spawner in a scope: it has not loaded in %g s", SCOPE_S)
+        with suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _on_loaded(self) -> None:
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
+        self._placement.loaded()
+        self._loaded.set()
+        took_ms = (time.monotonic() - self._started_at) * 1000
+        log.info("spawner loaded pid=%d scope=%s ms=%.0f", self.pid, self._in_scope, took_ms)
 
     async def close(self) -> None:
         """Let the spawner end, which it does when its socket closes, and wait for that."""
@@ -198,10 +225,10 @@ class Spawner:
     async def _ask(self, request: dict[str, Any], fds: Sequence[int], what: str) -> Child:
         try:
             async with asyncio.timeout(REPLACED_S):
-                await self._started.wait()
+                await self._loaded.wait()
         except TimeoutError as err:
             raise Unavailable(f"{what}: there is no spawner") from err
-        assert self._socket is not None, "started and dropped go with the event"
+        assert self._socket is not None, "it is loaded only while there is a socket"
         self._idents += 1
         ident = self._idents
         packet = msgpack.packb({"ident": ident, **request})
@@ -215,7 +242,7 @@ class Spawner:
                 return await answer
         except TimeoutError as err:
             # It does nothing for anybody else either; its successor will, and is waited for.
-            self._started.clear()
+            self._loaded.clear()
             with suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             raise Unavailable(f"{what}: the spawner did not answer in {REPLY_S:g} s") from err
@@ -237,6 +264,9 @@ class Spawner:
             asyncio.get_running_loop().remove_reader(ours.fileno())
             return
         answer = msgpack.unpackb(packet)
+        if answer["ident"] == LOADED:
+            self._on_loaded()
+            return
         waiting = self._waiting.get(answer["ident"])
         if "error" in answer:
             if waiting is not None and not waiting.done():
@@ -248,8 +278,12 @@ class Spawner:
             waiting.set_result(Child(answer["pid"], answer["start"], fds[0]))
 
     def _on_death(self) -> None:
+        had_loaded = self._loaded.is_set()
         self._drop("the spawner died")
         log.warning("spawner ended pid=%d status=%d", self.pid, self._reap())
+        if self._in_scope and not had_loaded:
+            log.warning("start spawner in a scope: failed; the next is moved out by hand")
+            self._placement.refuse()
         if not self._closing:
             asyncio.get_running_loop().call_later(RESTART_S, self._restart)
 
@@ -268,7 +302,10 @@ class Spawner:
             loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
-            self._started.clear()
+            self._loaded.clear()
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
         if self._pidfd >= 0:
             loop.remove_reader(self._pidfd)
             os.close(self._pidfd)

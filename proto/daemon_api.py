@@ -53,6 +53,9 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         stream: 1 stdout, 2 stderr, 3 the shim's own notice; tail in lines
                         or null; since: a time, later chunks only
     system.shims        {} -> {shims: [{namespace, id, pid, incarnation, version, state, pss_bytes}]}
+    system.reload       {} -> {changed: [text], at_next_start: [key]}
+    system.stop_containers  (stream) {timeout_s} -> items {namespace, id, exit_status, error},
+                        end {stopped, failed}           all namespaces; exit_status null: it runs on
     system.health       {} -> {status, generation, clients, shims, fds, dropped}
 
 exec_id "" means the container's own process. The status of a task is one of created, running,

@@ -91,6 +91,10 @@ class Spawner:
         reaper.arm()
 
     def serve(self) -> None:
+        try:
+            self._manager.send(msgpack.packb({"ident": shim_api.LOADED}))
+        except BrokenPipeError:
+            return  # the manager has gone meanwhile
         poll = select.poll()
         poll.register(self._manager, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)

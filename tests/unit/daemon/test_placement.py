@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lighter.daemon import placement
-from lighter.daemon.placement import hierarchies, place_spawner, remove_empty
+from lighter.daemon.placement import Placement, hierarchies, place_by_hand, remove_empty, service_of
 
 
 def hierarchy(root: Path) -> Path:
@@ -50,7 +50,7 @@ def test_a_spawner_is_moved_in_every_hierarchy(host: Path) -> None:
         (host / directory).mkdir()
         for name in ("cpuset.cpus", "cpuset.mems"):  # the kernel makes them, empty
             (host / directory / name).write_text("\n")
-    place_spawner("abc", 4711)
+    place_by_hand("abc", 4711)
     for name in ("memory", "cpuset"):
         assert (host / name / "lighter-shims/abc/cgroup.procs").read_text() == "4711"
     assert (host / "cpuset/lighter-shims/abc/cpuset.cpus").read_text() == "0-1\n"
@@ -58,7 +58,7 @@ def test_a_spawner_is_moved_in_every_hierarchy(host: Path) -> None:
 
 def test_what_cannot_be_done_is_a_warning(host: Path, caplog: pytest.LogCaptureFixture) -> None:
     (host / "memory" / "lighter-shims").write_text("in the way")
-    place_spawner("abc", 4711)
+    place_by_hand("abc", 4711)
     assert any("place spawner in" in record.getMessage() for record in caplog.records)
 
 
@@ -72,3 +72,26 @@ def test_only_empty_cgroups_of_this_instance_are_removed(host: Path) -> None:
     left = sorted(os.path.relpath(path, memory) for path, names, _ in os.walk(memory) if not names)
     assert left == ["lighter/abc/used/container", "lighter/other/default"]
     remove_empty("never-was")
+
+
+def test_a_service_is_known_by_its_cgroup() -> None:
+    hybrid = "4:memory:/\n1:name=systemd:/system.slice/lighterd.service\n0::/system.slice/x\n"
+    assert service_of(hybrid) == "lighterd.service"
+    assert service_of("0::/system.slice/lighterd.service/sub\n") == "lighterd.service"
+    assert service_of("0::/user.slice/user-0.slice/session-1.scope\n") == ""
+    assert service_of("4:memory:/a.service\n0::/\n") == ""
+
+
+def test_each_spawner_has_a_scope_of_its_own_until_systemd_refuses_one(host: Path) -> None:
+    placement = Placement("abc", 7, scopes=True)
+    first, second = placement.launcher(), placement.launcher()
+    assert "--unit=lighter-shims-abc-7.scope" in first
+    assert "--unit=lighter-shims-abc-7-2.scope" in second
+    placement.started(4711, second)
+    assert not (host / "memory/lighter-shims").exists(), "systemd has placed it"
+    placement.refuse()
+    assert placement.launcher() == []
+    placement.started(4711, [])
+    assert (host / "memory/lighter-shims/abc/cgroup.procs").read_text() == "4711"
+    placement.loaded()
+    assert "--unit=lighter-shims-abc-7-3.scope" in placement.launcher()

@@ -22,7 +22,7 @@ from typing import Any
 import msgpack
 import zmq
 
-from lighter.proto import codec, errors, sockets
+from lighter.proto import codec, errors, shim_api, sockets
 
 INSTANCE = "7e577e57"
 WAIT_S = 20.0
@@ -57,6 +57,7 @@ class FakeManager:
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
                 setsid=True,
             )
+        assert msgpack.unpackb(self._control.recv(64)) == {"ident": shim_api.LOADED}
 
     # the wire
 

@@ -1,0 +1,63 @@
+"""A manager for the time of one command, when none serves: what a shutdown needs to stop containers
+in time although the service is down.
+"""
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lighter.ctl.cli import Session
+from lighter.proto.errors import Unavailable
+
+START_S = 20.0
+STOP_S = 10.0
+
+
+@contextmanager
+def stand_in(session: Session, command: str) -> Iterator[None]:
+    """Inside, a manager serves: the one that does already, or else `command` is run for it.
+
+    Raises Unavailable when none answers and `command` is "", or does not come up.
+    """
+    try:
+        session.manager.connect()
+        argv = []
+    except Unavailable as err:
+        if not command:
+            raise
+        argv = shlex.split(command)
+        session.complain(f"{err.message}; running {command} for this command")
+    if not argv:
+        yield
+        return
+    environ = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    try:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environ)
+    except OSError as err:
+        raise Unavailable(f"run {argv[0]}: {err.strerror}") from err
+    try:
+        _await_answer(session, process, command)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_answer(session: Session, process: "subprocess.Popen[bytes]", command: str) -> None:
+    until = time.monotonic() + START_S
+    while True:
+        try:
+            session.manager.connect()
+            return
+        except Unavailable:
+            if process.poll() is not None:
+                raise Unavailable(f"run {command}: it ended with {process.returncode}") from None
+            if time.monotonic() > until:
+                raise

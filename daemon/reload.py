@@ -1,0 +1,62 @@
+"""Reading the configuration again while the manager serves: `ctl system reload`, or SIGHUP.
+
+A file that cannot be read, or says what it must not, changes nothing. What a running manager cannot
+take over is named, and waits for the next start.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from lighter.daemon import journal
+from lighter.daemon.config import Config, key_of
+from lighter.daemon.notify import Notifier
+from lighter.proto.errors import LighterError
+
+log = logging.getLogger("lighter.reload")
+
+_AT_ONCE = ("level",)
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What came of it: "key: old -> new" of what is in force now, and keys that need a start."""
+
+    changed: tuple[str, ...]
+    at_next_start: tuple[str, ...]
+
+
+class Reloader:
+    """`running` is the configuration in force; `read` is how the manager read it at its start."""
+
+    def __init__(self, running: Config, read: Callable[[], Config], notifier: Notifier) -> None:
+        self._running = running
+        self._read = read
+        self._notifier = notifier
+
+    def reload(self) -> Reloaded:
+        """Take over what can be. Raises InvalidArgument naming file, and line or key."""
+        self._notifier.reloading()
+        try:
+            return self._take_over(self._read())
+        except LighterError as err:
+            log.error("reload: %s; the configuration stays as it was", err.message)
+            raise
+        finally:
+            self._notifier.reloaded()
+
+    def _take_over(self, new: Config) -> Reloaded:
+        changed, later = [], []
+        for name in (item.name for item in fields(Config)):
+            old_value, new_value = getattr(self._running, name), getattr(new, name)
+            if old_value == new_value:
+                continue
+            if name in _AT_ONCE:
+                changed.append(f"{key_of(name)}: {old_value} -> {new_value}")
+            else:
+                later.append(key_of(name))
+                log.warning("reload: %s has changed, which the next start takes over", key_of(name))
+        journal.configure(new.level)
+        self._running = self._running.with_level(new.level)
+        log.info("configuration is reloaded: %s", ", ".join(changed) or "nothing changed")
+        return Reloaded(tuple(changed), tuple(later))
