@@ -7,31 +7,25 @@ over a restart is asked again where that is safe (see resume.py), and fails wher
 
 import os
 import select
-import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import zmq
-
 from lighter.ctl import probe
 from lighter.ctl.resume import Resumption, resumption
-from lighter.proto import codec, sockets
+from lighter.proto import codec
 from lighter.proto.calls import PendingCalls
+from lighter.proto.dealer import RECONNECT_S, Dealer
 from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, from_wire
 from lighter.proto.version import VERSION
 
 # A manager that lives answers its welcome long before this, so a probe is rarely made.
 PROBE_AFTER_S = 0.15
-# What a manager said just before it ended may still stand in the socket.
-LAST_WORDS_S = 0.2
 UNDO_S = 10.0
 MAX_OUTSTANDING = 64
 CREDIT_BYTES = 256 * 1024
-
-_UCRED = struct.Struct("iII")
+READ_BYTES = 256 * 1024
 
 
 class Call:
@@ -101,15 +95,9 @@ class Manager:
         self._generation = 0
         self._version = 0
         self._ident = 0
-        self._peer = -1
         self._owed_bytes = 0
         self._pending: PendingCalls[Call] = PendingCalls(MAX_OUTSTANDING)
-        self._context = sockets.context()
-        try:
-            self._socket = sockets.connect_dealer(self._context, path, sockets.CLIENT_HWM)
-        except BaseException:
-            self._context.term()
-            raise
+        self._dealer = Dealer(path, b"", READ_BYTES)
 
     @property
     def connected(self) -> bool:
@@ -117,9 +105,7 @@ class Manager:
         return self._generation > 0
 
     def close(self) -> None:
-        self._forget_peer()
-        self._socket.close(0)
-        self._context.term()
+        self._dealer.close()
 
     # calls
 
@@ -182,82 +168,72 @@ class Manager:
         )
         self._pending.open(self._generation, call.ident, call, f"call {call.method}")
         while not self._try_send(request):
-            self._poll(zmq.POLLOUT)
-            if not self.connected:
-                self._await_welcome()
-                return  # the welcome has asked again, or failed the call
+            if self._dealer.peer_closed:
+                return  # the next welcome asks again, or fails the call
+            self._wait(select.POLLOUT)
+            self.check_deadline()
 
     # the loop
 
-    def fileno(self) -> int:
-        """Readable when `process` may have something to do; edge-triggered as zmq_getsockopt(3)
-        says, so call `process` before waiting for it."""
-        return self._option(zmq.FD)
+    def interest(self) -> tuple[int, int]:
+        """The descriptor to wait for, -1 while no manager is there, and what for (poll(2))."""
+        events = select.POLLIN | select.POLLOUT if self._dealer.unsent else select.POLLIN
+        return self._dealer.fileno(), events
 
-    def peer_fileno(self) -> int:
-        """A pidfd of the manager's process, readable once it has ended; -1 when there is none."""
-        return self._peer
+    def wait_ms(self) -> int | None:
+        """How long to wait for it at most, for poll(2); None for ever."""
+        left = self.left_ms()
+        if self._dealer.connected:
+            return left
+        pause = int(RECONNECT_S * 1000)
+        return pause if left is None else min(pause, left)
 
     def turn(self) -> None:
         """Handle what came, waiting for it. Raises DeadlineExceeded when the time is over."""
         if not self.process():
-            self._poll(zmq.POLLIN)
+            self._wait()
+            self.check_deadline()
 
     def process(self) -> bool:
-        """Handle all that came, without waiting; whether there was anything."""
-        came = False
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return came
-            came = True
-            size_bytes = sum(len(frame) for frame in frames)
-            try:
-                message = codec.decode([frame.bytes for frame in frames])
-            except codec.ProtocolError as err:
-                if self._trace:
-                    self._trace(f"drop message: {err}")
-                continue
-            if isinstance(message, codec.Welcome):
-                self._welcome(message, frames[0].get(zmq.SRCFD))
-            else:
-                self._answer(message, size_bytes)
+        """Handle all that came, without waiting; whether there was anything.
 
-    def check_peer(self) -> None:
-        """Once the manager's process has ended: fail what nobody will answer.
-
-        Its last words are taken first, and a new manager that is there already is greeted.
+        When the manager has ended, its last words are taken first; then what nobody will answer
+        fails, and a new manager that is there already is connected.
         """
-        if self._peer < 0 or not select.select([self._peer], [], [], 0)[0]:
-            return
-        ended = self._generation
-        until = time.monotonic() + LAST_WORDS_S
-        while self._generation == ended and (left := until - time.monotonic()) > 0:
-            if not self._socket.poll(int(left * 1000) + 1):
-                break
-            self.process()
-        if self._generation == ended:
-            self._forget_peer()
+        if not self._dealer.connected and not self._dealer.connect():
+            return False
+        came = False
+        self._dealer.flush()
+        for frames in self._dealer.receive():
+            came = True
+            self._take(frames)
+        if self._dealer.lost:
+            came = True
+            self._dealer.close()
             self._generation = 0
-            self._reopen("the manager ended meanwhile")
+            self._reopen()
+        return came
 
-    def _poll(self, events: int) -> None:
-        """Wait until the socket is ready, the manager's process ends, or the time is over."""
-        if self._option(zmq.EVENTS) & events:
+    def _take(self, frames: list[bytes]) -> None:
+        try:
+            message = codec.decode(frames)
+        except codec.ProtocolError as err:
+            if self._trace:
+                self._trace(f"drop message: {err}")
             return
-        poller = zmq.Poller()
-        poller.register(self._socket, events)
-        if self._peer >= 0:
-            poller.register(self._peer, zmq.POLLIN)
-        poller.poll(self.left_ms())
-        self.check_deadline()
-        self.check_peer()
+        if isinstance(message, codec.Welcome):
+            self._welcome(message)
+        else:
+            self._answer(message, sum(len(frame) for frame in frames))
 
-    def _option(self, option: int) -> int:
-        value = self._socket.getsockopt(option)
-        assert isinstance(value, int)
-        return value
+    def _wait(self, events: int = 0, most_ms: int | None = None) -> None:
+        """Wait until there is something to do, or `events` alone, or the time is over."""
+        poll = select.poll()
+        fd, interest = self.interest()
+        if fd >= 0:
+            poll.register(fd, events or interest)
+        limits = [limit for limit in (self.wait_ms(), most_ms) if limit is not None]
+        poll.poll(min(limits, default=None))
 
     def left_ms(self) -> int | None:
         """What is left of the timeout, for poll(2); None without one."""
@@ -287,17 +263,13 @@ class Manager:
             left = (until if reason else min(until, begun + PROBE_AFTER_S)) - time.monotonic()
             if reason and left <= 0:
                 raise Unavailable(f"connect {self.path}: no manager answers there ({reason})")
-            limit = self.left_ms()
-            pause = max(0, int(left * 1000) + 1)
-            self._socket.poll(pause if limit is None else min(pause, limit))
+            self._wait(most_ms=max(0, int(left * 1000) + 1))
             self.process()
             if not self.connected:
                 self.check_deadline()
 
-    def _welcome(self, welcome: codec.Welcome, connection: int) -> None:
+    def _welcome(self, welcome: codec.Welcome) -> None:
         """Greet a manager, and ask again what is outstanding: answers to it are lost."""
-        self._forget_peer()
-        self._peer = _open_peer(connection)
         self._generation = welcome.generation
         version = codec.choose_version(welcome.versions)
         identity = {"kind": "client", "pid": os.getpid(), "version": VERSION}
@@ -308,22 +280,18 @@ class Manager:
                 f"protocol, ctl {VERSION} speaks {list(codec.SUPPORTED)}"
             )
         self._version = version
-        self._reopen("the manager was restarted meanwhile")
+        self._reopen()
 
-    def _reopen(self, reason: str) -> None:
+    def _reopen(self) -> None:
         """Fail the calls that cannot go on; ask for the rest of the others when connected."""
         for call in self._pending.drop_all():
             if call.resumption is None:
-                call.finish(error=Unavailable(f"call {call.method}: {reason}"))
+                ended = f"call {call.method}: the manager ended meanwhile"
+                call.finish(error=Unavailable(ended))
             elif self.connected:
                 self._ask(call, call.resumption.body())
             else:
                 self._pending.open(0, call.ident, call, f"call {call.method}")
-
-    def _forget_peer(self) -> None:
-        if self._peer >= 0:
-            os.close(self._peer)
-            self._peer = -1
 
     def _answer(self, message: codec.Message, size_bytes: int) -> None:
         match message:
@@ -347,26 +315,4 @@ class Manager:
 
     def _try_send(self, message: codec.Message) -> bool:
         """Send without waiting; whether there was room, and somebody connected."""
-        try:
-            self._socket.send_multipart(
-                codec.encode(message, self._version or codec.VERSION), zmq.NOBLOCK
-            )
-        except zmq.Again:
-            return False
-        return True
-
-
-def _open_peer(connection: int) -> int:
-    """A pidfd of the process at the other end of libzmq's `connection`, -1 when it has none.
-
-    A ZeroMQ socket does not tell that its peer has gone; the kernel does.
-    """
-    try:
-        with socket.socket(fileno=os.dup(connection)) as peer:
-            size = _UCRED.size
-            pid, _uid, _gid = _UCRED.unpack(
-                peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-            )
-        return os.pidfd_open(pid) if pid > 0 else -1
-    except OSError:
-        return -1
+        return self._dealer.send(codec.encode(message, self._version or codec.VERSION))

@@ -206,23 +206,22 @@ class Pump:
     def _turn(self) -> None:
         flows = [flow for flow in (*self._outputs, self._input) if flow is not None and flow.open]
         poll = select.poll()
-        poll.register(self._manager.fileno(), select.POLLIN)
+        manager, events = self._manager.interest()
+        if manager >= 0:
+            poll.register(manager, events)
         poll.register(self._signals.fileno(), select.POLLIN)
-        if self._manager.peer_fileno() >= 0:
-            poll.register(self._manager.peer_fileno(), select.POLLIN)
         by_fd: dict[int, Flow] = {}
         for flow in flows:
             fd, events = flow.interest()
             poll.register(fd, events)
             by_fd[fd] = flow
-        for fd, _events in poll.poll(self._manager.left_ms()):
+        for fd, _events in poll.poll(self._manager.wait_ms()):
             if fd in by_fd:
                 self._move(by_fd[fd])
             elif fd == self._signals.fileno():
                 for number in self._signals.taken():
                     self._signal(number)
         self._manager.check_deadline()
-        self._manager.check_peer()
 
     def _move(self, flow: Flow) -> None:
         flow.move()

@@ -37,6 +37,7 @@ from lighter.daemon.runtimes import find_runtime
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.sockets import context
 from lighter.daemon.spawn import Inherited, Spawner
 from lighter.daemon.stopping import StopAll
 from lighter.daemon.tasks.bundle import Bundle
@@ -59,7 +60,6 @@ from lighter.proto.errors import (
 )
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root, State, check_socket_path
-from lighter.proto.sockets import context
 from lighter.proto.version import VERSION
 
 log = logging.getLogger("lighter.app")

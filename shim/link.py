@@ -1,4 +1,4 @@
-"""The shim's end of the wire: one DEALER to whichever manager there is.
+"""The shim's end of the wire: one connection to whichever manager there is.
 
 A new manager shows as a welcome. The shim answers hello and sends again every event that no
 manager has acknowledged. Requests of a manager that is gone are dropped by their generation, and
@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import zmq
-
 from lighter.proto import codec, shim_api
+from lighter.proto.dealer import RECONNECT_MAX_S, RECONNECT_S, Dealer
 from lighter.proto.errors import DeadlineExceeded, Internal, InvalidArgument, LighterError
-from lighter.shim.dealer import Dealer
-from lighter.shim.loop import READ, Future, Loop
+from lighter.shim.loop import READ, WRITE, Future, Loop
+
+READ_BYTES = 16 * 1024
 
 OnRequest = Callable[[codec.Request], None]
 Identity = Callable[[], dict[str, Any]]
@@ -38,17 +38,30 @@ class Link:
         self._empty: list[Future] = []
         self._early: list[tuple[int, codec.Message]] = []
         self.dropped = 0
-        self._path = path
-        self._incarnation = incarnation
-        self._dealer: Dealer | None = None
-        loop.call_soon(self._open)
+        self._dealer = Dealer(path, incarnation.encode(), READ_BYTES)
+        self._pause_s = RECONNECT_S
+        self._fd = -1  # of the connection that the loop watches
+        self._writes = False  # the loop waits for room too
+        # Not before the loop runs: what was asked of it earlier goes first.
+        loop.call_soon(self._connect)
 
-    def _open(self) -> None:
-        """Connect. Not before the loop runs: what was asked of it earlier goes first."""
-        self._dealer = Dealer(self._path, self._incarnation.encode())
-        # Any use of the socket may consume an edge: whatever uses it asks for a pump afterwards.
-        self._loop.watch(self._dealer.fd, READ, lambda _events: self._pump())
-        self._pump()
+    def _connect(self) -> None:
+        """Try to connect, and again in a while when no manager listens."""
+        if self._dealer.connect():
+            self._fd = self._dealer.fileno()
+            self._writes = False
+            self._loop.watch(self._fd, READ, self._on_ready)
+        else:
+            self._loop.call_later(self._pause_s, self._connect)
+            self._pause_s = min(2 * self._pause_s, RECONNECT_MAX_S)
+
+    def _lost(self) -> None:
+        """The manager has gone: nothing more is sent before the welcome of the next."""
+        self._loop.unwatch(self._fd)
+        self._dealer.close()
+        self._version = 0
+        self._outgoing.clear()
+        self._connect()
 
     @property
     def generation(self) -> int:
@@ -62,20 +75,12 @@ class Link:
 
     @property
     def connected(self) -> bool:
-        """Whether a manager takes messages now (ZMQ_IMMEDIATE: no peer, no POLLOUT)."""
-        if self._dealer is None or not self._version:
-            return False
-        self._loop.call_soon(self._pump)
-        return bool(self._dealer.events & zmq.POLLOUT)
+        """Whether a manager lives and takes messages now."""
+        return bool(self._version) and not self._outgoing and not self._dealer.peer_closed
 
     def is_waiting(self, topic: str) -> bool:
         """Whether an event of this topic is not acknowledged yet."""
         return any(event.topic == topic for event in self._unacknowledged)
-
-    def close(self) -> None:
-        if self._dealer is not None:
-            self._loop.unwatch(self._dealer.fd)
-            self._dealer.close()
 
     def publish(self, topic: str, body: dict[str, Any], timestamp: int = 0) -> int:
         """Send an event now and again until it is acknowledged. Returns its sequence number."""
@@ -112,30 +117,27 @@ class Link:
             self._early.append((request.generation, answer))
 
     def _send(self, message: codec.Message) -> None:
-        if self._dealer is not None and self._version:
+        if self._version:
             self._outgoing.append(codec.encode(message, self._version))
-            # Now: what this turn of the loop has still to do may take long.
-            self._send_first(self._dealer)
-            self._loop.call_soon(self._pump)
+            self._flush()
 
-    def _send_first(self, dealer: Dealer) -> None:
-        try:
-            dealer.send(self._outgoing[0])
+    def _flush(self) -> None:
+        """Send now what the connection takes; the loop tells when it takes more."""
+        while self._outgoing and self._dealer.send(self._outgoing[0]):
             self._outgoing.popleft()
-        except zmq.Again:
-            pass  # no manager, or one that does not read: the pump sends it when it does
+        writes = bool(self._outgoing) or self._dealer.unsent
+        if writes != self._writes:
+            self._writes = writes
+            self._loop.watch(self._fd, READ | WRITE if writes else READ, self._on_ready)
 
-    def _pump(self) -> None:
-        """Take in and send until neither is possible: only then does the descriptor tell more."""
-        dealer = self._dealer
-        while dealer is not None:
-            events = dealer.events
-            if events & zmq.POLLIN:
-                self._take(dealer.receive())
-            elif events & zmq.POLLOUT and self._outgoing:
-                self._send_first(dealer)
-            else:
-                return
+    def _on_ready(self, events: int) -> None:
+        for frames in self._dealer.receive():
+            self._take(frames)
+        if self._dealer.lost:
+            self._lost()
+        elif events & WRITE or self._dealer.unsent:
+            self._dealer.flush()
+            self._flush()
 
     def _take(self, frames: list[bytes]) -> None:
         try:
@@ -149,7 +151,7 @@ class Link:
         try:
             self._dispatch(message)
         except Exception as err:
-            self._loop.on_error(err)  # here, because the pump has to go on to its end
+            self._loop.on_error(err)  # here, because the messages behind it have come too
 
     def _dispatch(self, message: codec.Message) -> None:
         if isinstance(message, codec.Welcome):
@@ -169,6 +171,7 @@ class Link:
             return
         self._generation = welcome.generation
         self._version = codec.choose_version(welcome.versions)
+        self._pause_s = RECONNECT_S
         self._outgoing.clear()  # meant for the manager before
         hello = codec.Hello(self._generation, self._version, shim_api.FEATURES, self._identity())
         self._outgoing.append(codec.encode(hello))
@@ -181,6 +184,7 @@ class Link:
             others = [answer for answer in early if answer not in failures]
             for message in (*failures, *events, *others):
                 self._outgoing.append(codec.encode(message, self._version))
+        self._flush()
 
     def _on_malformed(self, err: codec.MalformedRequest) -> None:
         if err.generation != self._generation:

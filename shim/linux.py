@@ -175,22 +175,3 @@ def openat2(dir_fd: int, path: bytes | str, flags: int, resolve: int, mode: int 
         ),
         raw,
     )
-
-
-def set_default_thread_stack(size_bytes: int) -> None:
-    """Give threads that are made later a stack of this size (pthread_setattr_default_np(3)).
-
-    libzmq makes two threads per context. Their default 8 MiB stacks are backed by huge pages
-    where transparent huge pages are at `always`, which costs a shim 2 MB; glibc alone, no effect
-    on programs that this process executes (unlike RLIMIT_STACK or PR_SET_THP_DISABLE).
-    """
-    attr = ctypes.create_string_buffer(64)  # sizeof(pthread_attr_t) is 56 on 64-bit Linux
-    for call, argument in (
-        (_libc.pthread_attr_init, None),
-        (_libc.pthread_attr_setstacksize, ctypes.c_size_t(size_bytes)),
-        (_libc.pthread_setattr_default_np, None),
-        (_libc.pthread_attr_destroy, None),
-    ):
-        result = call(attr) if argument is None else call(attr, argument)
-        if result:
-            raise OSError(result, os.strerror(result))

@@ -2,9 +2,9 @@
 
 It is executed (not forked) by the manager, in a session of its own, and holds no state: when its
 socket to the manager closes it ends. A fork of it costs about a millisecond and shares nearly all
-of its memory. It is single-threaded and never makes a ZeroMQ context, because threads do not
-survive a fork. The lock of the instance is open here too, so that the next manager knows when the
-last request of this one can no longer be carried out; a shim does not keep it.
+of its memory. It is single-threaded, and so are its children. The lock of the instance is open here
+too, so that the next manager knows when the last request of this one can no longer be carried out;
+a shim does not keep it.
 """
 
 import gc
@@ -21,11 +21,10 @@ import msgpack
 import setproctitle
 
 from lighter.proto import shim_api
-from lighter.shim import files, guard, linux, reaper, shim
+from lighter.shim import files, guard, reaper, shim
 from lighter.shim.warm import warm_up
 from lighter.shim.worker.main import serve as serve_job
 
-THREAD_STACK_BYTES = 128 * 1024
 KEEP_FD = 3  # the manager's socket
 
 
@@ -176,7 +175,6 @@ def main() -> None:
     settings.apply()
     guard.preload()
     setproctitle.setproctitle(f"lighter-spawner --instance {settings.instance}")
-    linux.set_default_thread_stack(THREAD_STACK_BYTES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

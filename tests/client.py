@@ -12,7 +12,9 @@ from typing import Any
 
 import zmq
 
-from lighter.proto import codec, errors, sockets
+from lighter.daemon import sockets
+from lighter.proto import codec, errors
+from tests import zeromq
 
 INITIAL_CREDIT_BYTES = 1024 * 1024
 
@@ -25,7 +27,7 @@ class Client:
         self.welcome: codec.Welcome
         self._context = sockets.context()
         self._ident = 0
-        self.socket = sockets.connect_dealer(self._context, path, sockets.CLIENT_HWM)
+        self.socket = zeromq.connect_dealer(self._context, path, sockets.CLIENT_HWM)
         try:
             self._greet(time.monotonic() + timeout_s)
         except BaseException:

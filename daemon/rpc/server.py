@@ -17,6 +17,7 @@ from typing import Any
 import zmq
 
 from lighter.daemon.rpc.outbox import Outbox
+from lighter.daemon.sockets import CLIENT_HWM, bind_router, listen
 from lighter.daemon.tasks.shims import connection_of, is_open, peer_credentials
 from lighter.proto import codec
 from lighter.proto.errors import (
@@ -30,7 +31,6 @@ from lighter.proto.errors import (
     ResourceExhausted,
     Unimplemented,
 )
-from lighter.proto.sockets import CLIENT_HWM, bind_router, listen
 
 log = logging.getLogger("lighter.rpc")
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import zmq
 
+from lighter.daemon.sockets import SHIM_HWM, bind_router, listen
 from lighter.proto import codec, shim_api
 from lighter.proto.calls import PendingCalls
 from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, from_wire
-from lighter.proto.sockets import SHIM_HWM, bind_router, listen
 
 log = logging.getLogger("lighter.shims")
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import zmq
 
-from lighter.proto import codec, sockets
+from lighter.daemon import sockets
+from lighter.proto import codec
 from lighter.proto.errors import LighterError, Unimplemented
 
 HOLD = object()

@@ -17,7 +17,9 @@ import msgpack
 import pytest
 import zmq
 
-from lighter.proto import codec, sockets
+from lighter.daemon import sockets
+from lighter.proto import codec
+from tests import zeromq
 from tests.harness import Lighterd, await_that
 from tests.integration.test_bad_input import rss_kib
 from tests.unit.daemon.hostile import BODIES
@@ -49,7 +51,7 @@ def dealer(path: str) -> Iterator["zmq.Socket[bytes]"]:
     context: zmq.Context[zmq.Socket[bytes]] = sockets.context()
     try:
         # As a shim's: the manager answers there to routing ids of 16 hex digits alone.
-        yield sockets.connect_dealer(context, path, 1000, os.urandom(8).hex().encode())
+        yield zeromq.connect_dealer(context, path, 1000, os.urandom(8).hex().encode())
     finally:
         context.destroy(0)
 
@@ -153,12 +155,18 @@ def test_f73_a_replayed_request_is_not_executed_twice(lighterd: Lighterd) -> Non
 
 
 CLIENT = """
-import os, sys
-from lighter.proto import codec, sockets
-socket = sockets.connect_dealer(sockets.context(), sys.argv[1], 16)
-assert socket.poll(5000)
-generation = codec.decode(socket.recv_multipart()).generation
-socket.send_multipart(codec.encode(codec.Hello(generation, 1, [], {})))
+import os, select, sys
+from lighter.proto import codec
+from lighter.proto.dealer import Dealer
+dealer = Dealer(sys.argv[1], b"", 65536)
+assert dealer.connect()
+def messages():
+    while True:
+        assert select.select([dealer], [], [], 5)[0]
+        yield from map(codec.decode, dealer.receive())
+came = messages()
+generation = next(came).generation
+assert dealer.send(codec.encode(codec.Hello(generation, 1, [], {})))
 calls = (
     ("events", "subscribe", {"since": 0, "follow": True}),
     ("logs", "read", {"id": "x", "follow": True}),
@@ -166,11 +174,10 @@ calls = (
 )
 for ident, (service, method, body) in enumerate(calls):
     call = codec.Request(generation, ident, service, method, None, {"namespace": "default"}, body)
-    socket.send_multipart(codec.encode(call))
+    assert dealer.send(codec.encode(call))
 seen = set()
 while seen != {0, 1}:
-    assert socket.poll(5000)
-    seen.add(codec.decode(socket.recv_multipart()).ident)
+    seen.add(next(came).ident)
 print(flush=True)
 sys.stdin.read()
 os.kill(os.getpid(), 9)

@@ -198,7 +198,7 @@ def test_what_may_have_been_done_fails_at_a_restart(manager: FakeManager, start:
     manager.asked("tasks.pause")
     manager.restart()
     assert ctl.wait(PATIENCE_S) == 1
-    assert ctl.stderr and b"restarted" in ctl.stderr.read()
+    assert ctl.stderr and b"ended meanwhile" in ctl.stderr.read()
     assert not manager.was_asked("tasks.pause")
 
 

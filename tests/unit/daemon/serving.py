@@ -9,9 +9,9 @@ from typing import Any
 
 import zmq
 
+from lighter.daemon import sockets
 from lighter.daemon.rpc.server import Call, ClientServer, Method, Result
 from lighter.daemon.tasks.shims import ShimRouter
-from lighter.proto import sockets
 from lighter.proto.errors import NotFound
 
 GENERATION = 7

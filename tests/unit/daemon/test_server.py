@@ -12,9 +12,11 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 
+from lighter.daemon import sockets
 from lighter.daemon.rpc import server as server_module
 from lighter.daemon.rpc.server import CREDIT_BYTES, MAX_CALLS, ClientServer
-from lighter.proto import codec, errors, sockets
+from lighter.proto import codec, errors
+from tests import zeromq
 from tests.client import Client
 from tests.harness import await_that
 from tests.unit.daemon import hostile
@@ -34,7 +36,7 @@ class Setting:
     def raw(self) -> Iterator["zmq.Socket[bytes]"]:
         """A DEALER that has been welcomed and has said nothing."""
         context = sockets.context()
-        socket = sockets.connect_dealer(context, self.serving.address, sockets.CLIENT_HWM)
+        socket = zeromq.connect_dealer(context, self.serving.address, sockets.CLIENT_HWM)
         try:
             assert socket.poll(5000)
             assert isinstance(codec.decode(socket.recv_multipart()), codec.Welcome)
@@ -274,16 +276,22 @@ def test_a_client_that_takes_no_answers_is_dropped_and_others_are_served(at: Set
 
 
 CLIENT = """
-import os, sys, time
-from lighter.proto import codec, sockets
-socket = sockets.connect_dealer(sockets.context(), sys.argv[1], 16)
-assert socket.poll(5000)
-welcome = codec.decode(socket.recv_multipart())
-socket.send_multipart(codec.encode(codec.Hello(welcome.generation, 1, [], {})))
+import os, select, sys
+from lighter.proto import codec
+from lighter.proto.dealer import Dealer
+dealer = Dealer(sys.argv[1], b"", 65536)
+assert dealer.connect()
+def messages():
+    while True:
+        assert select.select([dealer], [], [], 5)[0]
+        yield from map(codec.decode, dealer.receive())
+came = messages()
+welcome = next(came)
+assert dealer.send(codec.encode(codec.Hello(welcome.generation, 1, [], {})))
 for ident, method in ((1, "hang"), (2, "count")):
     request = codec.Request(welcome.generation, ident, "test", method, None, {}, {})
-    socket.send_multipart(codec.encode(request))
-assert socket.poll(5000)
+    assert dealer.send(codec.encode(request))
+next(came)
 print(flush=True)
 sys.stdin.read()
 os.kill(os.getpid(), 9)

@@ -10,8 +10,10 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 
+from lighter.daemon import sockets
 from lighter.daemon.tasks.shims import Peer, ShimRouter
-from lighter.proto import codec, sockets
+from lighter.proto import codec
+from tests import zeromq
 from tests.harness import await_that
 from tests.unit.daemon import hostile
 from tests.unit.daemon.serving import GENERATION, Serving, shim_router
@@ -38,9 +40,7 @@ class Setting:
     def shim(self, **identity: Any) -> Iterator["zmq.Socket[bytes]"]:
         """A welcomed DEALER that has said hello with `identity` over the true one."""
         context = sockets.context()
-        socket = sockets.connect_dealer(
-            context, self.serving.address, sockets.SHIM_HWM, ME.encode()
-        )
+        socket = zeromq.connect_dealer(context, self.serving.address, sockets.SHIM_HWM, ME.encode())
         try:
             assert socket.poll(5000)
             assert isinstance(codec.decode(socket.recv_multipart()), codec.Welcome)

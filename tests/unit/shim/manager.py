@@ -22,7 +22,8 @@ from typing import Any
 import msgpack
 import zmq
 
-from lighter.proto import codec, errors, shim_api, sockets
+from lighter.daemon import sockets
+from lighter.proto import codec, errors, shim_api
 
 INSTANCE = "7e577e57"
 WAIT_S = 20.0

@@ -18,8 +18,7 @@ MODULES = Path(__file__).with_name("modules.txt")
 DESCRIPTORS = sorted(
     [
         *["/dev/null"] * 3,
-        *["anon_inode:[eventpoll]"] * 3,  # the loop; libzmq's I/O thread and its reaper
-        *["anon_inode:[eventfd]"] * 4,  # libzmq's mailboxes: two threads, the socket, the context
+        "anon_inode:[eventpoll]",  # the loop
         *["pipe"] * 2,  # SIGCHLD's wakeup
         "socket",  # to the manager
     ]

@@ -1,21 +1,19 @@
-"""ZeroMQ sockets as this product uses them: every option in one place, with its reason.
+"""The manager's ZeroMQ sockets: every option in one place, with its reason.
 
-The manager binds ROUTERs, everyone else connects DEALERs. See PROTOCOL.md, "Sockets".
+The manager binds ROUTERs of libzmq; its peers are DEALERs of their own (proto/dealer.py). See
+PROTOCOL.md, "Sockets".
 """
 
 import os
 import stat
 
 import zmq
-import zmq.backend
 
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import FailedPrecondition, Unavailable
 from lighter.proto.paths import check_socket_path
 
 BACKLOG = 4096  # the default of 100 makes 1000 shims need 3 s to come back instead of 0.3 s
-RECONNECT_MS = 20
-RECONNECT_MAX_MS = 200
 CLIENT_HWM = 16
 SHIM_HWM = 64
 
@@ -72,36 +70,7 @@ def listen(socket: "zmq.Socket[bytes]", path: str, mode: int, gid: int) -> None:
         os.chown(path, -1, gid)
 
 
-def connect_dealer(
-    ctx: "zmq.Context[zmq.Socket[bytes]]", path: str, high_water: int, routing_id: bytes = b""
-) -> "zmq.Socket[bytes]":
-    """A DEALER that connects, and connects again, to the manager's path socket."""
-    socket = ctx.socket(zmq.DEALER)
-    set_up_dealer(socket, path, high_water, routing_id)
-    return socket
-
-
-def set_up_dealer(
-    socket: zmq.backend.Socket, path: str, high_water: int, routing_id: bytes
-) -> None:
-    """Give a new DEALER its options and connect it.
-
-    IMMEDIATE: nothing is queued for a manager that is not there, so the next one never executes
-    what was asked of the last. PROBE_ROUTER: each (re)connect shows at the manager as an empty
-    message, which it answers with a welcome.
-    """
-    check_socket_path(path)
-    _common(socket, high_water)
-    socket.set(zmq.IMMEDIATE, 1)
-    socket.set(zmq.PROBE_ROUTER, 1)
-    socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
-    socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    if routing_id:
-        socket.set(zmq.ROUTING_ID, routing_id)
-    socket.connect(f"ipc://{path}")
-
-
-def _common(socket: zmq.backend.Socket, high_water: int) -> None:
+def _common(socket: "zmq.Socket[bytes]", high_water: int) -> None:
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES + 64)
     socket.set(zmq.SNDHWM, high_water)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import zmq
 
-from lighter.proto import codec, sockets
+from lighter.daemon import sockets
+from lighter.proto import codec
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, Unavailable
+from tests import zeromq
 
 PATIENCE_MS = 5000
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -40,7 +42,7 @@ def bind(ctx: Context, path: str, high_water: int = sockets.SHIM_HWM, mode: int 
 def connect(
     ctx: Context, path: str, routing_id: bytes = b"", high_water: int = sockets.SHIM_HWM
 ) -> Socket:
-    return sockets.connect_dealer(ctx, path, high_water, routing_id)
+    return zeromq.connect_dealer(ctx, path, high_water, routing_id)
 
 
 def comes(to: Socket, *others: Socket, timeout_ms: int = PATIENCE_MS) -> bool:
