@@ -126,6 +126,7 @@ class Manager:
         boot_id = read_boot_id()
         spawner = Spawner(
             root.instance,
+            state.rehearsal,
             self._inherited,
             locks,
             self._spawner,

@@ -74,12 +74,14 @@ class Spawner:
     def __init__(
         self,
         instance: str,
+        rehearsal: str,
         inherited: Inherited,
         lock_fds: Sequence[int],
         program: Sequence[str],
         placement: Placement,
     ) -> None:
         self._instance = instance
+        self._rehearsal = rehearsal
         self._inherited = inherited
         self._lock_fds = tuple(lock_fds)
         self._placement = placement
@@ -109,6 +111,7 @@ class Spawner:
         try:
             settings = {
                 "instance": self._instance,
+                "rehearsal": self._rehearsal,
                 "umask": self._inherited.umask,
                 "rlimits": self._inherited.rlimits,
                 "oom_score_adj": self._inherited.oom_score_adj,

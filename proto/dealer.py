@@ -72,7 +72,7 @@ class Dealer:
 
     def send(self, frames: list[bytes]) -> bool:
         """Send one message; whether it was taken on. It is not while another is unsent."""
-        if self._socket is None or not self.flush():
+        if not self.connected or not self.flush():
             return False
         self._unsent = zmtp.encode(frames)
         self.flush()

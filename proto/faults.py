@@ -41,6 +41,10 @@ class Faults:
         self.delay_s = float(environ.get("FAULT_DELAY_S", "1"))
         self.passes: dict[str, int] = {}
 
+    def planned(self) -> bool:
+        """Whether a pass through some point does anything."""
+        return bool(self.plan or self.trace)
+
     def hit(self, point: str) -> None:
         """Pass the named point; does nothing unless the plan names it."""
         if not self.plan and not self.trace:
@@ -68,3 +72,4 @@ class Faults:
 # name at the place it marks, and a second plan in one process would have no meaning.
 _faults = Faults(os.environ)
 hit = _faults.hit
+planned = _faults.planned

@@ -95,6 +95,11 @@ class State:
         return f"{self.dir}/tasks/{namespace}/{container_id}"
 
     @property
+    def rehearsal(self) -> str:
+        """Where a spawner plays a shim's life before its first fork; gone when it serves."""
+        return self.dir + "/rehearsal"
+
+    @property
     def short_sockets(self) -> str:
         return self.dir + "/s"
 

@@ -45,7 +45,12 @@ def opening(routing_id: bytes) -> bytes:
     whatever comes before for a broken handshake and closes the connection.
     """
     ready = b"\x05READY" + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", routing_id)
-    return GREETING + _frame(COMMAND, ready)
+    return GREETING + command(ready)
+
+
+def command(body: bytes) -> bytes:
+    """One command, as it goes over the connection."""
+    return _frame(COMMAND, body)
 
 
 def encode(frames: list[bytes]) -> bytes:
@@ -145,7 +150,7 @@ class Decoder:
             raise Violation(f"the peer refuses: {body[7:].decode(errors='replace')}")
         elif body.startswith(b"\x04PING"):
             # Time to live (2 bytes), then a context that goes back.
-            self.replies += _frame(COMMAND, b"\x04PONG" + body[7:])
+            self.replies += command(b"\x04PONG" + body[7:])
 
 
 def _check_greeting(buffer: bytearray) -> None:

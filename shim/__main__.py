@@ -1,9 +1,9 @@
 """`python -m lighter.shim`, and what an installed lighter-spawner imports: the spawner.
 
-The standard library's fork hooks (threading renews its locks, random its seed) write to 195 pages
-of a child, 0.8 MB that every shim would pay for. The spawner has one thread and nothing in a shim
-or worker draws from `random`, so the hooks are not registered: this comes before any import that
-would register one.
+What is imported, and in which order, decides what a shim costs: see `packing.py`. The standard
+library's fork hooks (threading renews its locks, random its seed) would write to 195 pages of each
+child, 0.8 MB. The spawner has one thread and nothing in a shim or worker draws from `random`, so
+they are not registered: this comes before any import that would register one.
 """
 
 import os
@@ -15,6 +15,12 @@ def _without_fork_hooks() -> None:
 
 _without_fork_hooks()
 
+# First what shims and workers need of others, and what they do not write to.
+from lighter.shim import foundation, packing  # noqa: E402, F401
+
+_gaps = packing.fill_gaps()
+
+# Then, close together, what they do.
 from lighter.shim.spawner import main  # noqa: E402
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lighter.proto.dealer import RECONNECT_MAX_S, RECONNECT_S, Dealer
 from lighter.proto.errors import DeadlineExceeded, Internal, InvalidArgument, LighterError
 from lighter.shim.loop import READ, WRITE, Future, Loop
 
-READ_BYTES = 16 * 1024
+READ_BYTES = 4096
 
 OnRequest = Callable[[codec.Request], None]
 Identity = Callable[[], dict[str, Any]]
@@ -81,6 +81,11 @@ class Link:
     def is_waiting(self, topic: str) -> bool:
         """Whether an event of this topic is not acknowledged yet."""
         return any(event.topic == topic for event in self._unacknowledged)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._loop.unwatch(self._fd)
+        self._dealer.close()
 
     def publish(self, topic: str, body: dict[str, Any], timestamp: int = 0) -> int:
         """Send an event now and again until it is acknowledged. Returns its sequence number."""

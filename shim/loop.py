@@ -16,6 +16,8 @@ READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 PRIORITY = select.EPOLLPRI
 
+MAX_EVENTS = 16  # of one round; the default takes 12 KiB for 1023
+
 
 class Future:
     """A value that comes later. Await it, or set it once."""
@@ -166,7 +168,7 @@ class Loop:
 
     def _poll(self) -> None:
         self._fresh.clear()
-        for fd, events in self._epoll.poll(self._wait_s()):
+        for fd, events in self._epoll.poll(self._wait_s(), MAX_EVENTS):
             # An event of this round is not meant for who was given the number during this round.
             callback = None if fd in self._fresh else self._watched.get(fd)
             if callback is not None:

@@ -57,6 +57,12 @@ class Reaper:
         if not self._in_flight:
             self._loop.call_soon(self.drain)
 
+    def close(self) -> None:
+        """Take the wakeup back: for a process that goes on without this reaper."""
+        self._loop.unwatch(self._wakeup)
+        os.close(self._wakeup)
+        os.close(signal.set_wakeup_fd(-1))
+
     def _on_wakeup(self, _events: int) -> None:
         try:
             os.read(self._wakeup, 512)

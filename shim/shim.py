@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import setproctitle
@@ -24,7 +25,8 @@ from lighter.proto.errors import (
 )
 from lighter.proto.faults import hit
 from lighter.proto.version import VERSION
-from lighter.shim import exitrecord, files, guard, linux
+from lighter.shim import cgroup, exitrecord, files, guard, linux
+from lighter.shim.cgroup import Cgroup
 from lighter.shim.link import Link
 from lighter.shim.loop import Loop
 from lighter.shim.reaper import Reaper
@@ -37,14 +39,21 @@ _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOM
 class Shim:
     """Wires one task to the wire: requests in, answers and events out."""
 
-    def __init__(self, order: dict[str, Any], start_time: int, boot_id: str) -> None:
+    def __init__(
+        self,
+        order: dict[str, Any],
+        start_time: int,
+        boot_id: str,
+        find_cgroup: Callable[[int], Cgroup] = cgroup.of_process,
+    ) -> None:
         self._order = order
         self._start_time = start_time
         self._boot_id = boot_id
         self._report_path = order["bundle"] + "/shim.log"
         self._open: set[int] = set()  # idents of the requests under way
         self.loop = Loop(self.report)
-        self.task = Task(self.loop, Reaper(self.loop), order)
+        self._reaper = Reaper(self.loop)
+        self.task = Task(self.loop, self._reaper, order, find_cgroup)
         # First in the loop, so that the runtime is at work while the link is made.
         self.loop.spawn(self._live())
         self.link = Link(
@@ -55,6 +64,12 @@ class Shim:
     def run(self) -> None:
         """Until the task is over."""
         self.loop.run()
+
+    def close(self) -> None:
+        """Give back the descriptors; a shim's process leaves that to its end."""
+        self.link.close()
+        self._reaper.close()
+        self.loop.close()
 
     async def _live(self) -> None:
         """Create the container as ordered; end when it has ended and a manager knows."""

@@ -21,8 +21,8 @@ import msgpack
 import setproctitle
 
 from lighter.proto import shim_api
-from lighter.shim import files, guard, reaper, shim
-from lighter.shim.warm import warm_up
+from lighter.proto.errors import LighterError
+from lighter.shim import files, guard, packing, reaper, rehearsal, shim
 from lighter.shim.worker.main import serve as serve_job
 
 KEEP_FD = 3  # the manager's socket
@@ -31,11 +31,12 @@ KEEP_FD = 3  # the manager's socket
 class Settings:
     """What containers must inherit although the manager changed it for itself."""
 
-    __slots__ = ("instance", "oom_score_adj", "rlimits", "umask")
+    __slots__ = ("instance", "oom_score_adj", "rehearsal", "rlimits", "umask")
 
     def __init__(self, text: str) -> None:
         values = json.loads(text)
         self.instance: str = values["instance"]
+        self.rehearsal: str = values["rehearsal"]
         self.umask: int = values["umask"]
         self.rlimits: dict[int, tuple[int, int]] = {
             int(name): (soft, hard) for name, (soft, hard) in values["rlimits"].items()
@@ -173,7 +174,6 @@ def main() -> None:
     """Entry of the spawner's process: settings in argv[1], the manager's socket as descriptor 3."""
     settings = Settings(sys.argv[1])
     settings.apply()
-    guard.preload()
     setproctitle.setproctitle(f"lighter-spawner --instance {settings.instance}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -181,8 +181,13 @@ def main() -> None:
     manager = socket.socket(fileno=KEEP_FD)
     os.set_inheritable(KEEP_FD, False)
     guard.forbid_imports()
-    warm_up()
+    try:
+        rehearsal.rehearse(settings.rehearsal)
+    except (OSError, LighterError) as err:
+        sys.stderr.write(rehearsal.problem(err))
     gc.collect()
+    gaps = packing.fill_gaps()
     gc.freeze()
     gc.disable()
     Spawner(manager, settings).serve()
+    del gaps  # until here

@@ -6,6 +6,7 @@ has not returned is told after the start; an exec's exit is told before that of 
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from lighter.proto import events, states
@@ -19,7 +20,7 @@ from lighter.proto.errors import (
 )
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
-from lighter.shim import cgroup, exitrecord, runc
+from lighter.shim import exitrecord, runc
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.link import Link
 from lighter.shim.logfile import LogFile
@@ -41,9 +42,16 @@ EXECS_S = 2.0
 class Task:
     """One container. Methods are the requests of proto/shim_api.py."""
 
-    def __init__(self, loop: Loop, reaper: Reaper, order: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        order: dict[str, Any],
+        find_cgroup: Callable[[int], Cgroup],
+    ) -> None:
         self._loop = loop
         self._reaper = reaper
+        self._find_cgroup = find_cgroup
         self.order = order
         self.id: str = order["id"]
         self._bundle: str = order["bundle"]
@@ -100,7 +108,7 @@ class Task:
         )
         await self._launch(self.init, argv, pid_file, order, wanted, timeout_s)
         hit("shim.runc-created")
-        self._cgroup = cgroup.of_process(self.init.pid)
+        self._cgroup = self._find_cgroup(self.init.pid)
         self._oom = OomWatch(self._loop, self._cgroup, self._on_oom_kill)
         self.init.step("create", self.id)
         self._link.publish(

@@ -49,7 +49,13 @@ class FakeManager:
         self.shims: dict[str, Shim] = {}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(WAIT_S)
-        settings = {"instance": INSTANCE, "umask": 0o022, "rlimits": {}, "oom_score_adj": 0}
+        settings = {
+            "instance": INSTANCE,
+            "rehearsal": str(self.base / "rehearsal"),
+            "umask": 0o022,
+            "rlimits": {},
+            "oom_score_adj": 0,
+        }
         with theirs:
             self.spawner = os.posix_spawn(
                 sys.executable,

@@ -1,0 +1,241 @@
+"""A shim's whole life, played by the spawner before its first fork.
+
+What runs for the first time makes the interpreter write: it specialises code, fills its caches of
+attributes, takes memory. In the spawner that happens once and is shared; in a shim it would happen
+in memory of its own, a megabyte of it. So the real `Shim` is run here from claim to end, a few
+times over, with a manager at the other end of its socket that asks for what managers ask for.
+
+Nothing of it is a container: the runtime is echo(1), init and the exec are cat(1), there is no
+mount, and the cgroup is nobody's. Nothing is left behind: no descriptor, process or file.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from lighter.proto import codec, events, faults, zmtp
+from lighter.proto.errors import LighterError
+from lighter.shim import cgroup, linux, reaper, shim
+from lighter.shim.cgroup import Cgroup
+from lighter.shim.loop import READ
+from lighter.shim.runc import ENVIRONMENT
+from lighter.shim.spawn import spawn
+
+# CPython 3.11 specialises a function after eight calls (PEP 659).
+LIVES = 10
+LIMIT_S = 2.0  # of one life
+RUNTIME = "/bin/echo"
+ACTOR = "/bin/cat"
+
+_READY = b"\x05READY\x0bSocket-Type\0\0\0\x06ROUTER\x08Identity\0\0\0\0"
+_ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("start", {}),
+    ("exec", {"exec_id": "x", "process": "", "terminal": False, "stdin": "", "stderr": ""}),
+    ("kill", {"exec_id": "x", "signal": signal.SIGKILL, "all": False}),
+    ("kill", {"exec_id": "", "signal": signal.SIGKILL, "all": False}),
+)
+
+
+def rehearse(directory: str) -> None:
+    """Play it in `directory`, which is made and removed. Raises OSError, LighterError.
+
+    After an error only memory is lost. With fault points planned nothing is played, since they
+    are meant for shims.
+    """
+    if faults.planned():
+        return
+    _clear(directory)
+    os.mkdir(directory, 0o700)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+            listener.bind(directory + "/s")
+            listener.listen(1)
+            reaper.arm()
+            with _silence():
+                for _ in range(LIVES):
+                    _touch_kernel(directory)
+                    with contextlib.ExitStack() as undo:
+                        _play(directory + "/task", listener, undo)
+    finally:
+        _clear(directory)
+
+
+def _touch_kernel(directory: str) -> None:
+    """Calls of which a life plays no part: the kernel is asked, and nothing is changed."""
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
+    cgroup.of_process(os.getpid())
+    nowhere = directory + "/nowhere"
+    with contextlib.suppress(FileNotFoundError):
+        linux.mount_all([("overlay", "overlay", ["ro", "lowerdir=/"])], nowhere)
+    with contextlib.suppress(FileNotFoundError):
+        linux.umount(nowhere)
+
+
+def _nobodys_cgroup(directory: str) -> Cgroup:
+    """Files that look like an empty cgroup: nothing that is asked of it ends a process."""
+    os.mkdir(directory)
+    for name, text in (
+        ("cgroup.procs", ""),
+        ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n"),
+        ("cgroup.event_control", ""),
+    ):
+        with open(f"{directory}/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+    return Cgroup({"memory": directory, "pids": directory}, "")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Standard output leads nowhere, as a shim's does: the runtime inherits it."""
+    before = os.dup(1)
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.close(null)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
+def _play(bundle: str, listener: socket.socket, undo: contextlib.ExitStack) -> None:
+    """One life."""
+    os.makedirs(bundle + "/rootfs")
+    undo.callback(_clear, bundle)
+    output = os.pipe2(os.O_CLOEXEC)
+    for fd in output:
+        undo.callback(os.close, fd)
+    for name in ("init", "exec-x"):
+        pid = _actor(undo)
+        with open(f"{bundle}/{name}.pid", "w", encoding="ascii") as file:
+            file.write(str(pid))
+    order = _order(bundle, listener.getsockname())
+    with open(order["claim"], "wb"):
+        pass
+    shim.claim(order, 0, "")
+    group = _nobodys_cgroup(bundle + "/cgroup")
+    one = shim.Shim(order, 0, "", find_cgroup=lambda _pid: group)
+    undo.callback(one.close)
+    undo.callback(_Manager(one, listener, f"/proc/{os.getpid()}/fd/{output[1]}").close)
+    one.loop.call_later(LIMIT_S, one.loop.stop)
+    one.run()
+
+
+def _clear(directory: str) -> None:
+    """Remove it with all that is in it; there are no links and no mounts below."""
+    for path, directories, names in os.walk(directory, topdown=False):
+        for name in names:
+            os.unlink(f"{path}/{name}")
+        for name in directories:
+            os.rmdir(f"{path}/{name}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(directory)
+
+
+def _actor(undo: contextlib.ExitStack) -> int:
+    """A child that waits to be killed, on a pipe."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    undo.callback(os.close, write_end)
+    try:
+        pid = spawn([ACTOR], ENVIRONMENT, (read_end,))
+    finally:
+        os.close(read_end)
+    undo.callback(_end, pid)
+    return pid
+
+
+def _end(pid: int) -> None:
+    """Kill and reap a child, unless the life has done it."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _order(bundle: str, address: str) -> dict[str, Any]:
+    return {
+        "incarnation": "0" * 16,
+        "generation": 1,
+        "ident": 1,
+        "namespace": "default",
+        "id": "rehearsal",
+        "instance": "",
+        "claim": bundle + "/claim",
+        "record": bundle + "/shim.json",
+        "bundle": bundle,
+        "socket": address,
+        "console": "",
+        "exit_record": bundle + "/exit.json",
+        "runc": RUNTIME,
+        "runc_root": bundle,
+        "mounts": [],
+        "terminal": False,
+        "stdin_open": True,
+        "log": {"dir": bundle + "/log", "max_bytes": 1 << 20, "max_files": 2},
+        "io_policy": "drop",
+        "timeout_ns": int(LIMIT_S * 1e9),
+        "stdin": "",
+        "stdout": "",
+        "stderr": "",
+        "rows": 0,
+        "cols": 0,
+    }
+
+
+class _Manager:
+    """Welcomes the shim, acknowledges its events, and asks the next thing after each answer."""
+
+    def __init__(self, one: shim.Shim, listener: socket.socket, stdout: str) -> None:
+        self._one = one
+        self._listener = listener
+        self._stdout = stdout
+        self._decoder = zmtp.Decoder()
+        self._ident = 1
+        self._peer: socket.socket | None = None
+        one.loop.watch(listener.fileno(), READ, self._on_connect)
+
+    def close(self) -> None:
+        if self._peer is not None:
+            self._peer.close()
+
+    def _on_connect(self, _events: int) -> None:
+        self._one.loop.unwatch(self._listener.fileno())
+        self._peer, _address = self._listener.accept()
+        self._peer.send(zmtp.GREETING + zmtp.command(_READY))
+        self._one.loop.watch(self._peer.fileno(), READ, self._on_bytes)
+
+    def _on_bytes(self, _events: int) -> None:
+        assert self._peer is not None, "it is watched"
+        for frames in self._decoder.feed(self._peer.recv(64 * 1024)):
+            if frames == [b""]:
+                self._send(codec.Welcome(1, list(codec.SUPPORTED), []))
+            else:
+                self._take(codec.decode(frames))
+
+    def _take(self, message: codec.Message) -> None:
+        match message:
+            case codec.Event(_generation, sequence, topic, _at, body):
+                self._send(codec.Ack(1, sequence))
+                if topic == events.EXIT and body["exec_id"]:
+                    self._ask()
+            # The answer to the exec's kill is no cue: its exit is.
+            case codec.Response(_generation, ident, _) if ident < len(_ASKED):
+                self._ask()
+
+    def _ask(self) -> None:
+        method, body = _ASKED[self._ident - 1]
+        self._ident += 1
+        if method == "exec":
+            body = {**body, "stdout": self._stdout, "rows": 0, "cols": 0}
+        self._send(codec.Request(1, self._ident, "task", method, None, {}, body))
+
+    def _send(self, message: codec.Message) -> None:
+        assert self._peer is not None, "it is connected"
+        self._peer.send(zmtp.encode(codec.encode(message)))
+
+
+def problem(error: OSError | LighterError) -> str:
+    """One line for whoever reads the spawner's standard error."""
+    return f"lighter-spawner: rehearse: {error}; shims take more memory than they should\n"

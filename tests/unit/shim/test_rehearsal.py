@@ -1,0 +1,110 @@
+"""The life that a spawner plays before its first fork: it is whole, and it leaves nothing."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgpack
+
+SPAWNER = """
+import os, runpy, sys
+os.dup2(int(sys.argv.pop()), 3)
+runpy.run_module("lighter.shim", run_name="__main__")
+"""
+SCRIPT = """
+import os, sys
+from lighter.shim import rehearsal
+def held():
+    return sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))[:-1]
+before = len(os.listdir("/proc/self/fd"))
+rehearsal.rehearse(sys.argv[1])
+assert len(os.listdir("/proc/self/fd")) == before, held()
+try:
+    os.waitpid(-1, os.WNOHANG)
+    raise SystemExit("a child is left")
+except ChildProcessError:
+    pass
+"""
+
+
+def rehearse(directory: Path, script: str = SCRIPT, **environ: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", script, str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], **environ},
+    )
+
+
+def output(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_it_leaves_no_descriptor_no_child_no_file_and_says_nothing(tmp_path: Path) -> None:
+    assert output(rehearse(tmp_path / "r")) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_life_is_played_to_its_end(tmp_path: Path) -> None:
+    """Created, started, an exec that ended, init's end: all events, once per life."""
+    script = """
+import sys
+from lighter.proto import events
+from lighter.shim import rehearsal
+from lighter.shim.link import Link
+told, publish = [], Link.publish
+def note(self, topic, body, timestamp=0):
+    told.append((topic, body.get("exec_id", ""), body.get("error", "")))
+    return publish(self, topic, body, timestamp)
+Link.publish = note
+rehearsal.rehearse(sys.argv[1])
+life = [
+    (events.CREATE, "", ""), (events.START, "", ""), (events.EXEC_STARTED, "x", ""),
+    (events.EXIT, "x", ""), (events.EXIT, "", ""), (events.CLOSED, "", ""),
+]
+assert told == life * rehearsal.LIVES, told
+"""
+    assert output(rehearse(tmp_path / "r", script)) == (0, "", "")
+
+
+def test_what_a_killed_one_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    killed = rehearse(tmp_path / "r")
+    while not (tmp_path / "r" / "task").exists():
+        assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert (tmp_path / "r").exists()
+    assert output(rehearse(tmp_path / "r")) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fault_points_are_for_shims(tmp_path: Path) -> None:
+    assert output(rehearse(tmp_path / "r", FAULT="shim.runc-created:abort")) == (0, "", "")
+
+
+def test_where_it_cannot_be_played_the_spawner_serves_all_the_same(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    settings = {"instance": "7e577e57", "rehearsal": str(tmp_path / "no" / "such")}
+    settings |= {"umask": 0o022, "rlimits": {}, "oom_score_adj": 0}
+    with ours, theirs:
+        spawner = subprocess.Popen(
+            [sys.executable, "-I", "-c", SPAWNER, json.dumps(settings), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        theirs.close()
+        ours.send(msgpack.packb({"ident": 7, "kind": "no-such-kind"}))
+        packet, fds, _flags, _address = socket.recv_fds(ours, 1 << 16, 1)
+        assert msgpack.unpackb(packet)["ident"] == 7
+        for fd in fds:
+            os.close(fd)
+    _out, err = spawner.communicate(timeout=60)
+    assert spawner.returncode == 0
+    assert err.startswith("lighter-spawner: rehearse: [Errno 2]")
