@@ -101,10 +101,13 @@ def test_where_it_cannot_be_played_the_spawner_serves_all_the_same(tmp_path: Pat
         )
         theirs.close()
         ours.send(msgpack.packb({"ident": 7, "kind": "no-such-kind"}))
-        packet, fds, _flags, _address = socket.recv_fds(ours, 1 << 16, 1)
-        assert msgpack.unpackb(packet)["ident"] == 7
-        for fd in fds:
-            os.close(fd)
+        idents = []
+        while 7 not in idents:
+            packet, fds, _flags, _address = socket.recv_fds(ours, 1 << 16, 1)
+            assert packet, "it ended"
+            idents.append(msgpack.unpackb(packet)["ident"])
+            for fd in fds:
+                os.close(fd)
     _out, err = spawner.communicate(timeout=60)
     assert spawner.returncode == 0
     assert err.startswith("lighter-spawner: rehearse: [Errno 2]")
