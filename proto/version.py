@@ -3,4 +3,4 @@
 importlib.metadata knows it too, but costs 30 ms in a command that takes 60.
 """
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -51,6 +51,7 @@ class Lighterd:
         owners.dirs.add(str(self.base))
         self.process: subprocess.Popen[bytes] | None = None
         self._was_ready = False
+        self.bin = BIN
         self._argv = [
             *(str(BIN / "lighterd"), "--root", str(self.root), "--state", str(self.state)),
             *("--log-level", log_level),
@@ -75,6 +76,11 @@ class Lighterd:
         self.launch(**environ)
         self.wait_ready()
         return self
+
+    def use(self, programs: Path) -> None:
+        """From its next start on, and for ctl at once: another release's programs."""
+        self.bin = programs
+        self._argv[0] = str(programs / "lighterd")
 
     def launch(self, **environ: str) -> None:
         """Start without waiting, for a test that expects it not to come up."""
@@ -168,7 +174,7 @@ class Lighterd:
         return done
 
     def ctl_argv(self, *args: str) -> list[str]:
-        return [str(BIN / "ctl"), "--address", self.address, *args]
+        return [str(self.bin / "ctl"), "--address", self.address, *args]
 
     def client(self, namespace: str = "default") -> Client:
         return Client(self.address, namespace)
