@@ -45,7 +45,8 @@ def spawner_of(lighterd: Lighterd) -> int:
 # adoption
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("count", [200])
 def test_the_next_manager_adopts_everything(lighterd: Lighterd, busybox: str, count: int) -> None:
     pids = {f"c{n}": lives.begin(lighterd, busybox, f"c{n}", "sleep", "1000") for n in range(count)}
     which = {"id": "c0", "exec_id": "x"}
@@ -107,7 +108,8 @@ def test_an_attached_ctl_outlives_its_manager(lighterd: Lighterd, busybox: str, 
         )
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("count", [50])
 def test_f38_a_manager_killed_during_its_own_start_makes_progress(
     lighterd: Lighterd, busybox: str, count: int
 ) -> None:
