@@ -1,8 +1,9 @@
 """daemon/logs: every byte once and in order, from anywhere, while the log grows and rotates."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -186,22 +187,22 @@ def test_the_loop_goes_on_while_a_long_log_is_searched(log: Log) -> None:
     for number in (1, 2):
         (log.dir / logchunks.file_name(number)).write_bytes(piece * 250_000)
 
-    async def longest_gap() -> float:
-        loop = asyncio.get_running_loop()
-        worst, last, done = 0.0, loop.time(), False
-
-        async def tick() -> None:
-            nonlocal worst, last
-            while not done:
-                await asyncio.sleep(0)
-                worst, last = max(worst, loop.time() - last), loop.time()
-
-        ticking = asyncio.create_task(tick())
+    async def search() -> None:
         reader = LogReader(str(log.dir))
         assert [c async for c in reader.read(None, 1, False, lambda: True)] == []
         assert [c.data async for c in reader.read(1, None, False, lambda: True)] == [b"x\n"]
-        done = True
-        await ticking
+
+    async def longest_gap(work: Coroutine[Any, Any, None]) -> float:
+        """How long the loop was held up at most while `work` was done."""
+        loop = asyncio.get_running_loop()
+        worst, last = 0.0, loop.time()
+        working = asyncio.create_task(work)
+        while not working.done():
+            await asyncio.sleep(0)
+            worst, last = max(worst, loop.time() - last), loop.time()
+        await working
         return worst
 
-    assert asyncio.run(longest_gap()) < 0.25
+    # What the machine itself takes away, while nothing is searched.
+    control = asyncio.run(longest_gap(asyncio.sleep(1)))
+    assert asyncio.run(longest_gap(search())) < 0.25 + 3 * control
