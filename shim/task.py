@@ -13,7 +13,6 @@ from lighter.proto import events, states
 from lighter.proto.errors import (
     AlreadyExists,
     FailedPrecondition,
-    Internal,
     InvalidArgument,
     LighterError,
     NotFound,
@@ -22,19 +21,19 @@ from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 from lighter.shim import exitrecord, runc
 from lighter.shim.cgroup import Cgroup
+from lighter.shim.launch import Launcher
 from lighter.shim.link import Link
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import Future, Loop
 from lighter.shim.oom import OomWatch
-from lighter.shim.process import Process, read_pid
+from lighter.shim.process import Process
 from lighter.shim.reaper import Reaper
 from lighter.shim.rootfs import Rootfs
-from lighter.shim.stdio import ConsoleSocket, Stdio
+from lighter.shim.stdio import Stdio
 from lighter.shim.streams import SharedBuffer
 
 RUNC_S = 120.0
 START_S = 60.0
-CONSOLE_S = 10.0
 DRAIN_S = 10.0
 EXECS_S = 2.0
 
@@ -50,7 +49,6 @@ class Task:
         find_cgroup: Callable[[int], Cgroup],
     ) -> None:
         self._loop = loop
-        self._reaper = reaper
         self._find_cgroup = find_cgroup
         self.order = order
         self.id: str = order["id"]
@@ -59,6 +57,7 @@ class Task:
         self._runc = runc.Runc(
             loop, reaper, order["runc"], order["runc_root"], self._bundle + "/runc.log"
         )
+        self._launcher = Launcher(loop, reaper, self._runc)
         self._buffer = SharedBuffer()
         self._log = _log_file(order["log"])
         self.init = Process("", self._stdio("init-", self._log))
@@ -106,7 +105,7 @@ class Task:
             bool(order["stdout"]) or listens,
             bool(order["stderr"]) or listens,
         )
-        await self._launch(self.init, argv, pid_file, order, wanted, timeout_s)
+        await self._launcher.launch(self.init, argv, pid_file, order, wanted, timeout_s)
         hit("shim.runc-created")
         self._cgroup = self._find_cgroup(self.init.pid)
         self._oom = OomWatch(self._loop, self._cgroup, self._on_oom_kill)
@@ -125,51 +124,6 @@ class Task:
         )
         self._loop.spawn(self._after_init())
         return {"pid": self.init.pid}
-
-    async def _launch(
-        self,
-        process: Process,
-        argv: Any,
-        pid_file: str,
-        request: dict[str, Any],
-        wanted: tuple[bool, bool, bool],
-        timeout_s: float,
-    ) -> None:
-        """Run the runtime's create or exec; afterwards `process` has a pid and its streams."""
-        stdio = process.stdio
-        console = None
-        self._reaper.hold()
-        try:
-            if request["terminal"]:
-                console = ConsoleSocket(self._loop, request["console"])
-                await self._runc.run(argv(console.path), timeout_s)
-                master = await console.master(CONSOLE_S)
-                stdio.set_terminal(master, request["rows"], request["cols"])
-                stdio.attach(request["stdin"], request["stdout"], "")
-            else:
-                child = stdio.open_pipes(*wanted)
-                # Listeners first: what the process writes at once must find them.
-                stdio.attach(request["stdin"], request["stdout"], request["stderr"])
-                await self._runc.run(argv(""), timeout_s, child)
-                stdio.release_child_fds()
-            process.pid = read_pid(pid_file)
-            if not process.pid:
-                raise Internal(f"run container process: runc {argv('')[0]} wrote no pid file")
-            self._expect(process)
-        except BaseException:
-            stdio.close()
-            raise
-        finally:
-            self._reaper.release()
-            if console is not None:
-                console.close()
-
-    def _expect(self, process: Process) -> None:
-        try:
-            self._reaper.expect(process.pid, process.on_exit)
-        except ChildProcessError as err:
-            pid, process.pid = process.pid, 0
-            raise Internal(f"run container process: pid {pid} is no child of this shim") from err
 
     async def abandon(self) -> None:
         """Undo a create that failed, as far as it came."""
@@ -242,7 +196,7 @@ class Task:
         process = Process(exec_id, self._stdio(f"exec-{exec_id}-", None))
         self._execs[exec_id] = process
         try:
-            await self._launch(process, argv, pid_file, request, wanted, RUNC_S)
+            await self._launcher.launch(process, argv, pid_file, request, wanted, RUNC_S)
             hit("shim.runc-execed")
             self._refuse_late(process)
         except BaseException:
