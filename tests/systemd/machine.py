@@ -106,7 +106,7 @@ class Machine:
                 self.poweroff()
             except AssertionError as error:
                 problems.append(str(error))
-                self._kill()
+                self.cut_power()
         self._nspawn = None
         for cgroup in self._cgroups():
             try:
@@ -195,8 +195,12 @@ class Machine:
     def journal(self, *options: str) -> str:
         return self.run("journalctl", "--no-pager", "-o", "short-monotonic", *options).stdout
 
+    def console_text(self) -> str:
+        """All that was said on the console, by every boot; the journal is forwarded to it."""
+        return (self.base / "console").read_text(errors="replace")
+
     def console(self) -> str:
-        return (self.base / "console").read_text(errors="replace")[-4000:]
+        return self.console_text()[-4000:]
 
     def report(self) -> str:
         """What a reader of a failed test wants to see; never raises."""
@@ -218,6 +222,7 @@ class Machine:
             ["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)], check=True
         )
         shutil.copytree(self._tree / "var/lib", self.lib, symlinks=True)
+        (self.root / "etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")
 
     def _cgroups(self) -> list[Path]:
         return [Path(root, _CGROUPS, self.name) for root in hierarchies()]
@@ -254,8 +259,8 @@ class Machine:
             if kind == "cgroup" and "ro" in options.split(","):
                 self.run("mount", "-o", "remount,bind,rw", point)
 
-    def _kill(self) -> None:
-        """Everything in it ends with its first process."""
+    def cut_power(self) -> None:
+        """End it at once: everything in it ends with its first process."""
         assert self._nspawn is not None
         with contextlib.suppress(ProcessLookupError):
             if self._leader:
@@ -265,6 +270,7 @@ class Machine:
         except subprocess.TimeoutExpired:
             self._nspawn.kill()
             self._nspawn.wait()
+        self._nspawn, self._leader = None, 0
 
 
 def _remove_cgroups(path: Path) -> bool:

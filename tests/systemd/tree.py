@@ -50,12 +50,13 @@ def _debootstrap(tree: Path) -> None:
         raise AssertionError(f"debootstrap {SUITE}: {made.stdout[-2000:]}{made.stderr[-2000:]}")
     for archive in (tree / "var/cache/apt/archives").glob("*.deb"):
         archive.unlink()
-    # A clone must not share the identity of another.
-    (tree / "etc/machine-id").write_text("uninitialized\n")
-    # The journal is read by the tests; on disk it would only be slower.
+    # A machine must not share the identity of another.
+    (tree / "etc/machine-id").unlink()
+    # On disk the journal would only be slower; on the console it outlives the machine.
     journald = tree / "etc/systemd/journald.conf.d"
     journald.mkdir(parents=True)
-    (journald / "tests.conf").write_text("[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\n")
+    settings = ("Storage=volatile", "RateLimitIntervalSec=0", "ForwardToConsole=yes")
+    (journald / "tests.conf").write_text("\n".join(["[Journal]", *settings, ""]))
 
 
 if __name__ == "__main__":
