@@ -145,7 +145,9 @@ def _rpmbuild(
         env={"PATH": os.environ["PATH"], "HOME": str(top), "LC_ALL": "C.UTF-8"},
     )
     if done.returncode:
-        raise BuildError(f"build rpms: rpmbuild ended with {done.returncode}\n{done.stdout[-6000:]}")
+        raise BuildError(
+            f"build rpms: rpmbuild ended with {done.returncode}\n{done.stdout[-6000:]}"
+        )
     shutil.rmtree(top / "BUILD")
     shutil.rmtree(top / "BUILDROOT")
 

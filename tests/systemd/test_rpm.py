@@ -1,0 +1,91 @@
+"""The rpms in a machine with systemd: upgrade and rollback under traffic, and removal."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lighter.proto.version import VERSION
+from tests.harness import await_that
+from tests.packaging.rpms import built
+from tests.systemd import inside
+from tests.systemd.conftest import IMAGE, install
+from tests.systemd.machine import Machine
+from tests.underway import Traffic
+
+NEXT = "0.99.0"
+IDLE = 40  # containers that only have to be there, beside those with traffic
+RATE_MB = 5
+API_GAP_S = 15.0  # promised is one second; machines of tests are slow and shared
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same sources under a higher version."""
+    return built(tmp_path_factory.mktemp("newer"), NEXT)
+
+
+@pytest.fixture(autouse=True)
+def tidy(machine: Machine) -> Iterator[None]:
+    yield
+    if machine.path("/usr/bin/ctl").exists():
+        inside.remove_all(machine)
+
+
+def server(machine: Machine) -> str:
+    version = json.loads(machine.run("ctl", "version", "--format", "json").stdout)
+    return str(version["server"]["version"])
+
+
+def test_f62_upgrade_and_rollback_are_not_noticed(
+    machine: Machine, rpms: dict[str, Path], newer: dict[str, Path]
+) -> None:
+    """No reset, no byte, no exit code is lost while the package is changed over and back."""
+    traffic = Traffic(machine.run, IMAGE, idle=IDLE, rate_mb=RATE_MB).begin()
+    for name, packages, how, version in (
+        ("upgrade", newer, "-U", NEXT),
+        ("rollback", {"lighter": rpms["lighter"]}, "-U --oldpackage", VERSION),
+        ("restart", None, "", VERSION),
+    ):
+        main = machine.main_pid()
+        traffic.mark(name)
+        if packages is None:
+            machine.run("systemctl", "restart", "lighterd.service")
+        else:
+            install(machine, packages, how)
+        inside.await_manager(machine, other_than=main)
+        assert server(machine) == version
+        traffic.settle()
+    report = traffic.finish()
+    print(json.dumps(report))
+    gaps = report["api"]["longest_gap_after_s"]
+    assert set(gaps) == {"upgrade", "rollback", "restart"}
+    assert max(gaps.values()) < API_GAP_S, report
+    # The core that nothing names any more stays: shims of that version may run, and going back is.
+    installed = machine.run("rpm", "-qa").stdout
+    assert f"lighter-core-{NEXT}-{NEXT}" in installed
+    assert f"lighter-core-{VERSION}-{VERSION}" in installed
+
+
+def test_removal_stops_containers_in_time_and_leaves_data(
+    machine: Machine, rpms: dict[str, Path]
+) -> None:
+    slow = ("sh", "-c", "trap 'sleep 2; exit 9' TERM; while :; do sleep 1; done")
+    for name in ("a", "b"):
+        inside.start(machine, name, *slow)
+    done = machine.run("rpm", "-e", "--nodeps", "lighter", timeout=150)
+    said = done.stdout + done.stderr
+    for name in ("a", "b"):
+        assert f"stopped default/{name} (exit status 9)" in said
+    ours = ("pgrep", "-f", "^lighter-(shim|spawner) |/usr/bin/lighterd")
+    await_that(lambda: not machine.run(*ours, check=False).stdout, 20, "all processes have ended")
+    assert not machine.path("/usr/bin/lighterd").exists()
+    assert machine.run("test", "-e", "/var/lib/lighter/lighter.db").returncode == 0
+    # Again: there is nothing to remove, and nothing is broken by asking.
+    assert machine.run("rpm", "-e", "--nodeps", "lighter", check=False).returncode == 1
+    # Installed once more it finds its data, and what was stopped.
+    install(machine, rpms, "-U --replacepkgs")
+    machine.run("systemctl", "enable", "--now", "lighterd.service")
+    found = inside.tasks(machine)
+    assert {name: found[name]["exit_status"] for name in ("a", "b")} == {"a": 9, "b": 9}
