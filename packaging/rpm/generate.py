@@ -105,9 +105,9 @@ def licenses(site: Path, target: Path) -> None:
 
 def main(site: str, target: str) -> None:
     sys.path.insert(0, site)
-    from lighter.ctl.cli import ctl
-    from lighter.daemon.__main__ import cli
-    from lighter.proto.version import VERSION
+    from lighter.ctl.cli import ctl  # type: ignore[import-untyped, unused-ignore]
+    from lighter.daemon.__main__ import cli  # type: ignore[import-untyped, unused-ignore]
+    from lighter.proto.version import VERSION  # type: ignore[import-untyped, unused-ignore]
 
     out = Path(target)
     out.mkdir(parents=True, exist_ok=True)
