@@ -16,7 +16,7 @@ LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
 PYTEST := $(BIN)/python -m pytest
 TESTS := unit contract security integration compat packaging systemd
 
-.PHONY: help setup venv dev lint test soak rpm wheels demo bench bench-quick clean distclean
+.PHONY: help setup venv dev lint test test-vm vm-shell soak rpm wheels demo bench bench-quick clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -58,6 +58,12 @@ lint: venv ## ruff and mypy --strict
 
 test: setup lint ## all set-up, lint, then every test but the long ones; needs root
 	$(PYTEST) -m "not soak" $(wildcard $(TESTS:%=tests/%))
+
+test-vm: setup venv ## the tests in a virtual machine alone: cgroup v2, systemd, reboots, power cuts
+	$(PYTEST) -m "not soak" --durations=0 tests/vm
+
+vm-shell: setup venv ## a root shell in that machine
+	$(BIN)/python tests/vm/shell.py
 
 soak: venv ## the long versions of the tests
 	$(PYTEST) -m soak --timeout 0 $(wildcard $(TESTS:%=tests/%))

@@ -11,6 +11,10 @@ from lighter.shim.cgroup import Cgroup
 from lighter.shim.loop import Loop
 
 
+# v1 fires before the killer has chosen and counted, v2 when it has counted. On an event only.
+AGAIN_S = (0.05, 0.5, 2.0)
+
+
 class OomWatch:
     """Calls `on_kill` when the counter has grown since the watch began or since the last call."""
 
@@ -50,3 +54,6 @@ class OomWatch:
         except OSError:
             pass
         self.look()
+        if not self._group.v2:
+            for delay_s in AGAIN_S:
+                self._loop.call_later(delay_s, self.look)

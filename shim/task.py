@@ -355,6 +355,8 @@ class Task:
         if self._oom is None:
             return ""
         self._oom.look()
+        # For good: of a cgroup that the runtime removes, v2's memory.events would never be silent.
+        self._oom.close()
         return "oom" if exit_status == 128 + signal.SIGKILL and self._oom.killed else ""
 
 

@@ -17,6 +17,14 @@ settings.register_profile(
 settings.load_profile("lighter")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-lighterd",
+        action="store_true",
+        help="one instance for all tests that take `lighterd`: for a slow machine (tests/vm)",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without root the tests that need it are skipped, which the summary shows; not so in CI."""
     if os.geteuid() == 0:

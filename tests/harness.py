@@ -50,6 +50,7 @@ class Lighterd:
         owners.instances.add(self.instance)
         owners.dirs.add(str(self.base))
         self.process: subprocess.Popen[bytes] | None = None
+        self.first_event = 0  # events up to this one are of tests before (see `clear`)
         self._was_ready = False
         self.bin = BIN
         self._argv = [
@@ -230,6 +231,18 @@ class Lighterd:
         log = self.log_end()
         self._clean_away()
         assert not problems, "\n".join([*problems, "--- the end of lighterd's log:", log])
+
+    def clear(self) -> None:
+        """Make the instance as good as new for the next test, but for its images.
+
+        Raises AssertionError for what is left of containers.
+        """
+        self._remove_containers()
+        settled(lambda: [*self._left_on_disk(), *(f"shim {pid}" for pid in self.shims())])
+        shutil.rmtree(self.base / "share", ignore_errors=True)
+        with self.client("") as client:
+            for event in client.stream("events", "subscribe", since=0, follow=False):
+                self.first_event = event["sequence"]
 
     def _remove_containers(self) -> None:
         """Through the manager, started once more when the test left it dead."""

@@ -106,9 +106,10 @@ def await_task(lighterd: Lighterd, container: str, status: str | None) -> dict[s
 
 
 def history(lighterd: Lighterd) -> list[dict[str, Any]]:
-    """All events of tasks so far, oldest first."""
+    """All events of tasks in this test so far, oldest first."""
     with lighterd.client("") as client:
-        stream = client.stream("events", "subscribe", since=0, follow=False)
+        since = lighterd.first_event
+        stream = client.stream("events", "subscribe", since=since, follow=False)
         return [item for item in stream if item["topic"].startswith("/tasks/")]
 
 

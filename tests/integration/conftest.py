@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests import census
+from tests import census, images
 from tests.harness import Lighterd
 
 
@@ -43,13 +43,33 @@ def make_lighterd(owners: census.Owners) -> Iterator[Callable[..., Lighterd]]:
     assert not problems, "\n".join(problems)
 
 
-@pytest.fixture
-def lighterd(make_lighterd: Callable[..., Lighterd]) -> Lighterd:
-    """A running instance without images."""
-    return make_lighterd().start()
+@pytest.fixture(scope="session")
+def one_lighterd(request: pytest.FixtureRequest) -> Iterator[Lighterd | None]:
+    """With --one-lighterd: the instance, which has the test image."""
+    if not request.config.getoption("--one-lighterd"):
+        yield None
+        return
+    lighterd = Lighterd(census.Owners()).start()
+    try:
+        lighterd.import_busybox()
+        yield lighterd
+    finally:
+        lighterd.close()
 
 
 @pytest.fixture
-def busybox(lighterd: Lighterd) -> str:
+def lighterd(
+    make_lighterd: Callable[..., Lighterd], one_lighterd: Lighterd | None
+) -> Iterator[Lighterd]:
+    """A running instance without images (see --one-lighterd)."""
+    if one_lighterd is None:
+        yield make_lighterd().start()
+    else:
+        yield one_lighterd
+        one_lighterd.clear()
+
+
+@pytest.fixture
+def busybox(lighterd: Lighterd, one_lighterd: Lighterd | None) -> str:
     """The name of the imported test image."""
-    return lighterd.import_busybox()
+    return images.REFERENCE if one_lighterd else lighterd.import_busybox()

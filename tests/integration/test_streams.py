@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lighter.proto import errors
+from tests import cgroups
 from tests.client import Client
 from tests.harness import Lighterd, await_that
 
@@ -288,10 +289,10 @@ def test_sec_76_oom_kills_the_container_and_is_told(
         name = f"c{number}"
         create(client, busybox, name, "sh", "-c", "tail /dev/zero")
         pid = task(client, name)
-        members = (memory_cgroup(pid) / "cgroup.procs").read_text().split()
-        assert str(pid) in members
-        assert not {str(shim) for shim in lighterd.shims()} & set(members)
-        limit_memory(pid, 16 << 20)
+        members = cgroups.members(cgroups.of_process(pid, "memory"))
+        assert pid in members
+        assert not set(lighterd.shims()) & members
+        cgroups.limit_memory(pid, 16 << 20)
         start(client, name)
         ended = wait(client, name)
         assert ended["exit_status"] == 137
@@ -301,20 +302,3 @@ def test_sec_76_oom_kills_the_container_and_is_told(
             for topic, body in events_of(client)
         )
         client.call("tasks", "delete", id=name, exec_id="", force=False)
-
-
-def memory_cgroup(pid: int) -> Path:
-    """A process's memory cgroup, on v1 or v2."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "memory":
-            return Path("/sys/fs/cgroup/memory" + path)
-        if controllers == "" and Path("/sys/fs/cgroup" + path, "memory.max").exists():
-            return Path("/sys/fs/cgroup" + path)
-    raise AssertionError(f"{pid} is in no memory cgroup")
-
-
-def limit_memory(pid: int, size_bytes: int) -> None:
-    cgroup = memory_cgroup(pid)
-    name = "memory.max" if (cgroup / "memory.max").exists() else "memory.limit_in_bytes"
-    (cgroup / name).write_text(str(size_bytes))

@@ -1,0 +1,44 @@
+"""A container's cgroups as the host shows them, on v1 and v2."""
+
+import os
+from pathlib import Path
+
+MOUNT = Path("/sys/fs/cgroup")
+IS_V2 = (MOUNT / "cgroup.controllers").exists()
+
+
+def of_process(pid: int, controller: str) -> Path:
+    """The directory that counts and limits for this process. Raises AssertionError for a root."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _number, controllers, path = line.split(":", 2)
+        if IS_V2 if not controllers else controller in controllers.split(","):
+            assert path != "/", f"{pid} is in the root of {controller}"
+            return MOUNT / ("" if IS_V2 else controllers) / path.lstrip("/")
+    raise AssertionError(f"{pid} has no cgroup of {controller}")
+
+
+def members(cgroup: Path) -> set[int]:
+    """All processes in it and below."""
+    return {
+        int(word)
+        for directory, _, _ in os.walk(cgroup)
+        for word in Path(directory, "cgroup.procs").read_text().split()
+    }
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether the kernel has stopped all of the process's cgroup."""
+    cgroup = of_process(pid, "freezer")
+    if IS_V2:
+        return "frozen 1" in (cgroup / "cgroup.events").read_text().splitlines()
+    return (cgroup / "freezer.state").read_text().strip() == "FROZEN"
+
+
+def limit_memory(pid: int, size_bytes: int) -> None:
+    name = "memory.max" if IS_V2 else "memory.limit_in_bytes"
+    (of_process(pid, "memory") / name).write_text(str(size_bytes))
+
+
+def memory_limit(pid: int) -> str:
+    name = "memory.max" if IS_V2 else "memory.limit_in_bytes"
+    return (of_process(pid, "memory") / name).read_text().strip()

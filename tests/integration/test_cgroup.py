@@ -1,0 +1,130 @@
+"""A container's cgroup: frozen, counted, ended with all below it, and gone in the end.
+
+tests/vm runs these on cgroup v2, where the kernel's files and rules are others.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests import cgroups, lives
+from tests.harness import Lighterd, await_that
+from tests.integration.test_adoption import shim_of
+from tests.lives import NO_STDIO, ask
+
+# `delete` returns long after it has removed the cgroup.
+SLOW_TO_DELETE = """\
+#!/bin/sh
+case " $* " in
+*" delete "*) runc "$@"; code=$?; sleep 3; exit $code;;
+esac
+exec runc "$@"
+"""
+
+
+def below(cgroup: Path, pid: int) -> Path:
+    """Move a process into a new cgroup inside the container's, as a container's own manager may."""
+    inner = cgroup / "inner" / "most"
+    inner.mkdir(parents=True)
+    (inner / "cgroup.procs").write_text(str(pid))
+    return inner
+
+
+def exec_sleep(lighterd: Lighterd, container: str, exec_id: str) -> int:
+    which = {"id": container, "exec_id": exec_id}
+    pid: int = ask(lighterd, "tasks.exec", args=["sleep", "1000"], **which, **NO_STDIO)["pid"]
+    return pid
+
+
+def test_a_paused_task_is_frozen_until_it_is_resumed(lighterd: Lighterd, busybox: str) -> None:
+    pid = lives.begin(lighterd, busybox, "c", "sh", "-c", "while :; do :; done")
+    assert not cgroups.is_frozen(pid)
+    ask(lighterd, "tasks.pause", id="c")
+    assert cgroups.is_frozen(pid)
+    before = used_ticks(pid)
+    time.sleep(0.5)  # what would be used meanwhile, were it not frozen
+    assert used_ticks(pid) == before
+    ask(lighterd, "tasks.resume", id="c")
+    assert not cgroups.is_frozen(pid)
+    await_that(lambda: used_ticks(pid) > before, 20, "it goes on")
+
+
+def test_a_paused_task_ends_with_its_shim(lighterd: Lighterd, busybox: str) -> None:
+    pid = lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    ask(lighterd, "tasks.pause", id="c")
+    os.kill(shim_of(lighterd, "c"), signal.SIGKILL)
+    ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
+    assert (ended["exit_status"], ended["cause"]) == (137, "lost-shim")
+    assert lives.process_state(pid) in ("", "Z")
+
+
+def test_an_exec_out_of_memory_is_told_and_its_container_goes_on(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    pid = lives.begin(lighterd, busybox, "c", "sh", "-c", "trap 'exit 5' TERM; sleep 1000 & wait")
+    cgroups.limit_memory(pid, 24 << 20)
+    which = {"id": "c", "exec_id": "x"}
+    ask(lighterd, "tasks.exec", args=["tail", "/dev/zero"], **which, **NO_STDIO)
+    assert ask(lighterd, "tasks.wait", **which)["exit_status"] == 137
+
+    def is_told() -> bool:
+        return any(event["topic"] == "/tasks/oom" for event in lives.history(lighterd))
+
+    await_that(is_told, 20, "the OOM kill is an event")
+    ask(lighterd, "tasks.kill", id="c", exec_id="", signal=signal.SIGTERM, all=False)
+    ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
+    # Init was not the one: its own code and no cause.
+    assert (ended["exit_status"], ended["cause"]) == (5, "")
+
+
+def test_what_is_deeper_in_the_cgroup_ends_with_init(lighterd: Lighterd, busybox: str) -> None:
+    pid = lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    cgroup = cgroups.of_process(pid, "memory")
+    deep = exec_sleep(lighterd, "c", "x")
+    below(cgroup, deep)
+    assert {pid, deep} <= cgroups.members(cgroup)
+    pids = [int(row["pid"]) for row in ask(lighterd, "tasks.pids", id="c")["processes"]]
+    assert pid in pids
+    ask(lighterd, "tasks.kill", id="c", exec_id="", signal=signal.SIGKILL, all=False)
+    assert ask(lighterd, "tasks.wait", id="c", exec_id="")["exit_status"] == 137
+    ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    assert lives.process_state(deep) in ("", "Z")
+    assert not cgroup.exists()
+
+
+def test_what_is_deeper_in_the_cgroup_ends_with_a_lost_shim(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    pid = lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    cgroup = cgroups.of_process(pid, "memory")
+    deep = exec_sleep(lighterd, "c", "x")
+    below(cgroup, deep)
+    os.kill(shim_of(lighterd, "c"), signal.SIGKILL)
+    ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
+    assert (ended["exit_status"], ended["cause"]) == (137, "lost-shim")
+    ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    assert lives.process_state(deep) in ("", "Z")
+    assert not cgroup.exists()
+
+
+def test_a_shim_is_idle_while_its_runtime_deletes(lighterd: Lighterd, busybox: str) -> None:
+    """A removed cgroup's memory.events fires for ever (v2); nobody may listen to it then."""
+    program = lighterd.base / "slow-to-delete"
+    program.write_text(SLOW_TO_DELETE)
+    program.chmod(0o755)
+    pid = lives.begin(lighterd, busybox, "c", "sleep", "1000", runtime=str(program))
+    cgroup = cgroups.of_process(pid, "memory")
+    shim = shim_of(lighterd, "c")
+    ask(lighterd, "tasks.kill", id="c", exec_id="", signal=signal.SIGKILL, all=False)
+    await_that(lambda: not cgroup.exists(), 20, "the runtime has removed the cgroup")
+    before = used_ticks(shim)
+    time.sleep(1.5)
+    assert used_ticks(shim) - before < os.sysconf("SC_CLK_TCK") // 4
+    assert lives.await_task(lighterd, "c", "stopped")["exit_status"] == 137
+
+
+def used_ticks(pid: int) -> int:
+    """Processor time of a process, in clock ticks (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return int(fields[11]) + int(fields[12])

@@ -1,0 +1,86 @@
+"""Lighter installed in a machine, its manager enabled, and what tests ask of it there."""
+
+import json
+import shlex
+from typing import Any
+
+from tests.images import REFERENCE
+from tests.vm.machine import Done, Machine
+from tests.vm.payload import MOUNT
+
+READY_S = 120.0
+STATE_S = 60.0
+# As a first process it would not end at SIGTERM by itself.
+IDLE = ("sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait")
+
+
+class Installed:
+    """A running manager with the test image. Ids of containers are chosen by the tests."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def install(self) -> "Installed":
+        self.machine.run(f"cp -a {MOUNT}/root/. / && systemctl daemon-reload")
+        self.machine.run("systemctl enable --now lighterd", timeout_s=READY_S)
+        self.ctl("images", "import", f"{MOUNT}/image.tar")
+        return self
+
+    # ctl
+
+    def ctl(self, *args: str, check: bool = True, timeout_s: float = 120) -> Done:
+        return self.machine.run(["ctl", *args], check=check, timeout_s=timeout_s)
+
+    def run(self, name: str, *command: str) -> int:
+        """A detached container, an idle one without a command; its init's pid."""
+        self.ctl("run", "-d", REFERENCE, name, *(command or IDLE))
+        return int(self.task(name)["pid"])
+
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        listed = json.loads(self.ctl("--format", "json", "tasks", "ls").stdout)
+        return {row["id"]: row for row in listed}
+
+    def task(self, name: str) -> dict[str, Any]:
+        """The task as it is listed. Raises AssertionError when it is not."""
+        tasks = self.tasks()
+        assert name in tasks, f"no task {name}: {tasks}"
+        return tasks[name]
+
+    def await_status(self, name: str, status: str, timeout_s: float = STATE_S) -> dict[str, Any]:
+        """The task when it has this status, for a shell in the guest watches it."""
+        pattern = shlex.quote(f"^{name} .*{status.upper()}")
+        self.machine.await_that(f"ctl tasks ls | grep -q {pattern}", timeout_s)
+        return self.task(name)
+
+    # the service
+
+    def main_pid(self) -> int:
+        return int(self.show("lighterd.service", "MainPID"))
+
+    def show(self, unit: str, name: str) -> str:
+        return self.machine.run(["systemctl", "show", "--value", "-p", name, unit]).text
+
+    def await_manager(self, but: int = 0) -> int:
+        """Until a manager serves, another one than `but`; its pid."""
+        self.machine.await_that(
+            "systemctl is-active -q lighterd && "
+            f'test "$(systemctl show --value -p MainPID lighterd)" != {but}',
+            READY_S,
+            "the manager serves",
+        )
+        return self.main_pid()
+
+    def shim_of(self, name: str) -> int:
+        found = self.machine.run(["pgrep", "-f", f"^lighter-shim .*--id {name}$"]).text.split()
+        assert len(found) == 1, found
+        return int(found[0])
+
+    def unit_log(self) -> str:
+        return self.machine.run("journalctl -b --no-pager -o cat -u lighterd").text
+
+    # cgroup v2
+
+    def cgroup_of(self, pid: int) -> str:
+        """Its directory."""
+        path = self.machine.read(f"/proc/{pid}/cgroup").strip().removeprefix("0::")
+        return f"/sys/fs/cgroup{path}"

@@ -1,0 +1,132 @@
+"""What the virtual machine gets of this checkout: a second disk, mounted at /opt/payload.
+
+    site/       the project's dependencies, pytest among them, for the guest's Python 3.11
+    site/lighter/   the four folders
+    bin/        python, lighterd, ctl: a virtual environment without pip
+    tests/      the tests, pyproject.toml beside them
+    root/       what is copied over the guest's /: Lighter in the layout of the rpm, from site/
+    image.tar   the test image
+
+It is made anew for each run; only the dependencies, which take a download, are kept.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import images
+from tests.vm.disk import CACHE, make_image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MOUNT = "/opt/payload"
+PYTHON = f"{MOUNT}/bin/python"
+FOLDERS = ("daemon", "shim", "proto", "ctl")
+SIZE = "400M"
+_PYTHON_VERSION = "3.11"
+_PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
+_NOT_NEEDED = ("mypy", "ruff", "types-")
+_LAUNCHER = """\
+#!{python}
+from lighter.{module}.__main__ import main
+main()
+"""
+_SITE = f"{MOUNT}/lib/python{_PYTHON_VERSION}/site-packages"
+_INSTALLED = {
+    "usr/libexec/lighter/lighter-spawner": """\
+sys.path.insert(0, sys.argv.pop(1))
+from lighter.shim.__main__ import main
+main()
+""",
+    "usr/bin/lighterd": f"""\
+sys.path.insert(0, "{_SITE}")
+from lighter.daemon.__main__ import main
+main(spawner=("/usr/libexec/lighter/lighter-spawner", "{_SITE}"))
+""",
+    "usr/bin/ctl": f"""\
+sys.path.insert(0, "{_SITE}")
+from lighter.ctl.__main__ import main
+main()
+""",
+}
+_UNITS = ("lighterd.service", "lighter-containers.service", "lighter.slice")
+
+
+def make_payload(work: Path) -> Path:
+    """Build the disk in `work`; returns the image."""
+    tree = work / "payload"
+    library = tree / "lib" / f"python{_PYTHON_VERSION}" / "site-packages"
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", ".cache")
+    shutil.copytree(_dependencies(), library, symlinks=True)
+    for folder in FOLDERS:
+        shutil.copytree(REPOSITORY / folder, library / "lighter" / folder, ignore=ignored)
+    shutil.copytree(REPOSITORY / "tests", tree / "tests", ignore=ignored)
+    shutil.copy(REPOSITORY / "pyproject.toml", tree)
+    shutil.copy(images.busybox_archive(), tree / "image.tar")
+    _make_environment(tree)
+    _make_root(tree / "root")
+    _compile(library, tree / "tests")
+    image = work / "payload.raw"
+    make_image(tree, image, SIZE)
+    shutil.rmtree(tree)
+    return image
+
+
+def _make_environment(tree: Path) -> None:
+    """What `python -m venv` makes, for an interpreter that this host may not have."""
+    (tree / "bin").mkdir()
+    (tree / "bin" / "python").symlink_to("/usr/bin/python3")
+    (tree / "pyvenv.cfg").write_text(
+        f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {_PYTHON_VERSION}\n"
+    )
+    for program, module in (("lighterd", "daemon"), ("ctl", "ctl")):
+        launcher = tree / "bin" / program
+        launcher.write_text(_LAUNCHER.format(python=PYTHON, module=module))
+        launcher.chmod(0o755)
+
+
+def _make_root(root: Path) -> None:
+    for name, body in _INSTALLED.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/usr/bin/python3 -IS\nimport sys\n{body}")
+        path.chmod(0o755)
+    units = root / "usr/lib/systemd/system"
+    units.mkdir(parents=True)
+    for unit in _UNITS:
+        shutil.copy(REPOSITORY / "packaging/rpm" / unit, units)
+
+
+def _dependencies() -> Path:
+    """A site directory with all that pyproject.toml asks for, from wheels for the guest."""
+    listed = subprocess.run(
+        [sys.executable, REPOSITORY / ".ci/dependencies.py", REPOSITORY / "pyproject.toml", "dev"],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    wanted = [
+        line for line in listed.stdout.decode().splitlines() if not line.startswith(_NOT_NEEDED)
+    ]
+    key = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
+    site = CACHE / f"site-{key}"
+    if site.exists():
+        return site
+    for older in CACHE.glob("site-*"):
+        shutil.rmtree(older)
+    making = CACHE / "making-site"
+    shutil.rmtree(making, ignore_errors=True)
+    argv = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(making)]
+    argv += ["--only-binary=:all:", "--implementation=cp", f"--python-version={_PYTHON_VERSION}"]
+    argv += [f"--platform={platform}" for platform in _PLATFORMS]
+    subprocess.run([*argv, *wanted], check=True, timeout=600, stdin=subprocess.DEVNULL)
+    making.rename(site)
+    return site
+
+
+def _compile(*folders: Path) -> None:
+    """Compiled here, where it is fast, if this is the guest's version; by the guest otherwise."""
+    if sys.version_info[:2] == tuple(map(int, _PYTHON_VERSION.split("."))):
+        argv = [sys.executable, "-m", "compileall", "-q", "-j2", "--invalidation-mode"]
+        subprocess.run([*argv, "unchecked-hash", *folders], check=True, timeout=300)

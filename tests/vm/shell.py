@@ -1,0 +1,39 @@
+"""A root shell in a virtual machine, on this terminal: `make vm-shell`.
+
+The checkout is at /opt/payload, with the test image; what is printed first installs Lighter.
+`systemctl poweroff` or Ctrl-A X ends it, and all that was done in it is gone.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# At the end: the repository's folder `daemon` must not hide python-daemon.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from tests.vm.disk import the_disk  # noqa: E402
+from tests.vm.machine import make_overlay, qemu_argv  # noqa: E402
+from tests.vm.payload import MOUNT, make_payload  # noqa: E402
+
+
+def main() -> None:
+    sys.stdout.write("making the disks, which takes minutes the first time\n")
+    disk = the_disk()
+    with tempfile.TemporaryDirectory(prefix="lighter-vm-") as name:
+        work = Path(name)
+        payload = make_payload(work)
+        make_overlay(disk.image, work / "disk.qcow2")
+        argv = [*qemu_argv(disk), "-serial", "mon:stdio", "-display", "none"]
+        for image, kind in ((work / "disk.qcow2", "qcow2"), (payload, "raw")):
+            argv += ["-drive", f"file={image},format={kind},if=virtio,cache=unsafe"]
+        sys.stdout.write(
+            f"booting; to install: cp -a {MOUNT}/root/. / && systemctl daemon-reload && "
+            "systemctl enable --now lighterd\n"
+        )
+        sys.stdout.flush()
+        os.spawnvp(os.P_WAIT, argv[0], argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Tests that hold on any host, run in the machine: on cgroup v2 alone, and with a plain Debian's
+kernel, systemd, runc and Python. One run of pytest there; here each test is told by itself.
+"""
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm.machine import Machine
+from tests.vm.payload import MOUNT, PYTHON
+
+RUN_S = 900.0
+# What touches cgroups, and one life of each kind. The rest would tell nothing new, slowly.
+TESTS = (
+    "integration/test_cgroup.py",
+    "integration/test_smoke.py::test_a_life_in_single_steps",
+    "integration/test_smoke.py::test_the_container_does_not_notice_that_its_manager_is_killed",
+    "integration/test_streams.py::test_f46_sigkill_ends_a_paused_task",
+    "integration/test_streams.py::test_f46_a_paused_task_is_deleted_by_force",
+    "integration/test_streams.py::test_kill_all_reaches_every_process",
+    "integration/test_streams.py::test_a_background_child_ends_with_its_container",
+    "integration/test_streams.py::test_sec_76_oom_kills_the_container_and_is_told",
+    "integration/test_adoption.py::test_f41_a_lost_shim_costs_its_container_and_nothing_else",
+    "integration/test_inherit.py::test_a_container_inherits_what_runc_alone_gives",
+    "integration/test_inherit.py::test_sec_76_the_shim_is_not_in_the_containers_cgroup",
+    "integration/test_faults.py::test_f42_the_shim_dies_and_the_runtime_goes_on",
+    "security/test_spec.py::test_sec_53_no_cgroup_file_can_be_written_and_none_mounted",
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(machine: Machine) -> Iterator[dict[str, str]]:
+    """What became of each test there: "" or why it did not pass."""
+    report = "/tmp/report.xml"
+    argv = [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--one-lighterd", "--durations=0"]
+    argv += ["-m", "not soak", "--timeout=300", "-o", "junit_family=xunit1", f"--junitxml={report}"]
+    argv += [f"tests/{test}" for test in TESTS]
+    done = machine.run(
+        ["sh", "-c", 'cd "$0" && exec "$@"', MOUNT, *argv],
+        env={"PYTHONSAFEPATH": "1", "CENSUS_EXCLUSIVE": "1"},
+        timeout_s=RUN_S,
+        check=False,
+    )
+    print(done.text)
+    assert done.code in (0, 1), f"{done.text[-6000:]}\n{done.stderr.decode()[-3000:]}"
+    yield dict(_read(machine.read(report)))
+
+
+def _read(report: str) -> Iterator[tuple[str, str]]:
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        name = f"{case.get('file', '').removeprefix('tests/')}::{case.get('name')}"
+        bad = [child for child in case if child.tag in ("failure", "error", "skipped")]
+        yield name, "\n".join(f"{child.tag}: {child.text}" for child in bad)
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_on_cgroup_v2(outcomes: dict[str, str], test: str) -> None:
+    told = {name: why for name, why in outcomes.items() if name.startswith(test)}
+    assert told, f"it was not run; these were: {list(outcomes)}"
+    assert not any(told.values()), "\n".join(filter(None, told.values()))

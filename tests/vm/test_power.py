@@ -1,0 +1,193 @@
+"""Power cuts: what the manager has acknowledged is on the disk, and nothing half made is shown.
+
+The disk here has a volatile cache that is lost with the power, in the harshest way: see
+powercut.py. So this tells whether every flush is where it has to be: fsync of files, of their
+directories, of SQLite's log, of an unpacked layer. It does not tell what a disk does that keeps
+some of the later writes and loses others: of those only the file system's journal, and SQLite's
+checksums, are asked here. The test of a machine that starts again is for the last cut, amid work.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.images import REFERENCE
+from tests.vm import powercut
+from tests.vm.disk import Disk
+from tests.vm.installed import Installed
+from tests.vm.machine import Machine
+
+ROOT = "var/lib/lighter"
+
+
+@dataclass
+class Cut:
+    """A life that a power cut has ended: the log of its writes, how long the log was when each
+    answer had arrived, and at the end.
+    """
+
+    log: Path
+    end: int = 0
+    answered: dict[str, int] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def cut(disk: Disk, payload: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
+    cut = Cut(tmp_path_factory.mktemp("power") / "writes")
+    cut.log.touch()
+    machine = Machine(disk, payload, write_log=cut.log)
+
+    def answered(what: str) -> None:
+        cut.answered[what] = cut.log.stat().st_size
+
+    try:
+        host = Installed(machine.start()).install()
+        answered("image")
+        host.ctl("containers", "create", REFERENCE, "kept")
+        answered("container")
+        host.run("seven", "sh", "-c", "exit 7")
+        host.await_status("seven", "stopped")
+        answered("exit")
+        host.run("runs")
+        answered("run")
+        host.ctl("namespaces", "create", "other")
+        answered("namespace")
+        # The cut comes amid work that nobody has an answer to.
+        machine.begin(
+            f"for n in $(seq 100); do ctl run -d {REFERENCE} n$n true; done", timeout_s=600
+        )
+        machine.begin(["ctl", "-n", "other", "images", "import", "/opt/payload/image.tar"])
+        machine.await_that("ctl containers ls -q | grep -q ^n1", 60)
+        machine.cut_power()
+        cut.end = cut.log.stat().st_size
+        yield cut
+    finally:
+        machine.close()
+
+
+def image(root: Path, database: sqlite3.Connection) -> None:
+    """It is listed, its content is whole, and so is the layer that was unpacked from it."""
+    assert database.execute("SELECT name FROM images").fetchall() == [(REFERENCE,)]
+    blobs = database.execute("SELECT digest, size_bytes FROM content").fetchall()
+    assert len(blobs) >= 3
+    for digest, size_bytes in blobs:
+        data = (root / "content/blobs" / digest.replace(":", "/")).read_bytes()
+        assert len(data) == size_bytes
+        assert f"sha256:{hashlib.sha256(data).hexdigest()}" == digest
+    programs = list((root / "snapshots").rglob("bin/busybox"))
+    assert programs
+    for program in programs:
+        assert program.read_bytes()[:4] == b"\x7fELF"
+        assert program.stat().st_size > 100_000
+
+
+def container(_root: Path, database: sqlite3.Connection) -> None:
+    rows = database.execute("SELECT spec, snapshotter FROM containers WHERE id = 'kept'").fetchall()
+    assert len(rows) == 1
+    assert json.loads(rows[0][0])["ociVersion"]
+
+
+def exit_(_root: Path, database: sqlite3.Connection) -> None:
+    row = database.execute("SELECT state, exit_status FROM tasks WHERE id = 'seven'").fetchone()
+    assert row == ("stopped", 7)
+
+
+def run(_root: Path, database: sqlite3.Connection) -> None:
+    assert database.execute("SELECT id FROM containers WHERE id = 'runs'").fetchall()
+
+
+def namespace(_root: Path, database: sqlite3.Connection) -> None:
+    assert ("other",) in database.execute("SELECT name FROM namespaces").fetchall()
+
+
+CHECKS: dict[str, Callable[[Path, sqlite3.Connection], None]] = {
+    "image": image,
+    "container": container,
+    "exit": exit_,
+    "run": run,
+    "namespace": namespace,
+}
+
+
+def half_made(root: Path, database: sqlite3.Connection) -> Iterator[str]:
+    """What no cut may leave: records without the things that they are about."""
+    (integrity,) = database.execute("PRAGMA integrity_check").fetchone()
+    if integrity != "ok":
+        yield f"database: {integrity}"
+    for (digest,) in database.execute("SELECT digest FROM content"):
+        blob = root / "content/blobs" / digest.replace(":", "/")
+        if not blob.exists() or hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
+            yield f"content {digest} is not whole"
+    for name, digest in database.execute("SELECT name, digest FROM images"):
+        known = database.execute("SELECT 1 FROM content WHERE digest = ?", (digest,)).fetchone()
+        if known is None:
+            yield f"image {name} has no content"
+    for id_, key in database.execute("SELECT id, snapshot_key FROM containers"):
+        known = database.execute("SELECT 1 FROM snapshots WHERE key = ?", (key,)).fetchone()
+        if key and known is None:
+            yield f"container {id_} has no snapshot"
+
+
+@pytest.mark.parametrize("moment", CHECKS)
+def test_what_was_acknowledged_is_on_the_disk(
+    cut: Cut, disk: Disk, tmp_path: Path, moment: str
+) -> None:
+    """The power is cut right after the answer: what it was about, and all before, is there."""
+    before = list(CHECKS)[: list(CHECKS).index(moment) + 1]
+    up_to = powercut.last_flush(cut.log, cut.answered[moment])
+    look(disk, cut, up_to, tmp_path, before)
+
+
+def test_what_was_acknowledged_is_on_the_disk_after_the_last_cut(
+    cut: Cut, disk: Disk, tmp_path: Path
+) -> None:
+    look(disk, cut, powercut.last_flush(cut.log, cut.end), tmp_path, list(CHECKS))
+
+
+def look(disk: Disk, cut: Cut, up_to: int, folder: Path, expected: list[str]) -> None:
+    image = folder / "disk.raw"
+    powercut.replay(disk.image, cut.log, up_to, image)
+    with powercut.Mounted(image, folder / "mounted") as mounted:
+        root = mounted / ROOT
+        database = sqlite3.connect(root / "lighter.db")
+        try:
+            for what in expected:
+                CHECKS[what](root, database)
+            assert not list(half_made(root, database))
+        finally:
+            database.close()
+    image.unlink()
+
+
+def test_the_machine_starts_again_and_goes_on(
+    cut: Cut, disk: Disk, payload: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk.raw"
+    powercut.replay(disk.image, cut.log, powercut.last_flush(cut.log, cut.end), image)
+    machine = Machine(disk, payload, image=image)
+    try:
+        host = Installed(machine.start())
+        host.await_manager()
+        tasks = host.tasks()
+        assert (tasks["seven"]["status"], tasks["seven"]["exit_status"]) == ("stopped", 7)
+        if "runs" in tasks:  # only how a task ended is flushed, and a cut is an end
+            assert (tasks["runs"]["status"], tasks["runs"]["exit_status"]) == ("stopped", 255)
+            assert '"reboot"' in host.ctl("inspect", "runs").text
+        containers = host.ctl("containers", "ls", "-q").text.split()
+        assert {"kept", "seven", "runs"} <= set(containers)
+        host.ctl("tasks", "start", "-d", "kept")
+        done = host.ctl("run", "--rm", REFERENCE, "new", "sh", "-c", "exit 5", check=False)
+        assert done.code == 5, done.stderr
+        for name in containers:
+            host.ctl("rm", "-f", name)
+        assert host.tasks() == {}
+    except BaseException as error:
+        error.add_note(machine.tell())
+        raise
+    finally:
+        machine.close()

@@ -1,0 +1,156 @@
+"""The installed service on cgroup v2 with systemd 252, as on a host of CentOS Stream 9.
+
+The tests share one machine and go on from what the ones before have left; each uses containers of
+its own. The last one reboots it.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.images import REFERENCE
+from tests.vm.installed import Installed
+from tests.vm.machine import Machine
+
+CONTROLLERS = {"cpuset", "cpu", "io", "memory", "pids"}
+
+
+@pytest.fixture(scope="module")
+def host(machine: Machine) -> Iterator[Installed]:
+    yield Installed(machine).install()
+
+
+def test_the_machine_is_what_these_tests_are_about(host: Installed, machine: Machine) -> None:
+    mounted = machine.run("grep cgroup /proc/mounts").text.splitlines()
+    assert [line.split()[1:3] for line in mounted] == [["/sys/fs/cgroup", "cgroup2"]]
+    available = machine.read("/sys/fs/cgroup/cgroup.controllers").split()
+    assert set(available) >= CONTROLLERS
+    assert machine.run("systemctl --version").text.startswith("systemd 252 ")
+    assert "[always]" in machine.read("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def test_the_manager_is_alone_in_its_unit(host: Installed, machine: Machine) -> None:
+    pid = host.run("alone")
+    manager = host.main_pid()
+    unit = host.cgroup_of(manager)
+    assert unit == "/sys/fs/cgroup/system.slice/lighterd.service"
+    assert machine.read(f"{unit}/cgroup.procs").split() == [str(manager)]
+    below = machine.run(["find", unit, "-mindepth", "1", "-type", "d"]).text
+    assert not below, "sub-cgroups would make the next start fail with 219/CGROUP"
+    shims = host.cgroup_of(host.shim_of("alone"))
+    assert shims.startswith("/sys/fs/cgroup/lighter.slice/lighter-shims-")
+    assert shims.endswith(".scope")
+    container = host.cgroup_of(pid)
+    assert container.startswith("/sys/fs/cgroup/lighter/")
+    assert container.endswith("/default/alone")
+    assert set(machine.read(f"{container}/cgroup.controllers").split()) >= CONTROLLERS
+
+
+def test_run_exec_and_logs(host: Installed) -> None:
+    done = host.ctl("run", "--rm", REFERENCE, "once", "sh", "-c", "echo out; exit 7", check=False)
+    assert (done.code, done.stdout) == (7, b"out\n"), done.stderr
+    host.run("web", "sh", "-c", "echo up; trap exit TERM; sleep 1000 & wait")
+    done = host.ctl("tasks", "exec", "--exec-id", "x", "web", "sh", "-c", "exit 3", check=False)
+    assert done.code == 3, done.stderr
+    assert host.ctl("logs", "web").stdout == b"up\n"
+
+
+def test_pause_freezes_and_a_kill_ends_what_is_frozen(host: Installed, machine: Machine) -> None:
+    pid = host.run("frozen")
+    events = f"{host.cgroup_of(pid)}/cgroup.events"
+    host.ctl("pause", "frozen")
+    assert "frozen 1" in machine.read(events)
+    host.ctl("resume", "frozen")
+    assert "frozen 0" in machine.read(events)
+    host.ctl("pause", "frozen")
+    host.ctl("kill", "frozen")
+    assert host.await_status("frozen", "stopped")["exit_status"] == 137
+
+
+def test_out_of_memory(host: Installed, machine: Machine) -> None:
+    pid = host.run("greedy", "sh", "-c", "until [ -e /go ]; do sleep 0.2; done; tail /dev/zero")
+    machine.write(f"{host.cgroup_of(pid)}/memory.max", str(16 << 20))
+    host.ctl("exec", "greedy", "touch", "/go")
+    assert host.await_status("greedy", "stopped")["exit_status"] == 137
+    assert b"/tasks/oom" in host.ctl("events", "--since", "0", "--no-follow").stdout
+    inspected = host.ctl("inspect", "greedy").text
+    assert '"oom"' in inspected
+
+
+def test_a_killed_manager_is_started_again_beside_its_containers(
+    host: Installed, machine: Machine
+) -> None:
+    pid = host.run("stays")
+    for _ in range(2):
+        before = host.main_pid()
+        machine.run(["kill", "-9", str(before)])
+        host.await_manager(but=before)
+    assert host.task("stays")["pid"] == pid
+    assert host.task("stays")["status"] == "running"
+    assert "219" not in host.show("lighterd.service", "ExecMainStatus")
+    assert "status=219" not in host.unit_log()
+    done = host.ctl("tasks", "exec", "--exec-id", "x", "stays", "sh", "-c", "exit 4", check=False)
+    assert done.code == 4, done.stderr
+
+
+def test_a_restart_by_systemctl(host: Installed, machine: Machine) -> None:
+    pid = host.run("restarted")
+    machine.run("systemctl restart lighterd")
+    host.await_status("restarted", "running")
+    assert host.task("restarted")["pid"] == pid
+
+
+def test_limits_stay_when_systemd_looks_at_all_units_again(
+    host: Installed, machine: Machine
+) -> None:
+    """systemd takes controllers from cgroups when none of its units needs them; ours are beside."""
+    cgroup = host.cgroup_of(host.run("limited"))
+    limits = {
+        "memory.max": str(64 << 20),
+        "pids.max": "50",
+        "cpu.max": "50000 100000",
+        "io.weight": "default 200",
+        "cpuset.cpus": "0",
+    }
+    available = set(machine.run(["ls", cgroup]).text.split())
+    assert available >= limits.keys() - {"io.weight"}
+    limits = {name: value for name, value in limits.items() if name in available}
+    for name, value in limits.items():
+        machine.write(f"{cgroup}/{name}", value)
+    machine.run("systemctl daemon-reload")
+    # A unit with limits of its own comes and goes.
+    machine.run("systemd-run --wait -q -p CPUQuota=50% -p MemoryMax=50M -p AllowedCPUs=0 true")
+    machine.run("systemctl daemon-reexec")
+    machine.run("systemctl daemon-reload")
+    for name, value in limits.items():
+        assert machine.read(f"{cgroup}/{name}").strip() == value, name
+    host.ctl("exec", "limited", "true")
+
+
+def test_a_lost_shim_costs_its_container_alone(host: Installed, machine: Machine) -> None:
+    pid = host.run("lost")
+    cgroup = host.cgroup_of(pid)
+    machine.run(["kill", "-9", str(host.shim_of("lost"))])
+    machine.await_that(f"test ! -e {cgroup}", 5, "its cgroup is gone, and all that was in it")
+    task = host.await_status("lost", "stopped")
+    assert task["exit_status"] == 137
+    assert '"lost-shim"' in host.ctl("inspect", "lost").text
+    assert host.task("alone")["status"] == "running"
+
+
+def test_a_reboot_stops_containers_and_they_start_again(host: Installed, machine: Machine) -> None:
+    """An orderly one: they are asked to end first. What a power cut leaves: test_power.py."""
+    host.run("rebooted")
+    host.run("seven", "sh", "-c", "exit 7")
+    host.await_status("seven", "stopped")
+    machine.reboot()
+    host.await_manager()
+    tasks = host.tasks()
+    assert (tasks["rebooted"]["status"], tasks["rebooted"]["exit_status"]) == ("stopped", 3)
+    assert (tasks["seven"]["status"], tasks["seven"]["exit_status"]) == ("stopped", 7)
+    assert {task["status"] for task in tasks.values()} == {"stopped"}
+    assert not machine.run("pgrep -f ^lighter-shim", check=False).text
+    host.ctl("tasks", "delete", "rebooted")
+    host.ctl("tasks", "start", "-d", "rebooted")
+    assert host.task("rebooted")["status"] == "running"
+    assert machine.run("systemctl --failed --no-legend").text == ""
