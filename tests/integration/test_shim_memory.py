@@ -3,12 +3,13 @@
 import os
 import select
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tests import lives
 from tests.client import Client
 from tests.harness import Lighterd, await_that
 
@@ -50,7 +51,7 @@ def switches(pid: int) -> int:
 def start_many(lighterd: Lighterd, image: str, count: int) -> None:
     """Containers that run, each after one exec."""
     for number in range(count):
-        lighterd.ctl("run", "-d", image, f"c{number}", "sleep", "1000", check=True)
+        lives.begin(lighterd, image, f"c{number}", "sleep", "1000")
     with lighterd.client() as client:
         for number in range(count):
             exec_once(client, f"c{number}")
@@ -80,12 +81,16 @@ def exec_once(client: Client, name: str) -> None:
 
 @pytest.mark.timeout(300)
 def test_memory_per_shim_at_50_containers(
-    huge_pages: str, lighterd: Lighterd, busybox: str
+    huge_pages: str,
+    lighterd: Lighterd,
+    busybox: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     start_many(lighterd, busybox, SHIMS)
     shims = lighterd.shims()
     assert len(shims) == SHIMS
     pss = statistics.mean(rollup(pid)["Pss"] for pid in shims)
+    record_property("PSS of a shim in MB", round(pss / 1e6, 2))
     huge = sum(rollup(pid)["AnonHugePages"] for pid in shims)
     assert huge == 0, "a huge page per shim is two megabytes"
     assert pss <= BOUND_PSS_BYTES, f"{pss / 1e6:.2f} MB with huge pages {huge_pages}"

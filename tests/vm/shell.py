@@ -12,9 +12,9 @@ from pathlib import Path
 # At the end: the repository's folder `daemon` must not hide python-daemon.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from tests.vm.disk import the_disk  # noqa: E402
-from tests.vm.machine import make_overlay, qemu_argv  # noqa: E402
-from tests.vm.payload import MOUNT, make_payload  # noqa: E402
+from tests.vm.disk import the_disk
+from tests.vm.machine import make_overlay, qemu_argv
+from tests.vm.payload import MOUNT, make_payload
 
 
 def main() -> None:

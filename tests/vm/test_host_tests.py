@@ -25,6 +25,8 @@ TESTS = (
     "integration/test_inherit.py::test_a_container_inherits_what_runc_alone_gives",
     "integration/test_inherit.py::test_sec_76_the_shim_is_not_in_the_containers_cgroup",
     "integration/test_faults.py::test_f42_the_shim_dies_and_the_runtime_goes_on",
+    "integration/test_shim_memory.py::test_memory_per_shim_at_50_containers[always]",
+    "integration/test_shim_memory.py::test_an_idle_shim_makes_no_context_switch",
     "security/test_spec.py::test_sec_53_no_cgroup_file_can_be_written_and_none_mounted",
 )
 
@@ -44,14 +46,21 @@ def outcomes(machine: Machine) -> Iterator[dict[str, str]]:
     )
     print(done.text)
     assert done.code in (0, 1), f"{done.text[-6000:]}\n{done.stderr.decode()[-3000:]}"
-    yield dict(_read(machine.read(report)))
+    cases = ElementTree.fromstring(machine.read(report)).iter("testcase")
+    yield dict(map(_outcome, cases))
 
 
-def _read(report: str) -> Iterator[tuple[str, str]]:
-    for case in ElementTree.fromstring(report).iter("testcase"):
-        name = f"{case.get('file', '').removeprefix('tests/')}::{case.get('name')}"
-        bad = [child for child in case if child.tag in ("failure", "error", "skipped")]
-        yield name, "\n".join(f"{child.tag}: {child.text}" for child in bad)
+def _outcome(case: ElementTree.Element) -> tuple[str, str]:
+    name = f"{case.get('file', '').removeprefix('tests/')}::{case.get('name')}"
+    for measured in case.iter("property"):
+        print(f"{name}: {measured.get('name')}: {measured.get('value')}")
+    # A goal that is known to be missed is no failure; nothing else may be skipped here.
+    bad = [
+        f"{child.tag}: {child.text}"
+        for child in case
+        if child.tag in ("failure", "error", "skipped") and child.get("type") != "pytest.xfail"
+    ]
+    return name, "\n".join(bad)
 
 
 @pytest.mark.parametrize("test", TESTS)
