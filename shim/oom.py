@@ -10,7 +10,6 @@ from collections.abc import Callable
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.loop import Loop
 
-
 # v1 fires before the killer has chosen and counted, v2 when it has counted. On an event only.
 AGAIN_S = (0.05, 0.5, 2.0)
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.compat import first_release
 from tests.harness import BIN, Lighterd
-from tests.integration.conftest import busybox, lighterd, make_lighterd, owners
+from tests.integration.conftest import busybox, lighterd, make_lighterd, one_lighterd, owners
 
-__all__ = ["busybox", "lighterd", "make_lighterd", "owners"]
+__all__ = ["busybox", "lighterd", "make_lighterd", "one_lighterd", "owners"]
 
 
 class Change(NamedTuple):
