@@ -65,6 +65,7 @@ class Life:
         self.lighterd = lighterd
         self.image = image
         self.point = point
+        self.mended = False  # the manager was started anew, without the fault
 
     def run(self) -> None:
         """Define, create, start, exec, kill, wait, delete, remove; then one that never starts."""
@@ -142,8 +143,9 @@ class Life:
                     raise Lost from error
                 assert time.monotonic() < end, f"{call} fails for {RETRY_S} s: {error!r}"
                 assert not isinstance(error, errors.InvalidArgument), error
-                if self.point in SHIM_CREATE and call == "tasks.create":
+                if self.point in SHIM_CREATE and call == "tasks.create" and not self.mended:
                     self.lighterd.restart()  # every new shim would do it again
+                    self.mended = True
             time.sleep(0.05)
 
     def help(self, gone: NoAnswer) -> None:
