@@ -34,3 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if IN_CI:
                 raise pytest.UsageError(f"{item.nodeid} needs root")
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have measured, a line each: record_property(name, value)."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"MEASURED {report.nodeid}: {name}: {value}")

@@ -420,7 +420,8 @@ class Api(Part):
         after = {}
         set_at = marks(self.options.dir)
         for mark, following in zip(set_at, [*set_at[1:], {"at": float("inf")}]):  # noqa: B905
-            here = [b - a for a, b in gaps if b >= mark["at"] and a < following["at"]]
+            # A gap begins with the last success, which is before the mark that it belongs to.
+            here = [b - a for a, b in gaps if mark["at"] <= b < following["at"]]
             after[mark["name"]] = round(max(here, default=-1.0), 3)
         ordinary = sorted(b - a for a, b in gaps)
         self.facts.update(

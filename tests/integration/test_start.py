@@ -234,3 +234,31 @@ def test_a_socket_that_is_deleted_comes_back(
     gone = lighterd.ctl("--connect-timeout", "200ms", "version")
     assert gone.returncode == 1
     assert str(address).encode() in gone.stderr and gone.stderr.count(b"\n") == 1, gone.stderr
+
+
+def test_a_manager_that_a_watchdog_ends_says_where_it_was(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    """The watchdog's signal is SIGABRT; the log then shows the line at which the loop hung."""
+    lighterd = make_lighterd()
+    trace = lighterd.base / "trace"
+    lighterd.start(
+        WATCHDOG_USEC="60000000",
+        FAULT="containers.row-committed:delay",
+        FAULT_DELAY_S="600",
+        FAULT_TRACE=str(trace),
+    )
+    image = lighterd.import_busybox()
+    hung = subprocess.Popen(
+        lighterd.ctl_argv("containers", "create", image, "a"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    await_that(lambda: "containers.row-committed" in trace.read_text(), 20, "the loop hangs")
+    os.kill(lighterd.pid, signal.SIGABRT)
+    assert lighterd.process is not None
+    assert lighterd.process.wait(20) == -signal.SIGABRT
+    hung.kill()
+    hung.wait()
+    assert "Fatal Python error: Aborted" in lighterd.log_end()
+    assert "daemon/containers.py" in lighterd.log_end()

@@ -4,7 +4,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -94,7 +94,9 @@ def test_a_container_inherits_nothing_from_units(machine: Machine) -> None:
     assert "WATCHDOG" not in environ
 
 
-def test_a_restart_leaves_containers_and_their_scope(machine: Machine) -> None:
+def test_a_restart_leaves_containers_and_their_scope(
+    machine: Machine, record_property: Callable[[str, object], None]
+) -> None:
     inside.start(machine, "a")
     before, (old_scope,) = inside.running(machine), inside.scopes(machine)
     machine.run("systemctl", "restart", "lighterd.service")
@@ -112,7 +114,7 @@ def test_a_restart_leaves_containers_and_their_scope(machine: Machine) -> None:
     inside.await_scopes(machine, new_scopes)
     log = machine.journal("-u", "lighterd.service", "-n", "200")
     took = re.findall(r"spawner loaded pid=\d+ scope=True ms=(\d+)", log)
-    print(f"spawner in a scope: loaded after {', '.join(took)} ms")
+    record_property("ms until spawners in scopes had loaded", ", ".join(took))
 
 
 def test_stop_leaves_containers(machine: Machine) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,10 +26,10 @@ sys.stdin.read()
 
 
 @contextmanager
-def held(path: Path, written: str = "") -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that holds the lock until its standard input closes."""
+def held(path: Path, written: str = "", *more: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that holds the lock until its standard input closes, with `more` arguments."""
     holder = subprocess.Popen(
-        [sys.executable, "-I", "-c", HOLD, str(path), written],
+        [sys.executable, "-I", "-c", HOLD, str(path), written, *more],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -82,6 +83,16 @@ def test_a_dead_managers_spawner_is_waited_for(tmp_path: Path) -> None:
         holder.stdin.close()
         os.close(take_lock(str(path), wait_s=10))
         holder.wait()
+
+
+def test_what_was_to_become_a_dead_managers_spawner_is_ended(tmp_path: Path) -> None:
+    """systemd-run waits for ever when systemd does not answer, and holds the lock meanwhile."""
+    path = tmp_path / "lock"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with held(path, str(gone.pid), "--unit=lighter-shims-0123abcd-7.scope") as holder:
+        os.close(take_lock(str(path), wait_s=20))
+        assert holder.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("kind", ["directory", "link", "nowhere"])

@@ -1,7 +1,9 @@
 """daemon/notify: the datagrams of sd_notify, and the word for the shell that ran --daemon."""
 
+import asyncio
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +85,78 @@ def test_a_shell_that_is_gone_is_no_error() -> None:
     Notifier(None, write_end).ready()
     with pytest.raises(OSError):
         os.fstat(write_end)
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "watchdog_s"),
+    [
+        ("2000000", str(os.getpid()), 2.0),
+        ("2000000", "", 2.0),
+        ("2000000", "1", 0.0),  # meant for another process
+        ("soon", "", 0.0),
+        ("", "", 0.0),
+    ],
+)
+def test_the_watchdog_is_taken_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, usec: str, pid: str, watchdog_s: float
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert Notifier.from_environment().watchdog_s == watchdog_s
+    assert not {"WATCHDOG_USEC", "WATCHDOG_PID"} & os.environ.keys()
+
+
+def received(receiver: socket.socket) -> list[bytes]:
+    """All that has been sent so far."""
+    receiver.setblocking(False)
+    words = []
+    try:
+        while True:
+            words.append(receiver.recv(256))
+    except BlockingIOError:
+        return words
+
+
+def test_the_loop_tells_that_it_turns_and_its_status_when_it_changes(
+    receiver: socket.socket,
+) -> None:
+    statuses = iter(["one", "one", *["two"] * 1000])
+
+    async def main() -> list[bytes]:
+        notifier = Notifier(receiver.getsockname(), watchdog_s=0.06)
+        telling = asyncio.create_task(notifier.keep_telling(lambda: next(statuses)))
+        words: list[bytes] = []
+        async with asyncio.timeout(10):
+            while len(words) < 5:
+                words += received(receiver)
+                await asyncio.sleep(0.01)
+        telling.cancel()
+        return words
+
+    words = asyncio.run(main())
+    assert words[:3] == [b"WATCHDOG=1\nSTATUS=one", b"WATCHDOG=1", b"WATCHDOG=1\nSTATUS=two"]
+    assert set(words[3:]) == {b"WATCHDOG=1"}
+
+
+def test_a_loop_that_hangs_does_not_tell(receiver: socket.socket) -> None:
+    async def main() -> list[bytes]:
+        notifier = Notifier(receiver.getsockname(), watchdog_s=0.06)
+        telling = asyncio.create_task(notifier.keep_telling(lambda: ""))
+        await asyncio.sleep(0)
+        received(receiver)
+        time.sleep(0.5)  # noqa: ASYNC251 (it is what is tested)
+        words = received(receiver)
+        telling.cancel()
+        return words
+
+    assert asyncio.run(main()) == []
+
+
+def test_a_service_manager_that_does_not_read_holds_nothing_up(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full:
+        full.bind(str(tmp_path / "notify"))
+        notifier = Notifier(str(tmp_path / "notify"))
+        begun = time.monotonic()
+        for _ in range(10_000):  # many more than a queue holds (net.unix.max_dgram_qlen)
+            notifier.send("WATCHDOG=1", timeout_s=0)
+        assert time.monotonic() - begun < 60
