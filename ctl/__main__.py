@@ -18,6 +18,8 @@ import click
 from lighter.ctl.cli import Interrupted, Session, ctl
 from lighter.proto.errors import DeadlineExceeded, LighterError
 
+COMPLETE = "_CTL_COMPLETE"  # what the installed completion scripts set
+
 FAILURE = 1
 USAGE = 2
 TIMEOUT = 124
@@ -32,13 +34,21 @@ def main() -> NoReturn:
     gc.disable()  # nothing here lives long enough to be worth a search
     _open_standard_descriptors()
     try:
-        code = _run(sys.argv[1:])
+        instruction = os.environ.get(COMPLETE)
+        code = _complete(instruction) if instruction else _run(sys.argv[1:])
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
     except BrokenPipeError:
         code = 128 + signal.SIGPIPE
     os._exit(code)
+
+
+def _complete(instruction: str) -> int:
+    """Print what the shell asks for: words that fit, or its completion script."""
+    from click.shell_completion import shell_complete
+
+    return shell_complete(ctl, {"obj": Session()}, "ctl", COMPLETE, instruction)
 
 
 def _run(args: list[str]) -> int:

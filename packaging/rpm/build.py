@@ -79,24 +79,21 @@ def archive(target: Path, files: list[tuple[str, int, bytes]], at: int) -> None:
     target.write_bytes(gzip.compress(raw, mtime=0) if target.suffix == ".gz" else raw)
 
 
-def spec(version: str, revision: str, at: int, python: str) -> str:
-    """lighter.spec with what it leaves to the build in front."""
+def spec(version: str, revision: str, at: int) -> str:
+    """lighter.spec with what it leaves to the build in front and behind."""
     provides = "\n".join(
         f"Provides: bundled(python3dist({name})) = {pinned}"
         for name, (pinned, _digests) in sorted(wheels.locked(wheels.BUNDLED).items())
     )
-    date = time.strftime("%a %b %d %Y", time.gmtime(at))
     # A global is one line; a defined macro may have several.
-    head = {
-        "lighter_version": version,
-        "lighter_revision": revision,
-        "lighter_date": date,
-        "lighter_python": python,
-    }
-    lines = [f"%global {name} {value}" for name, value in head.items()]
+    lines = [f"%global lighter_version {version}", f"%global lighter_revision {revision}"]
     bundled = provides.replace("\n", "\\\n")
-    lines.append(f"%define lighter_bundled() \\\n{bundled}\\\n%{{nil}}")
-    return "\n".join(lines) + "\n\n" + (HERE / "lighter.spec").read_text()
+    lines.append(f"%define lighter_bundled() \\\n{bundled}\\\n%{{nil}}\n\n")
+    date = time.strftime("%a %b %d %Y", time.gmtime(at))
+    changelog = (
+        f"\n%changelog\n* {date} Lighter's developers - {version}-1\n- Revision {revision}\n"
+    )
+    return "\n".join(lines) + (HERE / "lighter.spec").read_text() + changelog
 
 
 def build(version: str | None = None, python: str | None = None) -> list[Path]:
@@ -106,8 +103,9 @@ def build(version: str | None = None, python: str | None = None) -> list[Path]:
     revision = git("rev-parse", "--short=12", "HEAD").strip()
     at = int(git("log", "-1", "--format=%ct"))
     files = sources(version)
-    text = spec(version, revision, at, python)
-    key = hashlib.sha256(repr((files, text, Path(__file__).read_bytes())).encode()).hexdigest()
+    text = spec(version, revision, at)
+    inputs = (files, text, python, Path(__file__).read_bytes())
+    key = hashlib.sha256(repr(inputs).encode()).hexdigest()
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -115,7 +113,7 @@ def build(version: str | None = None, python: str | None = None) -> list[Path]:
         if not done.exists():
             top = CACHE / "making"
             shutil.rmtree(top, ignore_errors=True)
-            _rpmbuild(top, files, text, version, at)
+            _rpmbuild(top, files, text, version, at, python)
             top.rename(done)
             _forget_oldest()
         os.utime(done)
@@ -123,7 +121,7 @@ def build(version: str | None = None, python: str | None = None) -> list[Path]:
 
 
 def _rpmbuild(
-    top: Path, files: list[tuple[str, int, bytes]], text: str, version: str, at: int
+    top: Path, files: list[tuple[str, int, bytes]], text: str, version: str, at: int, python: str
 ) -> None:
     for name in ("BUILD", "BUILDROOT", "RPMS", "SOURCES", "SPECS", "SRPMS"):
         (top / name).mkdir(parents=True)
@@ -133,9 +131,10 @@ def _rpmbuild(
         (f"wheels/{wheel.name}", 0o644, wheel.read_bytes())
         for wheel in wheels.fetch(CACHE / "wheels")
     ]
-    archive(top / "SOURCES" / f"lighter-{version}-wheels.tar", fetched, at)
+    archive(top / "SOURCES" / f"lighter-{version}-wheels.tar.gz", fetched, at)
     (top / "SPECS" / "lighter.spec").write_text(text)
-    argv = ["unshare", "--net", "rpmbuild", "-ba", "--nodeps", "--define", f"_topdir {top}"]
+    argv = ["unshare", "--net", "rpmbuild", "-ba", "--nodeps"]
+    argv += ["--define", f"_topdir {top}", "--define", f"lighter_python {python}"]
     done = subprocess.run(
         [*argv, str(top / "SPECS" / "lighter.spec")],
         stdout=subprocess.PIPE,

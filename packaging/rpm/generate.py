@@ -8,8 +8,10 @@ they need no renewal when a command is added. TARGET/licenses has a directory fo
 distribution; one without a licence fails the build.
 """
 
+import inspect
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +31,9 @@ def roff(text: str) -> str:
 
 def paragraphs(help_text: str) -> Iterator[str]:
     """A command's help: paragraphs are filled, those after click's \\b are kept as they are."""
-    for paragraph in help_text.split("\n\n"):
+    for paragraph in inspect.cleandoc(help_text).split("\n\n"):
         if paragraph.startswith("\b"):
-            kept = roff(paragraph.removeprefix("\b").strip("\n"))
+            kept = roff(textwrap.dedent(paragraph.removeprefix("\b\n")))
             yield f".PP\n.nf\n{kept}\n.fi"
         elif paragraph.strip():
             yield f".PP\n{roff(' '.join(paragraph.split()))}"
