@@ -1,36 +1,28 @@
-"""What is in the rpms, what they ask for and offer; nothing around a launcher changes it."""
+"""What is in the rpms, and what they ask for and offer."""
 
-import os
+import importlib.util
+import marshal
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
+import types
 from pathlib import Path
 
 import pytest
+import toml
 
+from lighter.daemon.config import Config, dump, load
 from lighter.proto.version import VERSION
-from tests.packaging.rpms import built, query
+from tests.packaging.conftest import CORE
+from tests.packaging.rpms import query
 
 TOP = Path(__file__).resolve().parents[2]
-CORE = f"lighter-core-{VERSION}"
 CORE_DIR = f"/usr/lib64/lighter/{VERSION}"
-pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def rpms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return built(tmp_path_factory.mktemp("rpms"))
-
-
-@pytest.fixture(scope="module")
-def unpacked(rpms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the files of both packages."""
-    root = tmp_path_factory.mktemp("unpacked")
-    for name in ("lighter", CORE):
-        unpack = 'rpm2cpio "$0" | cpio -idm --quiet'
-        subprocess.run(["sh", "-c", unpack, str(rpms[name])], cwd=root, check=True)
-    return root
+# From the system, all of them glibc's, gcc's or the interpreter.
+FOREIGN = re.compile(
+    r"rpmlib\(.*|rtld\(GNU_HASH\)|/usr/bin/python3\.\d+"
+    r"|(lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s)|ld-linux-x86-64)\.so\.\d+\(.*"
+)
 
 
 def lines(text: str) -> set[str]:
@@ -43,7 +35,9 @@ def test_there_are_three_packages_and_their_source(rpms: dict[str, Path]) -> Non
 
 def test_the_command_package_has_the_commands_and_no_program(rpms: dict[str, Path]) -> None:
     files = lines(query(rpms["lighter"], "", "--list"))
-    assert {
+    named = {path for path in files if not path.startswith(("/usr/share/doc", "/usr/share/lic"))}
+    assert named == {
+        "/etc/lighter",
         "/etc/lighter/certs.d",
         "/etc/lighter/config.toml",
         "/usr/bin/ctl",
@@ -53,16 +47,19 @@ def test_the_command_package_has_the_commands_and_no_program(rpms: dict[str, Pat
         "/usr/lib/systemd/system/lighterd.service",
         "/usr/lib/sysusers.d/lighter.conf",
         "/usr/lib/tmpfiles.d/lighter.conf",
+        "/usr/libexec/lighter",
         "/usr/libexec/lighter/lighter-spawner",
         "/usr/share/bash-completion/completions/ctl",
+        "/usr/share/bash-completion/completions/lighterd",
         "/usr/share/fish/vendor_completions.d/ctl.fish",
+        "/usr/share/fish/vendor_completions.d/lighterd.fish",
         "/usr/share/man/man1/ctl.1.gz",
         "/usr/share/man/man5/lighter-config.toml.5.gz",
         "/usr/share/man/man8/lighterd.8.gz",
         "/usr/share/zsh/site-functions/_ctl",
+        "/usr/share/zsh/site-functions/_lighterd",
         "/var/lib/lighter",
-    } <= files
-    assert not [path for path in files if path.startswith("/usr/lib64/")]
+    }
     assert lines(query(rpms["lighter"], "", "--configfiles")) == {"/etc/lighter/config.toml"}
     noreplace = query(rpms["lighter"], "[%{FILENAMES} %{FILEFLAGS:fflags}\n]")
     assert re.search(r"^/etc/lighter/config.toml cn$", noreplace, re.MULTILINE)
@@ -70,27 +67,84 @@ def test_the_command_package_has_the_commands_and_no_program(rpms: dict[str, Pat
 
 def test_all_of_a_version_is_in_a_directory_of_its_own(rpms: dict[str, Path]) -> None:
     files = lines(query(rpms[CORE], "", "--list")) - {"/usr/lib64/lighter"}
-    own = {path for path in files if not path.startswith(f"/usr/share/licenses/{CORE}-{VERSION}")}
+    # Documents too: two versions have no file in common.
+    beside = (f"/usr/share/licenses/{CORE}-{VERSION}", f"/usr/share/doc/{CORE}-{VERSION}")
+    own = {path for path in files if not path.startswith(beside)}
     assert all(path == CORE_DIR or path.startswith(CORE_DIR + "/") for path in own)
-    assert f"{CORE_DIR}/site/lighter/daemon/app.py" in own
-    assert not [path for path in own if "/tests/lighter" in path or path.endswith(".pyx")]
+    site = {path.removeprefix(CORE_DIR + "/") for path in own}
+    assert {"ctl", "lighterd", "python3", "site/lighter/daemon/app.py"} <= site
+    assert not [path for path in site if re.search(r"^site/bin|/tests?/|\.(pyx|h|c)$", path)]
+
+
+def test_only_root_can_change_anything(rpms: dict[str, Path]) -> None:
+    form = "[%{FILEMODES:octal} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]"
+    modes = {}
+    for name in ("lighter", CORE, "lighter-selinux"):
+        for line in query(rpms[name], form).splitlines():
+            mode, user, group, path = line.split(" ", 3)
+            modes[path] = int(mode, 8)
+            assert (user, group) == ("root", "root"), line
+            link = modes[path] & 0o170000 == 0o120000
+            assert link or modes[path] & 0o6022 == 0, line
+    executable = {path for path, mode in modes.items() if mode & 0o170111 == 0o100111}
+    assert {path for path in executable if "/site/" not in path} == {
+        "/usr/bin/ctl",
+        "/usr/bin/lighterd",
+        "/usr/libexec/lighter/lighter-spawner",
+        f"{CORE_DIR}/ctl",
+        f"{CORE_DIR}/lighterd",
+    }
+    assert modes["/var/lib/lighter"] & 0o777 == 0o700
 
 
 def test_requirements_and_offers_are_what_is_meant(rpms: dict[str, Path]) -> None:
     requires = lines(query(rpms["lighter"], "", "--requires"))
-    assert {"(runc or crun)", "container-selinux", f"{CORE} = {VERSION}-1"} <= requires
+    assert {"(runc or crun)", "container-selinux", f"{CORE} = {VERSION}"} <= requires
     assert lines(query(rpms["lighter"], "", "--recommends")) == {"containernetworking-plugins"}
-    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    for relation in ("--obsoletes", "--conflicts"):
+        assert query(rpms["lighter"], "", relation) == ""
     offers = lines(query(rpms[CORE], "", "--provides"))
+    stray = [offer for offer in offers if not offer.startswith(("bundled(", "lighter-core"))]
+    assert not stray
+    needs = lines(query(rpms[CORE], "", "--requires"))
+    assert not [need for need in needs if not FOREIGN.fullmatch(need)]
+    assert any(need.startswith("libstdc++.so.6(") for need in needs)
+
+
+def test_bundled_libraries_are_declared_with_their_versions(
+    rpms: dict[str, Path], unpacked: Path
+) -> None:
+    offers = lines(query(rpms[CORE], "", "--provides"))
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     for pin in project["dependencies"]:
         name, _, version = pin.partition("==")
         assert f"bundled(python3dist({name})) = {version}" in offers
-    stray = [offer for offer in offers if not offer.startswith(("bundled(", "lighter-core"))]
-    assert not stray
-    # Libraries that the wheels bring along are nobody else's to install.
-    needs = lines(query(rpms[CORE], "", "--requires"))
-    assert not [need for need in needs if re.match(r"lib.+-[0-9a-f]{8}", need)]
-    assert not [need for need in needs if need.startswith(("python3dist", "python(abi)"))]
+    site = unpacked / CORE_DIR[1:] / "site"
+    ask = """
+import ctypes, glob, sys
+sys.path.insert(0, sys.argv[1])
+import isal, zmq
+sodium = ctypes.CDLL(*glob.glob(sys.argv[1] + "/pyzmq.libs/libsodium*")).sodium_version_string
+sodium.restype = ctypes.c_char_p
+print(f"bundled(zeromq) = {zmq.zmq_version()}")
+print(f"bundled(libsodium) = {sodium().decode()}")
+print(f"bundled(isa-l) = {isal.ISAL_VERSION}")
+"""
+    python = site.parent / "python3"
+    argv = [f"/usr/bin/{python.readlink().name}", "-IS", "-c", ask, str(site)]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert lines(shown) <= offers
+    assert len(lines(shown)) == 3
+
+
+def test_every_bundled_library_has_its_licence(unpacked: Path) -> None:
+    site = unpacked / CORE_DIR[1:] / "site"
+    shipped = unpacked / f"usr/share/licenses/{CORE}-{VERSION}/licenses"
+    bundled = {path.name.rsplit("-", 2)[0] for path in site.glob("*.dist-info")}
+    assert bundled
+    assert {path.name for path in shipped.iterdir()} == bundled
+    for directory in shipped.iterdir():
+        assert any(file.stat().st_size > 400 for file in directory.iterdir()), directory
 
 
 def test_no_path_of_the_build_is_in_any_file(unpacked: Path) -> None:
@@ -99,45 +153,73 @@ def test_no_path_of_the_build_is_in_any_file(unpacked: Path) -> None:
         assert b"BUILDROOT" not in content and b".cache/rpm" not in content, file
 
 
-def test_what_is_packaged_has_no_fault_points_and_names_its_revision(unpacked: Path) -> None:
+def test_every_module_is_compiled_never_to_be_compared_with_its_source(unpacked: Path) -> None:
+    site = unpacked / CORE_DIR[1:] / "site"
+    sources = list(site.rglob("*.py"))
+    assert len(sources) > 300
+    for source in sources:
+        (compiled,) = (source.parent / "__pycache__").glob(f"{source.stem}.cpython-*.pyc")
+        data = compiled.read_bytes()
+        # PEP 552: flags, hash of the source. 1: by hash, and unchecked.
+        assert int.from_bytes(data[4:8], "little") == 1, compiled
+        if data[:4] == importlib.util.MAGIC_NUMBER:
+            assert data[8:16] == importlib.util.source_hash(source.read_bytes()), compiled
+            code = marshal.loads(data[16:])
+            assert isinstance(code, types.CodeType)
+            assert code.co_filename == f"/{source.relative_to(unpacked)}"
+
+
+def test_what_is_packaged_has_no_fault_points(unpacked: Path) -> None:
     site = unpacked / CORE_DIR[1:] / "site"
     assert "\nENABLED = False\n" in (site / "lighter/proto/faults.py").read_text()
-    assert 'REVISION = "unknown"' not in (site / "lighter/daemon/version.py").read_text()
 
 
-@pytest.fixture
-def launcher(unpacked: Path, tmp_path: Path) -> Iterator[str]:
-    """ctl's launcher with the unpacked directory for /usr, in a directory with poison."""
-    text = (unpacked / "usr/bin/ctl").read_text()
-    path = tmp_path / "ctl"
-    path.write_text(text.replace("/usr/lib64", f"{unpacked}/usr/lib64"))
-    path.chmod(0o755)
-    for name in ("click", "msgpack", "lighter", "sitecustomize"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('poisoned')")
-    before = os.getcwd()
-    os.chdir(tmp_path)
-    yield str(path)
-    os.chdir(before)
+def test_the_packaged_configuration_changes_nothing_and_shows_every_key(unpacked: Path) -> None:
+    path = unpacked / "etc/lighter/config.toml"
+    assert load(str(path)) == Config()
+    # Its lines without their "# " are a configuration that a manager takes.
+    shown = re.sub(r"^# (?=\S+ = |\[)", "", path.read_text(), flags=re.MULTILINE)
+    assert keys(tomllib.loads(shown)) == keys(toml.loads(dump(Config())))
 
 
-def test_nothing_around_a_launcher_changes_it(launcher: str, tmp_path: Path) -> None:
-    environ = {"PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": "x", "PYTHONHOME": "/no/such"}
-    done = subprocess.run(
-        [launcher, "--version"],
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (0, f"ctl version {VERSION}\n"), done.stderr
+def keys(table: dict[str, object], prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in table.items():
+        place = f"{prefix}{key}"
+        found |= keys(value, f"{place}.") if isinstance(value, dict) else {place}
+    return found
 
 
-def test_the_manual_page_has_every_command(unpacked: Path) -> None:
-    shown = subprocess.run(
-        ["zcat", str(unpacked / "usr/share/man/man1/ctl.1.gz")],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+def page(unpacked: Path, name: str) -> str:
+    path = unpacked / f"usr/share/man/man{name[-1]}/{name}.gz"
+    shown = subprocess.run(["zcat", str(path)], capture_output=True, text=True, check=True)
+    return shown.stdout
+
+
+def test_the_manual_of_the_configuration_has_every_key_and_its_default(unpacked: Path) -> None:
+    text = page(unpacked, "lighter-config.toml.5")
+    defaults = toml.loads(dump(Config()))
+    for place in keys(defaults):
+        value: object = defaults
+        for part in re.split(r"\.(?![^.]*\.v1)", place.replace("io.lighter.v1", "io_lighter_v1")):
+            assert isinstance(value, dict)
+            value = value[part.replace("io_lighter_v1", "io.lighter.v1")]
+        key = place.rpartition(".")[2]
+        said = f"\\(dq{value}\\(dq" if isinstance(value, str) else str(value)
+        assert f'.BR {key} " = {said}"\n' in text, place
+
+
+def test_the_manual_pages_have_every_command_and_keep_examples(unpacked: Path) -> None:
+    text = page(unpacked, "ctl.1")
     for command in ("run", "tasks", "images import", "containers create", "system shims"):
-        assert f".SS {command}\n" in shown, command
+        assert f".SS {command}\n" in text, command
+    assert ".nf\nctl version\nctl version \\-\\-format json\n.fi\n" in text
+    assert "@OPTIONS@" not in text and "@COMMANDS@" not in text
+    assert f"Lighter {VERSION}" in text
+    assert ".SS config check\n" in page(unpacked, "lighterd.8")
+
+
+@pytest.mark.parametrize("kind", ["lighter", CORE, "lighter-selinux"])
+def test_a_package_says_who_may_use_it_and_how(kind: str, rpms: dict[str, Path]) -> None:
+    described = query(rpms[kind], "%{LICENSE}|%{SUMMARY}|%{VERSION}|%{EPOCH}|%{OBSOLETES}")
+    assert re.fullmatch(rf".*Apache-2.0.*\|\S.*\|{VERSION}\|\(none\)\|\(none\)", described)
