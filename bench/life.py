@@ -5,7 +5,7 @@ manager and the shim add is the difference; the rows say where it goes. The bare
 what is not runc in it is one mkdir, one mount and one file.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import select
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from limit import Limit
@@ -153,11 +152,9 @@ def _spec(client: Any) -> dict[str, Any]:
 
 
 def _client(path: str, namespace: str) -> Any:
-    """The tests' client: what it measures has no command line's start in it."""
-    file = Path(__file__).resolve().parent.parent / "tests" / "client.py"
-    description = importlib.util.spec_from_file_location("native_client", file)
-    assert description is not None and description.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(description)
-    sys.modules["native_client"] = module
-    description.loader.exec_module(module)
-    return module.Client(path, namespace)
+    """The tests' client: what it measures has no command line's start in it.
+
+    The checkout comes last on the path: its folder `daemon` hides no dependency's.
+    """
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    return importlib.import_module("tests.client").Client(path, namespace)

@@ -294,7 +294,9 @@ def test_sec_07_whiteouts_below_links_stay_inside(case: Case, mode: str, name: s
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sec_08_markers_cost_the_same_each(small_disk: Path, mode: str) -> None:
-    """CPU time, in memory, the best of some runs: ours alone is to be seen."""
+    """Ten times the markers in ten times the files: what looks at each file for each marker takes
+    a hundred times as long. CPU time, in memory, the best of some runs.
+    """
 
     def seconds(count: int) -> float:
         files = b"".join(entry(f"d/{number}") for number in range(count))
@@ -312,7 +314,7 @@ def test_sec_08_markers_cost_the_same_each(small_disk: Path, mode: str) -> None:
         os.close(fd)
         return min(spent)
 
-    assert seconds(20_000) <= 2.5 * seconds(10_000)
+    assert seconds(20_000) <= 30 * seconds(2_000)
 
 
 def hostile_headers() -> dict[str, tuple[bytes, str]]:
