@@ -1,0 +1,329 @@
+"""Named ingests: content on its way in, which a later writer of the same name goes on with.
+
+    content/writes/<id>/about.json   namespace, ref, total, expected digest, when it was begun
+    content/writes/<id>/data         what has arrived
+
+The id is a hash of namespace and ref, so that a ref is never a path. Nothing here is synced before
+the commit: what a crash or a power cut leaves is read and hashed again by whoever resumes it, and
+only bytes of the right digest become content.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from lighter.daemon.content.digest import Digest
+from lighter.daemon.content.failures import from_os
+from lighter.daemon.content.store import ContentStore
+from lighter.daemon.content.whole import whole
+from lighter.daemon.files import write_whole
+from lighter.proto.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from lighter.proto.faults import hit
+
+MAX_REF_BYTES = 1024
+MAX_ABOUT_BYTES = 64 << 10
+EXPIRE_S = 24 * 3600
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class IngestStatus:
+    """An ingest as it is listed. `total_bytes` is 0 and `expected` "" where they are not known."""
+
+    ref: str
+    offset: int
+    total_bytes: int
+    expected: str
+    started_at: int
+    updated_at: int
+
+
+class Writer:
+    """The one writer of an ingest, to be closed. `offset`: how many bytes have been written.
+
+    `fd` reads too, while the file grows. One call at a time.
+    """
+
+    def __init__(self, owner: "Ingests", namespace: str, ref: str, directory: str) -> None:
+        self.namespace = namespace
+        self.ref = ref
+        self.path = directory + "/data"
+        self.offset = 0
+        self.fd = -1
+        self._owner = owner
+        self._directory = directory
+        self._hash = hashlib.sha256()
+
+    async def begin(self) -> None:
+        """Open the file and hash what is there."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self.fd = os.open(self.path, flags, 0o600)
+            await self._rehash(os.fstat(self.fd).st_size)
+        except OSError as err:
+            raise from_os(f"open ingest {self.ref}", err) from err
+
+    async def write(self, data: bytes) -> None:
+        """Append. Raises ResourceExhausted for a full disk; what was written before stays."""
+        try:
+            await whole(asyncio.to_thread(self._append, data))
+        except OSError as err:
+            raise from_os(f"write ingest {self.ref}", err) from err
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.fd, view, self.offset)
+            self._hash.update(view[:written])
+            self.offset += written
+            view = view[written:]
+
+    async def truncate(self, size_bytes: int) -> None:
+        """Forget all bytes from `size_bytes` on. Raises InvalidArgument for more than there are."""
+        if not 0 <= size_bytes <= self.offset:
+            raise InvalidArgument(
+                f"truncate ingest {self.ref}: it has {self.offset} bytes, not {size_bytes}"
+            )
+        try:
+            os.ftruncate(self.fd, size_bytes)
+            await self._rehash(size_bytes)
+        except OSError as err:
+            raise from_os(f"truncate ingest {self.ref}", err) from err
+
+    async def _rehash(self, size_bytes: int) -> None:
+        self._hash, self.offset = await asyncio.to_thread(_hash_of, self.fd, size_bytes)
+
+    @property
+    def digest(self) -> str:
+        """Of what has been written."""
+        return "sha256:" + self._hash.hexdigest()
+
+    async def commit(
+        self, size_bytes: int, digest: str, labels: Mapping[str, str] | None = None
+    ) -> str:
+        """Make content of it, and return its digest; 0 and "" expect nothing.
+
+        Raises AlreadyExists when the namespace has it, FailedPrecondition for another size,
+        DataLoss for another digest; the ingest stays after the latter two.
+        """
+        found = self.digest
+        if size_bytes and size_bytes != self.offset:
+            raise FailedPrecondition(
+                f"commit ingest {self.ref}: it has {self.offset} bytes, {size_bytes} are expected"
+            )
+        if digest and Digest.parse(digest) != found:
+            raise DataLoss(
+                f"commit ingest {self.ref}: its {self.offset} bytes have the digest {found}, "
+                f"{digest} is expected"
+            )
+        return await whole(self._commit(found, labels or {}))
+
+    async def _commit(self, digest: str, labels: Mapping[str, str]) -> str:
+        content = self._owner.content
+        if content.has(self.namespace, digest):
+            await self._owner.drop(self)
+            raise AlreadyExists(f"commit ingest {self.ref}: content {digest} exists")
+        try:
+            await asyncio.to_thread(os.fsync, self.fd)
+        except OSError as err:
+            raise from_os(f"commit ingest {self.ref}", err) from err
+        hit("ingest.synced")
+        await content.adopt(self.namespace, self.path, digest, self.offset, labels)
+        hit("ingest.adopted")
+        await self._owner.drop(self)
+        return digest
+
+    async def close(self) -> None:
+        """Let go. What was written and not committed waits for the next writer."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self._owner.closed(self)
+
+    async def __aenter__(self) -> "Writer":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Ingests:
+    """The named ingests of one content store, in `directory` (made, mode 0700)."""
+
+    def __init__(self, directory: str, content: ContentStore) -> None:
+        self.content = content
+        self._directory = directory
+        self._open: dict[str, Writer] = {}
+        try:
+            os.makedirs(directory, 0o700, exist_ok=True)
+        except OSError as err:
+            raise from_os("make ingest directory", err) from err
+
+    async def open(
+        self, namespace: str, ref: str, *, total_bytes: int = 0, expected: str = ""
+    ) -> Writer:
+        """The writer of `ref`, at the offset where the last one stopped.
+
+        Raises Unavailable while another one writes it, AlreadyExists when the expected digest is
+        content of the namespace, FailedPrecondition when it was begun for another digest.
+        """
+        if not ref or len(ref.encode(errors="replace")) > MAX_REF_BYTES or "\0" in ref:
+            raise InvalidArgument(f"open ingest {ref[:60]!r}: a ref has 1 to {MAX_REF_BYTES} bytes")
+        if expected:
+            Digest.parse(expected)
+            if self.content.has(namespace, expected):
+                raise AlreadyExists(f"open ingest {ref}: content {expected} exists")
+        directory = self._path(namespace, ref)
+        if directory in self._open:
+            raise Unavailable(f"open ingest {ref}: it is locked, somebody else writes it")
+        writer = Writer(self, namespace, ref, directory)
+        self._open[directory] = writer
+        try:
+            await whole(self._begin(writer, total_bytes, expected))
+        except BaseException:
+            await writer.close()
+            raise
+        return writer
+
+    async def _begin(self, writer: Writer, total_bytes: int, expected: str) -> None:
+        directory = self._path(writer.namespace, writer.ref)
+        about = _read_about(directory)
+        if about is None:
+            about = {
+                "namespace": writer.namespace,
+                "ref": writer.ref,
+                "total_bytes": total_bytes,
+                "expected": expected,
+                "started_at": time.time_ns(),
+            }
+            try:
+                os.makedirs(directory, 0o700, exist_ok=True)
+                write_whole(directory + "/about.json", json.dumps(about).encode(), 0o600)
+            except OSError as err:
+                raise from_os(f"open ingest {writer.ref}", err) from err
+        if expected and about["expected"] and about["expected"] != expected:
+            raise FailedPrecondition(
+                f"open ingest {writer.ref}: it was begun for {about['expected']}, not {expected}"
+            )
+        await writer.begin()
+        hit("ingest.opened")
+
+    def status(self, namespace: str, ref: str) -> IngestStatus:
+        """Raises NotFound."""
+        found = self._status(self._path(namespace, ref), namespace)
+        if found is None:
+            raise NotFound(f"get ingest {ref}: there is none in namespace {namespace}")
+        return found
+
+    def list(self, namespace: str) -> tuple[IngestStatus, ...]:
+        """All of a namespace, by ref."""
+        found = [
+            self._status(f"{self._directory}/{name}", namespace)
+            for name in os.listdir(self._directory)
+        ]
+        return tuple(sorted((one for one in found if one), key=lambda status: status.ref))
+
+    def _status(self, directory: str, namespace: str) -> IngestStatus | None:
+        about = _read_about(directory)
+        if about is None or about["namespace"] != namespace:
+            return None
+        try:
+            data = os.stat(directory + "/data", follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return IngestStatus(
+            about["ref"],
+            data.st_size,
+            about["total_bytes"],
+            about["expected"],
+            about["started_at"],
+            data.st_mtime_ns,
+        )
+
+    async def abort(self, namespace: str, ref: str) -> None:
+        """Remove an ingest that nobody writes. Raises NotFound, Unavailable."""
+        self.status(namespace, ref)
+        directory = self._path(namespace, ref)
+        if directory in self._open:
+            raise Unavailable(f"abort ingest {ref}: it is locked, somebody writes it")
+        await asyncio.to_thread(shutil.rmtree, directory, True)
+
+    async def expire(self, older_than_s: float = EXPIRE_S) -> int:
+        """Remove what nobody has written to for so long, and what is no ingest; how many."""
+        limit_ns = time.time_ns() - int(older_than_s * 1e9)
+        gone = 0
+        for name in os.listdir(self._directory):
+            directory = f"{self._directory}/{name}"
+            about = _read_about(directory)
+            status = self._status(directory, about["namespace"]) if about else None
+            if directory not in self._open and (status is None or status.updated_at < limit_ns):
+                await asyncio.to_thread(shutil.rmtree, directory, True)
+                gone += 1
+        return gone
+
+    def _path(self, namespace: str, ref: str) -> str:
+        name = hashlib.sha256(f"{namespace}\0{ref}".encode(errors="surrogateescape")).hexdigest()
+        return f"{self._directory}/{name[:32]}"
+
+    # --- for writers
+
+    def closed(self, writer: Writer) -> None:
+        directory = self._path(writer.namespace, writer.ref)
+        if self._open.get(directory) is writer:
+            del self._open[directory]
+
+    async def drop(self, writer: Writer) -> None:
+        """Remove what is left of an ingest that has become content."""
+        await asyncio.to_thread(shutil.rmtree, self._path(writer.namespace, writer.ref), True)
+
+
+def _read_about(directory: str) -> dict[str, Any] | None:
+    """What an ingest is; None for what is none, or no whole one."""
+    try:
+        fd = os.open(directory + "/about.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        data = file.read(MAX_ABOUT_BYTES)
+    try:
+        about = json.loads(data)
+        return {
+            "namespace": str(about["namespace"]),
+            "ref": str(about["ref"]),
+            "total_bytes": int(about["total_bytes"]),
+            "expected": str(about["expected"]),
+            "started_at": int(about["started_at"]),
+        }
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _hash_of(fd: int, size_bytes: int) -> "tuple[hashlib._Hash, int]":
+    found = hashlib.sha256()
+    offset = 0
+    while offset < size_bytes:
+        part = os.pread(fd, min(_READ_BYTES, size_bytes - offset), offset)
+        if not part:
+            break
+        found.update(part)
+        offset += len(part)
+    return found, offset
