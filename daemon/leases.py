@@ -1,0 +1,185 @@
+"""Leases: what a client needs kept from the garbage collector until it says otherwise.
+
+A lease names resources by containerd's types: "content" with a digest, "ingests" with a ref,
+"snapshots/<snapshotter>" with a key. Its label `containerd.io/gc.expire` (RFC 3339) ends it by
+itself; the rows go at the next collection.
+"""
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import ensure_in
+from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
+from lighter.proto.names import check_labels
+
+EXPIRE_LABEL = "containerd.io/gc.expire"
+MAX_ID_BYTES = 256
+
+CONTENT = "content"
+INGESTS = "ingests"
+SNAPSHOTS = "snapshots/"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """`expires_at` is None for one that only its owner ends."""
+
+    id: str
+    labels: Mapping[str, str]
+    created_at: int
+    expires_at: int | None
+
+
+class Leases:
+    """The leases of all namespaces."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def create(
+        self, namespace: str, lease_id: str = "", labels: Mapping[str, str] | None = None
+    ) -> Lease:
+        """A new lease; "" makes up an id. Raises AlreadyExists, InvalidArgument."""
+        lease_id = lease_id or f"{time.time_ns()}-{secrets.token_hex(4)}"
+        if len(lease_id.encode(errors="replace")) > MAX_ID_BYTES or not lease_id.isprintable():
+            raise InvalidArgument(
+                f"create lease {lease_id[:60]!r}: an id has 1 to {MAX_ID_BYTES} printable bytes"
+            )
+        labels = check_labels(dict(labels or {}))
+        now = time.time_ns()
+        lease = Lease(lease_id, labels, now, _expiry(lease_id, labels))
+        with self._db.durable_transaction() as tx:
+            ensure_in(tx, namespace)
+            done = tx.execute(
+                "INSERT INTO leases VALUES(?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (namespace, lease_id, json.dumps(labels), now, lease.expires_at),
+            )
+            if not done.rowcount:
+                raise AlreadyExists(f"create lease {lease_id}: it already exists")
+        return lease
+
+    def hold(
+        self, namespace: str, lease_id: str, expires_at: int, resources: Iterable[tuple[str, str]]
+    ) -> None:
+        """Make or renew a lease of our own, with these (type, resource) beside what it has."""
+        with self._db.durable_transaction() as tx:
+            ensure_in(tx, namespace)
+            expire = datetime.fromtimestamp(expires_at / 1e9, UTC).isoformat(timespec="seconds")
+            tx.execute(
+                "INSERT INTO leases VALUES(?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+                " SET labels = excluded.labels, expires_at = excluded.expires_at",
+                (
+                    namespace,
+                    lease_id,
+                    json.dumps({EXPIRE_LABEL: expire}),
+                    time.time_ns(),
+                    expires_at,
+                ),
+            )
+            _add(tx, namespace, lease_id, resources)
+
+    def get(self, namespace: str, lease_id: str) -> Lease:
+        """Raises NotFound."""
+        row = self._db.row(
+            "SELECT * FROM leases WHERE namespace = ? AND id = ?", (namespace, lease_id)
+        )
+        if row is None:
+            raise _missing("get", namespace, lease_id)
+        return _lease(row)
+
+    def list(self, namespace: str) -> tuple[Lease, ...]:
+        """By id."""
+        rows = self._db.rows("SELECT * FROM leases WHERE namespace = ? ORDER BY id", (namespace,))
+        return tuple(map(_lease, rows))
+
+    def delete(self, namespace: str, lease_id: str) -> None:
+        """What it held goes at the next collection. Raises NotFound."""
+        with self._db.durable_transaction() as tx:
+            done = tx.execute(
+                "DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, lease_id)
+            )
+            if not done.rowcount:
+                raise _missing("delete", namespace, lease_id)
+
+    def add(self, namespace: str, lease_id: str, type_: str, resource: str) -> None:
+        """Hold one more resource, there or not yet. Raises NotFound, InvalidArgument."""
+        check_type(type_)
+        self.get(namespace, lease_id)
+        with self._db.durable_transaction() as tx:
+            _add(tx, namespace, lease_id, [(type_, resource)])
+
+    def remove(self, namespace: str, lease_id: str, type_: str, resource: str) -> None:
+        """Hold a resource no longer. Raises NotFound."""
+        self.get(namespace, lease_id)
+        with self._db.durable_transaction() as tx:
+            done = tx.execute(
+                "DELETE FROM lease_resources"
+                " WHERE namespace = ? AND lease = ? AND type = ? AND resource = ?",
+                (namespace, lease_id, type_, resource),
+            )
+            if not done.rowcount:
+                raise NotFound(f"change lease {lease_id}: it does not hold {type_} {resource}")
+
+    def resources(self, namespace: str, lease_id: str) -> tuple[tuple[str, str], ...]:
+        """(type, resource) of all that it holds. Raises NotFound."""
+        self.get(namespace, lease_id)
+        rows = self._db.rows(
+            "SELECT type, resource FROM lease_resources WHERE namespace = ? AND lease = ?"
+            " ORDER BY type, resource",
+            (namespace, lease_id),
+        )
+        return tuple((row["type"], row["resource"]) for row in rows)
+
+    def expire(self, namespace: str) -> int:
+        """Remove the rows of leases whose time is over; how many."""
+        with self._db.durable_transaction() as tx:
+            return tx.execute(
+                "DELETE FROM leases WHERE namespace = ? AND expires_at <= ?",
+                (namespace, time.time_ns()),
+            ).rowcount
+
+
+def check_type(type_: str) -> str:
+    """Raises InvalidArgument for what is no type of resource."""
+    if type_ not in (CONTENT, INGESTS) and not (
+        type_.startswith(SNAPSHOTS) and len(type_) > len(SNAPSHOTS)
+    ):
+        raise InvalidArgument(
+            f"add lease resource of type {type_[:60]!r}: expected content, ingests or "
+            "snapshots/<snapshotter>"
+        )
+    return type_
+
+
+def _add(
+    tx: sqlite3.Connection, namespace: str, lease_id: str, resources: Iterable[tuple[str, str]]
+) -> None:
+    tx.executemany(
+        "INSERT OR IGNORE INTO lease_resources VALUES(?, ?, ?, ?)",
+        [(namespace, lease_id, type_, resource) for type_, resource in resources],
+    )
+
+
+def _expiry(lease_id: str, labels: Mapping[str, str]) -> int | None:
+    text = labels.get(EXPIRE_LABEL)
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1e9)
+    except (ValueError, OverflowError) as err:
+        raise InvalidArgument(f"create lease {lease_id}: {EXPIRE_LABEL} {text!r}: {err}") from err
+
+
+def _lease(row: sqlite3.Row) -> Lease:
+    return Lease(row["id"], json.loads(row["labels"]), row["created_at"], row["expires_at"])
+
+
+def _missing(verb: str, namespace: str, lease_id: str) -> NotFound:
+    return NotFound(f"{verb} lease {lease_id}: there is none in namespace {namespace}")
