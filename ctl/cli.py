@@ -41,8 +41,8 @@ _COMMANDS = (
     ("stop", "short", "stop", "stop containers: their stop signal, then KILL"),
     ("pause", "short", "pause", "freeze containers"),
     ("resume", "short", "resume", "let paused containers go on"),
-    ("ps", "short", "ps", "list running containers; -a: all"),
-    ("ls", "short", "ls", "list containers"),
+    ("ps", "lists", "ps", "list running containers; -a: all"),
+    ("ls", "lists", "ls", "list containers"),
     ("rm", "short", "rm", "remove containers"),
     ("inspect", "short", "inspect", "print all that is known about containers"),
 )

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option
+from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option, key_values
 from lighter.ctl.definition import definition, definition_options
-from lighter.ctl.output import listing, rfc3339
+from lighter.ctl.output import labels_text, listing, rfc3339
 from lighter.ctl.paging import pages
 from lighter.proto.errors import FailedPrecondition, NotFound
 
@@ -79,10 +79,6 @@ def create(session: Session, /, words: tuple[str, ...], **flags: Any) -> None:
 @click.pass_obj
 def list_(session: Session, quiet: bool) -> None:
     """list containers"""
-    list_containers(session, quiet)
-
-
-def list_containers(session: Session, quiet: bool) -> None:
     rows = pages(session, "containers.list", "containers")
     if quiet:
         for row in rows:
@@ -123,6 +119,17 @@ def _as_ctr(container: Mapping[str, Any], loads: Any) -> dict[str, Any]:
         "Extensions": None,
         "Spec": loads(container["spec"]),
     }
+
+
+@containers.verb("label")
+@click.argument("container_id", metavar="CONTAINER")
+@click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.pass_obj
+def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
+    """set labels of a container; an empty value clears one"""
+    changes = key_values(labels, "label", bare=True)
+    changed = session.call("containers.label", id=container_id, labels=changes)["container"]
+    print(labels_text(changed["labels"]))
 
 
 @containers.verb("delete del remove rm")

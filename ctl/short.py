@@ -4,17 +4,15 @@ Each works through all containers it is given, tells what failed, and fails if a
 """
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from lighter.ctl import process
 from lighter.ctl.cli import DURATION, HELP_OPTIONS, SIGNAL, Session, format_option
-from lighter.ctl.container import list_containers, remove
-from lighter.ctl.output import ago, for_how_long, listing, print_json
-from lighter.ctl.paging import pages
+from lighter.ctl.container import remove
+from lighter.ctl.output import print_json
 from lighter.ctl.resolve import resolved
 from lighter.ctl.task import exec_request
 from lighter.proto.errors import DeadlineExceeded, LighterError, NotFound, Unavailable
@@ -136,81 +134,6 @@ def resume(session: Session, refs: tuple[str, ...]) -> int:
 def rm(session: Session, refs: tuple[str, ...], force: bool) -> int:
     """Remove containers."""
     return each(session, refs, lambda id_: remove(session, id_, force))
-
-
-@click.command("ls", context_settings=HELP_OPTIONS)
-@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
-@format_option
-@click.pass_obj
-def ls(session: Session, quiet: bool) -> None:
-    """List containers, whether they run or not."""
-    list_containers(session, quiet)
-
-
-@click.command("ps", context_settings=HELP_OPTIONS)
-@click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run too.")
-@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
-@format_option
-@click.pass_obj
-def ps(session: Session, everything: bool, quiet: bool) -> None:
-    """List running containers."""
-    tasks = session.call("tasks.list")["tasks"]
-    if everything:
-        known = {task["id"]: task for task in tasks}
-        containers = pages(session, "containers.list", "containers")
-        rows = [_row(container, known.get(container["id"])) for container in containers]
-    else:
-        rows = [task for task in tasks if task["status"] in ("running", "paused", "unknown")]
-    if quiet:
-        for row in rows:
-            print(row["id"])
-        return
-    now_ns = time.time_ns()
-    listing(
-        session.json,
-        rows,
-        ("CONTAINER", "IMAGE", "PID", "STATUS", "CREATED"),
-        lambda row: (
-            row["id"],
-            row["image"] or "-",
-            row["pid"] or "-",
-            status_text(row, now_ns),
-            ago(row["created_at"], now_ns),
-        ),
-    )
-
-
-def _row(container: Mapping[str, Any], task: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """A container as a row of tasks.list; without a task all but its definition is empty."""
-    if task is not None:
-        return task
-    return {
-        "id": container["id"],
-        "pid": 0,
-        "status": "created",
-        "image": container["image"],
-        "exit_status": None,
-        "exited_at": None,
-        "cause": "",
-        "reason": "",
-        "created_at": container["created_at"],
-        "started_at": None,
-    }
-
-
-def status_text(row: Mapping[str, Any], now_ns: int) -> str:
-    """A task's status as docker words it."""
-    match row["status"]:
-        case "running":
-            return f"Up {for_how_long(row['started_at'], now_ns)}"
-        case "paused":
-            return f"Up {for_how_long(row['started_at'], now_ns)} (Paused)"
-        case "stopped":
-            code = f"{row['exit_status']}, {row['cause']}" if row["cause"] else row["exit_status"]
-            return f"Exited ({code}) {ago(row['exited_at'], now_ns)}"
-        case "unknown":
-            return f"Unknown ({row['reason']})"
-    return str(row["status"]).capitalize()
 
 
 @click.command("inspect", context_settings=HELP_OPTIONS)

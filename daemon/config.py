@@ -161,7 +161,7 @@ def _checked(config: Config, name: str) -> Config:
     for setting in ("root", "state"):
         if not str(getattr(config, setting)).startswith("/"):
             raise InvalidArgument(f"read config {name}: {setting} is not an absolute path")
-    if config.log_max_size < 0 or config.log_max_file < 1:
+    if config.log_max_size < 0 or config.log_max_file < 0:
         raise InvalidArgument(f"read config {name}: log.max_size or log.max_file is too small")
     return config
 

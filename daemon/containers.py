@@ -226,10 +226,10 @@ class ContainerService:
             "max_size": self._defaults.log_max_size if max_size is None else max_size,
             "max_file": self._defaults.log_max_file if max_file is None else max_file,
         }
-        for (name, value), least in zip(sizes.items(), (0, 1), strict=True):
-            if type(value) is not int or not least <= value < 1 << 63:
+        for name, value in sizes.items():
+            if type(value) is not int or not 0 <= value < 1 << 63:
                 raise InvalidArgument(
-                    f"choose log {name} {value!r}: expected a whole number from {least} on"
+                    f"choose log {name} {value!r}: expected a whole number, 0 for no limit"
                 )
         return {
             "log": {"driver": driver, **sizes},
@@ -265,6 +265,15 @@ class ContainerService:
 
     async def resolve(self, namespace: str, ref: str) -> str:
         return self._store.resolve(namespace, ref)
+
+    async def label(
+        self, namespace: str, container_id: str, changes: Mapping[str, str]
+    ) -> Container:
+        """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
+        changed = self._store.update(namespace, container_id, labels=changes)
+        body = {"id": container_id, "labels": dict(changed.labels)}
+        self._events.publish(namespace, events.CONTAINER_UPDATE, body)
+        return changed
 
     async def mounts(self, container: Container) -> tuple[Mount, ...]:
         """The mounts of the container's root."""

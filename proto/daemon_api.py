@@ -26,6 +26,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
                         labels, created_at, updated_at}], next}
     containers.get      {id} -> {container: {…as listed, spec: text, options}}
+    containers.label    {id, labels} -> {container}     "" as value removes a label
     containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
     containers.delete   {id, force} -> {}               refused while a task exists; force kills and deletes it
     tasks.create        {id, stdin, stdout, stderr, rows, cols} -> {pid}

@@ -20,14 +20,17 @@ MAX_CONTINUED = 64 * 1024 * 1024
 
 
 class LogFile:
-    """One log directory of one container. `max_bytes` 0: one file without a limit."""
+    """One log directory of one container.
+
+    `max_bytes` 0: one file without a limit. `max_files` 0: no file is ever removed.
+    """
 
     __slots__ = ("_dir", "_fd", "_lost", "_max_bytes", "_max_files", "_number", "_size")
 
     def __init__(self, directory: str, max_bytes: int, max_files: int) -> None:
         self._dir = directory
         self._max_bytes = max_bytes
-        self._max_files = max(1, max_files)
+        self._max_files = max_files
         self._number = self._first_number()
         self._fd = -1
         self._size = 0
@@ -77,9 +80,10 @@ class LogFile:
             self._open(self._number)
         if self._max_bytes and self._size and self._size + length > self._max_bytes:
             self._open(self._number + 1)
-            for number in self._numbers():
-                if number <= self._number - self._max_files:
-                    os.unlink(self._path(number))
+            if self._max_files:
+                for number in self._numbers():
+                    if number <= self._number - self._max_files:
+                        os.unlink(self._path(number))
 
     def _open(self, number: int) -> None:
         """Go over to this file; without room for it the one before stays open."""

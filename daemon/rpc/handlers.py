@@ -71,14 +71,20 @@ def container_methods(containers: ContainerService) -> dict[str, Method]:
         ref = Fields("containers.resolve", body).text("ref")
         return {"id": await containers.resolve(_namespace(call), ref)}
 
+    async def label(call: Call, body: Body) -> Any:
+        fields = Fields("containers.label", body)
+        changed = await containers.label(_namespace(call), fields.id(), fields.labels())
+        return {"container": _container(changed)}
+
     async def delete(call: Call, body: Body) -> Any:
         fields = Fields("containers.delete", body)
         await containers.delete(_namespace(call), fields.id(), fields.flag("force"))
         return {}
 
-    return _methods(
-        "containers", create=create, list=list_, get=get, resolve=resolve, delete=delete
-    )
+    return {
+        **_methods("containers", create=create, list=list_, get=get, resolve=resolve),
+        **_methods("containers", label=label, delete=delete),
+    }
 
 
 def task_methods(

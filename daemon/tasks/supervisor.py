@@ -68,7 +68,9 @@ class Supervisor:
         """Raises NotFound; a create that is under way is no task yet."""
         entry = self.entries.get((namespace, container_id))
         if entry is None or not entry.is_task:
-            raise NotFound(f"find task {container_id}: no such task in namespace {namespace}")
+            same = [other for other in self.entries.values() if other.id == container_id]
+            hint = "".join(f"; namespace {e.namespace} has one" for e in same if e.is_task)
+            raise NotFound(f"find task {container_id}: no such task in namespace {namespace}{hint}")
         return entry
 
     def add(self, entry: Entry) -> None:

@@ -142,3 +142,43 @@ def test_a_list_of_events_from_a_closed_pipe_ends(lighterd: Lighterd, busybox: s
         follower.stdout.close()
         lighterd.ctl("run", "--rm", busybox, "more", "true", check=True)
         assert follower.wait(10) == 141
+
+
+def test_labels_are_changed_filtered_by_and_kept(lighterd: Lighterd, busybox: str) -> None:
+    lighterd.ctl("run", "-d", "--label", "tier=web", busybox, "x", "sleep", "1000", check=True)
+    lighterd.ctl("run", "-d", busybox, "y", "sleep", "1000", check=True)
+    assert lighterd.ctl("c", "label", "x", "zone=eu", "tier=").stdout == b"zone=eu\n"
+    lighterd.kill9()
+    lighterd.start()
+    chosen = lighterd.ctl("ps", "-f", "label=zone=eu", "--format", '{{.ID}} {{.Label "zone"}}')
+    assert chosen.stdout == b"x eu\n"
+    with lighterd.client() as client:
+        events = list(
+            client.stream("events", "subscribe", since=lighterd.first_event, follow=False)
+        )
+    (told,) = [event for event in events if event["topic"] == "/containers/update"]
+    assert told["event"] == {"id": "x", "labels": {"zone": "eu"}}
+    for labels, word in ((["a" * 4097 + "=b"], b"label"), (["=b"], b"key=value")):
+        refused = lighterd.ctl("c", "label", "x", *labels)
+        assert refused.returncode in (1, 2) and word in refused.stderr
+
+
+def test_what_is_in_another_namespace_is_said(lighterd: Lighterd, busybox: str) -> None:
+    with lighterd.client() as client:
+        client.call("namespaces", "create", name="other", labels={})
+    lighterd.ctl("run", "-d", busybox, "x", "sleep", "1000", check=True)
+    for words in (("kill", "x"), ("exec", "x", "true"), ("tasks", "wait", "x"), ("rm", "x")):
+        refused = lighterd.ctl("-n", "other", *words)
+        assert refused.returncode in (1, 125), refused
+        assert b"namespace default has one" in refused.stderr, refused.stderr
+    assert b"has one" not in lighterd.ctl("-n", "other", "kill", "nobody").stderr
+    with lighterd.client() as client:
+        client.call("namespaces", "delete", name="other")
+
+
+def test_a_log_without_a_limit_of_files_keeps_all(lighterd: Lighterd, busybox: str) -> None:
+    limits = ("--log-max-size", "4k", "--log-max-file", "0")
+    lighterd.ctl("run", "-d", *limits, busybox, "x", "seq", "1", "40000", check=True)
+    lighterd.ctl("tasks", "wait", "x", check=True)
+    wanted = "".join(f"{number}\n" for number in range(1, 40001)).encode()
+    await_that(lambda: lighterd.ctl("logs", "x").stdout == wanted, 20, "all of it is kept")

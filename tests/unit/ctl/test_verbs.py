@@ -262,7 +262,7 @@ def test_default_signals(manager: FakeManager, ctl: Ctl, words: list[str], signa
 
 def test_every_command_has_help(ctl: Ctl) -> None:
     groups = {
-        "containers": ["create", "info"],
+        "containers": ["create", "info", "label"],
         "images": ["import"],
         "tasks": ["exec"],
         "namespaces": ["ls"],

@@ -37,10 +37,10 @@ def test_our_keys_stand_in_one_plugin_table(file: Path) -> None:
         'version = 3\nroot = "/r"\n[debug]\nlevel = "warn"\n'
         '[plugins."io.lighter.v1"]\ngroup = "ops"\n'
         '[plugins."io.lighter.v1".runtimes.runc]\npath = "/opt/runc"\n'
-        '[plugins."io.lighter.v1".log]\nmax_size = 0\nmax_file = 1\n'
+        '[plugins."io.lighter.v1".log]\nmax_size = 0\nmax_file = 0\n'
     )
     assert load(str(file)) == Config(
-        root="/r", level="warn", group="ops", runc_path="/opt/runc", log_max_size=0, log_max_file=1
+        root="/r", level="warn", group="ops", runc_path="/opt/runc", log_max_size=0, log_max_file=0
     )
 
 
@@ -79,7 +79,7 @@ def test_containerds_own_files_are_read(
         (b'debug = "x"', "debug is 'x', expected a table"),
         (b'[plugins."io.lighter.v1".log]\nmax_size = "1"', "log.max_size is '1', expected a whole"),
         (b'[plugins."io.lighter.v1".log]\nmax_size = true', "log.max_size is True"),
-        (b'[plugins."io.lighter.v1".log]\nmax_file = 0', "too small"),
+        (b'[plugins."io.lighter.v1".log]\nmax_file = -1', "too small"),
         (b"root = [" + b"[" * 100_000, "too deep"),
     ],
 )

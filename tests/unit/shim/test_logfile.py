@@ -71,6 +71,15 @@ def test_without_a_limit_there_is_one_file(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 1
 
 
+def test_without_a_limit_of_files_none_is_removed(tmp_path: Path) -> None:
+    log = LogFile(str(tmp_path), 1000, 0)
+    for number in range(40):
+        log.append(STDOUT, bytes([number]) * 990)
+    log.close()
+    kept = [data[0] for path in files(tmp_path) for _, data in chunks(path)]
+    assert kept == list(range(40))
+
+
 def test_a_later_shim_goes_on_in_the_same_file(tmp_path: Path) -> None:
     for data in (b"first run", b"second run"):
         log = LogFile(str(tmp_path), 0, 1)

@@ -1,0 +1,329 @@
+"""`ctl ps` and `ctl ls`: containers in lists, filtered and printed as docker does it."""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import HELP_OPTIONS, Session
+from lighter.ctl.output import ago, for_how_long, labels_text, listing, rfc3339
+from lighter.ctl.paging import pages
+from lighter.ctl.template import Fields, Template
+
+SHORT_DIGEST = 12
+ALIVE = ("running", "paused", "unknown")
+# Docker's word beside ours.
+_STATUSES = {"exited": "stopped"}
+_STATUS_WORDS = ("created", "running", "paused", "stopped", "exited", "unknown")
+
+Row = Mapping[str, Any]
+Test = Callable[[Row], bool]
+
+
+def list_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """-q, -f, --no-trunc and --format, which lists of containers share."""
+    for option in (
+        click.option(
+            "--format",
+            "template",
+            metavar="table|json|TEMPLATE",
+            help="A table, JSON, or a Go template such as '{{.ID}} {{.Status}}'.",
+        ),
+        click.option("--no-trunc", is_flag=True, help="Digests in full."),
+        click.option(
+            "--filter",
+            "-f",
+            "filters",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="id, name, ancestor, label, status, exited, before, since.",
+        ),
+        click.option("--quiet", "-q", is_flag=True, help="Ids alone."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("ps", context_settings=HELP_OPTIONS)
+@click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run too.")
+@list_options
+@click.pass_obj
+def ps(
+    session: Session,
+    everything: bool,
+    filters: tuple[str, ...],
+    quiet: bool,
+    no_trunc: bool,
+    template: str | None,
+) -> None:
+    """List running containers.
+
+    \b
+      ctl ps -a --filter status=exited --filter label=tier=web
+      ctl ps --format 'table {{.Names}}\\t{{.Image}}\\t{{.Status}}'
+      ctl ps --format '{{json .}}'
+    """
+    now_ns = time.time_ns()
+    shape = _Shape(session, template, ps_fields(now_ns, no_trunc))
+    wanted = Filter(filters)
+    tasks: list[dict[str, Any]] = session.call("tasks.list")["tasks"]
+    if everything or wanted.of_states:
+        rows = _with_tasks(pages(session, "containers.list", "containers"), tasks)
+    else:
+        rows = [task for task in tasks if task["status"] in ALIVE]
+        if wanted.needs_all or shape.template is not None:
+            known = {row["id"]: row for row in pages(session, "containers.list", "containers")}
+            rows = [{**row, "labels": known.get(row["id"], {}).get("labels", {})} for row in rows]
+            wanted.know(list(known.values()))
+    shape.print(
+        wanted.chosen(rows),
+        quiet,
+        ("CONTAINER", "IMAGE", "PID", "STATUS", "CREATED"),
+        lambda row: (
+            row["id"],
+            image_text(row, no_trunc),
+            row["pid"] or "-",
+            status_text(row, now_ns),
+            ago(row["created_at"], now_ns),
+        ),
+    )
+
+
+@click.command("ls", context_settings=HELP_OPTIONS)
+@list_options
+@click.pass_obj
+def ls(
+    session: Session,
+    filters: tuple[str, ...],
+    quiet: bool,
+    no_trunc: bool,
+    template: str | None,
+) -> None:
+    """List containers, whether they run or not."""
+    wanted = Filter(filters)
+    shape = _Shape(session, template, ls_fields(time.time_ns(), no_trunc))
+    rows: list[dict[str, Any]] = pages(session, "containers.list", "containers")
+    if wanted.of_states:
+        rows = _with_tasks(rows, session.call("tasks.list")["tasks"])
+    shape.print(
+        wanted.chosen(rows),
+        quiet,
+        ("CONTAINER", "IMAGE", "RUNTIME"),
+        lambda row: (row["id"], image_text(row, no_trunc), row["runtime"]),
+    )
+
+
+class _Shape:
+    """How a list is printed: what --format says after the verb, else what it says before it."""
+
+    def __init__(self, session: Session, template: str | None, fields: Fields) -> None:
+        chosen = template or session.format
+        self._json = chosen == "json"
+        self.template = None if chosen in ("json", "table") else Template(chosen, fields)
+
+    def print(
+        self,
+        rows: Sequence[Row],
+        quiet: bool,
+        header: Sequence[str],
+        cells: Callable[[Row], Sequence[object]],
+    ) -> None:
+        if quiet:
+            for row in rows:
+                print(row["id"])
+        elif self.template is not None:
+            self.template.print(rows)
+        else:
+            listing(self._json, rows, header, cells)
+
+
+class Filter:
+    """All --filter words of one list. Values of one key are alternatives, keys add up; of labels
+    every one must be there, as docker has it. Raises click.UsageError.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._tests: dict[str, list[Test]] = {}
+        self._born: dict[str, int] = {}
+        self._keys: set[str] = set()
+        for word in words:
+            key, sign, value = word.partition("=")
+            make = _FILTERS.get(key)
+            if make is None or not sign:
+                raise click.UsageError(
+                    f"--filter {word!r}: expected one of {', '.join(_FILTERS)}, = and a value"
+                )
+            self._keys.add(key)
+            # Each label is a key of its own: they add up.
+            name = word if key == "label" else key
+            self._tests.setdefault(name, []).append(make(self, value))
+
+    @property
+    def of_states(self) -> bool:
+        """Whether it asks for states: then those that do not run are looked at too."""
+        return bool(self._keys & {"status", "exited"})
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether containers must be known that are not in the list, or their labels."""
+        return bool(self._keys & {"label", "before", "since"})
+
+    def know(self, containers: Sequence[Row]) -> None:
+        """When each container was made, for before= and since=."""
+        self._born = {row["id"]: row["created_at"] for row in containers}
+
+    def chosen(self, rows: Sequence[Row]) -> list[Row]:
+        if not self._born:
+            self.know(rows)
+        return [
+            row
+            for row in rows
+            if all(any(test(row) for test in tests) for tests in self._tests.values())
+        ]
+
+    def made(self, container_id: str) -> int:
+        if container_id not in self._born:
+            raise click.UsageError(f"--filter: there is no container {container_id}")
+        return self._born[container_id]
+
+    def of_name(self, value: str) -> Test:
+        """A regular expression, which a part of the name is too."""
+        try:
+            pattern = re.compile(value)
+        except re.error as err:
+            raise click.UsageError(f"--filter name={value!r}: {err}") from err
+        return lambda row: pattern.search(row["id"]) is not None
+
+    def of_id(self, value: str) -> Test:
+        return lambda row: str(row["id"]).startswith(value)
+
+    def of_ancestor(self, value: str) -> Test:
+        """The image by its name, in full or as people shorten it."""
+
+        def test(row: Row) -> bool:
+            image = str(row["image"])
+            names = {image, image.rpartition("@")[0], image.rpartition(":")[0]}
+            return value in names or any(name.endswith(f"/{value}") for name in names)
+
+        return test
+
+    def of_label(self, value: str) -> Test:
+        key, sign, wanted = value.partition("=")
+
+        def test(row: Row) -> bool:
+            labels = row.get("labels") or {}
+            return key in labels and (not sign or labels[key] == wanted)
+
+        return test
+
+    def of_status(self, value: str) -> Test:
+        if value not in _STATUS_WORDS:
+            raise click.UsageError(
+                f"--filter status={value!r}: expected one of {', '.join(_STATUS_WORDS)}"
+            )
+        status = _STATUSES.get(value, value)
+        return lambda row: row["status"] == status
+
+    def of_code(self, value: str) -> Test:
+        if not re.fullmatch(r"[0-9]+", value):
+            raise click.UsageError(f"--filter exited={value!r}: expected an exit code")
+        code = int(value)
+        return lambda row: row["status"] == "stopped" and row["exit_status"] == code
+
+    def before(self, value: str) -> Test:
+        return lambda row: self._age(row) < self.made(value)
+
+    def since(self, value: str) -> Test:
+        return lambda row: self._age(row) > self.made(value)
+
+    def _age(self, row: Row) -> int:
+        return self._born.get(row["id"], int(row["created_at"]))
+
+
+_FILTERS: dict[str, Callable[[Filter, str], Test]] = {
+    "id": Filter.of_id,
+    "name": Filter.of_name,
+    "ancestor": Filter.of_ancestor,
+    "label": Filter.of_label,
+    "status": Filter.of_status,
+    "exited": Filter.of_code,
+    "before": Filter.before,
+    "since": Filter.since,
+}
+
+
+def _with_tasks(containers: Sequence[Row], tasks: Sequence[Row]) -> list[dict[str, Any]]:
+    """Containers as rows of tasks.list, with their labels and runtime; without a task all but
+    their definition is empty."""
+    known = {task["id"]: task for task in tasks}
+    return [{**_definition(row), **known.get(row["id"], {})} for row in containers]
+
+
+def _definition(container: Row) -> dict[str, Any]:
+    return {
+        "id": container["id"],
+        "pid": 0,
+        "status": "created",
+        "image": container["image"],
+        "exit_status": None,
+        "exited_at": None,
+        "cause": "",
+        "reason": "",
+        "created_at": container["created_at"],
+        "started_at": None,
+        "labels": container.get("labels", {}),
+        "runtime": container.get("runtime", ""),
+    }
+
+
+def ps_fields(now_ns: int, no_trunc: bool) -> Fields:
+    """What a template of `ps` may name: docker's words, and Pid."""
+    return {
+        "ID": ("CONTAINER ID", lambda row: str(row["id"])),
+        "Names": ("NAMES", lambda row: str(row["id"])),
+        "Image": ("IMAGE", lambda row: image_text(row, no_trunc)),
+        "Pid": ("PID", lambda row: str(row["pid"] or "")),
+        "State": ("STATE", lambda row: str(row["status"])),
+        "Status": ("STATUS", lambda row: status_text(row, now_ns)),
+        "CreatedAt": ("CREATED AT", lambda row: rfc3339(row["created_at"]) or ""),
+        "RunningFor": ("CREATED", lambda row: ago(row["created_at"], now_ns)),
+        "Labels": ("LABELS", lambda row: labels_text(row.get("labels") or {})),
+    }
+
+
+def ls_fields(now_ns: int, no_trunc: bool) -> Fields:
+    """What a template of `ls` may name."""
+    fields = ps_fields(now_ns, no_trunc)
+    same = ("ID", "Names", "Image", "CreatedAt", "RunningFor", "Labels")
+    return {
+        **{name: fields[name] for name in same},
+        "Runtime": ("RUNTIME", lambda row: str(row["runtime"])),
+        "Snapshotter": ("SNAPSHOTTER", lambda row: str(row.get("snapshotter", ""))),
+    }
+
+
+def image_text(row: Row, no_trunc: bool) -> str:
+    """An image's name; of a digest in it the beginning, unless all of it is wanted."""
+    image = str(row["image"] or "-")
+    name, at, digest = image.partition("@")
+    algorithm, _, value = digest.partition(":")
+    if no_trunc or not at or len(value) <= SHORT_DIGEST:
+        return image
+    return f"{name}@{algorithm}:{value[:SHORT_DIGEST]}"
+
+
+def status_text(row: Row, now_ns: int) -> str:
+    """A task's status as docker words it."""
+    match row["status"]:
+        case "running":
+            return f"Up {for_how_long(row['started_at'], now_ns)}"
+        case "paused":
+            return f"Up {for_how_long(row['started_at'], now_ns)} (Paused)"
+        case "stopped":
+            code = f"{row['exit_status']}, {row['cause']}" if row["cause"] else row["exit_status"]
+            return f"Exited ({code}) {ago(row['exited_at'], now_ns)}"
+        case "unknown":
+            return f"Unknown ({row['reason']})"
+    return str(row["status"]).capitalize()
