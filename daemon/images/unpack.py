@@ -12,9 +12,9 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from lighter.daemon.content.gc import SNAPSHOT_LABEL, Collector
@@ -30,6 +30,21 @@ from lighter.proto.faults import hit
 
 # On the active snapshots that this module makes; the value tells one manager's from the next's.
 UNPACKING_LABEL = "io.lighter/unpacking"
+
+# A worker whose input was cut short fails a moment before the source says why.
+SOURCE_SAYS_S = 2.0
+
+
+class LayerSource(Protocol):
+    """A layer whose compressed bytes are still on their way; at most once opened."""
+
+    def open(self) -> int:
+        """A descriptor, the caller's, that yields all of them from the first: a file, or a pipe
+        whose reader may block until they come. It ends early when the source fails."""
+
+    async def whole(self) -> None:
+        """Returns when all bytes came and their digest was verified; raises when that cannot be
+        any more. Cancelled when the layer is not wanted any longer."""
 
 
 def chain_ids(diffs: Iterable[str]) -> tuple[str, ...]:
@@ -95,11 +110,14 @@ class Unpacker:
         snapshotter_name: str,
         ref: str = "",
         report: Report = unreported,
+        sources: Mapping[str, LayerSource] | None = None,
     ) -> str:
         """Make the image's snapshots; returns the top one's name, "" for an image without layers.
 
-        Raises NotFound (a layer's content), DataLoss (other bytes than promised),
-        ResourceExhausted, and what the snapshotter raises. What was committed stays.
+        `sources`, by the layer's digest: applied while it arrives, committed when it is whole.
+        The others are read from the content store. Raises NotFound (a layer's content), DataLoss
+        (other bytes than promised), ResourceExhausted, what a source and the snapshotter raise.
+        What was committed stays.
         """
         snapshotter = self.snapshotter(snapshotter_name)
         layers = layers_of(image)
@@ -119,7 +137,7 @@ class Unpacker:
                 pin.content(namespace, layer.digest)
                 pin.snapshot(namespace, snapshotter_name, name)
             await self._make_all(
-                namespace, snapshotter, layers, chain, _Scaled(ref, layers, report)
+                namespace, snapshotter, layers, chain, _Scaled(ref, layers, report), sources or {}
             )
             if not await _is_committed(snapshotter, namespace, chain[-1]):
                 raise DataLoss(f"unpack image {config}: snapshot {chain[-1]} has gone")
@@ -134,6 +152,7 @@ class Unpacker:
         layers: Sequence[tuple[Descriptor, str]],
         chain: Sequence[str],
         scaled: "_Scaled",
+        sources: Mapping[str, LayerSource],
     ) -> None:
         parent = ""
         for (layer, diff), name in zip(layers, chain, strict=True):
@@ -141,7 +160,9 @@ class Unpacker:
             lock = self._locks.setdefault((snapshotter.name, namespace, name), asyncio.Lock())
             async with lock:
                 if not await _is_committed(snapshotter, namespace, name):
-                    await self._make(namespace, snapshotter, layer, diff, parent, name, scaled)
+                    await self._make(
+                        namespace, snapshotter, layer, diff, parent, name, scaled, sources
+                    )
             scaled.layer_done(layer)
             parent = name
 
@@ -154,13 +175,14 @@ class Unpacker:
         parent: str,
         name: str,
         scaled: "_Scaled",
+        sources: Mapping[str, LayerSource],
     ) -> None:
         """Apply one layer on `parent` and commit it as `name`; a failure leaves nothing."""
         key = f"extract-{secrets.token_hex(8)} {name}"
         try:
             await snapshotter.prepare(namespace, key, parent, self._mark)
             hit("unpack.prepared")
-            usage = await self._apply(namespace, snapshotter, key, layer, diff, scaled)
+            usage = await self._apply(namespace, snapshotter, key, layer, diff, scaled, sources)
             hit("unpack.applied")
             await snapshotter.commit(namespace, name, key, usage=usage)
         except BaseException as err:
@@ -179,6 +201,7 @@ class Unpacker:
         layer: Descriptor,
         diff: str,
         scaled: "_Scaled",
+        sources: Mapping[str, LayerSource],
     ) -> Usage | None:
         target = await snapshotter.layer_target(namespace, key)
         job = {
@@ -191,9 +214,11 @@ class Unpacker:
             "sync": True,
             "limits": self._limits,
         }
-        fd = self._content.open(namespace, layer.digest)
+        source = sources.get(layer.digest)
+        fd = source.open() if source else self._content.open(namespace, layer.digest)
         try:
-            done = await self._worker.run(job, [fd], scaled.of(layer))
+            work = self._worker.run(job, [fd], scaled.of(layer))
+            done = await (_with_source(work, source) if source else work)
         finally:
             os.close(fd)
         if done["diff_id"] != diff:
@@ -243,6 +268,25 @@ class _Scaled:
 
     def _tell(self, layer: Descriptor, done_bytes: int) -> None:
         self._report(Progress("unpacking", self._ref, layer.digest, done_bytes, self._total))
+
+
+async def _with_source(
+    work: Coroutine[Any, Any, dict[str, Any]], source: LayerSource
+) -> dict[str, Any]:
+    """The worker's answer, once the source is whole too. The first failure ends both; a source's
+    is told rather than the worker's, which may only follow from it."""
+    working, arriving = asyncio.ensure_future(work), asyncio.ensure_future(source.whole())
+    try:
+        await asyncio.wait({working, arriving}, return_when=asyncio.FIRST_EXCEPTION)
+        if not arriving.done():
+            await asyncio.wait({arriving}, timeout=SOURCE_SAYS_S)
+        if arriving.done():
+            arriving.result()
+        return working.result()
+    finally:
+        for task in (working, arriving):
+            task.cancel()
+        await asyncio.gather(working, arriving, return_exceptions=True)
 
 
 async def _is_committed(snapshotter: Snapshotter, namespace: str, name: str) -> bool:
