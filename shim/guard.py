@@ -1,7 +1,9 @@
 """No import after the fork: an upgrade may have replaced or removed the files by then.
 
 Everything a shim or worker may need is imported by the spawner. What is asked for later fails
-here, loudly, before a file of another version is read.
+here, loudly, before a file of another version is read. The one exception is `load_late`, for what
+is large and few workers need: a worker does not outlive its manager, so it asks for files of a
+version that still runs.
 """
 
 import importlib
@@ -40,6 +42,18 @@ class _Refuse:
 def forbid_imports() -> None:
     """From here on a module that is not loaded yet cannot be imported in this process."""
     sys.meta_path.insert(0, _Refuse())
+
+
+def load_late(name: str) -> ModuleType:
+    """A module, imported in spite of that. For workers alone. Raises ImportError, OSError."""
+    if name in sys.modules:
+        return sys.modules[name]
+    refusing = sys.meta_path[:]
+    sys.meta_path[:] = [finder for finder in refusing if not isinstance(finder, _Refuse)]
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.meta_path[:] = refusing
 
 
 def format_error(error: BaseException) -> str:

@@ -18,12 +18,12 @@ from lighter.proto.errors import (
     InvalidArgument,
     LighterError,
     PermissionDenied,
-    Unimplemented,
 )
 from lighter.shim.worker import lockin, syscalls, tarstream
 from lighter.shim.worker.budget import Budget
 from lighter.shim.worker.bytestream import ByteStream
 from lighter.shim.worker.channel import Channel
+from lighter.shim.worker.compression import may_be_compressed
 from lighter.shim.worker.failure import show, typed
 from lighter.shim.worker.inflate import Source
 from lighter.shim.worker.metadata import LateTimes, clamp_ns, dress, set_link_xattrs
@@ -272,15 +272,16 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
     """Do the job; see the module's head. Raises typed errors."""
     if len(fds) != 1:
         raise InvalidArgument(f"unpack layer: expected one descriptor, got {len(fds)}")
-    _check_media_type(job.get("media_type", ""))
+    compressed = may_be_compressed(job.get("media_type", ""))
     mode = job.get("whiteouts")
     if mode not in ("overlay", "plain"):
         raise InvalidArgument(f"unpack layer: whiteouts {mode!r} is neither overlay nor plain")
     if not isinstance(job.get("target"), str):
         raise InvalidArgument("unpack layer: the job names no target directory")
+    source = Source(fds[0], channel, hash_input=bool(job.get("digest")), compressed=compressed)
+    source.look()
     target, lowers = _enter(job, mode, fds[0], channel)
     limits = job.get("limits") or {}
-    source = Source(fds[0], channel, hash_input=bool(job.get("digest")))
     stream = ByteStream(iter(source))
     tar = TarReader(stream, limits.get("max_entries") or tarstream.DEFAULT_MAX_ENTRIES)
     budget = Budget(target, limits.get("max_bytes"))
@@ -324,14 +325,6 @@ def _enter(job: dict[str, Any], mode: str, layer: int, channel: Channel) -> tupl
         os.open("/target", flags),
         [os.open(f"/lower/{number}", flags) for number in range(len(lowers))],
     )
-
-
-def _check_media_type(media_type: str) -> None:
-    """What the descriptor promises; the bytes themselves tell the compression (see inflate.py)."""
-    if "encrypted" in media_type:
-        raise Unimplemented(f"unpack layer: media type {media_type} is not supported")
-    if media_type.endswith(("+zstd", ".zstd")):
-        raise Unimplemented("unpack layer: zstd is not supported")
 
 
 def _compare(what: str, found: str | None, expected: str | None) -> None:

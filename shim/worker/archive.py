@@ -4,8 +4,8 @@
     → {blobs: count, size_bytes, entries, index: bool, manifest: bool}
 
 Reads an OCI image layout (image-spec, image-layout.md) or what `docker save` writes, as a tar,
-plain or gzip. Nothing in it is trusted: a blob is kept under the digest of its bytes, and a name
-that states a digest must be right. In the ingest directory, each made new and synced:
+plain, gzip or zstd. Nothing in it is trusted: a blob is kept under the digest of its bytes, and a
+name that states a digest must be right. In the ingest directory, each made new and synced:
 
     blob-<n>         one blob
     index.json  manifest.json       the documents that say what the blobs are
@@ -171,10 +171,11 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
     """Do the job; see the module's head. Raises typed errors."""
     if len(fds) != 2:
         raise InvalidArgument(f"import archive: expected two descriptors, got {len(fds)}")
+    source = Source(fds[0], channel)
+    source.look()
     dir_fd = _enter(fds, channel)
     limits = job.get("limits") or {}
     budget = Budget(dir_fd, limits.get("max_bytes"))
-    source = Source(fds[0], channel)
     stream = ByteStream(iter(source))
     tar = TarReader(stream, limits.get("max_entries") or MAX_ENTRIES)
     importer = Importer(tar, dir_fd, budget)

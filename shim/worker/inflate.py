@@ -1,7 +1,7 @@
 """From a descriptor to the tar inside: read, hash, inflate, hash, in a thread beside the consumer.
 
-The interpreter lock is free while isal inflates and OpenSSL hashes, so this thread runs beside
-the one that writes files: two cores are used, and a layer takes as long as its slower half.
+The interpreter lock is free while isal or zstd inflates and OpenSSL hashes, so this thread runs
+beside the one that writes files: two cores are used, and a layer takes as long as its slower half.
 Memory is bounded by the queue: QUEUE_CHUNKS chunks of CHUNK bytes, whatever the input expands to.
 """
 
@@ -16,6 +16,8 @@ from isal import igzip_lib
 from lighter.proto.errors import DataLoss, Unimplemented
 from lighter.shim.worker.channel import Channel
 from lighter.shim.worker.failure import typed
+from lighter.shim.worker.zstd import is_zstd, unzstd
+from lighter.shim.worker.zstd import load as load_zstd
 
 CHUNK = 1 << 20
 QUEUE_CHUNKS = 6
@@ -26,23 +28,43 @@ _FIRST_FEED = 4 << 10
 
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _UNSUPPORTED = (
-    (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"\xfd7zXZ\x00", "xz"),
     (b"BZh", "bzip2"),
 )
+_HEAD = 6  # bytes that tell any of these
 _STACK = 256 << 10
 
 
 class Source:
-    """Iterate for the tar's bytes; the digests and counts are final once the iterator ended."""
+    """Iterate for the tar's bytes; the digests and counts are final once the iterator ended.
 
-    __slots__ = ("_channel", "_fd", "_hash_in", "_hash_out", "_queue", "in_bytes", "out_bytes")
+    `compressed` False takes the input for the tar itself, whatever it begins with.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_compressed",
+        "_fd",
+        "_hash_in",
+        "_hash_out",
+        "_head",
+        "_queue",
+        "in_bytes",
+        "out_bytes",
+    )
 
     def __init__(
-        self, fd: int, channel: Channel | None = None, *, hash_input: bool = False
+        self,
+        fd: int,
+        channel: Channel | None = None,
+        *,
+        hash_input: bool = False,
+        compressed: bool = True,
     ) -> None:
         self._fd = fd
         self._channel = channel
+        self._compressed = compressed
+        self._head = b""
         self._hash_in = hashlib.sha256() if hash_input else None
         self._hash_out = hashlib.sha256()
         self._queue: queue.Queue[bytes | Exception | None] = queue.Queue(QUEUE_CHUNKS)
@@ -59,6 +81,17 @@ class Source:
         """The digest of the input, if it was asked for."""
         return "sha256:" + self._hash_in.hexdigest() if self._hash_in else None
 
+    def look(self) -> None:
+        """Read the first bytes and load what they need: what a worker does before it locks itself
+        in. Waits for them."""
+        if not self._compressed:
+            return
+        chunks = self._read()
+        while len(self._head) < _HEAD and (chunk := next(chunks, b"")):
+            self._head += chunk
+        if is_zstd(self._head):
+            load_zstd()
+
     def __iter__(self) -> Iterator[bytes]:
         # The interpreter's default is what the spawner made the default of the C library.
         threading.stack_size(_STACK)
@@ -70,7 +103,8 @@ class Source:
 
     def _produce(self) -> None:
         try:
-            for chunk in decode(self._read()):
+            chunks = _chain(self._head, self._read())
+            for chunk in decode(chunks) if self._compressed else chunks:
                 self._hash_out.update(chunk)
                 self.out_bytes += len(chunk)
                 self._queue.put(chunk)
@@ -96,28 +130,30 @@ class Source:
 
 
 def decode(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The uncompressed stream, in chunks of at most CHUNK bytes; the first bytes tell the format.
+    """The uncompressed stream, in chunks of about CHUNK bytes; the first bytes tell the format.
 
     Raises DataLoss for damage, Unimplemented for a compression that is known but not read here.
     """
     head = b""
     for chunk in chunks:
         head += chunk
-        if len(head) >= 6:
+        if len(head) >= _HEAD:
             break
-    if not head.startswith(_GZIP_MAGIC):
+    whole = _chain(head, chunks)
+    if head.startswith(_GZIP_MAGIC):
+        yield from _gunzip(whole)
+    elif is_zstd(head):
+        yield from unzstd(whole)
+    else:
         for magic, name in _UNSUPPORTED:
             if head.startswith(magic):
                 raise Unimplemented(f"decompress input: {name} is not supported")
-        if head:
-            yield head
-        yield from chunks
-        return
-    yield from _gunzip(_chain(head, chunks))
+        yield from whole
 
 
 def _chain(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    yield head
+    if head:
+        yield head
     yield from chunks
 
 

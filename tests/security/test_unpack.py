@@ -19,6 +19,7 @@ from typing import Any
 
 import msgpack
 import pytest
+import zstandard
 
 import lighter.shim
 from lighter.proto.errors import DataLoss, InvalidArgument, LighterError, ResourceExhausted
@@ -443,6 +444,41 @@ def test_sec_10_entries_are_counted(case: Case) -> None:
     assert isinstance(case.unpack(layer, limits={"max_entries": 10}), ResourceExhausted)
 
 
+def zstd_bomb(size: int) -> bytes:
+    """As `bomb`, in frames of zstd: of each kilobyte comes a mebibyte, and more."""
+    head = img.header(b"bomb", size=img.base256(size, 12))
+    pack = zstandard.ZstdCompressor(3).compress
+    return pack(head) + pack(bytes(64 * MIB)) * (size // (64 * MIB)) + pack(img.END)
+
+
+def test_sec_10_a_zstd_bomb_stops_at_the_disk_reserve(small_disk: Path) -> None:
+    case = Case(small_disk)
+    peaks = []
+    for content in (zstandard.compress(archive(entry("x"))), zstd_bomb(10 << 30)):
+        fd = harness.memfd(content)
+        with harness.Worker() as worker:
+            worker.send(job(case), [fd])
+            if peaks:
+                with pytest.raises(ResourceExhausted, match="bomb"):
+                    worker.result()
+            else:
+                worker.result()
+        os.close(fd)
+        peaks.append(worker.max_rss_bytes)
+    assert peaks[1] - peaks[0] < 64 * MIB
+    case.check()
+
+
+@pytest.mark.parametrize("log", [28, 31])
+def test_sec_10_a_zstd_window_is_bounded(case: Case, log: int) -> None:
+    options = zstandard.ZstdCompressionParameters(window_log=log, enable_ldm=True)
+    packed = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    stored = packed.compress(archive(entry("x"))) + packed.flush()
+    error = case.unpack(stored)
+    assert isinstance(error, ResourceExhausted)
+    assert "window" in error.message
+
+
 @pytest.mark.parametrize(("major", "minor"), [(1 << 12, 0), (8, 1 << 20), ((1 << 32) + 8, 0)])
 @pytest.mark.parametrize("kind", [CHAR, img.BLOCK_DEV])
 def test_sec_12_device_numbers_are_not_cut(case: Case, kind: bytes, major: int, minor: int) -> None:
@@ -547,6 +583,45 @@ def test_sec_19_damaged_gzip(case: Case, damage: Any, good: bool) -> None:
     blob = gzip.compress(archive(entry("x", FILE, os.urandom(5000))))
     error = case.unpack(damage(blob))
     assert error is None if good else isinstance(error, DataLoss)
+
+
+@pytest.mark.parametrize(
+    ("damage", "good"),
+    [
+        (lambda blob: blob, True),
+        (lambda blob: blob[:-1], False),
+        (lambda blob: blob[: len(blob) // 2], False),
+        (lambda blob: blob + b"garbage", False),
+        (lambda blob: blob + bytes(1000), False),
+        (lambda blob: blob[:10], False),
+    ],
+)
+def test_sec_19_damaged_zstd(case: Case, damage: Any, good: bool) -> None:
+    blob = zstandard.ZstdCompressor(write_checksum=True).compress(
+        archive(entry("x", FILE, os.urandom(5000)))
+    )
+    error = case.unpack(damage(blob))
+    assert error is None if good else isinstance(error, DataLoss)
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.oci.image.layer.v1.tar+encrypted",
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "application/vnd.oci.image.layer.v1.tar+zstd+encrypted",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted",
+        "application/vnd.oci.image.layer.v1.tar+unknown",
+        "application/octet-stream",
+        "application/vnd.in-toto+json",
+    ],
+)
+def test_sec_34_other_types_fail_closed(case: Case, media_type: str) -> None:
+    error = case.unpack(gzip.compress(archive(entry("x"))), media_type=media_type)
+    assert error is not None
+    assert error.code == "unimplemented"
+    assert media_type in error.message
+    assert os.listdir(case.fs) == []
 
 
 def import_archive(content: bytes, ingest: Path) -> dict[str, Any]:

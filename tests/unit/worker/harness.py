@@ -3,7 +3,6 @@
 import os
 import select
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +10,11 @@ from typing import Any
 import msgpack
 
 from lighter.proto.errors import from_wire
+from lighter.shim import guard
 from lighter.shim.worker.channel import MAX_PACKET
 from lighter.shim.worker.main import serve
 
 DEADLINE_S = 60.0
-
-
-class NoImports:
-    """A finder that refuses: an upgrade may have replaced every file a worker would import."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        raise ImportError(f"import of {name} after the fork")
 
 
 class Worker:
@@ -37,7 +30,7 @@ class Worker:
         if self.pid == 0:
             try:
                 self.socket.close()
-                sys.meta_path.insert(0, NoImports())
+                guard.forbid_imports()
                 if cwd is not None:
                     os.chdir(cwd)
                 serve(theirs, parent)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -198,11 +199,48 @@ def test_the_diff_id_is_verified(tmp_path: Path) -> None:
         apply(stored, str(tmp_path), digest=diff_id(layer))
 
 
-@pytest.mark.parametrize("magic", [b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00", b"BZh9"])
+@pytest.mark.parametrize("magic", [b"\xfd7zXZ\x00", b"BZh9"])
 def test_other_compressions_are_refused(tmp_path: Path, magic: bytes) -> None:
     with pytest.raises(LighterError) as caught:
         apply(magic + bytes(600), str(tmp_path))
     assert caught.value.code == "unimplemented"
+
+
+OCI, DOCKER = (
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+)
+PACK = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "",
+        *(OCI + how for how in ("+gzip", "+zstd")),
+        OCI.replace("v1", "nondistributable.v1") + "+gzip",
+        *(DOCKER + how for how in ("", ".gzip", ".zstd")),
+        DOCKER.replace("rootfs", "rootfs.foreign"),
+    ],
+)
+def test_the_first_bytes_tell_the_compression(tmp_path: Path, media_type: str, packed: str) -> None:
+    """Whichever of the compressed types it is, as containerd does; the worker may not import."""
+    layer = archive(entry("x", FILE, b"content" * 1000))
+    apply(PACK[packed](layer), str(tmp_path), media_type=media_type, diff_id=diff_id(layer))
+    assert (tmp_path / "x").read_bytes() == b"content" * 1000
+
+
+def test_ocis_plain_tar_is_not_decompressed(tmp_path: Path) -> None:
+    layer = archive(entry("x"))
+    apply(layer, str(tmp_path), media_type=OCI, diff_id=diff_id(layer))
+    for packed in ("gzip", "zstd"):
+        with pytest.raises(LighterError, match="is this a tar archive"):
+            apply(PACK[packed](layer * 50), str(tmp_path), media_type=OCI)
 
 
 class Stack:
