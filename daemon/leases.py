@@ -1,8 +1,8 @@
 """Leases: what a client needs kept from the garbage collector until it says otherwise.
 
-A lease names resources by containerd's types: "content" with a digest, "ingests" with a ref,
-"snapshots/<snapshotter>" with a key. Its label `containerd.io/gc.expire` (RFC 3339) ends it by
-itself; the rows go at the next collection.
+A lease names resources by containerd's types: "content" with a digest, "images" with a name,
+"ingests" with a ref, "snapshots/<snapshotter>" with a key. Its label `containerd.io/gc.expire`
+(RFC 3339) ends it by itself; the rows go at the next collection.
 """
 
 import json
@@ -22,6 +22,7 @@ EXPIRE_LABEL = "containerd.io/gc.expire"
 MAX_ID_BYTES = 256
 
 CONTENT = "content"
+IMAGES = "images"
 INGESTS = "ingests"
 SNAPSHOTS = "snapshots/"
 
@@ -136,23 +137,22 @@ class Leases:
         )
         return tuple((row["type"], row["resource"]) for row in rows)
 
-    def expire(self, namespace: str) -> int:
-        """Remove the rows of leases whose time is over; how many."""
-        with self._db.durable_transaction() as tx:
-            return tx.execute(
-                "DELETE FROM leases WHERE namespace = ? AND expires_at <= ?",
-                (namespace, time.time_ns()),
-            ).rowcount
+    def ingests(self) -> frozenset[tuple[str, str]]:
+        """(namespace, ref) of all ingests that leases hold."""
+        rows = self._db.rows(
+            "SELECT namespace, resource FROM lease_resources WHERE type = ?", (INGESTS,)
+        )
+        return frozenset((row["namespace"], row["resource"]) for row in rows)
 
 
 def check_type(type_: str) -> str:
     """Raises InvalidArgument for what is no type of resource."""
-    if type_ not in (CONTENT, INGESTS) and not (
+    if type_ not in (CONTENT, IMAGES, INGESTS) and not (
         type_.startswith(SNAPSHOTS) and len(type_) > len(SNAPSHOTS)
     ):
         raise InvalidArgument(
-            f"add lease resource of type {type_[:60]!r}: expected content, ingests or "
-            "snapshots/<snapshotter>"
+            f"add lease resource of type {type_[:60]!r}: expected content, images, "
+            "ingests or snapshots/<snapshotter>"
         )
     return type_
 

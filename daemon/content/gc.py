@@ -1,47 +1,61 @@
 """Garbage collection: what no image, container, active snapshot, lease or running work needs, goes.
 
-Mark: roots are the targets of image names, the snapshots of containers, all active snapshots and
-views, what leases hold, what carries `containerd.io/gc.root`, and what work in this process has
-pinned. From content, labels lead on: `containerd.io/gc.ref.content.*` to content and
-`containerd.io/gc.ref.snapshot.<snapshotter>` to snapshots; from snapshots, parents.
+Mark: `references` tells from the rows what keeps what; to it comes what work in this process has
+pinned, which is what makes a collection safe beside a pull or an import.
 
 Sweep: one durable transaction takes all other rows of the namespace and notes their bytes in
 `trash`; then the bytes go. Killed in between, the next sweep finds the notes.
 """
 
-import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from lighter.daemon.clock import Clock
+from lighter.daemon.content import references
 from lighter.daemon.content.digest import Digest
+from lighter.daemon.content.references import (
+    CONTENT,
+    IMAGE,
+    SNAPSHOT,
+    Node,
+    References,
+    Step,
+)
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.store import delete_rows as delete_content_rows
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
+from lighter.proto.errors import NotFound
 from lighter.proto.faults import hit
 
 K = TypeVar("K")
 
-ROOT_LABEL = "containerd.io/gc.root"
-CONTENT_LABEL = "containerd.io/gc.ref.content"
-SNAPSHOT_LABEL = "containerd.io/gc.ref.snapshot."
+ROOT_LABEL = references.ROOT_LABEL
+CONTENT_LABEL = references.CONTENT_LABEL
+SNAPSHOT_LABEL = references.SNAPSHOT_LABEL
 
-_CONTENT_TYPE = "content"
-_SNAPSHOT_TYPE = "snapshots/"  # and the snapshotter's name, as in containerd's leases
+MAX_CHAINS = 20
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What one collection removed."""
+    """What one collection removed, or would: digests, (snapshotter, key), images that expired.
+
+    `size_bytes` is what the disk gets back; content that another namespace has counts nothing.
+    `pause_s` is how long nothing else ran.
+    """
 
     content: tuple[str, ...]
     snapshots: tuple[tuple[str, str], ...]
+    images: tuple[str, ...] = ()
+    size_bytes: int = field(default=0, compare=False)
+    pause_s: float = field(default=0.0, compare=False)
 
 
 class Pin:
@@ -77,23 +91,35 @@ def _subtract(counted: Counter[K], keys: list[K]) -> None:
     keys.clear()
 
 
-@dataclass
-class _Marked:
-    content: set[str] = field(default_factory=set)
-    snapshots: set[int] = field(default_factory=set)
+@dataclass(frozen=True)
+class _Unneeded:
+    """Rows that nothing keeps; snapshots as (number, snapshotter, key)."""
+
+    content: list[Digest]
+    snapshots: list[tuple[int, str, str]]
+    images: list[str]
 
 
 class Collector:
-    """Collects one namespace at a time; mark and row removal are one transaction on the loop."""
+    """Collects one namespace at a time; mark and row removal are one transaction on the loop.
+
+    `on_deleted` is called when something was deleted that may have kept more: the scheduler's.
+    """
 
     def __init__(
-        self, db: Database, content: ContentStore, snapshotters: Mapping[str, Snapshotter]
+        self,
+        db: Database,
+        content: ContentStore,
+        snapshotters: Mapping[str, Snapshotter],
+        now_ns: Callable[[], int] | None = None,
     ) -> None:
         self._db = db
         self._content = content
         self._snapshotters = snapshotters
+        self._now_ns = now_ns or Clock().now_ns
         self._pinned_content: Counter[tuple[str, str]] = Counter()
         self._pinned_snapshots: Counter[tuple[str, ...]] = Counter()
+        self.on_deleted: Callable[[], None] = lambda: None
 
     @contextmanager
     def pin(self) -> Iterator[Pin]:
@@ -106,6 +132,7 @@ class Collector:
 
     async def collect(self, namespace: str) -> Collected:
         """Remove what is not needed; returns when the bytes are gone too."""
+        hit("gc.asked")
         collected = self._drop_rows(namespace)
         hit("gc.rows-deleted")
         await self._content.sweep()
@@ -113,106 +140,117 @@ class Collector:
             await snapshotter.sweep()
         return collected
 
-    def _drop_rows(self, namespace: str) -> Collected:
-        with self._db.durable_transaction() as tx:
-            marked = self._mark(tx, namespace)
-            content = [
-                Digest.parse(row["digest"])
-                for row in tx.execute(
-                    "SELECT digest FROM content WHERE namespace = ?", (namespace,)
-                )
-                if row["digest"] not in marked.content
-            ]
-            delete_content_rows(tx, namespace, content)
-            snapshots = [
-                row
-                for row in tx.execute(
-                    "SELECT number, snapshotter, key FROM snapshots"
-                    " WHERE namespace = ? AND kind = ?",
-                    (namespace, COMMITTED),
-                )
-                if row["number"] not in marked.snapshots
-            ]
-            # A child's number is above its parent's, whoever their snapshotter is.
-            for row in sorted(snapshots, key=lambda row: -int(row["number"])):
-                delete_snapshot_rows(tx, row["snapshotter"], [row["number"]])
-        return Collected(
-            tuple(content), tuple((row["snapshotter"], row["key"]) for row in snapshots)
-        )
+    def preview(self, namespace: str) -> Collected:
+        """What `collect` would remove now."""
+        connection = self._db.durable
+        unneeded = self._unneeded(connection, namespace)
+        return _collected(unneeded, _freed(connection, namespace, unneeded))
 
-    def _mark(self, tx: sqlite3.Connection, namespace: str) -> _Marked:
-        marked = _Marked()
-        labels = {
-            row["digest"]: json.loads(row["labels"])
-            for row in tx.execute(
-                "SELECT digest, labels FROM content WHERE namespace = ?", (namespace,)
-            )
-        }
-        needed = [digest for digest, of in labels.items() if ROOT_LABEL in of]
-        needed += self._content_roots(tx, namespace)
-        keys = set(self._snapshot_roots(tx, namespace))
-        while needed:
-            digest = needed.pop()
-            if digest in marked.content:
-                continue
-            marked.content.add(digest)
-            for label, value in labels.get(digest, {}).items():
-                if label.startswith(CONTENT_LABEL):
-                    needed.append(value)
-                elif label.startswith(SNAPSHOT_LABEL):
-                    keys.add((label.removeprefix(SNAPSHOT_LABEL).partition("/")[0], value))
-        self._mark_snapshots(tx, namespace, keys, marked)
-        return marked
+    def references(self, namespace: str) -> References:
+        """The graph as it is now."""
+        return self._load(self._db.durable, namespace)
 
-    def _content_roots(self, tx: sqlite3.Connection, namespace: str) -> list[str]:
-        roots = [
-            row["digest"]
-            for row in tx.execute("SELECT digest FROM images WHERE namespace = ?", (namespace,))
-        ]
-        roots += [
-            resource for type_, resource in self._leased(tx, namespace) if type_ == _CONTENT_TYPE
-        ]
-        roots += [digest for of, digest in self._pinned_content if of == namespace]
-        return roots
+    def why(
+        self, namespace: str, name: str, snapshotter: str = ""
+    ) -> dict[str, list[tuple[Step, ...]]]:
+        """What keeps the content or the snapshots of this name: chains, each from a root to it.
 
-    def _snapshot_roots(self, tx: sqlite3.Connection, namespace: str) -> Iterator[tuple[str, str]]:
-        """(snapshotter, key) of what is needed besides active snapshots, views and labels."""
-        for row in tx.execute(
-            "SELECT snapshotter, snapshot_key FROM containers WHERE namespace = ?", (namespace,)
+        Keys are "content" and "snapshot <snapshotter>", for those that exist; no chain: nothing
+        keeps it. Raises NotFound.
+        """
+        graph = self.references(namespace)
+        found = {}
+        if not snapshotter and self._db.row(
+            "SELECT 1 FROM content WHERE namespace = ? AND digest = ?", (namespace, name)
         ):
-            yield row["snapshotter"], row["snapshot_key"]
-        for type_, resource in self._leased(tx, namespace):
-            if type_.startswith(_SNAPSHOT_TYPE):
-                yield type_.removeprefix(_SNAPSHOT_TYPE), resource
+            found[CONTENT] = graph.chains(CONTENT, name, MAX_CHAINS)
+        for row in self._db.rows(
+            "SELECT snapshotter FROM snapshots WHERE namespace = ? AND key = ?", (namespace, name)
+        ):
+            if snapshotter in ("", row["snapshotter"]):
+                node = references.snapshot(row["snapshotter"], name)
+                kept = graph.chains(SNAPSHOT, node.name, MAX_CHAINS)
+                found[f"{SNAPSHOT} {row['snapshotter']}"] = kept
+        if not found:
+            raise NotFound(
+                f"explain {name}: namespace {namespace} has neither content nor a snapshot of "
+                "this name"
+            )
+        return found
+
+    # --- rows
+
+    def _load(self, tx: sqlite3.Connection, namespace: str) -> References:
+        work = {
+            Node(CONTENT, digest): f"with content {digest}"
+            for of, digest in self._pinned_content
+            if of == namespace
+        }
         for of, snapshotter, key in self._pinned_snapshots:
             if of == namespace:
-                yield snapshotter, key
+                work[references.snapshot(snapshotter, key)] = f"with snapshot {key}"
+        return references.load(tx, namespace, self._now_ns(), work)
 
-    def _leased(self, tx: sqlite3.Connection, namespace: str) -> list[tuple[str, str]]:
-        rows = tx.execute(
-            "SELECT type, resource FROM lease_resources AS r JOIN leases AS l"
-            " ON l.namespace = r.namespace AND l.id = r.lease"
-            " WHERE r.namespace = ? AND (l.expires_at IS NULL OR l.expires_at > ?)",
-            (namespace, time.time_ns()),
-        )
-        return [(row["type"], row["resource"]) for row in rows]
+    def _unneeded(self, tx: sqlite3.Connection, namespace: str) -> _Unneeded:
+        needed = self._load(tx, namespace).reachable()
+        found = _Unneeded([], [], [])
+        for row in tx.execute("SELECT digest FROM content WHERE namespace = ?", (namespace,)):
+            if (CONTENT, row["digest"]) not in needed:
+                found.content.append(Digest.parse(row["digest"]))
+        for row in tx.execute(
+            "SELECT number, snapshotter, key FROM snapshots WHERE namespace = ? AND kind = ?",
+            (namespace, COMMITTED),
+        ):
+            node = references.snapshot(row["snapshotter"], row["key"])
+            if (SNAPSHOT, node.name) not in needed:
+                found.snapshots.append((row["number"], row["snapshotter"], row["key"]))
+        for row in tx.execute("SELECT name FROM images WHERE namespace = ?", (namespace,)):
+            if (IMAGE, row["name"]) not in needed:
+                found.images.append(row["name"])
+        return found
 
-    def _mark_snapshots(
-        self, tx: sqlite3.Connection, namespace: str, keys: set[tuple[str, str]], marked: _Marked
-    ) -> None:
-        rows = tx.execute(
-            "SELECT number, parent, kind, labels, snapshotter, key FROM snapshots"
-            " WHERE namespace = ?",
-            (namespace,),
-        ).fetchall()
-        parents = {row["number"]: row["parent"] for row in rows}
-        for row in rows:
-            if (
-                row["kind"] != COMMITTED
-                or (row["snapshotter"], row["key"]) in keys
-                or ROOT_LABEL in json.loads(row["labels"])
-            ):
-                number = row["number"]
-                while number is not None and number not in marked.snapshots:
-                    marked.snapshots.add(number)
-                    number = parents[number]
+    def _drop_rows(self, namespace: str) -> Collected:
+        began = time.monotonic()
+        with self._db.durable_transaction() as tx:
+            unneeded = self._unneeded(tx, namespace)
+            size_bytes = _freed(tx, namespace, unneeded)
+            delete_content_rows(tx, namespace, unneeded.content)
+            # A child's number is above its parent's, whoever their snapshotter is.
+            for number, snapshotter, _ in sorted(unneeded.snapshots, reverse=True):
+                delete_snapshot_rows(tx, snapshotter, [number])
+            tx.executemany(
+                "DELETE FROM images WHERE namespace = ? AND name = ?",
+                [(namespace, name) for name in unneeded.images],
+            )
+            tx.execute(
+                "DELETE FROM leases WHERE namespace = ? AND expires_at <= ?",
+                (namespace, self._now_ns()),
+            )
+            hit("gc.marked")
+        return _collected(unneeded, size_bytes, time.monotonic() - began)
+
+
+def _collected(unneeded: _Unneeded, size_bytes: int, pause_s: float = 0.0) -> Collected:
+    return Collected(
+        tuple(unneeded.content),
+        tuple((snapshotter, key) for _, snapshotter, key in unneeded.snapshots),
+        tuple(unneeded.images),
+        size_bytes,
+        pause_s,
+    )
+
+
+def _freed(tx: sqlite3.Connection, namespace: str, unneeded: _Unneeded) -> int:
+    """Bytes that go with these rows, as they were recorded."""
+    size_bytes = 0
+    for digest in unneeded.content:
+        row = tx.execute(
+            "SELECT size_bytes, (SELECT count(*) FROM content WHERE digest = c.digest) AS owners"
+            " FROM content AS c WHERE namespace = ? AND digest = ?",
+            (namespace, digest),
+        ).fetchone()
+        size_bytes += row["size_bytes"] if row["owners"] == 1 else 0
+    for number, _, _ in unneeded.snapshots:
+        row = tx.execute("SELECT size_bytes FROM snapshots WHERE number = ?", (number,)).fetchone()
+        size_bytes += row["size_bytes"]
+    return size_bytes

@@ -5,7 +5,8 @@
 
 The id is a hash of namespace and ref, so that a ref is never a path. Nothing here is synced before
 the commit: what a crash or a power cut leaves is read and hashed again by whoever resumes it, and
-only bytes of the right digest become content.
+only bytes of the right digest become content. A crash between the commit and the removal of the
+directory leaves an `about.json` alone, which is no ingest and goes with the next expiry.
 """
 
 import asyncio
@@ -14,11 +15,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from lighter.daemon.clock import Clock
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.store import ContentStore
@@ -38,6 +40,7 @@ MAX_REF_BYTES = 1024
 MAX_ABOUT_BYTES = 64 << 10
 EXPIRE_S = 24 * 3600
 _READ_BYTES = 1 << 20
+_STEP_BYTES = 32 << 20  # hashed at a time: so long does a cancelled caller wait at most
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class IngestStatus:
 class Writer:
     """The one writer of an ingest, to be closed. `offset`: how many bytes have been written.
 
-    `fd` reads too, while the file grows. One call at a time.
+    `fd` reads too, while the file grows. One call at a time. After an error that leaves open what
+    the file holds, and after a commit, it takes nothing more: FailedPrecondition.
     """
 
     def __init__(self, owner: "Ingests", namespace: str, ref: str, directory: str) -> None:
@@ -67,6 +71,7 @@ class Writer:
         self._owner = owner
         self._directory = directory
         self._hash = hashlib.sha256()
+        self._shut = ""  # why nothing more is taken
 
     async def begin(self) -> None:
         """Open the file and hash what is there."""
@@ -79,10 +84,16 @@ class Writer:
 
     async def write(self, data: bytes) -> None:
         """Append. Raises ResourceExhausted for a full disk; what was written before stays."""
+        self._check_open("write")
         try:
             await whole(asyncio.to_thread(self._append, data))
         except OSError as err:
             raise from_os(f"write ingest {self.ref}", err) from err
+        hit("ingest.written")
+
+    def _check_open(self, verb: str) -> None:
+        if self._shut:
+            raise FailedPrecondition(f"{verb} ingest {self.ref}: {self._shut}")
 
     def _append(self, data: bytes) -> None:
         view = memoryview(data)
@@ -98,6 +109,7 @@ class Writer:
             raise InvalidArgument(
                 f"truncate ingest {self.ref}: it has {self.offset} bytes, not {size_bytes}"
             )
+        self._check_open("truncate")
         try:
             os.ftruncate(self.fd, size_bytes)
             await self._rehash(size_bytes)
@@ -105,7 +117,18 @@ class Writer:
             raise from_os(f"truncate ingest {self.ref}", err) from err
 
     async def _rehash(self, size_bytes: int) -> None:
-        self._hash, self.offset = await asyncio.to_thread(_hash_of, self.fd, size_bytes)
+        # Cut short, the hash is not the file's: nothing may be committed by it.
+        self._shut = "its bytes could not all be read again"
+        self._hash, self.offset = hashlib.sha256(), 0
+        while self.offset < size_bytes:
+            step_bytes = min(_STEP_BYTES, size_bytes - self.offset)
+            read = await whole(
+                asyncio.to_thread(_hash_into, self._hash, self.fd, self.offset, step_bytes)
+            )
+            if not read:
+                break
+            self.offset += read
+        self._shut = ""
 
     @property
     def digest(self) -> str:
@@ -117,15 +140,21 @@ class Writer:
     ) -> str:
         """Make content of it, and return its digest; 0 and "" expect nothing.
 
-        Raises AlreadyExists when the namespace has it, FailedPrecondition for another size,
-        DataLoss for another digest; the ingest stays after the latter two.
+        Raises AlreadyExists when the namespace has it, FailedPrecondition for another size (or
+        for nothing at all: to know a digest is no way to its bytes), DataLoss for another digest;
+        the ingest stays after the latter two.
         """
+        self._check_open("commit")
         found = self.digest
         if size_bytes and size_bytes != self.offset:
             raise FailedPrecondition(
                 f"commit ingest {self.ref}: it has {self.offset} bytes, {size_bytes} are expected"
             )
         if digest and Digest.parse(digest) != found:
+            if not self.offset:
+                raise FailedPrecondition(
+                    f"commit ingest {self.ref}: nothing was written, {digest} is expected"
+                )
             raise DataLoss(
                 f"commit ingest {self.ref}: its {self.offset} bytes have the digest {found}, "
                 f"{digest} is expected"
@@ -135,14 +164,20 @@ class Writer:
     async def _commit(self, digest: str, labels: Mapping[str, str]) -> str:
         content = self._owner.content
         if content.has(self.namespace, digest):
+            self._shut = "it has been dropped for content that exists"
             await self._owner.drop(self)
             raise AlreadyExists(f"commit ingest {self.ref}: content {digest} exists")
         try:
             await asyncio.to_thread(os.fsync, self.fd)
         except OSError as err:
+            # The kernel tells once and then holds the lost pages for clean (fsync(2), EIO): what
+            # is read from here on proves nothing about the disk, so no later commit may have it.
+            self._shut = "its bytes could not be written to disk"
+            await self._owner.drop(self)
             raise from_os(f"commit ingest {self.ref}", err) from err
         hit("ingest.synced")
         await content.adopt(self.namespace, self.path, digest, self.offset, labels)
+        self._shut = "it has been committed"
         hit("ingest.adopted")
         await self._owner.drop(self)
         return digest
@@ -169,10 +204,14 @@ class Writer:
 class Ingests:
     """The named ingests of one content store, in `directory` (made, mode 0700)."""
 
-    def __init__(self, directory: str, content: ContentStore) -> None:
+    def __init__(
+        self, directory: str, content: ContentStore, now_ns: Callable[[], int] | None = None
+    ) -> None:
         self.content = content
         self._directory = directory
+        self._now_ns = now_ns or Clock().now_ns
         self._open: dict[str, Writer] = {}
+        self._going: set[str] = set()  # being removed: nobody may open them until they are gone
         try:
             os.makedirs(directory, 0o700, exist_ok=True)
         except OSError as err:
@@ -184,21 +223,22 @@ class Ingests:
         """The writer of `ref`, at the offset where the last one stopped.
 
         Raises Unavailable while another one writes it, AlreadyExists when the expected digest is
-        content of the namespace, FailedPrecondition when it was begun for another digest.
+        content of the namespace (or has become so by sharing, see ContentStore.share),
+        FailedPrecondition when it was begun for another digest.
         """
         if not ref or len(ref.encode(errors="replace")) > MAX_REF_BYTES or "\0" in ref:
             raise InvalidArgument(f"open ingest {ref[:60]!r}: a ref has 1 to {MAX_REF_BYTES} bytes")
         if expected:
             Digest.parse(expected)
-            if self.content.has(namespace, expected):
+            if self.content.has(namespace, expected) or self.content.share(namespace, expected):
                 raise AlreadyExists(f"open ingest {ref}: content {expected} exists")
         directory = self._path(namespace, ref)
-        if directory in self._open:
+        if directory in self._open or directory in self._going:
             raise Unavailable(f"open ingest {ref}: it is locked, somebody else writes it")
         writer = Writer(self, namespace, ref, directory)
         self._open[directory] = writer
         try:
-            await whole(self._begin(writer, total_bytes, expected))
+            await self._begin(writer, total_bytes, expected)
         except BaseException:
             await writer.close()
             raise
@@ -220,6 +260,7 @@ class Ingests:
                 write_whole(directory + "/about.json", json.dumps(about).encode(), 0o600)
             except OSError as err:
                 raise from_os(f"open ingest {writer.ref}", err) from err
+            hit("ingest.begun")
         if expected and about["expected"] and about["expected"] != expected:
             raise FailedPrecondition(
                 f"open ingest {writer.ref}: it was begun for {about['expected']}, not {expected}"
@@ -265,20 +306,67 @@ class Ingests:
         directory = self._path(namespace, ref)
         if directory in self._open:
             raise Unavailable(f"abort ingest {ref}: it is locked, somebody writes it")
-        await asyncio.to_thread(shutil.rmtree, directory, True)
+        await self._remove(directory)
 
-    async def expire(self, older_than_s: float = EXPIRE_S) -> int:
-        """Remove what nobody has written to for so long, and what is no ingest; how many."""
-        limit_ns = time.time_ns() - int(older_than_s * 1e9)
-        gone = 0
+    async def abort_all(self, namespace: str) -> None:
+        """Remove all of a namespace that goes. Raises Unavailable, and then removes none."""
+        refs = [status.ref for status in self.list(namespace)]
+        for ref in refs:
+            if self._path(namespace, ref) in self._open:
+                raise Unavailable(f"abort ingest {ref}: it is locked, somebody writes it")
+        for ref in refs:
+            await self._remove(self._path(namespace, ref))
+
+    def idle(
+        self, leased: Collection[tuple[str, str]] = (), older_than_s: float = EXPIRE_S
+    ) -> tuple[tuple[str, IngestStatus], ...]:
+        """(namespace, status) of what nobody has written to for so long and no lease holds.
+
+        `leased`: (namespace, ref) of ingests that are to stay.
+        """
+        limit_ns = self._now_ns() - int(older_than_s * 1e9)
+        found = []
         for name in os.listdir(self._directory):
             directory = f"{self._directory}/{name}"
             about = _read_about(directory)
-            status = self._status(directory, about["namespace"]) if about else None
-            if directory not in self._open and (status is None or status.updated_at < limit_ns):
-                await asyncio.to_thread(shutil.rmtree, directory, True)
+            if about is None or directory in self._open:
+                continue
+            status = self._status(directory, about["namespace"])
+            if (
+                status is not None
+                and status.updated_at < limit_ns
+                and (about["namespace"], status.ref) not in leased
+            ):
+                found.append((about["namespace"], status))
+        return tuple(found)
+
+    async def expire(
+        self, leased: Collection[tuple[str, str]] = (), older_than_s: float = EXPIRE_S
+    ) -> int:
+        """Remove what is idle, and what is no ingest; how many."""
+        going = [
+            self._path(namespace, status.ref)
+            for namespace, status in self.idle(leased, older_than_s)
+        ]
+        for name in os.listdir(self._directory):
+            directory = f"{self._directory}/{name}"
+            about = _read_about(directory)
+            if about is None or self._status(directory, about["namespace"]) is None:
+                going.append(directory)
+        gone = 0
+        for directory in going:
+            # Opened since the look: then it is somebody's.
+            if directory not in self._open and directory not in self._going:
+                await self._remove(directory)
                 gone += 1
         return gone
+
+    async def _remove(self, directory: str) -> None:
+        self._going.add(directory)
+        try:
+            await whole(asyncio.to_thread(shutil.rmtree, directory, True))
+        finally:
+            self._going.discard(directory)
 
     def _path(self, namespace: str, ref: str) -> str:
         name = hashlib.sha256(f"{namespace}\0{ref}".encode(errors="surrogateescape")).hexdigest()
@@ -317,13 +405,13 @@ def _read_about(directory: str) -> dict[str, Any] | None:
         return None
 
 
-def _hash_of(fd: int, size_bytes: int) -> "tuple[hashlib._Hash, int]":
-    found = hashlib.sha256()
-    offset = 0
-    while offset < size_bytes:
-        part = os.pread(fd, min(_READ_BYTES, size_bytes - offset), offset)
+def _hash_into(found: "hashlib._Hash", fd: int, offset: int, size_bytes: int) -> int:
+    """Take so many bytes of the file, or what there is of them, into a hash; how many."""
+    done = 0
+    while done < size_bytes:
+        part = os.pread(fd, min(_READ_BYTES, size_bytes - done), offset + done)
         if not part:
             break
         found.update(part)
-        offset += len(part)
-    return found, offset
+        done += len(part)
+    return done

@@ -3,7 +3,9 @@
     content/ingest/<random>/     being written, never read by a client; a start empties it
     content/blobs/sha256/<hex>   complete, mode 0400; never changed
 
-A file is shared by all namespaces; a row gives one namespace the sight of it. The order that makes
+A file is shared by all namespaces; a row gives one namespace the sight of it, which it gets with
+the bytes alone, unless content is shared: by a label of the namespace that has it
+(`containerd.io/namespace.shareable=true`), or by the configuration for all. The order that makes
 every crash harmless: the bytes are on disk, their name is noted in `trash`, the file is renamed,
 the directory is on disk, and one transaction records the row and takes the note back. Removal
 runs the other way: one transaction takes the row and notes the name, then the file goes. So
@@ -31,11 +33,12 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import ContentInfo
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import DataLoss, NotFound, ResourceExhausted
+from lighter.proto.errors import DataLoss, LighterError, NotFound, ResourceExhausted
 from lighter.proto.faults import hit
 from lighter.proto.names import check_labels
 
 TRASH = "content"
+SHAREABLE_LABEL = "containerd.io/namespace.shareable"
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +54,14 @@ class Arrival:
 
 
 class ContentStore:
-    """The content of one instance, below `content_dir` (which it makes, mode 0700)."""
+    """The content of one instance, below `content_dir` (which it makes, mode 0700).
 
-    def __init__(self, content_dir: str, db: Database) -> None:
+    `share_all`: every namespace shares what it has, as containerd does by default.
+    """
+
+    def __init__(self, content_dir: str, db: Database, *, share_all: bool = False) -> None:
         self._db = db
+        self._share_all = share_all
         self._ingest_dir = content_dir + "/ingest"
         self._blobs_dir = content_dir + "/blobs/sha256"
         # Held from a rename to its row, and from a look at the rows to an unlink: otherwise a
@@ -136,6 +143,35 @@ class ContentStore:
                 raise from_os(f"add content {digest}", err) from err
             await self.adopt(namespace, path, digest, len(data), labels)
         return digest
+
+    def share(self, namespace: str, digest: str) -> bool:
+        """Give the namespace the sight of content that another one shares; whether it has it now.
+
+        Its labels do not come along. Content whose file is damaged is not shared.
+        """
+        digest = Digest.parse(digest)
+        now = time.time_ns()
+        with self._db.durable_transaction() as tx:
+            row = tx.execute(
+                "SELECT size_bytes, namespaces.labels FROM content"
+                " JOIN namespaces ON namespaces.name = content.namespace"
+                " WHERE digest = ? ORDER BY json_extract(namespaces.labels, ?) = 'true' DESC",
+                (digest, f'$."{SHAREABLE_LABEL}"'),
+            ).fetchone()
+            if row is None or not (
+                self._share_all or json.loads(row["labels"]).get(SHAREABLE_LABEL) == "true"
+            ):
+                return False
+            try:
+                os.close(_open_blob(self.path(digest), digest, row["size_bytes"]))
+            except LighterError:
+                return False
+            ensure_in(tx, namespace)
+            tx.execute(
+                "INSERT OR IGNORE INTO content VALUES(?, ?, ?, '{}', ?, ?)",
+                (namespace, digest, row["size_bytes"], now, now),
+            )
+        return True
 
     # --- reading
 
