@@ -35,6 +35,7 @@ _COMMANDS = (
     ("events event", "events", "events", "show what happens, as it happens"),
     ("logs", "logs", "logs", "print what a container has written"),
     ("system", "system", "system", "look at the manager itself"),
+    ("upgrade", "upgrade", "upgrade", "look ahead to another version"),
     ("exec", "short", "exec_", "run a command in a running container"),
     ("attach", "short", "attach", "attach to a running container"),
     ("kill", "short", "kill", "send a signal to containers (KILL)"),

@@ -1,9 +1,11 @@
 """`ctl version` and `ctl system`: what the client and the manager are, and how they are."""
 
+import time
+
 import click
 
 from lighter.ctl.cli import DURATION, HELP_OPTIONS, Commands, Session, format_option
-from lighter.ctl.output import listing, print_json, rfc3339, size_text
+from lighter.ctl.output import for_how_long, listing, print_json, rfc3339, size_text
 from lighter.proto.version import VERSION
 
 
@@ -52,17 +54,21 @@ def info(session: Session) -> None:
 @click.pass_obj
 def shims(session: Session) -> None:
     """list the shims: one process per container"""
+    now = time.time_ns()
     listing(
         session.json,
         session.call("system.shims")["shims"],
-        ("NAMESPACE", "CONTAINER", "PID", "STATE", "VERSION", "PSS"),
+        ("NAMESPACE", "CONTAINER", "PID", "STATE", "VERSION", "PROTOCOL", "AGE", "PSS", "REASON"),
         lambda shim: (
             shim["namespace"],
             shim["id"],
             shim["pid"],
             shim["state"],
-            shim["version"],
+            shim["version"] or "-",
+            shim.get("protocol") or "-",
+            for_how_long(shim["started_at"], now) if shim.get("started_at") else "-",
             "-" if shim["pss_bytes"] is None else size_text(shim["pss_bytes"]),
+            shim.get("reason", ""),
         ),
     )
 

@@ -32,10 +32,21 @@ _LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
 
 @dataclass(frozen=True)
+class Installed:
+    """What a launcher says: how its version's spawner is started, and where versions are kept.
+
+    `cores` is "" for a version that was chosen by hand: it does not look for a better one.
+    """
+
+    spawner: tuple[str, ...] = SPAWNER
+    cores: str = ""
+
+
+@dataclass(frozen=True)
 class Given:
     """The options of one command line, and what its launcher has said."""
 
-    spawner: tuple[str, ...]
+    installed: Installed
     path: str | None
     level: str | None
     address: str | None
@@ -131,17 +142,30 @@ def _start(given: Given, daemon: bool) -> None:
 
     inherited = Inherited.of_this_process()
     config = _load(given)
+    stands_in = _choose_version(given, config)
     if not daemon:
-        _serve(given, config, inherited, Notifier.from_environment())
+        _serve(given, config, inherited, Notifier.from_environment(), stands_in)
         return
     shell = fork_and_wait()
     notifier = Notifier.from_environment(shell)
     try:
         _detach(config, shell)
-        _serve(given, config, inherited, notifier)
+        _serve(given, config, inherited, notifier, stands_in)
     except (LighterError, OSError) as err:
         notifier.failed(_reason(err))
         raise
+
+
+def _choose_version(given: Given, config: "Config") -> str:
+    """Return why this version serves, "" when it was meant to; or become another version."""
+    from lighter.daemon import launch
+    from lighter.proto.paths import Root, State
+
+    if given.installed.cores:
+        launch.hand_over(
+            given.installed.cores, Root(config.root), State(config.state), sys.argv[1:]
+        )
+    return launch.told()
 
 
 def _detach(config: "Config", shell: int) -> None:
@@ -165,7 +189,13 @@ def _detach(config: "Config", shell: int) -> None:
     ).open()
 
 
-def _serve(given: Given, config: "Config", inherited: "Inherited", notifier: "Notifier") -> None:
+def _serve(
+    given: Given,
+    config: "Config",
+    inherited: "Inherited",
+    notifier: "Notifier",
+    stands_in: str,
+) -> None:
     import asyncio
     import faulthandler
     import gc
@@ -177,7 +207,9 @@ def _serve(given: Given, config: "Config", inherited: "Inherited", notifier: "No
     if notifier.watchdog_s:
         # A watchdog sends SIGABRT: the log says where the event loop was.
         faulthandler.enable()
-    manager = Manager(config, inherited, notifier, given.spawner, lambda: _load(given))
+    manager = Manager(
+        config, inherited, notifier, given.installed.spawner, lambda: _load(given), stands_in
+    )
     # What is loaded now stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -193,10 +225,13 @@ def _reason(error: LighterError | OSError) -> str:
     return f"use {place}: {error.strerror or error}"
 
 
-def main(spawner: Sequence[str] = SPAWNER) -> None:
-    """Entry of `lighterd`. `spawner`: the command line that starts this version's spawner."""
+def main(spawner: Sequence[str] = SPAWNER, cores: str = "") -> None:
+    """Entry of `lighterd`. `spawner`: the command line that starts this version's spawner.
+
+    `cores`: the directory of the installed versions, for a launcher that may choose another.
+    """
     try:
-        cli(prog_name="lighterd", obj=tuple(spawner))
+        cli(prog_name="lighterd", obj=Installed(tuple(spawner), cores))
     except (LighterError, OSError) as err:
         sys.stderr.write(f"lighterd: {_reason(err)}\n")
         sys.exit(1)

@@ -31,7 +31,7 @@ from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.placement import Placement, remove_empty
 from lighter.daemon.reload import Reloader
-from lighter.daemon.rpc import handlers, image_handlers, system_handlers
+from lighter.daemon.rpc import handlers, image_handlers, shim_handlers, system_handlers
 from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.runtimes import find_runtime
 from lighter.daemon.snapshots.native import NativeSnapshotter
@@ -73,7 +73,8 @@ class Manager:
     """One running manager. `run` returns when it was told to stop.
 
     `spawner`: the command line that starts a spawner of this same version; its settings follow.
-    `reread` reads the configuration again, as it was read for `config`.
+    `reread` reads the configuration again, as it was read for `config`. `stands_in`: for which
+    version this one serves, and why; "" when it is the one that was meant.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class Manager:
         notifier: Notifier,
         spawner: Sequence[str],
         reread: Callable[[], Config],
+        stands_in: str = "",
     ) -> None:
         self._config = config
         self._inherited = inherited
         self._notifier = notifier
         self._spawner = spawner
+        self._stands_in = stands_in
         self._reloader = Reloader(config, reread, notifier)
         self._root = Root(config.root)
         self._state = State(config.state)
@@ -111,6 +114,8 @@ class Manager:
             undo.callback(db.close)
             generation = db.raise_generation()
             log.info("manager starts version=%s generation=%d", VERSION, generation)
+            if self._stands_in:
+                log.warning("stands in for version %s", self._stands_in)
             await self._serve(undo, db, generation, locks)
 
     async def _serve(
@@ -231,8 +236,8 @@ class Manager:
                 **handlers.event_methods(event_log),
                 **handlers.log_methods(root, tasks, containers),
                 **image_handlers.image_methods(images, event_log),
+                **shim_handlers.shim_methods(supervisor, bundle_of, root, state),
                 **system_handlers.system_methods(
-                    supervisor,
                     lambda: self._health(generation, server, router, budget),
                     self._reloader,
                     StopAll(supervisor, containers, tasks),
@@ -255,7 +260,8 @@ class Manager:
         self._handle_signals()
         self._notifier.ready()
         log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
-        supervisor.in_background(self._notifier.keep_telling(lambda: _status(supervisor)))
+        status = partial(_status, supervisor, self._stands_in)
+        supervisor.in_background(self._notifier.keep_telling(status))
         supervisor.in_background(self._tidy(images, containers, namespaces))
         supervisor.in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
@@ -311,6 +317,7 @@ class Manager:
             "shims": len(router.peers),
             "fds": budget.used,
             "dropped": server.dropped + router.dropped,
+            "stands_in": self._stands_in,
         }
 
     def _handle_signals(self) -> None:
@@ -365,11 +372,12 @@ class Manager:
             raise InvalidArgument(f"use group {group}: there is no such group") from err
 
 
-def _status(supervisor: Supervisor) -> str:
+def _status(supervisor: Supervisor, stands_in: str) -> str:
     """One line for `systemctl status`."""
     shims = [entry for entry in supervisor.entries.values() if entry.pidfd >= 0]
-    adopted = sum(entry.peer is not None for entry in shims)
-    return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}"
+    adopted = sum(entry.peer is not None and entry.peer.version > 0 for entry in shims)
+    instead = f"; stands in for version {stands_in}" if stands_in else ""
+    return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}{instead}"
 
 
 async def _keep_listening(*listen_again: Callable[[], None]) -> None:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from lighter.proto.compat import PROTOCOLS
 from lighter.proto.errors import ResourceExhausted
 
 HANDSHAKE = 0
-VERSION = 1
-# Its own and the two previous ones, as soon as there are that many.
-SUPPORTED = (1,)
+SUPPORTED = PROTOCOLS
+VERSION = max(SUPPORTED)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 64

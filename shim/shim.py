@@ -103,6 +103,7 @@ class Shim:
         return {
             "kind": "shim",
             "version": VERSION,
+            "protocols": list(codec.SUPPORTED),
             "incarnation": order["incarnation"],
             "namespace": order["namespace"],
             "id": order["id"],
@@ -210,6 +211,8 @@ def claim(order: dict[str, Any], start_time: int, boot_id: str) -> bool:
         "namespace": order["namespace"],
         "id": order["id"],
         "exit_record": order["exit_record"],
+        "version": VERSION,
+        "protocols": list(codec.SUPPORTED),
     }
     try:
         fd = os.open(order["claim"], os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -89,7 +89,9 @@ class Entry:
         status, reason = self.state, ""
         silent_s = -1.0 if self.unknown_from is None else time.monotonic() - self.unknown_from
         if self.state != states.STOPPED:
-            if silent_s >= 0:
+            if self.peer is not None and self.peer.version == 0:
+                status, reason = states.UNKNOWN, self.unknown_reason
+            elif silent_s >= 0:
                 status, reason = states.UNKNOWN, f"{self.unknown_reason} for {silent_s:.0f} s"
             elif self.pidfd >= 0 and is_stopped(self.shim_pid):
                 status, reason = states.UNKNOWN, "its shim is stopped (SIGSTOP)"

@@ -224,6 +224,10 @@ class ShimRouter:
             self.dropped += 1
             log.warning("drop hello of shim %s: it is not who it says (pid %d)", incarnation, pid)
             return
+        if hello.version and hello.version not in codec.SUPPORTED:
+            self.dropped += 1
+            log.warning("drop hello of shim %s: version %d", incarnation, hello.version)
+            return
         peer = self.peers.get(incarnation)
         if peer is None:
             peer = self.peers[incarnation] = Peer(self, incarnation)

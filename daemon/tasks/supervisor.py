@@ -26,6 +26,7 @@ from lighter.daemon.types import Exit
 from lighter.proto import codec, events, states
 from lighter.proto.errors import FailedPrecondition, LighterError, NotFound
 from lighter.proto.faults import hit
+from lighter.proto.release import protocols_of
 
 log = logging.getLogger("lighter.tasks")
 
@@ -206,13 +207,12 @@ class Supervisor:
             self.on_stranger(peer)
             return
         entry.peer = peer
-        if peer.version == 0:
+        if peer.version:
+            entry.unknown_from = None
+        else:
             entry.unknown_from = time.monotonic()
-            entry.unknown_reason = (
-                f"its shim (version {peer.identity.get('version')}) shares no protocol version"
-            )
-            return
-        entry.unknown_from = None
+            entry.unknown_reason = _no_common_version(peer)
+            log.warning("leave shim of %s alone: %s", entry.what, entry.unknown_reason)
         if entry.pidfd < 0:
             try:
                 pidfd = os.pidfd_open(int(peer.identity["pid"]))
@@ -372,6 +372,13 @@ _AFTER = {
     "resume": states.RUNNING,
     "exit": states.STOPPED,
 }
+
+
+def _no_common_version(peer: Peer) -> str:
+    theirs = ", ".join(map(str, protocols_of(peer.identity)))
+    ours = ", ".join(map(str, codec.SUPPORTED))
+    version = peer.identity.get("version")
+    return f"its shim (version {version}) speaks protocol {theirs}, this manager {ours}"
 
 
 def _unexpected(peer: Peer) -> None:

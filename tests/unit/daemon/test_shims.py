@@ -37,7 +37,7 @@ class Setting:
         return self.commit
 
     @contextmanager
-    def shim(self, **identity: Any) -> Iterator["zmq.Socket[bytes]"]:
+    def shim(self, chosen: int = 1, **identity: Any) -> Iterator["zmq.Socket[bytes]"]:
         """A welcomed DEALER that has said hello with `identity` over the true one."""
         context = sockets.context()
         socket = zeromq.connect_dealer(context, self.serving.address, sockets.SHIM_HWM, ME.encode())
@@ -45,7 +45,7 @@ class Setting:
             assert socket.poll(5000)
             assert isinstance(codec.decode(socket.recv_multipart()), codec.Welcome)
             true = {"incarnation": ME, "pid": os.getpid(), "version": "1"}
-            hello = codec.Hello(GENERATION, 1, [], {**true, **identity})
+            hello = codec.Hello(GENERATION, chosen, [], {**true, **identity})
             socket.send_multipart(codec.encode(hello))
             yield socket
         finally:
@@ -137,3 +137,16 @@ def test_a_socket_that_was_deleted_is_put_back(at: Setting) -> None:
     assert path.is_socket() and path.stat().st_mode & 0o777 == 0o600
     with at.shim():
         await_that(lambda: at.hellos, 5, "a shim connects")
+
+
+def test_a_version_that_was_not_offered_is_dropped(at: Setting) -> None:
+    with at.shim(chosen=77) as socket:
+        await_that(lambda: at.router.dropped, 5, "the hello is dropped")
+        assert not socket.poll(100)
+    assert (at.hellos, at.router.peers) == ([], {})
+
+
+def test_no_common_version_is_a_hello_too(at: Setting) -> None:
+    with at.shim(chosen=0, protocols=[77]):
+        await_that(lambda: at.hellos, 5, "the hello is taken")
+    assert (at.hellos[0]["protocols"], at.router.peers[ME].version) == ([77], 0)

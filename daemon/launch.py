@@ -1,0 +1,82 @@
+"""Which of the installed versions serves: the one that was started, unless only another can.
+
+    /usr/lib64/lighter/<version>/{lighterd, site/…}        one directory for each version installed
+
+An installed lighterd looks at the records of the shims that run and at the database before it opens
+anything. When it could not adopt all, it becomes the newest kept version that can, in the same
+process and with the same arguments. That one goes on saying why until it is started again.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lighter.daemon.upgrade import judge, running_shims, schema_of
+from lighter.proto.errors import InvalidArgument
+from lighter.proto.paths import Root, State
+from lighter.proto.release import OWN, Release, order, release_at
+
+log = logging.getLogger("lighter.launch")
+
+# From the version that was started to the one that serves instead: which it is, and why.
+STANDS_IN = "LIGHTER_STANDS_IN"
+_SHOWN = 1000  # characters of the reason
+
+
+class StandIn(NamedTuple):
+    """Another version that serves in place of this one."""
+
+    program: str
+    release: Release
+    reason: str
+
+
+def stand_in(cores: str, root: Root, state: State, own: Release = OWN) -> StandIn | None:
+    """The version to become, or None when this one is the right one, or no other is better."""
+    shims = running_shims(state.tasks)
+    schema = schema_of(root.database)
+    verdict = judge(own, shims, schema)
+    if verdict.can_take_over:
+        return None
+    others = [kept for kept in kept_cores(cores) if kept[1].version != own.version]
+    for program, release in reversed(others):
+        if judge(release, shims, schema).can_take_over:
+            more = len(verdict.problems) - 1
+            reason = verdict.problems[0] + (f" (and {more} more)" if more else "")
+            return StandIn(program, release, reason)
+    return None  # tasks of shims that are not understood read `unknown`, and are left alone
+
+
+def kept_cores(cores: str) -> list[tuple[str, Release]]:
+    """(lighterd, version) of each version installed, the oldest first."""
+    found = []
+    for name in os.listdir(cores) if os.path.isdir(cores) else ():
+        program = f"{cores}/{name}/lighterd"
+        try:
+            if os.access(program, os.X_OK):
+                found.append((program, release_at(f"{cores}/{name}")))
+        except InvalidArgument as err:
+            log.warning("%s", err.message)
+    return sorted(found, key=lambda kept: order(kept[1].version))
+
+
+def hand_over(cores: str, root: Root, state: State, arguments: Sequence[str]) -> None:
+    """Become another version's lighterd when only that one can go on; return when this one can."""
+    other = stand_in(cores, root, state)
+    if other is None:
+        return
+    sys.stderr.write(
+        f"lighterd: version {OWN.version} cannot take over: {other.reason}; "
+        f"version {other.release.version} goes on serving\n"
+    )
+    sys.stderr.flush()
+    told = f"{OWN.version}: {other.reason}"[:_SHOWN]
+    environment = {**os.environ, STANDS_IN: told}
+    os.execve(other.program, [other.program, *arguments], environment)  # noqa: S606
+
+
+def told() -> str:
+    """For whom this manager stands in and why, "" when it was meant; no child inherits it."""
+    return os.environ.pop(STANDS_IN, "")

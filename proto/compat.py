@@ -1,0 +1,11 @@
+"""What this version shares with others: literals, so that they can be read without running it.
+
+An installer's check (`release.py`), lighterd's launcher and the rpm's spec read this file's text.
+"""
+
+# Versions of the wire that it speaks: its own, and the two before it.
+PROTOCOLS = (1,)
+# The schema that it brings a database to: the number of migrations in daemon/metadata/schema.py.
+SCHEMA = 1
+# The newest schema that it works with: a release adds to the one before, and changes nothing of it.
+SCHEMA_NEWEST = 2
