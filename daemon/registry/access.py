@@ -26,6 +26,9 @@ class Credential:
         return "password" if self else "none"
 
 
+NO_CREDENTIAL = Credential()
+
+
 @dataclass(frozen=True)
 class Access:
     """How a request wants its registry spoken to; it is about the reference's own registry alone.
@@ -34,7 +37,7 @@ class Access:
     PEM files. `realms`: hosts that the user has agreed to give this credential to for a token.
     """
 
-    credential: Credential = Credential()
+    credential: Credential = NO_CREDENTIAL
     plain_http: bool = False
     skip_verify: bool = False
     ca: str = ""

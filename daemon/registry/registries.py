@@ -1,17 +1,87 @@
 """All registries, as the configuration describes them: the one resolver for every way in."""
 
-from typing import Protocol
+import asyncio
+import logging
+from collections.abc import Callable
 
 from lighter.daemon.images.reference import Reference
+from lighter.daemon.registry import hosts
 from lighter.daemon.registry.access import ANONYMOUS, Access
+from lighter.daemon.registry.addresses import Targets, link
 from lighter.daemon.registry.client import Remote
+from lighter.daemon.registry.conversation import Conversation
+from lighter.daemon.registry.endpoints import Endpoint
+from lighter.daemon.registry.lookup import Lookup
+from lighter.daemon.registry.proxies import Proxies
+from lighter.daemon.registry.redact import Redactor
+from lighter.daemon.registry.retry import Backoff
+from lighter.daemon.registry.settings import RegistrySettings
+from lighter.daemon.registry.transport import Deadlines, Step, Transport
+
+log = logging.getLogger("lighter.registry")
 
 
-class Registries(Protocol):
-    """Made once by daemon/app.py."""
+class Registries:
+    """Made once by daemon/app.py. `settings` may be replaced, and hold for what comes after."""
+
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        deadlines: Deadlines | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.settings = settings
+        self._deadlines = deadlines or Deadlines()
+        self._backoff = backoff or Backoff()
+        self._lookup: Lookup | None = None
 
     def remote(self, reference: Reference, access: Access = ANONYMOUS) -> Remote:
         """The repository that `reference` names; nothing is contacted before it is used.
 
-        Raises InvalidArgument for a hosts.toml that cannot be used, with file and key.
+        Entering it raises InvalidArgument for a hosts.toml that cannot be used, with file and key.
         """
+        return Remote(reference, lambda: self.conversation(reference.domain, access))
+
+    async def conversation(
+        self, domain: str, access: Access, trace: Callable[[Step], None] | None = None
+    ) -> Conversation:
+        """With the hosts of one registry. To be closed.
+
+        Raises InvalidArgument for a hosts.toml that cannot be used.
+        """
+        settings = self.settings
+        endpoints, targets = await asyncio.to_thread(hosts.endpoints, domain, access, settings)
+        proxies = settings.proxies or Proxies.from_environment()
+        redactor = Redactor()
+        if self._lookup is None:
+            self._lookup = Lookup()  # belongs to the running loop
+        transport = Transport(
+            Targets(_own_hosts(endpoints, proxies), targets),
+            proxies,
+            redactor,
+            self._deadlines,
+            self._lookup,
+            trace or _log_step,
+        )
+        return Conversation(domain, endpoints, transport, redactor, self._backoff)
+
+
+def _own_hosts(endpoints: list[Endpoint], proxies: Proxies) -> set[str]:
+    own = {endpoint.origin.host for endpoint in endpoints}
+    for proxy in filter(None, (proxies.http, proxies.https)):
+        address = proxy if "://" in proxy else f"http://{proxy}"
+        scheme, _, rest = address.partition("://")
+        netloc = rest.partition("/")[0].rpartition("@")[2]
+        own.add(link(f"{scheme}://{netloc}", "use proxy").origin.host)
+    return own
+
+
+def _log_step(step: Step) -> None:
+    log.debug(
+        "%s %s -> %d%s%s",
+        step.method,
+        step.url,
+        step.status,
+        f" with {step.sent}" if step.sent else "",
+        f", {step.note}" if step.note else "",
+    )

@@ -1,0 +1,152 @@
+"""What all work with one registry goes through: its hosts, who we are there, and tries again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
+
+from lighter.daemon.registry.addresses import Link
+from lighter.daemon.registry.auth import Authorizer
+from lighter.daemon.registry.endpoints import Endpoint
+from lighter.daemon.registry.failures import from_answer
+from lighter.daemon.registry.redact import Redactor
+from lighter.daemon.registry.retry import Backoff, retried
+from lighter.daemon.registry.transport import Answer, Transport, Upload
+from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, Unavailable
+
+log = logging.getLogger("lighter.registry")
+
+T = TypeVar("T")
+
+# Without a credential, with a token, and with a new one when that has expired.
+_MAX_ASKED = 3
+
+
+class Conversation:
+    """With the hosts of one registry, in order. To be closed."""
+
+    def __init__(
+        self,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        transport: Transport,
+        redactor: Redactor,
+        backoff: Backoff,
+    ) -> None:
+        self.name = name  # what errors call the registry
+        self.endpoints = tuple(endpoints)
+        self.transport = transport
+        self.redactor = redactor
+        self._backoff = backoff
+        self._authorizer = Authorizer(transport, redactor)
+        for endpoint in endpoints:
+            self._authorizer.learn(endpoint.credential)
+
+    async def close(self) -> None:
+        await self.transport.close()
+
+    def able(self, capability: str) -> list[Endpoint]:
+        """The hosts that may be asked for this. Raises FailedPrecondition for none."""
+        found = [item for item in self.endpoints if capability in item.capabilities]
+        if not found:
+            raise FailedPrecondition(
+                f"use registry {self.name}: no host of {self.endpoints[-1].source} may {capability}"
+            )
+        return found
+
+    @asynccontextmanager
+    async def ask(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        link: Link,
+        what: str,
+        scopes: frozenset[str],
+        *,
+        expect: Sequence[int],
+        headers: Mapping[str, str] | None = None,
+        data: bytes | Upload | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[Answer]:
+        """One request, with whatever the endpoint asks of us for it, and its answer.
+
+        Raises what an answer means whose status is not in `expect`.
+        """
+        what = f"{what} from {endpoint.host}"
+        for number in range(1, _MAX_ASKED + 1):
+            sent = ""
+            if link.origin == endpoint.origin:
+                sent = await self._authorizer.authorization(endpoint, scopes, what)
+            async with self.transport.ask(
+                endpoint,
+                method,
+                link,
+                what,
+                headers=headers,
+                authorization=sent,
+                data=data,
+                follow=follow,
+            ) as answer:
+                if answer.status in expect:
+                    yield answer
+                    return
+                if (
+                    answer.status != 401
+                    or number == _MAX_ASKED
+                    or not await self._authorizer.challenged(endpoint, answer, scopes, sent, what)
+                ):
+                    raise await self.error(answer, what, endpoint, sent)
+
+    async def error(
+        self, answer: Answer, what: str, endpoint: Endpoint, sent: str = ""
+    ) -> LighterError:
+        """What an unexpected answer means."""
+        body = await answer.read_error()
+        if answer.origin != endpoint.origin:
+            what += f", which sent us to {answer.origin}"
+        error = from_answer(what, answer.status, body, answer.header("Retry-After"), self.redactor)
+        if answer.status in (401, 403) and answer.origin == endpoint.origin:
+            kind = endpoint.credential.kind
+            said = f"{kind} of {endpoint.credential_source}" if kind != "none" else "no credential"
+            return type(error)(f"{error.message} ({said})", status=answer.status)
+        return error
+
+    async def retried(self, act: Callable[[], Awaitable[T]]) -> T:
+        """`act`, tried again as the registry itself deserves it."""
+        return await retried(act, self._backoff)
+
+    async def pause(self, failures: int) -> None:
+        """The wait after this many failures of something that is not to fail yet."""
+        await asyncio.sleep(self._backoff.pause_s(failures, Unavailable("")))
+
+    async def first(
+        self, endpoints: Sequence[Endpoint], act: Callable[[Endpoint], Awaitable[T]]
+    ) -> T:
+        """`act` with each host until one succeeds; with further tries, most for the last.
+
+        Raises the last one's error, with the others' in its words.
+        """
+        errors: list[LighterError] = []
+        for number, endpoint in enumerate(endpoints, 1):
+            is_last = number == len(endpoints)
+            backoff = self._backoff if is_last else self._backoff.for_mirror()
+            try:
+                return await retried(partial(act, endpoint), backoff)
+            except LighterError as err:
+                errors.append(err)
+                if not is_last:
+                    log.info("%s; the next host is asked", err.message)
+        if not errors:
+            raise NotFound(f"use registry {self.name}: no host is left to ask")
+        last = errors[-1]
+        if len(errors) > 1:
+            before = "; before: " + "; ".join(err.message for err in errors[:-1])
+            last = type(last)(last.message + before)
+        raise last
+
+
+def content_type(answer: Answer) -> str:
+    """The media type of a body, without parameters."""
+    return answer.header("Content-Type").partition(";")[0].strip().lower()

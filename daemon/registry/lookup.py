@@ -1,0 +1,59 @@
+"""Names to addresses, without holding up anything else.
+
+getaddrinfo(3) cannot be cancelled, and a name server that is silent keeps it for half a minute. So
+lookups have daemon threads of their own: they take no place in the loop's pool of threads, and the
+manager can end while one waits.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import threading
+
+from lighter.daemon.registry.addresses import Address
+
+MAX_LOOKUPS = 16
+LOOKUP_S = 15.0
+
+
+class Lookup:
+    """At most MAX_LOOKUPS at a time, by one loop."""
+
+    def __init__(self) -> None:
+        self._room = asyncio.Semaphore(MAX_LOOKUPS)
+
+    async def addresses(self, host: str) -> list[Address]:
+        """All addresses of a name, in the resolver's order. Raises OSError."""
+        async with asyncio.timeout(LOOKUP_S):
+            await self._room.acquire()
+            loop = asyncio.get_running_loop()
+            answer: asyncio.Future[list[Address]] = loop.create_future()
+
+            def tell(found: list[Address] | None, error: OSError | None) -> None:
+                self._room.release()
+                if answer.done():  # nobody waits any more
+                    return
+                if error is not None:
+                    answer.set_exception(error)
+                else:
+                    answer.set_result(found or [])
+
+            def look() -> None:
+                found: list[Address] | None = None
+                error: OSError | None = None
+                try:
+                    found = _look_up(host)
+                except (OSError, UnicodeError) as err:
+                    error = err if isinstance(err, OSError) else OSError(str(err))
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(tell, found, error)
+
+            threading.Thread(target=look, name="lookup", daemon=True).start()
+            return await answer
+
+
+def _look_up(host: str) -> list[Address]:
+    entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    texts = dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries)
+    return [ipaddress.ip_address(text) for text in texts]
