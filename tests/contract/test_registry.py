@@ -4,6 +4,7 @@ Rows of faults and of security that need a registry which misbehaves are in test
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,9 @@ def test_an_index_is_pushed_and_resolved(
 ) -> None:
     made, access = registry
     item = image.descriptor
-    index = (
-        '{"schemaVersion":2,"mediaType":"%s","manifests":[{"mediaType":"%s","digest":"%s",'
-        '"size":%d,"platform":{"os":"linux","architecture":"amd64"}}]}'
-        % (OCI_INDEX, item.media_type, item.digest, item.size)
+    entry = {"mediaType": item.media_type, "digest": item.digest, "size": item.size}
+    index = json.dumps(
+        {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]},
     ).encode()
 
     async def work() -> None:
@@ -294,9 +294,7 @@ def test_hosts_toml_leads_to_a_mirror_and_its_ca(
         directory = tmp_path / "certs.d" / "harbor.example"
         directory.mkdir(parents=True)
         (directory / "ca.pem").write_bytes(authority.ca.read_bytes())
-        (directory / "hosts.toml").write_text(
-            f'server = "https://{made.host}"\nca = "ca.pem"\n'
-        )
+        (directory / "hosts.toml").write_text(f'server = "https://{made.host}"\nca = "ca.pem"\n')
 
         async def work() -> None:
             registries_ = client(config_path=(str(tmp_path / "certs.d"),))
