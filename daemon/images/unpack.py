@@ -6,14 +6,20 @@
 (OCI image-spec, config.md, "Layer ChainID".) So images share the snapshots of layers they share.
 A worker applies a layer to an active snapshot and checks its diff id; only what is whole and on
 disk is committed. A label on the config says that the image is unpacked; it is set last.
+
+Where a layer's snapshot needs nothing of its parent's, some layers are applied at the same time:
+all active snapshots are made first, without parents, so that each worker can be shown the
+directories below its own; it is told when those are whole, and looks into them only then. Commits
+follow in order, each giving the snapshot its parent.
 """
 
 import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -23,20 +29,31 @@ from lighter.daemon.images.documents import diff_ids, load
 from lighter.daemon.images.graph import Resolved
 from lighter.daemon.images.progress import Progress, Report, unreported
 from lighter.daemon.images.worker import Worker
-from lighter.daemon.snapshots.types import ACTIVE, Snapshotter
+from lighter.daemon.snapshots.types import ACTIVE, VIEW, LayerTarget, Snapshotter
 from lighter.daemon.types import Descriptor, Usage
-from lighter.proto.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
+from lighter.proto.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from lighter.proto.faults import hit
 
 # On the active snapshots that this module makes; the value tells one manager's from the next's.
 UNPACKING_LABEL = "io.lighter/unpacking"
+
+LAYERS_AT_ONCE = 3
 
 # A worker whose input was cut short fails a moment before the source says why.
 SOURCE_SAYS_S = 2.0
 
 
 class LayerSource(Protocol):
-    """A layer whose compressed bytes are still on their way; at most once opened."""
+    """A layer whose compressed bytes are still on their way.
+
+    Used more than once by an image that has the layer more than once.
+    """
 
     def open(self) -> int:
         """A descriptor, the caller's, that yields all of them from the first: a file, or a pipe
@@ -86,12 +103,14 @@ class Unpacker:
         worker: Worker,
         collector: Collector,
         limits: Mapping[str, int | None] | None = None,
+        layers_at_once: int = LAYERS_AT_ONCE,
     ) -> None:
         self._content = content
         self._snapshotters = snapshotters
         self._worker = worker
         self._collector = collector
         self._limits = dict(limits or {})
+        self._layers_at_once = layers_at_once
         self._mark = {UNPACKING_LABEL: secrets.token_hex(8)}
         self._locks: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
 
@@ -123,6 +142,11 @@ class Unpacker:
         layers = layers_of(image)
         if not layers:
             return ""
+        if snapshotter.max_layers and len(layers) > snapshotter.max_layers:
+            raise FailedPrecondition(
+                f"unpack image {image.descriptor.digest}: it has {len(layers)} layers, "
+                f"{snapshotter.name} can mount {snapshotter.max_layers}"
+            )
         chain = chain_ids(diff for _, diff in layers)
         label = SNAPSHOT_LABEL + snapshotter_name
         config = image.manifest.config.digest
@@ -136,9 +160,8 @@ class Unpacker:
             for (layer, _), name in zip(layers, chain, strict=True):
                 pin.content(namespace, layer.digest)
                 pin.snapshot(namespace, snapshotter_name, name)
-            await self._make_all(
-                namespace, snapshotter, layers, chain, _Scaled(ref, layers, report), sources or {}
-            )
+            job = _Job(namespace, snapshotter, _Scaled(ref, layers, report), sources or {})
+            await self._make_all(job, layers, chain)
             if not await _is_committed(snapshotter, namespace, chain[-1]):
                 raise DataLoss(f"unpack image {config}: snapshot {chain[-1]} has gone")
             self._content.label(namespace, config, {label: chain[-1]})
@@ -146,86 +169,154 @@ class Unpacker:
         return chain[-1]
 
     async def _make_all(
-        self,
-        namespace: str,
-        snapshotter: Snapshotter,
-        layers: Sequence[tuple[Descriptor, str]],
-        chain: Sequence[str],
-        scaled: "_Scaled",
-        sources: Mapping[str, LayerSource],
+        self, job: "_Job", layers: Sequence[tuple[Descriptor, str]], chain: Sequence[str]
     ) -> None:
-        parent = ""
-        for (layer, diff), name in zip(layers, chain, strict=True):
-            # The dictionary drops a lock when its last holder or waiter has left.
-            lock = self._locks.setdefault((snapshotter.name, namespace, name), asyncio.Lock())
-            async with lock:
-                if not await _is_committed(snapshotter, namespace, name):
-                    await self._make(
-                        namespace, snapshotter, layer, diff, parent, name, scaled, sources
-                    )
-            scaled.layer_done(layer)
-            parent = name
-
-    async def _make(
-        self,
-        namespace: str,
-        snapshotter: Snapshotter,
-        layer: Descriptor,
-        diff: str,
-        parent: str,
-        name: str,
-        scaled: "_Scaled",
-        sources: Mapping[str, LayerSource],
-    ) -> None:
-        """Apply one layer on `parent` and commit it as `name`; a failure leaves nothing."""
-        key = f"extract-{secrets.token_hex(8)} {name}"
+        steps = [
+            _Step(layer, diff, name, below)
+            for (layer, diff), name, below in zip(layers, chain, ("", *chain[:-1]), strict=True)
+        ]
+        done = await self._count_committed(job, steps)
         try:
-            await snapshotter.prepare(namespace, key, parent, self._mark)
-            hit("unpack.prepared")
-            usage = await self._apply(namespace, snapshotter, key, layer, diff, scaled, sources)
-            hit("unpack.applied")
-            await snapshotter.commit(namespace, name, key, usage=usage)
-        except BaseException as err:
-            with suppress(NotFound):
-                await asyncio.shield(asyncio.ensure_future(snapshotter.remove(namespace, key)))
-            if isinstance(err, AlreadyExists) and await _is_committed(snapshotter, namespace, name):
-                return  # a client that unpacks by itself was faster
-            raise
-        hit("unpack.committed")
+            # Everybody takes them from the lowest up, so nobody waits in a circle. The dictionary
+            # drops a lock when its last holder or waiter has left.
+            for step in steps[done:]:
+                key = (job.snapshotter.name, job.namespace, step.name)
+                lock = self._locks.setdefault(key, asyncio.Lock())
+                await lock.acquire()
+                step.lock = lock
+            done = await self._count_committed(job, steps)
+            for step in steps[:done]:
+                job.scaled.layer_done(step.layer)
+                step.release()
+            if job.snapshotter.layers_apart:
+                await self._make_apart(job, steps[done:])
+            else:
+                for step in steps[done:]:
+                    await self._make(job, step)
+        finally:
+            for step in steps:
+                step.release()
 
-    async def _apply(
-        self,
-        namespace: str,
-        snapshotter: Snapshotter,
-        key: str,
-        layer: Descriptor,
-        diff: str,
-        scaled: "_Scaled",
-        sources: Mapping[str, LayerSource],
-    ) -> Usage | None:
-        target = await snapshotter.layer_target(namespace, key)
-        job = {
+    async def _count_committed(self, job: "_Job", steps: Sequence["_Step"]) -> int:
+        """How many of the lowest layers have their snapshots: a committed one has its parents."""
+        for count in range(len(steps), 0, -1):
+            if await _is_committed(job.snapshotter, job.namespace, steps[count - 1].name):
+                return count
+        return 0
+
+    async def _make(self, job: "_Job", step: "_Step") -> None:
+        """Apply one layer on its parent and commit it; a failure leaves nothing."""
+        try:
+            await self._prepare(job, step, step.below)
+            usage = await self._apply(job, step, None)
+            await self._commit(job, step, usage, "")
+        except BaseException as err:
+            await self._undo(job, step, err)
+
+    async def _make_apart(self, job: "_Job", steps: Sequence["_Step"]) -> None:
+        """Apply some layers at a time, commit them in order; a failure leaves what was committed.
+
+        The lowest is first to get a place, so that whoever waits for a lower one has not taken it.
+        """
+        if not steps:
+            return
+        places = asyncio.Semaphore(self._layers_at_once)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            below: _Step | None = None
+            for step in steps:
+                await self._prepare(job, step, step.below if below is None else "")
+                if below is not None:
+                    lowers = (below.target.dir, *below.target.lowers)
+                    step.target = replace(step.target, lowers=lowers)
+                below = step
+            for step, lower in zip(steps, [None, *steps], strict=False):
+                tasks.append(asyncio.create_task(self._make_beside(job, step, lower, places)))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for step in reversed(steps):
+                await self._discard(job, step)
+
+    async def _make_beside(
+        self, job: "_Job", step: "_Step", lower: "_Step | None", places: asyncio.Semaphore
+    ) -> None:
+        async with places:
+            usage = await self._apply(job, step, lower)
+        step.applied.set()
+        if lower is not None:
+            await lower.committed.wait()
+        try:
+            await self._commit(job, step, usage, "" if lower is None else step.below)
+        except AlreadyExists:
+            if not await _is_committed(job.snapshotter, job.namespace, step.name):
+                raise  # else a client that unpacks by itself was faster
+        step.committed.set()
+
+    async def _prepare(self, job: "_Job", step: "_Step", parent: str) -> None:
+        key = f"extract-{secrets.token_hex(8)} {step.name}"
+        step.key = key
+        await job.snapshotter.prepare(job.namespace, key, parent, self._mark)
+        step.target = await job.snapshotter.layer_target(job.namespace, key)
+        hit("unpack.prepared")
+
+    async def _commit(self, job: "_Job", step: "_Step", usage: Usage | None, parent: str) -> None:
+        await job.snapshotter.commit(job.namespace, step.name, step.key, usage=usage, parent=parent)
+        step.key = ""
+        hit("unpack.committed")
+        job.scaled.layer_done(step.layer)
+        step.release()
+
+    async def _undo(self, job: "_Job", step: "_Step", err: BaseException) -> None:
+        await self._discard(job, step)
+        if isinstance(err, AlreadyExists) and await _is_committed(
+            job.snapshotter, job.namespace, step.name
+        ):
+            return  # a client that unpacks by itself was faster
+        raise err
+
+    async def _discard(self, job: "_Job", step: "_Step") -> None:
+        """Remove the active snapshot of a layer that was not committed."""
+        if step.key:
+            removal = job.snapshotter.remove(job.namespace, step.key)
+            with suppress(NotFound):
+                await asyncio.shield(asyncio.ensure_future(removal))
+            step.key = ""
+
+    async def _apply(self, job: "_Job", step: "_Step", lower: "_Step | None") -> Usage | None:
+        layer, target = step.layer, step.target
+        order = {
             "job": "apply",
             "media_type": layer.media_type,
-            "diff_id": diff,
+            "diff_id": step.diff,
             "target": target.dir,
             "whiteouts": target.whiteouts,
             "lowers": list(target.lowers),
             "sync": True,
             "limits": self._limits,
         }
-        source = sources.get(layer.digest)
-        fd = source.open() if source else self._content.open(namespace, layer.digest)
-        try:
-            work = self._worker.run(job, [fd], scaled.of(layer))
+        source = job.sources.get(layer.digest)
+        with ExitStack() as undo:
+            fd = source.open() if source else self._content.open(job.namespace, layer.digest)
+            undo.callback(os.close, fd)
+            fds = [fd]
+            if lower is not None:
+                fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+                undo.callback(os.close, fds[1])
+                undo.callback(asyncio.create_task(_tell(lower.applied, fds[1])).cancel)
+            work = self._worker.run(order, fds, job.scaled.of(layer))
             done = await (_with_source(work, source) if source else work)
-        finally:
-            os.close(fd)
-        if done["diff_id"] != diff:
+        if done["diff_id"] != step.diff:
             raise DataLoss(
                 f"unpack layer {layer.digest}: its diff id is {done['diff_id']}, "
-                f"the config says {diff}"
+                f"the config says {step.diff}"
             )
+        hit("unpack.applied")
         if target.whiteouts == "plain":
             return None  # the tree is more than the layer: the snapshotter measures it
         return Usage(int(done["size_bytes"]), int(done["entries"]))
@@ -244,30 +335,73 @@ class Unpacker:
                     more = bool(cursor)
 
 
+@dataclass
+class _Job:
+    """One unpack: what is the same for all of its layers."""
+
+    namespace: str
+    snapshotter: Snapshotter
+    scaled: "_Scaled"
+    sources: Mapping[str, LayerSource]
+
+
+@dataclass
+class _Step:
+    """One layer on its way to the snapshot `name`, on the snapshot `below`.
+
+    `key` is that of its active snapshot, "" when there is none (any more).
+    """
+
+    layer: Descriptor
+    diff: str
+    name: str
+    below: str
+    key: str = ""
+    target: LayerTarget = field(default_factory=lambda: LayerTarget("", (), ""))
+    applied: asyncio.Event = field(default_factory=asyncio.Event)
+    committed: asyncio.Event = field(default_factory=asyncio.Event)
+    lock: asyncio.Lock | None = None
+
+    def release(self) -> None:
+        """Let others go on that want the same snapshot; again is nothing."""
+        lock, self.lock = self.lock, None
+        if lock is not None:
+            lock.release()
+
+
 class _Scaled:
-    """Progress of one layer as progress of the whole image, in compressed bytes."""
+    """Progress of single layers as progress of the whole image, in compressed bytes."""
 
     def __init__(self, ref: str, layers: Iterable[tuple[Descriptor, str]], report: Report) -> None:
         self._ref = ref
         self._report = report
         self._total = sum(layer.size for layer, _ in layers)
-        self._done = 0
+        self._whole = 0
+        self._under_way: dict[str, int] = {}
 
-    def of(self, layer: Descriptor) -> Any:
+    def of(self, layer: Descriptor) -> Callable[[dict[str, Any]], None]:
         """A progress callback for the worker that applies `layer`."""
 
         def progress(item: dict[str, Any]) -> None:
-            now = min(int(item.get("done_bytes", 0)), layer.size)
-            self._tell(layer, self._done + now)
+            self._under_way[layer.digest] = min(int(item.get("done_bytes", 0)), layer.size)
+            self._tell(layer)
 
         return progress
 
     def layer_done(self, layer: Descriptor) -> None:
-        self._done += layer.size
-        self._tell(layer, self._done)
+        self._under_way.pop(layer.digest, None)
+        self._whole += layer.size
+        self._tell(layer)
 
-    def _tell(self, layer: Descriptor, done_bytes: int) -> None:
+    def _tell(self, layer: Descriptor) -> None:
+        done_bytes = min(self._total, self._whole + sum(self._under_way.values()))
         self._report(Progress("unpacking", self._ref, layer.digest, done_bytes, self._total))
+
+
+async def _tell(event: asyncio.Event, eventfd: int) -> None:
+    """Make the descriptor readable once the event is set."""
+    await event.wait()
+    os.eventfd_write(eventfd, 1)
 
 
 async def _with_source(
@@ -291,6 +425,6 @@ async def _with_source(
 
 async def _is_committed(snapshotter: Snapshotter, namespace: str, name: str) -> bool:
     try:
-        return (await snapshotter.stat(namespace, name)).kind not in (ACTIVE, "view")
+        return (await snapshotter.stat(namespace, name)).kind not in (ACTIVE, VIEW)
     except NotFound:
         return False

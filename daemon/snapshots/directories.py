@@ -28,7 +28,12 @@ from lighter.daemon.snapshots.rows import Row, SnapshotRows
 from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW, LayerTarget, TreeRemover
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError
+from lighter.proto.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    LighterError,
+    Unavailable,
+)
 from lighter.proto.faults import hit
 
 _ENTRY = re.compile(r"(new-)?([1-9][0-9]*)", re.ASCII)
@@ -44,6 +49,8 @@ class DirectorySnapshotter(ABC):
     """
 
     name = ""
+    max_layers = 0
+    layers_apart = False
 
     def __init__(self, snapshots_dir: str, db: Database, remove_tree: TreeRemover) -> None:
         if set(snapshots_dir) & set(",:\\"):
@@ -153,9 +160,11 @@ class DirectorySnapshotter(ABC):
         key: str,
         labels: Mapping[str, str] | None = None,
         usage: Usage | None = None,
+        parent: str = "",
     ) -> None:
         self._rows.check_absent("commit", namespace, name)
         row = self._active("commit", namespace, key)
+        below = self._place(namespace, key, row, parent) if parent else None
         if usage is None:
             path = self.files(row.number)
             try:
@@ -163,7 +172,22 @@ class DirectorySnapshotter(ABC):
                 usage = await asyncio.to_thread(measure, path)
             except OSError as err:
                 raise from_os(f"commit snapshot {key}", err) from err
-        self._rows.commit(namespace, name, key, labels or {}, usage)
+        self._rows.commit(namespace, name, key, labels or {}, usage, below)
+
+    def _place(self, namespace: str, key: str, row: Row, parent: str) -> int:
+        """The number of the parent that an active snapshot without one gets."""
+        if not self.layers_apart or row.parent is not None:
+            raise FailedPrecondition(f"commit snapshot {key}: it has its place already")
+        below = self._rows.find("commit on", namespace, parent)
+        if below.info.kind != COMMITTED:
+            raise FailedPrecondition(
+                f"commit snapshot {key}: its parent {parent} is {below.info.kind}, not committed"
+            )
+        if below.number > row.number:
+            # Rows go highest number first, children before parents.
+            raise Unavailable(f"commit snapshot {key}: {parent} is newer; try again")
+        self._check(key, row.number, self._rows.chain(below.number))
+        return below.number
 
     async def mounts(self, namespace: str, key: str) -> tuple[Mount, ...]:
         row = self._rows.find("mount", namespace, key)

@@ -40,6 +40,8 @@ class OverlaySnapshotter(DirectorySnapshotter):
     """`links_dir` holds the short links; by default `l` beside the snapshots directory."""
 
     name = "overlayfs"
+    max_layers = MAX_LOWERS
+    layers_apart = True
 
     def __init__(
         self, snapshots_dir: str, db: Database, remove_tree: TreeRemover, links_dir: str = ""

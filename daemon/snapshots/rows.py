@@ -150,9 +150,18 @@ class SnapshotRows:
                 raise AlreadyExists(f"prepare snapshot {key}: it already exists")
 
     def commit(
-        self, namespace: str, name: str, key: str, labels: Mapping[str, str], usage: Usage
+        self,
+        namespace: str,
+        name: str,
+        key: str,
+        labels: Mapping[str, str],
+        usage: Usage,
+        parent: int | None,
     ) -> None:
-        """Make the active `key` the committed `name`. Raises as `find` and `check_absent`."""
+        """Make the active `key` the committed `name` on `parent` (a number; None: as it is).
+
+        Raises as `find` and `check_absent`.
+        """
         self.check_absent("commit", namespace, name)
         row = self.find("commit", namespace, key)
         if row.info.kind != ACTIVE:
@@ -160,7 +169,7 @@ class SnapshotRows:
         with self._db.durable_transaction() as tx:
             tx.execute(
                 "UPDATE snapshots SET key = ?, kind = ?, labels = ?, size_bytes = ?, inodes = ?,"
-                " updated_at = ? WHERE number = ?",
+                " updated_at = ?, parent = coalesce(?, parent) WHERE number = ?",
                 (
                     name,
                     COMMITTED,
@@ -168,6 +177,7 @@ class SnapshotRows:
                     usage.size_bytes,
                     usage.inodes,
                     time.time_ns(),
+                    parent,
                     row.number,
                 ),
             )

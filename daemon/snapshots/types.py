@@ -43,6 +43,14 @@ class Snapshotter(Protocol):
     def name(self) -> str:
         """What clients call it, and its directory below `snapshots/`."""
 
+    @property
+    def max_layers(self) -> int:
+        """How many committed snapshots can lie upon each other and be mounted; 0: no limit."""
+
+    @property
+    def layers_apart(self) -> bool:
+        """Whether a layer's snapshot needs nothing of its parent's until it is committed."""
+
     async def prepare(
         self,
         namespace: str,
@@ -68,9 +76,11 @@ class Snapshotter(Protocol):
         key: str,
         labels: Mapping[str, str] | None = None,
         usage: Usage | None = None,
+        parent: str = "",
     ) -> None:
         """Freeze the active snapshot `key` under `name`; `key` is free again.
 
+        `parent` gives one that was prepared without a parent (see `layers_apart`) its place.
         With `usage` the caller has measured the tree and synced it to disk; without, both is
         done here.
         """

@@ -2,7 +2,7 @@
 
     {job: "apply", media_type, diff_id | nil, digest | nil, target: dir, whiteouts: "overlay" |
      "plain", lowers: [dir, nearest first], limits: {max_bytes, max_entries, devices}, sync: bool}
-    + [the layer's bytes: file or pipe]
+    + [the layer's bytes: file or pipe, eventfd that tells when the lowers are whole (or none)]
     → {diff_id, digest | nil, size_bytes, entries, compressed_bytes}
 
 Names are taken as containerd takes them: "a/../../x" is "x", nothing leads out of the target. On
@@ -58,6 +58,7 @@ class Rules(Protocol):
     tree: Tree
 
     def hide_below(self, directory: Directory) -> None: ...
+    def described(self, directory: Directory, *, fresh: bool) -> None: ...
     def whiteout(self, parent_path: bytes, name: bytes) -> None: ...
     def opaque(self, path: bytes) -> None: ...
     def made(self, path: bytes) -> None: ...
@@ -153,11 +154,13 @@ class Applier:
 
     def _directory(self, parent: Directory, name: bytes, entry: Entry) -> None:
         path = parent.child(name)
-        replaced = False
+        replaced, fresh = False, True
         try:
             os.mkdir(name, 0o700, dir_fd=parent.fd)
         except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
+            if stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
+                fresh = False
+            else:
                 self._clear(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent.fd)
                 replaced = True
@@ -165,6 +168,7 @@ class Applier:
         directory = self._tree.enter(parent, name)
         if replaced:
             self._rules.hide_below(directory)
+        self._rules.described(directory, fresh=fresh)
         self._dress_directory(directory, entry)
         self._rules.made(path)
 
@@ -270,8 +274,8 @@ def _times(entry: Entry) -> tuple[int, int]:
 
 def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]:
     """Do the job; see the module's head. Raises typed errors."""
-    if len(fds) != 1:
-        raise InvalidArgument(f"unpack layer: expected one descriptor, got {len(fds)}")
+    if len(fds) not in (1, 2):
+        raise InvalidArgument(f"unpack layer: expected one or two descriptors, got {len(fds)}")
     compressed = may_be_compressed(job.get("media_type", ""))
     mode = job.get("whiteouts")
     if mode not in ("overlay", "plain"):
@@ -280,14 +284,21 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
         raise InvalidArgument("unpack layer: the job names no target directory")
     source = Source(fds[0], channel, hash_input=bool(job.get("digest")), compressed=compressed)
     source.look()
-    target, lowers = _enter(job, mode, fds[0], channel)
+    target, lowers = _enter(job, mode, fds, channel)
     limits = job.get("limits") or {}
     stream = ByteStream(iter(source))
     tar = TarReader(stream, limits.get("max_entries") or tarstream.DEFAULT_MAX_ENTRIES)
     budget = Budget(target, limits.get("max_bytes"))
     times = LateTimes()
+
+    def await_lowers() -> None:
+        if len(fds) == 2:
+            channel.wait_readable(fds[1])
+
     rules: Rules = (
-        Overlay(target, lowers, times, budget) if mode == "overlay" else Plain(target, budget)
+        Overlay(target, lowers, times, budget, await_lowers)
+        if mode == "overlay"
+        else Plain(target, budget)
     )
     applier = Applier(tar, rules, times, budget, devices=limits.get("devices", True))
     for entry in tar:
@@ -308,7 +319,9 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
     }
 
 
-def _enter(job: dict[str, Any], mode: str, layer: int, channel: Channel) -> tuple[int, list[int]]:
+def _enter(
+    job: dict[str, Any], mode: str, fds: list[int], channel: Channel
+) -> tuple[int, list[int]]:
     """Lock in; returns descriptors of the target and of the lower layers."""
     lowers = job.get("lowers") or [] if mode == "overlay" else []
     binds = [lockin.Bind(job["target"], "target")]
@@ -316,7 +329,7 @@ def _enter(job: dict[str, Any], mode: str, layer: int, channel: Channel) -> tupl
         lockin.Bind(lower, f"lower/{number}", lockin.READ_ONLY)
         for number, lower in enumerate(lowers)
     ]
-    lockin.close_all_but([channel.fileno(), layer])
+    lockin.close_all_but([channel.fileno(), *fds])
     # trusted.* attributes, of which an opaque directory is made, need CAP_SYS_ADMIN.
     extra = (syscalls.CAP_SYS_ADMIN,) if mode == "overlay" else ()
     lockin.enter(binds, (*_CAPABILITIES, *extra))

@@ -23,6 +23,14 @@ def dress(fd: int, uid: int, gid: int, mode: int, xattrs: dict[bytes, bytes]) ->
     os.fchmod(fd, mode)
 
 
+def add_xattrs(fd: int, xattrs: dict[bytes, bytes]) -> None:
+    """Give the open file those attributes that it does not have."""
+    present = {os.fsencode(name) for name in os.listxattr(fd)}
+    for name, value in xattrs.items():
+        if name not in present:
+            _set_xattr(fd, name, value)
+
+
 def set_link_xattrs(parent: Directory, name: bytes, xattrs: dict[bytes, bytes]) -> None:
     """Attributes of what cannot be opened: a link, a device, a FIFO.
 
@@ -92,5 +100,7 @@ class LateTimes:
         """Set them all. One that was replaced meanwhile is no longer the same inode: left out."""
         for path, (inode, atime_ns, mtime_ns) in self._times.items():
             directory = tree.find(path)
-            if directory is not None and os.fstat(directory.fd).st_ino == inode:
+            if directory is None or directory.path != path:
+                continue  # what a link at its place leads to is not meant
+            if os.fstat(directory.fd).st_ino == inode:
                 os.utime(directory.fd, ns=(atime_ns, mtime_ns))

@@ -5,15 +5,28 @@ character device 0:0, an opaque directory hides the ones below it by trusted.ove
 archive names its layer's changes, not their surroundings, so two things come from the layers below
 (`lowers`, nearest first): the attributes of a directory that no entry describes, else /tmp would
 lose its 1777, and a file that is only hard-linked to here.
+
+The layers below may be applied at the same time by workers of their own. So directories that are
+only implied are remembered, and dressed when all else is done; only then, or at the first link to
+a file below, the lower layers are waited for. Applied one after another or side by side, it is this
+same code, and the tree is the same.
 """
 
 import os
 import stat
+from collections.abc import Callable
 
 from lighter.proto.errors import InvalidArgument, NotFound
 from lighter.shim.worker.budget import Budget
 from lighter.shim.worker.failure import show
-from lighter.shim.worker.metadata import OPAQUE, LateTimes, copied_xattrs, dress, set_link_xattrs
+from lighter.shim.worker.metadata import (
+    OPAQUE,
+    LateTimes,
+    add_xattrs,
+    copied_xattrs,
+    dress,
+    set_link_xattrs,
+)
 from lighter.shim.worker.tree import Directory, Tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -21,13 +34,35 @@ _COPY = 1 << 30
 
 
 class Overlay:
-    """The rules for one upper directory. `lowers` are descriptors of whole layers, kept open."""
+    """The rules for one upper directory. `lowers` are descriptors of lower layers, kept open;
+    `await_lowers` returns when they are whole."""
 
-    __slots__ = ("_absent", "_budget", "_lowers", "_opaque", "_times", "tree")
+    __slots__ = (
+        "_absent",
+        "_await_lowers",
+        "_budget",
+        "_implied",
+        "_lowers",
+        "_opaque",
+        "_times",
+        "_waited",
+        "tree",
+    )
 
-    def __init__(self, target_fd: int, lowers: list[int], times: LateTimes, budget: Budget) -> None:
+    def __init__(
+        self,
+        target_fd: int,
+        lowers: list[int],
+        times: LateTimes,
+        budget: Budget,
+        await_lowers: Callable[[], None],
+    ) -> None:
         self.tree = Tree(target_fd, self.make_parent)
         self._lowers = lowers
+        self._await_lowers = await_lowers
+        self._waited = False
+        # Real paths of implied directories: their inode, and whether an entry came later.
+        self._implied: dict[bytes, tuple[int, bool]] = {}
         self._times = times
         self._budget = budget
         self._opaque: set[bytes] = set()
@@ -36,7 +71,7 @@ class Overlay:
         self._absent: set[bytes] = set()
 
     def make_parent(self, parent: Directory, name: bytes) -> None:
-        """Make a directory that is only implied: as it is below, else root's with mode 0755."""
+        """Make a directory that is only implied: root's with mode 0755, until `finish` looks."""
         path = parent.child(name)
         hidden = False
         try:
@@ -51,8 +86,18 @@ class Overlay:
         directory = self.tree.enter(parent, name)
         if hidden:
             self.hide_below(directory)
-        else:
-            self._dress_as_below(directory)
+        self._implied.pop(path, None)
+        # Hidden or not is decided now: a marker that comes later is about files, not about it.
+        if not self._is_hidden(path):
+            self._implied[path] = (os.fstat(directory.fd).st_ino, False)
+
+    def described(self, directory: Directory, *, fresh: bool) -> None:
+        """An entry describes a directory, made for it (`fresh`) or before it."""
+        path = directory.path
+        if fresh:
+            self._implied.pop(path, None)
+        elif path in self._implied:
+            self._implied[path] = (self._implied[path][0], True)
 
     def hide_below(self, directory: Directory) -> None:
         """Make a directory opaque: what lower layers have at its path is not seen."""
@@ -111,12 +156,26 @@ class Overlay:
         return False
 
     def finish(self) -> None:
-        """An image's root has attributes too, and few layers have an entry for it."""
+        """Dress the implied directories as they are below. An image's root has attributes too, and
+        few layers have an entry for it."""
+        for path, (inode, described) in self._implied.items():
+            directory = self.tree.find(path)
+            # What has taken its place since, or what a link there leads to, is not meant.
+            if directory is None or directory.path != path:
+                continue
+            if os.fstat(directory.fd).st_ino == inode:
+                self._dress_as_below(directory, self._look_below(path), described=described)
         if b"" not in self._times:
-            self._dress_as_below(self.tree.root)
+            self._dress_as_below(self.tree.root, self._below(b""), described=False)
 
-    def _dress_as_below(self, directory: Directory) -> None:
-        found = self._below(directory.path)
+    def _dress_as_below(
+        self,
+        directory: Directory,
+        found: tuple[int, os.stat_result] | None,
+        *,
+        described: bool,
+    ) -> None:
+        """`described`: an entry has said all but the attributes that it did not name."""
         if found is None:
             return
         lower_fd, status = found
@@ -127,10 +186,14 @@ class Overlay:
         finally:
             os.close(lower_fd)
         try:
-            mode = stat.S_IMODE(status.st_mode)
-            dress(directory.fd, status.st_uid, status.st_gid, mode, copied_xattrs(fd))
+            xattrs = copied_xattrs(fd)
         finally:
             os.close(fd)
+        if described:
+            add_xattrs(directory.fd, xattrs)
+            return
+        mode = stat.S_IMODE(status.st_mode)
+        dress(directory.fd, status.st_uid, status.st_gid, mode, xattrs)
         self._times.set(directory, status.st_atime_ns, status.st_mtime_ns)
 
     def _below(self, path: bytes) -> tuple[int, os.stat_result] | None:
@@ -138,10 +201,14 @@ class Overlay:
 
         None where they show nothing: the caller closes the descriptor otherwise.
         """
+        return None if self._is_hidden(path) else self._look_below(path)
+
+    def _look_below(self, path: bytes) -> tuple[int, os.stat_result] | None:
+        """`_below` as if this layer hid nothing."""
         if path and path.rpartition(b"/")[0] in self._absent:
             self._absent.add(path)
             return None
-        found = None if self._is_hidden(path) else self._first_below(path)
+        found = self._first_below(path)
         if found is None:
             self._absent.add(path)
         return found
@@ -156,7 +223,10 @@ class Overlay:
         return path in self._opaque
 
     def _first_below(self, path: bytes) -> tuple[int, os.stat_result] | None:
-        """`_below` without this layer: the nearest lower one that has the path decides."""
+        """The nearest lower layer that has the path decides."""
+        if not self._waited:
+            self._await_lowers()
+            self._waited = True
         parts = path.split(b"/") if path else []
         for lower in self._lowers:
             found = _look_up(lower, parts)

@@ -36,6 +36,9 @@ class Plain:
         self._budget.directory()
         self.made(path)
 
+    def described(self, directory: Directory, *, fresh: bool) -> None:
+        """What is here already has the attributes of the layers below."""
+
     def hide_below(self, directory: Directory) -> None:
         """A directory took the place of something else: nothing older can be in it."""
 
