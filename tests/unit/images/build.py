@@ -55,9 +55,10 @@ class Layout:
         *,
         compressed: bool = False,
         diff_ids: Sequence[str] | None = None,
+        blobs: Sequence[bytes] = (),
     ) -> dict[str, Any]:
-        """Add an image; returns its manifest's descriptor."""
-        tars = [tar(files) for files in layers]
+        """Add an image, with `blobs` as its layers if given; returns its manifest's descriptor."""
+        tars = list(blobs) or [tar(files) for files in layers]
         config = {
             "architecture": arch,
             "os": "linux",
