@@ -17,11 +17,15 @@ from functools import partial
 from lighter.daemon import files
 from lighter.daemon.config import Config
 from lighter.daemon.containers import ContainerService, Defaults
+from lighter.daemon.content.housekeeping import Housekeeping
+from lighter.daemon.content.ingests import Ingests
+from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import tree_remover
+from lighter.daemon.leases import Leases
 from lighter.daemon.limits import DescriptorBudget, raise_descriptor_limit
 from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.containers import ContainerStore
@@ -31,7 +35,14 @@ from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.placement import Placement, remove_empty
 from lighter.daemon.reload import Reloader
-from lighter.daemon.rpc import handlers, image_handlers, shim_handlers, system_handlers
+from lighter.daemon.rpc import (
+    content_handlers,
+    disk_handlers,
+    handlers,
+    image_handlers,
+    shim_handlers,
+    system_handlers,
+)
 from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.runtimes import find_runtime
 from lighter.daemon.snapshots.native import NativeSnapshotter
@@ -51,6 +62,7 @@ from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.version import NAME, REVISION
+from lighter.proto import events
 from lighter.proto.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -140,13 +152,27 @@ class Manager:
         event_log = EventLog(db)
         namespaces = NamespaceStore(db)
         namespaces.ensure("default")
-        content = ContentStore(root.content, db)
+        content = ContentStore(root.content, db, share_all=config.content_sharing == "shared")
+        ingests = Ingests(root.content + "/writes", content)
+        leases = Leases(db)
         remover = tree_remover(spawner)
         snapshotters: dict[str, Snapshotter] = {
             "overlayfs": OverlaySnapshotter(root.snapshots, db, remover),
             "native": NativeSnapshotter(root.snapshots, db, remover),
         }
         images = ImageService(db, content, snapshotters, spawner)
+        housekeeping = Housekeeping(
+            root,
+            db,
+            namespaces,
+            images.collector,
+            ingests,
+            leases,
+            lambda of, name: event_log.publish(of, events.IMAGE_DELETE, {"name": name}),
+        )
+        scheduler = Scheduler(config.gc, housekeeping.collect)
+        db.on_mutation = scheduler.mutated
+        images.collector.on_deleted = scheduler.deleted
 
         # Tasks.
         store = TaskStore(db)
@@ -230,13 +256,16 @@ class Manager:
             generation,
             {
                 **handlers.version_method(facts),
-                **handlers.namespace_methods(namespaces),
+                **handlers.namespace_methods(namespaces, ingests, images.collector),
                 **handlers.container_methods(containers),
                 **handlers.task_methods(tasks, execs, containers),
                 **handlers.event_methods(event_log),
                 **handlers.log_methods(root, tasks, containers),
                 **image_handlers.image_methods(images, event_log),
                 **shim_handlers.shim_methods(supervisor, bundle_of, root, state),
+                **content_handlers.content_methods(content, ingests, leases, images.collector),
+                **content_handlers.lease_methods(leases, images.collector),
+                **disk_handlers.disk_methods(housekeeping),
                 **system_handlers.system_methods(
                     lambda: self._health(generation, server, router, budget),
                     self._reloader,
@@ -262,7 +291,7 @@ class Manager:
         log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
         status = partial(_status, supervisor, self._stands_in)
         supervisor.in_background(self._notifier.keep_telling(status))
-        supervisor.in_background(self._tidy(images, containers, namespaces))
+        supervisor.in_background(self._tidy(images, containers, namespaces, scheduler))
         supervisor.in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
         await self._finish_removals(snapshotters)
@@ -279,12 +308,17 @@ class Manager:
                 log.info("removed snapshots of %s are swept at the next start", name)
 
     async def _tidy(
-        self, images: ImageService, containers: ContainerService, namespaces: NamespaceStore
+        self,
+        images: ImageService,
+        containers: ContainerService,
+        namespaces: NamespaceStore,
+        scheduler: Scheduler,
     ) -> None:
-        """Finish or undo what the manager before left half done on disk."""
+        """Finish or undo what the manager before left half done on disk, then keep it tidy."""
         await images.recover()
         await containers.orphans.remove_all([known.name for known in namespaces.list()])
         hit("start.tidied")
+        await scheduler.run()
 
     def _on_closed(
         self, entry: Entry, supervisor: Supervisor, containers: ContainerService

@@ -19,6 +19,7 @@ from typing import Any
 
 import toml
 
+from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
 from lighter.proto.errors import InvalidArgument
 
 log = logging.getLogger("lighter.config")
@@ -45,6 +46,23 @@ class Config:
     snapshotter: str = "overlayfs"
     log_max_size: int = 10 * 1024 * 1024
     log_max_file: int = 5
+    content_sharing: str = "isolated"
+    gc_pause_threshold: float = 0.02
+    gc_deletion_threshold: int = 0
+    gc_mutation_threshold: int = 100
+    gc_schedule_delay: str = "0s"
+    gc_startup_delay: str = "100ms"
+
+    @property
+    def gc(self) -> Schedule:
+        """When garbage is collected."""
+        return Schedule(
+            self.gc_pause_threshold,
+            self.gc_deletion_threshold,
+            self.gc_mutation_threshold,
+            _seconds(self.gc_schedule_delay),
+            _seconds(self.gc_startup_delay),
+        )
 
     def with_level(self, level: str) -> "Config":
         return replace(self, level=level)
@@ -62,6 +80,17 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "snapshotter": ("plugins", PLUGIN, "snapshotter"),
     "log_max_size": ("plugins", PLUGIN, "log", "max_size"),
     "log_max_file": ("plugins", PLUGIN, "log", "max_file"),
+    "content_sharing": ("plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"),
+    **{
+        f"gc_{name}": ("plugins", "io.containerd.gc.v1.scheduler", name)
+        for name in (
+            "pause_threshold",
+            "deletion_threshold",
+            "mutation_threshold",
+            "schedule_delay",
+            "startup_delay",
+        )
+    },
 }
 
 
@@ -136,6 +165,8 @@ def parse(table: dict[str, Any], name: str) -> Config:
         value = _at(table, place, name)
         if value is None:
             continue
+        if type(value) is int and kinds[setting] is float:
+            value = float(value)
         if type(value) is not kinds[setting]:
             raise InvalidArgument(
                 f"read config {name}: {'.'.join(place)} is {value!r}, "
@@ -147,7 +178,17 @@ def parse(table: dict[str, Any], name: str) -> Config:
     return _checked(Config(**values), name)
 
 
-_KIND_NAMES = {str: "text", int: "a whole number"}
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number"}
+SHARING = ("isolated", "shared")
+# Go's notation, as containerd's files have it.
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+|0", re.ASCII)
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(text: str) -> float:
+    """A duration that `_DURATION` matches."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", text, re.ASCII)
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
 def _checked(config: Config, name: str) -> Config:
@@ -163,6 +204,22 @@ def _checked(config: Config, name: str) -> Config:
             raise InvalidArgument(f"read config {name}: {setting} is not an absolute path")
     if config.log_max_size < 0 or config.log_max_file < 0:
         raise InvalidArgument(f"read config {name}: log.max_size or log.max_file is too small")
+    if config.content_sharing not in SHARING:
+        raise InvalidArgument(
+            f"read config {name}: {key_of('content_sharing')} is {config.content_sharing!r}, "
+            f"expected {' or '.join(SHARING)}"
+        )
+    for setting in ("gc_schedule_delay", "gc_startup_delay"):
+        if not _DURATION.fullmatch(getattr(config, setting)):
+            raise InvalidArgument(
+                f"read config {name}: {key_of(setting)} is {getattr(config, setting)!r}, "
+                "expected a duration such as 100ms"
+            )
+    if not 0 <= config.gc_pause_threshold <= MAX_PAUSE_THRESHOLD:
+        raise InvalidArgument(
+            f"read config {name}: {key_of('gc_pause_threshold')} is {config.gc_pause_threshold}, "
+            f"expected 0 to {MAX_PAUSE_THRESHOLD}"
+        )
     return config
 
 

@@ -337,6 +337,7 @@ class ContainerService:
             )
         shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
         self._events.publish(namespace, events.CONTAINER_DELETE, {"id": container_id})
+        self._images.collector.on_deleted()  # its image may have gone before it
 
 
 def _check_sources(spec: Mapping[str, Any]) -> None:

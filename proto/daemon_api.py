@@ -17,6 +17,27 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         labels, created_at, updated_at}], next}
     images.get          {name} -> {image, manifest, config}
     images.delete       {name} -> {}
+    content.list        {cursor, limit} -> {content: [{digest, size_bytes, labels, created_at,
+                        updated_at}], next}
+    content.get         {digest} -> {content: {…as listed}}
+    content.read        (stream) {digest, offset} -> items {data}, end {}
+    content.ingest      (stream) {ref, source, expected_bytes, expected_digest, labels, lease}
+                        -> items {offset}, end {digest, existed}    source: as of images.import; 0 and
+                        "" expect nothing; lease: its id, "" for none; a ref is one writer's at a time,
+                        and one that was left goes on where it stopped when expected_digest is given
+    content.active      {} -> {ingests: [{ref, offset, total_bytes, expected, started_at, updated_at}]}
+    content.abort       {ref} -> {}
+    content.label       {digest, labels} -> {content}   "" as value removes a label
+    content.delete      {digest} -> {}
+    content.why         {name, snapshotter} -> {kept: [{what, chains: [[{kind, name, how}]]}]}
+                        name: a digest, or a snapshot's key; a chain goes from a root to it
+    content.prune_references  {dry_run} -> {pruned: [{digest, label}]}
+    leases.create       {id, labels} -> {lease: {id, labels, created_at, expires_at}}   id "": made up
+    leases.list         {} -> {leases: [{…as made}]}
+    leases.delete       {id, sync} -> {}                sync: collected when it returns
+    leases.add_resource, leases.delete_resource  {id, type, resource} -> {}
+    leases.resources    {id} -> {resources: [{type, resource}]}    type: content, images, ingests or
+                        snapshots/<snapshotter>
     containers.create   {id, image, args, entrypoint, env, cwd, user, terminal, mounts: [{type, source, destination,
                         options}], net_host, read_only, hostname, labels, snapshotter, privileged,
                         cap_add, cap_drop, seccomp, allow_new_privs, runtime, with_ns: {kind: path},
@@ -58,6 +79,9 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     system.reload       {} -> {changed: [text], at_next_start: [key]}
     system.stop_containers  (stream) {timeout_s} -> items {namespace, id, exit_status, error},
                         end {stopped, failed}           all namespaces; exit_status null: it runs on
+    system.df           {} -> {usage: [{kind, count, size_bytes}]}
+    system.prune        {dry_run} -> {pruned: [{namespace, content: [digest], snapshots: [{snapshotter,
+                        key}], images: [name], ingests: [ref], size_bytes}]}
     system.health       {} -> {status, generation, clients, shims, fds, dropped, stands_in}
 
 exec_id "" means the container's own process. The status of a task is one of created, running,

@@ -309,13 +309,15 @@ class Ingests:
         await self._remove(directory)
 
     async def abort_all(self, namespace: str) -> None:
-        """Remove all of a namespace that goes. Raises Unavailable, and then removes none."""
-        refs = [status.ref for status in self.list(namespace)]
-        for ref in refs:
-            if self._path(namespace, ref) in self._open:
-                raise Unavailable(f"abort ingest {ref}: it is locked, somebody writes it")
-        for ref in refs:
-            await self._remove(self._path(namespace, ref))
+        """Remove all of a namespace that goes, but what is being written."""
+        for status in self.list(namespace):
+            directory = self._path(namespace, status.ref)
+            if directory not in self._open:
+                await self._remove(directory)
+
+    def being_written(self, namespace: str) -> tuple[str, ...]:
+        """The refs that have a writer now."""
+        return tuple(w.ref for w in self._open.values() if w.namespace == namespace)
 
     def idle(
         self, leased: Collection[tuple[str, str]] = (), older_than_s: float = EXPIRE_S

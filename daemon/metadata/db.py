@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -55,6 +55,7 @@ class Database:
     def __init__(self, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:
         self.path = path
         self._inside = ""
+        self.on_mutation: Callable[[], None] = lambda: None  # after each durable commit
         try:
             # SQLite gives its -wal and -shm files the mode of the database file.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -138,6 +139,7 @@ class Database:
         """A write that survives power loss when the block has been left; an error undoes it."""
         with self._transaction(self.durable, "durable") as tx:
             yield tx
+        self.on_mutation()
 
     @contextmanager
     def fast_transaction(self) -> Iterator[sqlite3.Connection]:
