@@ -34,6 +34,7 @@ from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.placement import Placement, remove_empty
+from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc import (
     content_handlers,
@@ -103,7 +104,8 @@ class Manager:
         self._notifier = notifier
         self._spawner = spawner
         self._stands_in = stands_in
-        self._reloader = Reloader(config, reread, notifier)
+        self._registries = Registries(config.registry)
+        self._reloader = Reloader(config, reread, notifier, self._registries)
         self._root = Root(config.root)
         self._state = State(config.state)
         self._stopping = asyncio.Event()

@@ -14,12 +14,14 @@ import os
 import re
 import stat
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import toml
 
 from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
+from lighter.daemon.registry import settings as registry_settings
+from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto.errors import InvalidArgument
 
 log = logging.getLogger("lighter.config")
@@ -52,6 +54,7 @@ class Config:
     gc_mutation_threshold: int = 100
     gc_schedule_delay: str = "0s"
     gc_startup_delay: str = "100ms"
+    registry: RegistrySettings = field(default_factory=RegistrySettings)
 
     @property
     def gc(self) -> Schedule:
@@ -96,7 +99,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
 
 def key_of(setting: str) -> str:
     """How the file names a setting."""
-    return ".".join(_PLACES[setting])
+    return ".".join(_PLACES.get(setting, registry_settings.OUR_PLACE))
 
 
 def load(path: str | None) -> Config:
@@ -175,6 +178,7 @@ def parse(table: dict[str, Any], name: str) -> Config:
         values[setting] = value
     for key in _unknown(table):
         log.warning("config %s: key %s is not known and has no effect", name, key)
+    values["registry"] = registry_settings.parse(table, name)
     return _checked(Config(**values), name)
 
 
@@ -240,9 +244,13 @@ def _unknown(table: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[str]:
     found = []
     for key, value in table.items():
         place = (*prefix, key)
-        if place in _PLACES.values() or place == ("version",):
+        if place in _PLACES.values() or place in (("version",), registry_settings.PATH_PLACE):
             continue
-        if isinstance(value, dict) and any(p[: len(place)] == place for p in _PLACES.values()):
+        if place in registry_settings.TABLE_PLACES:
+            found += registry_settings.unknown(value, place)
+        elif isinstance(value, dict) and any(
+            known[: len(place)] == place for known in (*_PLACES.values(), *registry_settings.PLACES)
+        ):
             found += _unknown(value, place)
         else:
             found.append(".".join(place))
@@ -257,4 +265,7 @@ def dump(config: Config) -> str:
         for key in place[:-1]:
             inner = inner.setdefault(key, {})
         inner[place[-1]] = getattr(config, setting)
+    registry = registry_settings.dump(config.registry)
+    if registry:
+        table["plugins"][PLUGIN]["registry"] = registry
     return toml.dumps(table)

@@ -6,16 +6,17 @@ take over is named, and waits for the next start.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from lighter.daemon import journal
 from lighter.daemon.config import Config, key_of
 from lighter.daemon.notify import Notifier
+from lighter.daemon.registry.registries import Registries
 from lighter.proto.errors import LighterError
 
 log = logging.getLogger("lighter.reload")
 
-_AT_ONCE = ("level",)
+_AT_ONCE = ("level", "registry")
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,16 @@ class Reloaded:
 class Reloader:
     """`running` is the configuration in force; `read` is how the manager read it at its start."""
 
-    def __init__(self, running: Config, read: Callable[[], Config], notifier: Notifier) -> None:
+    def __init__(
+        self,
+        running: Config,
+        read: Callable[[], Config],
+        notifier: Notifier,
+        registries: Registries,
+    ) -> None:
         self._running = running
         self._read = read
+        self._registries = registries
         self._notifier = notifier
 
     def reload(self) -> Reloaded:
@@ -51,12 +59,15 @@ class Reloader:
             old_value, new_value = getattr(self._running, name), getattr(new, name)
             if old_value == new_value:
                 continue
-            if name in _AT_ONCE:
+            if name == "registry":
+                changed.append(f"{key_of(name)} and what stands for it")  # it may hold secrets
+            elif name in _AT_ONCE:
                 changed.append(f"{key_of(name)}: {old_value} -> {new_value}")
             else:
                 later.append(key_of(name))
                 log.warning("reload: %s has changed, which the next start takes over", key_of(name))
         journal.configure(new.level)
-        self._running = self._running.with_level(new.level)
+        self._registries.settings = new.registry
+        self._running = replace(self._running, level=new.level, registry=new.registry)
         log.info("configuration is reloaded: %s", ", ".join(changed) or "nothing changed")
         return Reloaded(tuple(changed), tuple(later))

@@ -75,7 +75,7 @@ def link(url: str, what: str) -> Link:
         raise InvalidArgument(f"{what}: {shown!r} is neither http nor https")
     if "@" in parts.netloc:
         raise InvalidArgument(f"{what}: {shown!r} holds a user name, which an address must not")
-    if (":" not in host and not _HOST.fullmatch(host)) or port == 0:
+    if "%" in host or (":" not in host and not _HOST.fullmatch(host)) or port == 0:
         raise InvalidArgument(f"{what}: {shown!r} names no host")
     origin = Origin(parts.scheme, host.lower(), port or DEFAULT_PORTS[parts.scheme])
     return Link(url.partition("#")[0], origin)

@@ -61,7 +61,7 @@ class Proxies:
                     continue
                 entry = name
             entry = entry.removeprefix("*")
-            if origin.host == entry.strip("[]").lstrip("."):
+            if origin.host == entry.strip("[]"):
                 return True
             if address is None and origin.host.endswith("." + entry.lstrip(".")):
                 return True

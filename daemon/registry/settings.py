@@ -60,7 +60,7 @@ class RegistrySettings:
     allowed_targets: tuple[str, ...] = ()
     allowed_realms: tuple[str, ...] = ()
     proxies: Proxies | None = None
-    file: str = ""
+    file: str = field(default="", compare=False)
 
 
 def parse(table: Mapping[str, Any], file: str) -> RegistrySettings:
@@ -234,6 +234,51 @@ class _Reader:
 
     def _what(self, key: str) -> str:
         return f"read config {self._file}: {key}"
+
+
+def dump(settings: RegistrySettings) -> dict[str, Any]:
+    """The table at OUR_PLACE from which `parse` reads the same; {} for what is built in."""
+    table: dict[str, Any] = {}
+    if settings.config_path != RegistrySettings.config_path:
+        table["config_path"] = ":".join(settings.config_path)
+    if settings.mirrors:
+        table["mirrors"] = {
+            host: {"endpoint": list(endpoints)} for host, endpoints in settings.mirrors.items()
+        }
+    if settings.configs:
+        table["configs"] = {host: _dumped(config) for host, config in settings.configs.items()}
+    for name in ("headers", "allowed_targets", "allowed_realms"):
+        value = getattr(settings, name)
+        if value:
+            is_table = isinstance(value, Mapping)
+            table[name] = {k: list(v) for k, v in value.items()} if is_table else list(value)
+    if settings.proxies is not None:
+        proxies = settings.proxies
+        table["proxy"] = {
+            "http": proxies.http,
+            "https": proxies.https,
+            "no_proxy": proxies.no_proxy,
+        }
+    return table
+
+
+def _dumped(config: HostConfig) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    if config.tls is not None:
+        certificate, key = config.tls.client[0] if config.tls.client else ("", "")
+        table["tls"] = {
+            "insecure_skip_verify": config.tls.skip_verify,
+            "ca_file": config.tls.ca[0] if config.tls.ca else "",
+            "cert_file": certificate,
+            "key_file": key,
+        }
+    if config.credential:
+        table["auth"] = {
+            "username": config.credential.username,
+            "password": config.credential.secret,
+            "identitytoken": config.credential.identity_token,
+        }
+    return table
 
 
 def unknown(table: Mapping[str, Any], place: tuple[str, ...]) -> list[str]:
