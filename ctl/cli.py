@@ -29,6 +29,8 @@ _COMMANDS = (
     ("version", "system", "version", "print the client and server versions"),
     ("containers c container", "container", "containers", "manage containers"),
     ("images image i", "image", "images", "manage images"),
+    ("content", "content", "content", "manage content"),
+    ("leases lease", "lease", "leases", "manage leases"),
     ("namespaces namespace ns", "namespace", "namespaces", "manage namespaces"),
     ("tasks t task", "task", "tasks", "manage tasks"),
     ("run", "run", "run", "run a container"),

@@ -12,6 +12,7 @@ from typing import Any
 
 _TIME_KEYS = ("timestamp", "exited_at", "created_at", "updated_at", "started_at")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def table(
@@ -102,6 +103,41 @@ def size_text(size_bytes: int) -> str:
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.1f} {_UNITS[unit]}"
+
+
+def decimal_size_text(size_bytes: int) -> str:
+    """Bytes as ctr prints those of content: powers of 1000, four digits, "1.442kB"."""
+    value, unit = float(size_bytes), 0
+    while value >= 1000 and unit < len(_DECIMAL_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.4g}{_DECIMAL_UNITS[unit]}"
+
+
+def human_duration(time_ns: int | None, now_ns: int) -> str:
+    """How long ago as ctr prints an age (go-units): "3 minutes", "About an hour", "5 weeks"."""
+    seconds = max(0, now_ns - (time_ns or now_ns)) // 1_000_000_000
+    minutes, hours = seconds // 60, int(seconds / 3600 + 0.5)
+    for below, text in (
+        (seconds < 1, "Less than a second"),
+        (seconds == 1, "1 second"),
+        (seconds < 60, f"{seconds} seconds"),
+        (minutes == 1, "About a minute"),
+        (minutes < 60, f"{minutes} minutes"),
+        (hours == 1, "About an hour"),
+        (hours < 48, f"{hours} hours"),
+        (hours < 24 * 7 * 2, f"{hours // 24} days"),
+        (hours < 24 * 30 * 2, f"{hours // 24 // 7} weeks"),
+        (hours < 24 * 365 * 2, f"{hours // 24 // 30} months"),
+    ):
+        if below:
+            return text
+    return f"{hours // 24 // 365} years"
+
+
+def local_time(time_ns: int) -> str:
+    """RFC 3339 with the local offset, to the second, as ctr prints when a lease was made."""
+    text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time_ns // 1_000_000_000))
+    return text[:-5] + "Z" if text.endswith("+0000") else f"{text[:-2]}:{text[-2:]}"
 
 
 def labels_text(labels: Mapping[str, str], empty: str = "") -> str:

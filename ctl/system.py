@@ -110,3 +110,27 @@ def stop_containers(session: Session, timeout: float, manager: str) -> int:
             else:
                 print(f"stopped {name} (exit status {end['exit_status']})", flush=True)
         return 1 if call.result()["failed"] else 0
+
+
+@system.verb("df")
+@format_option
+@click.pass_obj
+def df(session: Session) -> None:
+    """show what takes the disk space below the manager's root"""
+    from lighter.ctl import disk
+
+    disk.df(session)
+
+
+@system.verb("prune")
+@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+@format_option
+@click.pass_obj
+def prune(session: Session, dry_run: bool) -> None:
+    """remove what nothing needs, in all namespaces
+
+    Content, layers and broken-off transfers. Never an image or a container.
+    """
+    from lighter.ctl import disk
+
+    disk.prune(session, dry_run=dry_run)

@@ -1,0 +1,265 @@
+"""`ctl content`: blobs by digest, the ones that arrive, and what keeps them."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import Commands, Session, format_option, key_values
+from lighter.ctl.image import opened_for_manager
+from lighter.ctl.output import (
+    decimal_size_text,
+    human_duration,
+    labels_text,
+    listing,
+    print_json,
+    table,
+    write_bytes,
+)
+from lighter.ctl.paging import pages
+from lighter.proto.errors import InvalidArgument, LighterError, NotFound
+
+
+@click.group("content", cls=Commands)
+def content() -> None:
+    """Manage content.
+
+    \b
+      ctl content ls
+      ctl content get sha256:… | jq
+      ctl content why sha256:…
+    """
+
+
+@content.verb("list ls")
+@click.option("--quiet", "-q", is_flag=True, help="Digests alone.")
+@format_option
+@click.pass_obj
+def list_(session: Session, quiet: bool) -> None:
+    """list all blobs"""
+    rows = pages(session, "content.list", "content")
+    if quiet:
+        for row in rows:
+            print(row["digest"])
+        return
+    now = time.time_ns()
+    listing(
+        session.json,
+        rows,
+        ("DIGEST", "SIZE", "AGE", "LABELS"),
+        lambda row: (
+            row["digest"],
+            decimal_size_text(row["size_bytes"]),
+            human_duration(row["created_at"], now),
+            labels_text(row["labels"], "-"),
+        ),
+        min_width=1,
+        padding=1,
+    )
+
+
+@content.verb("get")
+@click.argument("digest")
+@click.pass_obj
+def get(session: Session, digest: str) -> None:
+    """write a blob to standard output"""
+    for item in session.manager.begin("content.read", digest=digest, offset=0):
+        write_bytes(1, item["data"])
+
+
+@content.verb("ingest")
+@click.argument("ref", metavar="REF")
+@click.option("--expected-size", type=int, default=0, help="Refuse another number of bytes.")
+@click.option("--expected-digest", default="", help="Refuse other content; makes it resumable.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to give it.")
+@click.option("--lease", default="", metavar="ID", help="A lease that is to hold it.")
+@click.pass_obj
+def ingest(
+    session: Session,
+    ref: str,
+    expected_size: int,
+    expected_digest: str,
+    labels: tuple[str, ...],
+    lease: str,
+) -> None:
+    """take standard input into the store, as the ingest REF
+
+    What nothing keeps (--lease, or a label containerd.io/gc.root) goes with the next collection.
+
+    \b
+      ctl content ingest --expected-digest sha256:… --label containerd.io/gc.root=x mine < file
+    """
+    _ingest(session, "-", ref, expected_size, expected_digest, key_values(labels, "label"), lease)
+
+
+def _ingest(
+    session: Session,
+    file: str,
+    ref: str,
+    expected_bytes: int = 0,
+    expected_digest: str = "",
+    labels: dict[str, str] | None = None,
+    lease: str = "",
+) -> str:
+    with opened_for_manager(file) as source:
+        call = session.manager.begin(
+            "content.ingest",
+            ref=ref,
+            source=source,
+            expected_bytes=expected_bytes,
+            expected_digest=expected_digest,
+            labels=labels or {},
+            lease=lease,
+        )
+        for _ in call:
+            pass
+    return str(call.value["digest"])
+
+
+@content.verb("active")
+@click.argument("regexp", default="")
+@format_option
+@click.pass_obj
+def active(session: Session, regexp: str) -> None:
+    """list what is arriving, all or the refs that match"""
+    try:
+        wanted = re.compile(regexp)
+    except re.error as err:
+        raise click.UsageError(f"regexp {regexp!r}: {err}") from err
+    rows = [row for row in session.call("content.active")["ingests"] if wanted.search(row["ref"])]
+    now = time.time_ns()
+    listing(
+        session.json,
+        rows,
+        ("REF", "SIZE", "AGE"),
+        lambda row: (
+            row["ref"],
+            decimal_size_text(row["offset"]),
+            human_duration(row["started_at"], now),
+        ),
+        min_width=1,
+        padding=1,
+    )
+
+
+@content.verb("abort")
+@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+@click.pass_obj
+def abort(session: Session, refs: tuple[str, ...]) -> None:
+    """remove ingests that nobody writes, with what has arrived"""
+    for ref in refs:
+        session.call("content.abort", ref=ref)
+        print(ref)
+
+
+@content.verb("label edit-label")
+@click.argument("digest")
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
+@click.pass_obj
+def label(session: Session, digest: str, labels: tuple[str, ...]) -> None:
+    """set labels of a blob, an empty value clears one; without any, print them"""
+    changes = key_values(labels, "label", bare=True)
+    if changes:
+        row = session.call("content.label", digest=digest, labels=changes)
+    else:
+        row = session.call("content.get", digest=digest)
+    print(labels_text(row["content"]["labels"]))
+
+
+@content.verb("edit")
+@click.argument("digest")
+@click.option("--editor", envvar="EDITOR", default="", help="The program.  [env: EDITOR]")
+@click.pass_obj
+def edit(session: Session, digest: str, editor: str) -> None:
+    """edit a copy of a blob, and print the new digest"""
+    if not editor:
+        raise click.UsageError("an editor is needed: --editor or EDITOR")
+    with tempfile.TemporaryDirectory(prefix="ctl-edit-") as folder:
+        path = f"{folder}/content"
+        with open(path, "wb") as file:
+            for item in session.manager.begin("content.read", digest=digest, offset=0):
+                file.write(item["data"])
+        # As ctr and git run it: EDITOR may hold arguments.
+        done = subprocess.run(["/bin/sh", "-c", f'{editor} "$1"', "sh", path], check=False)
+        if done.returncode:
+            raise InvalidArgument(f"edit {digest}: {editor} ended with {done.returncode}")
+        print(_ingest(session, path, f"edit-{digest}"))
+
+
+@content.verb("delete del remove rm")
+@click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
+@click.pass_obj
+def delete(session: Session, digests: tuple[str, ...]) -> int:
+    """remove blobs from the namespace, whatever needs them; missing ones are no error"""
+    code = 0
+    for digest in digests:
+        try:
+            session.call("content.delete", digest=digest)
+        except NotFound:
+            continue
+        except LighterError as err:
+            session.complain(err.message)
+            code = 1
+            continue
+        print(digest)
+    sys.stdout.flush()
+    return code
+
+
+@click.group("prune", cls=Commands)
+def prune() -> None:
+    """Drop what makes blobs stay."""
+
+
+content.add_command(prune)
+
+
+@prune.verb("references")
+@click.option("--dry", is_flag=True, help="Only show what would go.")
+@click.option("--async", "is_async", is_flag=True, help="As ctr has it; it is done at once anyway.")
+@format_option
+@click.pass_obj
+def references(session: Session, dry: bool, is_async: bool) -> None:
+    """remove the labels that keep layers, and then the layers: snapshots stay
+
+    Containers can still be made from what is unpacked; the image can no longer be pushed or
+    exported.
+    """
+    rows = session.call("content.prune_references", dry_run=dry)["pruned"]
+    listing(
+        session.json,
+        rows,
+        ("DIGEST", "LABEL"),
+        lambda row: (row["digest"], row["label"]),
+        min_width=1,
+        padding=1,
+    )
+
+
+@content.verb("why")
+@click.argument("name", metavar="DIGEST|SNAPSHOT")
+@click.option("--snapshotter", default="", help="Look at this one's snapshots alone.")
+@format_option
+@click.pass_obj
+def why(session: Session, name: str, snapshotter: str) -> None:
+    """tell what keeps a blob or a snapshot: the chain from an image, container or lease to it"""
+    kept = session.call("content.why", name=name, snapshotter=snapshotter)["kept"]
+    if session.json:
+        print_json(kept)
+        return
+    rows: list[tuple[str, str]] = []
+    for found in kept:
+        rows.append((f"{found['what']} {name}", ""))
+        if not found["chains"]:
+            rows.append(("  nothing keeps it", "the next collection removes it"))
+        for chain in found["chains"]:
+            rows += [_chain_cells(step, depth) for depth, step in enumerate(chain, 1)]
+    table(("KEPT", "BY"), rows, min_width=1, padding=2)
+
+
+def _chain_cells(step: Any, depth: int) -> tuple[str, str]:
+    return f"{'  ' * depth}{step['kind']} {step['name']}", step["how"]

@@ -1,0 +1,100 @@
+"""`ctl leases`: what is to stay though nothing needs it."""
+
+import time
+
+import click
+
+from lighter.ctl.cli import DURATION, Commands, Session, format_option, key_values
+from lighter.ctl.output import labels_text, listing, local_time, rfc3339
+
+EXPIRE_LABEL = "containerd.io/gc.expire"
+
+
+@click.group("leases", cls=Commands)
+def leases() -> None:
+    """Manage leases.
+
+    \b
+      ctl leases create --id mine --expires 1h
+      ctl content ingest --lease mine REF < file
+      ctl leases rm mine
+    """
+
+
+@leases.verb("list ls")
+@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@format_option
+@click.pass_obj
+def list_(session: Session, quiet: bool) -> None:
+    """list leases"""
+    rows = session.call("leases.list")["leases"]
+    if quiet:
+        for row in rows:
+            print(row["id"])
+        return
+    listing(
+        session.json,
+        rows,
+        ("ID", "CREATED AT", "LABELS"),
+        lambda row: (row["id"], local_time(row["created_at"]), labels_text(row["labels"], "-")),
+        min_width=1,
+        padding=1,
+    )
+
+
+@leases.verb("create")
+@click.option("--id", "lease_id", default="", help="Its id; one is made up.")
+@click.option(
+    "--expires",
+    "-x",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="When it ends by itself; 0: never.",
+)
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
+@click.pass_obj
+def create(session: Session, lease_id: str, expires: float, labels: tuple[str, ...]) -> None:
+    """create a lease, and print its id"""
+    given = key_values(labels, "label", bare=True)
+    if expires > 0:
+        at = time.time_ns() + int(expires * 1e9)
+        given[EXPIRE_LABEL] = rfc3339(at - at % 1_000_000_000) or ""
+    print(session.call("leases.create", id=lease_id, labels=given)["lease"]["id"])
+
+
+@leases.verb("resources")
+@click.argument("lease_id", metavar="ID")
+@format_option
+@click.pass_obj
+def resources(session: Session, lease_id: str) -> None:
+    """list what a lease holds"""
+    listing(
+        session.json,
+        session.call("leases.resources", id=lease_id)["resources"],
+        ("TYPE", "RESOURCE"),
+        lambda row: (row["type"], row["resource"]),
+        min_width=1,
+        padding=1,
+    )
+
+
+@leases.verb("add")
+@click.argument("lease_id", metavar="ID")
+@click.argument("type_", metavar="TYPE")
+@click.argument("resource", metavar="RESOURCE")
+@click.pass_obj
+def add(session: Session, lease_id: str, type_: str, resource: str) -> None:
+    """hold one more resource: TYPE is content, images, ingests or snapshots/<snapshotter>"""
+    session.call("leases.add_resource", id=lease_id, type=type_, resource=resource)
+
+
+@leases.verb("delete rm")
+@click.argument("lease_ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--sync", is_flag=True, help="Return when what it held is collected.")
+@click.pass_obj
+def delete(session: Session, lease_ids: tuple[str, ...], sync: bool) -> None:
+    """delete leases"""
+    for lease_id in lease_ids:
+        session.call("leases.delete", id=lease_id, sync=sync)
+        print(lease_id)
