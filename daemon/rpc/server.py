@@ -16,9 +16,15 @@ from typing import Any
 
 import zmq
 
+from lighter.daemon.connections import (
+    HELLO_S,
+    Strangers,
+    connection_of,
+    is_open,
+    peer_credentials,
+)
 from lighter.daemon.rpc.outbox import Outbox
 from lighter.daemon.sockets import CLIENT_HWM, bind_router, listen
-from lighter.daemon.tasks.shims import connection_of, is_open, peer_credentials
 from lighter.proto import codec
 from lighter.proto.errors import (
     Canceled,
@@ -36,6 +42,7 @@ log = logging.getLogger("lighter.rpc")
 
 MAX_CLIENTS = 1024
 MAX_CALLS = 64
+MAX_SILENT = 256  # connections that have not said hello; a client of ours takes milliseconds
 MAX_SHOWN = 4096  # of an error's text: what a caller wrote is quoted in it, however long it is
 CREDIT_BYTES = 1 << 20
 RETRY_S = 0.02
@@ -88,9 +95,17 @@ class _Client:
 class ClientServer:
     """Binds the socket and runs calls as asyncio tasks."""
 
-    def __init__(self, generation: int, methods: Mapping[str, Method]) -> None:
+    def __init__(
+        self,
+        generation: int,
+        methods: Mapping[str, Method],
+        max_silent: int = MAX_SILENT,
+        hello_s: float = HELLO_S,
+    ) -> None:
         self._generation = generation
         self._methods = methods
+        self._max_silent = max_silent
+        self._hello_s = hello_s
         self._socket: zmq.Socket[bytes] | None = None
         self._clients: dict[bytes, _Client] = {}
         self._refused: dict[bytes, LighterError] = {}
@@ -99,7 +114,13 @@ class ClientServer:
         self._retry: asyncio.TimerHandle | None = None
         self._only_uid: int | None = None
         self._place = ("", 0, -1)
+        self._strangers: Strangers | None = None
         self.dropped = 0
+
+    @property
+    def silent_count(self) -> int:
+        """Connections that have not said hello yet."""
+        return self._strangers.silent_count if self._strangers is not None else 0
 
     @property
     def client_count(self) -> int:
@@ -110,6 +131,7 @@ class ClientServer:
         self._only_uid = os.getuid() if gid < 0 else None
         self._place = (path, mode, gid)
         self._socket = bind_router(ctx, path, mode, gid, CLIENT_HWM)
+        self._strangers = Strangers(ctx, self._socket, path, self._max_silent, self._hello_s)
         fd = int(self._socket.getsockopt(zmq.FD))
         loop = asyncio.get_running_loop()
         loop.add_reader(fd, self._pump)
@@ -128,6 +150,8 @@ class ClientServer:
             self._retry.cancel()
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(int(self._socket.getsockopt(zmq.FD)))
+            if self._strangers is not None:
+                self._strangers.close()
             self._socket.close(0)
             self._socket = None
 
@@ -222,6 +246,8 @@ class ClientServer:
             return
         client = _Client(routing_id, pid, uid, pidfd, connection_of(frame))
         client.version = hello.version
+        if self._strangers is not None:
+            self._strangers.greeted(client.connection)
         self._clients[routing_id] = client
         asyncio.get_running_loop().add_reader(pidfd, self._drop_client, routing_id)
 

@@ -7,8 +7,6 @@ send is non-blocking, at most 16 calls to one are outstanding, every call has a 
 import asyncio
 import logging
 import os
-import socket as sockets
-import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +14,7 @@ from typing import Any
 
 import zmq
 
+from lighter.daemon.connections import HELLO_S, Strangers, connection_of, peer_credentials
 from lighter.daemon.sockets import SHIM_HWM, bind_router, listen
 from lighter.proto import codec, shim_api
 from lighter.proto.calls import PendingCalls
@@ -24,8 +23,8 @@ from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, fr
 log = logging.getLogger("lighter.shims")
 
 CALL_S = 130.0
+MAX_SILENT = 2048  # connections without a hello: all shims come at once to a new manager
 REPEAT_S = 1.0  # between an event that could not be recorded and its repetition
-_CREDENTIALS = struct.Struct("3i")
 
 
 class Peer:
@@ -91,7 +90,14 @@ class ShimRouter:
     whether it is committed, which is when it is acknowledged.
     """
 
-    def __init__(self, generation: int, on_hello: OnHello, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        generation: int,
+        on_hello: OnHello,
+        on_event: OnEvent,
+        hello_s: float = HELLO_S,
+    ) -> None:
+        self._hello_s = hello_s
         self.generation = generation
         self.peers: dict[str, Peer] = {}
         self.dropped = 0
@@ -101,10 +107,12 @@ class ShimRouter:
         self._creates: dict[int, asyncio.Future[Any]] = {}
         self._socket: zmq.Socket[bytes] | None = None
         self._path = ""
+        self._strangers: Strangers | None = None
 
     def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str) -> None:
         self._path = path
         self._socket = bind_router(ctx, path, 0o600, -1, SHIM_HWM)
+        self._strangers = Strangers(ctx, self._socket, path, MAX_SILENT, self._hello_s)
         fd = int(self._socket.getsockopt(zmq.FD))
         asyncio.get_running_loop().add_reader(fd, self._pump)
         asyncio.get_running_loop().call_soon(self._pump)
@@ -118,6 +126,8 @@ class ShimRouter:
     def close(self) -> None:
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(int(self._socket.getsockopt(zmq.FD)))
+            if self._strangers is not None:
+                self._strangers.close()
             self._socket.close(0)
             self._socket = None
 
@@ -187,7 +197,7 @@ class ShimRouter:
         if message.generation != self.generation:
             self.dropped += 1
         elif isinstance(message, codec.Hello):
-            self._hello(incarnation, message, peer_pid(frames[0]))
+            self._hello(incarnation, message, frames[0])
         elif isinstance(message, codec.Response | codec.Error):
             self._answer(incarnation, message)
         elif isinstance(message, codec.Event):
@@ -218,8 +228,9 @@ class ShimRouter:
         welcome = codec.Welcome(self.generation, list(codec.SUPPORTED), [])
         self.send(incarnation, codec.encode(welcome), "welcome shim")
 
-    def _hello(self, incarnation: str, hello: codec.Hello, pid: int) -> None:
+    def _hello(self, incarnation: str, hello: codec.Hello, frame: "zmq.Frame") -> None:
         identity = hello.identity
+        pid, _uid, _gid = peer_credentials(frame)
         if identity.get("incarnation") != incarnation or identity.get("pid") != pid:
             self.dropped += 1
             log.warning("drop hello of shim %s: it is not who it says (pid %d)", incarnation, pid)
@@ -228,6 +239,8 @@ class ShimRouter:
             self.dropped += 1
             log.warning("drop hello of shim %s: version %d", incarnation, hello.version)
             return
+        if self._strangers is not None:
+            self._strangers.greeted(connection_of(frame))
         peer = self.peers.get(incarnation)
         if peer is None:
             peer = self.peers[incarnation] = Peer(self, incarnation)
@@ -251,43 +264,3 @@ class ShimRouter:
             self.dropped += 1
         else:
             peer.take(message)
-
-
-def peer_pid(frame: "zmq.Frame") -> int:
-    """The process that sent a frame, as the kernel knows it; 0 when it is gone."""
-    return peer_credentials(frame)[0]
-
-
-def connection_of(frame: "zmq.Frame") -> tuple[int, int]:
-    """A frame's connection as (descriptor, inode): the descriptor is used again, both never are."""
-    try:
-        fd = int(frame.get(zmq.SRCFD))
-        return fd, os.fstat(fd).st_ino
-    except (OSError, zmq.ZMQError):
-        return -1, 0
-
-
-def is_open(connection: tuple[int, int]) -> bool:
-    """Whether libzmq still has this connection: a ROUTER never says that a peer has closed it."""
-    fd, inode = connection
-    try:
-        return os.fstat(fd).st_ino == inode
-    except OSError:
-        return False
-
-
-def peer_credentials(frame: "zmq.Frame") -> tuple[int, int, int]:
-    """(pid, uid, gid) of a frame's sender (SO_PEERCRED, unix(7)); (0, -1, -1) when it is gone."""
-    try:
-        fd = int(frame.get(zmq.SRCFD))
-        with sockets.socket(fileno=fd) as connection:
-            try:
-                raw = connection.getsockopt(
-                    sockets.SOL_SOCKET, sockets.SO_PEERCRED, _CREDENTIALS.size
-                )
-            finally:
-                connection.detach()  # the descriptor is libzmq's
-    except (OSError, zmq.ZMQError):
-        return 0, -1, -1
-    pid, uid, gid = _CREDENTIALS.unpack(raw)
-    return pid, uid, gid

@@ -99,11 +99,13 @@ def _on_a_loop() -> Iterator[Serving]:
 
 
 @contextmanager
-def client_server(directory: Path, service: Service) -> Iterator[tuple[Serving, ClientServer]]:
+def client_server(
+    directory: Path, service: Service, **limits: Any
+) -> Iterator[tuple[Serving, ClientServer]]:
     """Listening at `<directory>/c`, for this process's user alone."""
     context: zmq.Context[zmq.Socket[bytes]] = sockets.context()
     with _on_a_loop() as serving:
-        server = ClientServer(GENERATION, service.methods())
+        server = ClientServer(GENERATION, service.methods(), **limits)
         serving.address = str(directory / "c")
         serving.do(lambda: server.bind(context, serving.address, -1, 0o600))
         try:

@@ -267,6 +267,7 @@ def test_a_stream_waits_for_a_reader_that_does_not_read(at: Setting) -> None:
 def test_a_client_that_takes_no_answers_is_dropped_and_others_are_served(at: Setting) -> None:
     with at.client() as greedy, at.client() as other:
         for ident in range(40):
+            assert greedy.socket.poll(5000, zmq.POLLOUT)
             greedy.send(request(ident, "big", size=4 << 20))
             await_that(lambda: other.call("test", "echo") == {}, 5, "the other is answered")
             if at.server.client_count < 2:

@@ -1,0 +1,131 @@
+"""Connections that never say hello: bounded in time and in number, and nobody else is hurt."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+
+from lighter.daemon import sockets
+from lighter.daemon.rpc.server import ClientServer
+from lighter.daemon.tasks.shims import ShimRouter
+from lighter.proto import codec, zmtp
+from tests import zeromq
+from tests.client import Client
+from tests.harness import await_that
+from tests.unit.daemon.serving import GENERATION, Service, Serving, client_server, shim_router
+
+SOON_S = 0.5
+NEVER_S = 600.0
+SPOKEN = {
+    "nothing": b"",
+    "half a greeting": zmtp.GREETING[:33],
+    "a greeting": zmtp.GREETING,
+    "a handshake": zmtp.opening(b""),
+    "a probe": zmtp.opening(b""),
+}
+
+
+@contextmanager
+def stranger(path: str, said: str = "nothing") -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(path)
+        connection.sendall(SPOKEN[said])
+        if said == "a probe":
+            decoder = zmtp.Decoder()
+            while not decoder.ready:
+                decoder.feed(connection.recv(4096))
+            connection.sendall(zmtp.PROBE)
+        yield connection
+
+
+def is_cut_off(connection: socket.socket) -> bool:
+    """Read to the end: whatever the server still said, it has closed."""
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def connections_at(path: str) -> int:
+    """How many of this process's descriptors are ends that a server has at this path."""
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=int(name)) as one:
+                found += one.family == socket.AF_UNIX and one.getsockname() == path
+                one.detach()
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[tuple[Serving, ClientServer]]:
+    with client_server(tmp_path, Service(), hello_s=SOON_S) as served:
+        yield served
+
+
+@pytest.mark.parametrize("said", SPOKEN)
+def test_who_says_no_hello_is_cut_off(impatient: tuple[Serving, ClientServer], said: str) -> None:
+    serving, server = impatient
+    with Client(serving.address) as client, stranger(serving.address, said) as silent:
+        assert is_cut_off(silent)
+        await_that(lambda: server.silent_count == 0, 5, "it is forgotten")
+        # Longer than it was given itself: who has said hello stays.
+        with stranger(serving.address) as second:
+            assert is_cut_off(second)
+        assert client.call("test", "echo", n=1) == {"n": 1}
+    await_that(lambda: connections_at(serving.address) <= 1, 5, "libzmq has closed them")
+
+
+def test_of_too_many_the_oldest_goes(tmp_path: Path) -> None:
+    with (
+        client_server(tmp_path, Service(), max_silent=8, hello_s=NEVER_S) as (serving, server),
+        ExitStack() as held,
+    ):
+        client = held.enter_context(Client(serving.address))
+        crowd = [held.enter_context(stranger(serving.address)) for _ in range(200)]
+        for connection in crowd[:-8]:
+            assert is_cut_off(connection)
+        await_that(lambda: server.silent_count == 8, 5, "as many as may be silent are left")
+        assert client.call("test", "echo") == {}
+        with Client(serving.address) as late:
+            assert late.call("test", "echo") == {}
+        # The client, the crowd's last and what libzmq listens with.
+        await_that(lambda: connections_at(serving.address) <= 10, 5, "the others are closed")
+
+
+def test_a_connection_that_closes_itself_is_forgotten(tmp_path: Path) -> None:
+    with client_server(tmp_path, Service(), hello_s=NEVER_S) as (serving, server):
+        for said in SPOKEN:
+            with stranger(serving.address, said):
+                await_that(lambda: server.silent_count == 1, 5, "it is seen")
+            await_that(lambda: server.silent_count == 0, 5, "it is forgotten")
+
+
+def test_a_shim_is_held_to_it_too(tmp_path: Path) -> None:
+    hellos: list[str] = []
+    router = ShimRouter(
+        GENERATION, lambda peer: hellos.append(peer.incarnation), lambda *_: True, hello_s=SOON_S
+    )
+    me = b"00112233aabbccdd"
+    with shim_router(tmp_path, router) as serving, sockets.context() as context:
+        shim = zeromq.connect_dealer(context, serving.address, sockets.SHIM_HWM, me)
+        assert shim.poll(5000)
+        shim.recv_multipart()
+        identity = {"incarnation": me.decode(), "pid": os.getpid(), "version": "1"}
+        shim.send_multipart(codec.encode(codec.Hello(GENERATION, 1, [], identity)))
+        await_that(lambda: hellos, 5, "it has said hello")
+        with stranger(serving.address, "a probe") as silent:
+            assert is_cut_off(silent)
+        shim.send_multipart(codec.encode(codec.Event(GENERATION, 1, "t", 0, {})))
+        assert shim.poll(5000)
+        assert codec.decode(shim.recv_multipart(zmq.DONTWAIT)) == codec.Ack(GENERATION, 1)
+        shim.close(0)
