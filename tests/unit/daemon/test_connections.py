@@ -91,6 +91,7 @@ def test_of_too_many_the_oldest_goes(tmp_path: Path) -> None:
         ExitStack() as held,
     ):
         client = held.enter_context(Client(serving.address))
+        assert client.call("test", "echo") == {}  # so its hello has been read
         crowd = [held.enter_context(stranger(serving.address)) for _ in range(200)]
         for connection in crowd[:-8]:
             assert is_cut_off(connection)
