@@ -315,7 +315,9 @@ def image_text(row: Row, no_trunc: bool) -> str:
 
 
 def status_text(row: Row, now_ns: int) -> str:
-    """A task's status as docker words it."""
+    """A task's status as docker words it, with what is odd about it."""
+    if row["reason"] and row["status"] != "unknown":
+        return f"{status_text({**row, 'reason': ''}, now_ns)} ({row['reason']})"
     match row["status"]:
         case "running":
             return f"Up {for_how_long(row['started_at'], now_ns)}"

@@ -183,11 +183,16 @@ class Manager:
             db,
             store,
             event_log,
-            WorkerSettler(spawner, state, boot_id),
+            WorkerSettler(spawner, state, boot_id, config.runc_timeout_s),
             bundle_of,
             lambda entry: self._on_closed(entry, supervisor, containers),
         )
-        router = ShimRouter(generation, supervisor.on_hello, supervisor.on_event)
+        router = ShimRouter(
+            generation,
+            supervisor.on_hello,
+            supervisor.on_event,
+            runtime_s=config.runc_timeout_s,
+        )
         supervisor.router = router
         execs = ExecService(
             db=db, store=store, log=event_log, supervisor=supervisor, bundle_of=bundle_of
@@ -213,6 +218,7 @@ class Manager:
             boot_id=boot_id,
             find_runtime=runtime_of,
             has_room=budget.has_room,
+            runtime_s=config.runc_timeout_s,
         )
         containers = ContainerService(
             root=root,

@@ -31,6 +31,7 @@ MAX_CONFIG_BYTES = 1 << 20
 VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 PLUGIN = "io.lighter.v1"
+MAX_TIMEOUT_S = 24 * 3600
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
 
@@ -45,6 +46,7 @@ class Config:
     group: str = ""
     default_runtime: str = "io.containerd.runc.v2"
     runc_path: str = "runc"
+    runc_timeout_s: int = 120
     snapshotter: str = "overlayfs"
     log_max_size: int = 10 * 1024 * 1024
     log_max_file: int = 5
@@ -80,6 +82,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "group": ("plugins", PLUGIN, "group"),
     "default_runtime": ("plugins", PLUGIN, "default_runtime"),
     "runc_path": ("plugins", PLUGIN, "runtimes", "runc", "path"),
+    "runc_timeout_s": ("plugins", PLUGIN, "runtimes", "runc", "timeout_s"),
     "snapshotter": ("plugins", PLUGIN, "snapshotter"),
     "log_max_size": ("plugins", PLUGIN, "log", "max_size"),
     "log_max_file": ("plugins", PLUGIN, "log", "max_file"),
@@ -223,6 +226,11 @@ def _checked(config: Config, name: str) -> Config:
         raise InvalidArgument(
             f"read config {name}: {key_of('gc_pause_threshold')} is {config.gc_pause_threshold}, "
             f"expected 0 to {MAX_PAUSE_THRESHOLD}"
+        )
+    if not 1 <= config.runc_timeout_s <= MAX_TIMEOUT_S:
+        raise InvalidArgument(
+            f"read config {name}: runtimes.runc.timeout_s is {config.runc_timeout_s}, "
+            f"expected 1 to {MAX_TIMEOUT_S}"
         )
     return config
 

@@ -30,7 +30,7 @@ The order of a create (a map):
     stdin, stdout, stderr   URIs, see daemon_api
     log             {dir, max_bytes, max_files} or null
     io_policy       "drop" or "block": what a FIFO with no reader does once its spool is full
-    timeout_ns      for runc create
+    timeout_ns      for each call of the runtime, or null for the default
 
 Names of the features that a shim offers in its hello are in FEATURES.
 """

@@ -129,6 +129,23 @@ def of_process(pid: int) -> Cgroup:
     return Cgroup(v1, "" if v1 else v2)
 
 
+def remove(path: str) -> bool:
+    """Remove what is empty of this path, and below it, in every hierarchy; whether all of it was.
+
+    A runtime that is killed over its work leaves cgroups that no state of it knows.
+    """
+    gone = True
+    for top in (_MOUNT + path, *(f"{_MOUNT}/{name}{path}" for name in os.listdir(_MOUNT))):
+        for directory, _subdirs, _files in os.walk(top, topdown=False):
+            try:
+                os.rmdir(directory)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                gone = False
+    return gone
+
+
 def _paths(pid: str) -> list[tuple[str, str]]:
     """(controllers, path) of each hierarchy; controllers are "" on v2 (cgroups(7))."""
     lines = read_text(f"/proc/{pid}/cgroup").splitlines()

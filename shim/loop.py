@@ -134,6 +134,12 @@ class Loop:
         self.call_soon(step)
         return result
 
+    async def pause(self, delay_s: float) -> None:
+        """Let others run for a while."""
+        over = Future()
+        self.call_later(delay_s, over.set)
+        await over
+
     async def within(self, future: Future, timeout_s: float, what: str) -> Any:
         """Await with a limit. Raises DeadlineExceeded("<what>: no answer within …")."""
         limit = Future()

@@ -16,6 +16,7 @@ import setproctitle
 from lighter.proto import codec, events, shim_api
 from lighter.proto.calls import MAX_OUTSTANDING
 from lighter.proto.errors import (
+    DeadlineExceeded,
     Internal,
     InvalidArgument,
     LighterError,
@@ -83,8 +84,14 @@ class Shim:
             except Exception as err:
                 if not isinstance(err, LighterError | OSError):
                     self.report(err)
-                await self.task.abandon()
                 failure = _as_error(err, order["id"])
+                try:
+                    await self.task.abandon()
+                except DeadlineExceeded as stuck:
+                    # Without `closed`: the manager goes on with it when this shim has ended.
+                    failure.message += f"; {stuck.message}"
+                    self.link.fail(create, failure)
+                    return
                 self.link.fail(create, failure)
                 closed = {"container_id": order["id"], "error": failure.message}
                 self.link.publish(events.CLOSED, closed)

@@ -6,12 +6,14 @@ has not returned is told after the start; an exec's exit is told before that of 
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
-from lighter.proto import events, states
+from lighter.proto import events
 from lighter.proto.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     LighterError,
@@ -19,8 +21,12 @@ from lighter.proto.errors import (
 )
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
+from lighter.proto.paths import cgroup_path
 from lighter.shim import exitrecord, runc
 from lighter.shim.cgroup import Cgroup
+from lighter.shim.cgroup import at_path as cgroup_at_path
+from lighter.shim.cgroup import remove as remove_cgroup
+from lighter.shim.files import remove_tree
 from lighter.shim.launch import Launcher
 from lighter.shim.link import Link
 from lighter.shim.logfile import LogFile
@@ -32,8 +38,9 @@ from lighter.shim.rootfs import Rootfs
 from lighter.shim.stdio import Stdio
 from lighter.shim.streams import SharedBuffer
 
-RUNC_S = 120.0
-START_S = 60.0
+RUNTIME_S = 120.0  # for one call of the runtime, unless the order says otherwise
+EMPTY_S = 5.0
+_POLL_S = 0.05
 DRAIN_S = 10.0
 EXECS_S = 2.0
 
@@ -53,6 +60,7 @@ class Task:
         self.order = order
         self.id: str = order["id"]
         self._bundle: str = order["bundle"]
+        self._runtime_s = order["timeout_ns"] / 1e9 if order.get("timeout_ns") else RUNTIME_S
         self._rootfs = Rootfs(self._bundle + "/rootfs")
         self._runc = runc.Runc(
             loop, reaper, order["runc"], order["runc_root"], self._bundle + "/runc.log"
@@ -93,7 +101,6 @@ class Task:
         order = self.order
         self._rootfs.mount(order["mounts"])
         hit("shim.rootfs-mounted")
-        timeout_s = order["timeout_ns"] / 1e9 if order.get("timeout_ns") else RUNC_S
         pid_file = self._bundle + "/init.pid"
 
         def argv(console: str) -> list[str]:
@@ -105,7 +112,7 @@ class Task:
             bool(order["stdout"]) or listens,
             bool(order["stderr"]) or listens,
         )
-        await self._launcher.launch(self.init, argv, pid_file, order, wanted, timeout_s)
+        await self._launcher.launch(self.init, argv, pid_file, order, wanted, self._runtime_s)
         hit("shim.runc-created")
         self._cgroup = self._find_cgroup(self.init.pid)
         self._oom = OomWatch(self._loop, self._cgroup, self._on_oom_kill)
@@ -126,14 +133,32 @@ class Task:
         return {"pid": self.init.pid}
 
     async def abandon(self) -> None:
-        """Undo a create that failed, as far as it came."""
+        """Undo a create that failed, as far as it came, or what the runtime does not delete.
+
+        Raises DeadlineExceeded when a process of the container does not end; its root stays.
+        """
         self._cgroup.kill_all()
         try:
-            await self._runc.run(runc.delete_argv(self.id, force=True), RUNC_S)
+            await self._runc.run(runc.delete_argv(self.id, force=True), self._runtime_s)
         except LighterError:
             pass  # there may be nothing to delete
+        await self._remove_traces()
         self.init.stdio.close()
         self._release()
+
+    async def _remove_traces(self) -> None:
+        """What a runtime leaves that was ended over its work: processes, cgroups, its state.
+
+        Its state would refuse the next container of this id.
+        """
+        path = cgroup_path(self.order["instance"], self.order["namespace"], self.id)
+        until = time.monotonic() + EMPTY_S
+        while not remove_cgroup(path):
+            if time.monotonic() > until:
+                raise DeadlineExceeded(f"end processes of {self.id}: SIGKILL does not end them")
+            cgroup_at_path(path).kill_all()
+            await self._loop.pause(_POLL_S)
+        remove_tree(f"{self.order['runc_root']}/{self.id}")
 
     # running
 
@@ -144,7 +169,7 @@ class Task:
         self._starting = True
         self._start_settled = Future()
         try:
-            await self._runc.run(["start", self.id], START_S)
+            await self._runc.run(["start", self.id], self._runtime_s)
             hit("shim.runc-started")
             self.init.step("start", self.id)
             self._link.publish(events.START, {"container_id": self.id, "pid": self.init.pid})
@@ -163,20 +188,20 @@ class Task:
             self._cgroup.kill_all(signum)
         else:
             process.kill(signum)
-        if signum == signal.SIGKILL and process is self.init and process.state == states.PAUSED:
-            self._cgroup.thaw()
+        if signum == signal.SIGKILL and process is self.init:
+            self._cgroup.thaw()  # paused by us, or frozen by somebody else
         return {}
 
     async def pause(self) -> dict[str, Any]:
         self.init.check("pause", self.id)
-        await self._runc.run(["pause", self.id], RUNC_S)
+        await self._runc.run(["pause", self.id], self._runtime_s)
         self.init.step("pause", self.id)
         self._link.publish(events.PAUSED, {"container_id": self.id})
         return {}
 
     async def resume(self) -> dict[str, Any]:
         self.init.check("resume", self.id)
-        await self._runc.run(["resume", self.id], RUNC_S)
+        await self._runc.run(["resume", self.id], self._runtime_s)
         self.init.step("resume", self.id)
         self._link.publish(events.RESUMED, {"container_id": self.id})
         return {}
@@ -196,7 +221,7 @@ class Task:
         process = Process(exec_id, self._stdio(f"exec-{exec_id}-", None))
         self._execs[exec_id] = process
         try:
-            await self._launcher.launch(process, argv, pid_file, request, wanted, RUNC_S)
+            await self._launcher.launch(process, argv, pid_file, request, wanted, self._runtime_s)
             hit("shim.runc-execed")
             self._refuse_late(process)
         except BaseException:
@@ -286,7 +311,7 @@ class Task:
         for process in list(self._execs.values()):
             await process.gone
         try:
-            await self._runc.run(runc.delete_argv(self.id), RUNC_S)
+            await self._runc.run(runc.delete_argv(self.id), self._runtime_s)
         except LighterError:
             await self.abandon()
         hit("shim.runc-deleted")

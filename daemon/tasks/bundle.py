@@ -149,6 +149,7 @@ def create_order(
     ident: int,
     terminal: bool,
     runtime: str,
+    runtime_s: float,
     log: Mapping[str, Any] | None,
     stdio: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def create_order(
         "stdin_open": bool(container.options.get("stdin_open")),
         "log": dict(log) if log else None,
         "io_policy": "drop",
-        "timeout_ns": None,
+        "timeout_ns": int(runtime_s * 1e9),
         "stdin": stdio.get("stdin", ""),
         "stdout": stdio.get("stdout", ""),
         "stderr": stdio.get("stderr", ""),

@@ -16,8 +16,8 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.spawn import Spawner
 from lighter.daemon.tasks.bundle import Bundle, create_order
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, find_process, kill_shim
-from lighter.daemon.tasks.shims import ShimRouter
+from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, cleaned_or_stuck, find_process, kill_shim
+from lighter.daemon.tasks.shims import MARGIN_S, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.types import Container, Mount
@@ -34,7 +34,6 @@ from lighter.proto.paths import Root, State
 
 log = logging.getLogger("lighter.tasks")
 
-CREATE_S = 140.0
 BEHIND_S = 0.5
 _POLL_S = 0.05
 AT_ONCE = 8  # creates under way; more only make each other slow
@@ -58,7 +57,11 @@ class TaskCreator:
         boot_id: str,
         find_runtime: Callable[[str], str],
         has_room: Callable[[], bool],
+        runtime_s: float,
     ) -> None:
+        self._runtime_s = runtime_s
+        # Of the runtime's create and of what undoes it, each ended when it hangs.
+        self._create_s = 2 * (runtime_s + MARGIN_S)
         self._root = root
         self._state = state
         self._db = db
@@ -150,6 +153,7 @@ class TaskCreator:
             ident=ident,
             terminal=entry.terminal,
             runtime=str(entry.options["runtime"]),
+            runtime_s=self._runtime_s,
             log=log,
             stdio=stdio,
         )
@@ -158,11 +162,11 @@ class TaskCreator:
             child = await self._spawner.fork_shim(order)
             hit("create.shim-forked")
             self._supervisor.watch_shim(entry, child.pid, child.start, child.pidfd)
-            async with asyncio.timeout(CREATE_S):
+            async with asyncio.timeout(self._create_s):
                 created = await self._answer_or_end(entry, answer)
         except TimeoutError as err:
             raise DeadlineExceeded(
-                f"create task {entry.id}: its shim did not answer in {CREATE_S:g} s"
+                f"create task {entry.id}: its shim did not answer in {self._create_s:g} s"
             ) from err
         finally:
             answer.cancel()
@@ -200,7 +204,10 @@ class TaskCreator:
                     await self._end_shim(entry)
             except TimeoutError:
                 kill_shim(entry)
-                await entry.cleaned.wait()
+                await cleaned_or_stuck(entry, CLOSED_S)
+            if not entry.cleaned.is_set():
+                entry.orphan = True  # who settles it forgets it then
+                return
         try:
             self._supervisor.forget(entry)
         except LighterError as err:
@@ -210,11 +217,11 @@ class TaskCreator:
 
     async def _end_shim(self, entry: Entry) -> None:
         """Have the shim undo what it made; it takes no request before init is there."""
-        while not entry.cleaned.is_set():
+        while not (entry.cleaned.is_set() or entry.stuck):
             if entry.peer is not None and entry.pid:
                 with contextlib.suppress(LighterError):
                     await entry.peer.call("end", timeout_s=HELLO_S)
-                await entry.cleaned.wait()
+                await cleaned_or_stuck(entry, CLOSED_S)
             else:
                 await asyncio.sleep(_POLL_S)
 

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lighter.daemon.tasks import alive
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.types import Exit, Task
 from lighter.proto import states
+
+SHOWN_AFTER_S = 2.0  # a process may take a while to be taken apart
 
 
 def is_stopped(pid: int) -> bool:
@@ -63,6 +66,9 @@ class Entry:
     peer: Peer | None = None
     unknown_from: float | None = None
     unknown_reason: str = ""
+    stuck: str = ""  # why what its dead shim held cannot be freed yet
+    is_stuck: asyncio.Event = field(default_factory=asyncio.Event)
+    killed_at: float | None = None  # when SIGKILL was sent to init
     execs: dict[str, Exec] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     orphan: bool = False  # found at a start, its create not done: nobody waits for it any more
@@ -77,8 +83,11 @@ class Entry:
 
     @property
     def is_task(self) -> bool:
-        """Whether clients may know of it: not while it is created, nor when that is undone."""
-        return self.state != states.CREATING and not self.is_abandoned
+        """Whether clients may know of it: not while it is created, nor when that is undone.
+
+        What cannot be undone is shown, so that somebody does something about it.
+        """
+        return bool(self.stuck) or (self.state != states.CREATING and not self.is_abandoned)
 
     @property
     def what(self) -> str:
@@ -88,7 +97,9 @@ class Entry:
         """The task as it is listed."""
         status, reason = self.state, ""
         silent_s = -1.0 if self.unknown_from is None else time.monotonic() - self.unknown_from
-        if self.state != states.STOPPED:
+        if self.stuck:
+            status, reason = states.UNKNOWN, self.stuck
+        elif self.state != states.STOPPED:
             if self.peer is not None and self.peer.version == 0:
                 status, reason = states.UNKNOWN, self.unknown_reason
             elif silent_s >= 0:
@@ -98,6 +109,8 @@ class Entry:
             elif self.peer is not None and self.peer.silent_since is not None:
                 silent_s = time.monotonic() - self.peer.silent_since
                 status, reason = states.UNKNOWN, f"its shim has not answered for {silent_s:.0f} s"
+            elif self.killed_at is not None and time.monotonic() - self.killed_at > SHOWN_AFTER_S:
+                reason = alive.why_alive(self.pid)
         return Task(
             namespace=self.namespace,
             id=self.id,

@@ -13,7 +13,6 @@ from lighter.daemon.tasks.entry import Entry, is_stopped
 from lighter.daemon.tasks.shims import Peer
 from lighter.proto.errors import FailedPrecondition, Unavailable
 
-START_S = 70.0
 SIGNAL_S = 10.0  # kill, attach, resize: nothing in the shim takes long
 CLOSED_S = 30.0
 HELLO_S = 5.0
@@ -27,6 +26,8 @@ async def connected(entry: Entry) -> Peer:
     """
     deadline = time.monotonic() + HELLO_S
     while entry.peer is None or not _has_told(entry, entry.peer):
+        if entry.stuck:
+            raise Unavailable(f"call shim of {entry.what}: it died; {entry.stuck}")
         if entry.closed or (entry.pidfd < 0 and entry.exit is not None):
             raise FailedPrecondition(f"call shim of {entry.what}: the task has ended")
         if time.monotonic() > deadline:
@@ -37,6 +38,26 @@ async def connected(entry: Entry) -> Peer:
     if entry.peer.version == 0:
         raise Unavailable(f"call shim of {entry.what}: {entry.unknown_reason}")
     return entry.peer
+
+
+async def ended_or_stuck(entry: Entry, timeout_s: float) -> bool:
+    """Wait for init's end; False after the timeout, or when its container does not end."""
+    return await _happened(entry, entry.ended, timeout_s)
+
+
+async def cleaned_or_stuck(entry: Entry, timeout_s: float) -> bool:
+    """Wait until nothing of the task is left; False after the timeout, or when something stays."""
+    return await _happened(entry, entry.cleaned, timeout_s)
+
+
+async def _happened(entry: Entry, event: asyncio.Event, timeout_s: float) -> bool:
+    waits = [asyncio.ensure_future(one.wait()) for one in (event, entry.is_stuck)]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return event.is_set()
 
 
 def _has_told(entry: Entry, peer: Peer) -> bool:

@@ -7,14 +7,24 @@ shim changes the entry only by the event that the shim sends, so a lost answer l
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Callable
 
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks.alive import why_alive
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ExecService, find_exec
-from lighter.daemon.tasks.reach import CLOSED_S, SIGNAL_S, START_S, connected, kill_shim
+from lighter.daemon.tasks.processes import cgroup_members
+from lighter.daemon.tasks.reach import (
+    CLOSED_S,
+    SIGNAL_S,
+    cleaned_or_stuck,
+    connected,
+    ended_or_stuck,
+    kill_shim,
+)
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.types import Exit, Task
@@ -27,7 +37,6 @@ from lighter.proto.errors import (
 )
 from lighter.proto.faults import hit
 
-STOP_S = 10.0
 FORCE_S = 12.0  # for a shim to clean up, a little more than it drains output for
 
 
@@ -77,7 +86,7 @@ class TaskService:
         async with entry.lock:
             states.advance(states.TASK, entry.state, "start", entry.what)
             hit("start.asked")
-            await (await connected(entry)).call("start", timeout_s=START_S)
+            await (await connected(entry)).call("start")
             hit("start.done")
             return entry.pid
 
@@ -96,6 +105,8 @@ class TaskService:
         peer = await connected(entry)
         body = {"exec_id": exec_id, "signal": signum, "all": everyone}
         await peer.call("kill", body, timeout_s=SIGNAL_S)
+        if signum == signal.SIGKILL and not exec_id and entry.killed_at is None:
+            entry.killed_at = time.monotonic()
 
     async def stop(
         self, namespace: str, container_id: str, stop_signal: int, timeout_s: float
@@ -113,8 +124,10 @@ class TaskService:
                 async with asyncio.timeout(CLOSED_S):
                     await entry.ended.wait()
             except TimeoutError as err:
+                why = entry.stuck or _why_alive(entry)
                 raise DeadlineExceeded(
                     f"stop task {container_id}: it did not end {CLOSED_S:g} s after SIGKILL"
+                    + (why and f": {why}")
                 ) from err
         assert entry.exit is not None
         return entry.exit
@@ -194,13 +207,7 @@ class TaskService:
         if exec_id:
             return self._execs.delete(entry, exec_id)
         if force and entry.exit is None:
-            try:
-                await self.stop(namespace, container_id, signal.SIGKILL, STOP_S)
-            except (DeadlineExceeded, Unavailable):
-                # The shim does not do it any more. Its end is noticed, and settled as a lost one's.
-                kill_shim(entry)
-                async with asyncio.timeout(CLOSED_S):
-                    await entry.ended.wait()
+            await self._end_by_force(entry)
         async with entry.lock:
             if self._supervisor.entries.get((namespace, container_id)) is not entry:
                 raise NotFound(f"delete task {container_id}: it is deleted already")
@@ -215,6 +222,24 @@ class TaskService:
             hit("delete.row-gone")
             return entry.exit
 
+    async def _end_by_force(self, entry: Entry) -> None:
+        """SIGKILL to init; when its shim does not do it any more, to that.
+
+        Raises DeadlineExceeded with the reason when even that does not end the container.
+        """
+        with contextlib.suppress(DeadlineExceeded, Unavailable):
+            await self._signal_unless_ended(entry, signal.SIGKILL)
+            if await ended_or_stuck(entry, FORCE_S):
+                return
+            if why := _why_alive(entry):
+                # Its shim could do no more, and will tell of its end when that comes.
+                raise FailedPrecondition(f"delete {entry.what}: {why}")
+        kill_shim(entry)
+        # Its end is noticed, and settled as a lost one's.
+        if not await ended_or_stuck(entry, CLOSED_S):
+            why = entry.stuck or "it did not end"
+            raise DeadlineExceeded(f"delete {entry.what}: {why}")
+
     async def end_creation(self, namespace: str, container_id: str, force: bool) -> None:
         """Before its container is deleted: there is no task that is only being created.
 
@@ -227,8 +252,9 @@ class TaskService:
         if not (force and entry.orphan):
             raise FailedPrecondition(f"delete {entry.what}: it is being created")
         kill_shim(entry)
-        async with asyncio.timeout(CLOSED_S):
-            await entry.cleaned.wait()
+        if not await cleaned_or_stuck(entry, CLOSED_S):
+            why = entry.stuck or f"it is not undone after {CLOSED_S:g} s"
+            raise DeadlineExceeded(f"delete {entry.what}: {why}")
 
     async def _end_created(self, entry: Entry) -> None:
         """End a task that was never started. A shim that dies over it is settled all the same."""
@@ -239,14 +265,19 @@ class TaskService:
                 raise
 
     async def _wait_closed(self, entry: Entry, force: bool) -> None:
-        try:
-            async with asyncio.timeout(FORCE_S if force else CLOSED_S):
-                await entry.cleaned.wait()
-        except TimeoutError as err:
-            if not force:
-                raise DeadlineExceeded(
-                    f"delete {entry.what}: its shim has not cleaned up in {CLOSED_S:g} s; "
-                    "--force ends the shim"
-                ) from err
-            kill_shim(entry)
-            await entry.cleaned.wait()
+        if await cleaned_or_stuck(entry, FORCE_S if force else CLOSED_S):
+            return
+        if not force and not entry.stuck:
+            raise DeadlineExceeded(
+                f"delete {entry.what}: its shim has not cleaned up in {CLOSED_S:g} s; "
+                "--force ends the shim"
+            )
+        kill_shim(entry)
+        if not await cleaned_or_stuck(entry, CLOSED_S):
+            why = entry.stuck or f"it is not cleaned up after {CLOSED_S:g} s"
+            raise DeadlineExceeded(f"delete {entry.what}: {why}")
+
+
+def _why_alive(entry: Entry) -> str:
+    """Why SIGKILL has not ended the container: what init waits for may be another of its own."""
+    return why_alive(entry.pid) or why_alive(*cgroup_members(entry.pid))

@@ -5,37 +5,45 @@ program with a deadline.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
-from typing import Protocol
+import shutil
+from typing import Any, Protocol
 
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.tasks import processes
+from lighter.daemon.tasks.alive import all_alive
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import LighterError, Unavailable
 from lighter.proto.paths import State
 
 log = logging.getLogger("lighter.settle")
 
-RUNTIME_S = 30.0
+KILLED_S = 2.0
 WORKER_TRIES = 3
+MOST_S = 30.0  # for a runtime to delete what is dead already
 
 
 class Settler(Protocol):
     """How `Supervisor` frees the resources of a task whose shim is gone."""
 
     async def settle(self, entry: Entry, bundle: Bundle) -> bool:
-        """Free everything; True when processes of the container had to be ended."""
+        """Free everything; True when processes of the container had to be ended.
+
+        Raises Unavailable, with the reason, while something of it cannot be freed.
+        """
 
 
 class WorkerSettler:
     """Settles with a worker process and the runtime's own `delete --force`."""
 
-    def __init__(self, worker: Worker, state: State, boot_id: str) -> None:
+    def __init__(self, worker: Worker, state: State, boot_id: str, runtime_s: float) -> None:
         self._worker = worker
         self._state = state
         self._boot_id = boot_id
+        self._runtime_s = min(runtime_s, MOST_S)
 
     async def settle(self, entry: Entry, bundle: Bundle) -> bool:
         cgroup = _cgroup_of(bundle)
@@ -52,16 +60,24 @@ class WorkerSettler:
         shim = bundle.shim_record() or {}
         if shim.get("boot_id") == self._boot_id:
             await asyncio.to_thread(processes.end_session, int(shim["pid"]))
-        killed = False
-        for attempt in range(1, WORKER_TRIES + 1):
+        done = await self._run_worker(entry, job)
+        if done["left"]:
+            raise Unavailable(f"end {entry.what}: {all_alive(done['left'])}")
+        await self._delete(entry)
+        # A runtime that fails over it would refuse the next container of this id.
+        root = self._state.runc_root(entry.namespace)
+        shutil.rmtree(f"{root}/{entry.id}", ignore_errors=True)
+        return bool(done["killed"]) or bundle.is_lost()
+
+    async def _run_worker(self, entry: Entry, job: dict[str, Any]) -> dict[str, Any]:
+        """Its answer; a worker that died with its spawner is run again."""
+        for attempt in range(1, WORKER_TRIES):
             try:
-                killed = bool((await self._worker.run(job, ()))["killed"])
-                break
+                return await self._worker.run(job, ())
             except LighterError as err:
                 log.warning("settle %s, attempt %d: %s", entry.what, attempt, err)
                 await asyncio.sleep(0.3 * attempt)
-        await self._delete(entry)
-        return killed or bundle.is_lost()
+        return await self._worker.run(job, ())
 
     async def _delete(self, entry: Entry) -> None:
         runtime = str(entry.options.get("runtime", "runc"))
@@ -78,11 +94,13 @@ class WorkerSettler:
             log.warning("delete runtime state of %s: %s", entry.what, err)
             return
         try:
-            async with asyncio.timeout(RUNTIME_S):
+            async with asyncio.timeout(self._runtime_s):
                 await process.wait()
         except TimeoutError:
             process.kill()
-            await process.wait()
+            with contextlib.suppress(TimeoutError):  # in uninterruptible sleep it ends much later
+                async with asyncio.timeout(KILLED_S):
+                    await process.wait()
             log.warning("delete runtime state of %s: %s took too long", entry.what, runtime)
 
 

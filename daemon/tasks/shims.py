@@ -22,7 +22,8 @@ from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, fr
 
 log = logging.getLogger("lighter.shims")
 
-CALL_S = 130.0
+RUNTIME_S = 120.0
+MARGIN_S = 10.0  # for the shim to end a runtime that hangs, and to say so
 MAX_SILENT = 2048  # connections without a hello: all shims come at once to a new manager
 REPEAT_S = 1.0  # between an event that could not be recorded and its repetition
 
@@ -40,10 +41,14 @@ class Peer:
         self._pending: PendingCalls[asyncio.Future[Any]] = PendingCalls()
 
     async def call(
-        self, method: str, body: dict[str, Any] | None = None, timeout_s: float = CALL_S
+        self, method: str, body: dict[str, Any] | None = None, timeout_s: float = 0
     ) -> Any:
-        """Ask the shim. Raises its error, Unavailable when it is gone, DeadlineExceeded."""
+        """Ask the shim. Raises its error, Unavailable when it is gone, DeadlineExceeded.
+
+        Without a time limit of its own, it takes as long as a call of the runtime may.
+        """
         what = f"{method} task"
+        timeout_s = timeout_s or self._router.runtime_s + MARGIN_S
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         ident = self._router.next_ident()
         generation = self._router.generation
@@ -96,7 +101,9 @@ class ShimRouter:
         on_hello: OnHello,
         on_event: OnEvent,
         hello_s: float = HELLO_S,
+        runtime_s: float = RUNTIME_S,
     ) -> None:
+        self.runtime_s = runtime_s
         self._hello_s = hello_s
         self.generation = generation
         self.peers: dict[str, Peer] = {}

@@ -32,7 +32,6 @@ log = logging.getLogger("lighter.tasks")
 
 LOST_KILLED = 137
 LOST_UNKNOWN = 255
-RETRY_S = 1.0
 # A power cut ends every task, so only how one ended has to survive it.
 _DURABLE = {events.EXIT}
 # What a client may not see: these go between shim and manager only.
@@ -242,13 +241,15 @@ class Supervisor:
 
         Tried until it is done: a full disk, for one, must not leave waiters without an answer.
         """
-        while True:
+        for pause_s in retries():
             try:
                 await self._settle(entry)
                 return
             except LighterError as err:
                 log.error("settle %s: %s", entry.what, err)
-                await asyncio.sleep(RETRY_S)
+                entry.stuck = err.message
+                entry.is_stuck.set()
+                await asyncio.sleep(pause_s)
 
     async def _settle(self, entry: Entry) -> None:
         bundle = self._bundle_of(entry.namespace, entry.id)
@@ -256,6 +257,8 @@ class Supervisor:
         if record is not None and record.get("incarnation") != entry.incarnation:
             record = None
         killed = await self.free(entry, bundle)
+        entry.stuck = ""
+        entry.is_stuck.clear()
         hit("settle.freed")
         if entry.state != states.CREATING:
             lost = (
@@ -379,6 +382,13 @@ def _no_common_version(peer: Peer) -> str:
     ours = ", ".join(map(str, codec.SUPPORTED))
     version = peer.identity.get("version")
     return f"its shim (version {version}) speaks protocol {theirs}, this manager {ours}"
+
+
+def retries() -> Iterator[float]:
+    """Pauses in seconds between one try and the next, without an end."""
+    yield from (1.0, 2.0, 4.0, 8.0)
+    while True:
+        yield 15.0
 
 
 def _unexpected(peer: Peer) -> None:

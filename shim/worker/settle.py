@@ -1,9 +1,10 @@
 """Job `settle`: free what a lost shim held on the host. The one job that is not locked in.
 
     {"job": "settle", "cgroup": <path of the container's cgroup>, "rootfs": <mount point>, "pid"}
-    -> {"killed": <whether there were processes to end>}
+    -> {"killed": <whether there were processes to end>, "left": [<pid that SIGKILL does not end>]}
 
-Ends every process in the container's cgroup and unmounts its root. The path names the cgroup in
+Ends every process in the container's cgroup, removes that and unmounts its root; while a process is
+left the root stays as it is. The path names the cgroup in
 every hierarchy, because init, whose /proc entry would tell, may be gone.
 """
 
@@ -16,31 +17,33 @@ from lighter.shim import cgroup, linux
 from lighter.shim.worker.channel import Channel
 
 KILL_S = 5.0
-_POLL_S = 0.01
+_POLL_S = 0.02
 
 
 def run(job: dict[str, Any], _fds: list[int], _channel: Channel) -> dict[str, Any]:
     """Raises InvalidArgument for a cgroup that is not below a container's place, Unavailable."""
     path = str(job["cgroup"])
     killed = False
+    left: list[int] = []
     if path:
         if not path.startswith("/") or path == "/" or "/.." in path:
             raise InvalidArgument(f"settle container: {path!r} is no container's cgroup")
-        killed = _end_processes(path)
-    _unmount(str(job["rootfs"]))
-    return {"killed": killed}
+        killed, left = _end_processes(path)
+    if not left:
+        _unmount(str(job["rootfs"]))
+    return {"killed": killed, "left": left}
 
 
-def _end_processes(path: str) -> bool:
+def _end_processes(path: str) -> tuple[bool, list[int]]:
+    """(whether there were any, those that do not end)."""
     group = cgroup.at_path(path)
     found = bool(group.pids())
     deadline = time.monotonic() + KILL_S
-    while group.pids():
+    # One that has ended but is still taken apart holds its cgroup for a moment.
+    while not cgroup.remove(path) and time.monotonic() < deadline:
         group.kill_all()
-        if time.monotonic() > deadline:
-            raise Unavailable(f"end processes in {path}: some are left after {KILL_S:g} s")
         time.sleep(_POLL_S)
-    return found
+    return found, group.pids()
 
 
 def _unmount(rootfs: str) -> None:
