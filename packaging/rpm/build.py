@@ -1,13 +1,15 @@
 """Source and binary rpms of this checkout, with any rpmbuild: `make rpm`.
 
-    build.py [--version X.Y.Z] [--output DIR]
+    build.py [--version X.Y.Z] [--output DIR] [--literal NAME=VALUE ...]
 
-The sources are the files that git knows, as they are now; the wheels are those of wheels.txt and
+The sources are the files that git knows, as they are now, but for literals of proto/compat.py that
+tests set, to have packages of a version that does not exist. The wheels are those of wheels.txt and
 build-wheels.txt. rpmbuild runs without a network. What was built once from the same sources, by the
 same Python, is taken from .cache.
 """
 
 import argparse
+import ast
 import fcntl
 import gzip
 import hashlib
@@ -30,6 +32,7 @@ SHIPPED = ("daemon", "shim", "proto", "ctl", "packaging", "pyproject.toml", "REA
 BUILD_S = 900.0
 KEPT = 4  # builds in the cache
 _VERSION_FILE = "proto/version.py"
+_COMPAT_FILE = "proto/compat.py"
 
 
 class BuildError(Exception):
@@ -47,7 +50,7 @@ def own_version() -> str:
     return found[1]
 
 
-def sources(version: str) -> list[tuple[str, int, bytes]]:
+def sources(version: str, literals: dict[str, str]) -> list[tuple[str, int, bytes]]:
     """(path, mode, content) of all that is shipped, with `version` in the places that say it."""
     own = own_version()
     listed = git("ls-files", "-co", "--exclude-standard", "-z", "--", *SHIPPED).split("\0")
@@ -63,8 +66,28 @@ def sources(version: str) -> list[tuple[str, int, bytes]]:
             content = content.replace(
                 f'\nversion = "{own}"\n'.encode(), f'\nversion = "{version}"\n'.encode(), 1
             )
+        elif path == _COMPAT_FILE:
+            content = _with_literals(content.decode(), literals).encode()
         found.append((path, 0o755 if os.access(file, os.X_OK) else 0o644, content))
     return found
+
+
+def _with_literals(text: str, literals: dict[str, str]) -> str:
+    for name, value in literals.items():
+        text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+        if count != 1:
+            raise BuildError(f"set {name}: {_COMPAT_FILE} does not assign it once")
+    return text
+
+
+def compat(files: list[tuple[str, int, bytes]]) -> tuple[list[int], int, int]:
+    """What the sources' proto/compat.py says: PROTOCOLS, SCHEMA, SCHEMA_NEWEST."""
+    text = next(content for path, _mode, content in files if path == _COMPAT_FILE).decode()
+    said = dict(re.findall(r"^([A-Z_]+) = (.+)$", text, re.MULTILINE))
+    protocols, schema, newest = (
+        ast.literal_eval(said[name]) for name in ("PROTOCOLS", "SCHEMA", "SCHEMA_NEWEST")
+    )
+    return list(protocols), schema, newest
 
 
 def archive(target: Path, files: list[tuple[str, int, bytes]], at: int) -> None:
@@ -79,8 +102,9 @@ def archive(target: Path, files: list[tuple[str, int, bytes]], at: int) -> None:
     target.write_bytes(gzip.compress(raw, mtime=0) if target.suffix == ".gz" else raw)
 
 
-def spec(version: str, revision: str, at: int) -> str:
+def spec(version: str, revision: str, at: int, said: tuple[list[int], int, int]) -> str:
     """lighter.spec with what it leaves to the build in front and behind."""
+    protocols, schema, newest = said
     provides = "\n".join(
         f"Provides: bundled(python3dist({name})) = {pinned}"
         for name, (pinned, _digests) in sorted(wheels.locked(wheels.BUNDLED).items())
@@ -88,7 +112,12 @@ def spec(version: str, revision: str, at: int) -> str:
     # A global is one line; a defined macro may have several.
     lines = [f"%global lighter_version {version}", f"%global lighter_revision {revision}"]
     bundled = provides.replace("\n", "\\\n")
-    lines.append(f"%define lighter_bundled() \\\n{bundled}\\\n%{{nil}}\n\n")
+    lines.append(f"%define lighter_bundled() \\\n{bundled}\\\n%{{nil}}\n")
+    offers = [*(f"lighter(protocol) = {number}" for number in protocols)]
+    offers += [f"lighter(schema) = {schema}", f"lighter(schema-newest) = {newest}"]
+    taken = "\\\n".join(f"Provides: {offer}" for offer in offers)
+    lines.append(f"%define lighter_compat() \\\n{taken}\\\n%{{nil}}")
+    lines.append(f"%global lighter_compat_said {[tuple(protocols), schema, newest]}\n\n")
     date = time.strftime("%a %b %d %Y", time.gmtime(at))
     changelog = (
         f"\n%changelog\n* {date} Lighter's developers - {version}-1\n- Revision {revision}\n"
@@ -96,14 +125,18 @@ def spec(version: str, revision: str, at: int) -> str:
     return "\n".join(lines) + (HERE / "lighter.spec").read_text() + changelog
 
 
-def build(version: str | None = None, python: str | None = None) -> list[Path]:
+def build(
+    version: str | None = None,
+    python: str | None = None,
+    literals: dict[str, str] | None = None,
+) -> list[Path]:
     """The rpms, the source rpm among them. Raises BuildError, WheelsError."""
     version = version or own_version()
     python = python or f"{sys.version_info.major}.{sys.version_info.minor}"
     revision = git("rev-parse", "--short=12", "HEAD").strip()
     at = int(git("log", "-1", "--format=%ct"))
-    files = sources(version)
-    text = spec(version, revision, at)
+    files = sources(version, literals or {})
+    text = spec(version, revision, at, compat(files))
     inputs = (files, text, python, Path(__file__).read_bytes())
     key = hashlib.sha256(repr(inputs).encode()).hexdigest()
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -161,9 +194,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build Lighter's rpms.")
     parser.add_argument("--version")
     parser.add_argument("--output", type=Path, default=TOP / "dist")
+    parser.add_argument("--literal", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_args()
     try:
-        rpms = build(args.version)
+        literals = dict(literal.split("=", 1) for literal in args.literal)
+        rpms = build(args.version, literals=literals)
     except (BuildError, wheels.WheelsError) as error:
         sys.exit(f"build.py: {error}")
     args.output.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,16 @@ mount -t overlay overlay -o "lowerdir={unpacked}/usr:/usr" /usr && exec {path} "
 """
 
 
-def built(output: Path, version: str | None = None) -> dict[str, Path]:
-    """Package name → rpm below `output`, "src" for the source rpm; of `version` instead of ours."""
+def built(output: Path, version: str | None = None, **literals: object) -> dict[str, Path]:
+    """Package name → rpm below `output`, "src" for the source rpm; of `version` instead of ours.
+
+    `literals` stand in proto/compat.py in place of ours.
+    """
     argv = [sys.executable, str(_BUILD), "--output", str(output)]
     if version:
         argv += ["--version", version]
+    for name, value in literals.items():
+        argv += ["--literal", f"{name}={value!r}"]
     # The build's own modules stand beside it.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(argv, capture_output=True, text=True, timeout=BUILD_S, env=environ)

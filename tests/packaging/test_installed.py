@@ -212,3 +212,30 @@ def test_an_upgrade_leaves_the_version_before_and_the_configuration(
     assert not (root.dir / "usr/libexec/lighter").exists()
     assert (root.dir / "var/lib/lighter/lighter.db").read_text() == "data"
     assert (root.dir / "etc/lighter/config.toml.rpmsave").read_text() == "version = 3\n"
+
+
+def test_a_package_is_checked_before_it_is_installed(
+    make_lighterd: Callable[..., Lighterd], installed: Path, rpms: dict[str, Path]
+) -> None:
+    """Either package, or the directory with both; the sources say nothing of it."""
+    lighterd = make_lighterd()
+    lighterd.use(installed)
+    lighterd.start()
+    image = lighterd.import_busybox()
+    lighterd.ctl("run", "-d", image, "c", "sleep", "600", check=True)
+    for path in (rpms["lighter"], rpms[CORE], rpms[CORE].parent):
+        done = lighterd.ctl("upgrade", "check", str(path), check=True)
+        assert done.stdout.decode().splitlines() == [
+            f"version {VERSION} can take over from {VERSION}",
+            "running shims: 1, 1 can be adopted",
+        ]
+    refused = lighterd.ctl("upgrade", "check", str(rpms["lighter-selinux"]))
+    assert refused.returncode == 1
+    assert b"it does not say what it can take over; give the package lighter" in refused.stderr
+
+
+def test_only_the_command_in_the_path_may_hand_over(unpacked: Path) -> None:
+    chooses = (unpacked / "usr/bin/lighterd").read_text()
+    kept = (unpacked / f"usr/lib64/lighter/{VERSION}/lighterd").read_text()
+    assert 'cores="/usr/lib64/lighter")' in chooses
+    assert kept == chooses.replace('cores="/usr/lib64/lighter")', 'cores="")')

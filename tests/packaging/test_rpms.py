@@ -12,6 +12,7 @@ import pytest
 import toml
 
 from lighter.daemon.config import Config, dump, load
+from lighter.proto.release import OWN
 from lighter.proto.version import VERSION
 from tests.packaging.conftest import CORE
 from tests.packaging.rpms import query
@@ -104,11 +105,24 @@ def test_requirements_and_offers_are_what_is_meant(rpms: dict[str, Path]) -> Non
     for relation in ("--obsoletes", "--conflicts"):
         assert query(rpms["lighter"], "", relation) == ""
     offers = lines(query(rpms[CORE], "", "--provides"))
-    stray = [offer for offer in offers if not offer.startswith(("bundled(", "lighter-core"))]
-    assert not stray
+    known = ("bundled(", "lighter-core", "lighter(")
+    assert not [offer for offer in offers if not offer.startswith(known)]
     needs = lines(query(rpms[CORE], "", "--requires"))
     assert not [need for need in needs if not FOREIGN.fullmatch(need)]
     assert any(need.startswith("libstdc++.so.6(") for need in needs)
+
+
+def test_both_packages_say_what_their_version_can_take_over(rpms: dict[str, Path]) -> None:
+    said = {f"lighter(protocol) = {number}" for number in OWN.protocols}
+    said |= {
+        f"lighter(schema) = {OWN.schema}",
+        f"lighter(schema-newest) = {OWN.schema_newest}",
+    }
+    for name in ("lighter", CORE):
+        offers = lines(query(rpms[name], "", "--provides"))
+        assert {offer for offer in offers if offer.startswith("lighter(")} == said | (
+            {f"lighter(x86-64) = {VERSION}-1"} if name == "lighter" else set()
+        )
 
 
 def test_bundled_libraries_are_declared_with_their_versions(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lighter.proto.release import OWN
 from lighter.proto.version import VERSION
 from tests.harness import await_that
 from tests.packaging.rpms import built
@@ -15,6 +16,8 @@ from tests.systemd.machine import Machine
 from tests.underway import Traffic
 
 NEXT = "0.99.0"
+ALIEN = "0.98.0"
+OWN_PROTOCOLS = ", ".join(map(str, OWN.protocols))
 IDLE = 200  # containers that only have to be there, beside those with traffic
 RATE_MB = 5
 API_GAP_S = 5.0  # promised is one second; machines of tests are slow and shared
@@ -24,6 +27,12 @@ API_GAP_S = 5.0  # promised is one second; machines of tests are slow and shared
 def newer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same sources under a higher version."""
     return built(tmp_path_factory.mktemp("newer"), NEXT)
+
+
+@pytest.fixture(scope="module")
+def alien(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A version that speaks another protocol than ours, and nothing else."""
+    return built(tmp_path_factory.mktemp("alien"), ALIEN, PROTOCOLS=(99,))
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +81,42 @@ def test_f62_upgrade_and_rollback_are_not_noticed(
     installed = machine.run("rpm", "-qa").stdout
     assert f"lighter-core-{NEXT}-{NEXT}" in installed
     assert f"lighter-core-{VERSION}-{VERSION}" in installed
+
+
+def test_f39_a_version_that_cannot_adopt_is_refused_and_the_one_before_serves_on(
+    machine: Machine, rpms: dict[str, Path], alien: dict[str, Path]
+) -> None:
+    """Told before, and, when it is installed all the same, nothing is lost and everybody is told."""
+    pid = inside.start(machine, "a")
+    small = alien["lighter"]
+    machine.put(small, f"/var/tmp/{small.name}")
+    said = machine.run("ctl", "upgrade", "check", f"/var/tmp/{small.name}", check=False)
+    why = f"shim of default/a (version {VERSION}) speaks protocol {OWN_PROTOCOLS}"
+    assert said.returncode == 1
+    assert f"version {ALIEN} cannot take over from {VERSION}" in said.stdout
+    assert f"{why}, version {ALIEN} speaks 99" in said.stdout
+    main = machine.main_pid()
+    install(machine, alien, "-U")
+    kept = f"/usr/lib64/lighter/{VERSION}/ctl"
+    await_that(lambda: machine.main_pid() not in (0, main), 30, "it was restarted")
+    await_that(
+        lambda: machine.run(kept, "tasks", "ls", check=False).returncode == 0, 30, "it serves"
+    )
+    try:
+        status = machine.show("lighterd.service", "StatusText")["StatusText"]
+        assert status.startswith(f"version {VERSION}, tasks adopted ")
+        assert f"; stands in for version {ALIEN}: {why}" in status
+        log = machine.journal("-u", "lighterd.service", "-n", "100")
+        assert f"lighterd: version {ALIEN} cannot take over: {why}" in log
+        assert machine.run("cat", f"/proc/{pid}/comm").stdout == "sh\n"
+        assert machine.run(kept, "exec", "a", "echo", "hello").stdout == "hello\n"
+        machine.run(kept, "rm", "-f", "a")
+        # Nothing is left that only the old one understands: the installed version's turn.
+        machine.run("systemctl", "restart", "lighterd.service")
+        assert server(machine) == ALIEN
+    finally:
+        install(machine, {"lighter": rpms["lighter"]}, "-U --oldpackage")
+        await_that(lambda: server(machine) == VERSION, 30, "this version is back")
 
 
 def test_removal_stops_containers_in_time_and_leaves_data(
