@@ -58,7 +58,8 @@ class Leases:
         with self._db.durable_transaction() as tx:
             ensure_in(tx, namespace)
             done = tx.execute(
-                "INSERT INTO leases VALUES(?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO leases(namespace, id, labels, created_at, expires_at)"
+                " VALUES(?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (namespace, lease_id, json.dumps(labels), now, lease.expires_at),
             )
             if not done.rowcount:
@@ -73,7 +74,8 @@ class Leases:
             ensure_in(tx, namespace)
             expire = datetime.fromtimestamp(expires_at / 1e9, UTC).isoformat(timespec="seconds")
             tx.execute(
-                "INSERT INTO leases VALUES(?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+                "INSERT INTO leases(namespace, id, labels, created_at, expires_at)"
+                " VALUES(?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
                 " SET labels = excluded.labels, expires_at = excluded.expires_at",
                 (
                     namespace,
@@ -161,7 +163,8 @@ def _add(
     tx: sqlite3.Connection, namespace: str, lease_id: str, resources: Iterable[tuple[str, str]]
 ) -> None:
     tx.executemany(
-        "INSERT OR IGNORE INTO lease_resources VALUES(?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO lease_resources(namespace, lease, type, resource)"
+        " VALUES(?, ?, ?, ?)",
         [(namespace, lease_id, type_, resource) for type_, resource in resources],
     )
 

@@ -111,7 +111,7 @@ class ContentStore:
             with self._db.durable_transaction() as tx:
                 ensure_in(tx, namespace)
                 tx.executemany(
-                    "INSERT OR IGNORE INTO trash VALUES(?, ?)",
+                    "INSERT OR IGNORE INTO trash(owner, name) VALUES(?, ?)",
                     [(TRASH, digest.hex) for digest in found],
                 )
             hit("content.noted")
@@ -168,7 +168,9 @@ class ContentStore:
                 return False
             ensure_in(tx, namespace)
             tx.execute(
-                "INSERT OR IGNORE INTO content VALUES(?, ?, ?, '{}', ?, ?)",
+                "INSERT OR IGNORE INTO content(namespace, digest, size_bytes, labels,"
+                " created_at, updated_at)"
+                " VALUES(?, ?, ?, '{}', ?, ?)",
                 (namespace, digest, row["size_bytes"], now, now),
             )
         return True
@@ -325,7 +327,7 @@ def delete_rows(tx: sqlite3.Connection, namespace: str, digests: Iterable[Digest
         gone += tx.execute(
             "DELETE FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)
         ).rowcount
-        tx.execute("INSERT OR IGNORE INTO trash VALUES(?, ?)", (TRASH, digest.hex))
+        tx.execute("INSERT OR IGNORE INTO trash(owner, name) VALUES(?, ?)", (TRASH, digest.hex))
     return gone
 
 
@@ -388,7 +390,8 @@ def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arr
     ).fetchone()
     labels = merge_labels(json.loads(row["labels"]) if row else {}, arrival.labels)
     tx.execute(
-        "INSERT INTO content VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        "INSERT INTO content(namespace, digest, size_bytes, labels, created_at, updated_at)"
+        " VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
         " SET size_bytes = excluded.size_bytes, labels = excluded.labels,"
         " updated_at = excluded.updated_at",
         (namespace, digest, arrival.size_bytes, json.dumps(labels), now, now),

@@ -122,7 +122,9 @@ def _put(
         else "DO NOTHING"
     )
     done = tx.execute(
-        f"INSERT INTO images VALUES(?, ?, ?, ?, ?, ?, '{{}}', ?, ?) ON CONFLICT {conflict}",
+        "INSERT INTO images(namespace, name, media_type, digest, size_bytes, annotations,"
+        " labels, created_at, updated_at)"
+        f" VALUES(?, ?, ?, ?, ?, ?, '{{}}', ?, ?) ON CONFLICT {conflict}",
         (
             namespace,
             name,

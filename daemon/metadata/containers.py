@@ -38,7 +38,9 @@ class ContainerStore:
         with self._db.durable_transaction() as tx:
             ensure_in(tx, made.namespace)
             done = tx.execute(
-                "INSERT OR IGNORE INTO containers VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT OR IGNORE INTO containers(namespace, id, image, runtime, snapshotter,"
+                " snapshot_key, spec, labels, options, created_at, updated_at)"
+                " VALUES(?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     made.namespace,
                     made.id,

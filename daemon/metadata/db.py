@@ -8,6 +8,7 @@ SQLite has one writer. Both connections belong to the loop's thread, so a transa
 another would wait for itself: it is refused, and no `await` may stand inside one.
 """
 
+import logging
 import os
 import secrets
 import sqlite3
@@ -26,6 +27,9 @@ from lighter.proto.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from lighter.proto.faults import hit
+
+log = logging.getLogger("lighter.database")
 
 # SQLite's primary result codes (https://www.sqlite.org/rescode.html); the others are Internal.
 _ERRORS: dict[int, type[LighterError]] = {
@@ -84,8 +88,17 @@ class Database:
     def _migrate(self, migrations: tuple[str, ...]) -> None:
         version = version_of(self.durable)
         if 0 < version < len(migrations):
-            self.copy(f"{self.path}.v{version}")
+            try:
+                self.copy(f"{self.path}.v{version}")
+            except OSError as err:
+                raise ResourceExhausted(
+                    f"copy database {self.path} before its migration: {err.strerror}"
+                ) from err
+            hit("migrate.copied")
+            log.info("migrate database from schema %d to %d", version, len(migrations))
         migrate(self.durable, migrations)
+        if version < len(migrations):
+            hit("migrate.committed")
 
     def copy(self, target: str) -> None:
         """Write a whole copy to the file `target`, which appears only when it is complete."""
@@ -163,14 +176,17 @@ class Database:
         """Count this start of a manager; the number is durable before it is returned."""
         with self.durable_transaction() as tx:
             row = tx.execute(
-                "INSERT INTO meta VALUES('generation', '1') ON CONFLICT(key) DO UPDATE"
+                "INSERT INTO meta(key, value) VALUES('generation', '1') ON CONFLICT(key) DO UPDATE"
                 " SET value = CAST(value AS INTEGER) + 1 RETURNING value"
             ).fetchone()
             return int(row[0])
 
     def _first_uuid(self) -> str:
         with self.durable_transaction() as tx:
-            tx.execute("INSERT OR IGNORE INTO meta VALUES('uuid', ?)", (str(uuid.uuid4()),))
+            tx.execute(
+                "INSERT OR IGNORE INTO meta(key, value) VALUES('uuid', ?)",
+                (str(uuid.uuid4()),),
+            )
             return str(tx.execute("SELECT value FROM meta WHERE key = 'uuid'").fetchone()[0])
 
     def check(self) -> list[str]:

@@ -21,7 +21,10 @@ _HOLDERS = ("containers", "tasks", "images", "snapshots", "content", "leases")
 def ensure_in(tx: sqlite3.Connection, name: str) -> None:
     """Record the namespace inside an open transaction, unless it is there."""
     check_name(name, "namespace")
-    tx.execute("INSERT OR IGNORE INTO namespaces VALUES(?, '{}', ?)", (name, time.time_ns()))
+    tx.execute(
+        "INSERT OR IGNORE INTO namespaces(name, labels, created_at) VALUES(?, '{}', ?)",
+        (name, time.time_ns()),
+    )
 
 
 def merge_labels(old: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
@@ -50,7 +53,7 @@ class NamespaceStore:
         namespace = Namespace(name, check_labels(dict(labels or {})), time.time_ns())
         with self._db.durable_transaction() as tx:
             made = tx.execute(
-                "INSERT OR IGNORE INTO namespaces VALUES(?, ?, ?)",
+                "INSERT OR IGNORE INTO namespaces(name, labels, created_at) VALUES(?, ?, ?)",
                 (name, json.dumps(namespace.labels), namespace.created_at),
             )
             if not made.rowcount:

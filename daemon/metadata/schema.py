@@ -2,7 +2,9 @@
 
 A released migration is never edited. A release adds at most one, and it only adds (tables,
 columns with a default, indexes): so the release before can work on the newer database, and no
-older one is asked to.
+older one is asked to. For the same reason every INSERT names its columns; 0.1.0 did not, so the
+migration after the first adds no column to a table that 0.1.0 fills (all but tasks, execs, events
+and snapshots).
 
 Labels, annotations and options of containers are JSON texts. Times are nanoseconds since the
 epoch. Tasks hold no foreign key to containers: a shim whose container is not recorded must be
@@ -12,6 +14,7 @@ recordable.
 import sqlite3
 
 from lighter.proto.errors import FailedPrecondition
+from lighter.proto.faults import hit
 
 # snapshots.number: AUTOINCREMENT, because a number names a directory and is never used twice.
 # trash: what a sweep may remove from disk, (owner, name) of bytes that no row wants any more.
@@ -111,7 +114,7 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...]) -> None
     """Bring a database up to the last of `migrations`, in one transaction: all of them or none.
 
     One version more than is known is left as it is and works. Raises FailedPrecondition for any
-    further one.
+    further one, and for a database that is not what its version says.
     """
     version = version_of(connection)
     if version > len(migrations) + 1:
@@ -127,7 +130,15 @@ def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...]) -> None
         for script in migrations[version:]:
             for statement in script.split(";"):  # executescript would commit before it begins
                 connection.execute(statement)
+            hit("migrate.changed")
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
+        hit("migrate.versioned")
+    except sqlite3.OperationalError as err:
+        connection.execute("ROLLBACK")
+        raise FailedPrecondition(
+            f"migrate database from schema {version} to {len(migrations)}: {err}; "
+            "it stays as it was"
+        ) from err
     except BaseException:
         connection.execute("ROLLBACK")
         raise

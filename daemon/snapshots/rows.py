@@ -45,7 +45,8 @@ def delete_rows(tx: sqlite3.Connection, snapshotter: str, numbers: Iterable[int]
     for number in sorted(numbers, reverse=True):
         tx.execute("DELETE FROM snapshots WHERE number = ?", (number,))
         tx.execute(
-            "INSERT OR IGNORE INTO trash VALUES(?, ?)", (trash_owner(snapshotter), str(number))
+            "INSERT OR IGNORE INTO trash(owner, name) VALUES(?, ?)",
+            (trash_owner(snapshotter), str(number)),
         )
 
 

@@ -120,7 +120,7 @@ class TaskStore:
         tx.execute("DELETE FROM execs WHERE namespace = ? AND id = ?", key)
         tx.execute("DELETE FROM tasks WHERE namespace = ? AND id = ?", key)
         tx.execute(
-            "INSERT OR REPLACE INTO tombstones VALUES(?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO tombstones(incarnation, namespace, id, at) VALUES(?, ?, ?, ?)",
             (entry.incarnation, *key, time.time_ns()),
         )
 

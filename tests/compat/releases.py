@@ -32,10 +32,11 @@ _SPAWNER = """from lighter.shim.__main__ import main
 main()"""
 
 
-def make_release(cores: Path, version: str, **literals: Any) -> Path:
+def make_release(cores: Path, version: str, migration: str = "", **literals: Any) -> Path:
     """The directory of a version; `literals` go into proto/compat.py in place of ours.
 
-    Its own lighterd serves; `started(cores, version)` gives one that may hand over to another.
+    `migration`: SQL that it adds to the schema's history. Its own lighterd serves;
+    `started(cores, version)` gives one that may hand over to another.
     """
     core = cores / version
     site = core / "site"
@@ -46,6 +47,9 @@ def make_release(cores: Path, version: str, **literals: Any) -> Path:
     _assign(proto / "version.py", "VERSION", version)
     for name, value in literals.items():
         _assign(proto / "compat.py", name, value)
+    if migration:
+        with (site / "lighter/daemon/metadata/schema.py").open("a") as schema:
+            schema.write(f"\nMIGRATIONS = (*MIGRATIONS, {migration!r})\n")
     _program(core / "spawner", site, _SPAWNER)
     _program(core / "ctl", site, _CTL)
     _program(core / "lighterd", site, _LIGHTERD.format(spawner=str(core / "spawner"), cores=""))

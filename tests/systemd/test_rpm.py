@@ -86,7 +86,7 @@ def test_f62_upgrade_and_rollback_are_not_noticed(
 def test_f39_a_version_that_cannot_adopt_is_refused_and_the_one_before_serves_on(
     machine: Machine, rpms: dict[str, Path], alien: dict[str, Path]
 ) -> None:
-    """Told before, and, when it is installed all the same, nothing is lost and everybody is told."""
+    """Told before; installed all the same, nothing is lost and everybody is told."""
     pid = inside.start(machine, "a")
     small = alien["lighter"]
     machine.put(small, f"/var/tmp/{small.name}")

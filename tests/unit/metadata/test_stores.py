@@ -1,5 +1,8 @@
 """Namespaces and containers: who exists, who is refused and why, and pages."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from lighter.daemon.metadata.containers import MAX_SPEC_BYTES, ContainerStore
@@ -124,3 +127,15 @@ def test_update_changes_what_is_given(db: Database) -> None:
     assert store.get("default", "web") == new
     assert (new.spec, new.labels, new.options) == (b"{1}", {"x": "y"}, made.options)
     assert new.updated_at > made.updated_at
+
+
+def test_every_insert_names_its_columns() -> None:
+    """Else the release before could not write to a table that the next one gives a column."""
+    folder = Path(__file__).parents[3] / "daemon"
+    inserts = [
+        (str(file.relative_to(folder)), found[0])
+        for file in folder.rglob("*.py")
+        for found in re.finditer(r"INSERT[A-Z ]* INTO \w+(.)", file.read_text())
+    ]
+    assert len(inserts) > 10
+    assert not [insert for insert in inserts if not insert[1].endswith("(")]
