@@ -8,8 +8,10 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack
+from itertools import chain
 
 import report
+from images import image_rows
 from limit import Limit
 from measure import CommandFailed, run
 from peers import available
@@ -30,7 +32,9 @@ def main() -> None:
         versions["runc"] = run(["runc", "--version"]).splitlines()[0]
         about = report.facts(versions)
         try:
-            for row in all_rows(peers, limit, QUICK if quick else FULL):
+            measured = all_rows(peers, limit, QUICK if quick else FULL)
+            images = () if quick else image_rows(available())
+            for row in chain(measured, images):
                 rows.append(row)
                 sys.stderr.write(f"bench: {row.work}: {report.verdict(row) or 'measured'}\n")
         except CommandFailed as error:

@@ -30,8 +30,8 @@ class Peer(ABC):
 
     name: str
 
-    def __init__(self) -> None:
-        self.base = Path(tempfile.mkdtemp(prefix="lighter-bench-", dir="/tmp"))
+    def __init__(self, parent_dir: str = "/tmp") -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="lighter-bench-", dir=parent_dir))
         # Of its own, since the namespace is a cgroup that is looked for afterwards.
         self.namespace = self.base.name
         self.manager: subprocess.Popen[bytes] | None = None
@@ -203,8 +203,8 @@ class Containerd(Peer):
 
     name = "containerd"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, parent_dir: str = "/tmp") -> None:
+        super().__init__(parent_dir)
         self.address = f"{self.base}/c.sock"
         (self.base / "config.toml").write_text(
             f'version = 2\nroot = "{self.base}/r"\nstate = "{self.base}/s"\n'
@@ -243,8 +243,8 @@ class Lighter(Peer):
 
     name = "lighter"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, parent_dir: str = "/tmp") -> None:
+        super().__init__(parent_dir)
         self._bin = Path(sys.executable).parent
         self.instance = sha256(f"{self.base}/r".encode()).hexdigest()[:8]
 

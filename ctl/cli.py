@@ -34,6 +34,8 @@ _COMMANDS = (
     ("namespaces namespace ns", "namespace", "namespaces", "manage namespaces"),
     ("tasks t task", "task", "tasks", "manage tasks"),
     ("run", "run", "run", "run a container"),
+    ("pull", "transfer", "pull", "pull an image from a registry"),
+    ("push", "transfer", "push", "push an image to a registry"),
     ("events event", "events", "events", "show what happens, as it happens"),
     ("logs", "logs", "logs", "print what a container has written"),
     ("system", "system", "system", "look at the manager itself"),

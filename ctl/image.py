@@ -34,6 +34,10 @@ def images() -> None:
     """
 
 
+images.later("pull", "transfer", "pull", "pull an image from a registry")
+images.later("push", "transfer", "push", "push an image to a registry")
+
+
 @images.verb("list ls")
 @click.option("--quiet", "-q", is_flag=True, help="References alone.")
 @format_option

@@ -8,7 +8,7 @@ import click
 from lighter.ctl import process
 from lighter.ctl.cli import HELP_OPTIONS, Session
 from lighter.ctl.definition import definition, definition_options
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import LighterError, NotFound
 
 
 @click.command(
@@ -23,6 +23,14 @@ from lighter.proto.errors import LighterError
 @click.option("--interactive", "-i", is_flag=True, help="docker's form; pass standard input on.")
 @click.option("--name", help="docker's form: the container's id.")
 @click.option("--null-io", is_flag=True, help="Neither streams nor a log.")
+@click.option(
+    "--pull",
+    "pull_when",
+    type=click.Choice(("missing", "always", "never")),
+    default="missing",
+    show_default=True,
+    help="When to pull the image.",
+)
 @click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
 @click.argument("image")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="ID [COMMAND] [ARG]...")
@@ -37,6 +45,7 @@ def run(
     interactive: bool,
     name: str | None,
     null_io: bool,
+    pull_when: str,
     pid_file: str,
     **flags: Any,
 ) -> int:
@@ -61,7 +70,7 @@ def run(
     body = definition(container_id, image, command, flags, auto_remove=rm, stdin_open=stdin)
     session.manager.connect()
     with process.refusals(), contextlib.ExitStack() as undo:
-        created = session.call("containers.create", **body)
+        created = _create(session, body, image, pull_when)
         undo.callback(_remove, session, created["id"])
         session.warn(created["warnings"])
         if detach:
@@ -82,6 +91,26 @@ def run(
     if not as_docker and not rm:
         process.forget(session, created["id"])
     return code
+
+
+def _create(session: Session, body: dict[str, Any], image: str, pull_when: str) -> Any:
+    """The new container; its image is pulled first where that is asked or needed."""
+    if pull_when == "always":
+        _pull(session, image)
+    try:
+        return session.call("containers.create", **body)
+    except NotFound as error:
+        if pull_when != "missing" or error.details.get("missing") != "image":
+            raise
+        session.complain(f"image {image} is not here: pulling it")
+    _pull(session, image)
+    return session.call("containers.create", **body)
+
+
+def _pull(session: Session, image: str) -> None:
+    from lighter.ctl.transfer import NO_FLAGS, access, pull_image
+
+    pull_image(session, image, access(session, image, NO_FLAGS), to_stderr=True)
 
 
 def both_spellings(image: str) -> str:

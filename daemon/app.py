@@ -23,7 +23,11 @@ from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.identity import IdentityService
+from lighter.daemon.images.downloads import Downloads
+from lighter.daemon.images.pull import Puller
+from lighter.daemon.images.push import Pusher
 from lighter.daemon.images.service import ImageService
+from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.worker import tree_remover
 from lighter.daemon.leases import Leases
 from lighter.daemon.limits import DescriptorBudget, raise_descriptor_limit
@@ -43,6 +47,7 @@ from lighter.daemon.rpc import (
     image_handlers,
     shim_handlers,
     system_handlers,
+    transfer_handlers,
 )
 from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.runtimes import find_runtime
@@ -162,7 +167,7 @@ class Manager:
             "overlayfs": OverlaySnapshotter(root.snapshots, db, remover),
             "native": NativeSnapshotter(root.snapshots, db, remover),
         }
-        images = ImageService(db, content, snapshotters, spawner)
+        images = ImageService(db, content, snapshotters, spawner, config.snapshotter)
         housekeeping = Housekeeping(
             root,
             db,
@@ -175,6 +180,22 @@ class Manager:
         scheduler = Scheduler(config.gc, housekeeping.collect)
         db.on_mutation = scheduler.mutated
         images.collector.on_deleted = scheduler.deleted
+        puller = Puller(
+            content=content,
+            images=ImageStore(db),
+            collector=images.collector,
+            unpacker=images.unpacker,
+            leases=leases,
+            downloads=Downloads(content, ingests),
+            registries=self._registries,
+            default_snapshotter=config.snapshotter,
+        )
+        pusher = Pusher(
+            content=content,
+            images=ImageStore(db),
+            collector=images.collector,
+            registries=self._registries,
+        )
 
         # Tasks.
         store = TaskStore(db)
@@ -270,6 +291,7 @@ class Manager:
                 **handlers.event_methods(event_log),
                 **handlers.log_methods(root, tasks, containers),
                 **image_handlers.image_methods(images, event_log),
+                **transfer_handlers.transfer_methods(puller, pusher, event_log),
                 **shim_handlers.shim_methods(supervisor, bundle_of, root, state),
                 **content_handlers.content_methods(content, ingests, leases, images.collector),
                 **content_handlers.lease_methods(leases, images.collector),

@@ -13,6 +13,15 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     images.import       (stream) {source, base_name, index_name, digests, all_platforms, unpack,
                         snapshotter} -> items {status, ref, digest, done_bytes, total_bytes},
                         end {images: [name]}            status: reading, importing, unpacking, done
+    images.pull         (stream) {name, platform, all_platforms, unpack, snapshotter, labels, at_once,
+                        access} -> items {status, ref, digest, kind, done_bytes, total_bytes}, end
+                        {image, digest, downloaded_bytes, download_s, unpack_s}
+                        status: resolving, resolved, unpacking, done; of a piece (kind index, manifest,
+                        config, layer): waiting, downloading, uploading, exists, done
+    images.push         (stream) {name, local, platform, digest, at_once, access} -> items as of pull,
+                        end {media_type, digest, size}  digest: of one document of the image
+                        access: {username, secret, identity_token, plain_http, skip_verify, ca, cert,
+                        key, hosts_dir}                 paths as the manager sees them; never logged
     images.list         {cursor, limit} -> {images: [{name, media_type, digest, size_bytes, platforms,
                         labels, created_at, updated_at}], next}
     images.get          {name} -> {image, manifest, config}

@@ -80,7 +80,7 @@ class ImageService:
         self._store = ImageStore(db)
         self._host = platforms.host()
         self.collector = Collector(db, content, snapshotters)
-        self._unpacker = Unpacker(content, snapshotters, worker, self.collector, limits)
+        self.unpacker = Unpacker(content, snapshotters, worker, self.collector, limits)
         self._importer = Importer(content, self._store, self.collector, worker, limits)
         # Content never changes under its digest, so what was read of it is kept: an image that
         # many containers are made from is parsed once.
@@ -163,7 +163,7 @@ class ImageService:
         options = options or ImportOptions()
         snapshotter = options.snapshotter or self._default_snapshotter
         if options.unpack:
-            self._unpacker.snapshotter(snapshotter)  # says at once that there is no such one
+            self.unpacker.snapshotter(snapshotter)  # says at once that there is no such one
         size_bytes = os.fstat(archive_fd).st_size
         images = await self._importer.run(namespace, archive_fd, size_bytes, options, report)
         for image in images:
@@ -185,7 +185,7 @@ class ImageService:
         else:
             wanted = [await self._resolve(image, self._host)]
         for resolved in wanted:
-            await self._unpacker.unpack(image.namespace, resolved, snapshotter, image.name, report)
+            await self.unpacker.unpack(image.namespace, resolved, snapshotter, image.name, report)
 
     async def unpack(
         self, namespace: str, name: str, snapshotter: str = "", report: Report = unreported
@@ -193,7 +193,7 @@ class ImageService:
         """Make sure of the image's snapshots for this host; returns the top one's name."""
         image = self.find(namespace, name)
         resolved = await self._resolve(image, self._host)
-        return await self._unpacker.unpack(
+        return await self.unpacker.unpack(
             namespace, resolved, snapshotter or self._default_snapshotter, image.name, report
         )
 
@@ -223,7 +223,7 @@ class ImageService:
         for snapshotter in self._snapshotters.values():
             await snapshotter.recover()
         names = [namespace.name for namespace in self._namespaces.list()]
-        await self._unpacker.recover(names)
+        await self.unpacker.recover(names)
         for name in names:
             await self.collector.collect(name)
 

@@ -55,6 +55,10 @@ class ImageStore:
             raise self._missing("find", namespace, name)
         return image
 
+    def exists(self, namespace: str, name: str) -> bool:
+        """Whether there is an image of exactly this name."""
+        return self._exact(namespace, name) is not None
+
     def list(
         self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
     ) -> tuple[tuple[Image, ...], str]:
@@ -99,7 +103,8 @@ class ImageStore:
         )
         hint = "".join(f"; namespace {row['namespace']} has it" for row in rows)
         return NotFound(
-            f"{verb} image {name}: there is no such image in namespace {namespace}{hint}"
+            f"{verb} image {name}: there is no such image in namespace {namespace}{hint}",
+            missing="image",
         )
 
 

@@ -1,0 +1,214 @@
+"""Images on their way: pull from a registry, import, export, with everything on a tmpfs.
+
+The image is made of this host's own files, some 450 MB of Debian: once as one gzip layer, once as
+eight, once as eight zstd layers. The registry is Debian's docker-registry on loopback.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from measure import CommandFailed, Row, run, seconds, until
+from peers import Peer
+
+TMPFS = "/dev/shm"
+SIZE_BYTES = 450_000_000
+SOURCES = ("/usr/lib", "/usr/share", "/usr/bin")
+KINDS = {"gzip-1": (1, "gzip"), "gzip-8": (8, "gzip"), "zstd-8": (8, "zstd")}
+TIMES = 3
+_LAYER = "application/vnd.oci.image.layer.v1.tar+"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+
+
+def image_rows(peer_kinds: Sequence[type[Peer]]) -> Iterator[Row]:
+    """Each row as soon as it is measured. Needs docker-registry and skopeo."""
+    for program in ("docker-registry", "skopeo"):
+        if shutil.which(program) is None:
+            raise CommandFailed(f"{program} is not installed: no image rows")
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=TMPFS)))
+        layouts = {kind: make_layout(work / kind, *made) for kind, made in KINDS.items()}
+        host = stack.enter_context(registry(work / "registry"))
+        for kind, layout in layouts.items():
+            target = f"docker://{host}/{kind}:1"
+            run(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:1", target])
+        peers = [stack.enter_context(kind(TMPFS)) for kind in peer_kinds]
+        for kind in KINDS:
+            reference = f"{host}/{kind}:1"
+            yield transfer_row(f"pull of 450 MB, {kind}", peers, reference, 0.5, _pull)
+        reference = f"{host}/gzip-1:1"
+        archive = work / "archive.tar"
+        export = Row("export of 450 MB", "s", bound=0.4)
+        taken = Row("import of 450 MB, gzip-1", "s", bound=0.5)
+        for peer in peers:
+            _pull(peer, reference)
+        for turn in range(TIMES + 1):
+            for peer in peers:
+                argv = peer.client("images", "export", str(archive), reference)
+                spent = seconds(partial(run, argv))
+                if turn:
+                    export.add(peer.name, spent)
+        yield export
+        for turn in range(TIMES + 1):
+            for peer in peers:
+                _remove(peer, reference)
+                argv = peer.client("images", "import", str(archive))
+                spent = seconds(partial(run, argv))
+                if turn:
+                    taken.add(peer.name, spent)
+        yield taken
+        peak = Row("manager memory, peak over all image rows: RSS", "MiB", at_most=120)
+        for peer in peers:
+            assert peer.manager is not None
+            peak.add(peer.name, _peak_kib(peer.manager.pid) / 1024)
+        yield peak
+
+
+def transfer_row(
+    work: str, peers: Sequence[Peer], reference: str, bound: float, act: Callable[[Peer, str], None]
+) -> Row:
+    row = Row(work, "s", bound=bound)
+    for turn in range(TIMES + 1):
+        for peer in peers:
+            spent = seconds(partial(act, peer, reference))
+            _remove(peer, reference)
+            if turn:
+                row.add(peer.name, spent)
+    return row
+
+
+def _pull(peer: Peer, reference: str) -> None:
+    run(peer.client("images", "pull", "--plain-http", reference))
+
+
+def _remove(peer: Peer, reference: str) -> None:
+    """The image and its content: the next pull finds nothing."""
+    run(peer.client("images", "rm", "--sync", reference))
+
+
+def _peak_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise CommandFailed(f"process {pid} has no VmHWM")
+
+
+@contextmanager
+def registry(root: Path) -> Iterator[str]:
+    """host:port of a running docker-registry that keeps its data in `root`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    root.mkdir()
+    (root / "config.yml").write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {root}}}}}\n"
+        f"http: {{addr: 127.0.0.1:{port}}}\n"
+    )
+    with (root / "log").open("ab") as log:
+        process = subprocess.Popen(
+            ["docker-registry", "serve", str(root / "config.yml")], stdout=log, stderr=log
+        )
+    try:
+        until(partial(_listens, port), 20, "docker-registry answers")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def make_layout(directory: Path, layers: int, compression: str) -> Path:
+    """An OCI image layout with one image, tag 1."""
+    blobs = directory / "blobs/sha256"
+    blobs.mkdir(parents=True)
+    described, diff_ids = [], []
+    for files in _portions(layers):
+        tar = _tar(files)
+        diff_ids.append(f"sha256:{hashlib.sha256(tar).hexdigest()}")
+        described.append(_add(blobs, _LAYER + compression, _compressed(tar, compression)))
+    config = {
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "config": _add(blobs, "application/vnd.oci.image.config.v1+json", _json(config)),
+        "layers": described,
+    }
+    entry = _add(blobs, _MANIFEST, _json(manifest))
+    entry["annotations"] = {"org.opencontainers.image.ref.name": "1"}
+    (directory / "index.json").write_bytes(_json({"schemaVersion": 2, "manifests": [entry]}))
+    (directory / "oci-layout").write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
+    return directory
+
+
+def _portions(count: int) -> Iterator[list[Path]]:
+    """The files in `count` lists of about equal bytes."""
+    found: list[tuple[Path, int]] = []
+    total = 0
+    for source in SOURCES:
+        for folder, folders, names in os.walk(source):
+            folders.sort()
+            for name in sorted(names):
+                path = Path(folder, name)
+                if path.is_symlink() or not path.is_file() or total >= SIZE_BYTES:
+                    continue
+                found.append((path, path.stat().st_size))
+                total += found[-1][1]
+    portion: list[Path] = []
+    filled = 0
+    for path, size in found:
+        portion.append(path)
+        filled += size
+        if filled >= total / count:
+            yield portion
+            portion, filled = [], 0
+    if portion:
+        yield portion
+
+
+def _tar(files: Sequence[Path]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path in files:
+            tar.add(path, str(path).lstrip("/"), recursive=False)
+    return out.getvalue()
+
+
+def _compressed(data: bytes, compression: str) -> bytes:
+    if compression == "zstd":
+        return zstandard.ZstdCompressor(level=3).compress(data)
+    deflate = zlib.compressobj(6, zlib.DEFLATED, 31)
+    return deflate.compress(data) + deflate.flush()
+
+
+def _add(blobs: Path, media_type: str, data: bytes) -> dict[str, Any]:
+    digest = hashlib.sha256(data).hexdigest()
+    (blobs / digest).write_bytes(data)
+    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -1,0 +1,195 @@
+"""Images on their way from and to registries: `ctl images pull` and `push`, and what shows them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import HELP_OPTIONS, Session, absolute, format_option, key_values
+from lighter.ctl.output import print_json_line
+
+Decorated = Callable[..., Any]
+
+_REGISTRY_OPTIONS = (
+    click.option("--user", "-u", default="", metavar="USER[:PASSWORD]", help="Credentials."),
+    click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS."),
+    click.option("--skip-verify", "-k", is_flag=True, help="Do not verify the certificate."),
+    click.option("--tlscacert", type=click.Path(), default="", help="CA to trust."),
+    click.option("--tlscert", type=click.Path(), default="", help="Client certificate."),
+    click.option("--tlskey", type=click.Path(), default="", help="Its key."),
+    click.option("--hosts-dir", type=click.Path(), default="", help="Directory with hosts.toml."),
+    click.option("--refresh", default="", help="Refresh token for the authorization server."),
+)
+
+
+def registry_options(command: Decorated) -> Decorated:
+    """How a registry is spoken to; `access` makes the request's map of them."""
+    for option in reversed(_REGISTRY_OPTIONS):
+        command = option(command)
+    return command
+
+
+def access(session: Session, reference: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The map `access` of a request, with the credentials that --user or docker's file gives."""
+    from lighter.ctl.credentials import credentials_for
+
+    path = {
+        name: absolute(flags[flag]) if flags[flag] else ""
+        for name, flag in (
+            ("ca", "tlscacert"),
+            ("cert", "tlscert"),
+            ("key", "tlskey"),
+            ("hosts_dir", "hosts_dir"),
+        )
+    }
+    return {
+        **path,
+        **credentials_for(reference, flags["user"], flags["refresh"]),
+        "plain_http": flags["plain_http"],
+        "skip_verify": flags["skip_verify"],
+    }
+
+
+NO_FLAGS: dict[str, Any] = {
+    "user": "",
+    "refresh": "",
+    "plain_http": False,
+    "skip_verify": False,
+    "tlscacert": "",
+    "tlscert": "",
+    "tlskey": "",
+    "hosts_dir": "",
+}
+
+
+@click.command("pull", context_settings=HELP_OPTIONS, short_help="pull an image from a registry")
+@registry_options
+@click.option("--platform", default="", help="Of this platform instead of this host's.")
+@click.option("--all-platforms", is_flag=True, help="All that the image is there for.")
+@click.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
+@click.option("--snapshotter", default="", help="Where to unpack.")
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
+@click.option(
+    "--max-concurrent-downloads",
+    type=click.IntRange(1, 64),
+    default=3,
+    show_default=True,
+    help="Layers at a time.",
+)
+@format_option
+@click.argument("ref")
+@click.pass_obj
+def pull(
+    session: Session,
+    /,
+    ref: str,
+    platform: str,
+    all_platforms: bool,
+    no_unpack: bool,
+    snapshotter: str,
+    label: tuple[str, ...],
+    max_concurrent_downloads: int,
+    **flags: Any,
+) -> None:
+    """Pull an image and unpack it. Ctrl-C keeps what has arrived for the next pull.
+
+    \b
+      ctl images pull docker.io/library/nginx:alpine
+      ctl images pull nginx:alpine
+      ctl images pull --platform linux/arm64 --no-unpack nginx:alpine
+      ctl images pull --plain-http -u admin:Harbor12345 harbor.example/library/nginx:latest
+    """
+    if platform and all_platforms:
+        raise click.UsageError("--platform and --all-platforms exclude each other")
+    pull_image(
+        session,
+        ref,
+        access(session, ref, flags),
+        platform=platform,
+        all_platforms=all_platforms,
+        unpack=not no_unpack,
+        snapshotter=snapshotter,
+        labels=key_values(label, "label", bare=True),
+        at_once=max_concurrent_downloads,
+    )
+
+
+def pull_image(
+    session: Session,
+    ref: str,
+    access_map: Mapping[str, Any],
+    *,
+    to_stderr: bool = False,
+    **options: Any,
+) -> str:
+    """Pull with its progress shown; returns the image's name."""
+    from lighter.ctl.progress import shown
+
+    call = session.manager.begin("images.pull", name=ref, access=dict(access_map), **options)
+    if session.json and not to_stderr:
+        for item in call:
+            print_json_line(item)
+        print_json_line(call.value)
+    else:
+        with shown(to_stderr=to_stderr) as display:
+            for item in call:
+                display.show(item)
+            display.finish(call.value)
+    name: str = call.value["image"]
+    return name
+
+
+@click.command("push", context_settings=HELP_OPTIONS, short_help="push an image to a registry")
+@registry_options
+@click.option("--platform", default="", help="The manifest of one platform alone.")
+@click.option("--manifest", default="", metavar="DIGEST", help="A document of the image's.")
+@click.option(
+    "--max-concurrent-uploaded-layers",
+    type=click.IntRange(1, 64),
+    default=3,
+    show_default=True,
+    help="Layers at a time.",
+)
+@format_option
+@click.argument("remote", metavar="REF")
+@click.argument("local", metavar="[LOCAL]", required=False, default="")
+@click.pass_obj
+def push(
+    session: Session,
+    /,
+    remote: str,
+    local: str,
+    platform: str,
+    manifest: str,
+    max_concurrent_uploaded_layers: int,
+    **flags: Any,
+) -> None:
+    """Push an image, under its own name or as REF what LOCAL is here.
+
+    \b
+      ctl images push localhost:5000/nginx:alpine
+      ctl images push localhost:5000/nginx:alpine docker.io/library/nginx:alpine
+      ctl images push --platform linux/amd64 --plain-http harbor.example/library/nginx:latest
+    """
+    from lighter.ctl.progress import shown
+
+    if platform and manifest:
+        raise click.UsageError("--platform and --manifest exclude each other")
+    call = session.manager.begin(
+        "images.push",
+        name=remote,
+        local=local,
+        platform=platform,
+        digest=manifest,
+        at_once=max_concurrent_uploaded_layers,
+        access=access(session, remote, flags),
+    )
+    if session.json:
+        for item in call:
+            print_json_line(item)
+        print_json_line(call.value)
+        return
+    with shown() as display:
+        for item in call:
+            display.show(item)
+        display.finish(call.value)

@@ -1,0 +1,366 @@
+"""Pull and push through the real ctl and manager, from and to registries on loopback."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import images
+from tests.harness import Lighterd, await_that
+from tests.registries import (
+    PASSWORD,
+    USER,
+    DebianRegistry,
+    Reply,
+    Scripted,
+    SmallImage,
+    blob,
+    error,
+    small_image,
+)
+
+MIB = 1 << 20
+FAILURE, INTERRUPTED = 1, 130
+
+
+@pytest.fixture(scope="module")
+def image() -> SmallImage:
+    return small_image(3 * MIB, 2 * MIB, MIB)
+
+
+@pytest.fixture
+def registry(image: SmallImage) -> Iterator[Scripted]:
+    with Scripted() as registry:
+        registry.serve(image, "app", "1")
+        yield registry
+
+
+def bodies(registry: Scripted, digest: str) -> int:
+    """How many times the blob was asked for."""
+    return len(registry.asked("GET", f"/blobs/{digest}"))
+
+
+def refused(lighterd: Lighterd, *args: str) -> str:
+    """`ctl args` fails in one line, which is returned."""
+    done = lighterd.ctl(*args)
+    text = done.stderr.decode()
+    assert done.returncode == FAILURE, text
+    assert text.startswith("ctl: ") and text.count("\n") == 1 and "Traceback" not in text, text
+    return text
+
+
+def nothing_is_there(lighterd: Lighterd) -> None:
+    """No name, and nothing that a failed pull had to take back."""
+    assert lighterd.ctl("images", "ls", "-q").stdout == b""
+    for snapshots in (lighterd.root / "snapshots").glob("*"):
+        assert not [path for path in snapshots.glob("*/fs") if any(path.iterdir())]
+
+
+def test_a_pulled_image_runs_and_is_pushed_elsewhere(
+    lighterd: Lighterd, tmp_path: Path, busybox: str
+) -> None:
+    """With Debian's registry, and skopeo as a second opinion about what was pushed."""
+    with DebianRegistry(tmp_path / "registry") as registry:
+        pushed = f"{registry.host}/library/busybox:1"
+        done = lighterd.ctl("images", "push", "--plain-http", pushed, busybox)
+        assert done.returncode == 0, done.stderr
+        looked = subprocess.run(
+            ["skopeo", "inspect", "--tls-verify=false", f"docker://{pushed}"],
+            capture_output=True,
+            check=True,
+        )
+        assert json.loads(looked.stdout)["Os"] == "linux"
+        assert lighterd.ctl("images", "rm", busybox).returncode == 0
+        nothing_is_there(lighterd)
+        done = lighterd.ctl("images", "pull", "--plain-http", pushed)
+        assert done.returncode == 0, done.stderr
+        assert f"{pushed}: done sha256:" in done.stdout.decode()
+        done = lighterd.ctl("run", "--rm", pushed, "box", "echo", "from a registry")
+        assert done.stdout == b"from a registry\n", done.stderr
+        # The blobs are known to be in the other repository: nothing is sent twice.
+        copy = f"{registry.host}/library/copy:2"
+        done = lighterd.ctl("--format", "json", "images", "push", "--plain-http", copy, pushed)
+        assert done.returncode == 0, done.stderr
+        items = [json.loads(line) for line in done.stdout.splitlines()]
+        assert not [item for item in items if item.get("status") == "uploading"]
+        assert {i["kind"] for i in items if i.get("status") == "exists"} == {"config", "layer"}
+
+
+def test_credentials_are_asked_for_and_a_wrong_password_names_the_host(
+    lighterd: Lighterd, tmp_path: Path, busybox: str
+) -> None:
+    with DebianRegistry(tmp_path / "registry", htpasswd=True) as registry:
+        name = f"{registry.host}/library/busybox:1"
+        push = ("images", "push", "--plain-http")
+        assert registry.host in refused(lighterd, *push, name, busybox)
+        text = refused(lighterd, *push, "-u", f"{USER}:wrong-{PASSWORD}", name, busybox)
+        assert registry.host in text and PASSWORD not in text
+        done = lighterd.ctl(*push, "-u", f"{USER}:{PASSWORD}", name, busybox)
+        assert done.returncode == 0, done.stderr
+        done = lighterd.ctl("images", "pull", "--plain-http", "-u", f"{USER}:{PASSWORD}", name)
+        assert done.returncode == 0, done.stderr
+    # SEC-31: neither in the log (level debug) nor in the database.
+    assert PASSWORD.encode() not in lighterd.log.read_bytes()
+    for path in lighterd.root.glob("lighter.db*"):
+        assert PASSWORD.encode() not in path.read_bytes()
+
+
+def test_run_pulls_what_is_missing_and_only_that(lighterd: Lighterd, tmp_path: Path) -> None:
+    with DebianRegistry(tmp_path / "registry") as registry:
+        name = f"{registry.host}/busybox:1"
+        source = f"oci-archive:{images.busybox_archive()}"
+        target = f"docker://{name}"
+        argv = ["skopeo", "copy", "-q", "--dest-tls-verify=false", source, target]
+        subprocess.run(argv, check=True, capture_output=True)
+        done = lighterd.ctl("run", "--rm", "--pull", "never", name, "box", "true")
+        assert done.returncode == 125 and b"there is no such image" in done.stderr
+        done = lighterd.ctl("run", "--rm", name, "box", "echo", "pulled")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == b"pulled\n"
+        assert b"is not here: pulling it" in done.stderr
+        done = lighterd.ctl("run", "--rm", name, "box", "echo", "again")
+        assert done.stdout == b"again\n" and done.stderr == b""
+        done = lighterd.ctl("run", "--rm", "--pull", "always", name, "box", "true")
+        assert done.returncode == 0 and b"resolved" in done.stderr
+
+
+def test_progress_as_json(lighterd: Lighterd, registry: Scripted, image: SmallImage) -> None:
+    done = lighterd.ctl("--format", "json", "images", "pull", f"{registry.host}/app:1")
+    assert done.returncode == 0, done.stderr
+    *items, result = [json.loads(line) for line in done.stdout.splitlines()]
+    assert result["image"] == f"{registry.host}/app:1"
+    assert result["digest"] == image.descriptor.digest
+    sizes = sum(len(data) for data in image.blobs.values())
+    assert result["downloaded_bytes"] == sizes
+    assert items[0]["status"] == "resolving"
+    over = {item["digest"]: item for item in items if item["kind"] and item["status"] == "done"}
+    assert over.keys() == {*image.blobs, image.descriptor.digest}
+    assert all(item["done_bytes"] == item["total_bytes"] for item in over.values())
+
+
+def test_ctrl_c_keeps_what_has_arrived(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    """The next pull asks for the rest by Range, and for no finished blob."""
+    name, (big, *others) = f"{registry.host}/app:1", image.layers
+    data = image.blobs[big.digest]
+    path = f"/v2/app/blobs/{big.digest}"
+    registry.route(path, Reply(body=data, stop_at=2 * MIB + 5, end="silence"))
+    process = subprocess.Popen(
+        lighterd.ctl_argv("images", "pull", name), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+    def has_arrived() -> bool:
+        # The rest of the bytes stands in the connection until a portion is full.
+        with lighterd.client() as client:
+            listed = client.call("images", "list", cursor="", limit=10)["images"]
+        writes = list((lighterd.root / "content/writes").glob("*/data"))
+        blobs = lighterd.root / "content/blobs/sha256"
+        there = all((blobs / layer.digest[7:]).exists() for layer in others)
+        return not listed and there and any(path.stat().st_size >= MIB for path in writes)
+
+    await_that(has_arrived, 20, "a MiB has arrived")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == INTERRUPTED
+    process.communicate()
+    nothing_is_there(lighterd)
+    registry.route(path, blob(data))
+    done = lighterd.ctl("images", "pull", name)
+    assert done.returncode == 0, done.stderr
+    ranges = [
+        item.headers["range"] for item in registry.asked("GET", path) if "range" in item.headers
+    ]
+    assert ranges[-1] == f"bytes={2 * MIB + 5}-"
+    assert [bodies(registry, layer.digest) for layer in others] == [1, 1]
+
+
+POINTS = (
+    "pull.resolved",
+    "pull.leased",
+    "pull.documents",
+    "ingest.opened",
+    "ingest.written",
+    "pull.received",
+    "ingest.synced",
+    "content.noted",
+    "ingest.adopted",
+    "pull.committed",
+    "unpack.prepared",
+    "unpack.applied",
+    "unpack.committed",
+    "unpack.labelled",
+    "pull.named",
+)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_f23_to_f32_a_manager_killed_in_a_pull_goes_on_from_there(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage, point: str
+) -> None:
+    """No name before all is whole; no finished blob is downloaded twice; the second pull ends."""
+    name = f"{registry.host}/app:1"
+    lighterd.restart(FAULT=f"{point}:abort")
+    done = lighterd.ctl("images", "pull", name)
+    assert done.returncode != 0
+    assert lighterd.process is not None
+    lighterd.process.wait(10)
+    blobs = lighterd.root / "content/blobs/sha256"
+    lighterd.start()
+    listed = lighterd.ctl("images", "ls", "-q").stdout.decode()
+    assert (listed == f"{name}\n") == (point == "pull.named")
+    finished = {digest for digest in image.blobs if _is_content(lighterd, digest)}
+    before = {digest: bodies(registry, digest) for digest in image.blobs}
+    done = lighterd.ctl("images", "pull", name)
+    assert done.returncode == 0, done.stderr
+    for digest in finished:
+        assert bodies(registry, digest) == before[digest], digest
+    for digest, data in image.blobs.items():
+        assert (blobs / digest[7:]).read_bytes() == data
+    with lighterd.client() as client:
+        assert client.call("images", "get", name=name)["image"]["name"] == name
+    assert list((lighterd.root / "content/writes").glob("*/data")) == []
+
+
+def _is_content(lighterd: Lighterd, digest: str) -> bool:
+    with sqlite3.connect(f"file:{lighterd.root}/lighter.db?mode=ro", uri=True) as db:
+        return (
+            db.execute("SELECT 1 FROM content WHERE digest = ?", (digest,)).fetchone() is not None
+        )
+
+
+def test_f69_fifty_clients_pull_one_image_once(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    name = f"{registry.host}/app:1"
+    argv = lighterd.ctl_argv("images", "pull", name)
+    started = [
+        subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(50)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=90)
+        assert process.returncode == 0, said
+    assert {bodies(registry, digest) for digest in image.blobs} == {1}
+
+
+def test_f69_an_image_is_removed_while_it_is_pulled(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    """A collection takes nothing that a pull is bringing."""
+    name, big = f"{registry.host}/app:1", image.layers[0]
+    data = image.blobs[big.digest]
+    registry.route(f"/v2/app/blobs/{big.digest}", blob(data, pace=(len(data) // 20, 0.05)))
+    for _ in range(3):
+        process = subprocess.Popen(
+            lighterd.ctl_argv("images", "pull", name),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        while process.poll() is None:
+            lighterd.ctl("images", "rm", name)
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+
+
+def test_a_pull_that_fails_names_reference_digest_and_host_and_leaves_the_old_image(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    name = f"{registry.host}/app:1"
+    assert lighterd.ctl("images", "pull", name).returncode == 0
+    newer = small_image(MIB, seed=2)
+    registry.serve(newer, "app", "1")
+    (layer,) = newer.layers
+    registry.route(f"/v2/app/blobs/{layer.digest}", error(404, "BLOB_UNKNOWN", "unknown blob"))
+    text = refused(lighterd, "images", "pull", name)
+    assert name in text and layer.digest in text and registry.host in text
+    with lighterd.client() as client:
+        listed = client.call("images", "list", cursor="", limit=10)["images"]
+    assert [(item["name"], item["digest"]) for item in listed] == [(name, image.descriptor.digest)]
+
+
+def test_sec_36_wrong_bytes_are_refused_and_the_next_pull_works(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    name, big = f"{registry.host}/app:1", image.layers[0]
+    path = f"/v2/app/blobs/{big.digest}"
+    registry.route(path, blob(bytes(big.size)))
+    text = refused(lighterd, "images", "pull", name)
+    assert big.digest in text and registry.host in text
+    nothing_is_there(lighterd)
+    registry.route(path, blob(image.blobs[big.digest]))
+    assert lighterd.ctl("images", "pull", name).returncode == 0
+
+
+def test_sec_33_a_name_is_written_only_as_it_was_asked_for(
+    lighterd: Lighterd, registry: Scripted, busybox: str
+) -> None:
+    """Annotations of what is pulled name nothing here."""
+    planted = small_image(MIB, seed=3)
+    document = json.loads(planted.manifest)
+    document["annotations"] = {
+        "io.containerd.image.name": busybox,
+        "org.opencontainers.image.ref.name": busybox,
+    }
+    evil = SmallImage(json.dumps(document).encode(), planted.blobs)
+    registry.serve(evil, "evil", "1")
+    with lighterd.client() as client:
+        before = client.call("images", "get", name=busybox)
+    assert lighterd.ctl("images", "pull", f"{registry.host}/evil:1").returncode == 0
+    with lighterd.client() as client:
+        assert client.call("images", "get", name=busybox) == before
+
+
+def test_sec_34_an_encrypted_layer_is_refused(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    document = json.loads(image.manifest)
+    document["layers"][0]["mediaType"] += "+encrypted"
+    registry.serve(SmallImage(json.dumps(document).encode(), image.blobs), "secret", "1")
+    assert "encrypted" in refused(lighterd, "images", "pull", f"{registry.host}/secret:1")
+    nothing_is_there(lighterd)
+
+
+def test_a_full_disk_fails_the_pull_and_the_next_one_goes_on(
+    make_lighterd: Callable[..., Lighterd], registry: Scripted, image: SmallImage
+) -> None:
+    lighterd = make_lighterd()
+    lighterd.root.mkdir(mode=0o700)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(lighterd.root)], check=True
+    )
+    try:
+        lighterd.start()
+        name = f"{registry.host}/app:1"
+        filler = lighterd.root / "filler"
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 5 * MIB)
+        text = refused(lighterd, "images", "pull", "--no-unpack", name)
+        assert "No space left" in text
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(lighterd.root)], check=True)
+        done = lighterd.ctl("images", "pull", name)
+        assert done.returncode == 0, done.stderr
+        assert lighterd.stop() == 0
+    finally:
+        if lighterd.process is not None and lighterd.process.poll() is None:
+            lighterd.stop()
+        subprocess.run(["umount", "-l", str(lighterd.root)], check=True)
+
+
+def test_wrong_words(lighterd: Lighterd, registry: Scripted) -> None:
+    assert "is no part of one" in refused(lighterd, "images", "pull", f"{registry.host}/UPPER")
+    assert registry.host in refused(lighterd, "images", "pull", f"{registry.host}/none:1")
+    text = refused(lighterd, "images", "push", f"{registry.host}/x:1", "nothing-of-that-name")
+    assert "there is no such image" in text
+    text = refused(lighterd, "images", "pull", "--snapshotter", "zfs", f"{registry.host}/app:1")
+    assert "zfs" in text
+    text = refused(
+        lighterd, "images", "pull", "--platform", "linux/s390x", f"{registry.host}/app:1"
+    )
+    assert "s390x" in text
+    done = lighterd.ctl("images", "pull", "--platform", "x/y", "--all-platforms", "x")
+    assert done.returncode == 2
