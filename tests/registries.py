@@ -363,7 +363,7 @@ class Scripted:
         self.routes: dict[str, Answer | list[Answer]] = {}
         self.requests: list[Request] = []
         self.connections = 0
-        self.plaintext: list[bytes] = []  # what came to a TLS server without TLS
+        self.plaintext: list[bytes] = []  # what came without TLS to a server with it, or with it
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._over = threading.Event()
@@ -454,6 +454,10 @@ class Scripted:
                     self.plaintext.append(connection.recv(65536))
                     return
                 connection = self._context.wrap_socket(connection, server_side=True)
+            elif connection.recv(1, socket.MSG_PEEK) == b"\x16":  # TLS, which it has not
+                self.plaintext.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+                return
             connection.settimeout(60)
             reader = connection.makefile("rb")
             while not self._over.is_set() and self._one(connection, reader):

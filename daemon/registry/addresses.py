@@ -19,6 +19,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_URL_CHARACTERS = 8190
 
 _URL_TEXT = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+", re.ASCII)
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?", re.ASCII)
 # Prefixes under which IPv6 carries an IPv4 address (RFC 6052, 3056, 4291).
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -75,6 +76,9 @@ def link(url: str, what: str) -> Link:
         raise InvalidArgument(f"{what}: {shown!r} is neither http nor https")
     if "@" in parts.netloc:
         raise InvalidArgument(f"{what}: {shown!r} holds a user name, which an address must not")
+    # 127.1, 0x7f.1 and the like: the resolver takes them for addresses, which nobody means well.
+    if literal(host) is None and _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+        raise InvalidArgument(f"{what}: the host of {shown!r} is an address in an odd form")
     if "%" in host or (":" not in host and not _HOST.fullmatch(host)) or port == 0:
         raise InvalidArgument(f"{what}: {shown!r} names no host")
     origin = Origin(parts.scheme, host.lower(), port or DEFAULT_PORTS[parts.scheme])

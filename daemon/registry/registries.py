@@ -33,11 +33,12 @@ class Registries:
         settings: RegistrySettings,
         deadlines: "Deadlines | None" = None,
         backoff: "Backoff | None" = None,
+        lookup: "Lookup | None" = None,
     ) -> None:
         self.settings = settings
         self._deadlines = deadlines
         self._backoff = backoff
-        self._lookup: Lookup | None = None
+        self._lookup = lookup
 
     def remote(self, reference: Reference, access: Access = ANONYMOUS) -> "Remote":
         """The repository that `reference` names; nothing is contacted before it is used.

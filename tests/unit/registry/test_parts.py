@@ -99,6 +99,7 @@ def test_links(url: str, origin: Origin) -> None:
         *("https://u@a/", "https://u:p@a/", "http://a\\@b/", "http://a b/", "http://a\r\nX: y/"),
         *("http://a:0/", "http://a:99999/", "http://[::1/", "http://[fe80::1%eth0]/"),
         *("http://ä.example/", "http://a" + "a" * 9000, "http://-a/", "javascript:alert(1)"),
+        *("http://127.1/", "http://2130706433/", "http://0x7f.1/", "http://a.0x7f/", "http://1."),
     ],
 )
 def test_what_is_no_link(url: str) -> None:
