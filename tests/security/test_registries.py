@@ -601,7 +601,7 @@ def test_sec_28_a_registry_cannot_reach_through_us(
         name = Reference.parse(f"{reg.host}/x:far")
         async with registries.remote(name, Access()) as opened:
             with pytest.raises(
-                (PermissionDenied, InvalidArgument), match="allowed_targets|in an odd form"
+                (PermissionDenied, InvalidArgument), match=r"allowed_targets|in an odd form"
             ):
                 if how == "realm":
                     await opened.resolve()
