@@ -487,7 +487,7 @@ class Scripted:
         if reply.delay_s and self._over.wait(reply.delay_s):
             return False
         if reply.raw is not None:
-            connection.sendall(reply.raw)
+            self._send_body(connection, reply.raw, reply.pace)
             return self._end(connection, reply.end)
         names = {name.lower() for name, _ in reply.headers}
         headers = list(reply.headers)

@@ -365,12 +365,17 @@ class _Feed:
         self._source = source
         self._taken = 0
         self._done = False
+        self._failed: Exception | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in self._source():
-            self._taken += 1
-            yield chunk
-            self._taken += 1
+        try:
+            async for chunk in self._source():
+                self._taken += 1
+                yield chunk
+                self._taken += 1
+        except Exception as err:
+            self._failed = err
+            raise
         self._done = True
 
     async def watch(self, request: Awaitable[Any], deadlines: Deadlines, what: str) -> Any:
@@ -382,6 +387,8 @@ class _Feed:
                 if self._done:
                     limit_s = deadlines.stored_s
                 done, _ = await asyncio.wait((task,), timeout=limit_s)
+                if self._failed is not None:  # the source's fault and not the connection's
+                    raise self._failed
                 if done:
                     return task.result()
                 if self._taken == before and (self._done or limit_s == deadlines.stall_s):
