@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lighter.daemon.images.reference import Reference
-from lighter.daemon.registry.access import Access, Credential
+from lighter.daemon.registry.access import ANONYMOUS, Access, Credential
 from lighter.daemon.registry.client import Remote
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.registry.retry import Backoff
@@ -63,7 +63,7 @@ def reg() -> Iterator[Scripted]:
 def remote(
     *hosts: str,
     deadlines: Deadlines = QUICK,
-    access: Access = Access(),
+    access: Access = ANONYMOUS,
     **settings: Any,
 ) -> Remote:
     """`x` at the last of the hosts; those before are its mirrors."""
