@@ -10,6 +10,7 @@ directory leaves an `about.json` alone, which is no ingest and goes with the nex
 """
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -83,11 +84,17 @@ class Writer:
             raise from_os(f"open ingest {self.ref}", err) from err
 
     async def write(self, data: bytes) -> None:
-        """Append. Raises ResourceExhausted for a full disk; what was written before stays."""
+        """Append. Raises ResourceExhausted for a full disk, which then has all its bytes back: a
+        manager that cannot write its database can remove nothing either.
+        """
         self._check_open("write")
         try:
             await whole(asyncio.to_thread(self._append, data))
         except OSError as err:
+            if err.errno in (errno.ENOSPC, errno.EDQUOT):
+                os.ftruncate(self.fd, 0)
+                self._shut = "the disk was full, and what had arrived is gone"
+            err.filename = self.path
             raise from_os(f"write ingest {self.ref}", err) from err
         hit("ingest.written")
 
