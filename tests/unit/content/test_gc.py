@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.types import Usage
+from lighter.proto import faults
 from tests.fakes.worker import ForkWorker
 
 pytestmark = pytest.mark.root
@@ -27,6 +29,10 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.open()
+
+    def open(self) -> None:
+        root = self.root
         self.runner = asyncio.Runner()
         self.db = Database(str(root / "lighter.db"))
         NamespaceStore(self.db)
@@ -35,6 +41,16 @@ class Place:
             str(root / "snapshots"), self.db, ForkWorker().remove_tree
         )
         self.collector = Collector(self.db, self.content, {"overlayfs": self.snapshots})
+
+    def close(self) -> None:
+        self.runner.close()
+        self.db.close()
+
+    def reopen(self) -> None:
+        """As a next manager does, without its collection."""
+        self.open()
+        self.runner.run(self.content.recover())
+        self.runner.run(self.snapshots.recover())
 
     def add(self, data: bytes) -> str:
         return self.runner.run(self.content.add(NS, data))
@@ -73,8 +89,7 @@ class Place:
 def place(tmp_path: Path) -> Iterator[Place]:
     place = Place(tmp_path)
     yield place
-    place.runner.close()
-    place.db.close()
+    place.close()
 
 
 def test_what_an_image_leads_to_is_kept(place: Place) -> None:
@@ -174,3 +189,120 @@ def test_a_label_that_points_nowhere_is_no_matter(place: Place) -> None:
     place.image(digest)
     assert place.collect() == Collected((), ())
     assert json.loads(place.db.rows("SELECT labels FROM content")[0]["labels"])
+
+
+def test_a_flat_lease_keeps_what_it_names_and_parents_and_follows_no_label(place: Place) -> None:
+    leaf, top = place.add(b"leaf"), place.add(b"top")
+    place.label(top, REF, leaf)
+    place.commit("base")
+    place.commit("made", "base")
+    labels = json.dumps({"containerd.io/gc.flat": "x"})
+    place.execute("INSERT INTO leases VALUES(?, 'l', ?, 0, NULL)", NS, labels)
+    place.execute("INSERT INTO lease_resources VALUES(?, 'l', 'content', ?)", NS, top)
+    place.execute("INSERT INTO lease_resources VALUES(?, 'l', 'snapshots/overlayfs', 'made')", NS)
+    assert place.collect() == Collected((leaf,), ())
+    assert place.keys() == {"base", "made"}
+
+
+def test_an_image_that_has_expired_goes_with_what_it_kept(place: Place) -> None:
+    digest = place.add(b"1")
+    place.image(digest)
+    label = json.dumps({"containerd.io/gc.expire": "2001-01-01T00:00:00Z"})
+    place.execute("UPDATE images SET labels = ?", label)
+    collected = place.collect()
+    assert collected == Collected((digest,), (), ("i",))
+    assert collected.size_bytes == 1
+    assert place.db.rows("SELECT * FROM images") == []
+
+
+def test_bytes_that_another_namespace_has_are_not_counted_as_freed(place: Place) -> None:
+    place.runner.run(place.content.add("other", b"12"))
+    place.add(b"12")
+    place.add(b"345")
+    assert place.collector.preview(NS).size_bytes == 3
+    assert place.collect().size_bytes == 3
+
+
+# All that a collection passes, in order.
+GC_POINTS = ["gc.asked", "gc.marked", "gc.rows-deleted", "gc.files-removed", "snapshot.removed"]
+
+
+def fill(place: Place) -> tuple[set[str], set[str]]:
+    """An image with a snapshot, and strays; returns the content and the snapshots to be kept."""
+    config, top = place.add(b"config"), place.add(b"top")
+    place.label(top, REF, config)
+    for name in ("base", "layer"):
+        place.commit(name, "base" if name == "layer" else "")
+    place.label(config, "containerd.io/gc.ref.snapshot.overlayfs", "layer")
+    place.image(top)
+    for number in range(3):
+        place.add(bytes([number]) * 1000)
+        place.commit(f"stray{number}", "base" if number == 1 else "")
+        directory = (
+            place.root
+            / "snapshots/overlayfs"
+            / max(os.listdir(place.root / "snapshots/overlayfs"), key=int)
+        )
+        (directory / "fs/file").write_bytes(b"x")  # an empty one goes without a worker
+    return {config, top}, {"base", "layer"}
+
+
+def collect_and_die(place: Place, point: str, passes: int) -> bool:
+    """A collection in a process that is killed at the point; whether it came that far."""
+    place.close()  # SQLite's handles are not to be carried over a fork
+    pid = os.fork()
+    if pid == 0:
+        try:
+            faults._faults.plan = {point: ("abort", passes)}
+            place.open()
+            place.collect()
+            os._exit(0)
+        finally:
+            os._exit(9)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_the_points_of_a_collection_are_the_ones_swept_here(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(place)
+    trace = tmp_path / "trace"
+    monkeypatch.setattr(faults._faults, "trace", str(trace))
+    place.collect()
+    passed = [line.split()[1] for line in trace.read_text().splitlines()]
+    assert list(dict.fromkeys(passed)) == GC_POINTS
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("point", GC_POINTS)
+def test_f33_f35_killed_anywhere_the_next_run_removes_the_rest(
+    place: Place, point: str, passes: int
+) -> None:
+    content, keys = fill(place)
+    died = collect_and_die(place, point, passes)
+    assert died == (passes == 1 or point == "snapshot.removed")
+    place.reopen()
+    for digest in content:  # nothing that is needed was touched
+        os.close(place.content.open(NS, digest))
+    assert keys <= place.keys()
+    place.collect()
+    assert place.kept() == content
+    assert place.keys() == keys
+    assert place.db.rows("SELECT * FROM trash") == []
+
+
+def test_f35_a_collection_that_is_killed_a_hundred_times_converges(place: Place) -> None:
+    content, keys = fill(place)
+    for number in range(100):
+        place.close()
+        place.open()
+        place.add(b"new stray %d" % number)
+        collect_and_die(place, GC_POINTS[number % len(GC_POINTS)], 1)
+        place.open()
+    place.reopen()
+    place.collect()
+    assert place.kept() == content
+    assert place.keys() == keys
+    assert place.db.rows("SELECT * FROM trash") == []

@@ -20,9 +20,11 @@ class Collections:
         self.times: list[float] = []
         self.pause_s = pause_s
         self.failures = 0
+        self.called = asyncio.Event()
 
     async def collect(self) -> float:
         self.times.append(time.monotonic())
+        self.called.set()
         if self.failures:
             self.failures -= 1
             raise DataLoss("collect: asked to fail")
@@ -31,7 +33,8 @@ class Collections:
     async def reach(self, count: int) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while len(self.times) < count:
-                await asyncio.sleep(0.001)
+                self.called.clear()
+                await self.called.wait()
 
 
 def scheduled(
