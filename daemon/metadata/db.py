@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
+from lighter.daemon.metadata.reserve import Reserve
 from lighter.daemon.metadata.schema import MIGRATIONS, migrate, version_of
 from lighter.proto.errors import (
     DataLoss,
@@ -67,6 +68,7 @@ class Database:
             os.close(descriptor)
         except OSError as err:
             raise FailedPrecondition(f"open database {path}: {err.strerror}") from err
+        self._reserve = Reserve(path + "-reserve")
         with ExitStack() as undo:
             try:
                 self.durable = undo.enter_context(closing(self._connect("FULL")))
@@ -132,6 +134,7 @@ class Database:
                 f"begin {name} transaction: a {self._inside} one is open, and SQLite has one writer"
             )
         self._inside = name
+        self._reserve.check()
         try:
             connection.execute("BEGIN IMMEDIATE")
             try:

@@ -17,7 +17,7 @@ from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.types import ContentInfo
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import AlreadyExists, FailedPrecondition
+from lighter.proto.errors import AlreadyExists, DataLoss, OutOfRange
 from lighter.proto.names import check_name
 
 Body = Mapping[str, Any]
@@ -78,20 +78,24 @@ def content_methods(
                     leases.add(namespace, lease, CONTENT, expected)
                 yield Result({"digest": expected, "existed": True})
                 return
-            async with writer:
-                async with aclosing(_copy(source, writer, size_bytes, expected)) as progress:
-                    async for item in progress:
-                        yield item
-                digest = writer.digest
-                with collector.pin() as pin:
-                    pin.content(namespace, digest)
-                    if lease:
-                        leases.add(namespace, lease, CONTENT, digest)
-                    try:
-                        await writer.commit(size_bytes, expected, labels)
-                        existed = False
-                    except AlreadyExists:
-                        existed = True
+            try:
+                async with writer:
+                    async with aclosing(_copy(source, writer, size_bytes, expected)) as progress:
+                        async for item in progress:
+                            yield item
+                    digest = writer.digest
+                    with collector.pin() as pin:
+                        pin.content(namespace, digest)
+                        if lease:
+                            leases.add(namespace, lease, CONTENT, digest)
+                        try:
+                            await writer.commit(size_bytes, expected, labels)
+                            existed = False
+                        except AlreadyExists:
+                            existed = True
+            except (DataLoss, OutOfRange):
+                await ingests.abort(namespace, ref)  # no rest makes these bytes the right ones
+                raise
         finally:
             os.close(source)
         yield Result({"digest": digest, "existed": existed})
@@ -170,12 +174,12 @@ async def _copy(
     if writer.offset and not expected:
         await writer.truncate(0)
     skip = writer.offset
-    told = 0.0
+    told = asyncio.get_running_loop().time()
     async for data in chunks(source, f"the source of ingest {writer.ref}"):
         fresh = data[skip:]
         skip = max(0, skip - len(data))
         if size_bytes and writer.offset + len(fresh) > size_bytes:
-            raise FailedPrecondition(
+            raise OutOfRange(
                 f"write ingest {writer.ref}: its source has more than the {size_bytes} bytes "
                 "that are expected"
             )

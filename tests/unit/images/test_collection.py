@@ -8,7 +8,6 @@ from lighter.daemon.images.importer import ImportOptions
 from tests import images
 from tests.unit.images.conftest import NS, Place
 
-
 pytestmark = pytest.mark.root
 
 
