@@ -145,8 +145,30 @@ def mount_all(mounts: list[tuple[str, str, list[str]]], target: str) -> None:
             mount(source, target, "", flags & ~MS_RDONLY, data)
             if flags & MS_RDONLY:  # the first call ignores every flag but MS_BIND and MS_REC
                 mount("", target, "", flags | MS_REMOUNT)
+        elif fstype == "overlay" and len(os.fsencode(data)) > MAX_MOUNT_DATA:
+            _mount_relative(source, target, flags, data)
         else:
             mount(source, target, fstype, flags, data)
+
+
+def _mount_relative(source: str, target: str, flags: int, data: str) -> None:
+    """An overlay of many layers: they are named from the directory that they have in common, which
+    is the process's working directory for the time of the call."""
+    options = data.split(",")
+    place = next((n for n, text in enumerate(options) if text.startswith("lowerdir=")), -1)
+    if place < 0:
+        raise OSError(7, f"mount data has {len(data)} bytes and no lowerdir", target)
+    lowers = options[place].removeprefix("lowerdir=").split(":")
+    directory = os.path.commonpath(lowers)
+    options[place] = "lowerdir=" + ":".join(lower[len(directory) + 1 :] for lower in lowers)
+    target = os.path.abspath(target)
+    before = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.chdir(directory)
+        mount(source, target, "overlay", flags, ",".join(options))
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:

@@ -6,7 +6,10 @@
 
 mount(2) takes one page of data and cuts the rest without a word, so the data is held below 4000
 bytes. Full paths fit about 88 lower directories at the usual root. Above that, the short links
-are named instead (overlayfs follows them when it mounts, never later): about 165.
+are named instead (overlayfs follows them when it mounts, never later): about 165. Above that,
+whoever mounts goes to the directory that the lower ones have in common and names them from there
+(shim/linux.py, and containerd's clients do it by themselves): with the links this reaches the 500
+layers that the kernel can stack, on every kernel and without its newer mount calls.
 """
 
 import os
@@ -76,12 +79,12 @@ class OverlaySnapshotter(DirectorySnapshotter):
     def _data(self, key: str, number: int, lowers: tuple[int, ...]) -> tuple[str, ...]:
         """The options of a mount with these lowers, in the shortest form that is needed."""
         upper = (f"workdir={self.dir}/{number}/work", f"upperdir={self.files(number)}")
-        for short in (False, True):
-            paths = map(self._link if short else self.files, lowers)
-            options = (*self._always, *upper, "lowerdir=" + ":".join(paths))
-            size = len(os.fsencode(",".join(options)))
+        forms = ((self.files, ""), (self._link, ""), (self._link, self._links_dir + "/"))
+        for path_of, common in forms:
+            options = (*self._always, *upper, "lowerdir=" + ":".join(map(path_of, lowers)))
+            size = len(os.fsencode(",".join(options))) - len(lowers) * len(os.fsencode(common))
             if size <= MAX_MOUNT_DATA and len(lowers) <= MAX_LOWERS:
-                if short:
+                if path_of == self._link:
                     self._make_links(lowers)
                 return options
         raise FailedPrecondition(

@@ -25,6 +25,7 @@ _CHUNK = 1 << 20
 _RESOLVE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 _READ_ONLY = ["ro", "nosuid", "nodev", "noexec"]
 _PATH_LIMIT = 4096
+_MAX_LOWERS = 500  # OVL_MAX_STACK in fs/overlayfs
 
 
 def read_file(root_fd: int, path: str, max_bytes: int) -> bytes | None:
@@ -82,19 +83,34 @@ def read_only(mounts: list[Any]) -> tuple[str, list[tuple[str, str, list[str]]]]
 
     An overlay's upper directory becomes its nearest lower one: a second overlay with the same
     workdir would clear it under a running container. Layers are named relative to their common
-    directory when the text would not fit into one page of mount data.
+    directory when the text would not fit into one page of mount data. Where that makes one layer
+    more than an overlay takes, the upper directory gets an overlay of its own upon the others'.
     """
     directory, result = "/", []
     for fstype, source, options in mounts:
-        if fstype == "overlay":
-            directory, options = _lowers_only(options)
-        result.append((fstype, source, [*(o for o in options if o != "rw"), *_READ_ONLY]))
+        if fstype != "overlay":
+            result.append((fstype, source, _for_reading(options)))
+            continue
+        layers, others = _layers(options)
+        directory = _common(layers)
+        stacks = [layers]
+        if len(layers) > _MAX_LOWERS:
+            stacks = [layers[1:], [layers[0], lockin.SPARE_DIR]]
+        for stack in stacks:
+            names = [os.path.relpath(layer, directory) for layer in stack]
+            lowers = ":".join(names if directory != "/" else stack)
+            result.append((fstype, source, _for_reading([*others, f"lowerdir={lowers}"])))
     return directory, result
 
 
-def _lowers_only(options: list[str]) -> tuple[str, list[str]]:
+def _for_reading(options: list[str]) -> list[str]:
+    return [*(option for option in options if option != "rw"), *_READ_ONLY]
+
+
+def _layers(options: list[str]) -> tuple[list[str], list[str]]:
+    """An overlay's layers, nearest first, and its other options but workdir."""
     layers: list[str] = []
-    kept: list[str] = []
+    others: list[str] = []
     for option in options:
         key, _, value = option.partition("=")
         if key == "lowerdir":
@@ -102,12 +118,14 @@ def _lowers_only(options: list[str]) -> tuple[str, list[str]]:
         elif key == "upperdir":
             layers.insert(0, value)
         elif key != "workdir":
-            kept.append(option)
-    directory = "/"
-    if sum(len(layer) + 1 for layer in layers) > linux.MAX_MOUNT_DATA // 2:
-        directory = os.path.commonpath(layers)
-        layers = [os.path.relpath(layer, directory) for layer in layers]
-    return directory, [*kept, "lowerdir=" + ":".join(layers)]
+            others.append(option)
+    return layers, others
+
+
+def _common(layers: list[str]) -> str:
+    if sum(len(layer) + 1 for layer in layers) <= linux.MAX_MOUNT_DATA // 2:
+        return "/"
+    return os.path.commonpath(layers)
 
 
 def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]:

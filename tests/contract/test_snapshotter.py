@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lighter.daemon.images.worker import read_files
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.directories import DirectorySnapshotter
 from lighter.daemon.snapshots.native import NativeSnapshotter
@@ -454,19 +455,23 @@ def test_f_61_128_layers_mount(overlay: Place) -> None:
     assert len(os.listdir(links)) == 127
 
 
-def test_f_61_one_layer_too_many_names_the_limit(overlay: Place) -> None:
-    top = tower(overlay, 140)
-    deeper = 140
-    with pytest.raises(FailedPrecondition, match=f"at most {MAX_MOUNT_DATA} bytes and 500 layers"):
-        while deeper < 400:
-            overlay.run(overlay.snapshotter.prepare(NS, f"x{deeper}", top))
-            overlay.run(
-                overlay.snapshotter.commit(NS, f"l{deeper}", f"x{deeper}", usage=Usage(0, 0))
-            )
-            top = f"l{deeper}"
-            deeper += 1
-    assert len(overlay.directories()) == deeper
-    print(f"{deeper} layers fit below {overlay.root}")
+def test_f_61_500_layers_mount_and_one_more_names_the_limit(overlay: Place) -> None:
+    top = tower(overlay, 500)
+    mounts = overlay.run(overlay.snapshotter.prepare(NS, "work", top))
+    assert len(",".join(mounts[0].options)) > MAX_MOUNT_DATA
+    here = os.getcwd()
+    with overlay.mounted(mounts) as tree:
+        assert len(os.listdir(tree)) == 500
+        (tree / "written").touch()
+    assert os.getcwd() == here
+    assert os.path.exists(overlay.snapshotter.files(501) + "/written")
+    files = overlay.run(read_files(overlay.worker, mounts, ["/f0", "/f499", "/written"]))
+    assert set(files.values()) == {b""}
+    assert len(overlay.seen(overlay.run(overlay.snapshotter.view(NS, "look", top)))) == 500
+    overlay.run(overlay.snapshotter.commit(NS, "l500", "work", usage=Usage(0, 0)))
+    with pytest.raises(FailedPrecondition, match=r"501 layers .* 500 layers can be mounted"):
+        overlay.run(overlay.snapshotter.prepare(NS, "more", "l500"))
+    assert len(overlay.directories()) == 502
 
 
 def test_a_root_that_mount_options_cannot_name_is_refused(tmp_path: Path) -> None:
