@@ -32,6 +32,7 @@ _COMMANDS = (
     ("content", "content", "content", "manage content"),
     ("leases lease", "lease", "leases", "manage leases"),
     ("namespaces namespace ns", "namespace", "namespaces", "manage namespaces"),
+    ("snapshots snapshot", "snapshot", "snapshots", "manage snapshots"),
     ("tasks t task", "task", "tasks", "manage tasks"),
     ("run", "run", "run", "run a container"),
     ("pull", "transfer", "pull", "pull an image from a registry"),

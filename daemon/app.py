@@ -46,6 +46,7 @@ from lighter.daemon.rpc import (
     handlers,
     image_handlers,
     shim_handlers,
+    snapshot_handlers,
     system_handlers,
     transfer_handlers,
 )
@@ -53,6 +54,7 @@ from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.runtimes import find_runtime
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
+from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.sockets import context
 from lighter.daemon.spawn import Inherited, Spawner
@@ -292,6 +294,9 @@ class Manager:
                 **handlers.log_methods(root, tasks, containers),
                 **image_handlers.image_methods(images, event_log),
                 **transfer_handlers.transfer_methods(puller, pusher, event_log),
+                **snapshot_handlers.snapshot_methods(
+                    SnapshotService(db, snapshotters, config.snapshotter), images
+                ),
                 **shim_handlers.shim_methods(supervisor, bundle_of, root, state),
                 **content_handlers.content_methods(content, ingests, leases, images.collector),
                 **content_handlers.lease_methods(leases, images.collector),

@@ -47,6 +47,17 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     leases.add_resource, leases.delete_resource  {id, type, resource} -> {}
     leases.resources    {id} -> {resources: [{type, resource}]}    type: content, images, ingests or
                         snapshots/<snapshotter>
+    snapshots.list      {snapshotter, cursor, limit} -> {snapshots: [{key, parent, kind, labels, created_at,
+                        updated_at}], next}             snapshotter "" everywhere: the default one
+    snapshots.get       {snapshotter, key} -> {snapshot: {…as listed}}
+    snapshots.usage     {snapshotter, key} -> {size_bytes, inodes}      without its parents
+    snapshots.prepare, snapshots.view  {snapshotter, key, parent, labels} -> {mounts}
+    snapshots.mounts    {snapshotter, key} -> {mounts: [{type, source, options}]}
+    snapshots.commit    {snapshotter, name, key, labels} -> {}
+    snapshots.label     {snapshotter, key, labels} -> {snapshot}
+    snapshots.delete    {snapshotter, key} -> {}        refused while a container or snapshot needs it
+    snapshots.unpack    (stream) {snapshotter, image} -> items as images.import's, end {key}
+                        image: its name or its manifest's digest
     containers.create   {id, image, args, entrypoint, env, cwd, user, terminal, mounts: [{type, source, destination,
                         options}], net_host, read_only, hostname, labels, snapshotter, privileged,
                         cap_add, cap_drop, seccomp, allow_new_privs, runtime, with_ns: {kind: path},

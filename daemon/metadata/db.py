@@ -60,6 +60,7 @@ class Database:
     def __init__(self, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:
         self.path = path
         self._inside = ""
+        self._last: dict[str, int] = {}
         self.on_mutation: Callable[[], None] = lambda: None  # after each durable commit
         try:
             # SQLite gives its -wal and -shm files the mode of the database file.
@@ -78,6 +79,11 @@ class Database:
                 raise _translated(err, f"open database {path}") from err
             self.uuid = self._first_uuid()
             undo.pop_all()
+
+    def next_number(self, series: str, above: int) -> int:
+        """A number that this process has not given out in the series, higher than `above`."""
+        number = self._last[series] = max(self._last.get(series, 0), above) + 1
+        return number
 
     def _connect(self, synchronous: str) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=5, isolation_level=None)

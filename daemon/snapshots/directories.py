@@ -70,7 +70,8 @@ class DirectorySnapshotter(ABC):
             self._left_behind, self._lost = self._take_stock()
         except OSError as err:
             raise from_os("open snapshots directory", err) from err
-        self._last = max([self._rows.highest(), *(number for _, number in self._entries())])
+        # A directory without a record may be of a database that was lost: its number is not used.
+        self._highest = max([0, *(number for _, number in self._entries())])
 
     # --- for the subclass
 
@@ -131,8 +132,7 @@ class DirectorySnapshotter(ABC):
                     "not committed"
                 )
         parents = self._rows.chain(below.number) if below else ()
-        self._last += 1
-        number = self._last
+        number = self._rows.new_number(self._highest)
         self._check(key, number, parents)
         path = f"{self.dir}/new-{number}"
         try:

@@ -118,6 +118,10 @@ class SnapshotRows:
         )
         return frozenset(row["number"] for row in rows)
 
+    def new_number(self, above: int) -> int:
+        """A number that no snapshot of any snapshotter has or had, higher than `above`."""
+        return self._db.next_number("snapshots", max(above, self.highest()))
+
     def highest(self) -> int:
         """The highest number ever recorded, by any snapshotter."""
         row = self._db.row("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'")

@@ -503,3 +503,18 @@ def test_native_copies_keep_links_modes_and_attributes(tmp_path: Path) -> None:
         assert os.readlink(tree / "link") == "nowhere"
         assert stat.S_ISFIFO((tree / "fifo").lstat().st_mode)
     place.close()
+
+
+def test_snapshotters_of_one_database_do_not_take_each_others_numbers(place: Place) -> None:
+    other_kind = next(kind for kind in KINDS if kind is not place.kind)
+    other = other_kind(str(place.root / "snapshots"), place.db, place.worker.remove_tree)
+
+    async def steps() -> None:
+        for turn in range(3):
+            await asyncio.gather(
+                place.snapshotter.prepare(NS, f"x{turn}"), other.prepare(NS, f"x{turn}")
+            )
+
+    place.run(steps())
+    rows = place.db.rows("SELECT number FROM snapshots ORDER BY number")
+    assert [row["number"] for row in rows] == [1, 2, 3, 4, 5, 6]

@@ -56,6 +56,7 @@ class Layout:
         compressed: bool = False,
         diff_ids: Sequence[str] | None = None,
         blobs: Sequence[bytes] = (),
+        media_type: str = LAYER,
     ) -> dict[str, Any]:
         """Add an image, with `blobs` as its layers if given; returns its manifest's descriptor."""
         tars = list(blobs) or [tar(files) for files in layers]
@@ -72,7 +73,7 @@ class Layout:
             "layers": [
                 self.add(LAYER + "+gzip", gzip.compress(data, mtime=0))
                 if compressed
-                else self.add(LAYER, data)
+                else self.add(media_type, data)
                 for data in tars
             ],
         }

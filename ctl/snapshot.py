@@ -1,0 +1,224 @@
+"""`ctl snapshots`: layered file systems, as containers and images stand on them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import Commands, Session, format_option, key_values
+from lighter.ctl.output import labels_text, listing, print_json, progress, size_text
+from lighter.ctl.paging import pages
+
+# A snapshot made by hand stays until it is removed by hand.
+_ROOT_LABEL = "containerd.io/gc.root"
+
+
+@click.group("snapshots", cls=Commands)
+@click.option(
+    "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="Whose.  [default: set]"
+)
+@click.pass_context
+def snapshots(context: click.Context, snapshotter: str) -> None:
+    """Manage snapshots: active ones are written to, views read, committed ones are parents.
+
+    \b
+      ctl snapshots ls
+      ctl snapshots view look sha256:2d0f…
+      ctl snapshots mounts /mnt look | sh
+    """
+    context.meta["snapshotter"] = snapshotter
+
+
+def _whose() -> str:
+    whose: str = click.get_current_context().meta["snapshotter"]
+    return whose
+
+
+def _rows(session: Session) -> list[dict[str, Any]]:
+    return pages(session, "snapshots.list", "snapshots", snapshotter=_whose())
+
+
+@snapshots.verb("list ls")
+@click.option("--quiet", "-q", is_flag=True, help="Keys alone.")
+@format_option
+@click.pass_obj
+def list_(session: Session, quiet: bool) -> None:
+    """list snapshots"""
+    rows = _rows(session)
+    if quiet:
+        for row in rows:
+            print(row["key"])
+        return
+    listing(
+        session.json,
+        rows,
+        ("KEY", "PARENT", "KIND"),
+        lambda row: (row["key"], row["parent"], row["kind"].capitalize()),
+        min_width=1,
+        padding=1,
+    )
+
+
+@snapshots.verb("info")
+@click.argument("key")
+@click.pass_obj
+def info(session: Session, key: str) -> None:
+    """print what is recorded of a snapshot"""
+    print_json(session.call("snapshots.get", snapshotter=_whose(), key=key)["snapshot"])
+
+
+@snapshots.verb("usage")
+@click.option("-b", "in_bytes", is_flag=True, help="Sizes in bytes.")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@format_option
+@click.pass_obj
+def usage(session: Session, in_bytes: bool, keys: tuple[str, ...]) -> None:
+    """print the disk space of snapshots, each without its parents (all of them without a KEY)"""
+    rows = [
+        {"key": key, **session.call("snapshots.usage", snapshotter=_whose(), key=key)}
+        for key in keys or [row["key"] for row in _rows(session)]
+    ]
+
+    def cells(row: Mapping[str, Any]) -> Sequence[object]:
+        size = row["size_bytes"]
+        return (row["key"], size if in_bytes else size_text(size), row["inodes"])
+
+    listing(session.json, rows, ("KEY", "SIZE", "INODES"), cells, min_width=4, padding=1)
+
+
+def _makes(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of the two verbs that make a snapshot."""
+    command = click.argument("key")(click.argument("parent", default="")(command))
+    command = click.option(
+        "--target", "-t", default="", help="Print the commands that mount it there."
+    )(command)
+    return click.option("--mounts", is_flag=True, help="Print the mounts as JSON.")(command)
+
+
+def _make(session: Session, verb: str, key: str, parent: str, target: str, mounts: bool) -> None:
+    answer = session.call(
+        f"snapshots.{verb}",
+        snapshotter=_whose(),
+        key=key,
+        parent=parent,
+        labels={_ROOT_LABEL: _now()},
+    )
+    if target:
+        _print_commands(answer["mounts"], target)
+    if mounts:
+        print_json(answer["mounts"])
+
+
+@snapshots.verb("prepare")
+@_makes
+@click.pass_obj
+def prepare(session: Session, key: str, parent: str, target: str, mounts: bool) -> None:
+    """make an active snapshot, on a committed PARENT or on nothing"""
+    _make(session, "prepare", key, parent, target, mounts)
+
+
+@snapshots.verb("view")
+@_makes
+@click.pass_obj
+def view(session: Session, key: str, parent: str, target: str, mounts: bool) -> None:
+    """make a read-only snapshot of a committed PARENT"""
+    _make(session, "view", key, parent, target, mounts)
+
+
+@snapshots.verb("mounts mount m")
+@click.argument("target")
+@click.argument("key")
+@click.pass_obj
+def mounts(session: Session, target: str, key: str) -> None:
+    """print the commands that mount a snapshot at TARGET"""
+    answer = session.call("snapshots.mounts", snapshotter=_whose(), key=key)
+    if session.json:
+        print_json(answer["mounts"])
+    else:
+        _print_commands(answer["mounts"], target)
+
+
+def _print_commands(mounts: Sequence[Mapping[str, Any]], target: str) -> None:
+    from shlex import quote
+
+    for one in mounts:
+        words = ["mount", "-t", one["type"], one["source"], target]
+        if one["options"]:
+            words += ["-o", ",".join(one["options"])]
+        print(" ".join(map(quote, words)))
+
+
+@snapshots.verb("commit")
+@click.argument("name", metavar="KEY")
+@click.argument("active")
+@click.pass_obj
+def commit(session: Session, name: str, active: str) -> None:
+    """freeze the snapshot ACTIVE under the name KEY"""
+    session.call(
+        "snapshots.commit",
+        snapshotter=_whose(),
+        name=name,
+        key=active,
+        labels={_ROOT_LABEL: _now()},
+    )
+
+
+@snapshots.verb("unpack")
+@click.argument("image", metavar="REF|DIGEST")
+@format_option
+@click.pass_obj
+def unpack(session: Session, image: str) -> None:
+    """unpack an image that is here, by its reference or its manifest's digest"""
+    call = session.manager.begin("snapshots.unpack", snapshotter=_whose(), image=image)
+    if not session.json:
+        progress(f"unpacking {image}...", end="")
+    for _ in call:
+        pass
+    if session.json:
+        print_json(call.value)
+    else:
+        progress("done")
+
+
+@snapshots.verb("remove rm delete del")
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+@click.pass_obj
+def remove(session: Session, keys: tuple[str, ...]) -> None:
+    """remove snapshots on which no other one stands"""
+    for key in keys:
+        session.call("snapshots.delete", snapshotter=_whose(), key=key)
+        print(key)
+
+
+@snapshots.verb("tree")
+@click.pass_obj
+def tree(session: Session) -> None:
+    """print snapshots below their parents"""
+    children: dict[str, list[str]] = {}
+    for row in _rows(session):
+        children.setdefault(row["parent"], []).append(row["key"])
+    if session.json:
+        print_json(children)
+        return
+    branch = "\\_"
+    todo = [(key, 0) for key in reversed(children.get("", []))]
+    while todo:
+        key, depth = todo.pop()
+        print(f"{'  ' * depth}{branch if depth else ''} {key}")
+        todo += [(below, depth + 1) for below in reversed(children.get(key, []))]
+
+
+@snapshots.verb("label")
+@click.argument("key")
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
+@click.pass_obj
+def label(session: Session, key: str, labels: tuple[str, ...]) -> None:
+    """set labels of a snapshot and print all; an empty value clears one"""
+    changes = key_values(labels, "label", bare=True)
+    answer = session.call("snapshots.label", snapshotter=_whose(), key=key, labels=changes)
+    print(labels_text(answer["snapshot"]["labels"]))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,86 @@
+"""Snapshots for clients that handle them themselves: each call names its snapshotter or takes the
+default one."""
+
+from collections.abc import Mapping
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.types import Mount, SnapshotInfo, Usage
+from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.proto.errors import FailedPrecondition, NotFound
+
+
+class SnapshotService:
+    """All snapshotters of an instance; "" names the default one."""
+
+    def __init__(self, db: Database, snapshotters: Mapping[str, Snapshotter], default: str) -> None:
+        self._db = db
+        self._snapshotters = snapshotters
+        self._default = default
+
+    def snapshotter(self, name: str) -> Snapshotter:
+        """Raises NotFound."""
+        found = self._snapshotters.get(name or self._default)
+        if found is None:
+            known = ", ".join(sorted(self._snapshotters))
+            raise NotFound(f"find snapshotter {name or self._default}: there are {known}")
+        return found
+
+    def image(self, namespace: str, ref: str) -> str:
+        """The name of an image whose manifest or index has the digest `ref`; else `ref` itself."""
+        row = self._db.row(
+            "SELECT name FROM images WHERE namespace = ? AND digest = ? ORDER BY name LIMIT 1",
+            (namespace, ref),
+        )
+        return ref if row is None else str(row["name"])
+
+    async def list(
+        self, namespace: str, snapshotter: str, cursor: str = "", limit: int = PAGE_ROWS
+    ) -> tuple[tuple[SnapshotInfo, ...], str]:
+        """One page by key, after the key `cursor`, and the next cursor ("" at the end)."""
+        return await self.snapshotter(snapshotter).walk(namespace, cursor, limit)
+
+    async def get(self, namespace: str, snapshotter: str, key: str) -> SnapshotInfo:
+        return await self.snapshotter(snapshotter).stat(namespace, key)
+
+    async def usage(self, namespace: str, snapshotter: str, key: str) -> Usage:
+        return await self.snapshotter(snapshotter).usage(namespace, key)
+
+    async def mounts(self, namespace: str, snapshotter: str, key: str) -> tuple[Mount, ...]:
+        return await self.snapshotter(snapshotter).mounts(namespace, key)
+
+    async def prepare(
+        self, namespace: str, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
+    ) -> tuple[Mount, ...]:
+        return await self.snapshotter(snapshotter).prepare(namespace, key, parent, labels)
+
+    async def view(
+        self, namespace: str, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
+    ) -> tuple[Mount, ...]:
+        return await self.snapshotter(snapshotter).view(namespace, key, parent, labels)
+
+    async def commit(
+        self, namespace: str, snapshotter: str, name: str, key: str, labels: Mapping[str, str]
+    ) -> None:
+        """Raises FailedPrecondition too for a container's snapshot, which would lose its root."""
+        self._check_unused("commit", namespace, snapshotter, key)
+        await self.snapshotter(snapshotter).commit(namespace, name, key, labels)
+
+    async def label(
+        self, namespace: str, snapshotter: str, key: str, changes: Mapping[str, str]
+    ) -> SnapshotInfo:
+        return await self.snapshotter(snapshotter).update(namespace, key, changes)
+
+    async def delete(self, namespace: str, snapshotter: str, key: str) -> None:
+        """Raises FailedPrecondition while a container or another snapshot stands on it."""
+        self._check_unused("remove", namespace, snapshotter, key)
+        await self.snapshotter(snapshotter).remove(namespace, key)
+
+    def _check_unused(self, verb: str, namespace: str, snapshotter: str, key: str) -> None:
+        row = self._db.row(
+            "SELECT id FROM containers"
+            " WHERE namespace = ? AND snapshotter = ? AND snapshot_key = ?",
+            (namespace, self.snapshotter(snapshotter).name, key),
+        )
+        if row is not None:
+            raise FailedPrecondition(f"{verb} snapshot {key}: container {row['id']} uses it")
