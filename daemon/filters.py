@@ -1,0 +1,121 @@
+"""containerd's filters: what `ctr images ls FILTER…` and the gRPC lists take.
+
+    name==docker.io/library/nginx:alpine        a field equals
+    labels.tier!=web                            … does not
+    name~=^docker.io/                           … has a match of a regular expression
+    labels."a.b/c"                              … is there
+    name~=nginx,target.mediatype==application/… all of these
+
+A list of filters wants any of them. A field is a path of names joined by dots, a name with other
+characters in double quotes; a value that holds a comma or a quote is quoted too (Go's rules of
+quoting, those that JSON shares).
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from lighter.proto.errors import InvalidArgument
+
+# The value of a field by its path; None where there is none.
+Look = Callable[[tuple[str, ...]], str | None]
+Filter = Callable[[Look], bool]
+
+MAX_FILTER = 4096
+MAX_FILTERS = 64
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+_OPERATOR = re.compile(r"==|!=|~=")
+_PLAIN = re.compile(r'[^,"\s]+')
+
+
+def any_of(texts: Sequence[str]) -> Filter:
+    """A filter that wants any of these, and takes all without any. Raises InvalidArgument."""
+    if len(texts) > MAX_FILTERS:
+        raise InvalidArgument(f"parse filters: {len(texts)} are given, {MAX_FILTERS} are allowed")
+    filters = [_all_of(_Text(text)) for text in texts]
+    if not filters:
+        return lambda _look: True
+    return lambda look: any(wanted(look) for wanted in filters)
+
+
+class _Text:
+    """One filter's text, read from left to right."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        if len(text) > MAX_FILTER:
+            raise self.wrong(f"it has {len(text)} characters, {MAX_FILTER} are allowed")
+
+    def take(self, pattern: "re.Pattern[str]") -> str | None:
+        match = pattern.match(self.text, self.at)
+        if match is None:
+            return None
+        self.at = match.end()
+        return match[0]
+
+    def take_quoted(self) -> str | None:
+        quoted = self.take(_QUOTED)
+        if quoted is None:
+            return None
+        try:
+            value = json.loads(quoted)
+        except ValueError as err:
+            raise self.wrong(f"{quoted} is no quoted text") from err
+        assert isinstance(value, str)
+        return value
+
+    def skip(self, char: str) -> bool:
+        found = self.text.startswith(char, self.at)
+        self.at += found
+        return found
+
+    def wrong(self, cause: str) -> InvalidArgument:
+        return InvalidArgument(f"parse filter {self.text[:200]!r}: {cause}")
+
+
+def _all_of(text: _Text) -> Filter:
+    selectors = [_selector(text)]
+    while text.skip(","):
+        selectors.append(_selector(text))
+    if text.at < len(text.text):
+        raise text.wrong(f"{text.text[text.at :][:40]!r} is not expected at {text.at}")
+    return lambda look: all(selector(look) for selector in selectors)
+
+
+def _selector(text: _Text) -> Filter:
+    path = [_name(text)]
+    while text.skip("."):
+        path.append(_name(text))
+    field = tuple(path)
+    operator = text.take(_OPERATOR)
+    if operator is None:
+        return lambda look: look(field) is not None
+    value = text.take_quoted()
+    if value is None:
+        value = text.take(_PLAIN) or ""
+    if operator == "==":
+        return lambda look: look(field) == value
+    if operator == "!=":
+        return lambda look: look(field) != value
+    try:
+        pattern = re.compile(value)
+    except re.error as err:
+        raise text.wrong(f"{value!r} is no regular expression: {err}") from err
+    return lambda look: pattern.search(look(field) or "") is not None
+
+
+def _name(text: _Text) -> str:
+    name = text.take_quoted()
+    if name is None:
+        name = text.take(_NAME)
+    if not name:
+        raise text.wrong(f"a field's name is expected at {text.at}")
+    return name
+
+
+def label_path(path: Iterable[str]) -> str:
+    """The label that a path names below `labels`: unquoted dots are part of it."""
+    return ".".join(path)

@@ -1,0 +1,53 @@
+"""containerd's filter language."""
+
+import pytest
+
+from lighter.daemon import filters
+from lighter.proto.errors import InvalidArgument
+
+IMAGE = {
+    ("name",): "docker.io/library/nginx:alpine",
+    ("labels", "tier"): "web",
+    ("labels", "a.b/c"): "1,2",
+    ("labels", "empty"): "",
+}
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted"),
+    [
+        ([], True),
+        (["name==docker.io/library/nginx:alpine"], True),
+        (["name==nginx"], False),
+        (["name!=nginx"], True),
+        (["name~=^docker.io/.*:alpine$"], True),
+        (["name~=^nginx"], False),
+        (["labels.tier"], True),
+        (["labels.empty"], True),
+        (["labels.none"], False),
+        (["labels.none!=x"], True),
+        (['labels."a.b/c"=="1,2"'], True),
+        (['labels."a.b/c"==1'], False),
+        (["name~=nginx,labels.tier==web"], True),
+        (["name~=nginx,labels.tier==db"], False),
+        (["labels.tier==db", "labels.tier==web"], True),
+        (["labels.empty=="], True),
+    ],
+)
+def test_what_a_filter_takes(texts: list[str], wanted: bool) -> None:
+    assert filters.any_of(texts)(IMAGE.get) is wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "==x", "name=~x", "name==a b", "name==a,", 'name=="a', "name~=(", "name..x", 'name=="\\q"'],
+)
+def test_what_is_no_filter_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^parse filter "):
+        filters.any_of([text])
+
+
+def test_filters_are_bounded() -> None:
+    for texts in (["name"] * 65, ["n" * 5000]):
+        with pytest.raises(InvalidArgument, match="are allowed"):
+            filters.any_of(texts)
