@@ -215,7 +215,10 @@ class ContentStore:
 
     def open(self, namespace: str, digest: str) -> int:
         """A read-only descriptor that the caller owns. Raises NotFound, DataLoss."""
-        size_bytes = self.info(namespace, digest).size
+        return self.open_known(digest, self.info(namespace, digest).size)
+
+    def open_known(self, digest: str, size_bytes: int) -> int:
+        """The same for content whose record was looked up before; from any thread."""
         return _open_blob(self.path(Digest.parse(digest)), digest, size_bytes)
 
     async def read_document(self, namespace: str, digest: str, max_bytes: int) -> bytes:

@@ -6,9 +6,11 @@ There is no manifest in such an archive, so one is made, as containerd's import 
 """
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from lighter.daemon.content.digest import Digest
 from lighter.daemon.images import reference
 from lighter.daemon.images.arrived import Arrived
 from lighter.daemon.images.documents import (
@@ -26,28 +28,52 @@ from lighter.proto.errors import InvalidArgument, NotFound
 
 MAX_IMAGES = 1024
 
+# Of an uncompressed layer's digest, makes that of its gzip.
+Compress = Callable[[Digest], Awaitable[Digest]]
+
 # Docker's tag, in full, and OCI's: the annotations that carry names in an index.
 NAME_ANNOTATION = "io.containerd.image.name"
 REF_ANNOTATION = "org.opencontainers.image.ref.name"
 
 
-async def targets(arrived: Arrived, data: bytes) -> tuple[Descriptor, ...]:
-    """A descriptor per image and tag, its manifest added to `arrived`. Raises InvalidArgument."""
+def tag_of(name: str) -> str:
+    """The tag in an image's name, "" where there is none."""
+    return name.partition("@")[0].rpartition("/")[2].partition(":")[2]
+
+
+def docker_tag(name: str) -> str:
+    """A name as docker shows it ("busybox:1"), for RepoTags; "" for what docker calls no tag."""
+    try:
+        full = reference.normalise(name)
+    except InvalidArgument:
+        return ""
+    if "@" in full:
+        return ""
+    return full.removeprefix(f"{reference.DEFAULT_DOMAIN}/").removeprefix("library/")
+
+
+async def targets(
+    arrived: Arrived, data: bytes, compress: Compress | None = None
+) -> tuple[Descriptor, ...]:
+    """A descriptor per image and tag, its manifest added to `arrived`. Raises InvalidArgument.
+
+    `compress` puts a compressed copy of a plain layer into `arrived`.
+    """
     listed = load_any(data, "manifest.json")
     if not isinstance(listed, list) or not 0 < len(listed) <= MAX_IMAGES:
         _refuse(f"it is not a list of 1 to {MAX_IMAGES} images")
     found: list[Descriptor] = []
     for entry in listed:
-        found += await _image(arrived, entry)
+        found += await _image(arrived, entry, compress)
     return tuple(found)
 
 
-async def _image(arrived: Arrived, entry: object) -> list[Descriptor]:
+async def _image(arrived: Arrived, entry: object, compress: Compress | None) -> list[Descriptor]:
     if not isinstance(entry, dict) or not isinstance(entry.get("Config"), str):
         _refuse("an entry has no Config")
     layers = _paths(entry, "Layers")
     config = _descriptor(arrived, DOCKER_CONFIG, arrived.named(entry["Config"]))
-    described = [await _layer(arrived, path) for path in layers]
+    described = [await _layer(arrived, path, compress) for path in layers]
     document = {
         "schemaVersion": 2,
         "mediaType": DOCKER_MANIFEST,
@@ -73,9 +99,11 @@ async def _image(arrived: Arrived, entry: object) -> list[Descriptor]:
     ]
 
 
-async def _layer(arrived: Arrived, path: str) -> dict[str, Any]:
+async def _layer(arrived: Arrived, path: str, compress: Compress | None) -> dict[str, Any]:
     digest = arrived.named(path)
     is_gzip = (await arrived.begins(digest)).startswith(b"\x1f\x8b")
+    if compress is not None and not is_gzip:
+        digest, is_gzip = await compress(digest), True
     return _descriptor(arrived, DOCKER_LAYER_GZIP if is_gzip else DOCKER_LAYER, digest)
 
 

@@ -28,6 +28,9 @@ INDEXES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
 
+# Layers that their makers let only their own servers hand out (image-spec, layer.md), Docker's too.
+_NON_DISTRIBUTABLE = ("application/vnd.oci.image.layer.nondistributable.", "foreign.diff.tar")
+
 # An index or manifest; registries refuse above 4 MiB. A config carries the whole history.
 MAX_DOCUMENT_BYTES = 8 << 20
 MAX_LAYERS = 4096
@@ -48,6 +51,11 @@ class Index:
     """A choice of manifests (or of further indexes)."""
 
     manifests: tuple[Descriptor, ...]
+
+
+def is_non_distributable(descriptor: Descriptor) -> bool:
+    """Whether it is a layer that is not to be handed on, and often is not here."""
+    return any(word in descriptor.media_type for word in _NON_DISTRIBUTABLE)
 
 
 def load(data: bytes, what: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ once. Which edges are kept in content labels, so that garbage collection need no
 is containerd's convention (`containerd.io/gc.ref.content.*`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 from lighter.daemon.content.digest import Digest
@@ -81,17 +82,36 @@ class Graph:
     labels: dict[Digest, dict[str, str]] = field(default_factory=dict)
     manifests: list[Descriptor] = field(default_factory=list)
 
+    def add(self, other: "Graph") -> None:
+        """Take what another walk has found; of one index both may have taken different images."""
+        self.found.update(other.found)
+        for digest, labels in other.labels.items():
+            known = self.labels.setdefault(digest, {})
+            free = (f"{REF_LABEL}m.{number}" for number in count(len(known)))
+            for label, child in labels.items():
+                if child not in known.values():
+                    known[label if label not in known else next(free)] = child
+
     @property
     def size_bytes(self) -> int:
         return sum(descriptor.size for descriptor in self.found.values())
 
 
 class Walker:
-    """Reads documents from `source` within one budget. `wanted` None means every platform."""
+    """Reads documents from `source` within one budget. `wanted` None means every platform.
 
-    def __init__(self, source: Documents, wanted: Platform | None) -> None:
+    A walk does not look for the layers that `leave_out` is true for.
+    """
+
+    def __init__(
+        self,
+        source: Documents,
+        wanted: Platform | None,
+        leave_out: Callable[[Descriptor], bool] | None = None,
+    ) -> None:
         self._source = source
         self._wanted = wanted
+        self._leave_out = leave_out
         self._nodes = 0
         self._bytes = 0
         self._collected: set[str] = set()
@@ -112,7 +132,8 @@ class Walker:
         if descriptor.media_type in INDEXES:
             index = await self._read_index(descriptor, depth)
             chosen = choose(index, self._wanted)
-            _label(graph, descriptor, {f"m.{n}": child for n, child in enumerate(chosen)})
+            children = {f"m.{n}": child for n, child in enumerate(chosen)}
+            graph.labels[Digest.parse(descriptor.digest)] = labels_for(children)
             for child in chosen:
                 await self._visit(child, graph, depth + 1)
         elif descriptor.media_type in MANIFESTS:
@@ -120,9 +141,10 @@ class Walker:
             graph.manifests.append(descriptor)
             children = {"config": manifest.config}
             children |= {f"l.{n}": layer for n, layer in enumerate(manifest.layers)}
-            _label(graph, descriptor, children)
+            graph.labels[Digest.parse(descriptor.digest)] = labels_for(children)
             for child in children.values():
-                self._enter(child, graph)
+                if self._leave_out is None or not self._leave_out(child):
+                    self._enter(child, graph)
 
     def _enter(self, descriptor: Descriptor, graph: Graph) -> bool:
         """Count a node; False when it has been seen."""
@@ -254,7 +276,6 @@ def choose(index: Index, wanted: Platform | None) -> tuple[Descriptor, ...]:
     )
 
 
-def _label(graph: Graph, parent: Descriptor, children: Mapping[str, Descriptor]) -> None:
-    graph.labels[Digest.parse(parent.digest)] = {
-        REF_LABEL + name: child.digest for name, child in children.items()
-    }
+def labels_for(children: Mapping[str, Descriptor]) -> dict[str, str]:
+    """The labels that keep a document's children, by their place in it: config, l.0, m.0 …"""
+    return {REF_LABEL + name: child.digest for name, child in children.items()}

@@ -43,7 +43,7 @@ class ImageStore:
             raise self._missing("get", namespace, name)
         return image
 
-    def find(self, namespace: str, name: str) -> Image:
+    def find(self, namespace: str, name: str, verb: str = "find") -> Image:
         """The image of exactly this name, else of its full form. Raises NotFound."""
         image = self._exact(namespace, name)
         if image is None:
@@ -52,7 +52,7 @@ class ImageStore:
             except InvalidArgument:
                 pass
         if image is None:
-            raise self._missing("find", namespace, name)
+            raise self._missing(verb, namespace, name)
         return image
 
     def exists(self, namespace: str, name: str) -> bool:
@@ -71,9 +71,15 @@ class ImageStore:
         page = tuple(map(_image, rows[:limit]))
         return page, page[-1].name if len(rows) > limit else ""
 
-    def label(self, namespace: str, name: str, changes: Mapping[str, str]) -> Image:
-        """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
-        labels = merge_labels(self.get(namespace, name).labels, changes)
+    def label(
+        self, namespace: str, name: str, changes: Mapping[str, str], *, replace_all: bool = False
+    ) -> Image:
+        """Set labels; the value "" removes one, `replace_all` all that are not named.
+
+        Raises NotFound, InvalidArgument.
+        """
+        before = self.get(namespace, name).labels
+        labels = merge_labels({} if replace_all else before, changes)
         with self._db.durable_transaction() as tx:
             tx.execute(
                 "UPDATE images SET labels = ?, updated_at = ? WHERE namespace = ? AND name = ?",
