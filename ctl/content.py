@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lighter.ctl.cli import Commands, Session, format_option, key_values
-from lighter.ctl.image import opened_for_manager
+from lighter.ctl.handing import handed_source
 from lighter.ctl.output import (
     decimal_size_text,
     human_duration,
@@ -105,11 +105,11 @@ def _ingest(
     labels: dict[str, str] | None = None,
     lease: str = "",
 ) -> str:
-    with opened_for_manager(file) as source:
+    with handed_source(file) as source:
         call = session.manager.begin(
             "content.ingest",
             ref=ref,
-            source=source,
+            source=source.path,
             expected_bytes=expected_bytes,
             expected_digest=expected_digest,
             labels=labels or {},

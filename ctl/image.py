@@ -1,26 +1,20 @@
 """`ctl images`: names for trees of content."""
 
-import contextlib
 import os
-import stat
-import sys
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from lighter.ctl.cli import Commands, Session, format_option
-from lighter.ctl.output import (
-    labels_text,
-    listing,
-    print_json,
-    print_json_line,
-    progress,
-    size_text,
-)
+from lighter.ctl.cli import Commands, Session, format_option, key_values
+from lighter.ctl.handing import opened_directory
+from lighter.ctl.output import labels_text, listing, print_json, size_text, visible
 from lighter.ctl.paging import pages
-from lighter.proto.errors import InvalidArgument
+from lighter.ctl.tree import tree_lines
+from lighter.proto.errors import InvalidArgument, NotFound
+
+_snapshotter_option = click.option(
+    "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="By default the manager's."
+)
 
 
 @click.group("images", cls=Commands)
@@ -34,20 +28,32 @@ def images() -> None:
     """
 
 
+images.later("import", "archive", "import_", "import images from an OCI or docker archive")
+images.later("export", "archive", "export", "export images as an OCI archive")
+images.later("convert", "archive", "convert", "make an image in another form of another one")
 images.later("pull", "transfer", "pull", "pull an image from a registry")
 images.later("push", "transfer", "push", "push an image to a registry")
 
 
 @images.verb("list ls")
+@click.argument("filters", nargs=-1, metavar="[FILTER]...")
 @click.option("--quiet", "-q", is_flag=True, help="References alone.")
 @format_option
 @click.pass_obj
-def list_(session: Session, quiet: bool) -> None:
-    """list images"""
-    rows = pages(session, "images.list", "images")
+def list_(session: Session, filters: tuple[str, ...], quiet: bool) -> None:
+    """list images
+
+    A filter is containerd's: name==REF, name~=PATTERN, labels.KEY==VALUE, target.digest==…,
+    target.mediatype==…; a comma joins what must all be true; of several filters one is enough.
+
+    \b
+      ctl images ls
+      ctl images ls 'name~=nginx,labels.tier==web'
+    """
+    rows = pages(session, "images.list", "images", filters=filters)
     if quiet:
         for row in rows:
-            print(row["name"])
+            print(visible(row["name"]))
         return
     listing(
         session.json,
@@ -70,128 +76,184 @@ def _cells(row: Any) -> tuple[str, ...]:
     )
 
 
-@images.verb("import")
-@click.argument("file", type=click.Path())
-@click.option("--base-name", default="", help="Name for images of the archive that have none.")
-@click.option("--index-name", default="", help="Name for the archive's index.")
-@click.option("--digests", is_flag=True, help="Name images by digest too.")
-@click.option("--all-platforms", is_flag=True, help="Import the content of all platforms.")
-@click.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
-@click.option("--snapshotter", default="", help="Where to unpack.")
+@images.verb("check")
+@click.argument("filters", nargs=-1, metavar="[FILTER]...")
+@click.option(
+    "--quiet", "-q", is_flag=True, help="References of the complete, unpacked ones alone."
+)
+@_snapshotter_option
 @format_option
 @click.pass_obj
-def import_(
-    session: Session,
-    file: str,
-    base_name: str,
-    index_name: str,
-    digests: bool,
-    all_platforms: bool,
-    no_unpack: bool,
-    snapshotter: str,
-) -> None:
-    """import images from an OCI or Docker archive; `-` is standard input
+def check(session: Session, filters: tuple[str, ...], quiet: bool, snapshotter: str) -> None:
+    """check that all content of images is here
 
     \b
-      ctl images import nginx.img
-      docker save nginx:alpine | ctl images import -
+      ctl images check
+      ctl images check 'name~=nginx'
     """
-    shown = ImportProgress()
-    with opened_for_manager(file) as source:
-        call = session.manager.begin(
-            "images.import",
-            source=source,
-            base_name=base_name,
-            index_name=index_name,
-            digests=digests,
-            all_platforms=all_platforms,
-            unpack=not no_unpack,
-            snapshotter=snapshotter,
-        )
-        for item in call:
-            if session.json:
-                print_json_line(item)
-            elif not no_unpack:
-                shown.show(item)
-    if session.json:
-        print_json_line(call.value)
-    elif no_unpack:
-        for name in call.value["images"]:
-            progress(name)
-
-
-class ImportProgress:
-    """Items of images.import as ctr prints them: a line per image, finished when it is.
-
-    What was unpacked before is done without having been unpacked.
-    """
-
-    def __init__(self) -> None:
-        self._open = ""
-
-    def show(self, item: Any) -> None:
-        ref, status = item["ref"], item["status"]
-        if status not in ("unpacking", "done"):
-            return
-        if self._open != ref:
-            self._open = ref
-            progress(f"unpacking {ref} ({item['digest']})...", end="")
-        if status == "done":
-            self._open = ""
-            progress("done")
-
-
-@contextlib.contextmanager
-def opened_for_manager(path: str) -> Iterator[str]:
-    """A name by which the manager can read what ctl may read: `/proc/<pid>/fd/<n>`.
-
-    A socket cannot be opened by such a name (open(2), ENXIO), so its bytes go through a pipe.
-    """
-    if path == "-":
-        if stat.S_ISSOCK(os.fstat(0).st_mode):
-            with os.fdopen(_piped(0), "rb") as pipe:
-                yield f"/proc/{os.getpid()}/fd/{pipe.fileno()}"
-        else:
-            yield f"/proc/{os.getpid()}/fd/0"
+    rows = pages(session, "images.check", "images", filters=filters, snapshotter=snapshotter)
+    if quiet:
+        for row in rows:
+            if row["status"] == "complete" and row["unpacked"]:
+                print(row["name"])
         return
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (the errors of the body are not the file's)
-    except OSError as err:
-        raise InvalidArgument(f"open {path}: {err.strerror}") from err
-    with file:
-        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
+    listing(
+        session.json,
+        rows,
+        ("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"),
+        _check_cells,
+        min_width=1,
+        padding=1,
+    )
 
 
-def _piped(source: int) -> int:
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+def _check_cells(row: Any) -> tuple[str, ...]:
+    here, size = row["present"], size_text(row["present_bytes"])
+    known = row["status"] != "unavailable"
+    return (
+        row["name"],
+        row["media_type"],
+        row["digest"],
+        f"{row['status']} ({here}/{row['required'] if known else '?'})",
+        f"{size}/{size_text(row['required_bytes']) if known else '?'}",
+        "true" if row["unpacked"] else "false",
+    )
 
-    def copy() -> None:
-        with contextlib.suppress(OSError), os.fdopen(write_end, "wb", buffering=0) as pipe:
-            while data := os.read(source, 1 << 16):
-                view = memoryview(data)
-                while view:
-                    view = view[pipe.write(view) :]
 
-    threading.Thread(target=copy, daemon=True).start()
-    return read_end
-
-
-@images.verb("inspect")
-@click.argument("names", nargs=-1, required=True, metavar="REF...")
+@images.verb("tag")
+@click.argument("source", metavar="SOURCE")
+@click.argument("names", nargs=-1, required=True, metavar="TARGET...")
+@click.option("--force", is_flag=True, help="Let names that exist go over to SOURCE.")
 @click.pass_obj
-def inspect(session: Session, names: tuple[str, ...]) -> None:
-    """print an image's record, manifest and config"""
+def tag(session: Session, source: str, names: tuple[str, ...], force: bool) -> None:
+    """give an image further names
+
+    \b
+      ctl images tag docker.io/library/nginx:alpine nginx:alpine
+    """
     for name in names:
-        print_json(session.call("images.get", name=name))
+        session.call("images.tag", source=source, name=name, force=force)
+        print(visible(name))
+
+
+@images.verb("label")
+@click.argument("name", metavar="REF")
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--replace-all", "-r", is_flag=True, help="Remove all other labels.")
+@click.pass_obj
+def label(session: Session, name: str, labels: tuple[str, ...], replace_all: bool) -> None:
+    """set and clear labels of an image
+
+    An empty value clears a label.
+
+    \b
+      ctl images label nginx:alpine tier=web old=
+    """
+    changes = key_values(labels, "label", bare=True)
+    row = session.call("images.label", name=name, labels=changes, replace_all=replace_all)
+    print(visible(labels_text(row["labels"])))
+
+
+@images.verb("usage")
+@click.argument("name", metavar="REF")
+@_snapshotter_option
+@format_option
+@click.pass_obj
+def usage(session: Session, name: str, snapshotter: str) -> None:
+    """show what an image's snapshots take
+
+    The highest layer first.
+    """
+    rows = session.call("images.usage", name=name, snapshotter=snapshotter)["snapshots"]
+    listing(
+        session.json,
+        rows,
+        ("KEY", "SIZE", "INODES"),
+        lambda row: (row["key"], size_text(row["size_bytes"]), row["inodes"]),
+        min_width=1,
+        padding=1,
+    )
+
+
+@images.verb("inspect i")
+@click.argument("names", nargs=-1, required=True, metavar="REF...")
+@click.option("--content", is_flag=True, help="Show the documents too.")
+@format_option
+@click.pass_obj
+def inspect(session: Session, names: tuple[str, ...], content: bool) -> None:
+    """show what an image consists of
+
+    A tree of its content; with --format json the record, manifest and config.
+    """
+    for name in names:
+        if session.json:
+            print_json(session.call("images.get", name=name))
+        else:
+            for line in tree_lines(session.call("images.tree", name=name, content=content)):
+                print(visible(line))
 
 
 @images.verb("delete del remove rm")
 @click.argument("names", nargs=-1, required=True, metavar="REF...")
-@click.option("--sync", is_flag=True, help="As ctr has it; content is collected in any case.")
+@click.option("--sync", is_flag=True, help="As ctr has it: content is always gone then.")
 @click.pass_obj
-def delete(session: Session, names: tuple[str, ...], sync: bool) -> None:
-    """remove images by reference"""
+def delete(session: Session, names: tuple[str, ...], sync: bool) -> int:
+    """remove images by reference
+
+    One that is missing is told, and does not keep the others.
+    """
+    code = 0
     for name in names:
-        session.call("images.delete", name=name)
-        print(name)
-    sys.stdout.flush()
+        try:
+            session.call("images.delete", name=name)
+        except (NotFound, InvalidArgument) as err:
+            session.complain(err.message)
+            code = 1
+        else:
+            print(visible(name), flush=True)
+    return code
+
+
+@images.verb("mount")
+@click.argument("name", metavar="REF")
+@click.argument("target", type=click.Path(), metavar="DIRECTORY")
+@click.option("--rw", is_flag=True, help="Let it be written to; unmount --rm removes what was.")
+@click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="By default this host's.")
+@_snapshotter_option
+@click.pass_obj
+def mount(
+    session: Session, name: str, target: str, rw: bool, platform: str, snapshotter: str
+) -> None:
+    """mount an image's files on a directory
+
+    Programs with setuid and devices do not work there.
+
+    \b
+      ctl images mount nginx:alpine /mnt
+      ctl images unmount --rm /mnt
+    """
+    with opened_directory(target) as place:
+        answer = session.call(
+            "images.mount",
+            name=name,
+            target=os.path.realpath(target),
+            place=place,
+            rw=rw,
+            platform=platform,
+            snapshotter=snapshotter,
+        )
+    print(answer["chain_id"])
+    print(target)
+
+
+@images.verb("unmount umount")
+@click.argument("target", type=click.Path(), metavar="DIRECTORY")
+@click.option("--rm", is_flag=True, help="Remove the snapshot, and what was written to it, too.")
+@_snapshotter_option
+@click.pass_obj
+def unmount(session: Session, target: str, rm: bool, snapshotter: str) -> None:
+    """take an image off a directory"""
+    session.call(
+        "images.unmount", target=os.path.realpath(target), remove=rm, snapshotter=snapshotter
+    )
+    print(target)

@@ -23,7 +23,11 @@ from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.identity import IdentityService
+from lighter.daemon.images.convert import Converter
 from lighter.daemon.images.downloads import Downloads
+from lighter.daemon.images.exporter import Exporter
+from lighter.daemon.images.inspection import Inspection
+from lighter.daemon.images.mounted import MountedImages
 from lighter.daemon.images.pull import Puller
 from lighter.daemon.images.push import Pusher
 from lighter.daemon.images.service import ImageService
@@ -41,6 +45,7 @@ from lighter.daemon.placement import Placement, remove_empty
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc import (
+    archive_handlers,
     content_handlers,
     disk_handlers,
     handlers,
@@ -170,6 +175,7 @@ class Manager:
             "native": NativeSnapshotter(root.snapshots, db, remover),
         }
         images = ImageService(db, content, snapshotters, spawner, config.snapshotter)
+        mounted = MountedImages(images, snapshotters, spawner)
         housekeeping = Housekeeping(
             root,
             db,
@@ -292,7 +298,15 @@ class Manager:
                 **handlers.task_methods(tasks, execs, containers),
                 **handlers.event_methods(event_log),
                 **handlers.log_methods(root, tasks, containers),
-                **image_handlers.image_methods(images, event_log),
+                **image_handlers.image_methods(
+                    images, Inspection(images, content), mounted, event_log
+                ),
+                **archive_handlers.archive_methods(
+                    images,
+                    Exporter(content, ImageStore(db), images.collector),
+                    Converter(content, ImageStore(db), images.collector, spawner),
+                    event_log,
+                ),
                 **transfer_handlers.transfer_methods(puller, pusher, event_log),
                 **snapshot_handlers.snapshot_methods(
                     SnapshotService(db, snapshotters, config.snapshotter), images
@@ -326,7 +340,7 @@ class Manager:
         log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
         status = partial(_status, supervisor, self._stands_in)
         supervisor.in_background(self._notifier.keep_telling(status))
-        supervisor.in_background(self._tidy(images, containers, namespaces, scheduler))
+        supervisor.in_background(self._tidy(images, mounted, containers, namespaces, scheduler))
         supervisor.in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
         await self._finish_removals(snapshotters)
@@ -345,11 +359,13 @@ class Manager:
     async def _tidy(
         self,
         images: ImageService,
+        mounted: MountedImages,
         containers: ContainerService,
         namespaces: NamespaceStore,
         scheduler: Scheduler,
     ) -> None:
         """Finish or undo what the manager before left half done on disk, then keep it tidy."""
+        await mounted.recover()
         await images.recover()
         await containers.orphans.remove_all([known.name for known in namespaces.list()])
         hit("start.tidied")

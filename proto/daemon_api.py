@@ -10,9 +10,15 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     namespaces.create   {name, labels} -> {}
     namespaces.delete   {name} -> {}                    refused while it holds anything, saying what
     namespaces.label    {name, labels} -> {}            "" as value removes a label
-    images.import       (stream) {source, base_name, index_name, digests, all_platforms, unpack,
-                        snapshotter} -> items {status, ref, digest, done_bytes, total_bytes},
-                        end {images: [name]}            status: reading, importing, unpacking, done
+    images.import       (stream) {source, base_name, index_name, digests, skip_digest_for_named, platforms,
+                        all_platforms, unpack, compress_blobs, snapshotter} -> items {status, ref, digest,
+                        done_bytes, total_bytes}, end {images: [name]}
+                        status: reading, importing, unpacking, done
+    images.export       (stream) {target, names, platforms, all_platforms, skip_manifest_json,
+                        skip_non_distributable} -> items as of import, end {size_bytes}
+                        target: a file or pipe that the caller has open for writing
+    images.convert      (stream) {name, target, oci, compression, platforms, all_platforms} -> items as of
+                        import, end {image, digest}     compression: "" (as it is), none, gzip, zstd
     images.pull         (stream) {name, platform, all_platforms, unpack, snapshotter, labels, at_once,
                         access} -> items {status, ref, digest, kind, done_bytes, total_bytes}, end
                         {image, digest, downloaded_bytes, download_s, unpack_s}
@@ -22,9 +28,20 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         end {media_type, digest, size}  digest: of one document of the image
                         access: {username, secret, identity_token, plain_http, skip_verify, ca, cert,
                         key, hosts_dir}                 paths as the manager sees them; never logged
-    images.list         {cursor, limit} -> {images: [{name, media_type, digest, size_bytes, platforms,
-                        labels, created_at, updated_at}], next}
+    images.list         {cursor, limit, filters} -> {images: [{name, media_type, digest, size_bytes,
+                        platforms, labels, created_at, updated_at, problem}], next}
     images.get          {name} -> {image, manifest, config}
+    images.tree         {name, content} -> {name, target: node}
+                        node: {media_type, digest, size_bytes, platform, present, content, children: [node]}
+    images.check        {cursor, limit, filters, snapshotter} -> {images: [{name, media_type, digest, status,
+                        required, present, required_bytes, present_bytes, unpacked, problem}], next}
+                        status: complete, incomplete, unavailable
+    images.usage        {name, snapshotter} -> {snapshots: [{key, size_bytes, inodes}]}     the top one first
+    images.tag          {source, name, force} -> {}
+    images.label        {name, labels, replace_all} -> {labels}         "" as value removes a label
+    images.mount        {name, target, place, rw, platform, snapshotter} -> {chain_id}
+                        target: a directory's path; place: the same one, which the caller has open
+    images.unmount      {target, remove} -> {}          remove: what was written there too
     images.delete       {name} -> {}
     content.list        {cursor, limit} -> {content: [{digest, size_bytes, labels, created_at,
                         updated_at}], next}

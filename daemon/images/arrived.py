@@ -80,6 +80,14 @@ class Arrived:
             self._blobs[digest] = (path, len(data))
         return digest
 
+    def new_file(self, name: str) -> str:
+        """A path beside the blobs, for one that is to be put there."""
+        return self._ingest.file(name)
+
+    def put(self, path: str, digest: Digest, size_bytes: int) -> None:
+        """Take a blob that was made of another one, synced."""
+        self._blobs[digest] = (path, size_bytes)
+
     # --- Documents
 
     def size(self, digest: str) -> int | None:

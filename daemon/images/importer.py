@@ -9,15 +9,20 @@ are, the layout). Names are what the caller's request makes of the annotations (
     org.opencontainers.image.ref.name     is one when it has '/', ':' or '@', else a tag of the
                                           base name, which is import-<date> unless it is given
     a base name that is given             also keeps out every name that does not begin with it
-    digests                               adds <base name>@<digest> for each image
+    digests                               adds <base name>@<digest> for each image;
+                                          skip_digest_for_named: for those without a name
     index_name                            names the whole index
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
+from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.store import Arrival, ContentStore
 from lighter.daemon.images import dockersave, platforms
@@ -33,23 +38,30 @@ from lighter.daemon.images.documents import (
     parse,
 )
 from lighter.daemon.images.graph import Graph, StoredDocuments, Walker
+from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.progress import Progress, Report
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.types import Descriptor, Image
-from lighter.proto.errors import InvalidArgument
+from lighter.proto.errors import InvalidArgument, NotFound
 from lighter.proto.faults import hit
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the caller of an import chooses; the meaning of names is at the module's head."""
+    """What the caller of an import chooses; the meaning of names is at the module's head.
+
+    Without `platforms` it is this host's. `compress_blobs`: layers of docker archives become gzip.
+    """
 
     base_name: str = ""
     index_name: str = ""
     digests: bool = False
+    skip_digest_for_named: bool = False
+    platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
     unpack: bool = True
+    compress_blobs: bool = False
     snapshotter: str = ""
 
 
@@ -97,7 +109,8 @@ class Importer:
             hit("import.blobs-written")
             arrived = Arrived(ingest, StoredDocuments(self._content, namespace))
             await arrived.load()
-            targets = await _targets(arrived, is_layout=bool(kinds.get("index")))
+            is_layout = bool(kinds.get("index"))
+            targets = await self._targets(arrived, is_layout, options)
             names = names_of(targets, options)
             if options.index_name:
                 names[options.index_name] = await _add_index(arrived, targets)
@@ -117,15 +130,49 @@ class Importer:
             report(Progress("importing", "", "", graph.size_bytes, graph.size_bytes))
             return images
 
+    async def _targets(
+        self, arrived: Arrived, is_layout: bool, options: ImportOptions
+    ) -> tuple[Descriptor, ...]:
+        """The images that the archive lists."""
+        if not is_layout:
+            data = await arrived.document("manifest.json", MAX_DOCUMENT_BYTES)
+            compress = partial(self._compress, arrived) if options.compress_blobs else None
+            return await dockersave.targets(arrived, data, compress)
+        data = await arrived.document("index.json", MAX_DOCUMENT_BYTES)
+        said = load(data, "index.json").get("mediaType", OCI_INDEX)
+        media_type = said if isinstance(said, str) else OCI_INDEX
+        index = parse(data, media_type, "index.json")
+        if not isinstance(index, Index):
+            raise InvalidArgument("parse index.json: it is no index")
+        return tuple(entry for entry in index.manifests if entry.media_type in INDEXES | MANIFESTS)
+
+    async def _compress(self, arrived: Arrived, digest: Digest) -> Digest:
+        """Put a gzip of a layer beside it."""
+        found = arrived.file(digest)
+        if found is None:
+            raise NotFound(f"import archive: content {digest} is missing")
+        path = arrived.new_file(f"gzip-{digest.hex}")
+        job = {"job": "recompress", "to": "gzip", "limits": self._limits}
+        with ExitStack() as undo:
+            source = os.open(found[0], os.O_RDONLY | os.O_CLOEXEC)
+            undo.callback(os.close, source)
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            undo.callback(os.close, target)
+            done = await self._worker.run(job, [source, target])
+        made = Digest.parse(done["new_digest"])
+        arrived.put(path, made, int(done["size_bytes"]))
+        return made
+
     async def _walk(
         self, arrived: Arrived, targets: Iterable[Descriptor], options: ImportOptions
     ) -> Graph:
-        walker = Walker(arrived, None if options.all_platforms else platforms.host())
+        distinct = {target.digest: target for target in targets}.values()
+        wanted: tuple[Platform | None, ...] = options.platforms or (platforms.host(),)
         whole = Graph()
-        for target in {target.digest: target for target in targets}.values():
-            graph = await walker.walk(target)
-            whole.found.update(graph.found)
-            whole.labels.update(graph.labels)
+        for platform in (None,) if options.all_platforms else wanted:
+            walker = Walker(arrived, platform)
+            for target in distinct:
+                whole.add(await walker.walk(target))
         return whole
 
     async def _adopt(self, namespace: str, arrived: Arrived, graph: Graph) -> None:
@@ -140,21 +187,6 @@ class Importer:
         await self._content.adopt_all(namespace, arrivals)
 
 
-async def _targets(arrived: Arrived, *, is_layout: bool) -> tuple[Descriptor, ...]:
-    """The images that the archive lists."""
-    if not is_layout:
-        return await dockersave.targets(
-            arrived, await arrived.document("manifest.json", MAX_DOCUMENT_BYTES)
-        )
-    data = await arrived.document("index.json", MAX_DOCUMENT_BYTES)
-    said = load(data, "index.json").get("mediaType", OCI_INDEX)
-    media_type = said if isinstance(said, str) else OCI_INDEX
-    index = parse(data, media_type, "index.json")
-    if not isinstance(index, Index):
-        raise InvalidArgument("parse index.json: it is no index")
-    return tuple(entry for entry in index.manifests if entry.media_type in INDEXES | MANIFESTS)
-
-
 def names_of(targets: Iterable[Descriptor], options: ImportOptions) -> dict[str, Descriptor]:
     """Name -> image, by the rules at the module's head."""
     base = options.base_name or time.strftime("import-%Y-%m-%d", time.gmtime())
@@ -163,9 +195,10 @@ def names_of(targets: Iterable[Descriptor], options: ImportOptions) -> dict[str,
         name = target.annotations.get(NAME_ANNOTATION, "")
         if not name and (ref := target.annotations.get(REF_ANNOTATION, "")):
             name = ref if set(ref) & set("/:@") else f"{base}:{ref}"
-        if name and (not options.base_name or _is_within(name, options.base_name)):
+        is_named = bool(name) and (not options.base_name or _is_within(name, options.base_name))
+        if is_named:
             names[name] = target
-        if options.digests:
+        if options.digests and not (is_named and options.skip_digest_for_named):
             names[f"{base}@{target.digest}"] = target
     return names
 

@@ -2,12 +2,14 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.filters import any_of, label_path
 from lighter.daemon.images import platforms
 from lighter.daemon.images.documents import MAX_DOCUMENT_BYTES, load
 from lighter.daemon.images.graph import Resolved, StoredDocuments, Walker
@@ -19,10 +21,10 @@ from lighter.daemon.images.unpack import Unpacker, chain_id
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
-from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
 from lighter.daemon.types import Descriptor, Image
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import LighterError, NotFound
 
 DEFAULT_SNAPSHOTTER = "overlayfs"
 _KEPT = 256
@@ -90,11 +92,41 @@ class ImageService:
     # --- looking
 
     async def list(
-        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
+        self,
+        namespace: str,
+        cursor: str = "",
+        limit: int = PAGE_ROWS,
+        filters: Sequence[str] = (),
     ) -> tuple[tuple[ImageSummary, ...], str]:
-        """One page by name, after the name `cursor`, and the next cursor ("" at the end)."""
-        page, after = self._store.list(namespace, cursor, limit)
+        """One page by name, after the name `cursor`, and the next cursor ("" at the end).
+
+        `filters`: as in daemon/filters.py, over name, target.digest, target.mediatype and labels.
+        """
+        page, after = self.page(namespace, filters, cursor, limit)
         return tuple([await self._summary(image) for image in page]), after
+
+    def page(
+        self, namespace: str, filters: Sequence[str], cursor: str, limit: int
+    ) -> tuple[tuple[Image, ...], str]:
+        """As `list`, the records alone. Raises InvalidArgument for a filter that is none."""
+        wanted = any_of(filters)
+        page, after = self._store.list(namespace, cursor, limit)
+        return tuple(image for image in page if wanted(partial(_field, image))), after
+
+    def namespaces(self) -> tuple[str, ...]:
+        """The names of all namespaces."""
+        return tuple(namespace.name for namespace in self._namespaces.list())
+
+    def snapshotter(self, name: str = "") -> Snapshotter:
+        """The snapshotter of this name, the default one for "". Raises NotFound."""
+        return self.unpacker.snapshotter(name or self._default_snapshotter)
+
+    async def has_snapshot(self, namespace: str, key: str, snapshotter: str = "") -> bool:
+        """Whether there is a committed snapshot of this name."""
+        try:
+            return (await self.snapshotter(snapshotter).stat(namespace, key)).kind == COMMITTED
+        except NotFound:
+            return False
 
     async def _summary(self, image: Image) -> ImageSummary:
         key = (image.namespace, image.target.digest)
@@ -108,9 +140,9 @@ class ImageService:
             _keep(self._summaries, key, (graph.size_bytes, named))
         return ImageSummary(image, *self._summaries[key])
 
-    def find(self, namespace: str, name: str) -> Image:
+    def find(self, namespace: str, name: str, verb: str = "find") -> Image:
         """The image of this name, as given or in its full form. Raises NotFound."""
-        return self._store.find(namespace, name)
+        return self._store.find(namespace, name, verb)
 
     async def get(self, namespace: str, name: str) -> ImageDetails:
         """An image with its documents. Raises NotFound, DataLoss, InvalidArgument."""
@@ -168,6 +200,7 @@ class ImageService:
         images = await self._importer.run(namespace, archive_fd, size_bytes, options, report)
         for image in images:
             if options.unpack:
+                report(Progress("unpacking", image.name, image.target.digest))
                 await self._unpack_all(image, snapshotter, options, report)
             report(Progress("done", image.name, image.target.digest, size_bytes, size_bytes))
         return images
@@ -183,16 +216,26 @@ class ImageService:
                 if resolved.platform.os == self._host.os
             ]
         else:
-            wanted = [await self._resolve(image, self._host)]
+            wanted = [
+                await self._resolve(image, platform)
+                for platform in options.platforms or (self._host,)
+            ]
         for resolved in wanted:
             await self.unpacker.unpack(image.namespace, resolved, snapshotter, image.name, report)
 
     async def unpack(
-        self, namespace: str, name: str, snapshotter: str = "", report: Report = unreported
+        self,
+        namespace: str,
+        name: str,
+        snapshotter: str = "",
+        report: Report = unreported,
+        *,
+        platform: Platform | None = None,
     ) -> str:
-        """Make sure of the image's snapshots for this host; returns the top one's name."""
+        """Make sure of the image's snapshots, for this host unless another platform is named;
+        returns the top one's name."""
         image = self.find(namespace, name)
-        resolved = await self._resolve(image, self._host)
+        resolved = await self._resolve(image, platform or self._host)
         return await self.unpacker.unpack(
             namespace, resolved, snapshotter or self._default_snapshotter, image.name, report
         )
@@ -203,9 +246,12 @@ class ImageService:
         (image,) = self._store.put_all(namespace, {name: target}, replace=force)
         return image
 
-    def label(self, namespace: str, name: str, changes: Mapping[str, str]) -> Image:
-        """Set labels; the value "" removes one. Raises NotFound."""
-        return self._store.label(namespace, self.find(namespace, name).name, changes)
+    def label(
+        self, namespace: str, name: str, changes: Mapping[str, str], *, replace_all: bool = False
+    ) -> Image:
+        """Set labels; the value "" removes one, `replace_all` all others. Raises NotFound."""
+        stored = self.find(namespace, name).name
+        return self._store.label(namespace, stored, changes, replace_all=replace_all)
 
     # --- going
 
@@ -226,6 +272,21 @@ class ImageService:
         await self.unpacker.recover(names)
         for name in names:
             await self.collector.collect(name)
+
+
+def _field(image: Image, path: tuple[str, ...]) -> str | None:
+    """What a filter asks of an image (containerd's adaptImage)."""
+    match path:
+        case ("name",):
+            return image.name
+        case ("target", "digest"):
+            return image.target.digest
+        case ("target", "mediatype"):
+            return image.target.media_type
+        case ("labels", *label) | ("annotations", *label):
+            labels = image.labels if path[0] == "labels" else image.target.annotations
+            return labels.get(label_path(label))
+    return None
 
 
 def _keep(kept: "OrderedDict[Any, Any]", key: object, value: object) -> None:

@@ -1,33 +1,38 @@
 """Methods about images: the maps of proto/daemon_api around ImageService."""
 
-import asyncio
 import os
-import stat
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.events import EventLog
-from lighter.daemon.images.importer import ImportOptions
-from lighter.daemon.images.progress import Progress
+from lighter.daemon.images import platforms
+from lighter.daemon.images.inspection import Checked, Inspection
+from lighter.daemon.images.mounted import MountedImages
 from lighter.daemon.images.service import ImageService, ImageSummary
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.server import Call, Method, Result
+from lighter.daemon.rpc.handed import open_place
+from lighter.daemon.rpc.server import Call, Method
 from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import InvalidArgument
 from lighter.proto.names import check_name
 
 Body = Mapping[str, Any]
 
 
-def image_methods(images: ImageService, events_log: EventLog) -> dict[str, Method]:
+def image_methods(
+    images: ImageService,
+    inspection: Inspection,
+    mounted: MountedImages,
+    events_log: EventLog,
+) -> dict[str, Method]:
     async def list_(call: Call, body: Body) -> Any:
         fields = Fields("images.list", body)
         page, cursor = await images.list(
             check_name(call.namespace, "namespace"),
             fields.text("cursor"),
             fields.integer("limit", PAGE_ROWS),
+            fields.texts("filters"),
         )
         return {"images": [_summary(summary) for summary in page], "next": cursor or None}
 
@@ -40,63 +45,86 @@ def image_methods(images: ImageService, events_log: EventLog) -> dict[str, Metho
     async def delete(call: Call, body: Body) -> Any:
         namespace = check_name(call.namespace, "namespace")
         name = Fields("images.delete", body).needed("name")
-        stored = images.find(namespace, name).name
+        stored = images.find(namespace, name, "delete").name
         await images.delete(namespace, stored)
         events_log.publish(namespace, events.IMAGE_DELETE, {"name": stored})
         return {}
 
-    async def import_(call: Call, body: Body) -> AsyncIterator[Any]:
-        fields = Fields("images.import", body)
+    async def tag(call: Call, body: Body) -> Any:
+        fields = Fields("images.tag", body)
         namespace = check_name(call.namespace, "namespace")
-        options = ImportOptions(
-            base_name=fields.text("base_name"),
-            index_name=fields.text("index_name"),
-            digests=fields.flag("digests"),
-            all_platforms=fields.flag("all_platforms"),
-            unpack=fields.flag("unpack", True),
-            snapshotter=fields.text("snapshotter"),
+        source, name = fields.needed("source"), fields.needed("name")
+        image = images.tag(namespace, source, name, force=fields.flag("force"))
+        events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
+        return {}
+
+    async def label(call: Call, body: Body) -> Any:
+        fields = Fields("images.label", body)
+        namespace = check_name(call.namespace, "namespace")
+        name, changes = fields.needed("name"), fields.labels()
+        replace_all = fields.flag("replace_all")
+        image = images.label(namespace, name, changes, replace_all=replace_all)
+        events_log.publish(namespace, events.IMAGE_UPDATE, {"name": image.name})
+        return {"labels": dict(image.labels)}
+
+    async def check(call: Call, body: Body) -> Any:
+        fields = Fields("images.check", body)
+        page, cursor = await inspection.check(
+            check_name(call.namespace, "namespace"),
+            fields.texts("filters"),
+            fields.text("cursor"),
+            fields.integer("limit", PAGE_ROWS),
+            fields.text("snapshotter"),
         )
-        archive = _open_source(fields.needed("source"), call.pid)
-        steps: asyncio.Queue[Progress | None] = asyncio.Queue()
-        work = asyncio.ensure_future(
-            images.import_archive(namespace, archive, options, steps.put_nowait)
-        )
-        work.add_done_callback(lambda _work: steps.put_nowait(None))
+        return {"images": [_checked(checked) for checked in page], "next": cursor or None}
+
+    async def usage(call: Call, body: Body) -> Any:
+        fields = Fields("images.usage", body)
+        namespace = check_name(call.namespace, "namespace")
+        found = await inspection.usage(namespace, fields.needed("name"), fields.text("snapshotter"))
+        return {"snapshots": [{"key": key, **asdict(usage)} for key, usage in found]}
+
+    async def tree(call: Call, body: Body) -> Any:
+        fields = Fields("images.tree", body)
+        namespace = check_name(call.namespace, "namespace")
+        return await inspection.tree(namespace, fields.needed("name"), fields.flag("content"))
+
+    async def mount(call: Call, body: Body) -> Any:
+        fields = Fields("images.mount", body)
+        platform = fields.text("platform")
+        place = open_place("mount image on", fields.needed("place"), call.pid)
         try:
-            while (step := await steps.get()) is not None:
-                yield asdict(step)
-            imported = await work
+            chain_id = await mounted.mount(
+                check_name(call.namespace, "namespace"),
+                fields.needed("name"),
+                fields.needed("target"),
+                place,
+                rw=fields.flag("rw"),
+                platform=platforms.parse(platform) if platform else None,
+                snapshotter=fields.text("snapshotter"),
+            )
         finally:
-            work.cancel()
-            # The archive stays open until the work has let go of it.
-            await asyncio.wait((work,))
-            os.close(archive)
-        for image in imported:
-            events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
-        yield Result({"images": [image.name for image in imported]})
+            os.close(place)
+        return {"chain_id": chain_id}
+
+    async def unmount(call: Call, body: Body) -> Any:
+        fields = Fields("images.unmount", body)
+        namespace = check_name(call.namespace, "namespace")
+        await mounted.unmount(namespace, fields.needed("target"), remove=fields.flag("remove"))
+        return {}
 
     return {
         "images.list": Method(unary=list_),
         "images.get": Method(unary=get),
         "images.delete": Method(unary=delete),
-        "images.import": Method(stream=import_),
+        "images.tag": Method(unary=tag),
+        "images.label": Method(unary=label),
+        "images.check": Method(unary=check),
+        "images.usage": Method(unary=usage),
+        "images.tree": Method(unary=tree),
+        "images.mount": Method(unary=mount),
+        "images.unmount": Method(unary=unmount),
     }
-
-
-def _open_source(path: str, pid: int) -> int:
-    """The archive that the caller has open: a file or a pipe. The caller closes the result."""
-    if not path.startswith(f"/proc/{pid}/fd/") or "/.." in path:
-        raise InvalidArgument(f"import {path}: it is no descriptor of process {pid}")
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-    except OSError as err:
-        raise InvalidArgument(f"import {path}: {err.strerror}") from err
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
-        os.close(fd)
-        raise InvalidArgument(f"import {path}: it is neither a file nor a pipe")
-    os.set_blocking(fd, True)
-    return fd
 
 
 def _summary(summary: ImageSummary) -> dict[str, Any]:
@@ -111,4 +139,20 @@ def _summary(summary: ImageSummary) -> dict[str, Any]:
         "created_at": image.created_at,
         "updated_at": image.updated_at,
         "problem": summary.problem,
+    }
+
+
+def _checked(checked: Checked) -> dict[str, Any]:
+    image = checked.image
+    return {
+        "name": image.name,
+        "media_type": image.target.media_type,
+        "digest": image.target.digest,
+        "status": checked.status,
+        "required": checked.required,
+        "present": checked.present,
+        "required_bytes": checked.required_bytes,
+        "present_bytes": checked.present_bytes,
+        "unpacked": checked.unpacked,
+        "problem": checked.problem,
     }

@@ -13,7 +13,15 @@ from typing import Any
 
 from lighter.proto.errors import Internal, InvalidArgument, LighterError
 from lighter.shim import linux
-from lighter.shim.worker import apply, archive, readfiles, remove, settle
+from lighter.shim.worker import (
+    apply,
+    archive,
+    imagemount,
+    readfiles,
+    recompress,
+    remove,
+    settle,
+)
 from lighter.shim.worker.channel import Channel, PeerGone
 from lighter.shim.worker.failure import typed
 
@@ -22,9 +30,12 @@ Job = Callable[[dict[str, Any], list[int], Channel], dict[str, Any]]
 JOBS: dict[str, Job] = {
     "apply": apply.run,
     "import": archive.run,
+    "mount": imagemount.mount,
     "read": readfiles.run,
+    "recompress": recompress.run,
     "remove": remove.run,
     "settle": settle.run,
+    "unmount": imagemount.unmount,
 }
 
 

@@ -40,7 +40,17 @@ def test_what_a_filter_takes(texts: list[str], wanted: bool) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "==x", "name=~x", "name==a b", "name==a,", 'name=="a', "name~=(", "name..x", 'name=="\\q"'],
+    [
+        "",
+        "==x",
+        "name=~x",
+        "name==a b",
+        "name==a,",
+        'name=="a',
+        "name~=(",
+        "name..x",
+        'name=="\\q"',
+    ],
 )
 def test_what_is_no_filter_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^parse filter "):

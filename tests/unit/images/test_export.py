@@ -52,9 +52,7 @@ def export(
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     report = progress.append if progress is not None else lambda _: None
     try:
-        size = place.run(
-            exporter(place).run(NS, names, fd, options or ExportOptions(), report)
-        )
+        size = place.run(exporter(place).run(NS, names, fd, options or ExportOptions(), report))
     finally:
         os.close(fd)
     data = path.read_bytes()

@@ -1,0 +1,144 @@
+"""`ctl images import`, `export` and `convert`: images from files, into files, and made anew."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import Session, format_option
+from lighter.ctl.handing import handed_source, handed_target
+from lighter.ctl.output import print_json_line, progress
+
+
+def _platforms(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--platform", "platforms", multiple=True, metavar="OS/ARCH[/VARIANT]", help=what
+    )
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(), metavar="FILE")
+@click.option(
+    "--base-name",
+    default="",
+    help="Name for images of the archive that have none; images of other names are left out.",
+)
+@click.option("--index-name", default="", help="Name for the archive's index.")
+@click.option("--digests", is_flag=True, help="Name images by digest too.")
+@click.option(
+    "--skip-digest-for-named", is_flag=True, help="With --digests: not those that have a name."
+)
+@_platforms("Import these platforms' content.")
+@click.option("--all-platforms", is_flag=True, help="Import the content of all platforms.")
+@click.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
+@click.option("--compress-blobs", is_flag=True, help="Compress layers (docker archives only).")
+@click.option("--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="Where to unpack.")
+@format_option
+@click.pass_obj
+def import_(session: Session, /, file: str, no_unpack: bool, **options: Any) -> None:
+    """import images from an OCI or docker archive
+
+    FILE is an archive (plain, gzip or zstd), a directory with an OCI layout, or `-` for standard
+    input.
+
+    \b
+      ctl images import nginx.img
+      docker save nginx:alpine | ctl images import -
+      ctl images import --base-name example.com/app ./layout
+    """
+    shown = ImportProgress()
+    with handed_source(file) as source:
+        call = session.manager.begin(
+            "images.import", source=source.path, unpack=not no_unpack, **options
+        )
+        try:
+            for item in call:
+                if session.json:
+                    print_json_line(item)
+                elif not no_unpack:
+                    shown.show(item)
+        finally:
+            source.check()
+    if session.json:
+        print_json_line(call.value)
+    elif no_unpack:
+        for name in call.value["images"]:
+            progress(name)
+
+
+class ImportProgress:
+    """Items of images.import as ctr prints them: a line per image, finished when it is.
+
+    What was unpacked before is done without having been unpacked.
+    """
+
+    def __init__(self) -> None:
+        self._open = ""
+
+    def show(self, item: Any) -> None:
+        ref, status = item["ref"], item["status"]
+        if status not in ("unpacking", "done"):
+            return
+        if self._open != ref:
+            self._open = ref
+            progress(f"unpacking {ref} ({item['digest']})...", end="")
+        if status == "done":
+            self._open = ""
+            progress("done")
+
+
+@click.command("export")
+@click.argument("file", type=click.Path(), metavar="FILE")
+@click.argument("names", nargs=-1, required=True, metavar="REF...")
+@_platforms("Export these platforms' content.")
+@click.option("--all-platforms", is_flag=True, help="Export the content of all platforms.")
+@click.option("--skip-manifest-json", is_flag=True, help="Leave out docker's manifest.json.")
+@click.option(
+    "--skip-non-distributable", is_flag=True, help="Leave out layers that may not be handed on."
+)
+@format_option
+@click.pass_obj
+def export(session: Session, /, file: str, **options: Any) -> None:
+    """export images as one OCI archive, which docker, podman, skopeo and ctr load
+
+    FILE appears when the archive is whole; `-` is standard output.
+
+    \b
+      ctl images export nginx.img nginx:alpine
+      ctl images export --all-platforms - nginx:alpine | ssh host ctl images import -
+    """
+    with handed_target(file) as target:
+        call = session.manager.begin("images.export", target=target.path, **options)
+        for item in call:
+            if session.json and file != "-":
+                print_json_line(item)
+        target.complete()
+    if session.json and file != "-":
+        print_json_line(call.value)
+
+
+@click.command("convert")
+@click.argument("name", metavar="SOURCE")
+@click.argument("target", metavar="TARGET")
+@click.option("--uncompress", "compression", flag_value="none", help="Layers as plain tars.")
+@click.option("--zstd", "compression", flag_value="zstd", help="Layers compressed with zstd.")
+@click.option("--gzip", "compression", flag_value="gzip", help="Layers compressed with gzip.")
+@click.option("--oci", is_flag=True, help="Docker's media types become OCI's.")
+@_platforms("Convert these platforms' images.")
+@click.option("--all-platforms", is_flag=True, help="Convert all images of an index.")
+@format_option
+@click.pass_obj
+def convert(session: Session, /, compression: str | None, **options: Any) -> None:
+    """make an image with other media types or another compression of another one
+
+    \b
+      ctl images convert --oci --zstd nginx:alpine example.com/nginx:zstd
+    """
+    call = session.manager.begin("images.convert", compression=compression or "", **options)
+    for item in call:
+        if session.json:
+            print_json_line(item)
+    if session.json:
+        print_json_line(call.value)
+    else:
+        print(call.value["digest"])
