@@ -186,6 +186,7 @@ class Manager:
             lambda of, name: event_log.publish(of, events.IMAGE_DELETE, {"name": name}),
         )
         scheduler = Scheduler(config.gc, housekeeping.collect)
+        self._reloader.scheduler = scheduler
         db.on_mutation = scheduler.mutated
         images.collector.on_deleted = scheduler.deleted
         puller = Puller(

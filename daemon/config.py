@@ -222,6 +222,12 @@ def _checked(config: Config, name: str) -> Config:
                 f"read config {name}: {key_of(setting)} is {getattr(config, setting)!r}, "
                 "expected a duration such as 100ms"
             )
+    for setting in ("gc_deletion_threshold", "gc_mutation_threshold"):
+        if getattr(config, setting) < 0:
+            raise InvalidArgument(
+                f"read config {name}: {key_of(setting)} is {getattr(config, setting)}, "
+                "expected 0 or more"
+            )
     if not 0 <= config.gc_pause_threshold <= MAX_PAUSE_THRESHOLD:
         raise InvalidArgument(
             f"read config {name}: {key_of('gc_pause_threshold')} is {config.gc_pause_threshold}, "

@@ -10,13 +10,15 @@ from dataclasses import dataclass, fields, replace
 
 from lighter.daemon import journal
 from lighter.daemon.config import Config, key_of
+from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.notify import Notifier
 from lighter.daemon.registry.registries import Registries
 from lighter.proto.errors import LighterError
 
 log = logging.getLogger("lighter.reload")
 
-_AT_ONCE = ("level", "registry")
+_GC = ("gc_pause_threshold", "gc_deletion_threshold", "gc_mutation_threshold", "gc_schedule_delay")
+_AT_ONCE = ("level", "registry", *_GC)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Reloader:
         self._read = read
         self._registries = registries
         self._notifier = notifier
+        self.scheduler: Scheduler | None = None
 
     def reload(self) -> Reloaded:
         """Take over what can be. Raises InvalidArgument naming file, and line or key."""
@@ -68,6 +71,9 @@ class Reloader:
                 log.warning("reload: %s has changed, which the next start takes over", key_of(name))
         journal.configure(new.level)
         self._registries.settings = new.registry
-        self._running = replace(self._running, level=new.level, registry=new.registry)
+        if self.scheduler is not None:
+            self.scheduler.schedule = new.gc
+        taken = {name: getattr(new, name) for name in _AT_ONCE}
+        self._running = replace(self._running, **taken)
         log.info("configuration is reloaded: %s", ", ".join(changed) or "nothing changed")
         return Reloaded(tuple(changed), tuple(later))

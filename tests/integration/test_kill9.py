@@ -42,7 +42,10 @@ SHIM_LATER = [
 ]
 SHIM = [*SHIM_CREATE, *SHIM_ASKED, *SHIM_LATER]
 # Points of other tests, and one that every small file passes.
-ELSEWHERE = {"start.locked", "start.recovered", "start.tidied", "gc.rows-deleted", "file.written"}
+ELSEWHERE = {
+    *("start.locked", "start.recovered", "start.tidied", "file.written"),
+    *("gc.asked", "gc.marked", "gc.rows-deleted", "gc.files-removed"),
+}
 # Where code can fail; behind the others comes an act that cannot be undone.
 MAY_FAIL = [
     *("create.row-committed", "create.bundle-made", "create.shim-forked", "create.done"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lighter.daemon import config
 from lighter.daemon.config import Config, dump, load, parse
+from lighter.daemon.content.scheduler import Schedule
 from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto.errors import InvalidArgument
 
@@ -43,6 +44,42 @@ def test_our_keys_stand_in_one_plugin_table(file: Path) -> None:
     assert load(str(file)) == Config(
         root="/r", level="warn", group="ops", runc_path="/opt/runc", log_max_size=0, log_max_file=0
     )
+
+
+def test_the_collectors_keys_are_containerds(file: Path) -> None:
+    file.write_text(
+        '[plugins."io.containerd.gc.v1.scheduler"]\npause_threshold = 0\ndeletion_threshold = 5\n'
+        'mutation_threshold = 7\nschedule_delay = "1m2.5s"\nstartup_delay = "250ms"\n'
+        '[plugins."io.containerd.metadata.v1.bolt"]\ncontent_sharing_policy = "shared"\n'
+    )
+    read = load(str(file))
+    assert read.gc == Schedule(0.0, 5, 7, 62.5, 0.25)
+    assert read.content_sharing == "shared"
+    assert Config().gc == Schedule()
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("pause_threshold = 0.6", "pause_threshold is 0.6, expected 0 to 0.5"),
+        ("pause_threshold = nan", "pause_threshold is nan"),
+        ('pause_threshold = "1"', "expected a number"),
+        ("pause_threshold = true", "expected a number"),
+        ('schedule_delay = "soon"', "schedule_delay is 'soon', expected a duration such as 100ms"),
+        ("schedule_delay = 5", "expected text"),
+        ('startup_delay = ""', "expected a duration"),
+        ("deletion_threshold = -1", "deletion_threshold is -1"),
+        ("mutation_threshold = -1", "mutation_threshold is -1"),
+    ],
+)
+def test_a_wrong_value_of_the_collector_is_refused(file: Path, line: str, cause: str) -> None:
+    file.write_text(f'[plugins."io.containerd.gc.v1.scheduler"]\n{line}\n')
+    assert cause in refusal(file)
+
+
+def test_a_wrong_sharing_policy_is_refused(file: Path) -> None:
+    file.write_text('[plugins."io.containerd.metadata.v1.bolt"]\ncontent_sharing_policy = "some"\n')
+    assert "content_sharing_policy is 'some', expected isolated or shared" in refusal(file)
 
 
 def test_a_link_to_the_file_is_followed(file: Path, tmp_path: Path) -> None:
