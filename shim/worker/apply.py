@@ -30,6 +30,7 @@ from lighter.shim.worker.metadata import LateTimes, clamp_ns, dress, set_link_xa
 from lighter.shim.worker.overlay import Overlay
 from lighter.shim.worker.plain import Plain
 from lighter.shim.worker.remove import remove_tree
+from lighter.shim.worker.sparse import Pieces
 from lighter.shim.worker.tarstream import Entry, TarReader
 from lighter.shim.worker.tree import Directory, Tree
 
@@ -135,22 +136,37 @@ class Applier:
         self._dress_directory(self._tree.root, entry)
 
     def _file(self, parent: Directory, name: bytes, entry: Entry) -> None:
-        self._budget.file(entry.size)
+        self._budget.file(entry.size if entry.pieces is None else stored_bytes(entry.pieces))
         try:
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent.fd)
         except FileExistsError:
             self._clear(parent, name)
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent.fd)
         try:
-            for piece in self._tar.content():
-                written = os.write(fd, piece)
-                while written < len(piece):
-                    written += os.write(fd, piece[written:])
+            if entry.pieces is None:
+                for chunk in self._tar.content():
+                    written = os.write(fd, chunk)
+                    while written < len(chunk):
+                        written += os.write(fd, chunk[written:])
+            else:
+                self._sparse(fd, entry.pieces, entry.size)
             dress(fd, entry.uid, entry.gid, entry.mode, entry.xattrs)
             os.utime(fd, ns=_times(entry))
         finally:
             os.close(fd)
         self._rules.made(parent.child(name))
+
+    def _sparse(self, fd: int, pieces: Pieces, size: int) -> None:
+        """Write each piece at its place; the holes stay holes."""
+        os.ftruncate(fd, size)
+        places = iter(pieces)
+        offset = left = 0
+        for chunk in self._tar.content():
+            while chunk:
+                while not left:
+                    offset, left = next(places)  # they add up to the content (sparse.check)
+                written = os.pwrite(fd, chunk[:left], offset)
+                chunk, offset, left = chunk[written:], offset + written, left - written
 
     def _directory(self, parent: Directory, name: bytes, entry: Entry) -> None:
         path = parent.child(name)
@@ -252,6 +268,13 @@ class Applier:
         if remains.left:
             path, cause = remains.left[0]
             raise PermissionDenied(f"replace {path!a}: {cause}")
+
+
+def stored_bytes(pieces: Pieces) -> int:
+    """What a sparse file takes on a disk: each piece in whole blocks."""
+    return sum(
+        ((offset + length + 4095) // 4096 - offset // 4096) * 4096 for offset, length in pieces
+    )
 
 
 def clean(name: bytes) -> bytes:

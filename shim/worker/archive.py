@@ -112,6 +112,8 @@ class Importer:
 
     def _write(self, file: str, entry: Entry, algorithm: str = "sha256") -> str:
         """Write the entry's content as a new file, synced; returns the hex of its digest."""
+        if entry.pieces is not None:
+            raise InvalidArgument("a blob is no sparse file")
         self._budget.file(entry.size)
         return _write_new(self._dir_fd, file, self._tar.content(), algorithm)
 

@@ -4,7 +4,7 @@ A header is a run of records "<length> <key>=<value>\\n", where the length count
 attributes travel as SCHILY.xattr.<name>, which is what every builder of images writes.
 """
 
-from lighter.proto.errors import InvalidArgument, Unimplemented
+from lighter.proto.errors import InvalidArgument
 
 XATTR_PREFIX = b"SCHILY.xattr."
 _NO_NUL = (b"path", b"linkpath")
@@ -15,7 +15,17 @@ _MAX_DIGITS = 32
 class Extended:
     """What the extended headers before an entry say; None where they say nothing."""
 
-    __slots__ = ("atime_ns", "gid", "linkpath", "mtime_ns", "path", "size", "uid", "xattrs")
+    __slots__ = (
+        "atime_ns",
+        "gid",
+        "linkpath",
+        "mtime_ns",
+        "path",
+        "size",
+        "sparse",
+        "uid",
+        "xattrs",
+    )
 
     def __init__(self) -> None:
         self.path: bytes | None = None
@@ -26,14 +36,15 @@ class Extended:
         self.mtime_ns: int | None = None
         self.atime_ns: int | None = None
         self.xattrs: dict[bytes, bytes] = {}
+        self.sparse: list[tuple[bytes, bytes]] = []  # what stands under GNU.sparse, in order
 
     def update(self, body: bytes) -> None:
-        """Take the records of one extended header. Raises InvalidArgument, Unimplemented."""
+        """Take the records of one extended header. Raises InvalidArgument."""
         for key, value in records(body):
             if key.startswith(XATTR_PREFIX):
                 self.xattrs[key[len(XATTR_PREFIX) :]] = value
             elif key.startswith(b"GNU.sparse."):
-                raise Unimplemented("sparse files are not supported")
+                self.sparse.append((key, value))
             elif value:  # an empty value takes the record back: the ustar field holds
                 self._set(key, value)
 

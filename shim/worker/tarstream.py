@@ -1,6 +1,7 @@
 """A tar reader for bytes that nobody vouches for: one pass, bounded memory, typed errors.
 
-Reads ustar, GNU (long names) and PAX (POSIX.1-2017, pax; GNU tar manual, "Basic Tar Format").
+Reads ustar, GNU (long names) and PAX (POSIX.1-2017, pax; GNU tar manual, "Basic Tar Format"), and
+sparse files of all of them (sparse.py).
 What is ambiguous is decided as Go's archive/tar does, because that is what the images of this world
 were made and tested with:
 
@@ -20,11 +21,12 @@ from lighter.proto.errors import (
     InvalidArgument,
     LighterError,
     ResourceExhausted,
-    Unimplemented,
 )
+from lighter.shim.worker import sparse
 from lighter.shim.worker.bytestream import ByteStream
 from lighter.shim.worker.failure import show
 from lighter.shim.worker.pax import Extended
+from lighter.shim.worker.sparse import Pieces
 
 REGULAR = b"0"
 HARDLINK = b"1"
@@ -47,6 +49,7 @@ _ZERO_BLOCK = bytes(BLOCK)
 _BLANK_CHECKSUM = sum(b" " * 8)
 
 _CONTIGUOUS = b"7"
+_SPARSE = b"S"
 _OLD_REGULAR = b"\0"
 _GLOBAL_PAX = b"g"
 _PAX = (b"x", b"X")
@@ -54,7 +57,7 @@ _LONG_NAME = b"L"
 _LONG_LINK = b"K"
 _SPECIAL = frozenset((*_PAX, _GLOBAL_PAX, _LONG_NAME, _LONG_LINK))
 _KINDS = frozenset(
-    (REGULAR, HARDLINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO, _CONTIGUOUS)
+    (REGULAR, HARDLINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO, _CONTIGUOUS, _SPARSE)
 )
 
 
@@ -71,6 +74,7 @@ class Entry:
         "mode",
         "mtime_ns",
         "name",
+        "pieces",
         "size",
         "uid",
         "xattrs",
@@ -88,6 +92,9 @@ class Entry:
     major: int
     minor: int
     xattrs: dict[bytes, bytes]
+    # Of a sparse file: (offset, length) of what `content` gives, one after another; `size` is that
+    # with the holes. None of any other.
+    pieces: Pieces | None
 
 
 class TarReader:
@@ -153,7 +160,30 @@ class TarReader:
             if entry.kind == REGULAR:
                 self._left = entry.size
                 self._padding = -entry.size % BLOCK
+            self._make_sparse(entry, block, extended)
             return entry
+
+    def _make_sparse(self, entry: Entry, block: bytes, extended: Extended | None) -> None:
+        if block[156:157] == _SPARSE:
+            said: sparse.Sparse | None = sparse.of_header(block, self._stream)
+        else:
+            said = sparse.of_records(extended) if extended is not None else None
+        if said is None:
+            return
+        if entry.kind != REGULAR:
+            raise InvalidArgument(f"entry {show(entry.name)} is sparse and no regular file")
+        if said.size > MAX_SIZE:
+            raise InvalidArgument(f"entry {show(entry.name)}: size {said.size} is out of range")
+        if said.pieces is None:
+            said.pieces, taken = sparse.of_content(self._stream, self._left + self._padding)
+            self._left -= taken
+            if self._left < 0:
+                raise InvalidArgument(f"entry {show(entry.name)}: its map of holes is too long")
+        if said.name:
+            entry.name = said.name
+            _check_entry(entry)
+        sparse.check(said.pieces, said.size, self._left)
+        entry.pieces, entry.size = said.pieces, said.size
 
     def _block(self) -> bytes | None:
         """The next header; None at the end of the archive."""
@@ -233,14 +263,14 @@ def _entry(fields: tuple[bytes, ...], extended: Extended | None) -> Entry:
     entry.mtime_ns = _number(fields[5], "mtime") * 1_000_000_000
     entry.atime_ns = 0
     entry.xattrs = {}
+    entry.pieces = None
     if extended is not None:
         _override(entry, extended)
     if kind == _OLD_REGULAR:
         kind = DIRECTORY if entry.name.endswith(b"/") else REGULAR
     elif kind not in _KINDS:
-        what = Unimplemented if kind == b"S" else InvalidArgument
-        raise what(f"entry {show(entry.name)} has type {kind!r}, which is not supported")
-    entry.kind = REGULAR if kind == _CONTIGUOUS else kind
+        raise InvalidArgument(f"entry {show(entry.name)} has type {kind!r}, which is not supported")
+    entry.kind = REGULAR if kind in (_CONTIGUOUS, _SPARSE) else kind
     _check_entry(entry)
     entry.major = entry.minor = 0
     if kind in (CHAR_DEVICE, BLOCK_DEVICE):

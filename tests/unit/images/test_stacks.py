@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -259,3 +260,47 @@ def untimed(found: dict[str, Any]) -> dict[str, Any]:
         name: (*facts[:6], *((facts[6],) if facts[0] & 0o170000 != 0o040000 else ()), facts[7])
         for name, facts in found.items()
     }
+
+
+def test_what_gnu_tar_writes_is_what_containerd_makes(
+    place: Place, containerd: Containerd, tmp_path: Path
+) -> None:
+    """Holes, setuid, nanoseconds, attributes, file capabilities, devices, links of both kinds."""
+    folder = tmp_path / "from"
+    (folder / "dir/below").mkdir(parents=True)
+    with (folder / "holes").open("wb") as file:
+        file.seek(300_000)
+        file.write(b"after the hole")
+        file.truncate(500_000)
+    (folder / "setuid").write_bytes(b"#!")
+    os.chown(folder / "setuid", 3, 4)
+    os.chmod(folder / "setuid", 0o6755)
+    os.setxattr(folder / "setuid", "security.capability", CAPABILITY)
+    os.setxattr(folder / "dir", "user.a", b"\0\1binary")
+    os.chmod(folder / "dir", 0o1777)
+    os.link(folder / "setuid", folder / "dir/below/hard")
+    os.symlink("../setuid", folder / "dir/soft")
+    os.mkfifo(folder / "fifo", 0o611)
+    os.mknod(folder / "null", 0o020666, os.makedev(1, 3))
+    os.mknod(folder / "loop", 0o060600, os.makedev(7, 0))
+    os.lchown(folder / "dir/soft", 5, 6)
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        os.utime(path, ns=(10**18 + number, 10**18 + 7 * number + 1), follow_symlinks=False)
+    for form in ("--format=gnu", "--format=posix"):
+        # containerd knows no sparse entries of GNU's own format, and that has no attributes.
+        more = ["--sparse", "--xattrs", "--xattrs-include=*"] if form == "--format=posix" else []
+        words = ["tar", "-c", "--numeric-owner", form, *more, "-C", str(folder), "."]
+        layer = subprocess.run(words, check=True, capture_output=True).stdout
+        name = f"docker.io/library/gnu:{form[-3:]}"
+        built = Layout()
+        built.list(built.image([], blobs=[layer]), name=name)
+        file_ = tmp_path / "image.tar"
+        file_.write_bytes(built.archive())
+        containerd.ctr("images", "import", str(file_))
+        with containerd.mounted(name, tmp_path / "merged") as point:
+            theirs = untimed(tree(point))
+        ours = untimed(unpacked(place, [layer], 3))
+        assert ours == theirs
+        assert len(theirs) == 10
+        if more:
+            assert untimed(set_times(tree(folder), time.time_ns())) == ours
