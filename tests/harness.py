@@ -28,8 +28,8 @@ from tests.client import Client
 from tests.storecheck import store_problems
 
 BIN = Path(sys.executable).parent
-START_S = 20.0
-STOP_S = 20.0
+START_S = 60.0
+STOP_S = 60.0
 _POLL_S = 0.02
 
 
@@ -151,7 +151,7 @@ class Lighterd:
 
     def _await_spawner(self) -> None:
         title = f"lighter-spawner --instance {self.instance}"
-        await_that(lambda: not self._titled(title), 10, "the spawner ends with its manager")
+        await_that(lambda: not self._titled(title), 30, "the spawner ends with its manager")
 
     # -- its clients
 
@@ -293,7 +293,7 @@ class Lighterd:
         for point in reversed(list(census.marked_mounts(self.owners_of_this()))):
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
         for path in sorted(census.marked_cgroups(self.owners_of_this()), key=len, reverse=True):
-            await_that(lambda path=path: _rmdir(path), 5, f"{path} is empty")
+            await_that(lambda path=path: _rmdir(path), 30, f"{path} is empty")
         shutil.rmtree(self.base, ignore_errors=True)
 
 

@@ -175,4 +175,4 @@ def leftovers(lighterd: Lighterd) -> None:
 def kill_stopped(pid: int) -> None:
     """SIGKILL acts on a stopped process at once; returns when it is gone or a zombie."""
     os.kill(pid, SIGKILL)
-    await_that(lambda: process_state(pid) in ("", "Z", "X"), 10, f"{pid} is dead")
+    await_that(lambda: process_state(pid) in ("", "Z", "X"), 30, f"{pid} is dead")

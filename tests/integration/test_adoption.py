@@ -63,7 +63,7 @@ def test_the_next_manager_adopts_everything(lighterd: Lighterd, busybox: str, co
         return {row["id"]: row["status"] for row in ask(lighterd, "tasks.list")["tasks"]}
 
     wanted = dict.fromkeys(pids, "running") | {"created": "created", "c1": "paused"}
-    await_that(lambda: found() == wanted, 10, "all are listed as before")
+    await_that(lambda: found() == wanted, 30, "all are listed as before")
     print(f"{count} containers are back after {time.monotonic() - began:.2f} s")
     assert sorted(lighterd.shims()) == shims
     assert {row["id"]: row["pid"] for row in ask(lighterd, "tasks.list")["tasks"]} == pids
@@ -150,7 +150,7 @@ def test_f38_a_manager_killed_during_its_own_start_makes_progress(
     row = lives.await_task(lighterd, "lost", "stopped")
     assert (row["exit_status"], row["cause"]) == (137, "lost-shim")
     assert lives.await_task(lighterd, "exits", "stopped")["exit_status"] == 137
-    await_that(lambda: lives.task(lighterd, "removed")["status"] is None, 10, "--rm is removed")
+    await_that(lambda: lives.task(lighterd, "removed")["status"] is None, 30, "--rm is removed")
     events = lives.history(lighterd)
     assert not lives.check_history(events, alive=frozenset({"running"}))
     exits = sorted(e["event"]["container_id"] for e in events if e["topic"] == "/tasks/exit")
@@ -230,7 +230,7 @@ def test_a_killed_spawner_is_replaced_and_its_shims_stay(lighterd: Lighterd, bus
     assert set(shims) < set(lighterd.shims())
     assert lives.task(lighterd, "old")["status"] == "running"
     for n in range(5):
-        await_that(lambda: spawner_of(lighterd), 5, f"spawner {n + 2}")
+        await_that(lambda: spawner_of(lighterd), 30, f"spawner {n + 2}")
         kill_by_pidfd(spawner_of(lighterd))
     assert {row["status"] for row in ask(lighterd, "tasks.list")["tasks"]} == {"running"}
 
@@ -258,7 +258,7 @@ def test_a_stopped_spawner_does_not_keep_the_next_manager_out(
     lighterd.process.kill()
     lighterd.process.wait(10)
     lighterd.start()
-    await_that(lambda: spawner_of(lighterd) not in (0, stopped), 10, "a spawner of its own")
+    await_that(lambda: spawner_of(lighterd) not in (0, stopped), 30, "a spawner of its own")
     assert not psutil.pid_exists(stopped) or (
         psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
     )
@@ -304,7 +304,7 @@ def test_f43_a_stopped_shim_is_shown_and_holds_nobody(
         lives.begin(lighterd, busybox, f"c{n}", "sleep", "1000")
     mute = shim_of(lighterd, "c0")
     os.kill(mute, signal.SIGSTOP)
-    await_that(lambda: lives.process_state(mute) == "T", 5, "the shim is stopped")
+    await_that(lambda: lives.process_state(mute) == "T", 30, "the shim is stopped")
     for restarted in (False, True):
         if restarted:
             lighterd.kill9()

@@ -389,7 +389,7 @@ def test_a_runtime_that_hangs_holds_nobody_up(
         slow.call("containers", "create", id="x", image=busybox, args=["true"])
         with pytest.raises(errors.DeadlineExceeded):
             slow.call("tasks", "create", id="x", timeout_s=1)
-        await_that(lambda: started.exists() and started.read_text(), 5, "the runtime started")
+        await_that(lambda: started.exists() and started.read_text(), 30, "the runtime started")
         with lighterd.client() as other:
             assert other.call("tasks", "list", timeout_s=1) is not None
         # The undo of the create gives the shim 30 s to end by itself.

@@ -159,23 +159,22 @@ def test_f45_execs_that_end_at_once(lighterd: Lighterd, busybox: str, count: int
     assert not lives.check_history(lives.history(lighterd), alive=frozenset({"c"}))
 
 
-# Writes size_bytes at some rate, in a container, with the host's Python; tells the longest write.
+# Writes at some rate, in a container, with the host's Python, until it is told to end and has
+# written at least a size; tells what it has written.
 WRITER = """
 import hashlib, json, os, sys, time
 size, rate = int(sys.argv[1]), int(sys.argv[2])
-digest, longest, done, began = hashlib.sha256(), 0.0, 0, time.monotonic()
-while done < size:
+digest, done, began = hashlib.sha256(), 0, time.monotonic()
+while done < size or not os.path.exists("/share/end"):
     chunk = (b"%015d\\n" % done) * 4096
     digest.update(chunk)
     view = memoryview(chunk)
     while view:
-        before = time.monotonic()
         view = view[os.write(1, view):]
-        longest = max(longest, time.monotonic() - before)
     done += len(chunk)
     time.sleep(max(0.0, began + done / rate - time.monotonic()))
 with open("/share/result.tmp", "w") as file:
-    json.dump([digest.hexdigest(), longest], file)
+    json.dump([digest.hexdigest(), done], file)
 os.rename("/share/result.tmp", "/share/result")
 """
 HOST = [
@@ -199,22 +198,29 @@ def test_f15_output_has_no_gap_and_no_wait_while_the_manager_is_killed(
     python = os.path.realpath(sys.executable)
     command = [python, "-I", "-S", "-c", WRITER, str(mib * MIB), str(25 * MIB)]
     log = {"driver": "file", "max_size": 0, "max_file": 1}
-    longest: dict[str, float] = {}
-    for name in ("control", "killed"):
-        (share / "result").unlink(missing_ok=True)
-        lives.begin(lighterd, busybox, name, *command, mounts=mounts, log=log)
-        if name == "killed":
-            while not (share / "result").exists():
-                lighterd.kill9()
-                lighterd.start()
-        await_that((share / "result").exists, 120, "the writer ends")
-        assert lives.await_task(lighterd, name, "stopped")["exit_status"] == 0
-        digest, longest[name] = json.loads((share / "result").read_text())
-        logged = subprocess.run(lighterd.ctl_argv("logs", name), capture_output=True, check=True)
-        assert len(logged.stdout) >= mib * MIB
-        assert hashlib.sha256(logged.stdout).hexdigest() == digest
-    print(f"longest write, seconds: {longest}")
-    assert longest["killed"] <= longest["control"] + 0.05
+    lives.begin(lighterd, busybox, "c", *command, mounts=mounts, log=log)
+    kills = 0
+    while logged_bytes(lighterd, "c") < mib * MIB:
+        lighterd.kill9()
+        # Many times what the pipe and the shim hold: a container that waited would stop before.
+        enough = logged_bytes(lighterd, "c") + 4 * MIB
+        await_that(lambda: logged_bytes(lighterd, "c") >= enough, 60, "it writes on")  # noqa: B023
+        lighterd.start()
+        kills += 1
+    (share / "end").touch()
+    await_that((share / "result").exists, 120, "the writer ends")
+    assert lives.await_task(lighterd, "c", "stopped")["exit_status"] == 0
+    digest, written = json.loads((share / "result").read_text())
+    logged = subprocess.run(lighterd.ctl_argv("logs", "c"), capture_output=True, check=True)
+    assert len(logged.stdout) == written >= mib * MIB
+    assert hashlib.sha256(logged.stdout).hexdigest() == digest
+    print(f"{kills} kills")
+
+
+def logged_bytes(lighterd: Lighterd, name: str) -> int:
+    """What the log of a container has on the disk."""
+    directory = lighterd.root / "logs" / "default" / name
+    return sum(path.stat().st_size for path in directory.iterdir())
 
 
 def test_a_reader_that_goes_away_does_not_hold_the_container(
@@ -259,7 +265,7 @@ def count_in(progress: Path) -> int:
 
 def goes_on(progress: Path) -> None:
     """The container writes on: more lines than its own pipe of 64 KiB takes."""
-    await_that(lambda: count_in(progress) > 0, 10, "it has written once")
+    await_that(lambda: count_in(progress) > 0, 30, "it has written once")
     before = count_in(progress)
     await_that(lambda: count_in(progress) > before + 4_000, 30, "it writes on")
 

@@ -128,7 +128,7 @@ def test_a_create_that_is_given_up_is_undone(lighterd: Lighterd, busybox: str) -
     lives.define(lighterd, busybox, "c", "sleep", "1000", runtime=slow)
     with lighterd.client() as client:
         stream = client.stream("tasks", "create", id="c", **NO_STDIO)
-        await_that(lambda: lighterd.shims(), 10, "its shim runs")
+        await_that(lambda: lighterd.shims(), 30, "its shim runs")
         stream.cancel()
         gate.write_text("")
         with pytest.raises(errors.Canceled):
@@ -229,7 +229,7 @@ def test_f80_a_reader_with_a_cursor_sees_each_event_once_across_restarts(
             pid = lives.task(lighterd, f"c{n}")["pid"]
             lighterd.kill9()
             os.kill(pid, lives.SIGKILL)
-            await_that(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 10, "it has ended")
+            await_that(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 30, "it has ended")
             lighterd.start()
             assert ask(lighterd, "tasks.wait", id=f"c{n}", exec_id="")["exit_status"] == 137
         with lighterd.client("") as client:

@@ -172,7 +172,7 @@ def test_histories_under_kill_9_are_explained(
     calls = [call for caller in callers for call in caller.calls]
     count = {o: sum(call.outcome == o for call in calls) for o in (OK, REFUSED, LOST)}
     print(f"{kills} kills, calls: {count}")
-    assert count[OK] > seconds and kills > seconds / 4
+    assert count[OK] and kills, "else nothing was tested"
 
     with lighterd.client() as client:
         page = client.call("containers", "list", cursor="", limit=500)["containers"]

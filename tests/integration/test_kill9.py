@@ -173,7 +173,7 @@ class Life:
         row = lives.await_task(self.lighterd, name, "stopped")
         assert self.point not in EXACT, row
         assert (row["cause"], row["exit_status"]) in LOST, row
-        await_that(lambda: lives.process_state(row["pid"]) in ("", "Z"), 5, "its processes end")
+        await_that(lambda: lives.process_state(row["pid"]) in ("", "Z"), 30, "its processes end")
 
 
 def ask_quickly(lighterd: Lighterd) -> list[dict[str, Any]]:

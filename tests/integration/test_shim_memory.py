@@ -120,7 +120,7 @@ def await_quiet(shims: list[int]) -> None:
         seen.append([switches(pid) for pid in shims])
         return len(seen) > 5 and seen[-1] == seen[-5]
 
-    await_that(same_twice, 10, "the shims are idle")
+    await_that(same_twice, 30, "the shims are idle")
 
 
 @pytest.mark.timeout(300)

@@ -224,10 +224,10 @@ def test_a_socket_that_is_deleted_comes_back(
     with lighterd.client() as before:
         address.unlink()
         (lighterd.state / "shims.sock").unlink()
-        await_that(address.is_socket, 10, "the socket is back")
+        await_that(address.is_socket, 30, "the socket is back")
         assert stat.S_IMODE(address.stat().st_mode) == 0o600
         assert before.call("tasks", "list") == {"tasks": []}
-    await_that((lighterd.state / "shims.sock").is_socket, 10, "the shims' socket is back")
+    await_that((lighterd.state / "shims.sock").is_socket, 30, "the shims' socket is back")
     assert lighterd.ctl("run", "--rm", busybox, "x", "true").returncode == 0
     lighterd.stop()
     address.unlink(missing_ok=True)

@@ -156,11 +156,11 @@ def test_stdin_stays_open_across_attaches_and_restarts(
         client.call("tasks", "attach", id="c", exec_id="", stdin=str(fifo), stdout="", stderr="")
         with fifo.open("wb", buffering=0) as file:
             file.write(word)
-        await_that(lambda word=word: log_of(client, "c").endswith(word), 10, "cat has it")
+        await_that(lambda word=word: log_of(client, "c").endswith(word), 30, "cat has it")
     lighterd.kill9()
     lighterd.start()
     with lighterd.client() as again:
-        await_that(lambda: log_of(again, "c") == b"one two ", 10, "the log is as before")
+        await_that(lambda: log_of(again, "c") == b"one two ", 30, "the log is as before")
         again.call("tasks", "close_stdin", id="c", exec_id="")
         assert wait(again, "c")["exit_status"] == 0
 
@@ -238,7 +238,7 @@ def test_kill_all_reaches_every_process(busybox: str, client: Client) -> None:
     create(client, busybox, "c", "sh", "-c", script)
     task(client, "c")
     start(client, "c")
-    await_that(lambda: b"up" in log_of(client, "c"), 10, "both traps are set")
+    await_that(lambda: b"up" in log_of(client, "c"), 30, "both traps are set")
     kill(client, "c", signal.SIGUSR1, all=True)
     assert wait(client, "c")["exit_status"] == 3
     assert log_of(client, "c") == b"up\nchild\n"

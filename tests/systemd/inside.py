@@ -7,7 +7,7 @@ from tests.harness import await_that
 from tests.images import REFERENCE
 from tests.systemd.machine import Machine
 
-RESTART_S = 30.0
+RESTART_S = 60.0
 # Init of a container takes a signal only if it has a handler for it.
 WAITS = ("sh", "-c", "trap exit TERM; while :; do sleep 1000 & wait $!; done")
 

@@ -23,9 +23,9 @@ from lighter.daemon.placement import hierarchies
 from tests import census
 from tests.harness import await_that
 
-BOOT_S = 60.0
-POWEROFF_S = 60.0
-RUN_S = 60.0
+BOOT_S = 180.0
+POWEROFF_S = 180.0
+RUN_S = 180.0
 _CGROUPS = "lighter-nspawn"
 _ENVIRON = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -110,7 +110,7 @@ class Machine:
         self._nspawn = None
         for cgroup in self._cgroups():
             try:
-                await_that(lambda path=cgroup: _remove_cgroups(path), 10, f"{cgroup} is empty")
+                await_that(lambda path=cgroup: _remove_cgroups(path), 30, f"{cgroup} is empty")
             except AssertionError as error:
                 problems.append(str(error))
         subprocess.run(["umount", str(self.root)], check=False, capture_output=True)

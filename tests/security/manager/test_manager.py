@@ -331,7 +331,7 @@ def test_sec73_a_log_is_not_read_through_a_link(lighterd: Lighterd, busybox: str
     with lighterd.client() as client:
         client.call("tasks", "wait", id="x", exec_id="")
     log = lighterd.root / "logs" / "default" / "x" / "0000000001.log"
-    await_that(lambda: log.exists() and log.stat().st_size, 10, "the log is written")
+    await_that(lambda: log.exists() and log.stat().st_size, 30, "the log is written")
     canary = lighterd.base / "canary"
     canary.write_bytes(log.read_bytes().replace(b"mine", b"evil"))
     log.unlink()

@@ -83,7 +83,7 @@ def test_version_says_who_answers(manager: FakeManager, ctl: Ctl) -> None:
     assert b"Client:" in done.stdout
     assert b"9.8.7" in done.stdout
     assert b"11111111-2222" in done.stdout
-    hello = manager.hellos.get(timeout=5)
+    hello = manager.hellos.get(timeout=20)
     assert hello.version == 1
     assert hello.identity["kind"] == "client"
 
@@ -100,7 +100,7 @@ def test_without_a_common_version_nothing_is_asked(socket_path: str, ctl: Ctl) -
         done = ctl("version")
         assert done.returncode == 1
         assert b"[7, 8]" in done.stderr
-        assert manager.hellos.get(timeout=5).version == 0
+        assert manager.hellos.get(timeout=20).version == 0
         assert not manager.was_asked("version.get")
 
 

@@ -14,7 +14,7 @@ from lighter.proto import codec
 from lighter.proto.dealer import Dealer
 from lighter.proto.errors import InvalidArgument
 
-WAIT_S = 5.0
+WAIT_S = 20.0
 
 
 @pytest.fixture

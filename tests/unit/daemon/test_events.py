@@ -27,7 +27,7 @@ def publish(log: EventLog, count: int, namespace: str = "default") -> None:
 async def collect(stream: AsyncIterator[Event], count: int = -1) -> list[int]:
     """Sequences of the first `count` events, of all when it is negative."""
     found: list[int] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(found) != count:
             try:
                 found.append((await anext(stream)).sequence)

@@ -149,7 +149,7 @@ def test_following_misses_nothing_over_a_rotation(log: Log, tail: int | None) ->
             return over
 
         reader = LogReader(str(log.dir))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for chunk in reader.read(tail, None, True, ended):
                 seen += chunk.data
         return seen
@@ -173,7 +173,7 @@ def test_files_rotated_away_while_they_are_followed_are_passed_over(log: Log) ->
                 log.write(b"5\n")
             return looks == 3
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for chunk in LogReader(str(log.dir)).read(None, None, True, ended):
                 seen += chunk.data
         return seen
@@ -192,18 +192,15 @@ def test_the_loop_goes_on_while_a_long_log_is_searched(log: Log) -> None:
         assert [c async for c in reader.read(None, 1, False, lambda: True)] == []
         assert [c.data async for c in reader.read(1, None, False, lambda: True)] == [b"x\n"]
 
-    async def held_up(work: Coroutine[Any, Any, None]) -> tuple[float, float]:
-        """(how long the loop was held up at most, how long `work` took), in seconds."""
-        loop = asyncio.get_running_loop()
-        worst, begun = 0.0, loop.time()
-        last = begun
+    async def turns(work: Coroutine[Any, Any, None]) -> int:
+        """How often the loop turns until `work` is done."""
         working = asyncio.create_task(work)
+        count = 0
         while not working.done():
             await asyncio.sleep(0)
-            worst, last = max(worst, loop.time() - last), loop.time()
+            count += 1
         await working
-        return worst, last - begun
+        return count
 
-    # Read on the loop itself it would be held up nearly all the time that the search takes.
-    gap, took = asyncio.run(held_up(search()))
-    assert gap < took / 2, (gap, took)
+    # Read on the loop itself, it turns once.
+    assert asyncio.run(turns(search())) > 1000

@@ -126,7 +126,7 @@ def test_the_loop_tells_that_it_turns_and_its_status_when_it_changes(
         notifier = Notifier(receiver.getsockname(), watchdog_s=0.06)
         telling = asyncio.create_task(notifier.keep_telling(lambda: next(statuses)))
         words: list[bytes] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(words) < 5:
                 words += received(receiver)
                 await asyncio.sleep(0.01)

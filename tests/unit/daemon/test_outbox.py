@@ -47,7 +47,7 @@ def test_who_waits_goes_on_when_it_is_empty_or_closed() -> None:
             await asyncio.sleep(0)
             assert not waiting.done()
             end()
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 20)
 
     asyncio.run(wait())
 

@@ -42,7 +42,7 @@ class Setting:
         context = sockets.context()
         socket = zeromq.connect_dealer(context, self.serving.address, sockets.SHIM_HWM, ME.encode())
         try:
-            assert socket.poll(5000)
+            assert socket.poll(20_000)
             assert isinstance(codec.decode(socket.recv_multipart()), codec.Welcome)
             true = {"incarnation": ME, "pid": os.getpid(), "version": "1"}
             hello = codec.Hello(GENERATION, chosen, [], {**true, **identity})
@@ -73,7 +73,7 @@ def event(sequence: int) -> codec.Event:
 def test_a_hello_is_taken_and_an_event_acknowledged(at: Setting) -> None:
     with at.shim() as socket:
         socket.send_multipart(codec.encode(event(1)))
-        assert socket.poll(5000)
+        assert socket.poll(20_000)
         assert codec.decode(socket.recv_multipart()) == codec.Ack(GENERATION, 1)
     assert at.hellos[0]["incarnation"] == ME
 
@@ -82,7 +82,7 @@ def test_an_event_that_was_not_committed_is_not_acknowledged(at: Setting) -> Non
     at.commit = False
     with at.shim() as socket:
         socket.send_multipart(codec.encode(event(1)))
-        await_that(lambda: at.events, 5, "the event arrives")
+        await_that(lambda: at.events, 30, "the event arrives")
         assert not socket.poll(100)
 
 
@@ -92,7 +92,7 @@ def test_a_hello_of_somebody_else_is_dropped_with_all_that_follows(
 ) -> None:
     with at.shim(**lie) as socket:
         socket.send_multipart(codec.encode(event(1)))
-        await_that(lambda: at.router.dropped, 5, "the hello is dropped")
+        await_that(lambda: at.router.dropped, 30, "the hello is dropped")
         assert not socket.poll(100)
     assert (at.hellos, at.events, at.router.peers) == ([], [], {})
 
@@ -101,7 +101,7 @@ def test_an_event_of_another_generation_is_dropped(at: Setting) -> None:
     with at.shim() as socket:
         socket.send_multipart(codec.encode(event(1)._replace(generation=GENERATION - 1)))
         socket.send_multipart(codec.encode(event(2)))
-        assert socket.poll(5000)
+        assert socket.poll(20_000)
     assert [seen.sequence for seen in at.events] == [2]
 
 
@@ -111,7 +111,7 @@ def test_a_hostile_body_is_dropped_and_counted(long_lived: Setting, name: str) -
         dropped = long_lived.router.dropped
         socket.send_multipart([b"\1", hostile.BODIES[name]])
         socket.send_multipart(codec.encode(event(5)))
-        assert socket.poll(5000)
+        assert socket.poll(20_000)
         assert long_lived.router.dropped == dropped + 1
 
 
@@ -125,7 +125,7 @@ def test_any_frames_leave_the_router_serving(long_lived: Setting, frames: list[b
         last = 1 << 40
         socket.send_multipart(codec.encode(event(last)))
         while True:
-            assert socket.poll(5000), frames
+            assert socket.poll(20_000), frames
             if codec.decode(socket.recv_multipart()) == codec.Ack(GENERATION, last):
                 break
 
@@ -136,17 +136,17 @@ def test_a_socket_that_was_deleted_is_put_back(at: Setting) -> None:
     at.serving.do(at.router.listen_again)
     assert path.is_socket() and path.stat().st_mode & 0o777 == 0o600
     with at.shim():
-        await_that(lambda: at.hellos, 5, "a shim connects")
+        await_that(lambda: at.hellos, 30, "a shim connects")
 
 
 def test_a_version_that_was_not_offered_is_dropped(at: Setting) -> None:
     with at.shim(chosen=77) as socket:
-        await_that(lambda: at.router.dropped, 5, "the hello is dropped")
+        await_that(lambda: at.router.dropped, 30, "the hello is dropped")
         assert not socket.poll(100)
     assert (at.hellos, at.router.peers) == ([], {})
 
 
 def test_no_common_version_is_a_hello_too(at: Setting) -> None:
     with at.shim(chosen=0, protocols=[77]):
-        await_that(lambda: at.hellos, 5, "the hello is taken")
+        await_that(lambda: at.hellos, 30, "the hello is taken")
     assert (at.hellos[0]["protocols"], at.router.peers[ME].version) == ([77], 0)

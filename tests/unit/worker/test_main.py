@@ -24,7 +24,7 @@ def test_an_unknown_job_is_refused() -> None:
         worker.send({"job": "dance"})
         with pytest.raises(InvalidArgument, match="dance"):
             worker.result()
-        assert worker.ended(5)
+        assert worker.ended(20)
 
 
 @pytest.mark.parametrize("packet", [b"\xc1", b"\x01", b"\x80", b"\xdf\xff\xff\xff\xff"])
@@ -38,7 +38,7 @@ def test_a_packet_that_is_no_job_is_refused(packet: bytes) -> None:
 def test_it_ends_when_nobody_sends_a_job() -> None:
     with Worker() as worker:
         worker.socket.shutdown(socket.SHUT_RDWR)
-        assert worker.ended(5)
+        assert worker.ended(20)
 
 
 def test_it_ends_when_the_manager_goes_while_it_waits_for_input(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_it_ends_when_the_manager_goes_while_it_waits_for_input(tmp_path: Path) 
         while not (tmp_path / "first").exists():
             assert not worker.ended(0.01)
         worker.socket.close()
-        assert worker.ended(5)
+        assert worker.ended(20)
     os.close(writer)
 
 
