@@ -56,7 +56,7 @@ class Bars:
             name = f"{item['kind']}-{item['digest'].removeprefix('sha256:')[:_SHOWN_DIGITS]}"
             self._update((item["kind"], item["digest"]), name, item)
         elif item["status"] == "resolved":
-            self._progress.console.print(visible(f"{item['ref']}: resolved {item['digest']}"))
+            self._say(f"{item['ref']}: resolved {item['digest']}")
         elif item["status"] == "unpacking":
             self._update(("", "unpack"), "snapshots", item)
 
@@ -75,6 +75,10 @@ class Bars:
 
     def finish(self, result: dict[str, Any]) -> None:
         self._progress.stop()
-        self._console.print(self._summary.text())
+        self._say(self._summary.text())
         if times := times_text(result):
-            self._console.print(times)
+            self._say(times)
+
+    def _say(self, text: str) -> None:
+        """A line above the bars, or below them once they stand; long ones are the terminal's."""
+        self._console.print(visible(text), soft_wrap=True)

@@ -6,6 +6,7 @@ import os
 import pty
 import struct
 import termios
+import threading
 from typing import Any
 
 import pytest
@@ -63,40 +64,58 @@ def test_control_characters_of_a_registry_stay_out_of_the_terminal() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+class Screen:
+    """A terminal of some columns as standard output; `told` is all that came, once it is over."""
+
+    def __init__(self, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        self._stream = os.fdopen(theirs, "w")
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self.told = ""
+        monkeypatch.setattr("sys.stdout", self._stream)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("COLUMNS", raising=False)
+
+    def __enter__(self) -> "Screen":
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._reader.join(10)
+        os.close(self._ours)
+
+    def _read(self) -> None:
+        came = b""
+        try:
+            while data := os.read(self._ours, 1 << 16):
+                came += data
+        except OSError:  # EIO: the other side is closed
+            pass
+        self.told = came.decode()
+
+
 @pytest.mark.parametrize("columns, bars", [(120, True), (40, False)])
 def test_a_terminal_that_is_wide_enough_gets_bars(
     columns: int, bars: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    with os.fdopen(theirs, "w") as stream:
-        monkeypatch.setattr("sys.stdout", stream)
-        monkeypatch.setenv("TERM", "xterm")
+    with Screen(columns, monkeypatch) as screen:
         with shown() as display:
             for one in PULL:
                 display.show(one)
             display.finish(RESULT)
-        stream.flush()
-        told = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    assert (f"layer-{'a' * 12}" in told and "100%" not in told) == bars
-    assert ("━" in told) == bars
-    assert "download: 1.2 s" in told
+    assert (f"layer-{'a' * 12}" in screen.told) == bars
+    assert ("━" in screen.told) == bars
+    assert f"{REFERENCE}: resolved {DIGEST}\r\n" in screen.told
+    assert "download: 1.2 s" in screen.told
 
 
 def test_an_error_leaves_the_terminal_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bars hide the cursor; it is shown again whatever ends them."""
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as stream:
-        monkeypatch.setattr("sys.stdout", stream)
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "100")
-        fcntl.ioctl(stream, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    with Screen(100, monkeypatch) as screen:
         with pytest.raises(Unavailable):
             with shown() as display:
                 display.show(PULL[3])
                 raise Unavailable("download it: the network is down")
-        stream.flush()
-        told = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    assert told.rindex("\x1b[?25h") > told.rindex("\x1b[?25l")
+    assert screen.told.rindex("\x1b[?25h") > screen.told.rindex("\x1b[?25l")
