@@ -275,7 +275,10 @@ def test_what_gnu_tar_writes_is_what_containerd_makes(
     (folder / "setuid").write_bytes(b"#!")
     os.chown(folder / "setuid", 3, 4)
     os.chmod(folder / "setuid", 0o6755)
-    os.setxattr(folder / "setuid", "security.capability", CAPABILITY)
+    # On a file of one name: containerd changes the owner of further ones, which takes it away.
+    (folder / "capable").write_bytes(b"#!")
+    os.chown(folder / "capable", 3, 4)
+    os.setxattr(folder / "capable", "security.capability", CAPABILITY)
     os.setxattr(folder / "dir", "user.a", b"\0\1binary")
     os.chmod(folder / "dir", 0o1777)
     os.link(folder / "setuid", folder / "dir/below/hard")
@@ -301,6 +304,6 @@ def test_what_gnu_tar_writes_is_what_containerd_makes(
             theirs = untimed(tree(point))
         ours = untimed(unpacked(place, [layer], 3))
         assert ours == theirs
-        assert len(theirs) == 10
+        assert len(theirs) == 11
         if more:
             assert untimed(set_times(tree(folder), time.time_ns())) == ours
