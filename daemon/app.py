@@ -174,7 +174,15 @@ class Manager:
             "overlayfs": OverlaySnapshotter(root.snapshots, db, remover),
             "native": NativeSnapshotter(root.snapshots, db, remover),
         }
-        images = ImageService(db, content, snapshotters, spawner, config.snapshotter)
+        images = ImageService(
+            db,
+            content,
+            snapshotters,
+            spawner,
+            config.snapshotter,
+            config.layer_limits,
+            config.layers_at_once,
+        )
         mounted = MountedImages(images, snapshotters, spawner)
         housekeeping = Housekeeping(
             root,

@@ -31,6 +31,7 @@ MAX_CONFIG_BYTES = 1 << 20
 VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 PLUGIN = "io.lighter.v1"
+MAX_LAYERS_AT_ONCE = 64
 MAX_TIMEOUT_S = 24 * 3600
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
@@ -50,6 +51,9 @@ class Config:
     snapshotter: str = "overlayfs"
     log_max_size: int = 10 * 1024 * 1024
     log_max_file: int = 5
+    max_layer_bytes: int = 0
+    max_layer_entries: int = 0
+    layers_at_once: int = 3
     content_sharing: str = "isolated"
     gc_pause_threshold: float = 0.02
     gc_deletion_threshold: int = 0
@@ -57,6 +61,14 @@ class Config:
     gc_schedule_delay: str = "0s"
     gc_startup_delay: str = "100ms"
     registry: RegistrySettings = field(default_factory=RegistrySettings)
+
+    @property
+    def layer_limits(self) -> dict[str, int | None]:
+        """What one layer may make; None is what the disk and the unpacker's own limit allow."""
+        return {
+            "max_bytes": self.max_layer_bytes or None,
+            "max_entries": self.max_layer_entries or None,
+        }
 
     @property
     def gc(self) -> Schedule:
@@ -86,6 +98,9 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "snapshotter": ("plugins", PLUGIN, "snapshotter"),
     "log_max_size": ("plugins", PLUGIN, "log", "max_size"),
     "log_max_file": ("plugins", PLUGIN, "log", "max_file"),
+    "max_layer_bytes": ("plugins", PLUGIN, "images", "max_layer_bytes"),
+    "max_layer_entries": ("plugins", PLUGIN, "images", "max_layer_entries"),
+    "layers_at_once": ("plugins", PLUGIN, "images", "layers_at_once"),
     "content_sharing": ("plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"),
     **{
         f"gc_{name}": ("plugins", "io.containerd.gc.v1.scheduler", name)
@@ -211,6 +226,15 @@ def _checked(config: Config, name: str) -> Config:
             raise InvalidArgument(f"read config {name}: {setting} is not an absolute path")
     if config.log_max_size < 0 or config.log_max_file < 0:
         raise InvalidArgument(f"read config {name}: log.max_size or log.max_file is too small")
+    if config.max_layer_bytes < 0 or config.max_layer_entries < 0:
+        raise InvalidArgument(
+            f"read config {name}: images.max_layer_bytes or images.max_layer_entries is negative"
+        )
+    if not 1 <= config.layers_at_once <= MAX_LAYERS_AT_ONCE:
+        raise InvalidArgument(
+            f"read config {name}: {key_of('layers_at_once')} is {config.layers_at_once}, "
+            f"expected 1 to {MAX_LAYERS_AT_ONCE}"
+        )
     if config.content_sharing not in SHARING:
         raise InvalidArgument(
             f"read config {name}: {key_of('content_sharing')} is {config.content_sharing!r}, "

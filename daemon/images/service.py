@@ -17,7 +17,7 @@ from lighter.daemon.images.importer import Importer, ImportOptions
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.progress import Progress, Report, unreported
 from lighter.daemon.images.store import ImageStore
-from lighter.daemon.images.unpack import Unpacker, chain_id
+from lighter.daemon.images.unpack import LAYERS_AT_ONCE, Unpacker, chain_id
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
@@ -74,6 +74,7 @@ class ImageService:
         worker: Worker,
         default_snapshotter: str = DEFAULT_SNAPSHOTTER,
         limits: Mapping[str, int | None] | None = None,
+        layers_at_once: int = LAYERS_AT_ONCE,
     ) -> None:
         self._content = content
         self._snapshotters = snapshotters
@@ -82,8 +83,10 @@ class ImageService:
         self._store = ImageStore(db)
         self._host = platforms.host()
         self.collector = Collector(db, content, snapshotters)
-        self.unpacker = Unpacker(content, snapshotters, worker, self.collector, limits)
-        self._importer = Importer(content, self._store, self.collector, worker, limits)
+        self.unpacker = Unpacker(
+            content, snapshotters, worker, self.collector, limits, layers_at_once
+        )
+        self._importer = Importer(content, self._store, self.collector, worker)
         # Content never changes under its digest, so what was read of it is kept: an image that
         # many containers are made from is parsed once.
         self._resolved: OrderedDict[tuple[str, str, str], Resolved] = OrderedDict()

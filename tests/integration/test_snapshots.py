@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,21 @@ def test_the_columns_are_ctrs(lighterd: Lighterd, tmp_path: Path) -> None:
     assert sorted(map(str.split, lines(lighterd, "ls"))) == sorted(map(str.split, theirs))
     assert lines(lighterd, "tree") == tree
     assert len(tree) == len(chain_ids(map(diff_id, layers)))
+
+
+def test_sec_10_a_layer_above_the_configured_limit_is_refused(
+    make_lighterd: Callable[..., Lighterd], tmp_path: Path
+) -> None:
+    config = "version = 3\n[plugins.'io.lighter.v1'.images]\nmax_layer_bytes = 65536\n"
+    limited = make_lighterd(config=config).start()
+    small = image_file(
+        tmp_path / "a", [archive(entry("f", FILE, bytes(50_000)))], "example.com/a:1"
+    )
+    large = image_file(
+        tmp_path / "b", [archive(entry("f", FILE, bytes(99_000)))], "example.com/b:1"
+    )
+    limited.ctl("images", "import", small, check=True)
+    done = limited.ctl("images", "import", large)
+    assert done.returncode == 1
+    assert b"65536 are allowed" in done.stderr
+    assert len(lines(limited, "ls", "-q")) == 1

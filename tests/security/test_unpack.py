@@ -23,6 +23,7 @@ import zstandard
 
 import lighter.shim
 from lighter.proto.errors import DataLoss, InvalidArgument, LighterError, ResourceExhausted
+from tests.harness import await_that
 from tests.security import images as img
 from tests.security.images import CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, archive, entry
 from tests.unit.worker import harness
@@ -421,6 +422,63 @@ def test_sec_10_a_bomb_stops_at_the_disk_reserve(small_disk: Path, size_gib: int
         peaks.append(worker.max_rss_bytes)
     assert peaks[1] - peaks[0] < 64 * MIB
     case.check()
+
+
+def test_sec_10_layers_side_by_side_keep_the_reserve_together(small_disk: Path) -> None:
+    """Each alone has room enough: 40 of 64 MiB."""
+    content = archive(*(entry(str(number), FILE, bytes(MIB)) for number in range(40)))
+    fds, workers, failed = [], [], 0
+    for name in "ab":
+        (small_disk / name).mkdir()
+        fds.append(harness.memfd(content))
+        workers.append(harness.Worker())
+        target = str(small_disk / name)
+        workers[-1].send({"job": "apply", "target": target, "whiteouts": "overlay"}, [fds[-1]])
+    for worker, fd in zip(workers, fds, strict=True):
+        with worker:
+            try:
+                worker.result()
+            except ResourceExhausted as err:
+                failed += 1
+                assert "kept free" in err.message
+        os.close(fd)
+    status = os.statvfs(small_disk)
+    assert failed
+    assert status.f_bavail * status.f_frsize > 0
+
+
+def test_sec_11_nothing_of_the_image_is_executed(case: Case) -> None:
+    """Programs and libraries by the names that others load, in every way of packing."""
+    hook = b"#!/bin/sh\ntouch " + os.fsencode(case.canary) + b"/owned\n"
+    names = ("bin/sh", "usr/bin/unpigz", "usr/bin/xz", "usr/bin/zstd", "usr/bin/tar")
+    libraries = ("lib/x86_64-linux-gnu/libnss_files.so.2", "lib64/libnss_files.so.2")
+    layer = archive(
+        *(entry(name, FILE, hook, mode=0o755) for name in (*names, *libraries)),
+        entry("etc/nsswitch.conf", FILE, b"passwd: files evil\n"),
+        entry("etc/ld.so.preload", FILE, b"/lib64/libnss_files.so.2\n"),
+    )
+    for packed in (layer, gzip.compress(layer), zstandard.compress(layer)):
+        with harness.Worker(str(case.canary)) as worker:
+            command = ["strace", "-f", "-qq", "-e", "trace=execve,execveat,openat,open", "-p"]
+            tracer = subprocess.Popen(
+                [*command, str(worker.pid)], stderr=subprocess.PIPE, text=True
+            )
+            await_that(lambda pid=worker.pid: traced(pid), 20, "strace is attached")
+            fd = harness.memfd(packed)
+            worker.send(job(case), [fd])
+            worker.result()
+            os.close(fd)
+        complaint = tracer.communicate(timeout=20)[1]
+        assert "execve" not in complaint
+        inside = complaint.partition('"/target"')[2]
+        assert inside, "the worker locked itself in"
+        assert "nsswitch.conf" not in inside.replace('"nsswitch.conf", O_WRONLY', "")
+        assert "/lib" not in inside
+        case.check()
+
+
+def traced(pid: int) -> bool:
+    return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
 
 
 def test_sec_10_many_files_stop_at_the_limit(case: Case) -> None:

@@ -200,3 +200,17 @@ def test_any_table_gives_settings_or_one_error(table: dict[str, Any]) -> None:
     except InvalidArgument:
         return
     assert made.root.startswith("/") and made.level in config.LEVELS
+
+
+def test_the_limits_of_layers(file: Path) -> None:
+    file.write_text(
+        "[plugins.'io.lighter.v1'.images]\n"
+        "max_layer_bytes = 5\nmax_layer_entries = 6\nlayers_at_once = 7\n"
+    )
+    config = load(str(file))
+    assert config.layer_limits == {"max_bytes": 5, "max_entries": 6}
+    assert config.layers_at_once == 7
+    for line in ("max_layer_bytes = -1", "layers_at_once = 0", "layers_at_once = 65"):
+        file.write_text(f"[plugins.'io.lighter.v1'.images]\n{line}\n")
+        with pytest.raises(InvalidArgument, match=line.partition(" ")[0]):
+            load(str(file))
