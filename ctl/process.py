@@ -11,7 +11,15 @@ from typing import Any
 
 from lighter.ctl.cli import Session
 from lighter.ctl.connect import Call, Manager
-from lighter.ctl.pump import Detached, Pump, Signals, watched_signals
+from lighter.ctl.pump import (
+    Detached,
+    Flow,
+    Pump,
+    Signals,
+    answered,
+    output_flows,
+    watched_signals,
+)
 from lighter.ctl.stdio import NO_STDIO, Pipes, Terminal, window_size
 from lighter.proto.errors import LighterError
 
@@ -58,7 +66,9 @@ def start_attached(
         Pipes(stdin=stdin, stdout=output, stderr=output and not terminal) as pipes,
         contextlib.ExitStack() as undo,
     ):
-        created = session.call("tasks.create", id=container_id, **pipes.uris(), **_size(terminal))
+        outputs = output_flows(pipes)
+        body: dict[str, Any] = {"id": container_id, **pipes.uris(), **_size(terminal)}
+        created = answered(manager, manager.begin("tasks.create", **body), outputs)
         undo.callback(_forget_task, session, container_id)
         pipes.give_away()
         if pid_file:
@@ -70,7 +80,7 @@ def start_attached(
             undo.pop_all()
             started()
 
-        return _attend(session, container_id, "", pipes, wait, terminal, start)
+        return _attend(session, container_id, "", pipes, outputs, wait, terminal, start)
 
 
 def exec_attached(
@@ -83,14 +93,14 @@ def exec_attached(
     manager = session.manager
     terminal = bool(request["terminal"])
     with Pipes(stdin=stdin, stdout=True, stderr=not terminal) as pipes:
+        outputs = output_flows(pipes)
+        body = {"id": container_id, **request, **pipes.uris(), **_size(terminal)}
         with refusals():
-            answer = session.call(
-                "tasks.exec", id=container_id, **request, **pipes.uris(), **_size(terminal)
-            )
+            answer = answered(manager, manager.begin("tasks.exec", **body), outputs)
         pipes.give_away()
         exec_id = answer["exec_id"]
         wait = manager.begin("tasks.wait", id=container_id, exec_id=exec_id)
-        code = _attend(session, container_id, exec_id, pipes, wait, terminal)
+        code = _attend(session, container_id, exec_id, pipes, outputs, wait, terminal)
         if wait.done:
             with contextlib.suppress(LighterError):
                 session.call("tasks.delete", id=container_id, exec_id=exec_id, force=False)
@@ -115,7 +125,10 @@ def attach(session: Session, container_id: str, exec_id: str, *, stdin: bool) ->
             # A program draws itself anew when the size changes, and at no other word.
             session.call("tasks.resize", **process, rows=size["rows"] + 1, cols=size["cols"])
             session.call("tasks.resize", **process, **size)
-        return _attend(session, container_id, exec_id, pipes, wait, terminal, ends_stdin=False)
+        outputs = output_flows(pipes)
+        return _attend(
+            session, container_id, exec_id, pipes, outputs, wait, terminal, ends_stdin=False
+        )
 
 
 def _attend(
@@ -123,6 +136,7 @@ def _attend(
     container_id: str,
     exec_id: str,
     pipes: Pipes,
+    outputs: list[Flow],
     wait: Call,
     terminal: bool,
     start: Callable[[], None] = lambda: None,
@@ -137,7 +151,13 @@ def _attend(
             start()
             with Terminal() if terminal else contextlib.nullcontext():
                 pump = Pump(
-                    manager, process, pipes, signals, terminal=terminal, ends_stdin=ends_stdin
+                    manager,
+                    process,
+                    pipes,
+                    outputs,
+                    signals,
+                    terminal=terminal,
+                    ends_stdin=ends_stdin,
                 )
                 end = pump.run(wait)
     except Detached:

@@ -111,6 +111,39 @@ class Flow:
         return 1
 
 
+def output_flows(pipes: Pipes) -> list[Flow]:
+    """From the pipes that a process writes into to ctl's own standard output and error."""
+    ends = ((pipes.stdout, 1), (pipes.stderr, 2))
+    return [Flow(source, target) for source, target in ends if source >= 0]
+
+
+def answered(manager: Manager, call: Call, outputs: list[Flow]) -> Any:
+    """The answer to a create or exec, while what the runtime prints over it passes on.
+
+    Its standard output is the container's: one that filled the pipe would wait for its deadline.
+    Raises what was answered, BrokenPipeError when nobody reads standard output any more.
+    """
+    while not call.done:
+        if manager.process():
+            continue
+        poll = select.poll()
+        fd, events = manager.interest()
+        if fd >= 0:
+            poll.register(fd, events)
+        by_fd = {}
+        for flow in filter(lambda flow: flow.open, outputs):
+            end, events = flow.interest()
+            poll.register(end, events)
+            by_fd[end] = flow
+        for fd, _events in poll.poll(manager.wait_ms()):
+            if fd in by_fd:
+                by_fd[fd].move()
+                if by_fd[fd].broken and by_fd[fd].target == 1:
+                    raise BrokenPipeError
+        manager.check_deadline()
+    return call.result()
+
+
 class Signals:
     """Signals as bytes of a pipe, for as long as the context lasts (signal(7), self-pipe)."""
 
@@ -168,6 +201,7 @@ class Pump:
         manager: Manager,
         process: dict[str, str],
         pipes: Pipes,
+        outputs: list[Flow],
         signals: Signals,
         *,
         terminal: bool,
@@ -179,11 +213,7 @@ class Pump:
         self._pipes = pipes
         self._signals = signals
         self._terminal = terminal
-        self._outputs = [
-            Flow(source, target)
-            for source, target in ((pipes.stdout, 1), (pipes.stderr, 2))
-            if source >= 0
-        ]
+        self._outputs = outputs
         self._input: Flow | None = None
         if pipes.stdin >= 0:
             self._input = Flow(0, pipes.stdin, DetachKeys() if terminal else None)

@@ -282,23 +282,29 @@ def test_a_background_child_ends_with_its_container(busybox: str, client: Client
     client.call("tasks", "delete", id="c", exec_id="", force=False, timeout_s=9)
 
 
+@pytest.mark.parametrize(
+    "rounds", [20, pytest.param(100, marks=[pytest.mark.soak])], ids="{} rounds".format
+)
 def test_sec_76_oom_kills_the_container_and_is_told(
-    lighterd: Lighterd, busybox: str, client: Client
+    lighterd: Lighterd, busybox: str, client: Client, rounds: int
 ) -> None:
-    for number in range(5):
+    for number in range(rounds):
         name = f"c{number}"
         create(client, busybox, name, "sh", "-c", "tail /dev/zero")
         pid = task(client, name)
         members = cgroups.members(cgroups.of_process(pid, "memory"))
         assert pid in members
-        assert not set(lighterd.shims()) & members
+        (shim,) = lighterd.shims()
+        assert shim not in members
         cgroups.limit_memory(pid, 16 << 20)
         start(client, name)
         ended = wait(client, name)
         assert ended["exit_status"] == 137
         assert ended["cause"] == "oom"
-        assert any(
-            topic == "/tasks/oom" and body["container_id"] == name
-            for topic, body in events_of(client)
-        )
+        # Once each, and by the shim that was there before, which lives.
+        told = [(t, body) for t, body in events_of(client) if body.get("container_id") == name]
+        assert [topic for topic, _body in told].count("/tasks/oom") == 1
+        assert [topic for topic, _body in told].count("/tasks/exit") == 1
+        assert set(lighterd.shims()) <= {shim}
         client.call("tasks", "delete", id=name, exec_id="", force=False)
+        client.call("containers", "delete", id=name, force=False)

@@ -342,6 +342,21 @@ def test_sec73_a_log_is_not_read_through_a_link(lighterd: Lighterd, busybox: str
     assert lighterd.ctl("version").returncode == 0
 
 
+def test_sec73_a_log_is_not_written_through_a_link(lighterd: Lighterd, busybox: str) -> None:
+    """Somebody who may write below the log's place gains nothing by a link in it."""
+    canary = lighterd.base / "canary"
+    canary.write_text("as it was")
+    lighterd.ctl("c", "create", busybox, "x", "echo", "mine", check=True)
+    place = lighterd.root / "logs" / "default" / "x"
+    place.mkdir(parents=True)
+    (place / "0000000001.log").symlink_to(canary)
+    lighterd.ctl("tasks", "start", "-d", "x", check=True)
+    assert lighterd.ctl("tasks", "wait", "x").stdout == b"0\n"
+    lighterd.ctl("tasks", "delete", "x", check=True)
+    assert canary.read_text() == "as it was"
+    assert (place / "0000000001.log").is_symlink()
+
+
 def test_sec73_names_are_checked_by_every_service(lighterd: Lighterd) -> None:
     with lighterd.client() as client:
         for name in ("..", ".", "a/b", "a" * 77, "a\0", "ü", "", "a\n", "-"):

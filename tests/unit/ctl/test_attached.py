@@ -18,7 +18,7 @@ import pytest
 
 from lighter.proto.errors import NotFound
 from tests.fakes.manager import HOLD, Ask, FakeManager, FakeProcess
-from tests.unit.ctl.conftest import CTL, PATIENCE_S, Start
+from tests.unit.ctl.conftest import CTL, PATIENCE_S, Ctl, Start
 from tests.unit.ctl.test_verbs import created
 
 ENDED = {"exit_status": 5, "exited_at": 1, "cause": ""}
@@ -391,3 +391,30 @@ def test_a_wait_stays_until_the_next_manager(
         manager.on("tasks.wait", ENDED)
         assert ctl.stdout and ctl.stdout.read() == b"5\n"
         assert ctl.wait(PATIENCE_S) == 0
+
+
+MEGABYTES = b"what the runtime says over its work\n" * (3 << 15)
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_runtime_prints_over_a_create_is_not_waited_for(
+    manager: FakeManager, ctl: Ctl, verb: str, stream: str
+) -> None:
+    """It is answered only when all of it is through, which is more than a pipe holds."""
+
+    def create(ask: Ask) -> Any:
+        process = FakeProcess(ask.body)
+        process.write(MEGABYTES, stream)
+        process.end()
+        return {"pid": 42, "exec_id": "x"}
+
+    manager.on("containers.create", {"id": "c", "warnings": []})
+    manager.on("tasks.create", create)
+    manager.on("tasks.exec", create)
+    manager.on("tasks.start", {"pid": 42})
+    manager.on("tasks.wait", {"exit_status": 0, "exited_at": 1, "cause": ""})
+    manager.on("tasks.delete", {"exit_status": 0, "exited_at": 1, "cause": ""})
+    manager.on("tasks.close_stdin", {})
+    done = ctl("run", "--rm", "image", "c", "true") if verb == "run" else ctl("exec", "c", "true")
+    assert (done.returncode, getattr(done, stream)) == (0, MEGABYTES)
