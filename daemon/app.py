@@ -56,7 +56,7 @@ from lighter.daemon.rpc import (
     transfer_handlers,
 )
 from lighter.daemon.rpc.server import ClientServer
-from lighter.daemon.runtimes import find_runtime
+from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
@@ -153,7 +153,7 @@ class Manager:
     ) -> None:
         root, state, config = self._root, self._state, self._config
         budget = DescriptorBudget()
-        runtime_of = partial(find_runtime, {"runc": config.runc_path})
+        runtime_of = Runtimes({"runc": config.runc_path}).find
         boot_id = read_boot_id()
         spawner = Spawner(
             root.instance,

@@ -6,12 +6,13 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events import Event, EventLog
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.metadata.containers import ContainerStore
@@ -152,6 +153,11 @@ class ContainerService:
             undo.push_async_callback(_quietly, snapshotter, namespace, id_)
             hit("containers.snapshot-made")
             spec = await self._spec(namespace, id_, request, config, chain_id, mounts)
+            told = self._telling(
+                namespace,
+                events.CONTAINER_CREATE,
+                {"id": id_, "image": resolved.name, "runtime": runtime},
+            )
             container = self._store.create(
                 Container(
                     namespace=namespace,
@@ -165,13 +171,16 @@ class ContainerService:
                     options=options,
                     created_at=0,
                     updated_at=0,
-                )
+                ),
+                told,
             )
             undo.pop_all()
         hit("containers.row-committed")
-        body = {"id": id_, "image": container.image, "runtime": container.runtime}
-        self._events.publish(namespace, events.CONTAINER_CREATE, body)
+        self._events.announce(*told.events)
         return container, warnings
+
+    def _telling(self, namespace: str, topic: str, body: dict[str, Any]) -> "_Telling":
+        return _Telling(self._events, namespace, topic, body)
 
     async def _spec(
         self,
@@ -329,15 +338,28 @@ class ContainerService:
                 await self._tasks.delete(namespace, container_id, force=True)
             except NotFound:
                 pass  # somebody else was faster
-        self._store.delete(namespace, container_id)
+        told = self._telling(namespace, events.CONTAINER_DELETE, {"id": container_id})
+        self._store.delete(namespace, container_id, told)
         hit("containers.row-gone")
         if container.snapshot_key:
             await _quietly(
                 self._snapshotter(container.snapshotter), namespace, container.snapshot_key
             )
         shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
-        self._events.publish(namespace, events.CONTAINER_DELETE, {"id": container_id})
+        self._events.announce(*told.events)
         self._images.collector.on_deleted()  # its image may have gone before it
+
+
+class _Telling:
+    """Appends one event in the transaction of what it tells about."""
+
+    def __init__(self, log_: EventLog, namespace: str, topic: str, body: dict[str, Any]) -> None:
+        self._log = log_
+        self._event = (namespace, topic, body)
+        self.events: list[Event] = []
+
+    def __call__(self, tx: sqlite3.Connection) -> None:
+        self.events.append(self._log.append(tx, *self._event))
 
 
 def _check_sources(spec: Mapping[str, Any]) -> None:

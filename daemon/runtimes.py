@@ -15,25 +15,41 @@ NAMES = {
 }
 
 
-def find_runtime(configured: Mapping[str, str], name: str) -> str:
-    """The absolute path of the binary that `name` stands for; an absolute path stands for itself.
+class Runtimes:
+    """Finds programs by name. `configured` holds a path or a word for each of our own names."""
 
-    It runs as root on bundles full of content, so only root may be able to change it
-    (CVE-2019-5736). Raises InvalidArgument for a name, NotFound or FailedPrecondition for the file.
-    """
-    known = NAMES.get(name)
-    wanted = configured[known] if known else name
-    if not known and not name.startswith("/"):
-        raise InvalidArgument(
-            f"find runtime {name}: expected {', '.join(NAMES)} or an absolute path"
-        )
-    found = shutil.which(wanted, mode=os.F_OK)
-    if found is None:
-        raise NotFound(f"find runtime {wanted}: no such program; is the package installed?")
-    path = os.path.realpath(found)
-    mode = os.stat(path)
-    if not stat.S_ISREG(mode.st_mode) or not os.access(path, os.X_OK):
-        raise FailedPrecondition(f"find runtime {path}: it is no executable file")
-    if mode.st_uid != 0 or mode.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise FailedPrecondition(f"find runtime {path}: others than root may write to it")
-    return path
+    def __init__(self, configured: Mapping[str, str]) -> None:
+        self._configured = configured
+        self._in_path: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        """The absolute path of the binary that `name` means; an absolute path means itself.
+
+        It runs as root on bundles full of content, so only root may be able to change it
+        (CVE-2019-5736). Raises InvalidArgument for a name, NotFound or FailedPrecondition for the
+        file.
+        """
+        known = NAMES.get(name)
+        wanted = self._configured[known] if known else name
+        if not known and not name.startswith("/"):
+            raise InvalidArgument(
+                f"find runtime {name}: expected {', '.join(NAMES)} or an absolute path"
+            )
+        path = os.path.realpath(self._look_up(wanted))
+        mode = os.stat(path)
+        if not stat.S_ISREG(mode.st_mode) or not os.access(path, os.X_OK):
+            raise FailedPrecondition(f"find runtime {path}: it is no executable file")
+        if mode.st_uid != 0 or mode.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise FailedPrecondition(f"find runtime {path}: others than root may write to it")
+        return path
+
+    def _look_up(self, wanted: str) -> str:
+        """Where PATH has it. Searched anew when it is gone from there."""
+        known = self._in_path.get(wanted)
+        if known is not None and os.path.exists(known):
+            return known
+        found = shutil.which(wanted, mode=os.F_OK)
+        if found is None:
+            raise NotFound(f"find runtime {wanted}: no such program; is the package installed?")
+        self._in_path[wanted] = found
+        return found

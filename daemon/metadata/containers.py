@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lighter.daemon.metadata.db import Database
@@ -22,13 +22,21 @@ _LISTED = (
 )
 
 
+# What joins a change in its transaction: the event that tells of it.
+Also = Callable[[sqlite3.Connection], object]
+
+
+def nothing(_tx: sqlite3.Connection) -> None:
+    """Nothing joins."""
+
+
 class ContainerStore:
     """The containers of all namespaces. Methods raise "verb container id: cause" errors."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def create(self, container: Container) -> Container:
+    def create(self, container: Container, also: Also = nothing) -> Container:
         """Returns what was recorded, with its times. Raises AlreadyExists, InvalidArgument."""
         check_name(container.id, "container")
         check_labels(dict(container.labels))
@@ -57,6 +65,7 @@ class ContainerStore:
             )
             if not done.rowcount:
                 raise AlreadyExists(f"create container {made.id}: it already exists")
+            also(tx)
         return made
 
     def get(self, namespace: str, container_id: str) -> Container:
@@ -135,7 +144,7 @@ class ContainerStore:
             )
         return new
 
-    def delete(self, namespace: str, container_id: str) -> None:
+    def delete(self, namespace: str, container_id: str, also: Also = nothing) -> None:
         """Raises NotFound."""
         with self._db.durable_transaction() as tx:
             done = tx.execute(
@@ -143,6 +152,7 @@ class ContainerStore:
             )
             if not done.rowcount:
                 raise self._missing("delete", namespace, container_id)
+            also(tx)
 
     def _missing(self, verb: str, namespace: str, container_id: str) -> NotFound:
         rows = self._db.rows(

@@ -40,11 +40,15 @@ class Bundle:
     def write(self, spec: bytes, incarnation: str, log_dir: str) -> None:
         """Make the directory with all that the order names. Raises AlreadyExists, Unavailable."""
         try:
-            files.make_directory(os.path.dirname(self.dir), 0o700)
-            files.make_directory(os.path.dirname(self.exit_record), 0o700)
-            files.make_directory(self._state.runc_root(self.namespace), 0o700)
-            if log_dir:
-                files.make_directory(log_dir, 0o700)
+            above = (
+                os.path.dirname(self.dir),
+                os.path.dirname(self.exit_record),
+                self._state.runc_root(self.namespace),
+                *((log_dir,) if log_dir else ()),
+            )
+            for directory in above:
+                if not os.path.isdir(directory):  # below one of 0700, so its own mode is no matter
+                    files.make_directory(directory, 0o700)
             os.mkdir(self.dir, 0o700)
             os.mkdir(self.rootfs, 0o755)
             _create(self.dir + "/config.json", spec)
@@ -122,8 +126,12 @@ class Bundle:
 
 def _create(path: str, data: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        file.write(data)
+    fd = os.open(path, flags, 0o600)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
 
 
 def _read_json(path: str) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon.runtimes import NAMES, find_runtime
+from lighter.daemon.runtimes import NAMES, Runtimes
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of root's own")
@@ -22,20 +22,20 @@ def program(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_stands_for_the_configured_program(program: Path, name: str) -> None:
-    assert find_runtime({"runc": str(program)}, name) == str(program)
+    assert Runtimes({"runc": str(program)}).find(name) == str(program)
 
 
 def test_an_absolute_path_stands_for_itself_and_links_are_resolved(program: Path) -> None:
     link = program.parent / "link"
     link.symlink_to(program)
-    assert find_runtime({}, str(link)) == str(program)
+    assert Runtimes({}).find(str(link)) == str(program)
 
 
 def test_a_configured_word_is_looked_up_in_path(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(program.parent))
-    assert find_runtime({"runc": "runc"}, "runc") == str(program)
+    assert Runtimes({"runc": "runc"}).find("runc") == str(program)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_configured_word_is_looked_up_in_path(
 )
 def test_other_names_are_refused(program: Path, name: str) -> None:
     with pytest.raises(InvalidArgument):
-        find_runtime({"runc": str(program)}, name)
+        Runtimes({"runc": str(program)}).find(name)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,22 @@ def test_a_file_that_cannot_be_trusted_is_refused(
 ) -> None:
     spoil(program)
     with pytest.raises(error, match=f"find runtime {program}: "):
-        find_runtime({}, str(program))
+        Runtimes({}).find(str(program))
+
+
+def test_a_program_that_moves_within_path_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "a" / "runc", tmp_path / "b" / "runc"
+    monkeypatch.setenv("PATH", f"{first.parent}:{second.parent}")
+    for place in (first, second):
+        place.parent.mkdir()
+    runtimes = Runtimes({"runc": "runc"})
+    for here, gone in ((second, first), (first, second)):
+        gone.unlink(missing_ok=True)
+        here.write_text("#!/bin/sh\n")
+        here.chmod(0o755)
+        assert runtimes.find("runc") == str(here)
+    first.unlink()
+    with pytest.raises(NotFound):
+        runtimes.find("runc")
