@@ -75,7 +75,9 @@ def test_run_of_a_missing_program_says_so_and_leaves_nothing(
 def test_a_life_in_single_steps(lighterd: Lighterd, busybox: str) -> None:
     pid = run_detached(lighterd, busybox, "web", "sleep", "1000")
     assert status(lighterd, "web") == "running"
-    assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+    comm = Path(f"/proc/{pid}/comm")
+    # The runtime's start returns when init is told to go on, just before it becomes the program.
+    await_that(lambda: comm.read_text() == "sleep\n", 10, "the program runs")
     assert len(lighterd.shims()) == 1
 
     done = lighterd.ctl("tasks", "exec", "--exec-id", "x", "web", "sh", "-c", "echo hi; exit 3")
