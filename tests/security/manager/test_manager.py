@@ -1,6 +1,6 @@
 """Rows of published weaknesses that need the whole manager: sockets, modes, locks, identity.
 
-SEC-37, 42, 43, 44, 47, 64, 65, 66, 73, 76, 77: each test is named after its row.
+SEC-37, 38, 41, 42, 43, 44, 47, 64, 65, 66, 73, 76, 77: each test is named after its row.
 """
 
 import json
@@ -56,6 +56,49 @@ def test_sec37_no_spelling_of_a_user_becomes_root(lighterd: Lighterd) -> None:
             assert b"uid=0" not in done.stdout, (spelling, flags)
     done = lighterd.ctl("run", "--rm", "-u", "user", image, "x", "id", "-u")
     assert (done.returncode, done.stdout) == (0, b"1000\n"), done.stderr
+
+
+# -- SEC-38, SEC-41: groups and capabilities as the kernel sees them
+
+OF_ITSELF = ("grep", "-E", "^(Groups|Cap(Inh|Prm|Eff|Amb)|NoNewPrivs):", "/proc/self/status")
+
+
+def status_of(output: bytes) -> dict[str, str]:
+    return {
+        name: value.strip()
+        for name, _, value in (line.partition(":") for line in output.decode().splitlines())
+    }
+
+
+def test_sec38_a_group_that_is_denied_is_denied(lighterd: Lighterd, busybox: str) -> None:
+    script = "echo secret >/f; chown 0:1000 /f; chmod 0604 /f; exec sleep 1000"
+    lighterd.ctl("run", "-d", busybox, "x", "sh", "-c", script, check=True)
+    await_that(lambda: lighterd.ctl("exec", "x", "test", "-s", "/f").returncode == 0, 20, "/f")
+    mine = lighterd.ctl("exec", "-u", "1000:1000", "x", "cat", "/f")
+    assert mine.returncode != 0 and b"Permission denied" in mine.stderr, mine
+    # Of another group, "others" decides: the file is readable as such.
+    assert lighterd.ctl("exec", "-u", "1000:2000", "x", "cat", "/f").stdout == b"secret\n"
+    groups = status_of(lighterd.ctl("exec", "-u", "1000:1000", "x", *OF_ITSELF).stdout)["Groups"]
+    # The image's /etc/group puts user 1000 into 2000 as well.
+    assert groups.split() == ["1000", "2000"]
+    run = lighterd.ctl("run", "--rm", "-u", "1000:1000", busybox, "y", *OF_ITSELF)
+    assert status_of(run.stdout)["Groups"].split() == ["1000", "2000"]
+
+
+def test_sec41_no_capability_is_inherited_and_a_user_has_none(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lighterd.ctl("run", "-d", busybox, "x", "sleep", "1000", check=True)
+    for user, all_of_it in (("0", False), ("1000:1000", True)):
+        runs = (
+            lighterd.ctl("run", "--rm", "-u", user, busybox, "y", *OF_ITSELF),
+            lighterd.ctl("exec", "-u", user, "x", *OF_ITSELF),
+        )
+        for done in runs:
+            status = status_of(done.stdout)
+            assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0, (user, status)
+            assert (int(status["CapEff"], 16) == 0) is all_of_it, (user, status)
+            assert status["NoNewPrivs"] == "1"
 
 
 # -- SEC-42: one container's environment in another
