@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.ingests import Ingests
-from lighter.daemon.content.references import CONTAINER, CONTENT, IMAGE, SNAPSHOT
+from lighter.daemon.content.references import CONTAINER, CONTENT, IMAGE, SNAPSHOT, References
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
@@ -124,14 +124,14 @@ class Housekeeping:
 
     async def usage(self) -> tuple[Used, ...]:
         """Every byte below the root, attributed. What changes meanwhile may count as either."""
-        owners = self._owners()
+        owners = await self._owners()
         try:
             sizes, counts = await asyncio.to_thread(_measure, self._root.dir, owners)
         except OSError as err:
             raise from_os(f"measure {self._root.dir}", err) from err
         return tuple(Used(kind, counts[kind], sizes[kind]) for kind in KINDS)
 
-    def _owners(self) -> dict[str, str]:
+    async def _owners(self) -> dict[str, str]:
         """Path of a blob or of a snapshot's directory -> its kind, best owner of all namespaces."""
         owners: dict[str, str] = {}
         rank = {kind: number for number, kind in enumerate(KINDS)}
@@ -142,11 +142,7 @@ class Housekeeping:
 
         for namespace in [one.name for one in self._namespaces.list()]:
             graph = self._collector.references(namespace)
-            of = [
-                (kind, graph.reachable(root for root in graph.roots if root.kind in kinds))
-                for kind, kinds in ((IMAGE, {IMAGE}), (CONTAINER, {CONTAINER}))
-            ]
-            of.append(("kept", graph.reachable()))
+            of = await asyncio.to_thread(_reached, graph)
             for row in self._db.rows(
                 "SELECT digest FROM content WHERE namespace = ?", (namespace,)
             ):
@@ -158,6 +154,15 @@ class Housekeeping:
                 path = f"snapshots/{row['snapshotter']}/{row['number']}"
                 own(path, _kind(of, SNAPSHOT, f"{row['snapshotter']}/{row['key']}"))
         return owners
+
+
+def _reached(graph: References) -> list[tuple[str, set[tuple[str, str]]]]:
+    """(kind of owner, what its roots keep), best owner first."""
+    of = [
+        (kind, graph.reachable([root for root in graph.roots if root.kind == root_kind]))
+        for kind, root_kind in (("image", IMAGE), ("container", CONTAINER))
+    ]
+    return [*of, ("kept", graph.reachable())]
 
 
 def _kind(of: Iterable[tuple[str, set[tuple[str, str]]]], kind: str, name: str) -> str:

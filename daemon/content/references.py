@@ -83,7 +83,11 @@ class References:
         """Take in an object's labels, a JSON text."""
         if _ANY not in text:
             return
-        for label, value in json.loads(text).items():
+        labels = _parsed(text)
+        if labels is None:
+            self.root(node, "its labels cannot be read")
+            return
+        for label, value in labels.items():
             if target := named_by(label, value, REF_LABEL):
                 self.edge(node, target, label)
             elif source := named_by(label, value, BACK_REF_LABEL):
@@ -161,6 +165,17 @@ def named_by(label: str, value: str, prefix: str) -> Node | None:
     return None
 
 
+def _parsed(text: str) -> dict[str, str] | None:
+    """An object's labels; None for what is no map of texts. One bad record spoils no other."""
+    try:
+        labels = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
+        return None
+    return labels
+
+
 def is_over(value: str, now_ns: int) -> bool:
     """Whether the time of a `gc.expire` has come. What is no time never comes, as in containerd."""
     try:
@@ -211,7 +226,7 @@ def image_is_over(labels: str, now_ns: int) -> bool:
     """Whether an image's own labels, a JSON text, say that it may go."""
     if EXPIRE_LABEL not in labels:
         return False
-    value = json.loads(labels).get(EXPIRE_LABEL)
+    value = (_parsed(labels) or {}).get(EXPIRE_LABEL)
     return value is not None and is_over(value, now_ns)
 
 
@@ -237,7 +252,9 @@ def _load_leases(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: Ref
         " AND (expires_at IS NULL OR expires_at > ?)",
         (namespace, now_ns),
     ):
-        flat[row["id"]] = FLAT_LABEL in row["labels"] and FLAT_LABEL in json.loads(row["labels"])
+        flat[row["id"]] = FLAT_LABEL in row["labels"] and FLAT_LABEL in (
+            _parsed(row["labels"]) or {}
+        )
         graph.root(Node(LEASE, row["id"]), "it is a lease")
     for row in tx.execute(
         "SELECT lease, type, resource FROM lease_resources WHERE namespace = ?", (namespace,)

@@ -91,8 +91,8 @@ class Scheduler:
         self._deletions = self._mutations = 0
         try:
             pause_s = await self._collect()
-        except LighterError as err:
-            log.error("collect garbage: %s", err.message)
+        except (LighterError, OSError) as err:
+            log.error("collect garbage: %s", err)
             self._deletions += 1  # what asked for it still does
             return RETRY_S
         self.collections += 1

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import threading
@@ -191,6 +192,49 @@ def test_f23_f26_the_manager_is_killed_at_each_step_of_an_ingest(
         await_that(lambda: not list((lighterd.root / "content/writes").iterdir()), 10, point)
         lighterd.ctl("content", "rm", DIGEST, check=True)
         lighterd.stop()
+
+
+GC_POINTS = ["gc.asked", "gc.marked", "gc.rows-deleted", "gc.files-removed", "snapshot.removed"]
+
+
+def test_f33_f35_the_manager_is_killed_at_each_step_of_a_collection(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd().start()
+    image = lighterd.import_busybox()
+    for point in GC_POINTS:
+        lighterd.ctl(
+            "-n",
+            "junk",
+            "images",
+            "import",
+            str(images.busybox_archive(compressed=True)),
+            check=True,
+            timeout=60,
+        )
+        lighterd.stop()
+        with contextlib.closing(sqlite3.connect(lighterd.root / "lighter.db")) as connection:
+            connection.execute("DELETE FROM images WHERE namespace = 'junk'")
+            connection.commit()
+        lighterd.launch(FAULT=f"{point}:abort")  # the start's own collection
+        assert lighterd.process is not None
+        assert lighterd.process.wait(30) == -signal.SIGKILL, point
+        lighterd.start()
+        assert (
+            lighterd.ctl("run", "--rm", "--name", "c", image, "echo", "runs", timeout=60).stdout
+            == b"runs\n"
+        ), point
+        await_that(lambda: not _left_of_junk(lighterd), 20, f"{point}: the rest is collected")
+        assert len(digests(lighterd)) == 3
+
+
+def _left_of_junk(lighterd: Lighterd) -> list[str]:
+    blobs = [path.name for path in (lighterd.root / "content/blobs/sha256").iterdir()]
+    own = {digest.removeprefix("sha256:") for digest in digests(lighterd)}
+    left = [name for name in blobs if name not in own]
+    left += digests(lighterd, "-n", "junk")
+    directories = list((lighterd.root / "snapshots/overlayfs").iterdir())
+    return left + [path.name for path in directories[len(_snapshots(lighterd)) :]]
 
 
 def test_sec_35_another_namespace_needs_the_bytes_or_the_label(lighterd: Lighterd) -> None:
