@@ -50,6 +50,7 @@ from lighter.daemon.rpc import (
     disk_handlers,
     handlers,
     image_handlers,
+    registry_handlers,
     shim_handlers,
     snapshot_handlers,
     system_handlers,
@@ -320,6 +321,7 @@ class Manager:
                 **snapshot_handlers.snapshot_methods(
                     SnapshotService(db, snapshotters, config.snapshotter), images
                 ),
+                **registry_handlers.registry_methods(self._registries),
                 **shim_handlers.shim_methods(supervisor, bundle_of, root, state),
                 **content_handlers.content_methods(content, ingests, leases, images.collector),
                 **content_handlers.lease_methods(leases, images.collector),

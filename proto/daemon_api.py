@@ -27,7 +27,14 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     images.push         (stream) {name, local, platform, digest, at_once, access} -> items as of pull,
                         end {media_type, digest, size}  digest: of one document of the image
                         access: {username, secret, identity_token, plain_http, skip_verify, ca, cert,
-                        key, hosts_dir}                 paths as the manager sees them; never logged
+                        key, hosts_dir, realms}         paths as the manager sees them; never logged;
+                        realms: hosts that may be given the credential for a token
+    registry.login      {server, access} -> {host}      permission-denied with the detail `realm` when the
+                        credential is wanted at that host, which is another one
+    registry.test       (stream) {name, access} -> items {kind: "host", url, source, capabilities, ca,
+                        client_certificates, skip_verify, tls_source, credential, credential_source,
+                        headers, proxy} {kind: "request", method, url, status, sent, note} {kind:
+                        "result", host, digest, error}, end {name, reached}     no secret is in them
     images.list         {cursor, limit, filters} -> {images: [{name, media_type, digest, size_bytes,
                         platforms, labels, created_at, updated_at, problem}], next}
     images.get          {name} -> {image, manifest, config}

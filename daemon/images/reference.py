@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from lighter.daemon.content.digest import Digest
 from lighter.proto.errors import InvalidArgument
+from lighter.proto.references import split_registry
 
 MAX_NAME = 255
-DEFAULT_DOMAIN = "docker.io"
 
 _DOMAIN = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
@@ -40,7 +40,7 @@ class Reference:
         rest, at, digest = name.partition("@")
         if at:
             Digest.parse(digest)
-        domain, path = _split_domain(rest)
+        domain, path = split_registry(rest)
         last = path.rpartition("/")[2]
         tag = last.partition(":")[2]
         repository = path.removesuffix(f":{tag}") if ":" in last else path
@@ -73,17 +73,3 @@ class Reference:
 def normalise(name: str) -> str:
     """The full form of `name`, with its tag or digest. Raises InvalidArgument."""
     return str(Reference.parse(name))
-
-
-def _split_domain(rest: str) -> tuple[str, str]:
-    """What stands before the first slash is a registry if it could not be a Docker Hub user."""
-    first, slash, path = rest.partition("/")
-    is_domain = slash and (
-        "." in first or ":" in first or first == "localhost" or first != first.lower()
-    )
-    domain, path = (first, path) if is_domain else (DEFAULT_DOMAIN, rest)
-    if domain == "index.docker.io":
-        domain = DEFAULT_DOMAIN
-    if domain == DEFAULT_DOMAIN and "/" not in path:
-        path = f"library/{path}"
-    return domain, path

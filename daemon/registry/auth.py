@@ -135,7 +135,8 @@ class Authorizer:
             raise PermissionDenied(
                 f"{what}: {endpoint.host} wants the {credential.kind} sent there, which is "
                 f"another host; if it is right, add {realm.origin.netloc} to allowed_realms, or "
-                f"log in with --allow-realm {realm.origin.netloc}"
+                f"log in with --allow-realm {realm.origin.netloc}",
+                realm=realm.origin.netloc,
             )
         # The realm's host is asked as an endpoint of its own: it gets none of the registry's.
         at_realm = Endpoint(

@@ -34,7 +34,10 @@ class Conversation:
         transport: Transport,
         redactor: Redactor,
         backoff: Backoff,
+        *,
+        owns_transport: bool = True,
     ) -> None:
+        self._owns_transport = owns_transport
         self.name = name  # what errors call the registry
         self.endpoints = tuple(endpoints)
         self.transport = transport
@@ -45,7 +48,19 @@ class Conversation:
             self._authorizer.learn(endpoint.credential)
 
     async def close(self) -> None:
-        await self.transport.close()
+        if self._owns_transport:
+            await self.transport.close()
+
+    def only(self, endpoint: Endpoint) -> "Conversation":
+        """The same with one host alone and no second try."""
+        return Conversation(
+            self.name,
+            (endpoint,),
+            self.transport,
+            self.redactor,
+            Backoff(tries=1),
+            owns_transport=False,
+        )
 
     def able(self, capability: str) -> list[Endpoint]:
         """The hosts that may be asked for this. Raises FailedPrecondition for none."""
@@ -143,7 +158,7 @@ class Conversation:
         last = errors[-1]
         if len(errors) > 1:
             before = "; before: " + "; ".join(err.message for err in errors[:-1])
-            last = type(last)(last.message + before)
+            last = type(last)(last.message + before, **last.details)
         raise last
 
 

@@ -230,6 +230,11 @@ class Transport:
         self._targets.check(link.origin, f"{what} to {link.origin}")
         return link
 
+    def proxy_of(self, origin: Origin) -> str:
+        """The proxy for an origin as it may be told, "" for none."""
+        proxy = self._proxies.proxy_of(origin)
+        return redact.url(proxy) if proxy else ""
+
     def check_target(self, link: Link, what: str) -> None:
         self._targets.check(link.origin, what)
 
@@ -397,6 +402,8 @@ class _Feed:
             if not task.done():
                 task.cancel()
                 await asyncio.wait((task,))
+            if not task.cancelled():
+                task.exception()  # looked at: what is raised instead says more
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
