@@ -25,6 +25,7 @@ from lighter.daemon.images.documents import (
 )
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import InvalidArgument, NotFound
+from lighter.proto.references import DEFAULT_REGISTRY
 
 MAX_IMAGES = 1024
 
@@ -49,7 +50,7 @@ def docker_tag(name: str) -> str:
         return ""
     if "@" in full:
         return ""
-    return full.removeprefix(f"{reference.DEFAULT_DOMAIN}/").removeprefix("library/")
+    return full.removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix("library/")
 
 
 async def targets(
