@@ -19,7 +19,7 @@ NEXT = "0.99.0"
 ALIEN = "0.98.0"
 OWN_PROTOCOLS = ", ".join(map(str, OWN.protocols))
 IDLE = 200  # containers that only have to be there, beside those with traffic
-RATE_MB = 5
+RATE_MB = 20
 API_GAP_S = 5.0  # promised is one second; machines of tests are slow and shared
 
 
