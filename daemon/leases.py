@@ -20,6 +20,7 @@ from lighter.proto.names import check_labels
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 MAX_ID_BYTES = 256
+MAX_TIME_NS = (1 << 63) - 1
 
 CONTENT = "content"
 IMAGES = "images"
@@ -175,7 +176,8 @@ def _expiry(lease_id: str, labels: Mapping[str, str]) -> int | None:
         return None
     try:
         at = datetime.fromisoformat(text)
-        return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1e9)
+        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        return min(int(seconds) * 10**9, MAX_TIME_NS)  # SQLite counts to the year 2262
     except (ValueError, OverflowError) as err:
         raise InvalidArgument(f"create lease {lease_id}: {EXPIRE_LABEL} {text!r}: {err}") from err
 
