@@ -6,8 +6,9 @@ from typing import Any
 
 from tests.images import REFERENCE
 from tests.vm.machine import Done, Machine
-from tests.vm.payload import MOUNT
+from tests.vm.payload import MOUNT, RPMS
 
+INSTALL_S = 300.0
 READY_S = 120.0
 STATE_S = 60.0
 # As a first process it would not end at SIGTERM by itself.
@@ -15,14 +16,17 @@ IDLE = ("sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait")
 
 
 class Installed:
-    """A running manager with the test image. Ids of containers are chosen by the tests."""
+    """A running manager in a machine. Ids of containers are chosen by the tests."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
     def install(self) -> "Installed":
-        self.machine.run(f"cp -a {MOUNT}/root/. / && systemctl daemon-reload")
+        self.machine.run(f"rpm -i --nodeps {RPMS}/*.rpm", timeout_s=INSTALL_S)
         self.machine.run("systemctl enable --now lighterd", timeout_s=READY_S)
+        return self
+
+    def import_image(self) -> "Installed":
         self.ctl("images", "import", f"{MOUNT}/image.tar")
         return self
 

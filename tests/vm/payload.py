@@ -1,10 +1,9 @@
 """What the virtual machine gets of this checkout: a second disk, mounted at /opt/payload.
 
-    site/       the project's dependencies, pytest among them, for the guest's Python 3.11
-    site/lighter/   the four folders
-    bin/        python, lighterd, ctl: a virtual environment without pip
+    lib/, bin/  a virtual environment without pip, for the guest's Python 3.11: the four folders as
+                they are, their dependencies and pytest's
     tests/      the tests, pyproject.toml beside them
-    root/       what is copied over the guest's /: Lighter in the layout of the rpm, from site/
+    rpms/, newer/   the packages, and the same sources under a higher version
     image.tar   the test image
 
 It is made anew for each run; only the dependencies, which take a download, are kept.
@@ -17,6 +16,7 @@ import sys
 from pathlib import Path
 
 from tests import images
+from tests.packaging.rpms import built
 from tests.vm.disk import CACHE, make_image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,25 +32,10 @@ _LAUNCHER = """\
 from lighter.{module}.__main__ import main
 main()
 """
-_SITE = f"{MOUNT}/lib/python{_PYTHON_VERSION}/site-packages"
-_INSTALLED = {
-    "usr/libexec/lighter/lighter-spawner": """\
-sys.path.insert(0, sys.argv.pop(1))
-from lighter.shim.__main__ import main
-main()
-""",
-    "usr/bin/lighterd": f"""\
-sys.path.insert(0, "{_SITE}")
-from lighter.daemon.__main__ import main
-main(spawner=("/usr/libexec/lighter/lighter-spawner", "{_SITE}"))
-""",
-    "usr/bin/ctl": f"""\
-sys.path.insert(0, "{_SITE}")
-from lighter.ctl.__main__ import main
-main()
-""",
-}
-_UNITS = ("lighterd.service", "lighter-containers.service", "lighter.slice")
+# The rpms of this checkout, and the same ones under a higher version.
+RPMS = f"{MOUNT}/rpms"
+NEWER_RPMS = f"{MOUNT}/newer"
+NEWER = "0.99.0"
 
 
 def make_payload(work: Path) -> Path:
@@ -65,7 +50,8 @@ def make_payload(work: Path) -> Path:
     shutil.copy(REPOSITORY / "pyproject.toml", tree)
     shutil.copy(images.busybox_archive(), tree / "image.tar")
     _make_environment(tree)
-    _make_root(tree / "root")
+    _add_rpms(tree / "rpms", built(work / "rpms"))
+    _add_rpms(tree / "newer", built(work / "newer", NEWER))
     _compile(library, tree / "tests")
     image = work / "payload.raw"
     make_image(tree, image, SIZE)
@@ -86,16 +72,12 @@ def _make_environment(tree: Path) -> None:
         launcher.chmod(0o755)
 
 
-def _make_root(root: Path) -> None:
-    for name, body in _INSTALLED.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!/usr/bin/python3 -IS\nimport sys\n{body}")
-        path.chmod(0o755)
-    units = root / "usr/lib/systemd/system"
-    units.mkdir(parents=True)
-    for unit in _UNITS:
-        shutil.copy(REPOSITORY / "packaging/rpm" / unit, units)
+def _add_rpms(target: Path, packages: dict[str, Path]) -> None:
+    """What a host installs; the SELinux module wants a policy that Debian has not."""
+    target.mkdir()
+    for name, rpm in packages.items():
+        if name == "lighter" or name.startswith("lighter-core-"):
+            shutil.copy(rpm, target)
 
 
 def _dependencies() -> Path:

@@ -1,6 +1,6 @@
 """A root shell in a virtual machine, on this terminal: `make vm-shell`.
 
-The checkout is at /opt/payload, with the test image; what is printed first installs Lighter.
+The checkout's rpms and the test image are in /opt/payload; what is printed first installs them.
 `systemctl poweroff` or Ctrl-A X ends it, and all that was done in it is gone.
 """
 
@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from tests.vm.disk import the_disk
 from tests.vm.machine import make_overlay, qemu_argv
-from tests.vm.payload import MOUNT, make_payload
+from tests.vm.payload import RPMS, make_payload
 
 
 def main() -> None:
@@ -27,10 +27,7 @@ def main() -> None:
         argv = [*qemu_argv(disk), "-serial", "mon:stdio", "-display", "none"]
         for image, kind in ((work / "disk.qcow2", "qcow2"), (payload, "raw")):
             argv += ["-drive", f"file={image},format={kind},if=virtio,cache=unsafe"]
-        sys.stdout.write(
-            f"booting; to install: cp -a {MOUNT}/root/. / && systemctl daemon-reload && "
-            "systemctl enable --now lighterd\n"
-        )
+        sys.stdout.write(f"then: rpm -i --nodeps {RPMS}/*.rpm && systemctl enable --now lighterd\n")
         sys.stdout.flush()
         os.spawnvp(os.P_WAIT, argv[0], argv)
 

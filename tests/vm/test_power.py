@@ -10,12 +10,16 @@ checksums, are asked here. The test of a machine that starts again is for the la
 import hashlib
 import json
 import sqlite3
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from tests import images
 from tests.images import REFERENCE
 from tests.vm import powercut
 from tests.vm.disk import Disk
@@ -23,15 +27,17 @@ from tests.vm.installed import Installed
 from tests.vm.machine import Machine
 
 ROOT = "var/lib/lighter"
+CUTS = 12
 
 
 @dataclass
 class Cut:
-    """A life that a power cut has ended: the log of its writes, how long the log was when each
-    answer had arrived, and at the end.
+    """A life that a power cut has ended: the log of its writes, and how long the log was when the
+    manager had begun, when each answer had arrived, and at the end.
     """
 
     log: Path
+    began: int = 0
     end: int = 0
     answered: dict[str, int] = field(default_factory=dict)
 
@@ -47,6 +53,8 @@ def cut(disk: Disk, payload: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     try:
         host = Installed(machine.start()).install()
+        cut.began = cut.log.stat().st_size
+        host.import_image()
         answered("image")
         host.ctl("containers", "create", REFERENCE, "kept")
         answered("container")
@@ -79,11 +87,8 @@ def image(root: Path, database: sqlite3.Connection) -> None:
         data = (root / "content/blobs" / digest.replace(":", "/")).read_bytes()
         assert len(data) == size_bytes
         assert f"sha256:{hashlib.sha256(data).hexdigest()}" == digest
-    programs = list((root / "snapshots").rglob("bin/busybox"))
-    assert programs
-    for program in programs:
-        assert program.read_bytes()[:4] == b"\x7fELF"
-        assert program.stat().st_size > 100_000
+    layers = database.execute("SELECT number FROM snapshots WHERE kind = 'committed'").fetchall()
+    assert len(layers) == 1
 
 
 def container(_root: Path, database: sqlite3.Connection) -> None:
@@ -127,10 +132,48 @@ def half_made(root: Path, database: sqlite3.Connection) -> Iterator[str]:
         known = database.execute("SELECT 1 FROM content WHERE digest = ?", (digest,)).fetchone()
         if known is None:
             yield f"image {name} has no content"
+    for name, number in database.execute(
+        "SELECT snapshotter, number FROM snapshots WHERE kind = 'committed'"
+    ):
+        if files_of(root / "snapshots" / name / str(number) / "fs") != files_of_the_layer():
+            yield f"layer {number} is not whole"
     for id_, key in database.execute("SELECT id, snapshot_key FROM containers"):
         known = database.execute("SELECT 1 FROM snapshots WHERE key = ?", (key,)).fetchone()
         if key and known is None:
             yield f"container {id_} has no snapshot"
+
+
+def files_of(directory: Path) -> dict[str, str]:
+    """The digest of each regular file, by its path; {} for no directory."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+@cache
+def files_of_the_layer() -> dict[str, str]:
+    """The same of the layer in the image's archive."""
+    with tarfile.open(images.busybox_archive()) as archive:
+        (index,) = json.load(_member(archive, "index.json"))["manifests"]
+        manifest = json.load(_member(archive, _blob(index)))
+        with tarfile.open(fileobj=_member(archive, _blob(manifest["layers"][0]))) as layer:
+            return {
+                entry.name: hashlib.sha256(_member(layer, entry.name).read()).hexdigest()
+                for entry in layer
+                if entry.isreg()
+            }
+
+
+def _blob(descriptor: dict[str, str]) -> str:
+    return "blobs/" + descriptor["digest"].replace(":", "/")
+
+
+def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    file = archive.extractfile(name)
+    assert file is not None
+    return file
 
 
 @pytest.mark.parametrize("moment", CHECKS)
@@ -147,6 +190,18 @@ def test_what_was_acknowledged_is_on_the_disk_after_the_last_cut(
     cut: Cut, disk: Disk, tmp_path: Path
 ) -> None:
     look(disk, cut, powercut.last_flush(cut.log, cut.end), tmp_path, list(CHECKS))
+
+
+def test_no_cut_leaves_a_record_of_something_half_made(
+    cut: Cut, disk: Disk, tmp_path: Path
+) -> None:
+    """Cuts all over the manager's life, at flushes that nobody has chosen."""
+    flushes = [e.end for e in powercut.entries(cut.log, cut.end) if e.is_flush]
+    flushes = [end for end in flushes if end > cut.began]
+    assert len(flushes) > CUTS
+    for up_to in flushes[:: len(flushes) // CUTS]:
+        known = [what for what in CHECKS if cut.answered[what] < up_to]
+        look(disk, cut, up_to, tmp_path, known)
 
 
 def look(disk: Disk, cut: Cut, up_to: int, folder: Path, expected: list[str]) -> None:

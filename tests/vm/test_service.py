@@ -4,20 +4,23 @@ The tests share one machine and go on from what the ones before have left; each 
 its own. The last one reboots it.
 """
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
+from lighter.proto.version import VERSION
 from tests.images import REFERENCE
-from tests.vm.installed import Installed
+from tests.vm.installed import INSTALL_S, Installed
 from tests.vm.machine import Machine
+from tests.vm.payload import NEWER, NEWER_RPMS, RPMS
 
 CONTROLLERS = {"cpuset", "cpu", "io", "memory", "pids"}
 
 
 @pytest.fixture(scope="module")
 def host(machine: Machine) -> Iterator[Installed]:
-    yield Installed(machine).install()
+    yield Installed(machine).install().import_image()
 
 
 def test_the_machine_is_what_these_tests_are_about(host: Installed, machine: Machine) -> None:
@@ -136,6 +139,35 @@ def test_a_lost_shim_costs_its_container_alone(host: Installed, machine: Machine
     assert task["exit_status"] == 137
     assert '"lost-shim"' in host.ctl("inspect", "lost").text
     assert host.task("alone")["status"] == "running"
+
+
+def test_an_upgrade_and_the_way_back_beside_running_containers(
+    host: Installed, machine: Machine
+) -> None:
+    """On cgroup v2, with one container; tests/systemd has traffic and 200 of them."""
+    pid = host.run("carried")
+    shim = host.shim_of("carried")
+    for packages, how, version in (
+        (f"{NEWER_RPMS}/*.rpm", "-U", NEWER),
+        (f"{RPMS}/lighter-{VERSION}-*.rpm", "-U --oldpackage", VERSION),
+    ):
+        before = host.main_pid()
+        machine.run(f"rpm {how} --nodeps {packages}", timeout_s=INSTALL_S)
+        host.await_manager(but=before)
+        told = json.loads(host.ctl("--format", "json", "version").stdout)
+        assert told["server"]["version"] == version
+        host.await_status("carried", "running")
+        assert host.task("carried")["pid"] == pid
+        assert host.shim_of("carried") == shim
+        done = host.ctl(
+            *("tasks", "exec", "--exec-id", f"at-{version}", "carried", "sh", "-c", "exit 6"),
+            check=False,
+        )
+        assert done.code == 6, done.stderr
+    # The shim of the first version ends its container under the manager that came back.
+    host.ctl("pause", "carried")
+    host.ctl("kill", "carried")
+    assert host.await_status("carried", "stopped")["exit_status"] == 137
 
 
 def test_a_reboot_stops_containers_and_they_start_again(host: Installed, machine: Machine) -> None:
