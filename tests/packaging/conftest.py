@@ -6,12 +6,11 @@ import pytest
 
 from lighter.proto.version import VERSION
 from tests.integration.conftest import make_lighterd, owners
-from tests.packaging.rpms import built, unpack
+from tests.packaging.rpms import NEXT, built, unpack
 
 __all__ = ["make_lighterd", "owners"]
 
 TEST_S = 600  # the first test of all builds
-NEXT = "0.99.0"
 CORE = f"lighter-core-{VERSION}"
 
 

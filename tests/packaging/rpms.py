@@ -10,6 +10,8 @@ from pathlib import Path
 
 _BUILD = Path(__file__).resolve().parents[2] / "packaging" / "rpm" / "build.py"
 BUILD_S = 900
+# A version above any of ours, for upgrades.
+NEXT = "0.99.0"
 # Becomes the installed program: the same process, with the same arguments.
 _OVERLAID = """#!/bin/sh
 exec unshare --mount sh -c '

@@ -12,8 +12,8 @@ import pytest
 
 from lighter.proto.version import VERSION
 from tests.harness import Lighterd
-from tests.packaging.conftest import CORE, NEXT
-from tests.packaging.rpms import programs
+from tests.packaging.conftest import CORE
+from tests.packaging.rpms import NEXT, programs
 
 SITE = f"/usr/lib64/lighter/{VERSION}/site"
 POISONED = ("click", "msgpack", "zmq", "toml", "lighter", "daemon", "sitecustomize", "json", "re")

@@ -9,18 +9,17 @@ import pytest
 from lighter.proto.release import OWN
 from lighter.proto.version import VERSION
 from tests.harness import await_that
-from tests.packaging.rpms import built
+from tests.packaging.rpms import NEXT, built
 from tests.systemd import inside
 from tests.systemd.conftest import IMAGE, install
 from tests.systemd.machine import Machine
 from tests.underway import Traffic
 
-NEXT = "0.99.0"
 ALIEN = "0.98.0"
 OWN_PROTOCOLS = ", ".join(map(str, OWN.protocols))
 IDLE = 200  # containers that only have to be there, beside those with traffic
 RATE_MB = 20
-API_GAP_S = 5.0  # promised is one second; machines of tests are slow and shared
+API_GAP_S = 20.0  # promised is one second; the machine of a test is slow and shared
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Runs in the virtual machine: carries out what tests/vm/machine.py asks for on a serial port.
 
-Lines of JSON both ways. First, and after each boot:
+Lines of JSON both ways. First, and after each boot, an empty line, which ends what the agent of the
+boot before could not say to its end, and:
 
     guest: {"hello": <boot id>}
     host:  {"id": 1, "argv": ["true"], "stdin": <base64>, "timeout_s": 30.0, "env": {}}
@@ -33,7 +34,9 @@ class Agent:
 
     def serve(self) -> None:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            self._send({"hello": file.read().strip()})
+            boot_id = file.read().strip()
+        self._answers.write(b"\n")
+        self._send({"hello": boot_id})
         for line in self._requests:
             try:
                 request = json.loads(line)

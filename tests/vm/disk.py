@@ -22,7 +22,7 @@ from pathlib import Path
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "vm"
 AGENT = Path(__file__).with_name("agent.py")
-MIRROR = "http://deb.debian.org/debian"
+MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SUITE = "bookworm"
 SIZE = "4G"
 BUILD_S = 900
@@ -57,6 +57,21 @@ TasksMax=infinity
 [Install]
 WantedBy=multi-user.target
 """,
+    # The host reads it as it is written, so that it is there for a machine that no longer answers.
+    "etc/systemd/system/vm-journal.service": """\
+[Unit]
+Description=Shows the journal to the host
+
+[Service]
+Environment=PORT=/dev/virtio-ports/lighter.journal
+ExecStart=/bin/sh -c 'until test -e $PORT; do sleep 0.2; done; \
+    exec journalctl --boot --follow --lines=all --output=short-monotonic >$PORT'
+Restart=always
+OOMScoreAdjust=-900
+
+[Install]
+WantedBy=multi-user.target
+""",
     # For `make vm-shell`.
     "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf": """\
 [Service]
@@ -66,6 +81,7 @@ ExecStart=-/sbin/agetty --autologin root --keep-baud 115200,57600,38400,9600 %I 
 }
 _LINKS = {
     "etc/systemd/system/multi-user.target.wants/vm-agent.service": "../vm-agent.service",
+    "etc/systemd/system/multi-user.target.wants/vm-journal.service": "../vm-journal.service",
     "etc/systemd/system/default.target": "/usr/lib/systemd/system/multi-user.target",
     **{
         f"etc/systemd/system/{unit}": "/dev/null"
@@ -73,6 +89,8 @@ _LINKS = {
             *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"),
             *("e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service"),
             *("systemd-tmpfiles-clean.timer", "systemd-networkd-wait-online.service"),
+            *("systemd-binfmt.service", "systemd-update-utmp.service"),
+            "systemd-update-utmp-runlevel.service",
         )
     },
 }

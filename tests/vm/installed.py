@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from tests.images import REFERENCE
@@ -35,9 +36,9 @@ class Installed:
     def ctl(self, *args: str, check: bool = True, timeout_s: float = 120) -> Done:
         return self.machine.run(["ctl", *args], check=check, timeout_s=timeout_s)
 
-    def run(self, name: str, *command: str) -> int:
+    def run(self, name: str, *command: str, flags: Sequence[str] = ()) -> int:
         """A detached container, an idle one without a command; its init's pid."""
-        self.ctl("run", "-d", REFERENCE, name, *(command or IDLE))
+        self.ctl("run", "-d", *flags, REFERENCE, name, *(command or IDLE))
         return int(self.task(name)["pid"])
 
     def tasks(self) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from tests import images
-from tests.packaging.rpms import built
+from tests.packaging.rpms import NEXT, built
 from tests.vm.disk import CACHE, make_image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,7 +35,6 @@ main()
 # The rpms of this checkout, and the same ones under a higher version.
 RPMS = f"{MOUNT}/rpms"
 NEWER_RPMS = f"{MOUNT}/newer"
-NEWER = "0.99.0"
 
 
 def make_payload(work: Path) -> Path:
@@ -51,7 +50,7 @@ def make_payload(work: Path) -> Path:
     shutil.copy(images.busybox_archive(), tree / "image.tar")
     _make_environment(tree)
     _add_rpms(tree / "rpms", built(work / "rpms"))
-    _add_rpms(tree / "newer", built(work / "newer", NEWER))
+    _add_rpms(tree / "newer", built(work / "newer", NEXT))
     _compile(library, tree / "tests")
     image = work / "payload.raw"
     make_image(tree, image, SIZE)

@@ -9,9 +9,11 @@ checksums, are asked here. The test of a machine that starts again is for the la
 
 import hashlib
 import json
+import shutil
 import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,10 +26,10 @@ from tests.images import REFERENCE
 from tests.vm import powercut
 from tests.vm.disk import Disk
 from tests.vm.installed import Installed
-from tests.vm.machine import Machine
+from tests.vm.machine import Machine, switched_on
 
 ROOT = "var/lib/lighter"
-CUTS = 12
+CUTS = 24
 
 
 @dataclass
@@ -44,50 +46,55 @@ class Cut:
 
 @pytest.fixture(scope="module")
 def cut(disk: Disk, payload: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
-    cut = Cut(tmp_path_factory.mktemp("power") / "writes")
+    work = tmp_path_factory.mktemp("power")
+    cut = Cut(work / "writes")
     cut.log.touch()
-    machine = Machine(disk, payload, write_log=cut.log)
+    with switched_on(disk, payload, write_log=cut.log) as machine:
+        live(machine, cut)
+    yield cut
+    shutil.rmtree(work)  # pytest would keep it for three runs
+
+
+def live(machine: Machine, cut: Cut) -> None:
+    """One act after the other, each answered, then much at a time, and the cut."""
 
     def answered(what: str) -> None:
         cut.answered[what] = cut.log.stat().st_size
 
-    try:
-        host = Installed(machine.start()).install()
-        cut.began = cut.log.stat().st_size
-        host.import_image()
-        answered("image")
-        host.ctl("containers", "create", REFERENCE, "kept")
-        answered("container")
-        host.run("seven", "sh", "-c", "exit 7")
-        host.await_status("seven", "stopped")
-        answered("exit")
-        host.run("runs")
-        answered("run")
-        host.ctl("namespaces", "create", "other")
-        answered("namespace")
-        # The cut comes amid work that nobody has an answer to.
-        machine.begin(
-            f"for n in $(seq 100); do ctl run -d {REFERENCE} n$n true; done", timeout_s=600
-        )
-        machine.begin(["ctl", "-n", "other", "images", "import", "/opt/payload/image.tar"])
-        machine.await_that("ctl containers ls -q | grep -q ^n1", 60)
-        machine.cut_power()
-        cut.end = cut.log.stat().st_size
-        yield cut
-    finally:
-        machine.close()
+    host = Installed(machine).install()
+    cut.began = cut.log.stat().st_size
+    host.import_image()
+    answered("image")
+    host.ctl("containers", "create", REFERENCE, "kept")
+    answered("container")
+    host.run("seven", "sh", "-c", "exit 7")
+    host.await_status("seven", "stopped")
+    answered("exit")
+    host.run("runs")
+    answered("run")
+    host.ctl("namespaces", "create", "other")
+    answered("namespace")
+    # The cut comes amid work that nobody has an answer to.
+    machine.begin(f"for n in $(seq 100); do ctl run -d {REFERENCE} n$n true; done", timeout_s=600)
+    machine.begin(["ctl", "-n", "other", "images", "import", "/opt/payload/image.tar"])
+    machine.await_that("ctl containers ls -q | grep -q ^n1", 120)
+    machine.cut_power()
+    cut.end = cut.log.stat().st_size
 
 
 def image(root: Path, database: sqlite3.Connection) -> None:
     """It is listed, its content is whole, and so is the layer that was unpacked from it."""
-    assert database.execute("SELECT name FROM images").fetchall() == [(REFERENCE,)]
+    named = database.execute("SELECT name FROM images WHERE namespace = 'default'").fetchall()
+    assert named == [(REFERENCE,)]
     blobs = database.execute("SELECT digest, size_bytes FROM content").fetchall()
     assert len(blobs) >= 3
     for digest, size_bytes in blobs:
         data = (root / "content/blobs" / digest.replace(":", "/")).read_bytes()
         assert len(data) == size_bytes
         assert f"sha256:{hashlib.sha256(data).hexdigest()}" == digest
-    layers = database.execute("SELECT number FROM snapshots WHERE kind = 'committed'").fetchall()
+    layers = database.execute(
+        "SELECT number FROM snapshots WHERE kind = 'committed' AND namespace = 'default'"
+    ).fetchall()
     assert len(layers) == 1
 
 
@@ -128,8 +135,9 @@ def half_made(root: Path, database: sqlite3.Connection) -> Iterator[str]:
         blob = root / "content/blobs" / digest.replace(":", "/")
         if not blob.exists() or hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
             yield f"content {digest} is not whole"
-    for name, digest in database.execute("SELECT name, digest FROM images"):
-        known = database.execute("SELECT 1 FROM content WHERE digest = ?", (digest,)).fetchone()
+    for name, known in database.execute(
+        "SELECT name, content.digest FROM images LEFT JOIN content USING(namespace, digest)"
+    ):
         if known is None:
             yield f"image {name} has no content"
     for name, number in database.execute(
@@ -137,9 +145,12 @@ def half_made(root: Path, database: sqlite3.Connection) -> Iterator[str]:
     ):
         if files_of(root / "snapshots" / name / str(number) / "fs") != files_of_the_layer():
             yield f"layer {number} is not whole"
-    for id_, key in database.execute("SELECT id, snapshot_key FROM containers"):
-        known = database.execute("SELECT 1 FROM snapshots WHERE key = ?", (key,)).fetchone()
-        if key and known is None:
+    for id_, known in database.execute(
+        "SELECT id, key FROM containers LEFT JOIN snapshots"
+        " ON key = snapshot_key AND snapshots.namespace = containers.namespace"
+        " WHERE snapshot_key != ''"
+    ):
+        if known is None:
             yield f"container {id_} has no snapshot"
 
 
@@ -199,34 +210,33 @@ def test_no_cut_leaves_a_record_of_something_half_made(
     flushes = [e.end for e in powercut.entries(cut.log, cut.end) if e.is_flush]
     flushes = [end for end in flushes if end > cut.began]
     assert len(flushes) > CUTS
-    for up_to in flushes[:: len(flushes) // CUTS]:
+    for up_to in (flushes[n * len(flushes) // CUTS] for n in range(CUTS)):
         known = [what for what in CHECKS if cut.answered[what] < up_to]
         look(disk, cut, up_to, tmp_path, known)
 
 
 def look(disk: Disk, cut: Cut, up_to: int, folder: Path, expected: list[str]) -> None:
     image = folder / "disk.raw"
-    powercut.replay(disk.image, cut.log, up_to, image)
-    with powercut.Mounted(image, folder / "mounted") as mounted:
+    with ExitStack() as undo:
+        undo.callback(image.unlink, missing_ok=True)
+        powercut.replay(disk.image, cut.log, up_to, image)
+        mounted = undo.enter_context(powercut.Mounted(image, folder / "mounted"))
         root = mounted / ROOT
-        database = sqlite3.connect(root / "lighter.db")
-        try:
-            for what in expected:
-                CHECKS[what](root, database)
-            assert not list(half_made(root, database))
-        finally:
-            database.close()
-    image.unlink()
+        database = undo.enter_context(closing(sqlite3.connect(root / "lighter.db")))
+        for what in expected:
+            CHECKS[what](root, database)
+        assert not list(half_made(root, database)), f"cut at {up_to} of {cut.end}"
 
 
 def test_the_machine_starts_again_and_goes_on(
     cut: Cut, disk: Disk, payload: Path, tmp_path: Path
 ) -> None:
     image = tmp_path / "disk.raw"
-    powercut.replay(disk.image, cut.log, powercut.last_flush(cut.log, cut.end), image)
-    machine = Machine(disk, payload, image=image)
-    try:
-        host = Installed(machine.start())
+    with ExitStack() as undo:
+        undo.callback(image.unlink, missing_ok=True)
+        powercut.replay(disk.image, cut.log, powercut.last_flush(cut.log, cut.end), image)
+        machine = undo.enter_context(switched_on(disk, payload, image=image))
+        host = Installed(machine)
         host.await_manager()
         tasks = host.tasks()
         assert (tasks["seven"]["status"], tasks["seven"]["exit_status"]) == ("stopped", 7)
@@ -241,8 +251,3 @@ def test_the_machine_starts_again_and_goes_on(
         for name in containers:
             host.ctl("rm", "-f", name)
         assert host.tasks() == {}
-    except BaseException as error:
-        error.add_note(machine.tell())
-        raise
-    finally:
-        machine.close()
