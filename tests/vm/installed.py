@@ -25,6 +25,9 @@ class Installed:
     def install(self) -> "Installed":
         self.machine.run(f"rpm -i --nodeps {RPMS}/*.rpm", timeout_s=INSTALL_S)
         self.machine.run("systemctl enable --now lighterd", timeout_s=READY_S)
+        # Ready is told before the spawner has loaded, which takes its time in an emulated machine.
+        loaded = "journalctl -b -u lighterd | grep -q 'spawner loaded'"
+        self.machine.await_that(loaded, READY_S, "the spawner has loaded")
         return self
 
     def import_image(self) -> "Installed":
