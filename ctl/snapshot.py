@@ -1,5 +1,6 @@
 """`ctl snapshots`: layered file systems, as containers and images stand on them."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -179,6 +180,35 @@ def unpack(session: Session, image: str) -> None:
         print_json(call.value)
     else:
         progress("done")
+
+
+@snapshots.verb("diff")
+@click.argument("key")
+@click.argument("other", default="")
+@click.option(
+    "--compression",
+    type=click.Choice(("gzip", "zstd", "none")),
+    default="gzip",
+    show_default=True,
+)
+@click.pass_obj
+def diff(session: Session, key: str, other: str, compression: str) -> None:
+    """write to standard output the layer that makes OTHER of KEY, or KEY of its parent
+
+    \b
+      ctl snapshots diff work > layer.tar.gz
+    """
+    if os.isatty(1):
+        raise click.UsageError("standard output is a terminal; send the layer to a file or pipe")
+    session.call(
+        "snapshots.diff",
+        snapshotter=_whose(),
+        lower=key if other else "",
+        parent=not other,
+        key=other or key,
+        target=f"/proc/{os.getpid()}/fd/1",
+        compression="" if compression == "none" else compression,
+    )
 
 
 @snapshots.verb("remove rm delete del")

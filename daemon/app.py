@@ -319,7 +319,7 @@ class Manager:
                 ),
                 **transfer_handlers.transfer_methods(puller, pusher, event_log),
                 **snapshot_handlers.snapshot_methods(
-                    SnapshotService(db, snapshotters, config.snapshotter), images
+                    SnapshotService(db, snapshotters, config.snapshotter, spawner), images
                 ),
                 **registry_handlers.registry_methods(self._registries),
                 **shim_handlers.shim_methods(supervisor, bundle_of, root, state),

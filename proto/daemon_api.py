@@ -80,6 +80,9 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     snapshots.commit    {snapshotter, name, key, labels} -> {}
     snapshots.label     {snapshotter, key, labels} -> {snapshot}
     snapshots.delete    {snapshotter, key} -> {}        refused while a container or snapshot needs it
+    snapshots.diff      {snapshotter, lower, parent, key, target, compression} -> {diff_id, digest, size_bytes,
+                        entries}                        writes the layer that makes `key` of `lower`, or with
+                        `parent` of its own; target: a descriptor of the caller; compression "", gzip, zstd
     snapshots.unpack    (stream) {snapshotter, image} -> items as images.import's, end {key}
                         image: its name or its manifest's digest
     containers.create   {id, image, args, entrypoint, env, cwd, user, terminal, mounts: [{type, source, destination,

@@ -1,6 +1,8 @@
 """Methods about snapshots: the maps of proto/daemon_api around SnapshotService."""
 
 import asyncio
+import os
+import stat
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +14,7 @@ from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.types import Mount
 from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.proto.errors import InvalidArgument
 from lighter.proto.names import check_name
 
 Body = Mapping[str, Any]
@@ -63,6 +66,20 @@ def snapshot_methods(snapshots: SnapshotService, images: ImageService) -> dict[s
         await snapshots.delete(*_which(call, "delete", body))
         return {}
 
+    async def diff(call: Call, body: Body) -> Any:
+        fields = Fields("snapshots.diff", body)
+        namespace, snapshotter, key = _which(call, "diff", body)
+        lower = fields.text("lower")
+        if fields.flag("parent"):
+            lower = (await snapshots.get(namespace, snapshotter, key)).parent
+        target = _open_target(fields.needed("target"), call.pid)
+        try:
+            return await snapshots.diff(
+                namespace, snapshotter, (lower, key), target, fields.text("compression")
+            )
+        finally:
+            os.close(target)
+
     async def unpack(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("snapshots.unpack", body)
         namespace = _namespace(call)
@@ -90,6 +107,7 @@ def snapshot_methods(snapshots: SnapshotService, images: ImageService) -> dict[s
         "commit": commit,
         "label": label,
         "delete": delete,
+        "diff": diff,
     }
     return {
         **{f"snapshots.{name}": Method(unary=method) for name, method in unary.items()},
@@ -105,6 +123,23 @@ def _which(call: Call, method: str, body: Body) -> tuple[str, str, str]:
     """(namespace, snapshotter, key) that a request is about."""
     fields = Fields(f"snapshots.{method}", body)
     return _namespace(call), fields.text("snapshotter"), fields.needed("key")
+
+
+def _open_target(path: str, pid: int) -> int:
+    """A file or pipe that the caller has open, to append to. The caller closes the result."""
+    if not path.startswith(f"/proc/{pid}/fd/") or "/.." in path:
+        raise InvalidArgument(f"write {path}: it is no descriptor of process {pid}")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags)
+    except OSError as err:
+        raise InvalidArgument(f"write {path}: {err.strerror}") from err
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
+        os.close(fd)
+        raise InvalidArgument(f"write {path}: it is neither a file nor a pipe")
+    os.set_blocking(fd, True)
+    return fd
 
 
 def _mounts(mounts: tuple[Mount, ...]) -> dict[str, Any]:

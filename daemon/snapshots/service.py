@@ -1,20 +1,37 @@
 """Snapshots for clients that handle them themselves: each call names its snapshotter or takes the
 default one."""
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
 
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.snapshots.rows import MAX_KEY_BYTES
+from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import FailedPrecondition, NotFound
 
 
+class JobRunner(Protocol):
+    """Runs a job in a worker (lighter.daemon.images.worker)."""
+
+    async def run(self, job: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]: ...
+
+
 class SnapshotService:
     """All snapshotters of an instance; "" names the default one."""
 
-    def __init__(self, db: Database, snapshotters: Mapping[str, Snapshotter], default: str) -> None:
+    def __init__(
+        self,
+        db: Database,
+        snapshotters: Mapping[str, Snapshotter],
+        default: str,
+        worker: JobRunner,
+    ) -> None:
         self._db = db
+        self._worker = worker
         self._snapshotters = snapshotters
         self._default = default
 
@@ -75,6 +92,38 @@ class SnapshotService:
         """Raises FailedPrecondition while a container or another snapshot stands on it."""
         self._check_unused("remove", namespace, snapshotter, key)
         await self.snapshotter(snapshotter).remove(namespace, key)
+
+    async def diff(
+        self,
+        namespace: str,
+        snapshotter: str,
+        keys: tuple[str, str],
+        target_fd: int,
+        compression: str,
+    ) -> dict[str, Any]:
+        """Write the layer that makes the snapshot `keys[1]` of `keys[0]` ("": of nothing).
+
+        Returns the worker's answer: {diff_id, digest, size_bytes, entries}.
+        """
+        found = self.snapshotter(snapshotter)
+        async with AsyncExitStack() as undo:
+            lower, upper = [
+                await self._to_read(undo, found, namespace, key) if key else [] for key in keys
+            ]
+            job = {"job": "diff", "lower": lower, "upper": upper, "compression": compression}
+            return await self._worker.run(job, [target_fd])
+
+    async def _to_read(
+        self, undo: AsyncExitStack, found: Snapshotter, namespace: str, key: str
+    ) -> Sequence[Any]:
+        """The mounts of a snapshot of any kind; a committed one is viewed for it."""
+        if (await found.stat(namespace, key)).kind == COMMITTED:
+            name = f"diff-{secrets.token_hex(8)} {key}"[:MAX_KEY_BYTES]
+            mounts = await found.view(namespace, name, key)
+            undo.push_async_callback(found.remove, namespace, name)
+        else:
+            mounts = await found.mounts(namespace, key)
+        return [[mount.type, mount.source, list(mount.options)] for mount in mounts]
 
     def _check_unused(self, verb: str, namespace: str, snapshotter: str, key: str) -> None:
         row = self._db.row(

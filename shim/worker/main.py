@@ -16,6 +16,7 @@ from lighter.shim import linux
 from lighter.shim.worker import (
     apply,
     archive,
+    diff,
     imagemount,
     readfiles,
     recompress,
@@ -29,6 +30,7 @@ Job = Callable[[dict[str, Any], list[int], Channel], dict[str, Any]]
 
 JOBS: dict[str, Job] = {
     "apply": apply.run,
+    "diff": diff.run,
     "import": archive.run,
     "mount": imagemount.mount,
     "read": readfiles.run,

@@ -78,13 +78,16 @@ def _status(root_fd: int, path: str) -> os.stat_result | None:
         os.close(fd)
 
 
-def read_only(mounts: list[Any]) -> tuple[str, list[tuple[str, str, list[str]]]]:
+def read_only(
+    mounts: list[Any], target: str = lockin.SPARE_DIR
+) -> tuple[str, list[tuple[str, str, list[str]]]]:
     """The snapshot's mounts as they are mounted for reading, and the directory to do it from.
 
     An overlay's upper directory becomes its nearest lower one: a second overlay with the same
     workdir would clear it under a running container. Layers are named relative to their common
     directory when the text would not fit into one page of mount data. Where that makes one layer
-    more than an overlay takes, the upper directory gets an overlay of its own upon the others'.
+    more than an overlay takes, the upper directory gets an overlay of its own upon the others',
+    which is mounted at `target` before.
     """
     directory, result = "/", []
     for fstype, source, options in mounts:
@@ -95,7 +98,7 @@ def read_only(mounts: list[Any]) -> tuple[str, list[tuple[str, str, list[str]]]]
         directory = _common(layers)
         stacks = [layers]
         if len(layers) > _MAX_LOWERS:
-            stacks = [layers[1:], [layers[0], lockin.SPARE_DIR]]
+            stacks = [layers[1:], [layers[0], target]]
         for stack in stacks:
             names = [os.path.relpath(layer, directory) for layer in stack]
             lowers = ":".join(names if directory != "/" else stack)

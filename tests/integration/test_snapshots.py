@@ -1,5 +1,6 @@
 """`ctl snapshots` and unpacking against a real manager: its spawner, its workers, its runtime."""
 
+import gzip
 import json
 import subprocess
 from collections.abc import Callable
@@ -113,7 +114,15 @@ def test_snapshots_are_made_listed_mounted_and_removed(
     subprocess.run(["umount", str(point)], check=True)
 
     assert lines(lighterd, "usage", "-b", "work")[1].split() == ["work", "16384", "2"]
+    layer = lighterd.ctl("snapshots", "diff", "work", check=True).stdout
+    with (tmp_path / "layer").open("wb") as file:
+        argv = lighterd.ctl_argv("snapshots", "diff", "--compression", "none", base, "work")
+        subprocess.run(argv, stdout=file, check=True)
+    assert gzip.decompress(layer) == (tmp_path / "layer").read_bytes()
+    names = subprocess.run(["tar", "-tz"], input=layer, capture_output=True, check=True).stdout
+    assert names == b"new\n"
     lines(lighterd, "commit", "mine", "work")
+    assert lighterd.ctl("snapshots", "diff", "mine", check=True).stdout == layer
     (view,) = lines(lighterd, "view", "-t", str(point), "look", "mine")
     subprocess.run(view, shell=True, check=True)
     assert (point / "new").stat().st_size == 10_000

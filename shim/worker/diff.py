@@ -1,0 +1,214 @@
+"""Job `diff`: the layer that makes one tree of another, as a tar, hashed and compressed.
+
+    {job: "diff", lower: [[type, source, [option]]] | [], upper: the same,
+     compression: "" | "gzip" | "zstd"} + [where the layer is written]
+    → {diff_id, digest, size_bytes, entries}
+
+Both trees are mounted read-only in the worker and walked side by side. A name that only the lower
+has becomes a whiteout; a file is taken for the same when its status, its attributes and the time
+of its last change are, as containerd takes it. Names of one file in the upper are one file in the
+layer. The directories above a change are in the layer too: not everybody looks below for them.
+"""
+
+import os
+import stat
+from typing import Any
+
+from lighter.proto.errors import InvalidArgument
+from lighter.shim import linux
+from lighter.shim.worker import lockin, syscalls
+from lighter.shim.worker.channel import Channel
+from lighter.shim.worker.deflate import Sink
+from lighter.shim.worker.failure import typed
+from lighter.shim.worker.metadata import copied_xattrs
+from lighter.shim.worker.readfiles import read_only
+from lighter.shim.worker.tarwrite import TarWriter
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CAPABILITIES = (syscalls.CAP_DAC_OVERRIDE, syscalls.CAP_SYS_ADMIN)
+_HARMLESS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+_MAX_DEPTH = 900  # of recursion; a path has at most 4096 bytes
+
+
+class Differ:
+    """Walks two directories, given by descriptors, and writes what differs."""
+
+    __slots__ = ("_above", "_channel", "_first", "_tar", "_unchanged", "entries")
+
+    def __init__(self, tar: TarWriter, channel: Channel) -> None:
+        self._tar = tar
+        self._channel = channel
+        # By inode of files of several names: the first name that was written, and those that are
+        # unchanged and were not.
+        self._first: dict[tuple[int, int], bytes] = {}
+        self._unchanged: dict[tuple[int, int], list[tuple[bytes, os.stat_result]]] = {}
+        # Unchanged directories that are not written unless something in them is.
+        self._above: list[tuple[bytes, os.stat_result, dict[bytes, bytes]]] = []
+        self.entries = 0
+
+    def directory(self, lower: int, upper: int, path: bytes, depth: int = 0) -> None:
+        """Write what is below `path`; `lower` is -1 where nothing is there."""
+        if depth > _MAX_DEPTH:
+            raise InvalidArgument(f"compare snapshots: {path[:64]!a}… is too deep")
+        below = set(_names(lower)) if lower >= 0 else set()
+        here = set(_names(upper))
+        for name in sorted(below | here):
+            child = path + b"/" + name if path else name
+            if name not in here:
+                self._entry()
+                self._tar.whiteout(path, name)
+                continue
+            status = os.lstat(name, dir_fd=upper)
+            old = os.lstat(name, dir_fd=lower) if name in below else None
+            self._one(lower, upper, name, child, old, status, depth)
+
+    def _one(
+        self,
+        lower: int,
+        upper: int,
+        name: bytes,
+        path: bytes,
+        old: os.stat_result | None,
+        new: os.stat_result,
+        depth: int,
+    ) -> None:
+        if stat.S_ISDIR(new.st_mode):
+            fd = os.open(name, _DIRECTORY, dir_fd=upper)
+            was = -1
+            try:
+                if old is not None and stat.S_ISDIR(old.st_mode):
+                    was = os.open(name, _DIRECTORY, dir_fd=lower)
+                xattrs = copied_xattrs(fd)
+                if was < 0 or not _same(old, new) or xattrs != copied_xattrs(was):
+                    self._entry()
+                    self._tar.entry(path, new, xattrs)
+                else:
+                    self._above.append((path, new, xattrs))
+                self.directory(was, fd, path, depth + 1)
+                if self._above and self._above[-1][0] == path:
+                    self._above.pop()
+            finally:
+                os.close(fd)
+                if was >= 0:
+                    os.close(was)
+            return
+        xattrs = _xattrs(upper, name)
+        same = (
+            old is not None
+            and _same(old, new)
+            and xattrs == _xattrs(lower, name)
+            and (not stat.S_ISLNK(new.st_mode) or _link(lower, name) == _link(upper, name))
+        )
+        inode = (new.st_dev, new.st_ino)
+        if stat.S_ISREG(new.st_mode) and new.st_nlink > 1:
+            if inode in self._first:
+                self._entry()
+                self._tar.entry(path, new, {}, hardlink=self._first[inode])
+                return
+            if same:
+                self._unchanged.setdefault(inode, []).append((path, new))
+                return
+            self._first[inode] = path
+        elif same:
+            return
+        self._entry()
+        if stat.S_ISREG(new.st_mode):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper)
+            try:
+                self._tar.entry(path, new, xattrs, content=fd)
+            finally:
+                os.close(fd)
+            # Names that come before and are as they were, but names of a file that is written anew.
+            for other, status in self._unchanged.pop(inode, ()):
+                self._entry()
+                self._tar.entry(other, status, {}, hardlink=path)
+        elif stat.S_ISLNK(new.st_mode):
+            self._tar.entry(path, new, xattrs, link=_link(upper, name))
+        elif not stat.S_ISSOCK(new.st_mode):  # a socket is nobody's file any more
+            self._tar.entry(path, new, xattrs)
+
+    def _entry(self) -> None:
+        """Before anything is written."""
+        for path, status, xattrs in self._above:
+            self._tar.entry(path, status, xattrs)
+        self.entries += len(self._above) + 1
+        self._above.clear()
+        self._channel.tick(entries=self.entries)
+
+
+def _names(fd: int) -> list[bytes]:
+    return [os.fsencode(name) for name in os.listdir(fd)]
+
+
+def _link(fd: int, name: bytes) -> bytes:
+    return os.readlink(name, dir_fd=fd)
+
+
+def _xattrs(fd: int, name: bytes) -> dict[bytes, bytes]:
+    """The attributes of a name that is not followed and need not be openable."""
+    os.fchdir(fd)
+    try:
+        return {
+            os.fsencode(key): os.getxattr(name, key, follow_symlinks=False)
+            for key in os.listxattr(name, follow_symlinks=False)
+            if not key.startswith(("trusted.overlay.", "user.overlay."))
+        }
+    finally:
+        os.chdir("/")
+
+
+def _same(old: os.stat_result | None, new: os.stat_result) -> bool:
+    if old is None:
+        return False
+    same = (old.st_mode, old.st_uid, old.st_gid, old.st_rdev) == (
+        *(new.st_mode, new.st_uid, new.st_gid, new.st_rdev),
+    )
+    if not same or stat.S_ISDIR(new.st_mode):
+        return same
+    return (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns)
+
+
+def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]:
+    """Do the job; see the module's head. Raises typed errors."""
+    if len(fds) != 1:
+        raise InvalidArgument(f"compare snapshots: expected one descriptor, got {len(fds)}")
+    sink = Sink(fds[0], job.get("compression", ""))
+    lockin.close_all_but([channel.fileno(), fds[0]])
+    lower, upper = _enter(job)
+    tar = TarWriter(sink.write)
+    differ = Differ(tar, channel)
+    try:
+        differ.directory(lower, upper, b"")
+        tar.finish()
+        sink.finish()
+    except OSError as err:
+        raise typed(err, "compare snapshots") from err
+    return {
+        "diff_id": sink.diff_id,
+        "digest": sink.digest,
+        "size_bytes": sink.size_bytes,
+        "entries": differ.entries,
+    }
+
+
+def _enter(job: dict[str, Any]) -> tuple[int, int]:
+    """Mount both trees and lock in; returns their descriptors (-1: there is no lower one)."""
+    if not job.get("upper"):
+        raise InvalidArgument("compare snapshots: there is no upper one")
+    lockin.private_mounts()
+    try:
+        place = lockin.SPARE_DIR
+        linux.mount("lighter-worker", place, "tmpfs", _HARMLESS, "size=1m,mode=0700")
+        for name in ("lower", "upper"):
+            os.mkdir(f"{place}/{name}", 0o700)
+            if job.get(name):
+                # The second overlay of a deep stack is made on the first one's place.
+                directory, prepared = read_only(job[name], f"{place}/{name}")
+                os.chdir(directory)
+                linux.mount_all(prepared, f"{place}/{name}")
+    except OSError as err:
+        raise typed(err, "compare snapshots: mount them") from err
+    lockin.pivot(lockin.SPARE_DIR)
+    lockin.drop_privileges(_CAPABILITIES)
+    lower = os.open("/lower", _DIRECTORY) if job.get("lower") else -1
+    return lower, os.open("/upper", _DIRECTORY)

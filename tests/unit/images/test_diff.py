@@ -1,0 +1,169 @@
+"""Layers made of two snapshots: applied, they make the same tree; they say what ctr's say."""
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from lighter.daemon.snapshots.service import SnapshotService
+from lighter.shim import linux
+from tests.containerd import Containerd
+from tests.unit.images.build import Layout
+from tests.unit.images.conftest import NS, Place
+from tests.unit.images.test_stacks import CAPABILITY, make_layers, view
+from tests.unit.images.test_unpack import Case
+from tests.unit.worker.test_apply import tree
+
+pytestmark = pytest.mark.root
+
+
+def diff(place: Place, lower: str, upper: str, how: str = "") -> tuple[bytes, dict[str, Any]]:
+    service = SnapshotService(place.db, place.snapshotters, "overlayfs", place.worker)
+    fd = os.memfd_create("layer")
+    try:
+        said = place.run(service.diff(NS, "", (lower, upper), fd, how))
+        return os.pread(fd, os.fstat(fd).st_size, 0), said
+    finally:
+        os.close(fd)
+
+
+def change(root: Path) -> None:
+    """What a container might do to the tree of `base`."""
+    (root / "kept").write_bytes(b"changed")
+    (root / "dir/gone").unlink()
+    (root / "whole/inside").unlink()
+    (root / "whole").rmdir()
+    (root / "new/deep").mkdir(parents=True)
+    (root / "new/deep/file").write_bytes(os.urandom(100_000))
+    (root / ("long-" * 30)).write_bytes(b"long name")
+    os.link(root / "new/deep/file", root / "hard")
+    os.symlink("new/deep", root / "soft")
+    os.mkfifo(root / "fifo", 0o640)
+    os.mknod(root / "null", 0o020666, os.makedev(1, 3))
+    os.chown(root / "owned", 3_000_000, 7)
+    os.chmod(root / "owned", 0o4711)
+    os.setxattr(root / "owned", "security.capability", CAPABILITY)
+    os.setxattr(root / "dir", "user.a", b"\0\1\n=")
+    (root / "file-then-dir").unlink()
+    (root / "file-then-dir").mkdir()
+    os.utime(root / "soft", ns=(5, 123_456_789_123_456_789), follow_symlinks=False)
+
+
+def base() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("kept", "same", "dir/gone", "dir/stays", "whole/inside", "owned"):
+            for parent in [str(up) for up in Path(name).parents if str(up) != "."]:
+                entry = tarfile.TarInfo(parent)
+                entry.type, entry.mode, entry.mtime = tarfile.DIRTYPE, 0o755, 1000
+                archive.addfile(entry)
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime = len(name), 1234.5
+            archive.addfile(entry, io.BytesIO(name.encode()))
+        archive.addfile(tarfile.TarInfo("file-then-dir"))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("how", ["", "gzip", "zstd"])
+def test_a_diff_applied_on_the_lower_gives_the_upper(place: Place, how: str) -> None:
+    case = Case(place, [base()])
+    place.run(case.unpack())
+    mounts = place.run(place.overlay.prepare(NS, "work", case.chain[0]))
+    point = place.root / "m"
+    point.mkdir()
+    linux.mount_all([(m.type, m.source, list(m.options)) for m in mounts], str(point))
+    change(point)
+    wanted = tree(point)
+    linux.umount(str(point))
+
+    stored, said = diff(place, case.chain[0], "work", how)
+    layer = {"": bytes, "gzip": gzip.decompress, "zstd": unzstd}[how](stored)
+    assert said["diff_id"] == "sha256:" + hashlib.sha256(layer).hexdigest()
+    assert said["digest"] == "sha256:" + hashlib.sha256(stored).hexdigest()
+    assert said["size_bytes"] == len(stored)
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        names = archive.getnames()
+    assert "same" not in names
+    assert "dir/stays" not in names
+
+    place.run(place.images.delete(NS, "docker.io/library/test:1"))
+    again = Case(place, [base(), layer])
+    place.run(again.unpack())
+    found = view(place, again.chain[-1], time.time_ns() + 10**12)
+    assert found == wanted
+
+
+def unzstd(stored: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompressobj().decompress(stored)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_of_random_layers(place: Place, seed: int) -> None:
+    """All of a stack as one layer upon nothing, and its upper half upon the lower one."""
+    started_ns = time.time_ns() - 10**9
+    layers = make_layers(50 + seed, links_below=True)
+    case = Case(place, layers)
+    place.run(case.unpack())
+    wanted = view(place, case.chain[-1], started_ns)
+    middle = len(layers) // 2
+    whole, _ = diff(place, "", case.chain[-1])
+    upper, _ = diff(place, case.chain[middle - 1], case.chain[-1])
+    assert not [key for key in place.snapshot_keys() if key.startswith("diff-")]
+    for parts in ([whole], [*layers[:middle], upper]):
+        place.run(place.images.delete(NS, "docker.io/library/test:1"))
+        again = Case(place, parts)
+        place.run(again.unpack())
+        found = view(place, again.chain[-1], started_ns)
+        assert without_root_time(found) == without_root_time(wanted)
+
+
+def without_root_time(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: facts[:6] if name == "." else facts for name, facts in found.items()}
+
+
+def test_a_diff_says_what_ctrs_says(place: Place, tmp_path: Path) -> None:
+    case = Case(place, [base()])
+    place.run(case.unpack())
+    mounts = place.run(place.overlay.prepare(NS, "work", case.chain[0]))
+    point = tmp_path / "m"
+    point.mkdir()
+    linux.mount_all([(m.type, m.source, list(m.options)) for m in mounts], str(point))
+    change(point)
+    linux.umount(str(point))
+    ours, _ = diff(place, case.chain[0], "work")
+
+    built = Layout()
+    built.list(built.image([], blobs=[base()]), name="docker.io/library/base:1")
+    (tmp_path / "image").write_bytes(built.archive())
+    with Containerd() as containerd:
+        containerd.ctr("images", "import", str(tmp_path / "image"))
+        command = containerd.ctr(
+            "snapshots", "prepare", "-t", str(point), "work", case.chain[0]
+        ).decode()
+        subprocess.run(command, shell=True, check=True)
+        change(point)
+        subprocess.run(["umount", point], check=True)
+        theirs = gzip.decompress(containerd.ctr("snapshots", "diff", "work"))
+    assert listed(ours) == listed(theirs)
+
+
+def listed(layer: bytes) -> set[tuple[Any, ...]]:
+    """What an archive says of each name, but times (of two changes) and whiteouts' attributes."""
+    found = set()
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        items = archive.getmembers()
+    for item in items:
+        mark = ".wh." in item.name
+        # Of attributes containerd writes this one alone.
+        capability = item.pax_headers.get("SCHILY.xattr.security.capability")
+        facts = (item.mode & 0o7777, item.uid, item.gid, capability)
+        found.add((item.name, item.type, item.linkname, item.size, *(() if mark else facts)))
+    return found
