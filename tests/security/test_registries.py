@@ -22,6 +22,7 @@ from lighter.daemon.registry.access import Access, Credential
 from lighter.daemon.registry.addresses import Address
 from lighter.daemon.registry.client import Remote
 from lighter.daemon.registry.lookup import Lookup
+from lighter.daemon.registry.proxies import Proxies
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.registry.retry import Backoff
 from lighter.daemon.registry.settings import RegistrySettings
@@ -841,3 +842,61 @@ def test_sec_32_a_document_above_the_callers_cap_is_not_asked_for(reg: Scripted)
 
     run(work())
     assert reg.requests == []
+
+
+# -- proxies
+
+
+def through(proxy: Scripted, no_proxy: str = "") -> dict[str, Any]:
+    address = f"http://proxy-user:proxy-password@{proxy.host}"
+    return {"proxies": Proxies(address, address, no_proxy)}
+
+
+def test_sec_25_the_proxys_password_is_the_proxys(reg: Scripted, other: Scripted) -> None:
+    """It gets the request for a name that it alone can resolve, its own password, and no more."""
+    pair = base64.b64encode(b"proxy-user:proxy-password").decode()
+    other.default = Reply(200, IMAGE.manifest, (("Content-Type", OCI_MANIFEST),))
+
+    async def work() -> None:
+        access = Access(plain_http=True)
+        name = "reg.example/x:1"
+        async with remote(name, access, **through(other)) as opened:
+            await opened.document(await opened.resolve())
+        async with remote(f"{reg.host}/x:1", Access(), **through(other)) as opened:
+            await opened.resolve()
+
+    run(work())
+    assert other.requests[0].target == "http://reg.example/v2/x/manifests/1"
+    assert set(other.sent("proxy-authorization")) == {f"Basic {pair}"}
+    assert other.sent("authorization") == []
+    # This machine's own addresses are asked directly, without that password.
+    assert reg.requests
+    assert reg.sent("proxy-authorization") == []
+
+
+def test_sec_28_a_proxy_is_no_way_around(reg: Scripted, other: Scripted) -> None:
+    other.default = redirect("http://169.254.169.254/latest/")
+
+    async def work() -> None:
+        access = Access(plain_http=True)
+        async with remote("reg.example/x:1", access, **through(other)) as opened:
+            with pytest.raises(PermissionDenied, match="allowed_targets"):
+                await read(opened)
+
+    run(work())
+    assert len(other.requests) == 1
+
+
+def test_sec_31_a_proxy_that_refuses_is_named_without_its_password(other: Scripted) -> None:
+    other.default = error(407)
+
+    async def work(access: Access) -> None:
+        async with remote("reg.example/x:1", access, **through(other)) as opened:
+            with pytest.raises(LighterError) as caught:
+                await opened.resolve()
+        assert "407" in caught.value.message
+        assert "proxy-password" not in caught.value.message
+
+    run(work(Access()))
+    run(work(Access(plain_http=True)))
+    assert [item.method for item in other.requests] == ["CONNECT", "HEAD"]
