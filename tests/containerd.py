@@ -28,7 +28,8 @@ class Containerd:
         )
         with open(self.base / "log", "wb") as log:
             self.process = subprocess.Popen(
-                ["containerd", "--config", str(config)],
+                # It ends with the test run, whatever ends that.
+                ["setpriv", "--pdeathsig", "TERM", "containerd", "--config", str(config)],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
