@@ -5,6 +5,7 @@ their own time, those that do not are shown as unknown with the reason. Shims of
 are settled without looking at any process, because their pids mean nothing any more.
 """
 
+import asyncio
 import logging
 import os
 import time
@@ -17,9 +18,10 @@ from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import HELLO_S, find_process, is_alive, kill_process
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.store import TaskStore
-from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor
+from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor, retries
 from lighter.daemon.types import Exit
 from lighter.proto import states
+from lighter.proto.errors import LighterError
 from lighter.proto.faults import hit
 from lighter.proto.paths import State
 
@@ -143,7 +145,13 @@ class Recovery:
 
     async def _remove_bundle(self, bundle: Bundle, record: dict[str, Any]) -> None:
         entry = self._entry(bundle, record, states.STOPPED)
-        await self._supervisor.free(entry, bundle)
+        for pause_s in retries():
+            try:
+                await self._supervisor.free(entry, bundle)
+                break
+            except LighterError as err:
+                log.error("remove bundle %s: %s", bundle.dir, err)
+                await asyncio.sleep(pause_s)
         bundle.remove()
         bundle.remove_exit_record()
 
