@@ -87,6 +87,22 @@ def reload(session: Session) -> None:
     session.warn([f"{key} is taken over at the next start" for key in done["at_next_start"]])
 
 
+@system.verb("accept-loss")
+@format_option
+@click.pass_obj
+def accept_loss(session: Session) -> None:
+    """let go of what lost rows of a mended database may have needed
+
+    Since it was mended nothing was removed for want of a row that needs it: layers, snapshots,
+    logs. From now on it is.
+    """
+    done = session.call("system.accept_loss")
+    if session.json:
+        print_json(done)
+    else:
+        print(done["loss"] or "nothing is lost")
+
+
 @system.verb("stop-containers")
 @click.option(
     "--timeout", "-t", type=DURATION, default="60s", show_default=True, help="Until KILL is sent."

@@ -10,6 +10,7 @@ import grp
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -38,6 +39,7 @@ from lighter.daemon.limits import DescriptorBudget, raise_descriptor_limit
 from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import read_host
@@ -137,13 +139,21 @@ class Manager:
             files.write_whole(self._state.pid_file, f"{os.getpid()}\n".encode(), 0o644)
             undo.callback(files.remove, self._state.pid_file)
             hit("start.locked")
-            db = Database(self._root.database)
+            db = open_database(self._root.database)
             undo.callback(db.close)
-            generation = db.raise_generation()
+            first = self._first_generation()
+            generation = db.raise_generation(first)
+            if generation == first > 1 and not db.loss:
+                db.note_loss("the database was not there, and containers were")
             log.info("manager starts version=%s generation=%d", VERSION, generation)
             if self._stands_in:
                 log.warning("stands in for version %s", self._stands_in)
             await self._serve(undo, db, generation, locks)
+
+    def _first_generation(self) -> int:
+        """A shim heeds no lower one than it has seen, and outlives a database that is lost."""
+        has_tasks = any(os.scandir(self._state.tasks))
+        return int(time.time()) if has_tasks else 1
 
     async def _serve(
         self,
@@ -327,9 +337,10 @@ class Manager:
                 **content_handlers.lease_methods(leases, images.collector),
                 **disk_handlers.disk_methods(housekeeping),
                 **system_handlers.system_methods(
-                    lambda: self._health(generation, server, router, budget),
+                    lambda: self._health(db, generation, server, router, budget),
                     self._reloader,
                     StopAll(supervisor, containers, tasks),
+                    db.accept_loss,
                 ),
             },
         )
@@ -351,7 +362,7 @@ class Manager:
         log.info("manager is ready tasks=%d socket=%s", found, state.client_socket)
         status = partial(_status, supervisor, self._stands_in)
         supervisor.in_background(self._notifier.keep_telling(status))
-        supervisor.in_background(self._tidy(images, mounted, containers, namespaces, scheduler))
+        supervisor.in_background(self._tidy(db, images, mounted, containers, namespaces, scheduler))
         supervisor.in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
         await self._finish_removals(snapshotters)
@@ -369,6 +380,7 @@ class Manager:
 
     async def _tidy(
         self,
+        db: Database,
         images: ImageService,
         mounted: MountedImages,
         containers: ContainerService,
@@ -378,7 +390,8 @@ class Manager:
         """Finish or undo what the manager before left half done on disk, then keep it tidy."""
         await mounted.recover()
         await images.recover()
-        await containers.orphans.remove_all([known.name for known in namespaces.list()])
+        if not db.loss:
+            await containers.orphans.remove_all([known.name for known in namespaces.list()])
         hit("start.tidied")
         await scheduler.run()
 
@@ -401,6 +414,7 @@ class Manager:
 
     def _health(
         self,
+        db: Database,
         generation: int,
         server: ClientServer,
         router: ShimRouter,
@@ -414,6 +428,7 @@ class Manager:
             "fds": budget.used,
             "dropped": server.dropped + router.dropped,
             "stands_in": self._stands_in,
+            "loss": db.loss,
         }
 
     def _handle_signals(self) -> None:

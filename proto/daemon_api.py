@@ -123,13 +123,14 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         or null; since: a time, later chunks only
     system.shims        {} -> {shims: [{namespace, id, pid, incarnation, version, protocol, protocols, state, reason, started_at, pss_bytes}]}
     system.upgrade_check {version, protocols, schema, schema_newest} -> {version, running, can_take_over, shims, refused: [{namespace, id, pid, version, protocols}], problems: [text], warnings: [text]}
+    system.accept_loss  {} -> {loss}
     system.reload       {} -> {changed: [text], at_next_start: [key]}
     system.stop_containers  (stream) {timeout_s} -> items {namespace, id, exit_status, error},
                         end {stopped, failed}           all namespaces; exit_status null: it runs on
     system.df           {} -> {usage: [{kind, count, size_bytes}]}
     system.prune        {dry_run} -> {pruned: [{namespace, content: [digest], snapshots: [{snapshotter,
                         key}], images: [name], ingests: [ref], size_bytes}]}
-    system.health       {} -> {status, generation, clients, shims, fds, dropped, stands_in}
+    system.health       {} -> {status, generation, clients, shims, fds, dropped, stands_in, loss}
 
 exec_id "" means the container's own process. The status of a task is one of created, running,
 paused, stopped, unknown.

@@ -181,14 +181,38 @@ class Database:
         rows = self.rows(sql, parameters)
         return rows[0] if rows else None
 
-    def raise_generation(self) -> int:
-        """Count this start of a manager; the number is durable before it is returned."""
+    def raise_generation(self, first: int = 1) -> int:
+        """Count this start of a manager; the number is durable before it is returned.
+
+        `first`: for a database that has counted none.
+        """
         with self.durable_transaction() as tx:
             row = tx.execute(
-                "INSERT INTO meta(key, value) VALUES('generation', '1') ON CONFLICT(key) DO UPDATE"
-                " SET value = CAST(value AS INTEGER) + 1 RETURNING value"
+                "INSERT INTO meta(key, value) VALUES('generation', ?) ON CONFLICT(key) DO UPDATE"
+                " SET value = CAST(value AS INTEGER) + 1 RETURNING value",
+                (str(first),),
             ).fetchone()
             return int(row[0])
+
+    @property
+    def loss(self) -> str:
+        """What rows are known to be missing; "" when none, or when that was accepted.
+
+        While it is not, nothing is removed because no row needs it.
+        """
+        row = self.row("SELECT value FROM meta WHERE key = 'loss'")
+        return str(row["value"]) if row else ""
+
+    def note_loss(self, loss: str) -> None:
+        with self.durable_transaction() as tx:
+            tx.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('loss', ?)", (loss,))
+
+    def accept_loss(self) -> str:
+        """An administrator has looked: what no row names is nobody's from now on."""
+        loss = self.loss
+        with self.durable_transaction() as tx:
+            tx.execute("DELETE FROM meta WHERE key = 'loss'")
+        return loss
 
     def _first_uuid(self) -> str:
         with self.durable_transaction() as tx:

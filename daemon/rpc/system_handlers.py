@@ -17,12 +17,16 @@ def system_methods(
     health: Callable[[], dict[str, Any]],
     reloader: Reloader,
     stop_all: StopAll,
+    accept_loss: Callable[[], str],
 ) -> dict[str, Method]:
     async def health_(_call: Call, _body: Mapping[str, Any]) -> Any:
         return health()
 
     async def reload(_call: Call, _body: Mapping[str, Any]) -> Any:
         return asdict(reloader.reload())
+
+    async def accept_loss_(_call: Call, _body: Mapping[str, Any]) -> Any:
+        return {"loss": accept_loss()}
 
     async def stop_containers(_call: Call, body: Mapping[str, Any]) -> AsyncIterator[Any]:
         timeout_s = Fields("system.stop_containers", body).seconds("timeout_s", STOP_S)
@@ -41,5 +45,6 @@ def system_methods(
     return {
         "system.health": Method(unary=health_),
         "system.reload": Method(unary=reload),
+        "system.accept_loss": Method(unary=accept_loss_),
         "system.stop_containers": Method(stream=stop_containers),
     }

@@ -77,6 +77,11 @@ class Entry:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
+    def from_hello(self) -> bool:
+        """Whether its row was lost: the state is what its shim said, and events before are not."""
+        return bool(self.options.get("from_hello"))
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether its create is being undone, by this manager or the one before."""
         return bool(self.options.get("abandoned"))

@@ -61,7 +61,9 @@ async def _happened(entry: Entry, event: asyncio.Event, timeout_s: float) -> boo
 
 
 def _has_told(entry: Entry, peer: Peer) -> bool:
-    return peer.version == 0 or entry.last_sequence >= int(peer.identity.get("sequence", 0))
+    if peer.version == 0 or entry.from_hello:
+        return True
+    return entry.last_sequence >= int(peer.identity.get("sequence", 0))
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:

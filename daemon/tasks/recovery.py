@@ -183,6 +183,7 @@ class Recovery:
             log.error("shim %s is left alone: %s has another shim", peer.incarnation, taken.what)
             return
         entry = self._entry(bundle, identity, str(identity["state"]))
+        entry.options = {"from_hello": True}
         with self._db.durable_transaction() as tx:
             self._store.save(tx, entry)
         self._supervisor.add(entry)

@@ -1,7 +1,9 @@
 """Rows of tasks, execs and tombstones."""
 
+import logging
 import sqlite3
 import time
+from typing import Any
 
 import msgpack
 
@@ -9,6 +11,8 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.types import Exit
 from lighter.proto import states
+
+log = logging.getLogger("lighter.tasks")
 
 
 class TaskStore:
@@ -25,7 +29,7 @@ class TaskStore:
                 id=r["id"],
                 incarnation=r["incarnation"],
                 state=r["state"],
-                image=(options := msgpack.unpackb(r["options"])).get("image", ""),
+                image=(options := _options(r)).get("image", ""),
                 boot_id=r["boot_id"],
                 created_at=r["created_at"],
                 terminal=bool(r["terminal"]),
@@ -140,6 +144,18 @@ class TaskStore:
 
     def drop_tombstone(self, tx: sqlite3.Connection, incarnation: str) -> None:
         tx.execute("DELETE FROM tombstones WHERE incarnation = ?", (incarnation,))
+
+
+def _options(row: sqlite3.Row) -> dict[str, Any]:
+    """What cannot be read is left out: no start fails for one task."""
+    try:
+        options = msgpack.unpackb(row["options"])
+    except (ValueError, TypeError, msgpack.UnpackException):
+        options = None
+    if not isinstance(options, dict):
+        log.error("read options of task %s: they are damaged", row["id"])
+        return {}
+    return options
 
 
 def _exit(row: sqlite3.Row) -> Exit | None:

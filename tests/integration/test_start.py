@@ -108,7 +108,7 @@ def test_places_that_do_not_serve(place: Place) -> None:
     (place.root / "content").unlink()
     long = place.base / ("s" * 100)
     place.refused("at most 107", "--state", str(long))
-    (place.root / "lighter.db").write_bytes(b"\0garbage" * 1000)
+    (place.root / "lighter.db").mkdir()
     place.refused(f"open database {place.root}/lighter.db: ")
 
 
