@@ -249,11 +249,15 @@ def test_a_url_without_its_secrets_is_always_made(text: str) -> None:
         ("99999999999999999999999", 1e9, 1e9),
         ("soon", 0, 0),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
-        (formatdate(time.time() + 100, usegmt=True), 90, 101),
     ],
 )
 def test_f66_retry_after(value: str, least: float, most: float) -> None:
     assert least <= retry_after_s(value) <= most
+
+
+def test_f66_retry_after_a_date() -> None:
+    value = formatdate(time.time() + 100, usegmt=True)
+    assert 50 <= retry_after_s(value) <= 101
 
 
 def test_f66_pauses_grow_are_spread_and_have_an_end() -> None:
