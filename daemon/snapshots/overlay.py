@@ -27,6 +27,8 @@ from lighter.proto.errors import FailedPrecondition
 MAX_MOUNT_DATA = 4000
 MAX_LOWERS = 500  # OVL_MAX_STACK in fs/overlayfs/super.c
 
+_PROBE = "trusted.overlay.lighter"
+
 _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -50,6 +52,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
         self, snapshots_dir: str, db: Database, remove_tree: TreeRemover, links_dir: str = ""
     ) -> None:
         super().__init__(snapshots_dir, db, remove_tree)
+        self._usable = False
         self._links_dir = links_dir or os.path.dirname(snapshots_dir) + "/l"
         # With the index on, a lower directory that was once mounted below another upper is
         # refused or misread; kernels without the option have no index.
@@ -61,7 +64,23 @@ class OverlaySnapshotter(DirectorySnapshotter):
         except OSError as err:
             raise from_os("make snapshot links directory", err) from err
 
+    def _check_usable(self) -> None:
+        """Say why overlayfs cannot stand here, before anything is made that it would refuse."""
+        if self._usable:
+            return
+        try:
+            os.setxattr(self.dir, _PROBE, b"y")
+            os.removexattr(self.dir, _PROBE)
+        except OSError as err:
+            raise FailedPrecondition(
+                f"use overlayfs in {self.dir}: its file system does not keep trusted attributes "
+                f"({err.strerror}), which deletions are recorded in; choose another directory with "
+                "--root, or the snapshotter native"
+            ) from err
+        self._usable = True
+
     async def _fill(self, path: str, parents: tuple[int, ...], kind: str) -> None:
+        self._check_usable()
         make_directory(path + "/fs", 0o755)
         if kind != ACTIVE:
             return

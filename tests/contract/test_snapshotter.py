@@ -518,3 +518,18 @@ def test_snapshotters_of_one_database_do_not_take_each_others_numbers(place: Pla
     place.run(steps())
     rows = place.db.rows("SELECT number FROM snapshots ORDER BY number")
     assert [row["number"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_file_system_that_overlayfs_cannot_use_is_named(tmp_path: Path) -> None:
+    linux.mount("small", str(tmp_path), "ramfs")  # it keeps no attributes
+    try:
+        place = Place(OverlaySnapshotter, tmp_path)
+        with pytest.raises(FailedPrecondition, match=r"trusted attributes .* snapshotter native"):
+            place.run(place.snapshotter.prepare(NS, "x"))
+        assert place.directories() == []
+        place.close()
+        native = Place(NativeSnapshotter, tmp_path)
+        native.run(native.snapshotter.prepare(NS, "x"))
+        native.close()
+    finally:
+        linux.umount(str(tmp_path))
