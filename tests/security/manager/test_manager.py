@@ -1,6 +1,6 @@
 """Rows of published weaknesses that need the whole manager: sockets, modes, locks, identity.
 
-SEC-37, 38, 41, 42, 43, 44, 47, 64, 65, 66, 73, 76, 77: each test is named after its row.
+SEC-37, 38, 41, 42, 43, 44, 47, 64, 65, 66, 71, 72, 73, 76, 77: each test is named after its row.
 """
 
 import json
@@ -364,6 +364,38 @@ def test_f76_another_user_is_refused_even_when_the_sockets_mode_was_changed(
     assert done.returncode == 1
     assert done.stderr == f"ctl: connect: user {NOBODY} is not served\n".encode(), done.stderr
     assert lighterd.ctl("tasks", "ls").returncode == 0
+
+
+# -- SEC-71, SEC-72: listeners, and names of programs
+
+
+def test_sec71_nothing_listens_on_a_network(lighterd: Lighterd, busybox: str) -> None:
+    lighterd.ctl("run", "-d", "--net-host", busybox, "x", "sleep", "1000", check=True)
+    family = [psutil.Process(lighterd.pid), *psutil.Process(lighterd.pid).children(recursive=True)]
+    family += map(psutil.Process, lighterd.shims())
+    assert len(family) > 2
+    for process in family:
+        assert process.net_connections(kind="inet") == [], process
+
+
+def test_sec72_no_name_of_a_program_is_a_way_to_another(lighterd: Lighterd, busybox: str) -> None:
+    """A runtime is a known name or an absolute path to what root alone may change."""
+    ran = lighterd.base / "ran"
+    script = lighterd.base / "runc"
+    script.write_text(f"#!/bin/sh\necho run > {ran}\n")
+    script.chmod(0o777)  # others could change it
+    names = (
+        *("../runc", f"..{script}", "io.containerd.runc.v2/../../runc", "runc/../runc", "./runc"),
+        *(f"io.containerd.runc.v2\n{script}", str(script), f"{script}/", str(lighterd.base)),
+    )
+    for name in names:
+        done = lighterd.ctl("run", "--rm", "--runtime", name, busybox, "x", "true")
+        assert done.returncode == 125, (name, done)
+        assert done.stderr.count(b"\n") == 1, (name, done)
+    for name in ("../native", "native/../overlayfs", "/native", "native\n"):
+        done = lighterd.ctl("run", "--rm", "--snapshotter", name, busybox, "x", "true")
+        assert done.returncode == 125 and b"snapshotter" in done.stderr, (name, done)
+    assert not ran.exists()
 
 
 # -- SEC-73: ids and log paths
