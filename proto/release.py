@@ -92,13 +92,22 @@ def _literals(path: str, core_dir: str) -> dict[str, Any]:
         problem = "it is no version of Lighter, or one older than 0.2.0"
         missing = os.path.basename(path)
         raise InvalidArgument(f"read version at {core_dir}: no {missing}; {problem}") from err
-    except (OSError, SyntaxError, ValueError) as err:
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as err:
         raise InvalidArgument(f"read version at {core_dir}: {err}") from err
     found = {}
     for statement in body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             try:
-                found[statement.targets[0].id] = ast.literal_eval(statement.value)
-            except (ValueError, TypeError):
+                found[statement.targets[0].id] = _literal(statement.value)
+            except ValueError:
                 pass  # no literal, so nothing of what is looked for
     return found
+
+
+def _literal(node: ast.expr) -> Any:
+    """A constant, or a tuple of constants. Raises ValueError for all else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Tuple) and all(isinstance(one, ast.Constant) for one in node.elts):
+        return tuple(one.value for one in node.elts if isinstance(one, ast.Constant))
+    raise ValueError("it is no literal")
