@@ -4,11 +4,14 @@ Bytes are moved by splice(2) where both ends allow it, and are never read before
 to take them, so that a slow reader of ctl slows the container down and nothing else.
 """
 
+import array
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
+import termios
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -19,6 +22,7 @@ from lighter.proto.errors import LighterError, Unavailable
 
 CHUNK_BYTES = 64 * 1024
 SPLICE_BYTES = 1024 * 1024
+LOOK_MS = 50  # how often pipes are looked at that nobody reads yet
 FORWARDED = (
     signal.SIGHUP,
     signal.SIGINT,
@@ -118,10 +122,12 @@ def output_flows(pipes: Pipes) -> list[Flow]:
 
 
 def answered(manager: Manager, call: Call, outputs: list[Flow]) -> Any:
-    """The answer to a create or exec, while what the runtime prints over it passes on.
+    """The answer to a create or exec; what the runtime prints over it cannot hold it up.
 
     Its standard output is the container's: one that filled the pipe would wait for its deadline.
-    Raises what was answered, BrokenPipeError when nobody reads standard output any more.
+    What fills less than half of a pipe stays there until the answer: of a runtime that fails it is
+    the message that the answer repeats. Raises what was answered, BrokenPipeError when nobody reads
+    standard output any more.
     """
     while not call.done:
         if manager.process():
@@ -131,17 +137,28 @@ def answered(manager: Manager, call: Call, outputs: list[Flow]) -> Any:
         if fd >= 0:
             poll.register(fd, events)
         by_fd = {}
+        most_ms = manager.wait_ms()
         for flow in filter(lambda flow: flow.open, outputs):
-            end, events = flow.interest()
-            poll.register(end, events)
-            by_fd[end] = flow
-        for fd, _events in poll.poll(manager.wait_ms()):
+            if _fills(flow.source):
+                end, events = flow.interest()
+                poll.register(end, events)
+                by_fd[end] = flow
+            else:
+                most_ms = LOOK_MS if most_ms is None else min(LOOK_MS, most_ms)
+        for fd, _events in poll.poll(most_ms):
             if fd in by_fd:
                 by_fd[fd].move()
                 if by_fd[fd].broken and by_fd[fd].target == 1:
                     raise BrokenPipeError
         manager.check_deadline()
     return call.result()
+
+
+def _fills(pipe: int) -> bool:
+    """Whether a pipe is half full."""
+    waiting = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+    return 2 * waiting[0] >= fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
 
 
 class Signals:

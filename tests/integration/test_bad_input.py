@@ -80,7 +80,8 @@ def test_ids_that_are_no_ids_are_refused_by_each_method(lighterd: Lighterd) -> N
 
 def test_what_is_not_there(lighterd: Lighterd, busybox: str) -> None:
     missing = "there is no such image in namespace default"
-    refused(lighterd, REFUSED, missing, "run", "--rm", "nope:latest", "x", "true")
+    never = ("run", "--rm", "--pull", "never")
+    refused(lighterd, REFUSED, missing, *never, "nope:latest", "x", "true")
     refused(lighterd, FAILURE, "there is no such image", "images", "rm", "nope")
     refused(lighterd, FAILURE, "namespace nope", "namespaces", "rm", "nope")
     refused(lighterd, REFUSED, "has native, overlayfs", "run", "--snapshotter", "zfs", busybox, "x")
@@ -270,7 +271,7 @@ def test_archives_that_are_none(lighterd: Lighterd) -> None:
         text = done.stderr.decode()
         assert done.returncode == FAILURE, f"{name}: {done}"
         assert text.startswith("ctl: ") and text.count("\n") == 1, f"{name}: {text!r}"
-    refused(lighterd, FAILURE, "Is a directory", "images", "import", str(lighterd.base))
+    refused(lighterd, FAILURE, "it is no OCI layout", "images", "import", str(lighterd.base))
     refused(lighterd, FAILURE, "No such file", "images", "import", "/no/such")
     refused(lighterd, FAILURE, "neither a file nor a pipe", "images", "import", "/dev/zero")
     with lighterd.client() as client:
