@@ -443,6 +443,8 @@ class Manager:
 
     def _check_directories(self) -> None:
         """Make the instance's directories with their modes; older ones are corrected."""
+        for socket in (self._state.shims_socket, self._state.client_socket):
+            check_socket_path(socket)
         root = self._root.dir
         with contextlib.suppress(FileNotFoundError):
             foreign = [name for name in os.listdir(root) if name.startswith("io.containerd.")]
