@@ -74,8 +74,13 @@ class Bundle:
         return os.path.lexists(self.dir)
 
     def shim_record(self) -> dict[str, Any] | None:
-        """What the shim wrote when it claimed the task."""
-        return _read_json(self.record)
+        """What the shim wrote when it claimed the task; None for what no shim writes."""
+        record = _read_json(self.record)
+        if record is None or not isinstance(record.get("incarnation"), str):
+            return None
+        numbers = (record.get("pid"), record.get("start"))
+        sound = all(type(number) is int and 0 < number < 1 << 63 for number in numbers)
+        return record if sound and record["pid"] < 1 << 31 else None
 
     def read_exit(self) -> dict[str, Any] | None:
         return _read_json(self.exit_record)
