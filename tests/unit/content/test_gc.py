@@ -196,6 +196,7 @@ def test_a_flat_lease_keeps_what_it_names_and_parents_and_follows_no_label(place
     place.label(top, REF, leaf)
     place.commit("base")
     place.commit("made", "base")
+    place.runner.run(place.snapshots.update(NS, "made", {REF: leaf}))
     labels = json.dumps({"containerd.io/gc.flat": "x"})
     place.execute("INSERT INTO leases VALUES(?, 'l', ?, 0, NULL)", NS, labels)
     place.execute("INSERT INTO lease_resources VALUES(?, 'l', 'content', ?)", NS, top)
