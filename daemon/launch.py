@@ -41,6 +41,9 @@ def stand_in(cores: str, root: Root, state: State, own: Release = OWN) -> StandI
     if verdict.can_take_over:
         return None
     others = [kept for kept in kept_cores(cores) if kept[1].version != own.version]
+    # Who started the shims has served them; a newer one that is kept was left on purpose.
+    served = {shim.version for shim in shims}
+    others.sort(key=lambda kept: kept[1].version in served)
     for program, release in reversed(others):
         if judge(release, shims, schema).can_take_over:
             more = len(verdict.problems) - 1
