@@ -7,13 +7,14 @@ printed and no failure: noise must not decide whether a commit is good.
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain
 
 import report
 from images import image_rows
 from limit import Limit
-from measure import CommandFailed, run
+from measure import CommandFailed, Row, run
 from peers import available
 from rows import FULL, QUICK, all_rows
 
@@ -33,8 +34,7 @@ def main() -> None:
         about = report.facts(versions)
         try:
             measured = all_rows(peers, limit, QUICK if quick else FULL)
-            images = () if quick else image_rows(available())
-            for row in chain(measured, images):
+            for row in chain(measured, () if quick else images()):
                 rows.append(row)
                 sys.stderr.write(f"bench: {row.work}: {report.verdict(row) or 'measured'}\n")
         except CommandFailed as error:
@@ -43,6 +43,14 @@ def main() -> None:
     sys.stdout.write(report.table(rows) + "\n")
     if not quick:
         sys.stdout.write(f"\nsaved {report.save(rows, about)}\n")
+
+
+def images() -> Iterator[Row]:
+    """The rows of images; what keeps them from being measured is told, and costs no other row."""
+    try:
+        yield from image_rows(available())
+    except CommandFailed as error:
+        sys.stderr.write(f"bench: images: {error}\n")
 
 
 main()
