@@ -14,9 +14,9 @@ PACKAGE_FOLDERS := daemon shim proto ctl
 SOURCES := $(shell find $(PACKAGE_FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.md')
 LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
 PYTEST := $(BIN)/python -m pytest
-TESTS := unit contract security integration compat packaging systemd
+TESTS := unit contract security integration grpc compat packaging systemd
 
-.PHONY: help setup venv dev lint test test-vm vm-shell soak rpm wheels demo bench bench-quick clean distclean
+.PHONY: help setup venv dev lint test test-vm vm-shell soak rpm wheels protos demo bench bench-quick clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -73,6 +73,9 @@ rpm: setup venv ## source and binary rpms in dist/, built without a network
 
 wheels: venv ## write the bundled wheels down anew, after a change of pyproject.toml's pins
 	env -u PYTHONSAFEPATH $(BIN)/python packaging/rpm/wheels.py lock
+
+protos: venv ## generate daemon/grpc/pb from daemon/grpc/protos
+	$(BIN)/python .ci/protos.py
 
 demo: setup venv ## all set-up, then a tour with a real image, a killed manager and an adopted container
 	@docs/demo.sh

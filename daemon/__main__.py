@@ -200,8 +200,8 @@ def _serve(
     import faulthandler
     import gc
 
-    from lighter.daemon.app import Manager
     from lighter.daemon.journal import configure
+    from lighter.daemon.manager import Manager
 
     configure(config.level)
     if notifier.watchdog_s:

@@ -44,6 +44,10 @@ class Config:
     state: str = "/run/lighter"
     level: str = "info"
     address: str = ""
+    grpc_uid: int = 0
+    grpc_gid: int = 0
+    max_recv_message_size: int = 16 << 20
+    max_send_message_size: int = 16 << 20
     group: str = ""
     default_runtime: str = "io.containerd.runc.v2"
     runc_path: str = "runc"
@@ -91,6 +95,10 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "state": ("state",),
     "level": ("debug", "level"),
     "address": ("grpc", "address"),
+    "grpc_uid": ("grpc", "uid"),
+    "grpc_gid": ("grpc", "gid"),
+    "max_recv_message_size": ("grpc", "max_recv_message_size"),
+    "max_send_message_size": ("grpc", "max_send_message_size"),
     "group": ("plugins", PLUGIN, "group"),
     "default_runtime": ("plugins", PLUGIN, "default_runtime"),
     "runc_path": ("plugins", PLUGIN, "runtimes", "runc", "path"),
@@ -226,6 +234,23 @@ def _checked(config: Config, name: str) -> Config:
             raise InvalidArgument(f"read config {name}: {setting} is not an absolute path")
     if config.log_max_size < 0 or config.log_max_file < 0:
         raise InvalidArgument(f"read config {name}: log.max_size or log.max_file is too small")
+    for setting in ("grpc_uid", "grpc_gid"):
+        if not 0 <= getattr(config, setting) < 1 << 32:
+            raise InvalidArgument(
+                f"read config {name}: {key_of(setting)} is {getattr(config, setting)}, "
+                "expected a number that a user or group can have"
+            )
+    for setting in ("max_recv_message_size", "max_send_message_size"):
+        if not 0 <= getattr(config, setting) < 1 << 31:
+            raise InvalidArgument(
+                f"read config {name}: {key_of(setting)} is {getattr(config, setting)}, "
+                "expected a number of bytes, 0 for 16 MiB"
+            )
+    if config.address and not config.address.startswith("/"):
+        raise InvalidArgument(
+            f"read config {name}: {key_of('address')} is {config.address!r}, "
+            "expected the absolute path of a socket"
+        )
     if config.max_layer_bytes < 0 or config.max_layer_entries < 0:
         raise InvalidArgument(
             f"read config {name}: images.max_layer_bytes or images.max_layer_entries is negative"

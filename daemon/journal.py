@@ -48,4 +48,6 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])
+    # At debug level it tells of every task that it finds an event loop for.
+    logging.getLogger("grpc").setLevel(logging.WARNING)
     logging.raiseExceptions = False

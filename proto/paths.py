@@ -2,7 +2,7 @@
 
     <root>   0700  lock  lighter.db  content/{ingest,blobs/sha256}  snapshots/<name>/
                    exits/<ns>/<id>.json  logs/<ns>/<id>/  uuid
-    <state>  0711  lock  lighter.sock  shims.sock  lighterd.pid  runc/<ns>/
+    <state>  0711  lock  lighter.sock  containerd.sock  shims.sock  lighterd.pid  runc/<ns>/
                    tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}  s/<8 hex>
 
 A Unix socket's path has at most 107 bytes (unix(7)); `check_socket_path` says so before libzmq
@@ -70,6 +70,11 @@ class State:
     @property
     def client_socket(self) -> str:
         return self.dir + "/lighter.sock"
+
+    @property
+    def grpc_socket(self) -> str:
+        """containerd's API, unless the configuration says where."""
+        return self.dir + "/containerd.sock"
 
     @property
     def shims_socket(self) -> str:

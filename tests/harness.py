@@ -46,6 +46,7 @@ class Lighterd:
         self.log = self.base / "log"
         self.instance = Root(str(self.root)).instance
         self.address = State(str(self.state)).client_socket
+        self.grpc_address = State(str(self.state)).grpc_socket
         self.owners = owners
         owners.instances.add(self.instance)
         owners.dirs.add(str(self.base))

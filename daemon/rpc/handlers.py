@@ -7,11 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.containers import ContainerService, CreateRequest
-from lighter.daemon.content.gc import Collector
-from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.events import EventLog
 from lighter.daemon.logs import LogReader
-from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.oci.process import ExecRequest
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.server import Call, Method
@@ -20,7 +18,7 @@ from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container, Exit, Task
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.errors import InvalidArgument, NotFound
 from lighter.proto.names import check_name
 from lighter.proto.paths import Root
 
@@ -29,30 +27,22 @@ SIGNALS = range(1, 65)
 Body = Mapping[str, Any]
 
 
-def namespace_methods(
-    store: NamespaceStore, ingests: Ingests, collector: Collector
-) -> dict[str, Method]:
+def namespace_methods(namespaces: NamespaceService) -> dict[str, Method]:
     async def list_(_call: Call, _body: Body) -> Any:
-        return {"namespaces": [asdict(namespace) for namespace in store.list()]}
+        return {"namespaces": [asdict(namespace) for namespace in namespaces.list()]}
 
     async def create(_call: Call, body: Body) -> Any:
         fields = Fields("namespaces.create", body)
-        store.create(fields.text("name"), fields.labels())
+        namespaces.create(fields.text("name"), fields.labels())
         return {}
 
     async def label(_call: Call, body: Body) -> Any:
         fields = Fields("namespaces.label", body)
-        store.label(fields.text("name"), fields.labels())
+        namespaces.label(fields.text("name"), fields.labels())
         return {}
 
     async def delete(_call: Call, body: Body) -> Any:
-        name = Fields("namespaces.delete", body).text("name")
-        store.get(name)
-        if busy := ingests.being_written(name):
-            raise FailedPrecondition(f"delete namespace {name}: ingest {busy[0]} is being written")
-        await collector.collect(name)  # what nobody needs, and a lease that is over, hold nothing
-        store.delete(name)
-        await ingests.abort_all(name)
+        await namespaces.delete(Fields("namespaces.delete", body).text("name"))
         return {}
 
     return _methods("namespaces", list=list_, create=create, label=label, delete=delete)

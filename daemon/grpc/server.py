@@ -1,0 +1,149 @@
+"""The server of containerd's API: its socket, and which method answers a call."""
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from lighter.daemon.grpc.calls import streaming, unary
+from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.proto.paths import check_socket_path
+
+log = logging.getLogger("lighter.grpc")
+
+DEFAULT_MESSAGE_SIZE = 16 << 20  # containerd's
+STOP_S = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """containerd's `[grpc]`: sizes in bytes, 0 for 16 MiB."""
+
+    uid: int
+    gid: int
+    max_recv_message_size: int
+    max_send_message_size: int
+
+
+class Service(Protocol):
+    """A service of the API: an async method per rpc, named as the rpc in snake case.
+
+    `async def get(self, call, request) -> Response`; one that streams is an async generator, and
+    takes an async iterator of requests where those stream. An rpc without a method is
+    unimplemented.
+    """
+
+    @property
+    def NAME(self) -> str:
+        """The service's full name."""
+
+
+class GrpcServer:
+    """Serves on one path; `close` ends what is under way and waits for its clean-up."""
+
+    def __init__(self, services: Sequence[Service], settings: Settings) -> None:
+        self._services = services
+        self._settings = settings
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, path: str) -> None:
+        """Listen at `path`, mode 0660. A stale socket is replaced, anything else refused.
+
+        Raises InvalidArgument for a path that no socket can have, FailedPrecondition.
+        """
+        check_socket_path(path)
+        try:
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise FailedPrecondition(
+                    f"bind {path}: something that is not a socket stands there"
+                )
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as err:
+            raise FailedPrecondition(f"bind {path}: {err.strerror}") from err
+        settings = self._settings
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", _size(settings.max_recv_message_size)),
+                ("grpc.max_send_message_length", _size(settings.max_send_message_size)),
+                # Two managers on one path would each get some of the calls.
+                ("grpc.so_reuseport", 0),
+                # Clients of containerd ping at their own pace.
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                ("grpc.http2.max_ping_strikes", 0),
+            ]
+        )
+        server.add_generic_rpc_handlers(tuple(_handlers(service) for service in self._services))
+        healthy = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        names = [service.NAME for service in self._services]
+        reflection.enable_server_reflection(
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+        )
+        # The file is there with its final mode from its first moment on.
+        mask = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:{path}")
+            os.chown(path, settings.uid, settings.gid)
+            os.chmod(path, 0o660)
+        except (RuntimeError, OSError) as err:
+            raise FailedPrecondition(f"bind {path}: {err}") from err
+        finally:
+            os.umask(mask)
+        await server.start()
+        self._server = server
+        await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+        log.info("containerd's API is served socket=%s services=%d", path, len(names))
+
+    async def close(self) -> None:
+        """Refuse new calls, cancel those under way, and let them release what they hold."""
+        if self._server is not None:
+            await self._server.stop(None)
+            await self._server.wait_for_termination(STOP_S)
+
+
+def _size(configured: int) -> int:
+    return configured or DEFAULT_MESSAGE_SIZE
+
+
+def _handlers(service: Service) -> grpc.GenericRpcHandler:
+    """What grpc asks for a method of this service, made from the descriptors of pb/."""
+    described: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(service.NAME)
+    methods = {}
+    for rpc in described.methods:
+        method = getattr(service, _snake(rpc.name), None)
+        if method is not None:
+            methods[rpc.name] = _handler(rpc, method)
+    return grpc.method_handlers_generic_handler(service.NAME, methods)
+
+
+def _handler(rpc: MethodDescriptor, method: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    name = f"{rpc.containing_service.full_name}/{rpc.name}"
+    read = GetMessageClass(rpc.input_type).FromString
+    write = GetMessageClass(rpc.output_type).SerializeToString
+    if rpc.client_streaming and not rpc.server_streaming:
+        raise InvalidArgument(f"serve {name}: no rpc of this API streams to one answer")
+    if not rpc.server_streaming:
+        return grpc.unary_unary_rpc_method_handler(unary(name, method), read, write)
+    make = (
+        grpc.stream_stream_rpc_method_handler
+        if rpc.client_streaming
+        else grpc.unary_stream_rpc_method_handler
+    )
+    return make(streaming(name, method), read, write)
+
+
+def _snake(name: str) -> str:
+    """ListStream -> list_stream, ResizePty -> resize_pty, CloseIO -> close_io."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -1,0 +1,27 @@
+"""containerd's words for common refusals: ctr and others print them as they come."""
+
+import json
+
+from lighter.proto.errors import InvalidArgument
+from lighter.proto.names import MAX_NAME, check_name
+
+_PATTERN = "^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"
+
+
+def quoted(text: str) -> str:
+    """As Go's %q writes it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def identifier(text: str) -> str:
+    """Return what names an object of ours. Raises InvalidArgument."""
+    try:
+        return check_name(text, "identifier")
+    except InvalidArgument as err:
+        if not text:
+            cause = "identifier must not be empty"
+        elif len(text) > MAX_NAME:
+            cause = f"identifier {quoted(text)} greater than maximum length ({MAX_NAME} characters)"
+        else:
+            cause = f"identifier {quoted(text)} must match {_PATTERN}"
+        raise InvalidArgument(f"{cause}: invalid argument") from err

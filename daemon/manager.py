@@ -1,0 +1,270 @@
+"""One manager's life: its start, what it keeps doing, its end.
+
+The order of a start: limits and locks, directories, database and generation, recovery from rows,
+the shims' socket, the spawner, the clients' sockets, READY. Adoption goes on behind that.
+"""
+
+import asyncio
+import contextlib
+import grp
+import importlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+
+from lighter.daemon import files
+from lighter.daemon.app import Services, build, native_methods
+from lighter.daemon.config import Config
+from lighter.daemon.limits import raise_descriptor_limit
+from lighter.daemon.locks import take_lock
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.mend import open_database
+from lighter.daemon.notify import Notifier
+from lighter.daemon.placement import remove_empty
+from lighter.daemon.registry.registries import Registries
+from lighter.daemon.reload import Reloader
+from lighter.daemon.rpc.server import ClientServer
+from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.sockets import context
+from lighter.daemon.spawn import Inherited
+from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.proto.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    LighterError,
+    PermissionDenied,
+)
+from lighter.proto.faults import hit
+from lighter.proto.paths import Root, State, check_socket_path
+from lighter.proto.version import VERSION
+
+log = logging.getLogger("lighter.app")
+
+SWEEP_S = 2.0
+
+LOOK_AT_SOCKETS_S = 1.0
+
+
+class Manager:
+    """One running manager. `run` returns when it was told to stop.
+
+    `spawner`: the command line that starts a spawner of this same version; its settings follow.
+    `reread` reads the configuration again, as it was read for `config`. `stands_in`: for which
+    version this one serves, and why; "" when it is the one that was meant.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        inherited: Inherited,
+        notifier: Notifier,
+        spawner: Sequence[str],
+        reread: Callable[[], Config],
+        stands_in: str = "",
+    ) -> None:
+        self._config = config
+        self._inherited = inherited
+        self._notifier = notifier
+        self._spawner = spawner
+        self._stands_in = stands_in
+        self._registries = Registries(config.registry)
+        self._reloader = Reloader(config, reread, notifier, self._registries)
+        self._root = Root(config.root)
+        self._state = State(config.state)
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Start, serve until SIGTERM or SIGINT, and leave every container running."""
+        if os.geteuid() != 0:
+            raise PermissionDenied("start manager: it must run as root")
+        raise_descriptor_limit()
+        # What is made below gets its mode by name, directories above it this mask's.
+        os.umask(0o022)
+        self._check_directories()
+        async with AsyncExitStack() as undo:
+            locks = [take_lock(self._root.lock), take_lock(self._state.lock)]
+            undo.callback(remove_empty, self._root.instance)
+            files.write_whole(self._state.pid_file, f"{os.getpid()}\n".encode(), 0o644)
+            undo.callback(files.remove, self._state.pid_file)
+            hit("start.locked")
+            db = open_database(self._root.database)
+            undo.callback(db.close)
+            first = self._first_generation()
+            generation = db.raise_generation(first)
+            if generation == first > 1 and not db.loss:
+                db.note_loss("the database was not there, and containers were")
+            log.info("manager starts version=%s generation=%d", VERSION, generation)
+            if self._stands_in:
+                log.warning("stands in for version %s", self._stands_in)
+            await self._serve(undo, db, generation, locks)
+
+    def _first_generation(self) -> int:
+        """A shim heeds no lower one than it has seen, and outlives a database that is lost."""
+        has_tasks = any(os.scandir(self._state.tasks))
+        return int(time.time()) if has_tasks else 1
+
+    async def _serve(
+        self,
+        undo: AsyncExitStack,
+        db: Database,
+        generation: int,
+        locks: list[int],
+    ) -> None:
+        services = build(
+            self._config,
+            db,
+            generation,
+            locks,
+            self._inherited,
+            self._spawner,
+            self._registries,
+            self._reloader,
+        )
+        undo.callback(services.supervisor.close)
+        server = ClientServer(
+            generation, native_methods(services, lambda: self._health(services, server))
+        )
+        # From here on things happen.
+        services.spawner.start()
+        undo.push_async_callback(services.spawner.close)
+        found = services.recovery.run()
+        hit("start.recovered")
+        zmq_context = context()
+        undo.callback(zmq_context.destroy, 0)
+        router = services.router
+        router.bind(zmq_context, check_socket_path(self._state.shims_socket))
+        undo.callback(router.close)
+        gid, mode = self._client_access()
+        server.bind(zmq_context, check_socket_path(self._state.client_socket), gid, mode)
+        undo.callback(server.close)
+        self._handle_signals()
+        await self._serve_grpc(undo, services)
+        self._notifier.ready()
+        log.info("manager is ready tasks=%d socket=%s", found, self._state.client_socket)
+        in_background = services.supervisor.in_background
+        in_background(
+            self._notifier.keep_telling(partial(_status, services.supervisor, self._stands_in))
+        )
+        in_background(self._tidy(services))
+        in_background(_keep_listening(server.listen_again, router.listen_again))
+        await self._stopping.wait()
+        await self._finish_removals(services.snapshotters)
+        self._notifier.stopping()
+        log.info("manager stops; containers go on")
+
+    async def _serve_grpc(self, undo: AsyncExitStack, services: Services) -> None:
+        """Serve containerd's API too.
+
+        grpc takes a tenth of a second to load: meanwhile shims come back, and `ctl` is answered.
+        """
+        wiring = await asyncio.to_thread(importlib.import_module, "lighter.daemon.grpc.wiring")
+        server = wiring.grpc_server(services)
+        await server.start(self._config.address or self._state.grpc_socket)
+        undo.push_async_callback(server.close)
+
+    async def _finish_removals(self, snapshotters: Mapping[str, Snapshotter]) -> None:
+        """Let removals end while the database is open; the next start does the rest."""
+        for name, snapshotter in snapshotters.items():
+            try:
+                async with asyncio.timeout(SWEEP_S):
+                    await snapshotter.sweep()
+            except (TimeoutError, LighterError):
+                log.info("removed snapshots of %s are swept at the next start", name)
+
+    async def _tidy(self, services: Services) -> None:
+        """Finish or undo what the manager before left half done on disk, then keep it tidy."""
+        await services.mounted.recover()
+        await services.images.recover()
+        if not services.db.loss:
+            known = [namespace.name for namespace in services.namespaces.list()]
+            await services.containers.orphans.remove_all(known)
+        hit("start.tidied")
+        await services.scheduler.run()
+
+    def _health(self, services: Services, server: ClientServer) -> "dict[str, object]":
+        return {
+            "status": "serving",
+            "generation": services.generation,
+            "clients": server.client_count,
+            "shims": len(services.router.peers),
+            "fds": services.budget.used,
+            "dropped": server.dropped + services.router.dropped,
+            "stands_in": self._stands_in,
+            "loss": services.db.loss,
+        }
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+    def _on_hangup(self) -> None:
+        with contextlib.suppress(LighterError):  # the log says it
+            self._reloader.reload()
+
+    def _check_directories(self) -> None:
+        """Make the instance's directories with their modes; older ones are corrected."""
+        for socket in (self._state.shims_socket, self._state.client_socket):
+            check_socket_path(socket)
+        root = self._root.dir
+        with contextlib.suppress(FileNotFoundError):
+            foreign = [name for name in os.listdir(root) if name.startswith("io.containerd.")]
+            if foreign:
+                raise FailedPrecondition(
+                    f"use root {root}: it holds containerd's data ({foreign[0]}); "
+                    "choose another with --root, and see docs/migration.md"
+                )
+        if os.path.realpath(root) == os.path.realpath(self._state.dir):
+            raise InvalidArgument(
+                f"use state {self._state.dir}: it is the root too, and must be another directory"
+            )
+        try:
+            # The two that an administrator may have put elsewhere with a link.
+            files.make_directory(root, 0o700, follow=True)
+            files.make_directory(self._state.dir, 0o711, follow=True)
+            for path in (
+                self._root.content,
+                self._root.snapshots,
+                root + "/exits",
+                root + "/logs",
+                self._state.tasks,
+                self._state.runc,
+                self._state.short_sockets,
+            ):
+                files.make_directory(path, 0o700)
+        except OSError as err:
+            raise FailedPrecondition(f"make directory {err.filename}: {err.strerror}") from err
+
+    def _client_access(self) -> "tuple[int, int]":
+        """(gid, mode) of the clients' socket: root alone, or root and the configured group."""
+        group = self._config.group
+        if not group:
+            return -1, 0o600
+        try:
+            return grp.getgrnam(group).gr_gid, 0o660
+        except KeyError as err:
+            raise InvalidArgument(f"use group {group}: there is no such group") from err
+
+
+def _status(supervisor: Supervisor, stands_in: str) -> str:
+    """One line for `systemctl status`."""
+    shims = [entry for entry in supervisor.entries.values() if entry.pidfd >= 0]
+    adopted = sum(entry.peer is not None and entry.peer.version > 0 for entry in shims)
+    instead = f"; stands in for version {stands_in}" if stands_in else ""
+    return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}{instead}"
+
+
+async def _keep_listening(*listen_again: Callable[[], None]) -> None:
+    """A socket's file can be deleted under a server, which the kernel does not tell it."""
+    while True:
+        await asyncio.sleep(LOOK_AT_SOCKETS_S)
+        for act in listen_again:
+            try:
+                act()
+            except (LighterError, OSError) as err:
+                log.error("listen again: %s", err)

@@ -1,0 +1,58 @@
+"""Tests of containerd's API: a Python client made from the same .proto files, and the real ctr."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.containerd import Containerd
+from tests.grpc.client import Api
+from tests.harness import Lighterd
+from tests.integration.conftest import busybox, lighterd, make_lighterd, one_lighterd, owners
+
+__all__ = ["busybox", "lighterd", "make_lighterd", "one_lighterd", "owners"]
+
+Ctr = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "/tests/grpc/" in str(item.path):
+            item.add_marker(pytest.mark.root)
+
+
+@pytest.fixture
+def api(lighterd: Lighterd) -> Iterator[Api]:
+    """A client of the running instance, in namespace `default`."""
+    with Api(lighterd.grpc_address) as client:
+        yield client
+
+
+@pytest.fixture
+def ctr(lighterd: Lighterd) -> Ctr:
+    """Runs Debian's ctr against the running instance; the caller looks at what came of it."""
+    return lambda *words, **options: run_ctr(lighterd.grpc_address, *words, **options)
+
+
+@pytest.fixture(scope="session")
+def containerd() -> Iterator[Containerd]:
+    """Debian's containerd, for what the same ctr says of it."""
+    with Containerd() as peer:
+        yield peer
+
+
+def run_ctr(
+    address: str,
+    *words: str,
+    data: bytes | None = None,
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[bytes]:
+    """ctr's end at one of the two daemons."""
+    return subprocess.run(
+        ["ctr", "--address", address, *words],
+        input=data,
+        stdin=subprocess.DEVNULL if data is None else None,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+    )

@@ -1,0 +1,169 @@
+"""The server itself: its socket, health, reflection, headers, and what it has no method for."""
+
+import os
+import socket
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from lighter.daemon.grpc.pb import introspection_pb2, namespaces_pb2, types_pb2, version_pb2
+from lighter.proto.version import VERSION
+from tests.containerd import Containerd
+from tests.grpc.client import Api, code
+from tests.grpc.conftest import Ctr, run_ctr
+from tests.harness import Lighterd
+
+
+def test_only_root_can_connect(lighterd: Lighterd) -> None:
+    found = os.stat(lighterd.grpc_address)
+    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o660, 0, 0)
+
+
+def test_the_configuration_says_where_and_for_whom(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd(config="[grpc]\ngid = 12\n")
+    elsewhere = f"{lighterd.base}/elsewhere.sock"
+    (lighterd.base / "config.toml").write_text(f'[grpc]\naddress = "{elsewhere}"\ngid = 12\n')
+    lighterd.start()
+
+    assert os.stat(elsewhere).st_gid == 12
+    assert not os.path.exists(lighterd.grpc_address)
+    assert run_ctr(elsewhere, "namespaces", "ls", "-q").stdout == b"default\n"
+
+
+def test_a_stale_socket_is_replaced_and_a_file_is_not(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd().start()
+    lighterd.kill9()
+    assert os.path.exists(lighterd.grpc_address)
+    lighterd.start()
+    with Api(lighterd.grpc_address) as api:
+        assert api.call(version_pb2, "Version", "Version").version == VERSION
+    lighterd.stop()
+
+    with open(lighterd.grpc_address, "w") as file:
+        file.write("precious")
+    lighterd.launch()
+    assert lighterd.process is not None and lighterd.process.wait(30) == 1
+    assert "something that is not a socket stands there" in lighterd.log_end(400)
+    with open(lighterd.grpc_address) as file:
+        assert file.read() == "precious"
+    os.unlink(lighterd.grpc_address)
+    lighterd.start()
+
+
+def test_health_and_reflection(api: Api) -> None:
+    channel = grpc.insecure_channel(f"unix:{api.path}")
+    with channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        answer = check(health_pb2.HealthCheckRequest(), timeout=30)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        known = set(ProtoReflectionDescriptorDatabase(channel).get_services())
+        assert {"containerd.services.version.v1.Version", "grpc.health.v1.Health"} <= known
+
+
+def test_what_is_unknown_is_unimplemented(api: Api) -> None:
+    channel = grpc.insecure_channel(f"unix:{api.path}")
+    with channel:
+        for name in ("containerd.services.version.v1.Version/Nope", "no.such.Service/Get"):
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(f"/{name}")(b"", timeout=30)
+            assert code(caught.value) == "UNIMPLEMENTED"
+    with pytest.raises(grpc.RpcError) as caught:
+        api.call(introspection_pb2, "Introspection", "PluginInfo", type="x", id="y")
+    assert code(caught.value) == "UNIMPLEMENTED"
+
+
+def test_bytes_that_are_no_message_are_refused_and_harm_nobody(
+    api: Api, lighterd: Lighterd
+) -> None:
+    with grpc.insecure_channel(f"unix:{api.path}") as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/containerd.services.namespaces.v1.Namespaces/Get")(
+                b"\xff" * 64, timeout=30
+            )
+        assert code(caught.value) in ("INTERNAL", "UNKNOWN")
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(api.path)
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" * 100)
+    assert api.call(version_pb2, "Version", "Version").version == VERSION
+
+
+def test_a_message_of_nearly_16_mib_passes_and_a_larger_one_does_not(api: Api) -> None:
+    def get(size: int) -> str:
+        with pytest.raises(grpc.RpcError) as caught:
+            api.call(namespaces_pb2, "Namespaces", "Get", name="x" * size)
+        return code(caught.value)
+
+    assert get((16 << 20) - 1024) in ("NOT_FOUND", "INVALID_ARGUMENT")
+    assert get((16 << 20) + 1) == "RESOURCE_EXHAUSTED"
+
+
+def test_200_clients_at_once(lighterd: Lighterd) -> None:
+    def ask(number: int) -> str:
+        with Api(lighterd.grpc_address) as api:
+            name = f"n{number}"
+            api.call(
+                namespaces_pb2,
+                "Namespaces",
+                "Create",
+                namespace=namespaces_pb2.Namespace(name=name),
+            )
+            return str(api.call(namespaces_pb2, "Namespaces", "Get", name=name).namespace.name)
+
+    with ThreadPoolExecutor(200) as pool:
+        assert sorted(pool.map(ask, range(200))) == sorted(f"n{number}" for number in range(200))
+
+
+def test_plugins_can_be_filtered(api: Api) -> None:
+    answer = api.call(
+        introspection_pb2,
+        "Introspection",
+        "Plugins",
+        filters=["type==io.containerd.snapshotter.v1"],
+    )
+    assert [plugin.id for plugin in answer.plugins] == ["native", "overlayfs"]
+    assert answer.plugins[0].platforms[0] == types_pb2.Platform(os="linux", architecture="amd64")
+
+
+def test_ctr_says_of_namespaces_what_it_says_with_containerd(
+    ctr: Ctr, containerd: Containerd, lighterd: Lighterd
+) -> None:
+    for words in (
+        ["namespaces", "ls"],
+        ["namespaces", "create", "greetings", "a=b", "c.d/e=f"],
+        ["namespaces", "create", "greetings"],
+        ["namespaces", "create", "no spaces"],
+        ["namespaces", "label", "greetings", "a=x", "c.d/e="],
+        ["namespaces", "label", "none", "a=x"],
+        ["namespaces", "ls"],
+        ["namespaces", "ls", "-q"],
+        ["namespaces", "rm", "greetings"],
+        ["namespaces", "rm", "greetings"],
+        ["namespaces", "rm", "greetings", "none"],
+        ["version", "extra"],
+    ):
+        ours, theirs = ctr(*words), run_ctr(containerd.address, *words)
+        if words[0] == "version":
+            assert ours.returncode == theirs.returncode
+            continue
+        seen = [(done.returncode, _rows(done.stdout), done.stderr) for done in (ours, theirs)]
+        # A fresh containerd has no namespace yet; ours begins with `default`.
+        assert seen[0] == seen[1], words
+
+
+def _rows(output: bytes) -> list[list[bytes]]:
+    return [row.split() for row in output.splitlines() if row.split()[:1] != [b"default"]]
