@@ -36,10 +36,10 @@ _SEND_BUFFER = 1 << 20
 CLOSE_S = 2.0
 REPLY_S = 20.0
 RESTART_S = 0.2
-# systemd takes 10 ms, loading 0.1 s, but seconds on a machine that boots from a slow disk; more
-# means that systemd does not answer.
-SCOPE_S = 15.0
-REPLACED_S = 30.0  # how long a request waits for the next spawner when there is none
+# systemd takes 10 ms, loading 0.1 s, but many seconds on a starved machine or a slow disk;
+# more means that systemd does not answer.
+SCOPE_S = 30.0
+REPLACED_S = 60.0  # how long a request waits for the next spawner when there is none
 
 
 @dataclass(frozen=True)
