@@ -12,11 +12,14 @@ from contextlib import ExitStack
 from itertools import chain
 
 import report
+from api import api_rows
 from images import image_rows
 from limit import Limit
 from measure import CommandFailed, Row, run
 from peers import available
 from rows import FULL, QUICK, all_rows
+
+API_EFFORT = {False: (40, 7), True: (10, 3)}  # lives per sample, samples
 
 
 def main() -> None:
@@ -34,7 +37,8 @@ def main() -> None:
         about = report.facts(versions)
         try:
             measured = all_rows(peers, limit, QUICK if quick else FULL)
-            for row in chain(measured, () if quick else images()):
+            rest = () if quick else images()
+            for row in chain(measured, api_rows(peers, *API_EFFORT[quick]), rest):
                 rows.append(row)
                 sys.stderr.write(f"bench: {row.work}: {report.verdict(row) or 'measured'}\n")
         except CommandFailed as error:

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
-from measure import run, titles, together, until
+from measure import CommandFailed, run, titles, together, until
 
 REFERENCE = "docker.io/library/busybox:test"
 START_S = 30
@@ -29,11 +29,13 @@ class Peer(ABC):
     """A running manager and how its command line is asked. Leaving the context removes it all."""
 
     name: str
+    api_address: str  # where containerd's API is served
 
     def __init__(self, parent_dir: str = "/tmp") -> None:
         self.base = Path(tempfile.mkdtemp(prefix="lighter-bench-", dir=parent_dir))
         # Of its own, since the namespace is a cgroup that is looked for afterwards.
-        self.namespace = self.base.name
+        # What mkdtemp makes may hold two underscores in a row, which no namespace has.
+        self.namespace = f"bench-{sha256(self.base.name.encode()).hexdigest()[:8]}"
         self.manager: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Peer":
@@ -121,17 +123,23 @@ class Peer(ABC):
             )
 
     def start(self) -> None:
-        """Start the manager; returns when it answers."""
+        """Start the manager; returns when it answers. Raises CommandFailed with what it said."""
+        said = ""
 
         def answers() -> bool:
+            nonlocal said
             assert self.manager is not None
             if self.manager.poll() is not None:
                 raise RuntimeError(f"start {self.name}: it ended\n{self.log_end()}")
-            done = subprocess.run(self.list_argv(), capture_output=True, timeout=60)
+            done = subprocess.run(self.list_argv(), capture_output=True, timeout=60, text=True)
+            said = done.stderr.strip()
             return done.returncode == 0
 
         self.launch()
-        until(answers, START_S, f"{self.name} answers")
+        try:
+            until(answers, START_S, f"{self.name} answers")
+        except CommandFailed as error:
+            raise CommandFailed(f"{error}: {said}") from error
 
     def kill9(self) -> None:
         assert self.manager is not None
@@ -205,7 +213,7 @@ class Containerd(Peer):
 
     def __init__(self, parent_dir: str = "/tmp") -> None:
         super().__init__(parent_dir)
-        self.address = f"{self.base}/c.sock"
+        self.api_address = self.address = f"{self.base}/c.sock"
         (self.base / "config.toml").write_text(
             f'version = 2\nroot = "{self.base}/r"\nstate = "{self.base}/s"\n'
             'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
@@ -246,6 +254,7 @@ class Lighter(Peer):
     def __init__(self, parent_dir: str = "/tmp") -> None:
         super().__init__(parent_dir)
         self._bin = Path(sys.executable).parent
+        self.api_address = f"{self.base}/s/containerd.sock"
         self.instance = sha256(f"{self.base}/r".encode()).hexdigest()[:8]
 
     def client(self, *words: str) -> list[str]:
@@ -274,7 +283,8 @@ class Lighter(Peer):
         return [*super()._marks(), f"--instance {self.instance} "]
 
     def _cgroup_tops(self) -> list[str]:
-        return [f"lighter/{self.instance}", f"lighter-shims/{self.instance}"]
+        # The namespace is what ctr puts into a spec.
+        return [f"lighter/{self.instance}", f"lighter-shims/{self.instance}", self.namespace]
 
 
 def image_archive() -> str:

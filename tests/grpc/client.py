@@ -53,6 +53,14 @@ class Api:
         request = GetMessageClass(rpc.input_type)(**fields)
         return self._bind(rpc, "unary_unary")(request, metadata=self.metadata, timeout=TIMEOUT_S)
 
+    def future(self, module: ModuleType, service: str, method: str, **fields: Any) -> Any:
+        """A unary call under way: `result()`, `cancel()`."""
+        rpc = _rpc(module, service, method)
+        request = GetMessageClass(rpc.input_type)(**fields)
+        return self._bind(rpc, "unary_unary").future(
+            request, metadata=self.metadata, timeout=TIMEOUT_S
+        )
+
     def stream(self, module: ModuleType, service: str, method: str, **fields: Any) -> Any:
         """A call that is answered by a stream: iterate, or `cancel()`."""
         rpc = _rpc(module, service, method)
