@@ -270,7 +270,7 @@ def build(
         ingests=ingests,
         leases=leases,
         snapshotters=snapshotters,
-        snapshots=SnapshotService(db, snapshotters, config.snapshotter, spawner),
+        snapshots=SnapshotService(db, snapshotters, config.snapshotter, spawner, event_log),
         image_store=image_store,
         images=images,
         mounted=mounted,

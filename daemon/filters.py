@@ -6,9 +6,9 @@
     labels."a.b/c"                              … is there
     name~=nginx,target.mediatype==application/… all of these
 
-A list of filters wants any of them. A field is a path of names joined by dots, a name with other
-characters in double quotes; a value that holds a comma or a quote is quoted too (Go's rules of
-quoting, those that JSON shares).
+A list of filters wants any of them; an empty filter takes all. A field is a path of names joined
+by dots, a name with other characters in double quotes; a value that holds a comma or a quote is
+quoted too (Go's rules of quoting, those that JSON shares).
 """
 
 import json
@@ -34,10 +34,14 @@ def any_of(texts: Sequence[str]) -> Filter:
     """A filter that wants any of these, and takes all without any. Raises InvalidArgument."""
     if len(texts) > MAX_FILTERS:
         raise InvalidArgument(f"parse filters: {len(texts)} are given, {MAX_FILTERS} are allowed")
-    filters = [_all_of(_Text(text)) for text in texts]
+    filters = [_all_of(_Text(text)) if text else _take_all for text in texts]
     if not filters:
         return lambda _look: True
     return lambda look: any(wanted(look) for wanted in filters)
+
+
+def _take_all(_look: Look) -> bool:
+    return True
 
 
 class _Text:

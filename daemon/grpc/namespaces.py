@@ -72,4 +72,17 @@ def _words(name: str) -> Iterator[None]:
     except AlreadyExists as err:
         raise AlreadyExists(f"{what}: already exists") from err
     except FailedPrecondition as err:
-        raise FailedPrecondition(f"{what}: {err.message}: failed precondition") from err
+        cause = _held(err) or err.message
+        raise FailedPrecondition(f"{what} {cause}: failed precondition") from err
+
+
+def _held(err: FailedPrecondition) -> str:
+    """What a namespace that is to go still has; "" when it is refused for something else."""
+    held = dict.fromkeys(err.details.get("held", ()))
+    words = {"images": "images", "content": "blobs", "containers": "containers"}
+    known = [words[table] for table in words if table in held]
+    known += [
+        f"snapshots on {quoted(name)} snapshotter" for name in err.details.get("snapshotters", ())
+    ]
+    known += [table for table in ("tasks", "leases") if table in held]
+    return f"must be empty, but it still has {', '.join(known)}" if known else ""

@@ -1,10 +1,12 @@
-"""Values that several services share: times, labels, field masks."""
+"""Values that several services share: times, labels, field masks, mounts, descriptors."""
 
 from collections.abc import Collection, Mapping
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from lighter.daemon.grpc.pb import types_pb2
+from lighter.daemon.types import Descriptor, Mount
 from lighter.proto.errors import InvalidArgument
 
 
@@ -41,3 +43,23 @@ def label_changes(
         elif path not in fixed:
             raise InvalidArgument(f'cannot update "{path}" field on {what}: invalid argument')
     return changes
+
+
+def mount(given: types_pb2.Mount) -> Mount:
+    """A client's mount. Its target is the client's own matter."""
+    return Mount(given.type, given.source, tuple(given.options))
+
+
+def mount_message(of: Mount) -> types_pb2.Mount:
+    return types_pb2.Mount(type=of.type, source=of.source, options=of.options)
+
+
+def target(given: types_pb2.Descriptor) -> Descriptor:
+    """A client's descriptor."""
+    return Descriptor(given.media_type, given.digest, given.size, dict(given.annotations))
+
+
+def descriptor(of: Descriptor) -> types_pb2.Descriptor:
+    return types_pb2.Descriptor(
+        media_type=of.media_type, digest=of.digest, size=of.size, annotations=of.annotations
+    )

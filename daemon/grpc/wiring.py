@@ -1,10 +1,16 @@
 """Which service of the API gets which of the manager's."""
 
 from lighter.daemon.app import Services
+from lighter.daemon.grpc.content import ContentService
+from lighter.daemon.grpc.diff import DiffService
+from lighter.daemon.grpc.images import ImagesService
 from lighter.daemon.grpc.introspection import IntrospectionService
+from lighter.daemon.grpc.leases import LeasesService
 from lighter.daemon.grpc.namespaces import NamespacesService
 from lighter.daemon.grpc.server import GrpcServer, Service, Settings
+from lighter.daemon.grpc.snapshots import SnapshotsService
 from lighter.daemon.grpc.version import VersionService
+from lighter.daemon.images.layers import Layers
 from lighter.daemon.version import REVISION
 from lighter.proto.version import VERSION
 
@@ -14,6 +20,15 @@ def grpc_server(s: Services) -> GrpcServer:
     services: list[Service] = [
         VersionService(VERSION, REVISION),
         NamespacesService(s.namespaces),
+        ContentService(s.content, s.ingests, s.leases, s.images.collector, s.event_log),
+        ImagesService(s.images, s.leases, s.event_log),
+        LeasesService(s.leases, s.images.collector),
+        SnapshotsService(s.snapshots, s.leases, s.images.collector),
+        DiffService(
+            Layers(s.content, s.snapshots, s.images.collector, s.spawner, s.config.layer_limits),
+            s.leases,
+            s.images.collector,
+        ),
     ]
     services.append(IntrospectionService(s.db.uuid, services, s.snapshotters))
     return GrpcServer(

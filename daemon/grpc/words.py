@@ -1,8 +1,10 @@
 """containerd's words for common refusals: ctr and others print them as they come."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from lighter.proto.errors import InvalidArgument
+from lighter.proto.errors import InvalidArgument, LighterError
 from lighter.proto.names import MAX_NAME, check_name
 
 _PATTERN = "^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"
@@ -25,3 +27,15 @@ def identifier(text: str) -> str:
         else:
             cause = f"identifier {quoted(text)} must match {_PATTERN}"
         raise InvalidArgument(f"{cause}: invalid argument") from err
+
+
+@contextmanager
+def saying(words: Mapping[type[LighterError], str]) -> Iterator[None]:
+    """Within the block an error of one of these classes reads as is said here; its code stays."""
+    try:
+        yield
+    except LighterError as err:
+        for kind, text in words.items():
+            if isinstance(err, kind):
+                raise kind(text) from err
+        raise

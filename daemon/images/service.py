@@ -143,6 +143,10 @@ class ImageService:
             _keep(self._summaries, key, (graph.size_bytes, named))
         return ImageSummary(image, *self._summaries[key])
 
+    def record(self, namespace: str, name: str) -> Image:
+        """The image of exactly this name. Raises NotFound."""
+        return self._store.get(namespace, name)
+
     def find(self, namespace: str, name: str, verb: str = "find") -> Image:
         """The image of this name, as given or in its full form. Raises NotFound."""
         return self._store.find(namespace, name, verb)
@@ -249,6 +253,18 @@ class ImageService:
         (image,) = self._store.put_all(namespace, {name: target}, replace=force)
         return image
 
+    def create(
+        self, namespace: str, name: str, target: Descriptor, labels: Mapping[str, str]
+    ) -> Image:
+        """Name a tree of content, there or not. Raises AlreadyExists, InvalidArgument."""
+        return self._store.create(namespace, name, target, labels)
+
+    def update(
+        self, namespace: str, name: str, target: Descriptor, labels: Mapping[str, str]
+    ) -> Image:
+        """Let exactly this name have this target and these labels. Raises NotFound."""
+        return self._store.update(namespace, name, target, labels)
+
     def label(
         self, namespace: str, name: str, changes: Mapping[str, str], *, replace_all: bool = False
     ) -> Image:
@@ -262,6 +278,15 @@ class ImageService:
         """Remove a name, then what nothing needs any more. Raises NotFound."""
         self._store.delete(namespace, [self.find(namespace, name).name])
         return await self.collector.collect(namespace)
+
+    async def forget(self, namespace: str, name: str, *, sync: bool) -> None:
+        """Remove exactly this name. What it alone needed goes before this returns with `sync`,
+        else when the schedule has its turn. Raises NotFound."""
+        self._store.delete(namespace, [name])
+        if sync:
+            await self.collector.collect(namespace)
+        else:
+            self.collector.on_deleted()
 
     async def recover(self) -> None:
         """Once after a start: finish or undo what dead managers left half done, on disk too.

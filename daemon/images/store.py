@@ -36,6 +36,27 @@ class ImageStore:
                 _put(tx, namespace, name, target, replace=replace)
         return tuple(self.get(namespace, name) for name in targets)
 
+    def create(
+        self, namespace: str, name: str, target: Descriptor, labels: Mapping[str, str]
+    ) -> Image:
+        """A new name with labels. Raises AlreadyExists, InvalidArgument."""
+        _check_name(name)
+        with self._db.durable_transaction() as tx:
+            ensure_in(tx, namespace)
+            _put(tx, namespace, name, target, replace=False)
+            _set_labels(tx, namespace, name, merge_labels({}, labels))
+        return self.get(namespace, name)
+
+    def update(
+        self, namespace: str, name: str, target: Descriptor, labels: Mapping[str, str]
+    ) -> Image:
+        """Point a name elsewhere, with exactly these labels. Raises NotFound, InvalidArgument."""
+        self.get(namespace, name)
+        with self._db.durable_transaction() as tx:
+            _put(tx, namespace, name, target, replace=True)
+            _set_labels(tx, namespace, name, merge_labels({}, labels))
+        return self.get(namespace, name)
+
     def get(self, namespace: str, name: str) -> Image:
         """The image of exactly this name. Raises NotFound."""
         image = self._exact(namespace, name)
@@ -81,10 +102,7 @@ class ImageStore:
         before = self.get(namespace, name).labels
         labels = merge_labels({} if replace_all else before, changes)
         with self._db.durable_transaction() as tx:
-            tx.execute(
-                "UPDATE images SET labels = ?, updated_at = ? WHERE namespace = ? AND name = ?",
-                (json.dumps(check_labels(labels)), time.time_ns(), namespace, name),
-            )
+            _set_labels(tx, namespace, name, labels)
         return self.get(namespace, name)
 
     def delete(self, namespace: str, names: Iterable[str]) -> None:
@@ -149,6 +167,15 @@ def _put(
     )
     if not done.rowcount:
         raise AlreadyExists(f"create image {name}: it already exists")
+
+
+def _set_labels(
+    tx: sqlite3.Connection, namespace: str, name: str, labels: Mapping[str, str]
+) -> None:
+    tx.execute(
+        "UPDATE images SET labels = ?, updated_at = ? WHERE namespace = ? AND name = ?",
+        (json.dumps(check_labels(dict(labels))), time.time_ns(), namespace, name),
+    )
 
 
 def _image(row: sqlite3.Row) -> Image:

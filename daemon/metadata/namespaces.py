@@ -94,7 +94,15 @@ class NamespaceStore:
             }
             if any(held.values()):
                 listed = ", ".join(f"{count} {table}" for table, count in held.items() if count)
-                raise FailedPrecondition(f"delete namespace {name}: it is not empty: {listed}")
+                names = tx.execute(
+                    "SELECT DISTINCT snapshotter FROM snapshots WHERE namespace = ? ORDER BY 1",
+                    (name,),
+                )
+                raise FailedPrecondition(
+                    f"delete namespace {name}: it is not empty: {listed}",
+                    held=[table for table, count in held.items() if count],
+                    snapshotters=[row["snapshotter"] for row in names],
+                )
             tx.execute("DELETE FROM namespaces WHERE name = ?", (name,))
 
 

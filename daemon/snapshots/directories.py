@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from lighter.daemon.content.failures import from_os
@@ -196,6 +196,18 @@ class DirectorySnapshotter(ABC):
                 f"mount snapshot {key}: it is committed; prepare or view one on it"
             )
         return self._mounts(key, row, self._rows.chain(row.parent))
+
+    async def find(self, namespace: str, mounts: Sequence[Mount]) -> str:
+        given = tuple(mounts)
+        named = " ".join(text for mount in given for text in (mount.source, *mount.options))
+        numbers = {int(number) for number in re.findall(rf"{re.escape(self.dir)}/([0-9]+)/", named)}
+        for row in self._rows.mountable(namespace, numbers):
+            try:
+                if self._mounts(row.info.key, row, self._rows.chain(row.parent)) == given:
+                    return row.info.key
+            except FailedPrecondition:
+                continue  # it cannot be mounted any more
+        return ""
 
     async def remove(self, namespace: str, key: str) -> None:
         self._rows.delete(namespace, key)

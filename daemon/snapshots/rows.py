@@ -3,12 +3,12 @@
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
-from lighter.daemon.snapshots.types import ACTIVE, COMMITTED
+from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW
 from lighter.daemon.types import SnapshotInfo, Usage
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -110,6 +110,17 @@ class SnapshotRows:
         )
         page = tuple(_row(row).info for row in rows[:limit])
         return page, page[-1].key if len(rows) > limit else ""
+
+    def mountable(self, namespace: str, numbers: Collection[int]) -> tuple[Row, ...]:
+        """The namespace's active snapshots of these numbers, and all its views: a view's mounts
+        name what is below it."""
+        listed = f",{','.join(map(str, numbers))},"
+        rows = self._db.rows(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.namespace = ? AND (s.kind = ? OR s.kind = ?"
+            " AND instr(?, ',' || s.number || ',')) ORDER BY s.number",
+            (self._snapshotter, namespace, VIEW, ACTIVE, listed),
+        )
+        return tuple(map(_row, rows))
 
     def numbers(self) -> frozenset[int]:
         """All numbers that this snapshotter has records of."""
@@ -214,7 +225,9 @@ class SnapshotRows:
             ).fetchall()
             if children:
                 listed = ", ".join(child["key"] for child in children)
-                raise FailedPrecondition(f"remove snapshot {key}: it is the parent of {listed}")
+                raise FailedPrecondition(
+                    f"remove snapshot {key}: it is the parent of {listed}", children=listed
+                )
             delete_rows(tx, self._snapshotter, [row.number])
 
     def trash(self) -> tuple[str, ...]:

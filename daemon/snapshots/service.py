@@ -3,15 +3,19 @@ default one."""
 
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
 
+from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import MAX_KEY_BYTES
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
+from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import FailedPrecondition, NotFound
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
+
+TARGET_LABEL = "containerd.io/snapshot.ref"
 
 
 class JobRunner(Protocol):
@@ -29,8 +33,10 @@ class SnapshotService:
         snapshotters: Mapping[str, Snapshotter],
         default: str,
         worker: JobRunner,
+        events_log: EventLog,
     ) -> None:
         self._db = db
+        self._events = events_log
         self._worker = worker
         self._snapshotters = snapshotters
         self._default = default
@@ -69,29 +75,67 @@ class SnapshotService:
     async def prepare(
         self, namespace: str, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
     ) -> tuple[Mount, ...]:
-        return await self.snapshotter(snapshotter).prepare(namespace, key, parent, labels)
+        """Raises AlreadyExists too when the label `containerd.io/snapshot.ref` names a snapshot
+        that is there: a client says with it what it will commit."""
+        chosen = self.snapshotter(snapshotter)
+        await self._check_target(chosen, namespace, labels)
+        mounts = await chosen.prepare(namespace, key, parent, labels)
+        self._tell(namespace, events.SNAPSHOT_PREPARE, chosen, key=key, parent=parent)
+        return mounts
 
     async def view(
         self, namespace: str, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
     ) -> tuple[Mount, ...]:
-        return await self.snapshotter(snapshotter).view(namespace, key, parent, labels)
+        chosen = self.snapshotter(snapshotter)
+        await self._check_target(chosen, namespace, labels)
+        return await chosen.view(namespace, key, parent, labels)
+
+    async def _check_target(
+        self, chosen: Snapshotter, namespace: str, labels: Mapping[str, str]
+    ) -> None:
+        target = labels.get(TARGET_LABEL, "")
+        with suppress(NotFound):
+            if target:
+                await chosen.stat(namespace, target)
+                raise AlreadyExists(f'target snapshot "{target}": it already exists')
+
+    async def find(self, namespace: str, mounts: Sequence[Mount]) -> tuple[str, str]:
+        """(snapshotter, key) of the namespace's active snapshot or view with these mounts.
+
+        Raises NotFound.
+        """
+        for name, snapshotter in self._snapshotters.items():
+            if key := await snapshotter.find(namespace, mounts):
+                return name, key
+        shown = ", ".join(f"{mount.type} {mount.source}" for mount in mounts)[:200] or "none"
+        raise NotFound(f"find snapshot of mounts {shown}: namespace {namespace} has none of them")
 
     async def commit(
         self, namespace: str, snapshotter: str, name: str, key: str, labels: Mapping[str, str]
     ) -> None:
         """Raises FailedPrecondition too for a container's snapshot, which would lose its root."""
         self._check_unused("commit", namespace, snapshotter, key)
-        await self.snapshotter(snapshotter).commit(namespace, name, key, labels)
+        chosen = self.snapshotter(snapshotter)
+        await chosen.commit(namespace, name, key, labels)
+        self._tell(namespace, events.SNAPSHOT_COMMIT, chosen, key=key, name=name)
 
     async def label(
         self, namespace: str, snapshotter: str, key: str, changes: Mapping[str, str]
     ) -> SnapshotInfo:
         return await self.snapshotter(snapshotter).update(namespace, key, changes)
 
-    async def delete(self, namespace: str, snapshotter: str, key: str) -> None:
-        """Raises FailedPrecondition while a container or another snapshot stands on it."""
-        self._check_unused("remove", namespace, snapshotter, key)
-        await self.snapshotter(snapshotter).remove(namespace, key)
+    async def delete(
+        self, namespace: str, snapshotter: str, key: str, *, under_container: bool = False
+    ) -> None:
+        """Raises FailedPrecondition while a container or another snapshot stands on it.
+
+        `under_container`: a container may stay without it, as when containerd's clients remove
+        first the one and then the other; one that has a task may not.
+        """
+        self._check_unused("remove", namespace, snapshotter, key, with_task=under_container)
+        chosen = self.snapshotter(snapshotter)
+        await chosen.remove(namespace, key)
+        self._tell(namespace, events.SNAPSHOT_REMOVE, chosen, key=key)
 
     async def diff(
         self,
@@ -125,11 +169,17 @@ class SnapshotService:
             mounts = await found.mounts(namespace, key)
         return [[mount.type, mount.source, list(mount.options)] for mount in mounts]
 
-    def _check_unused(self, verb: str, namespace: str, snapshotter: str, key: str) -> None:
+    def _tell(self, namespace: str, topic: str, chosen: Snapshotter, **body: str) -> None:
+        self._events.publish(namespace, topic, {**body, "snapshotter": chosen.name})
+
+    def _check_unused(
+        self, verb: str, namespace: str, snapshotter: str, key: str, *, with_task: bool = False
+    ) -> None:
         row = self._db.row(
-            "SELECT id FROM containers"
-            " WHERE namespace = ? AND snapshotter = ? AND snapshot_key = ?",
-            (namespace, self.snapshotter(snapshotter).name, key),
+            "SELECT id FROM containers AS c"
+            " WHERE namespace = ? AND snapshotter = ? AND snapshot_key = ? AND (NOT ? OR EXISTS"
+            " (SELECT 1 FROM tasks WHERE namespace = c.namespace AND id = c.id))",
+            (namespace, self.snapshotter(snapshotter).name, key, with_task),
         )
         if row is not None:
             raise FailedPrecondition(f"{verb} snapshot {key}: container {row['id']} uses it")

@@ -7,7 +7,7 @@ turns an active one into a committed one of another name. Keys are free text, pe
 Every implementation passes tests/contract/test_snapshotter.py.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +87,10 @@ class Snapshotter(Protocol):
 
     async def mounts(self, namespace: str, key: str) -> tuple[Mount, ...]:
         """The mounts of an active snapshot or a view, absolute, in order, at one target."""
+
+    async def find(self, namespace: str, mounts: Sequence[Mount]) -> str:
+        """The key of the namespace's active snapshot or view that has exactly these mounts; ""
+        for none. Of several views of one snapshot it is any."""
 
     async def remove(self, namespace: str, key: str) -> None:
         """Remove a snapshot that has no children; its files go in the background."""

@@ -3,7 +3,7 @@
     {job: "apply", media_type, diff_id | nil, digest | nil, target: dir, whiteouts: "overlay" |
      "plain", lowers: [dir, nearest first], limits: {max_bytes, max_entries, devices}, sync: bool}
     + [the layer's bytes: file or pipe, eventfd that tells when the lowers are whole (or none)]
-    → {diff_id, digest | nil, size_bytes, entries, compressed_bytes}
+    → {diff_id, digest | nil, size_bytes, entries, compressed_bytes, plain_bytes}
 
 Names are taken as containerd takes them: "a/../../x" is "x", nothing leads out of the target. On
 an error the target holds whatever was written until then, for the caller to delete.
@@ -339,6 +339,7 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
         "size_bytes": budget.used_bytes,
         "entries": tar.entries,
         "compressed_bytes": source.in_bytes,
+        "plain_bytes": source.out_bytes,
     }
 
 

@@ -17,6 +17,8 @@ IMAGE = {
     ("texts", "wanted"),
     [
         ([], True),
+        ([""], True),
+        (["name==nginx", ""], True),
         (["name==docker.io/library/nginx:alpine"], True),
         (["name==nginx"], False),
         (["name!=nginx"], True),
@@ -41,7 +43,7 @@ def test_what_a_filter_takes(texts: list[str], wanted: bool) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
+        " ",
         "==x",
         "name=~x",
         "name==a b",
