@@ -112,7 +112,6 @@ class SnapshotsService:
                 old.labels, request.info.labels, request.update_mask, f"snapshot {quoted(key)}"
             )
             changed = await self._snapshots.label(call.namespace, name, key, changes)
-        self._collector.on_deleted()  # a label that is gone may have kept more
         return pb.UpdateSnapshotResponse(info=_message(changed))
 
     async def list(

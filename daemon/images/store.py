@@ -33,7 +33,7 @@ class ImageStore:
             ensure_in(tx, namespace)
             for name, target in targets.items():
                 _check_name(name)
-                _put(tx, namespace, name, target, replace=replace)
+                _put(tx, namespace, name, target, {}, replace=replace)
         return tuple(self.get(namespace, name) for name in targets)
 
     def create(
@@ -43,8 +43,7 @@ class ImageStore:
         _check_name(name)
         with self._db.durable_transaction() as tx:
             ensure_in(tx, namespace)
-            _put(tx, namespace, name, target, replace=False)
-            _set_labels(tx, namespace, name, merge_labels({}, labels))
+            _put(tx, namespace, name, target, merge_labels({}, labels), replace=False)
         return self.get(namespace, name)
 
     def update(
@@ -53,7 +52,7 @@ class ImageStore:
         """Point a name elsewhere, with exactly these labels. Raises NotFound, InvalidArgument."""
         self.get(namespace, name)
         with self._db.durable_transaction() as tx:
-            _put(tx, namespace, name, target, replace=True)
+            _put(tx, namespace, name, target, {}, replace=True)
             _set_labels(tx, namespace, name, merge_labels({}, labels))
         return self.get(namespace, name)
 
@@ -140,8 +139,15 @@ def _check_name(name: str) -> None:
 
 
 def _put(
-    tx: sqlite3.Connection, namespace: str, name: str, target: Descriptor, *, replace: bool
+    tx: sqlite3.Connection,
+    namespace: str,
+    name: str,
+    target: Descriptor,
+    labels: Mapping[str, str],
+    *,
+    replace: bool,
 ) -> None:
+    """Record a name; one that is there keeps its labels and its birth."""
     now = time.time_ns()
     conflict = (
         "DO UPDATE SET media_type = excluded.media_type, digest = excluded.digest,"
@@ -153,7 +159,7 @@ def _put(
     done = tx.execute(
         "INSERT INTO images(namespace, name, media_type, digest, size_bytes, annotations,"
         " labels, created_at, updated_at)"
-        f" VALUES(?, ?, ?, ?, ?, ?, '{{}}', ?, ?) ON CONFLICT {conflict}",
+        f" VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT {conflict}",
         (
             namespace,
             name,
@@ -161,6 +167,7 @@ def _put(
             target.digest,
             target.size,
             json.dumps(dict(target.annotations)),
+            json.dumps(dict(labels)),
             now,
             now,
         ),

@@ -1,12 +1,15 @@
 """Tests of containerd's API: a Python client made from the same .proto files, and the real ctr."""
 
+import secrets
 import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests import census
 from tests.containerd import Containerd
 from tests.grpc.client import Api
+from tests.grpc.space import Space
 from tests.harness import Lighterd
 from tests.integration.conftest import busybox, lighterd, make_lighterd, one_lighterd, owners
 
@@ -32,6 +35,23 @@ def api(lighterd: Lighterd) -> Iterator[Api]:
 def ctr(lighterd: Lighterd) -> Ctr:
     """Runs Debian's ctr against the running instance; the caller looks at what came of it."""
     return lambda *words, **options: run_ctr(lighterd.grpc_address, *words, **options)
+
+
+@pytest.fixture(scope="session")
+def shared_lighterd() -> Iterator[Lighterd]:
+    """One instance for all tests that keep to a namespace of their own (see `space`)."""
+    lighterd = Lighterd(census.Owners()).start()
+    try:
+        yield lighterd
+    finally:
+        lighterd.close()
+
+
+@pytest.fixture
+def space(shared_lighterd: Lighterd) -> Iterator[Space]:
+    """A namespace of the test's own, which is removed with all that it holds."""
+    with Space(shared_lighterd, f"space-{secrets.token_hex(4)}") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

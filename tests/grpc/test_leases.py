@@ -1,0 +1,131 @@
+"""Leases by containerd's API, and what a call's lease header keeps from the collector."""
+
+from lighter.daemon.grpc.pb import content_pb2, diff_pb2, images_pb2, leases_pb2, snapshots_pb2
+from tests.grpc.space import LEASE, SNAPSHOTTER, Space, descriptor, digest_of, refused
+from tests.grpc.test_content import Writing
+from tests.harness import await_that
+
+NEVER = {"containerd.io/gc.expire": "2999-01-01T00:00:00Z"}
+OVER = {"containerd.io/gc.expire": "2001-01-01T00:00:00Z"}
+
+
+def resources(space: Space, lease: str) -> set[tuple[str, str]]:
+    held = space.leases("ListResources", id=lease).resources
+    return {(one.type, one.id) for one in held}
+
+
+def test_life_of_a_lease(space: Space) -> None:
+    made = space.leases("Create", id="l1", labels={"a": "b"}).lease
+    assert (made.id, dict(made.labels)) == ("l1", {"a": "b"})
+    assert made.created_at.seconds > 0
+    named = space.leases("Create").lease.id
+    assert named
+    with refused("ALREADY_EXISTS", 'lease "l1": already exists'):
+        space.leases("Create", id="l1")
+    assert [one.id for one in space.leases("List").leases] == sorted([LEASE, "l1", named])
+    for filters in (["id==l1"], ["labels.a==b"], ["labels.a"], ["id==none", "id==l1"]):
+        assert list(space.leases("List", filters=filters).leases) == [made]
+    with Space(space.lighterd, f"{space.namespace}-2") as other:
+        assert [one.id for one in other.leases("List").leases] == [LEASE]
+    space.leases("Delete", id="l1")
+    for method, fields in (
+        ("Delete", {}),
+        ("ListResources", {}),
+        ("AddResource", {"resource": leases_pb2.Resource(id="x", type="images")}),
+        ("DeleteResource", {"resource": leases_pb2.Resource(id="x", type="images")}),
+    ):
+        with refused("NOT_FOUND", 'lease "l1": not found'):
+            space.leases(method, id="l1", **fields)
+
+
+def test_resources_of_a_lease(space: Space) -> None:
+    space.leases("Create", id="l1")
+    held = [
+        (digest_of(b"x"), "content"),
+        ("a key", "snapshots/overlayfs"),
+        ("a ref", "ingests"),
+    ]
+    for name, type_ in held * 2:  # a second time is nothing
+        space.leases("AddResource", id="l1", resource=leases_pb2.Resource(id=name, type=type_))
+    assert resources(space, "l1") == {(type_, name) for name, type_ in held}
+    for _ in range(2):
+        gone = leases_pb2.Resource(id="a ref", type="ingests")
+        space.leases("DeleteResource", id="l1", resource=gone)
+    assert resources(space, "l1") == {(type_, name) for name, type_ in held[:2]}
+    for name, type_, code, text in (
+        ("x", "content", "INVALID_ARGUMENT", "digest"),
+        ("x", "content/y", "INVALID_ARGUMENT", "invalid resource type content/y"),
+        ("x", "snapshots", "INVALID_ARGUMENT", "invalid snapshot resource type snapshots"),
+        ("x", "tasks", "UNIMPLEMENTED", "resource type tasks not supported yet"),
+    ):
+        with refused(code, text):
+            space.leases("AddResource", id="l1", resource=leases_pb2.Resource(id=name, type=type_))
+
+
+def test_a_lease_holds_what_is_made_under_it(space: Space) -> None:
+    kept, dropped = space.put(b"kept"), space.put(b"dropped", api=space.bare)
+    assert ("content", kept) in resources(space, LEASE)
+    with Writing(space.api) as writing:
+        writing.say(content_pb2.WRITE, ref="r", data=b"abc")
+        assert ("ingests", "r") in resources(space, LEASE)
+        writing.say(content_pb2.COMMIT, offset=3)
+    assert ("ingests", "r") not in resources(space, LEASE)
+    for method, fields in (("Prepare", {"key": "active"}), ("View", {"key": "view"})):
+        space.snapshots(method, **fields)
+    space.snapshots("Commit", key="active", name="committed")
+    for key in ("active", "view", "committed"):
+        assert (f"snapshots/{SNAPSHOTTER}", key) in resources(space, LEASE)
+    space.image("i", b"kept")
+    assert ("images", "i") in resources(space, LEASE)
+
+    space.collect()
+    assert space.digests() == {kept, digest_of(b"abc")} and dropped not in space.digests()
+    assert space.keys() == ["committed", "view"]
+    space.images("Delete", name="i")
+    space.leases("Delete", id=LEASE, sync=True)
+    assert not space.digests()
+    assert space.keys() == ["view"]
+
+
+def test_what_exists_is_held_too(space: Space) -> None:
+    digest = space.put(b"abc")
+    space.leases("Create", id="l1")
+    with space.leased("l1") as api, Writing(api) as writing, refused("ALREADY_EXISTS"):
+        writing.say(content_pb2.STAT, ref="r", expected=digest)
+    space.leases("Delete", id=LEASE, sync=True)
+    assert space.digests() == {digest}
+    space.leases("Delete", id="l1", sync=True)
+    assert not space.digests()
+
+
+def test_a_lease_that_is_not_there_is_told_before_anything_is_made(space: Space) -> None:
+    told = ("NOT_FOUND", "lease does not exist: not found")
+    with space.leased("nope") as api:
+        with Writing(api) as writing, refused(*told):
+            writing.say(content_pb2.COMMIT, ref="r", data=b"abc")
+        for method in ("Prepare", "View"):
+            with refused(*told):
+                api.call(snapshots_pb2, "Snapshots", method, snapshotter=SNAPSHOTTER, key="k")
+        image = images_pb2.Image(name="i", target=descriptor(b"abc"))
+        with refused(*told):
+            api.call(images_pb2, "Images", "Create", image=image)
+        with refused(*told):
+            api.call(diff_pb2, "Diff", "Diff")
+    assert not space.digests() and not space.keys() and not space.images("List").images
+    assert not space.content("ListStatuses").statuses
+
+
+def test_a_lease_ends_by_itself(space: Space) -> None:
+    for name, labels in (("never", NEVER), ("over", OVER)):
+        space.leases("Create", id=name, labels=labels)
+        with space.leased(name) as api:
+            space.put(name.encode(), api=api)
+    space.collect()
+    assert space.digests() == {digest_of(b"never")}
+    assert "over" not in [one.id for one in space.leases("List").leases]
+
+
+def test_without_sync_a_collection_follows(space: Space) -> None:
+    space.put(b"abc")
+    space.leases("Delete", id=LEASE)
+    await_that(lambda: not space.digests(), 30, "what nobody holds is collected")
