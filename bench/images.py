@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import tarfile
 import tempfile
@@ -164,19 +165,28 @@ def make_layout(directory: Path, layers: int, compression: str) -> Path:
     return directory
 
 
-def _portions(count: int) -> Iterator[list[Path]]:
-    """The files in `count` lists of about equal bytes."""
+def _sample() -> list[tuple[Path, int]]:
+    """Files and links of this host, SIZE_BYTES in all: as many small ones as it has among them."""
     found: list[tuple[Path, int]] = []
-    total = 0
     for source in SOURCES:
-        for folder, folders, names in os.walk(source):
-            folders.sort()
-            for name in sorted(names):
-                path = Path(folder, name)
-                if path.is_symlink() or not path.is_file() or total >= SIZE_BYTES:
-                    continue
-                found.append((path, path.stat().st_size))
-                total += found[-1][1]
+        for folder, _, names in os.walk(source):
+            for path in (Path(folder, name) for name in names):
+                info = path.lstat()
+                if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
+                    found.append((path, info.st_size))
+    found.sort(key=lambda file: hashlib.sha256(bytes(file[0])).digest())
+    total = 0
+    for count, (_, size) in enumerate(found):
+        total += size
+        if total >= SIZE_BYTES:
+            return sorted(found[: count + 1])
+    return sorted(found)
+
+
+def _portions(count: int) -> Iterator[list[Path]]:
+    """The sample in `count` lists of about equal bytes."""
+    found = _sample()
+    total = sum(size for _, size in found)
     portion: list[Path] = []
     filled = 0
     for path, size in found:
@@ -190,10 +200,15 @@ def _portions(count: int) -> Iterator[list[Path]]:
 
 
 def _tar(files: Sequence[Path]) -> bytes:
+    """The files with the directories above them, as image builders write layers."""
     out = io.BytesIO()
+    written = {Path("/")}
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in files:
-            tar.add(path, str(path).lstrip("/"), recursive=False)
+            above = [folder for folder in reversed(path.parents) if folder not in written]
+            written.update(above)
+            for each in (*above, path):
+                tar.add(each, str(each).lstrip("/"), recursive=False)
     return out.getvalue()
 
 

@@ -216,6 +216,8 @@ def prune() -> None:
 
 
 content.add_command(prune)
+content.later("fetch", "transfer", "fetch", "fetch an image's content")
+content.later("push-object", "transfer", "push_object", "push one blob or manifest")
 
 
 @prune.verb("references")

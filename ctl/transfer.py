@@ -171,11 +171,10 @@ def push(
       ctl images push localhost:5000/nginx:alpine docker.io/library/nginx:alpine
       ctl images push --platform linux/amd64 --plain-http harbor.example/library/nginx:latest
     """
-    from lighter.ctl.progress import shown
-
     if platform and manifest:
         raise click.UsageError("--platform and --manifest exclude each other")
-    call = session.manager.begin(
+    _push(
+        session,
         "images.push",
         name=remote,
         local=local,
@@ -184,6 +183,12 @@ def push(
         at_once=max_concurrent_uploaded_layers,
         access=access(session, remote, flags),
     )
+
+
+def _push(session: Session, method: str, **body: Any) -> None:
+    from lighter.ctl.progress import shown
+
+    call = session.manager.begin(method, **body)
     if session.json:
         for item in call:
             print_json_line(item)
@@ -193,3 +198,69 @@ def push(
         for item in call:
             display.show(item)
         display.finish(call.value)
+
+
+@click.command("fetch", context_settings=HELP_OPTIONS, short_help="fetch an image's content")
+@registry_options
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
+@click.option("--platform", default="", help="Of this platform instead of this host's.")
+@click.option("--all-platforms", is_flag=True, help="All that the image is there for.")
+@click.option("--all-metadata", is_flag=True, help="Also other platforms' manifests and configs.")
+@click.option("--metadata-only", is_flag=True, help="Manifests and configs alone, no layer.")
+@format_option
+@click.argument("ref")
+@click.pass_obj
+def fetch(
+    session: Session,
+    /,
+    ref: str,
+    label: tuple[str, ...],
+    platform: str,
+    all_platforms: bool,
+    all_metadata: bool,
+    metadata_only: bool,
+    **flags: Any,
+) -> None:
+    """Fetch all content of an image, and name it. Nothing is unpacked.
+
+    \b
+      ctl content fetch docker.io/library/nginx:alpine
+      ctl content fetch --metadata-only --plain-http harbor.example/library/nginx:latest
+    """
+    if platform and all_platforms:
+        raise click.UsageError("--platform and --all-platforms exclude each other")
+    pull_image(
+        session,
+        ref,
+        access(session, ref, flags),
+        platform=platform,
+        all_platforms=all_platforms,
+        unpack=False,
+        all_metadata=all_metadata,
+        metadata_only=metadata_only,
+        labels=key_values(label, "label", bare=True),
+    )
+
+
+@click.command("push-object", context_settings=HELP_OPTIONS, short_help="push one piece of content")
+@registry_options
+@format_option
+@click.argument("ref")
+@click.argument("digest")
+@click.argument("media_type", metavar="TYPE")
+@click.pass_obj
+def push_object(session: Session, /, ref: str, digest: str, media_type: str, **flags: Any) -> None:
+    """Push one blob or manifest to the repository of REF; a manifest under REF's tag.
+
+    \b
+      ctl content push-object harbor.example/library/nginx:1 sha256:… \\
+          application/vnd.oci.image.layer.v1.tar+gzip
+    """
+    _push(
+        session,
+        "content.push_object",
+        name=ref,
+        digest=digest,
+        media_type=media_type,
+        access=access(session, ref, flags),
+    )

@@ -19,8 +19,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         target: a file or pipe that the caller has open for writing
     images.convert      (stream) {name, target, oci, compression, platforms, all_platforms} -> items as of
                         import, end {image, digest}     compression: "" (as it is), none, gzip, zstd
-    images.pull         (stream) {name, platform, all_platforms, unpack, snapshotter, labels, at_once,
-                        access} -> items {status, ref, digest, kind, done_bytes, total_bytes}, end
+    images.pull         (stream) {name, platform, all_platforms, unpack, all_metadata, metadata_only,
+                        snapshotter, labels, at_once, access} -> items {status, ref, digest, kind, done_bytes, total_bytes}, end
                         {image, digest, downloaded_bytes, download_s, unpack_s}
                         status: resolving, resolved, unpacking, done; of a piece (kind index, manifest,
                         config, layer): waiting, downloading, uploading, exists, done
@@ -58,6 +58,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         -> items {offset}, end {digest, existed}    source: as of images.import; 0 and
                         "" expect nothing; lease: its id, "" for none; a ref is one writer's at a time,
                         and one that was left goes on where it stopped when expected_digest is given
+    content.push_object (stream) {name, digest, media_type, access} -> items and end as of images.push
+                        one blob or document alone, a document under the name's tag
     content.active      {} -> {ingests: [{ref, offset, total_bytes, expected, started_at, updated_at}]}
     content.abort       {ref} -> {}
     content.label       {digest, labels} -> {content}   "" as value removes a label

@@ -39,7 +39,7 @@ from lighter.daemon.registry.access import Access
 from lighter.daemon.registry.client import Remote
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.types import Descriptor, Image
-from lighter.proto.errors import DataLoss, NotFound
+from lighter.proto.errors import DataLoss, InvalidArgument, NotFound
 from lighter.proto.faults import hit
 
 AT_ONCE = 3
@@ -50,11 +50,17 @@ MAX_SOURCE_BYTES = 2048  # labels have 4096 for key and value
 
 @dataclass(frozen=True)
 class PullOptions:
-    """`platform` None is this host's; `all_platforms` takes what the index has."""
+    """`platform` None is this host's; `all_platforms` takes what the index has.
+
+    `all_metadata` takes the manifests and configs of the other platforms too; `metadata_only` those
+    alone, of all platforms and no layer.
+    """
 
     platform: Platform | None = None
     all_platforms: bool = False
     unpack: bool = True
+    all_metadata: bool = False
+    metadata_only: bool = False
     snapshotter: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     at_once: int = AT_ONCE
@@ -151,6 +157,8 @@ class Puller:
         ResourceExhausted and InvalidArgument, naming reference, digest and host. After an error
         the name stands for what it stood for before.
         """
+        if options.metadata_only and options.unpack:
+            raise InvalidArgument(f"pull {name}: without its layers it cannot be unpacked")
         reference = Reference.parse(name)
         ref = str(reference)
         snapshotter = options.snapshotter or self._default_snapshotter
@@ -165,7 +173,7 @@ class Puller:
                 hit("pull.resolved")
                 work = _Work(namespace, reference, remote, options, board, lease)
                 documents = RemoteDocuments(self._content, namespace, remote, target)
-                graph = await Walker(documents, work.wanted).walk(target)
+                graph = await _wanted_of(documents, target, work)
                 for digest in graph.found:
                     pin.content(namespace, digest)
                 self._hold(work, ((CONTENT, digest) for digest in graph.found))
@@ -335,6 +343,20 @@ class _Work:
         repositories = {*filter(None, have), self.reference.repository}
         text = ",".join(sorted(repositories))
         return {key: text} if len(key) + len(text) <= MAX_SOURCE_BYTES else {}
+
+
+async def _wanted_of(documents: RemoteDocuments, target: Descriptor, work: _Work) -> Graph:
+    """What of the image is to be here at the end. Raises as Walker.walk."""
+    options = work.options
+    if not (options.all_metadata or options.metadata_only):
+        return await Walker(documents, work.wanted).walk(target)
+    graph = await Walker(documents, None).walk(target)
+    layers = set(documents.layers)
+    if not options.metadata_only:
+        layers -= (await Walker(documents, work.wanted).walk(target)).found.keys()
+    for digest in layers:
+        graph.found.pop(Digest.parse(digest), None)
+    return graph
 
 
 def chain_of(image: Resolved) -> tuple[str, ...]:

@@ -2,13 +2,15 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.images.documents import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES
+from lighter.daemon.images.documents import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES, parse
 from lighter.daemon.images.graph import Graph, StoredDocuments, Walker
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.progress import Board, Report
@@ -20,9 +22,13 @@ from lighter.daemon.registry.access import Access
 from lighter.daemon.registry.client import Remote
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.types import Descriptor, Image
-from lighter.proto.errors import FailedPrecondition, NotFound
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
 
 READ_BYTES = 1 << 20
+
+# type/subtype of RFC 6838, section 4.2
+_NAME = "[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
+_MEDIA_TYPE = re.compile(f"{_NAME}/{_NAME}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,42 @@ class Pusher:
             board.say("done", target.digest)
         return target
 
+    async def push_object(
+        self,
+        namespace: str,
+        name: str,
+        digest: str,
+        media_type: str,
+        access: Access,
+        report: Report,
+    ) -> Descriptor:
+        """Push one blob, or one manifest or index alone, to the repository of `name`.
+
+        `media_type` tells which. A document gets the tag of `name`, unless `name` has a digest;
+        the registry refuses one whose parts it lacks. Raises NotFound without the content here,
+        InvalidArgument for a media type that is none or that the document denies, and what the
+        registry raises.
+        """
+        reference = Reference.parse(name)
+        if not _MEDIA_TYPE.fullmatch(media_type):
+            raise InvalidArgument(f"push {digest}: {media_type[:80]!r} is no media type")
+        size = self._content.info(namespace, Digest.parse(digest)).size
+        descriptor = Descriptor(media_type, digest, size)
+        with Board(report, str(reference)) as board, self._collector.pin() as pin:
+            pin.content(namespace, Digest.parse(digest))
+            is_document = media_type in INDEXES | MANIFESTS
+            if is_document:
+                data = await self._content.read_document(namespace, digest, MAX_DOCUMENT_BYTES)
+                parse(data, media_type, f"document {digest}")
+            async with self._registries.remote(reference, access) as remote:
+                work = _Work(self._content, namespace, reference, remote, board)
+                if is_document:
+                    await work.push_document(descriptor, reference.tag)
+                else:
+                    await work.push_blob(descriptor, asyncio.Semaphore())
+            board.say("done", digest)
+        return descriptor
+
     async def _chosen(self, namespace: str, image: Image, options: PushOptions) -> Descriptor:
         if options.digest:
             documents = StoredDocuments(self._content, namespace)
@@ -129,7 +171,7 @@ class _Work:
         slots = asyncio.Semaphore(max(1, at_once))
         await all_of(
             [
-                asyncio.ensure_future(self._push_blob(descriptor, slots))
+                asyncio.ensure_future(self.push_blob(descriptor, slots))
                 for descriptor in graph.found.values()
                 if descriptor not in documents
             ]
@@ -137,10 +179,10 @@ class _Work:
         # A walk finds parents first.
         for descriptor in reversed(documents):
             if descriptor.digest != target.digest:
-                await self._push_document(descriptor, "")
-        await self._push_document(target, self._reference.tag)
+                await self.push_document(descriptor, "")
+        await self.push_document(target, self._reference.tag)
 
-    async def _push_blob(self, descriptor: Descriptor, slots: asyncio.Semaphore) -> None:
+    async def push_blob(self, descriptor: Descriptor, slots: asyncio.Semaphore) -> None:
         digest, size, kind = descriptor.digest, descriptor.size, _kind(descriptor)
 
         def told(sent_bytes: int) -> None:
@@ -156,7 +198,7 @@ class _Work:
         self._board.piece(kind, digest, "done" if pushed else "exists", size, size)
         self._note(digest)
 
-    async def _push_document(self, descriptor: Descriptor, tag: str) -> None:
+    async def push_document(self, descriptor: Descriptor, tag: str) -> None:
         digest, size = descriptor.digest, descriptor.size
         data = await self._content.read_document(self._namespace, digest, MAX_DOCUMENT_BYTES)
         await self._remote.push_document(descriptor, data, tag)

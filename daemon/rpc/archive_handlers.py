@@ -1,10 +1,8 @@
 """Methods that make images of files and files of images: import, export, convert."""
 
-import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from lighter.daemon.events import EventLog
@@ -12,10 +10,11 @@ from lighter.daemon.images import platforms
 from lighter.daemon.images.convert import Converter, ConvertOptions
 from lighter.daemon.images.exporter import Exporter, ExportOptions
 from lighter.daemon.images.importer import ImportOptions
-from lighter.daemon.images.progress import Progress, Report
+from lighter.daemon.images.progress import Report
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_source, open_target
+from lighter.daemon.rpc.reporting import reported
 from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.types import Image
 from lighter.proto import events
@@ -46,14 +45,15 @@ def archive_methods(
         async def start(report: Report) -> tuple[Image, ...]:
             return await images.import_archive(namespace, archive, options, report)
 
-        async with aclosing(_reported(start, archive)) as steps:
-            async for step in steps:
-                if not isinstance(step, Result):
-                    yield step
-                    continue
-                for image in step.value:
-                    events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
-                yield Result({"images": [image.name for image in step.value]})
+        with _closed_at_last(archive):
+            async with aclosing(reported(start)) as steps:
+                async for step in steps:
+                    if not isinstance(step, Result):
+                        yield step
+                        continue
+                    for image in step.value:
+                        events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
+                    yield Result({"images": [image.name for image in step.value]})
 
     async def export(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("images.export", body)
@@ -70,10 +70,11 @@ def archive_methods(
         async def start(report: Report) -> int:
             return await exporter.run(namespace, names, archive, options, report)
 
-        async with aclosing(_reported(start, archive)) as steps:
-            async for step in steps:
-                is_last = isinstance(step, Result)
-                yield Result({"size_bytes": step.value}) if is_last else step
+        with _closed_at_last(archive):
+            async with aclosing(reported(start)) as steps:
+                async for step in steps:
+                    is_last = isinstance(step, Result)
+                    yield Result({"size_bytes": step.value}) if is_last else step
 
     async def convert(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("images.convert", body)
@@ -89,7 +90,7 @@ def archive_methods(
         async def start(report: Report) -> Image:
             return await converter.run(namespace, source, name, options, report)
 
-        async with aclosing(_reported(start)) as steps:
+        async with aclosing(reported(start)) as steps:
             async for step in steps:
                 if not isinstance(step, Result):
                     yield step
@@ -109,20 +110,9 @@ def _platforms(fields: Fields) -> tuple[platforms.Platform, ...]:
     return tuple(map(platforms.parse, fields.texts("platforms")))
 
 
-async def _reported(
-    start: Callable[[Report], Awaitable[Any]], archive_fd: int = -1
-) -> AsyncGenerator[Any, None]:
-    """Its progress as maps, then a Result. To be closed: then the work has let go of everything,
-    and `archive_fd` is closed."""
-    steps: asyncio.Queue[Progress | None] = asyncio.Queue()
-    work = asyncio.ensure_future(start(steps.put_nowait))
-    work.add_done_callback(lambda _work: steps.put_nowait(None))
+@contextmanager
+def _closed_at_last(fd: int) -> Iterator[None]:
     try:
-        while (step := await steps.get()) is not None:
-            yield asdict(step)
-        yield Result(await work)
+        yield
     finally:
-        work.cancel()
-        await asyncio.wait((work,))
-        if archive_fd >= 0:
-            os.close(archive_fd)
+        os.close(fd)

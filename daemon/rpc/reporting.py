@@ -4,42 +4,38 @@ Of each piece of content only the last word waits for a caller who looks away.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.images.progress import Progress, Report
+from lighter.daemon.rpc.server import Result
 
 
-class Reporting:
-    """Runs `start(report)`; iterating yields its progress as maps, then `result` is there.
+async def reported(start: Callable[[Report], Awaitable[Any]]) -> AsyncGenerator[Any, None]:
+    """Run `start(report)`: its progress as maps, then a Result with what it returned.
 
-    A caller who stops iterating cancels the work, and leaves when it has let go.
+    To be used with contextlib.aclosing: whoever stops early cancels the work, and has left when
+    the work has let go of everything.
     """
+    waiting: dict[tuple[str, str, str], Progress] = {}
+    news = asyncio.Event()
 
-    def __init__(self, start: Callable[[Report], Awaitable[Any]]) -> None:
-        self._start = start
-        self._waiting: dict[tuple[str, str], Progress] = {}
-        self._news = asyncio.Event()
-        self.result: Any = None
+    def report(progress: Progress) -> None:
+        key = (progress.ref, progress.digest, progress.kind)
+        waiting.pop(key, None)  # the new word stands where it was said
+        waiting[key] = progress
+        news.set()
 
-    def _report(self, progress: Progress) -> None:
-        key = (progress.digest, progress.kind)
-        self._waiting.pop(key, None)  # the new word stands where it was said
-        self._waiting[key] = progress
-        self._news.set()
-
-    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        work = asyncio.ensure_future(self._start(self._report))
-        work.add_done_callback(lambda _work: self._news.set())
-        try:
-            while not work.done() or self._waiting:
-                await self._news.wait()
-                self._news.clear()
-                while self._waiting:
-                    key = next(iter(self._waiting))
-                    yield asdict(self._waiting.pop(key))
-            self.result = await work
-        finally:
-            work.cancel()
-            await asyncio.wait((work,))
+    work = asyncio.ensure_future(start(report))
+    work.add_done_callback(lambda _work: news.set())
+    try:
+        while not work.done() or waiting:
+            await news.wait()
+            news.clear()
+            while waiting:
+                yield asdict(waiting.pop(next(iter(waiting))))
+        yield Result(await work)
+    finally:
+        work.cancel()
+        await asyncio.wait((work,))

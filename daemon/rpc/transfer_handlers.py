@@ -1,6 +1,7 @@
-"""Methods that move images between here and registries, around Puller and Pusher."""
+"""Methods that move images and content between here and registries, around Puller and Pusher."""
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ from lighter.daemon.images.pull import AT_ONCE, Pulled, Puller, PullOptions
 from lighter.daemon.images.push import Pusher, PushOptions
 from lighter.daemon.rpc.access import access_of
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.reporting import Reporting
+from lighter.daemon.rpc.reporting import reported
 from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.types import Descriptor
 from lighter.proto import events
@@ -30,6 +31,8 @@ def transfer_methods(puller: Puller, pusher: Pusher, events_log: EventLog) -> di
             platform=_platform(fields),
             all_platforms=fields.flag("all_platforms"),
             unpack=fields.flag("unpack", True),
+            all_metadata=fields.flag("all_metadata"),
+            metadata_only=fields.flag("metadata_only"),
             snapshotter=fields.text("snapshotter"),
             labels=fields.labels(),
             at_once=fields.integer("at_once", AT_ONCE),
@@ -39,21 +42,23 @@ def transfer_methods(puller: Puller, pusher: Pusher, events_log: EventLog) -> di
         async def start(report: Report) -> Pulled:
             return await puller.pull(namespace, name, options, access, report)
 
-        work = Reporting(start)
-        async for item in work:
-            yield item
-        pulled: Pulled = work.result
-        topic = events.IMAGE_CREATE if pulled.is_new else events.IMAGE_UPDATE
-        events_log.publish(namespace, topic, {"name": pulled.image.name})
-        yield Result(
-            {
-                "image": pulled.image.name,
-                "digest": pulled.image.target.digest,
-                "downloaded_bytes": pulled.downloaded_bytes,
-                "download_s": pulled.download_s,
-                "unpack_s": pulled.unpack_s,
-            }
-        )
+        async with aclosing(reported(start)) as steps:
+            async for step in steps:
+                if not isinstance(step, Result):
+                    yield step
+                    continue
+                pulled: Pulled = step.value
+                topic = events.IMAGE_CREATE if pulled.is_new else events.IMAGE_UPDATE
+                events_log.publish(namespace, topic, {"name": pulled.image.name})
+                yield Result(
+                    {
+                        "image": pulled.image.name,
+                        "digest": pulled.image.target.digest,
+                        "downloaded_bytes": pulled.downloaded_bytes,
+                        "download_s": pulled.download_s,
+                        "unpack_s": pulled.unpack_s,
+                    }
+                )
 
     async def push(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("images.push", body)
@@ -70,12 +75,29 @@ def transfer_methods(puller: Puller, pusher: Pusher, events_log: EventLog) -> di
         async def start(report: Report) -> Descriptor:
             return await pusher.push(namespace, local, name, options, access, report)
 
-        work = Reporting(start)
-        async for item in work:
-            yield item
-        yield Result(asdict(work.result))
+        async with aclosing(reported(start)) as steps:
+            async for step in steps:
+                yield Result(asdict(step.value)) if isinstance(step, Result) else step
 
-    return {"images.pull": Method(stream=pull), "images.push": Method(stream=push)}
+    async def push_object(call: Call, body: Body) -> AsyncIterator[Any]:
+        fields = Fields("content.push_object", body)
+        namespace = check_name(call.namespace, "namespace")
+        name, digest = fields.needed("name"), fields.needed("digest")
+        media_type = fields.needed("media_type")
+        access = access_of(fields.mapping("access"))
+
+        async def start(report: Report) -> Descriptor:
+            return await pusher.push_object(namespace, name, digest, media_type, access, report)
+
+        async with aclosing(reported(start)) as steps:
+            async for step in steps:
+                yield Result(asdict(step.value)) if isinstance(step, Result) else step
+
+    return {
+        "images.pull": Method(stream=pull),
+        "images.push": Method(stream=push),
+        "content.push_object": Method(stream=push_object),
+    }
 
 
 def _platform(fields: Fields) -> Platform | None:

@@ -1,12 +1,14 @@
 """Work that reports: what a slow caller finds, and what becomes of the work when it leaves."""
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from lighter.daemon.images.progress import Board, Progress, Report, unreported
-from lighter.daemon.rpc.reporting import Reporting
+from lighter.daemon.rpc.reporting import reported
+from lighter.daemon.rpc.server import Result
 from lighter.proto.errors import NotFound
 
 DIGEST = "sha256:" + "a" * 64
@@ -21,11 +23,22 @@ def test_a_slow_caller_gets_the_last_word_of_each_piece() -> None:
         return "result"
 
     async def scenario() -> None:
-        reporting = Reporting(work)
-        items = [item async for item in reporting]
+        *items, result = [item async for item in reported(work)]
         assert [item["digest"] for item in items] == [DIGEST, "other"]
         assert {item["done_bytes"] for item in items} == {99_999}
-        assert reporting.result == "result"
+        assert result == Result("result")
+
+    asyncio.run(scenario())
+
+
+def test_two_images_that_share_a_layer_are_told_apart() -> None:
+    async def work(report: Report) -> None:
+        for ref in ("x", "y"):
+            report(Progress("unpacking", ref, DIGEST, 1, 2))
+
+    async def scenario() -> None:
+        *items, _ = [item async for item in reported(work)]
+        assert [item["ref"] for item in items] == ["x", "y"]
 
     asyncio.run(scenario())
 
@@ -38,7 +51,7 @@ def test_an_error_comes_after_what_was_reported() -> None:
     async def scenario() -> None:
         items: list[dict[str, Any]] = []
         with pytest.raises(NotFound):
-            async for item in Reporting(work):
+            async for item in reported(work):
                 items.append(item)
         assert [item["status"] for item in items] == ["resolving"]
 
@@ -57,9 +70,8 @@ def test_a_caller_that_leaves_ends_the_work_before_it_has_left() -> None:
             ended.append("ended")
 
     async def scenario() -> None:
-        stream = aiter(Reporting(work))
-        await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        async with aclosing(reported(work)) as stream:
+            await anext(stream)
         assert ended == ["ended"]
 
     asyncio.run(scenario())
