@@ -1,9 +1,11 @@
 """Images on their way: pull from a registry, import, export, with everything on a tmpfs.
 
-The image is made of this host's own files, some 450 MB of Debian: once as one gzip layer, once as
-eight, once as eight zstd layers. The registry is Debian's docker-registry on loopback.
+The image is made of this host's own files, 450 MB of them taken at random (by a hash of their
+names), with their directories: once as one gzip layer, once as eight, once as eight zstd layers.
+The registry is Debian's docker-registry on loopback.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -14,16 +16,18 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import zstandard
-from measure import CommandFailed, Row, run, seconds, until
-from peers import Peer
+from measure import CommandFailed, Row, run, seconds, titles, until
+from peers import Lighter, Peer
 
 TMPFS = "/dev/shm"
 SIZE_BYTES = 450_000_000
@@ -76,6 +80,34 @@ def image_rows(peer_kinds: Sequence[type[Peer]]) -> Iterator[Row]:
             assert peer.manager is not None
             peak.add(peer.name, _peak_kib(peer.manager.pid) / 1024)
         yield peak
+        # After the others, since watching takes time. containerd unpacks in its own process.
+        worker = Row("worker memory, peak over one more pull of each: RSS", "MiB")
+        for peer in peers:
+            if isinstance(peer, Lighter):
+                references = [f"{host}/{kind}:1" for kind in KINDS]
+                worker.add(peer.name, _workers_peak_kib(peer, references) / 1024)
+        yield worker
+
+
+def _workers_peak_kib(peer: Lighter, references: Sequence[str]) -> int:
+    """The highest peak that any worker had while the images, of which the first is here, came."""
+    peaks: dict[int, int] = {}
+    title = f"lighter-worker --instance {peer.instance}"
+    with ThreadPoolExecutor(1) as pool:
+        _remove(peer, references[0])
+        for reference in references:
+            pulling = pool.submit(_pull, peer, reference)
+            while not pulling.done():
+                for pid, shown in titles().items():
+                    if shown.startswith(title):
+                        with contextlib.suppress(OSError, CommandFailed):  # it has ended
+                            peaks[pid] = _peak_kib(pid)
+                time.sleep(0.02)
+            pulling.result()
+            _remove(peer, reference)
+    if not peaks:
+        raise CommandFailed("no worker was seen in three pulls")
+    return max(peaks.values())
 
 
 def transfer_row(
