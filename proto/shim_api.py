@@ -25,6 +25,7 @@ The order of a create (a map):
     console         short path for runc's console socket, "" without a terminal
     exit_record     where the exit is written before it is announced
     runc, runc_root runtime binary, and its --root
+    hooks           whether the spec asks for more at a delete than that things are removed
     mounts          [[type, source, [options]]] for rootfs
     terminal, stdin_open, rows, cols
     stdin, stdout, stderr   URIs, see daemon_api

@@ -15,13 +15,17 @@ _MOUNT = "/sys/fs/cgroup"
 
 
 class Cgroup:
-    """`v2` is the unified directory or ""; `v1` maps a controller to its directory."""
+    """`v2` is the unified directory or ""; `v1` maps a controller to its directory.
 
-    __slots__ = ("v1", "v2")
+    `beside` is the directory that a hybrid layout has on the unified tree, which rules nothing.
+    """
 
-    def __init__(self, v1: dict[str, str], v2: str) -> None:
+    __slots__ = ("beside", "v1", "v2")
+
+    def __init__(self, v1: dict[str, str], v2: str, beside: str = "") -> None:
         self.v1 = v1
         self.v2 = v2
+        self.beside = beside
 
     def pids(self) -> list[int]:
         """All processes, those of nested cgroups too."""
@@ -71,6 +75,18 @@ class Cgroup:
         while read_text(freezer + "/freezer.state").strip() != "FROZEN":
             if time.monotonic() > deadline:
                 return
+
+    def remove(self) -> bool:
+        """Remove its directories; False at one that is in use or has others below it."""
+        for directory in (*self.v1.values(), self.v2, self.beside):
+            if directory:
+                try:
+                    os.rmdir(directory)
+                except FileNotFoundError:
+                    pass  # two controllers of one hierarchy
+                except OSError:
+                    return False
+        return True
 
     def oom_kills(self) -> int:
         """How many processes the OOM killer ended here (0 where the kernel does not tell)."""
@@ -126,7 +142,7 @@ def of_process(pid: int) -> Cgroup:
             if os.path.isdir(directory):
                 v1[controller] = directory
     # On the hybrid layout the unified tree holds no controllers: v1 has the say there.
-    return Cgroup(v1, "" if v1 else v2)
+    return Cgroup(v1, "", v2) if v1 else Cgroup(v1, v2)
 
 
 def remove(path: str) -> bool:

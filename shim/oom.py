@@ -34,7 +34,7 @@ class OomWatch:
         return self._seen > self._before
 
     def look(self) -> None:
-        """Count now. The cgroup must be there still: before `runc delete`."""
+        """Count now. The cgroup must be there still: before its container is deleted."""
         kills = self._group.oom_kills()
         if kills > self._seen:
             self._seen = kills

@@ -18,7 +18,7 @@ from typing import Any
 
 from lighter.proto import codec, events, faults, zmtp
 from lighter.proto.errors import LighterError
-from lighter.shim import cgroup, linux, reaper, shim
+from lighter.shim import cgroup, linux, reaper, runcstate, shim
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.loop import READ
 from lighter.shim.runc import ENVIRONMENT
@@ -72,6 +72,12 @@ def _touch_kernel(directory: str) -> None:
         linux.mount_all([("overlay", "overlay", ["ro", "lowerdir=/"])], nowhere)
     with contextlib.suppress(FileNotFoundError):
         linux.umount(nowhere)
+    state, group = directory + "/state", directory + "/group"
+    os.mkdir(group)
+    os.mkdir(state)
+    with open(state + "/state.json", "wb"):
+        pass
+    runcstate.delete(state, Cgroup({"pids": group}, ""))
 
 
 def _nobodys_cgroup(directory: str) -> Cgroup:
@@ -170,6 +176,7 @@ def _order(bundle: str, address: str) -> dict[str, Any]:
         "exit_record": bundle + "/exit.json",
         "runc": RUNTIME,
         "runc_root": bundle,
+        "hooks": False,
         "mounts": [],
         "terminal": False,
         "stdin_open": True,

@@ -22,7 +22,7 @@ from lighter.proto.errors import (
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 from lighter.proto.paths import cgroup_path
-from lighter.shim import exitrecord, runc
+from lighter.shim import exitrecord, runc, runcstate
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.cgroup import at_path as cgroup_at_path
 from lighter.shim.cgroup import remove as remove_cgroup
@@ -310,15 +310,22 @@ class Task:
         await self.init.stdio.drain(DRAIN_S)
         for process in list(self._execs.values()):
             await process.gone
-        try:
-            await self._runc.run(runc.delete_argv(self.id), self._runtime_s)
-        except LighterError:
-            await self.abandon()
+        await self._delete()
         hit("shim.runc-deleted")
         self._release()
         hit("shim.unmounted")
         self._link.publish(events.CLOSED, {"container_id": self.id, "error": ""})
         self.closed.set()
+
+    async def _delete(self) -> None:
+        """Remove what the runtime keeps of a container that has ended."""
+        state = f"{self.order['runc_root']}/{self.id}"
+        if not self.order["hooks"] and runcstate.delete(state, self._cgroup):
+            return
+        try:
+            await self._runc.run(runc.delete_argv(self.id), self._runtime_s)
+        except LighterError:
+            await self.abandon()
 
     def _end_rest(self) -> None:
         """Nothing of a container outlives its init, a cgroup of its own or not."""

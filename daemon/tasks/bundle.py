@@ -150,6 +150,15 @@ def _read_json(path: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _has_hooks(spec: bytes) -> bool:
+    """Whether a delete of this container may have to run something, or free more than cgroups.
+
+    The words may stand elsewhere in the spec too, and any may be written with escapes: then the
+    runtime is asked, once in vain.
+    """
+    return any(word in spec for word in (b'"hooks"', b'"intelRdt"', b"\\u"))
+
+
 def create_order(
     bundle: Bundle,
     state: State,
@@ -182,6 +191,7 @@ def create_order(
         "exit_record": bundle.exit_record,
         "runc": runtime,
         "runc_root": state.runc_root(bundle.namespace),
+        "hooks": _has_hooks(container.spec),
         "mounts": [[m.type, m.source, list(m.options)] for m in mounts],
         "terminal": terminal,
         "stdin_open": bool(container.options.get("stdin_open")),

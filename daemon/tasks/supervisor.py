@@ -343,7 +343,8 @@ class Supervisor:
         bundle.remove_exit_record()
         hit("delete.bundle-gone")
         seen = []
-        with self._db.durable_transaction() as tx:
+        # A power cut ends every task: at worst one is listed as ended again after it.
+        with self._db.fast_transaction() as tx:
             self._store.delete(tx, entry)
             if entry.pidfd < 0:
                 self._store.drop_tombstone(tx, entry.incarnation)

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests import cgroups, lives
 from tests.harness import Lighterd, await_that
 from tests.integration.test_adoption import shim_of
@@ -114,6 +116,7 @@ def test_a_shim_is_idle_while_its_runtime_deletes(lighterd: Lighterd, busybox: s
     program.write_text(SLOW_TO_DELETE)
     program.chmod(0o755)
     pid = lives.begin(lighterd, busybox, "c", "sleep", "1000", runtime=str(program))
+    lives.leave_delete_to_runtime(lighterd, "c")
     cgroup = cgroups.of_process(pid, "memory")
     shim = shim_of(lighterd, "c")
     ask(lighterd, "tasks.kill", id="c", exec_id="", signal=signal.SIGKILL, all=False)
@@ -128,3 +131,30 @@ def used_ticks(pid: int) -> int:
     """Processor time of a process, in clock ticks (proc_pid_stat(5))."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+NOTES_VERBS = """#!/bin/sh
+for word; do case $word in create|start|exec|delete) echo $word >>{verbs}; break;; esac; done
+exec runc "$@"
+"""
+
+
+@pytest.mark.parametrize("deeper", [False, True], ids=["plain", "deeper"])
+def test_the_runtime_is_run_for_a_delete_only_where_it_is_needed(
+    lighterd: Lighterd, busybox: str, deeper: bool
+) -> None:
+    verbs = lighterd.base / "verbs"
+    program = lighterd.base / "notes-verbs"
+    program.write_text(NOTES_VERBS.format(verbs=verbs))
+    program.chmod(0o755)
+    pid = lives.begin(lighterd, busybox, "c", "sleep", "1000", runtime=str(program))
+    cgroup = cgroups.of_process(pid, "memory")
+    if deeper:
+        (cgroup / "deeper").mkdir()
+    ask(lighterd, "tasks.kill", id="c", exec_id="", signal=signal.SIGKILL, all=False)
+    ask(lighterd, "tasks.wait", id="c", exec_id="")
+    ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    assert verbs.read_text().split() == ["create", "start"] + ["delete"] * deeper
+    assert not cgroup.exists()
+    assert not list((lighterd.state / "runc" / "default").iterdir())
+    ask(lighterd, "containers.delete", id="c", force=False)

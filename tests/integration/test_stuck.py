@@ -206,6 +206,7 @@ def test_f44_delete_hangs(lighterd: Lighterd, busybox: str, shim_dies: bool) -> 
     """The exit is told at once; what the runtime does not delete is removed without it."""
     runtime = Hanging(lighterd.base, "delete")
     lives.begin(lighterd, busybox, "c", "sleep", "1000", runtime=str(runtime.program))
+    lives.leave_delete_to_runtime(lighterd, "c")
     runtime.hang()
     began = time.monotonic()
     with nobody_else_waits(lighterd, busybox):

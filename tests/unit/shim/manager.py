@@ -164,6 +164,7 @@ class FakeManager:
             "exit_record": str(self.base / "exits" / f"{name}.json"),
             "runc": runtime,
             "runc_root": str(self.base / "runc"),
+            "hooks": False,
             "mounts": [],
             "terminal": False,
             "stdin_open": False,
