@@ -23,6 +23,8 @@ log = logging.getLogger("lighter.grpc")
 
 DEFAULT_MESSAGE_SIZE = 16 << 20  # containerd's
 STOP_S = 1.0
+MAX_STREAMS = 10_000
+MAX_METADATA = 16 << 10  # bytes of a call's headers
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", _size(settings.max_recv_message_size)),
                 ("grpc.max_send_message_length", _size(settings.max_send_message_size)),
+                # dockerd waits for each container by a stream of one connection.
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+                # The soft limit refuses at random from there to the hard one.
+                ("grpc.max_metadata_size", MAX_METADATA),
+                ("grpc.absolute_max_metadata_size", MAX_METADATA),
                 # Two managers on one path would each get some of the calls.
                 ("grpc.so_reuseport", 0),
                 # Clients of containerd ping at their own pace.

@@ -72,7 +72,8 @@ def fits(wheel: str, python: str) -> bool:
     pure = "py3" in interpreter.split(".") and platform == "any"
     stable = abi == "abi3" and int(interpreter[3:]) <= int(python[3:])
     if not pure:
-        glibcs = re.findall(r"manylinux_(\d+)_(\d+)_x86_64", platform)
+        named = platform.replace("manylinux2014_", "manylinux_2_17_")  # PEP 600's legacy name
+        glibcs = re.findall(r"manylinux_(\d+)_(\d+)_x86_64", named)
         assert glibcs and min((int(a), int(b)) for a, b in glibcs) <= NEWEST_GLIBC, wheel
     return pure or stable or (interpreter, abi) == (python, python)
 
