@@ -52,6 +52,7 @@ from lighter.daemon.rpc import (
 )
 from lighter.daemon.rpc.server import Method
 from lighter.daemon.runtimes import Runtimes
+from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
@@ -142,6 +143,7 @@ def build(
     snapshotters: dict[str, Snapshotter] = {
         "overlayfs": OverlaySnapshotter(root.snapshots, db, remover),
         "native": NativeSnapshotter(root.snapshots, db, remover),
+        "btrfs": BtrfsSnapshotter(root.snapshots, db, remover),
     }
     images = ImageService(
         db,

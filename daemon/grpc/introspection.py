@@ -55,8 +55,13 @@ class IntrospectionService:
         host = [Platform(os="linux", architecture=_ARCHITECTURES.get(machine, machine))]
         for type_, id_, of_host in _PARTS:
             yield pb.Plugin(type=type_, id=id_, platforms=host if of_host else [])
-        for name in sorted(self._snapshotters):
-            yield pb.Plugin(type=SNAPSHOT_PLUGIN, id=name, platforms=host)
+        for name, snapshotter in sorted(self._snapshotters.items()):
+            plugin = pb.Plugin(type=SNAPSHOT_PLUGIN, id=name, platforms=host)
+            if reason := snapshotter.unusable:
+                # With containerd's words for what the host is not made for: ctr shows "skip".
+                plugin.init_err.message = f"{reason}: skip plugin"
+                plugin.init_err.code = 2  # UNKNOWN, as of all errors without a kind
+            yield plugin
         # "containerd.services.images.v1.Images" is the plugin "images".
         for id_ in sorted(service.NAME.split(".")[2] for service in self._services):
             yield pb.Plugin(type=GRPC_PLUGIN, id=id_)

@@ -1,4 +1,4 @@
-"""Snapshots that are directories: what overlayfs and native have in common.
+"""Snapshots that are directories: what overlayfs, native and btrfs have in common.
 
     snapshots/<name>/new-<number>   being made
     snapshots/<name>/<number>/fs    a snapshot's own files (mode 0700 above them)
@@ -18,7 +18,6 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.whole import whole
@@ -42,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class DirectorySnapshotter(ABC):
-    """Base of the two; a subclass says how a directory is filled and how it is mounted.
+    """Base of the three; a subclass says how a directory is filled and how it is mounted.
 
     `snapshots_dir` is the directory of all snapshotters (made with mode 0700); `remove_tree`
     deletes a directory of hostile content.
@@ -92,8 +91,17 @@ class DirectorySnapshotter(ABC):
     ) -> None:
         """Refuse at once what could not be mounted later."""
 
+    def _measured(self, row: Row) -> Usage:
+        """What a snapshot takes on the disk without its parents; for a thread."""
+        return measure(self.files(row.number))
+
     def _forget(self, number: int) -> None:  # noqa: B027
         """A snapshot's directory goes: drop what else carries its number."""
+
+    @property
+    def unusable(self) -> str:
+        """Why no snapshot can be made here, "" when nothing speaks against it."""
+        return ""
 
     def files(self, number: int) -> str:
         """The directory of a snapshot's own files."""
@@ -141,8 +149,7 @@ class DirectorySnapshotter(ABC):
             hit("snapshot.directory-made")
             self._rows.insert(namespace, key, number, below.number if below else None, kind, labels)
         except BaseException as err:
-            with suppress(LighterError):
-                await self._remove_tree(path)
+            await self._discard(path)
             if isinstance(err, OSError):
                 raise from_os(f"prepare snapshot {key}", err) from err
             raise
@@ -166,10 +173,9 @@ class DirectorySnapshotter(ABC):
         row = self._active("commit", namespace, key)
         below = self._place(namespace, key, row, parent) if parent else None
         if usage is None:
-            path = self.files(row.number)
             try:
-                await asyncio.to_thread(sync_file_system, path)
-                usage = await asyncio.to_thread(measure, path)
+                await asyncio.to_thread(sync_file_system, self.files(row.number))
+                usage = await asyncio.to_thread(self._measured, row)
             except OSError as err:
                 raise from_os(f"commit snapshot {key}", err) from err
         self._rows.commit(namespace, name, key, labels or {}, usage, below)
@@ -232,7 +238,7 @@ class DirectorySnapshotter(ABC):
         if row.info.kind != ACTIVE:
             return row.usage
         try:
-            return await asyncio.to_thread(measure, self.files(row.number))
+            return await asyncio.to_thread(self._measured, row)
         except OSError as err:
             raise from_os(f"measure snapshot {key}", err) from err
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
 
 from lighter.daemon.types import Usage
 
@@ -43,13 +44,29 @@ def sync_file_system(path: str) -> None:
         os.close(fd)
 
 
-def measure(path: str) -> Usage:
+def measure(path: str, below: str = "") -> Usage:
     """Disk space below `path`, a hard-linked file counted once, other file systems not at all.
 
-    The tree may change meanwhile and its names may be hostile: only descriptors are followed.
+    What the tree `below`, of which `path` began as a snapshot, has with the same inode number, size
+    and time of change is that one's. The trees may change meanwhile and their names may be hostile:
+    only descriptors are followed.
     """
+    shared = {_version(found) for found in _files(below)} if below else set()
     size_bytes = 0
     seen: set[int] = set()
+    for found in _files(path):
+        if found.st_ino not in seen and _version(found) not in shared:
+            seen.add(found.st_ino)
+            size_bytes += found.st_blocks * _BLOCK
+    return Usage(size_bytes, len(seen))
+
+
+def _version(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _files(path: str) -> Iterator[os.stat_result]:
+    """All below `path` and itself, on its file system alone."""
     device = os.lstat(path).st_dev
     for _, folders, files, fd in os.fwalk(path, follow_symlinks=False, onerror=None):
         for name in (*folders, *files, "."):
@@ -57,10 +74,7 @@ def measure(path: str) -> Usage:
                 found = os.lstat(name, dir_fd=fd)
             except OSError:
                 continue
-            if found.st_dev != device:
-                if name in folders:
-                    folders.remove(name)
-            elif found.st_ino not in seen:
-                seen.add(found.st_ino)
-                size_bytes += found.st_blocks * _BLOCK
-    return Usage(size_bytes, len(seen))
+            if found.st_dev == device:
+                yield found
+            elif name in folders:
+                folders.remove(name)

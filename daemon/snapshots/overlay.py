@@ -64,23 +64,27 @@ class OverlaySnapshotter(DirectorySnapshotter):
         except OSError as err:
             raise from_os("make snapshot links directory", err) from err
 
-    def _check_usable(self) -> None:
-        """Say why overlayfs cannot stand here, before anything is made that it would refuse."""
+    @property
+    def unusable(self) -> str:
         if self._usable:
-            return
+            return ""
         try:
             os.setxattr(self.dir, _PROBE, b"y")
             os.removexattr(self.dir, _PROBE)
         except OSError as err:
-            raise FailedPrecondition(
-                f"use overlayfs in {self.dir}: its file system does not keep trusted attributes "
-                f"({err.strerror}), which deletions are recorded in; choose another directory with "
-                "--root, or the snapshotter native"
-            ) from err
+            return (
+                f"the file system of {self.dir} does not keep trusted attributes "
+                f"({err.strerror}), which deletions are recorded in"
+            )
         self._usable = True
+        return ""
 
     async def _fill(self, path: str, parents: tuple[int, ...], kind: str) -> None:
-        self._check_usable()
+        if reason := self.unusable:
+            raise FailedPrecondition(
+                f"use overlayfs: {reason}; choose another directory with --root, or the "
+                "snapshotter native"
+            )
         make_directory(path + "/fs", 0o755)
         if kind != ACTIVE:
             return

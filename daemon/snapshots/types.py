@@ -51,6 +51,10 @@ class Snapshotter(Protocol):
     def layers_apart(self) -> bool:
         """Whether a layer's snapshot needs nothing of its parent's until it is committed."""
 
+    @property
+    def unusable(self) -> str:
+        """Why no snapshot can be made here, "" when nothing speaks against it."""
+
     async def prepare(
         self,
         namespace: str,

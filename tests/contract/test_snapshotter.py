@@ -16,19 +16,24 @@ import pytest
 
 from lighter.daemon.images.worker import read_files
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
 from lighter.daemon.snapshots.directories import DirectorySnapshotter
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import MAX_MOUNT_DATA, OverlaySnapshotter
+from lighter.daemon.snapshots.subvolumes import create, freeze
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.types import Mount, Usage
 from lighter.proto import faults
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lighter.shim import linux
 from tests.fakes.worker import ForkWorker
+from tests.loopdisk import btrfs_at
 
 pytestmark = pytest.mark.root
 
 KINDS: list[type[DirectorySnapshotter]] = [OverlaySnapshotter, NativeSnapshotter]
+if "btrfs" in Path("/proc/filesystems").read_text().split():
+    KINDS.append(BtrfsSnapshotter)  # where the kernel has none, the last test says what it says
 NS = "default"
 
 
@@ -104,11 +109,20 @@ class Place:
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    root = tempfile.mkdtemp(prefix="lighter-", dir="/var/tmp")
-    place = Place(request.param, Path(root))
-    yield place
-    place.close()
+    root = Path(tempfile.mkdtemp(prefix="lighter-", dir="/var/tmp"))
+    with btrfs_at(root) if request.param is BtrfsSnapshotter else contextlib.nullcontext():
+        place = Place(request.param, root)
+        yield place
+        place.close()
     shutil.rmtree(root)
+
+
+@pytest.fixture
+def btrfs(tmp_path: Path) -> Iterator[Place]:
+    with btrfs_at(tmp_path):
+        place = Place(BtrfsSnapshotter, tmp_path)
+        yield place
+        place.close()
 
 
 def write(name: str, data: bytes) -> Callable[[Path], object]:
@@ -531,5 +545,54 @@ def test_a_file_system_that_overlayfs_cannot_use_is_named(tmp_path: Path) -> Non
         native = Place(NativeSnapshotter, tmp_path)
         native.run(native.snapshotter.prepare(NS, "x"))
         native.close()
+    finally:
+        linux.umount(str(tmp_path))
+
+
+def test_btrfs_snapshots_share_what_nobody_changed(btrfs: Place) -> None:
+    """The big file is there once, and the second layer is charged for its own alone."""
+    free = os.statvfs(btrfs.root)
+    btrfs.layer("base", "", write("big", os.urandom(64 << 20)))
+    for number in range(5):
+        btrfs.run(btrfs.snapshotter.prepare(NS, f"work {number}", "base"))
+    btrfs.layer("top", "base", write("small", bytes(1 << 16)))
+    os.sync()
+    now = os.statvfs(btrfs.root)
+    assert (free.f_bavail - now.f_bavail) * free.f_frsize < 128 << 20
+    used = btrfs.run(btrfs.snapshotter.usage(NS, "top"))
+    assert 1 << 16 <= used.size_bytes < 1 << 18
+
+
+def test_a_committed_btrfs_snapshot_is_read_only_for_everybody(btrfs: Place) -> None:
+    btrfs.layer("base", "", write("a", b"1"))
+    with pytest.raises(OSError, match="Read-only"):
+        (btrfs.dir / "1/fs/a").write_bytes(b"2")
+
+
+def test_subvolumes_that_a_container_made_go_with_its_snapshot(btrfs: Place) -> None:
+    """However deep they lie, read-only ones too, and under names that are no text."""
+    btrfs.run(btrfs.snapshotter.prepare(NS, "work"))
+    folder = btrfs.dir / "1/fs"
+    for _ in range(5):
+        create(str(folder), "inner")
+        folder = folder / "inner"
+        (folder / "file").write_bytes(b"x")
+    create(str(btrfs.dir / "1/fs"), os.fsdecode(b"\xff\n"))
+    for number in range(100):
+        create(str(btrfs.dir / "1/fs/inner"), f"sibling {number}")
+    freeze(str(folder))
+    btrfs.run(btrfs.snapshotter.remove(NS, "work"))
+    assert btrfs.directories() == []
+
+
+def test_btrfs_says_why_it_cannot_be_used_and_touches_nothing(tmp_path: Path) -> None:
+    linux.mount("small", str(tmp_path), "tmpfs")
+    try:
+        place = Place(BtrfsSnapshotter, tmp_path)
+        why = r"use btrfs: .*(is not on a btrfs|kernel has no btrfs).* overlayfs or native"
+        with pytest.raises(FailedPrecondition, match=why):
+            place.run(place.snapshotter.prepare(NS, "x"))
+        assert place.directories() == []
+        place.close()
     finally:
         linux.umount(str(tmp_path))

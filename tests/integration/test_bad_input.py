@@ -84,7 +84,16 @@ def test_what_is_not_there(lighterd: Lighterd, busybox: str) -> None:
     refused(lighterd, REFUSED, missing, *never, "nope:latest", "x", "true")
     refused(lighterd, FAILURE, "there is no such image", "images", "rm", "nope")
     refused(lighterd, FAILURE, "namespace nope", "namespaces", "rm", "nope")
-    refused(lighterd, REFUSED, "has native, overlayfs", "run", "--snapshotter", "zfs", busybox, "x")
+    refused(
+        lighterd,
+        REFUSED,
+        "has btrfs, native, overlayfs",
+        "run",
+        "--snapshotter",
+        "zfs",
+        busybox,
+        "x",
+    )
     for runtime, words in (
         ("io.containerd.kata.v2", "expected io.containerd.runc.v2"),
         ("io.containerd.../..", "expected io.containerd.runc.v2"),

@@ -3,7 +3,7 @@
 import gzip
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import zstandard
 
 from lighter.daemon.images.unpack import chain_ids
 from tests.containerd import Containerd
-from tests.harness import Lighterd
+from tests.harness import Lighterd, await_that
+from tests.loopdisk import btrfs_at
 from tests.security.images import DIR, FILE, archive, diff_id, entry
 from tests.unit.images.build import LAYER, Layout
 
@@ -197,3 +198,36 @@ def test_sec_10_a_layer_above_the_configured_limit_is_refused(
     assert done.returncode == 1
     assert b"65536 are allowed" in done.stderr
     assert len(lines(limited, "ls", "-q")) == 1
+
+
+@pytest.fixture
+def btrfs(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a btrfs. To be asked for before the manager that lives there."""
+    place = tmp_path / "btrfs"
+    place.mkdir()
+    with btrfs_at(place):
+        yield place
+
+
+def test_containers_stand_on_btrfs(
+    btrfs: Path, make_lighterd: Callable[..., Lighterd], tmp_path: Path
+) -> None:
+    """Layers with removals, a container that writes, and all of it gone at the end."""
+    config = 'version = 3\n[plugins."io.lighter.v1"]\nsnapshotter = "btrfs"\n'
+    lighterd = make_lighterd(config=config)
+    lighterd.root.symlink_to(btrfs)
+    lighterd.start()
+    name = "docker.io/library/stack:1"
+    layers = [*stack(3), archive(entry(".wh.f1", FILE), entry("f3", FILE, b"3"))]
+    lighterd.ctl("images", "import", image_file(tmp_path / "i", layers, name), check=True)
+    box = "/bin/busybox"
+    lighterd.ctl("run", "-d", name, "c", box, "sleep", "1000", check=True)
+    done = lighterd.ctl("exec", "c", box, "sh", "-c", "cat /f*; echo new >/new", check=True)
+    assert done.stdout == b"23"
+    assert lighterd.ctl("exec", "c", box, "cat", "/new", check=True).stdout == b"new\n"
+    done = lighterd.ctl("run", "--rm", name, "d", box, "ls", "/", check=True)
+    assert b"new" not in done.stdout.split()
+    lighterd.ctl("rm", "-f", "c", check=True)
+    lighterd.ctl("images", "rm", "--sync", name, check=True)
+    left = btrfs / "snapshots/btrfs"
+    await_that(lambda: not list(left.iterdir()), 30, "no snapshot is left")
