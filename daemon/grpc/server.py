@@ -23,7 +23,7 @@ log = logging.getLogger("lighter.grpc")
 
 DEFAULT_MESSAGE_SIZE = 16 << 20  # containerd's
 STOP_S = 1.0
-MAX_STREAMS = 10_000
+MAX_STREAMS = 2048
 MAX_METADATA = 16 << 10  # bytes of a call's headers
 
 
@@ -79,8 +79,12 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", _size(settings.max_recv_message_size)),
                 ("grpc.max_send_message_length", _size(settings.max_send_message_size)),
-                # dockerd waits for each container by a stream of one connection.
+                # dockerd waits for each process by a stream of one connection. With a limit, gRPC
+                # counts streams that are reset before they were served as well.
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
+                # Above these it cancels calls, whosever they are: more than one flooder has.
+                ("grpc.server.max_pending_requests", 4 * MAX_STREAMS),
+                ("grpc.server.max_pending_requests_hard_limit", 8 * MAX_STREAMS),
                 # The soft limit refuses at random from there to the hard one.
                 ("grpc.max_metadata_size", MAX_METADATA),
                 ("grpc.absolute_max_metadata_size", MAX_METADATA),
