@@ -4,7 +4,7 @@ It is executed (not forked) by the manager, in a session of its own, and holds n
 socket to the manager closes it ends. A fork of it costs about a millisecond and shares nearly all
 of its memory. It is single-threaded, and so are its children. The lock of the instance is open here
 too, so that the next manager knows when the last request of this one can no longer be carried out;
-a shim does not keep it.
+a shim does not keep it. While nothing is asked of it, it has one shim ready (shim/spare.py).
 """
 
 import gc
@@ -22,10 +22,12 @@ import setproctitle
 
 from lighter.proto import shim_api
 from lighter.proto.errors import LighterError
-from lighter.shim import files, guard, packing, reaper, rehearsal, shim
+from lighter.shim import files, guard, packing, reaper, rehearsal, shim, spare
+from lighter.shim.spare import Spare
 from lighter.shim.worker.main import serve as serve_job
 
 KEEP_FD = 3  # the manager's socket
+SPARE_MS = 20  # after the last request: the runtime of its container is at work then
 
 
 class Settings:
@@ -89,6 +91,8 @@ class Spawner:
         self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         reaper.arm()
+        self._spare: Spare | None = None
+        self._wants_spare = True
 
     def serve(self) -> None:
         try:
@@ -99,10 +103,14 @@ class Spawner:
         poll.register(self._manager, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
         while True:
-            for fd, _events in poll.poll():
+            ready = poll.poll(SPARE_MS if self._wants_spare else None)
+            if not ready:
+                self._make_spare()
+            for fd, _events in ready:
                 if fd == self._wakeup:
                     os.read(fd, 512)
                 elif not self._serve_one():
+                    self._end_spare()
                     return
             self._reap()
 
@@ -117,7 +125,8 @@ class Spawner:
             return False
         request = msgpack.unpackb(packet)
         try:
-            self._reply(request["ident"], self._fork(request, fds))
+            if request["kind"] != "shim" or not self._use_spare(request["ident"], packet):
+                self._fork(request, fds)
         except OSError as err:
             answer = {"ident": request["ident"], "error": err.strerror or str(err)}
             self._manager.send(msgpack.packb(answer))
@@ -126,22 +135,62 @@ class Spawner:
                 os.close(fd)
         return True
 
-    def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
+    def _fork(self, request: dict[str, Any], fds: list[int]) -> None:
         pid = os.fork()
         if pid == 0:
             self._run_child(request, fds)
-        return pid
+        # The child may have ended already: it is not reaped before its pidfd is made.
+        pidfd = os.pidfd_open(pid)
+        try:
+            self._reply(request["ident"], pid, start_time(pid), pidfd)
+        finally:
+            os.close(pidfd)
+
+    def _make_spare(self) -> None:
+        """Fork the next shim. What forbids it now forbids the next request too, which says so."""
+        self._wants_spare = False
+        ours, theirs = spare.pair()
+        with theirs:
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    self._run_child({"kind": "spare"}, [theirs.fileno()])
+                self._spare = Spare(ours, pid, start_time(pid))
+            except OSError:
+                ours.close()
+
+    def _use_spare(self, ident: int, packet: bytes) -> bool:
+        """Let the spare carry out a request; False when there is none."""
+        self._wants_spare = True
+        one, self._spare = self._spare, None
+        if one is None:
+            return False
+        try:
+            if not one.hand_over(packet):
+                return False
+            self._reply(ident, one.pid, one.start, one.pidfd)
+        finally:
+            one.close()
+        return True
+
+    def _end_spare(self) -> None:
+        """Nobody of this spawner is left behind idle."""
+        if self._spare is not None:
+            self._spare.close()
+            os.waitpid(self._spare.pid, 0)
 
     def _run_child(self, request: dict[str, Any], fds: list[int]) -> NoReturn:
         status = 1
         try:
             _child_of_spawner(self._manager, fds)
-            if request["kind"] == "shim":
-                shim.main(request["order"], start_time(os.getpid()), self._boot_id)
-            else:
+            if request["kind"] == "worker":
                 setproctitle.setproctitle(f"lighter-worker --instance {self._settings.instance}")
                 control = socket.socket(fileno=fds[0])
                 serve_job(control, self._pid)
+            elif request["kind"] == "shim":
+                shim.main(request["order"], start_time(os.getpid()), self._boot_id)
+            else:
+                self._be_spare(socket.socket(fileno=fds[0]))
             status = 0
         except BaseException as err:
             # Nobody reads a child's standard error in production; in a test this is the only word.
@@ -149,16 +198,20 @@ class Spawner:
         finally:
             os._exit(status)
 
-    def _reply(self, ident: int, pid: int) -> None:
-        # The child may have ended already: it is not reaped before its pidfd is made.
-        pidfd = os.pidfd_open(pid)
+    def _be_spare(self, control: socket.socket) -> None:
+        setproctitle.setproctitle(f"lighter-spare --instance {self._settings.instance}")
+        start = start_time(os.getpid())
+        rehearsal.warm(self._settings.rehearsal)
+        packet = spare.await_order(control)
+        if packet:
+            shim.main(msgpack.unpackb(packet)["order"], start, self._boot_id)
+
+    def _reply(self, ident: int, pid: int, start: int, pidfd: int) -> None:
+        answer = {"ident": ident, "pid": pid, "start": start}
         try:
-            answer = {"ident": ident, "pid": pid, "start": start_time(pid)}
             socket.send_fds(self._manager, [msgpack.packb(answer)], [pidfd])
         except (BrokenPipeError, ConnectionResetError):
             pass  # the manager is gone; the next one learns of the shim by its claim
-        finally:
-            os.close(pidfd)
 
     def _reap(self) -> None:
         while True:
@@ -168,6 +221,9 @@ class Spawner:
                 return
             if pid == 0:
                 return
+            if self._spare is not None and pid == self._spare.pid:
+                self._spare.close()
+                self._spare = None  # the next request is served without
 
 
 def main() -> None:

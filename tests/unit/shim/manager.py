@@ -140,6 +140,10 @@ class FakeManager:
             raise errors.from_wire(answer.code, answer.message, answer.details)
         return answer.body
 
+    def leave(self) -> None:
+        """Let the spawner see its manager's end."""
+        self._control.shutdown(socket.SHUT_RDWR)
+
     # shims
 
     def order(self, name: str, runtime: str, **fields: Any) -> dict[str, Any]:
