@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,23 +161,36 @@ def test_f45_execs_that_end_at_once(lighterd: Lighterd, busybox: str, count: int
 
 
 # Writes at some rate, in a container, with the host's Python, until it is told to end and has
-# written at least a size; tells what it has written.
+# written at least a size; tells what it has written, and how long the longest write took. A first
+# part is the control, in which another instance's manager is killed: it ends with file `control`.
 WRITER = """
 import hashlib, json, os, sys, time
-size, rate = int(sys.argv[1]), int(sys.argv[2])
-digest, done, began = hashlib.sha256(), 0, time.monotonic()
+size, rate, control = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+digest, done, began, longest = hashlib.sha256(), 0, time.monotonic(), 0.0
+def tell(name, value):
+    with open("/share/" + name + ".tmp", "w") as file:
+        json.dump(value, file)
+    os.rename("/share/" + name + ".tmp", "/share/" + name)
 while done < size or not os.path.exists("/share/end"):
+    if done >= control and control:
+        tell("control", longest)
+        while not os.path.exists("/share/go"):
+            time.sleep(0.01)
+        control, longest, began = 0, 0.0, time.monotonic() - done / rate
     chunk = (b"%015d\\n" % done) * 4096
     digest.update(chunk)
-    view = memoryview(chunk)
+    view, from_ = memoryview(chunk), time.monotonic()
     while view:
         view = view[os.write(1, view):]
+    longest = max(longest, time.monotonic() - from_)
     done += len(chunk)
     time.sleep(max(0.0, began + done / rate - time.monotonic()))
-with open("/share/result.tmp", "w") as file:
-    json.dump([digest.hexdigest(), done], file)
-os.rename("/share/result.tmp", "/share/result")
+tell("result", [digest.hexdigest(), done, longest])
 """
+# How much longer the longest write may take while managers are killed. A neighbour of this machine
+# may hold a process up for longer: then one of a few attempts, each with a control, has to show it.
+PAUSE_S = 0.05
+ATTEMPTS = 3
 HOST = [
     {"type": "bind", "source": path, "destination": path, "options": ["rbind", "ro"]}
     for path in ("/usr", "/lib", "/lib64")
@@ -184,37 +198,64 @@ HOST = [
 ]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mib", [500])
 def test_f15_output_has_no_gap_and_no_wait_while_the_manager_is_killed(
-    lighterd: Lighterd, busybox: str, mib: int
+    lighterd: Lighterd, make_lighterd: Callable[..., Lighterd], busybox: str, mib: int
 ) -> None:
-    share = lighterd.base / "share"
+    other = make_lighterd().start()
+    pauses = []
+    for attempt in range(ATTEMPTS):
+        control_s, longest_s = write_while_managers_die(
+            lighterd, other, busybox, f"c{attempt}", mib
+        )
+        print(f"longest write {longest_s * 1000:.1f} ms, control {control_s * 1000:.1f} ms")
+        pauses.append(longest_s - control_s)
+        ask(lighterd, "containers.delete", id=f"c{attempt}", force=True)
+        if pauses[-1] <= PAUSE_S:
+            return
+    raise AssertionError(f"the longest write took longer than the control's by {pauses} s")
+
+
+def write_while_managers_die(
+    lighterd: Lighterd, other: Lighterd, image: str, name: str, mib: int
+) -> tuple[float, float]:
+    """Seconds of the longest write while `other` is killed, and while its manager is.
+
+    Both start as many managers, which takes the processor from everybody. No byte is lost.
+    """
+    share = lighterd.base / f"share-{name}"
     share.mkdir()
     mounts = [
         {"type": "bind", "source": str(share), "destination": "/share", "options": ["rbind"]},
         *HOST,
     ]
     python = os.path.realpath(sys.executable)
-    command = [python, "-I", "-S", "-c", WRITER, str(mib * MIB), str(25 * MIB)]
+    sizes = (mib * MIB, 25 * MIB, mib * MIB // 2)
+    command = [python, "-I", "-S", "-c", WRITER, *map(str, sizes)]
     log = {"driver": "file", "max_size": 0, "max_file": 1}
-    lives.begin(lighterd, busybox, "c", *command, mounts=mounts, log=log)
+    lives.begin(lighterd, image, name, *command, mounts=mounts, log=log)
     kills = 0
-    while logged_bytes(lighterd, "c") < mib * MIB:
-        lighterd.kill9()
-        # Many times what the pipe and the shim hold: a container that waited would stop before.
-        enough = logged_bytes(lighterd, "c") + 4 * MIB
-        await_that(lambda: logged_bytes(lighterd, "c") >= enough, 60, "it writes on")  # noqa: B023
-        lighterd.start()
-        kills += 1
+    for victim, end_bytes in ((other, sizes[2]), (lighterd, sizes[0])):
+        while logged_bytes(lighterd, name) < end_bytes:
+            victim.kill9()
+            # Many times what the pipe and the shim hold: a container that waited would stop before.
+            enough = min(logged_bytes(lighterd, name) + 4 * MIB, end_bytes)
+            await_that(lambda: logged_bytes(lighterd, name) >= enough, 60, "it writes on")  # noqa: B023
+            victim.start()
+            kills += 1
+        await_that((share / "control").exists, 60, "the control is over")
+        (share / "go").touch()
+    control_s = json.loads((share / "control").read_text())
     (share / "end").touch()
     await_that((share / "result").exists, 120, "the writer ends")
-    assert lives.await_task(lighterd, "c", "stopped")["exit_status"] == 0
-    digest, written = json.loads((share / "result").read_text())
-    logged = subprocess.run(lighterd.ctl_argv("logs", "c"), capture_output=True, check=True)
+    assert lives.await_task(lighterd, name, "stopped")["exit_status"] == 0
+    digest, written, longest_s = json.loads((share / "result").read_text())
+    logged = subprocess.run(lighterd.ctl_argv("logs", name), capture_output=True, check=True)
     assert len(logged.stdout) == written >= mib * MIB
     assert hashlib.sha256(logged.stdout).hexdigest() == digest
     print(f"{kills} kills")
+    return control_s, longest_s
 
 
 def logged_bytes(lighterd: Lighterd, name: str) -> int:
