@@ -200,9 +200,11 @@ class Collector:
             if (CONTENT, row["digest"]) not in needed:
                 found.content.append(Digest.parse(row["digest"]))
         for row in tx.execute(
-            "SELECT number, snapshotter, key FROM snapshots WHERE namespace = ? AND kind = ?",
-            (namespace, COMMITTED),
+            "SELECT number, snapshotter, key, kind, labels FROM snapshots WHERE namespace = ?",
+            (namespace,),
         ):
+            if row["kind"] != COMMITTED and not references.is_under_lease(row["labels"]):
+                continue
             node = references.snapshot(row["snapshotter"], row["key"])
             if (SNAPSHOT, node.name) not in needed:
                 found.snapshots.append((row["number"], row["snapshotter"], row["key"]))

@@ -17,7 +17,8 @@ work to what they name. Labels of content, snapshots, images and containers add 
                                                           snapshot the parents, but follows no label
 
 Unlike containerd, active snapshots and views are roots: a client that prepared one and crashed
-removes it by name, and no collection pulls a root file system away from under somebody.
+removes it by name, and no collection pulls a root file system away from under somebody. What a
+client unpacks a layer to under a lease is nobody's, and goes with the lease.
 """
 
 import json
@@ -27,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from lighter.daemon.snapshots.types import COMMITTED
+from lighter.daemon.snapshots.types import COMMITTED, UNDER_LEASE_LABEL
 
 ROOT_LABEL = "containerd.io/gc.root"
 EXPIRE_LABEL = "containerd.io/gc.expire"
@@ -240,9 +241,14 @@ def _load_snapshots(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: 
         node = nodes[row["number"]]
         if row["parent"] is not None:
             graph.edge(node, nodes[row["parent"]], "parent")
-        if row["kind"] != COMMITTED:
+        if row["kind"] != COMMITTED and not is_under_lease(row["labels"]):
             graph.root(node, f"it is {'a view' if row['kind'] == 'view' else 'active'}")
         graph.labelled(node, row["labels"], now_ns, may_be_root=True)
+
+
+def is_under_lease(labels: str) -> bool:
+    """Whether an active snapshot, by its labels (a JSON text), is none of the roots."""
+    return UNDER_LEASE_LABEL in labels and UNDER_LEASE_LABEL in (_parsed(labels) or {})
 
 
 def _load_leases(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: References) -> None:

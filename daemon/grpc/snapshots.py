@@ -39,11 +39,18 @@ class SnapshotsService:
         name, namespace = self._snapshotter(request.snapshotter), call.namespace
         lease = holder(self._leases, namespace, call.lease)
         await self._check_parent(namespace, name, request.parent)
-        with _making(request):
-            mounts = await self._snapshots.prepare(
-                namespace, name, request.key, request.parent, dict(request.labels)
-            )
-        hold(self._leases, namespace, lease, SNAPSHOTS + name, request.key)
+        with self._collector.pin() as pin:
+            pin.snapshot(namespace, name, request.key)
+            with _making(request):
+                mounts = await self._snapshots.prepare(
+                    namespace,
+                    name,
+                    request.key,
+                    request.parent,
+                    dict(request.labels),
+                    leased=bool(lease),
+                )
+            hold(self._leases, namespace, lease, SNAPSHOTS + name, request.key)
         return pb.PrepareSnapshotResponse(mounts=map(mount_message, mounts))
 
     async def view(self, call: Call, request: pb.ViewSnapshotRequest) -> pb.ViewSnapshotResponse:

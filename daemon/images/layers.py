@@ -17,6 +17,7 @@ from lighter.daemon.images.worker import Worker
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.types import Descriptor, Mount
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from lighter.proto.faults import hit
 
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
@@ -76,6 +77,7 @@ class Layers:
                 done = await self._worker.run(order, [fd])
             finally:
                 os.close(fd)
+        hit("layers.applied")
         return Applied(str(Digest.parse(done["diff_id"])), int(done["plain_bytes"]))
 
     async def compare(
@@ -114,6 +116,7 @@ class Layers:
                 os.close(fd)
             digest, size_bytes = str(Digest.parse(done["digest"])), int(done["size_bytes"])
             pin.content(namespace, digest)
+            hit("layers.made")
             told = {UNCOMPRESSED_LABEL: str(Digest.parse(done["diff_id"]))} if compression else {}
             await self._content.adopt(namespace, path, digest, size_bytes, {**labels, **told})
         return Descriptor(media_type, digest, size_bytes)

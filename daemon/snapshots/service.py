@@ -1,6 +1,7 @@
 """Snapshots for clients that handle them themselves: each call names its snapshotter or takes the
 default one."""
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -9,13 +10,15 @@ from typing import Any, Protocol
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import MAX_KEY_BYTES
-from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
+from lighter.daemon.snapshots.types import COMMITTED, UNDER_LEASE_LABEL, Snapshotter
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
 from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
 
 TARGET_LABEL = "containerd.io/snapshot.ref"
+
+_UNPACK_KEY = re.compile(r"extract-\S+ sha256:[0-9a-f]{64}")  # containerd's UnpackKeyFormat
 
 
 class JobRunner(Protocol):
@@ -73,12 +76,26 @@ class SnapshotService:
         return await self.snapshotter(snapshotter).mounts(namespace, key)
 
     async def prepare(
-        self, namespace: str, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
+        self,
+        namespace: str,
+        snapshotter: str,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str],
+        *,
+        leased: bool = False,
     ) -> tuple[Mount, ...]:
         """Raises AlreadyExists too when the label `containerd.io/snapshot.ref` names a snapshot
-        that is there: a client says with it what it will commit."""
+        that is there: a client says with it what it will commit.
+
+        `leased`: a lease of the client's is about to hold it. What is made for a layer goes with
+        that lease, so that a client that died while it unpacked leaves nothing for ever; what may
+        be somebody's root file system stays until it is removed.
+        """
         chosen = self.snapshotter(snapshotter)
         await self._check_target(chosen, namespace, labels)
+        if leased and (TARGET_LABEL in labels or _UNPACK_KEY.fullmatch(key)):
+            labels = {**labels, UNDER_LEASE_LABEL: "true"}
         mounts = await chosen.prepare(namespace, key, parent, labels)
         self._tell(namespace, events.SNAPSHOT_PREPARE, chosen, key=key, parent=parent)
         return mounts

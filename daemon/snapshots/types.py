@@ -18,6 +18,9 @@ ACTIVE = "active"
 VIEW = "view"
 COMMITTED = "committed"
 
+# On an active snapshot that a client unpacks a layer to: it is kept by its lease, not by itself.
+UNDER_LEASE_LABEL = "io.lighter/under-lease"
+
 # Removes a directory tree of hostile content, without following links or crossing mounts.
 TreeRemover = Callable[[str], Awaitable[None]]
 

@@ -202,6 +202,30 @@ def test_namespaces_do_not_see_each_other(place: Place) -> None:
     assert place.run(place.snapshotter.stat("other", "base")).kind == "active"
 
 
+def test_it_is_found_by_its_mounts_and_by_no_others(place: Place) -> None:
+    place.layer("base", "", lambda tree: tree.joinpath("a").touch())
+    place.layer("top", "base", lambda tree: tree.joinpath("b").touch())
+    made = {}
+    for key, parent in (("empty", ""), ("on base", "base"), ("on top", "top"), ("again", "top")):
+        made[key] = place.run(place.snapshotter.prepare(NS, key, parent))
+        assert place.run(place.snapshotter.find(NS, made[key])) == key
+        assert place.run(place.snapshotter.find("other", made[key])) == ""
+    for parent in ("base", "top"):
+        mounts = place.run(place.snapshotter.view(NS, f"view of {parent}", parent))
+        assert place.run(place.snapshotter.find(NS, mounts)) == f"view of {parent}"
+    (mount,) = made["on top"]
+    for other in (
+        [],
+        [mount, mount],
+        [Mount(mount.type, mount.source, (*mount.options, "suid"))],
+        [Mount("bind", str(place.dir), ("rw", "rbind"))],
+        [Mount("bind", "/", ("rw", "rbind"))],
+    ):
+        assert place.run(place.snapshotter.find(NS, other)) == ""
+    place.run(place.snapshotter.remove(NS, "on top"))
+    assert place.run(place.snapshotter.find(NS, made["on top"])) == ""
+
+
 def test_refused_steps_change_nothing(place: Place) -> None:
     place.layer("base", "", write("a", b"1"))
     snapshotter = place.snapshotter

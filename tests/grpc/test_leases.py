@@ -87,6 +87,31 @@ def test_a_lease_holds_what_is_made_under_it(space: Space) -> None:
     assert space.keys() == ["view"]
 
 
+def test_what_a_dead_client_unpacked_to_goes_with_its_lease(space: Space) -> None:
+    chain = digest_of(b"chain")
+    space.leases("Create", id="l1")
+    with space.leased("l1") as api:
+        for key, labels in (
+            (f"extract-1-x {chain}", {}),
+            ("mine", {"containerd.io/snapshot.ref": chain}),
+            ("a container's", {}),
+        ):
+            api.call(
+                snapshots_pb2,
+                "Snapshots",
+                "Prepare",
+                snapshotter=SNAPSHOTTER,
+                key=key,
+                labels=labels,
+            )
+    unleased = f"extract-2-x {chain}"
+    space.bare.call(snapshots_pb2, "Snapshots", "Prepare", snapshotter=SNAPSHOTTER, key=unleased)
+    space.collect()
+    assert len(space.keys()) == 4
+    space.leases("Delete", id="l1", sync=True)
+    assert space.keys() == ["a container's", unleased]
+
+
 def test_what_exists_is_held_too(space: Space) -> None:
     digest = space.put(b"abc")
     space.leases("Create", id="l1")
