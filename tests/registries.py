@@ -472,7 +472,7 @@ class Scripted:
 
     def _one(self, connection: socket.socket, reader: Any) -> bool:
         """Read a request, answer it; whether the connection goes on."""
-        request = _read_request(reader)
+        request = _read_request(reader, connection)
         if request is None:
             return False
         with self._lock:
@@ -530,7 +530,7 @@ class Scripted:
         return False
 
 
-def _read_request(reader: Any) -> Request | None:
+def _read_request(reader: Any, connection: socket.socket) -> Request | None:
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = reader.readline(65537)
@@ -546,6 +546,8 @@ def _read_request(reader: Any) -> Request | None:
         for name, colon, value in (line.partition(":") for line in lines)
         if colon
     }
+    if headers.get("expect", "").lower() == "100-continue":
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = b""
     if headers.get("transfer-encoding", "").lower() == "chunked":
         while size := int(reader.readline(), 16):

@@ -45,7 +45,7 @@ from lighter.daemon.images.progress import Progress, Report, unreported
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.types import Descriptor, Image
-from lighter.proto.errors import DataLoss, InvalidArgument, ResourceExhausted
+from lighter.proto.errors import DataLoss, InvalidArgument, LighterError, ResourceExhausted
 from lighter.proto.faults import hit
 
 COMPRESSIONS = ("", "none", "gzip", "zstd")
@@ -253,6 +253,8 @@ class _Conversion:
                 os.close(target)
         except OSError as err:
             raise from_os(f"convert layer {old.digest}", err) from err
+        except LighterError as err:
+            raise type(err)(f"convert layer {old.digest}: {err.message}") from err
         finally:
             os.close(source)
         for name, found, expected in (

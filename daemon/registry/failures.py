@@ -25,6 +25,10 @@ class Broken(Unavailable):
     """The connection broke or stalled: the same again may well work."""
 
 
+class Closed(Broken):
+    """The other side closed the connection before it had answered."""
+
+
 class Refused(Unavailable):
     """Nobody listens there; a registry that restarts is back in a moment."""
 

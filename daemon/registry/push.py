@@ -9,7 +9,7 @@ from lighter.daemon.registry.addresses import Link
 from lighter.daemon.registry.auth import scopes_of
 from lighter.daemon.registry.conversation import Conversation
 from lighter.daemon.registry.endpoints import PUSH, Endpoint
-from lighter.daemon.registry.failures import Broken
+from lighter.daemon.registry.failures import Broken, Closed
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import DataLoss, InvalidArgument, LighterError, NotFound
 
@@ -44,9 +44,22 @@ class Pusher:
         if await self._talk.retried(lambda: self._has_blob(endpoint, digest)):
             return False
         mount = mount_from if mount_from != self._repository else ""
-        return await self._talk.retried(
-            lambda: self._upload(endpoint, descriptor, digest, source, mount, progress)
-        )
+        asks_first = False
+
+        async def upload() -> bool:
+            nonlocal asks_first
+            try:
+                return await self._upload(
+                    endpoint, descriptor, digest, source, mount, progress, asks_first
+                )
+            except Broken as err:
+                # A registry that refuses an upload while it comes, and closes, may be heard or not:
+                # what it said is lost when the next write fails. So it is asked before a byte of
+                # the body is sent; should it not know how to answer that, not the time after.
+                asks_first = isinstance(err, Closed) and not asks_first
+                raise
+
+        return await self._talk.retried(upload)
 
     async def _has_blob(self, endpoint: Endpoint, digest: Digest) -> bool:
         try:
@@ -71,6 +84,7 @@ class Pusher:
         source: Source,
         mount_from: str,
         progress: Callable[[int], None],
+        asks_first: bool,
     ) -> bool:
         """A session of its own each time: what a broken one has taken in is not to be relied on."""
         what = self._what(digest, "push")
@@ -83,6 +97,8 @@ class Pusher:
             "Content-Type": "application/octet-stream",
             "Content-Length": str(descriptor.size),
         }
+        if asks_first:
+            headers["Expect"] = "100-continue"
 
         def data() -> AsyncIterator[bytes]:
             return _measured(source, descriptor, what, progress)

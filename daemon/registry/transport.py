@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lighter.daemon.registry import redact
 from lighter.daemon.registry.addresses import Link, Origin, Targets
 from lighter.daemon.registry.endpoints import Endpoint, Tls
-from lighter.daemon.registry.failures import MAX_ERROR_BYTES, Broken, Refused
+from lighter.daemon.registry.failures import MAX_ERROR_BYTES, Broken, Closed, Refused
 from lighter.daemon.registry.lookup import Lookup
 from lighter.daemon.registry.proxies import Proxies
 from lighter.daemon.registry.redact import Redactor
@@ -359,7 +359,7 @@ class Transport:
         if isinstance(err, aiohttp.ClientHttpProxyError):
             return Unavailable(f"{what}: the proxy answers {err.status}")
         if isinstance(err, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
-            return Broken(f"{what}: {link.origin} closed the connection ({reason})")
+            return Closed(f"{what}: {link.origin} closed the connection ({reason})")
         return InvalidArgument(f"{what}: the answer of {link.origin} is not HTTP: {reason}")
 
 

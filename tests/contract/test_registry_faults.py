@@ -6,9 +6,11 @@ The rows about many clients of one image and about what a pull leaves are the pu
 import asyncio
 import random
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
 
@@ -667,6 +669,57 @@ def test_f71_an_upload_that_is_refused_names_the_blob(reg: Scripted, status: int
 
     run(work())
     assert len(reg.asked("PUT")) == 1
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers an upload while it still comes, reads no more of it, and closes, as nginx does."""
+
+    protocol_version = "HTTP/1.1"
+    puts: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self._answer(404)
+
+    def do_POST(self) -> None:
+        self._answer(202, Location="/upload")
+
+    def do_PUT(self) -> None:
+        self.puts.append(self.path)
+        self._answer(413, b'{"errors":[{"code":"SIZE_INVALID","message":"at most 1 MB"}]}')
+        self.close_connection = True
+
+    def handle_expect_100(self) -> bool:
+        self.do_PUT()
+        return False
+
+    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in (*headers.items(), ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_f71_what_is_refused_in_the_middle_of_a_large_upload_is_told_in_its_words() -> None:
+    large = bytes(64 << 20)
+    descriptor = describe("application/octet-stream", large)
+    Refusing.puts.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+
+        async def work() -> None:
+            async with remote(host) as opened:
+                with pytest.raises(LighterError, match=f"{descriptor.digest}.*at most 1 MB"):
+                    await opened.push_blob(descriptor, open_blob(large))
+
+        run(work())
+        server.shutdown()
+    # One whose answer may be lost in the reset that follows it, and one that asks first.
+    assert len(Refusing.puts) <= 2
 
 
 def test_f71_a_registry_that_takes_no_more_is_given_up(reg: Scripted) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from tests import images
 from tests.harness import Lighterd, await_that
 from tests.registries import (
+    OCI_INDEX,
     PASSWORD,
     USER,
     DebianRegistry,
@@ -20,6 +21,7 @@ from tests.registries import (
     Scripted,
     SmallImage,
     blob,
+    describe,
     error,
     small_image,
 )
@@ -322,6 +324,61 @@ def test_sec_34_an_encrypted_layer_is_refused(
     registry.serve(SmallImage(json.dumps(document).encode(), image.blobs), "secret", "1")
     assert "encrypted" in refused(lighterd, "images", "pull", f"{registry.host}/secret:1")
     nothing_is_there(lighterd)
+
+
+def index_of(children: Iterable[str], media_type: str = OCI_INDEX) -> bytes:
+    """An index of documents that have 1000 bytes each, as it has itself at least."""
+    entries = [{"mediaType": media_type, "digest": digest, "size": 1000} for digest in children]
+    made = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    return json.dumps(made).encode().ljust(1000)
+
+
+def fan_out() -> list[bytes]:
+    """Twelve indexes of 500 pieces each, none like another, and one of all of them."""
+    inner = [
+        index_of((f"sha256:{number:02}{child:062}" for child in range(500)), "application/x")
+        for number in range(12)
+    ]
+    entries = [
+        {"mediaType": OCI_INDEX, "digest": describe(OCI_INDEX, data).digest, "size": len(data)}
+        for data in inner
+    ]
+    outer = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    return [*inner, json.dumps(outer).encode()]
+
+
+def tower() -> list[bytes]:
+    """Twenty indexes, each in the next one, which has it five times."""
+    made = [index_of(["sha256:" + "0" * 64])]
+    for _ in range(20):
+        made.append(index_of([describe(OCI_INDEX, made[-1]).digest] * 5))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("documents", "words"), [(fan_out(), "over 4096 pieces"), (tower(), "over 8 deep")]
+)
+def test_sec_21_a_huge_graph_is_given_up_early(
+    lighterd: Lighterd, registry: Scripted, documents: list[bytes], words: str
+) -> None:
+    """Whoever made it has us read no more than the budget, and what was read is not kept."""
+    for data in documents:
+        reply = Reply(body=data, headers=(("Content-Type", OCI_INDEX),))
+        registry.route(f"/v2/app/manifests/{describe(OCI_INDEX, data).digest}", reply)
+    registry.route("/v2/app/manifests/huge", reply)
+    # An ordinary pull first, so that all that a pull needs is loaded.
+    assert lighterd.ctl("images", "pull", f"{registry.host}/app:1").returncode == 0
+    before, asked = peak_kib(lighterd.pid), len(registry.requests)
+    text = refused(lighterd, "images", "pull", "--all-platforms", f"{registry.host}/app:huge")
+    assert words in text, text
+    assert len(registry.requests) - asked <= 14
+    assert peak_kib(lighterd.pid) - before < 64 << 10
+    assert lighterd.ctl("images", "ls", "-q").stdout.decode().split() == [f"{registry.host}/app:1"]
+
+
+def peak_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
 
 
 def test_a_full_disk_fails_the_pull_and_the_next_one_goes_on(

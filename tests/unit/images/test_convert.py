@@ -17,9 +17,11 @@ from lighter.daemon.images.importer import ImportOptions
 from lighter.daemon.images.store import ImageStore
 from lighter.proto import faults
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
+from lighter.shim import linux
 from tests.fakes.worker import ForkWorker
 from tests.unit.images.build import HOST, LAYER, MANIFEST, Layout, docker_save, sha256, tar
 from tests.unit.images.conftest import NS, Place
+from tests.unit.worker.harness import Worker, memfd
 
 pytestmark = pytest.mark.root
 
@@ -160,6 +162,41 @@ def test_what_is_wrong_changes_nothing(place: Place) -> None:
         convert(place, compression="zstd")
     assert place.names() == [NAME]
     place.check_whole()
+
+
+def test_f49_a_full_disk_refuses_and_the_next_try_works(place: Place) -> None:
+    """A twentieth of the disk stays free; nothing is left of the layer, nothing else is hurt."""
+    layout = Layout()
+    layout.list(layout.image([{"big": os.urandom(1 << 20)}], compressed=True), name=NAME)
+    place.take(layout.archive(), ImportOptions(unpack=False))
+    ingests = place.root / "content/ingest"
+    linux.mount("small", str(ingests), "tmpfs", 0, "size=256k,mode=0700")
+    try:
+        with pytest.raises(ResourceExhausted, match=r"convert layer sha256:\w+: .* are allowed"):
+            convert(place, compression="none")
+        assert not list(ingests.iterdir())
+    finally:
+        linux.umount(str(ingests))
+    assert place.names() == [NAME]
+    place.check_whole()
+    convert(place, compression="none")
+    place.check_whole()
+
+
+@pytest.mark.parametrize("to", READERS)
+def test_memory_stays_small_whatever_a_layer_expands_to(place: Place, to: str) -> None:
+    """A layer of 200 MB takes no more memory than one of 4 MB, when it compresses well too."""
+    peaks = []
+    for mib in (4, 200):
+        source = memfd(gzip.compress(bytes(mib << 20), 1))
+        target = os.open(place.root / f"{to}-{mib}", os.O_WRONLY | os.O_CREAT)
+        with Worker() as worker:
+            worker.send({"job": "recompress", "to": to}, [source, target])
+            assert worker.result()["size_bytes"] == os.fstat(target).st_size
+        os.close(source)
+        os.close(target)
+        peaks.append(worker.max_rss_bytes)
+    assert peaks[1] - peaks[0] < 32 << 20, peaks
 
 
 POINTS = [

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lighter.daemon.images import platforms
 from lighter.daemon.images.importer import ImportOptions
 from lighter.daemon.images.progress import Progress
 from lighter.daemon.images.worker import read_files
@@ -114,6 +115,9 @@ def test_docker_save_archives(place: Place) -> None:
     place.check_whole()
 
 
+UNNAMED = {"digests": True, "skip_digest_for_named": True}
+
+
 @pytest.mark.parametrize(
     ("annotations", "options", "names"),
     [
@@ -124,6 +128,10 @@ def test_docker_save_archives(place: Place) -> None:
         ({"ref": "foo/bar:v2"}, {"base_name": "foo/bar"}, ["foo/bar:v2"]),
         ({}, {"base_name": "foo", "digests": True}, ["foo@DIGEST"]),
         ({"ref": "v1"}, {"base_name": "foo", "digests": True}, ["foo:v1", "foo@DIGEST"]),
+        ({"ref": "v1"}, {"base_name": "foo", **UNNAMED}, ["foo:v1"]),
+        ({"ref": "v1"}, {"base_name": "foo", "skip_digest_for_named": True}, ["foo:v1"]),
+        ({"name": NAME}, {"base_name": "foo", **UNNAMED}, ["foo@DIGEST"]),
+        ({}, {"base_name": "foo", **UNNAMED}, ["foo@DIGEST"]),
         ({}, {"index_name": "whole"}, ["whole"]),
     ],
 )
@@ -199,6 +207,18 @@ def test_an_index_brings_this_platform_and_others_when_asked(place: Place) -> No
     place.check_whole()
     place.run(place.images.delete(NS, NAME))
     assert place.is_empty()
+
+
+def test_the_platforms_that_are_named_are_taken_and_no_other(place: Place) -> None:
+    built = Layout()
+    images = {arch: built.image([{"x": arch.encode()}], arch=arch) for arch in ("s390x", "ppc64le")}
+    ours = built.image(LAYERS)
+    built.list(built.index((ours, HOST), *((of, arch) for arch, of in images.items())), name=NAME)
+    wanted = (platforms.parse("linux/s390x"),)
+    place.take(built.archive(), ImportOptions(platforms=wanted, unpack=False))
+    rows = place.content_rows()
+    assert images["s390x"]["digest"] in rows
+    assert not rows & {ours["digest"], images["ppc64le"]["digest"]}
 
 
 def test_an_index_may_lack_other_platforms(place: Place) -> None:
