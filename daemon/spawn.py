@@ -195,7 +195,9 @@ class Spawner:
 
         After an error the shim may exist all the same: who withdraws its claim knows.
         """
-        return await self._ask({"kind": "shim", "order": order}, (), "fork shim")
+        # Packed for itself: what the spawner unpacks is memory that no shim shares any more.
+        request = {"kind": "shim", "order": msgpack.packb(order)}
+        return await self._ask(request, (), "fork shim")
 
     async def run(
         self,

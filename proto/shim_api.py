@@ -40,8 +40,8 @@ SERVICE = "task"
 FEATURES = ["exec", "attach", "log-chunks"]
 
 # The manager's spawner obeys these packets on its SOCK_SEQPACKET socket: a msgpack map
-# {kind: "shim", ident, order} or {kind: "worker", ident} with the worker's control socket
-# attached; it answers {ident, pid, start} with the child's pidfd attached, or {ident, error}.
-# Its first packet, {ident: LOADED}, says that it has loaded. Requests count from 1.
+# {kind: "shim", ident, order: bytes, the order packed} or {kind: "worker", ident} with the worker's
+# control socket attached; it answers {ident, pid, start} with the child's pidfd attached, or
+# {ident, error}. Its first packet, {ident: LOADED}, says that it has loaded. Requests count from 1.
 MAX_PACKET = 128 * 1024
 LOADED = 0

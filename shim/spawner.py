@@ -125,7 +125,7 @@ class Spawner:
             return False
         request = msgpack.unpackb(packet)
         try:
-            if request["kind"] != "shim" or not self._use_spare(request["ident"], packet):
+            if request["kind"] != "shim" or not self._use_spare(request):
                 self._fork(request, fds)
         except OSError as err:
             answer = {"ident": request["ident"], "error": err.strerror or str(err)}
@@ -149,26 +149,27 @@ class Spawner:
     def _make_spare(self) -> None:
         """Fork the next shim. What forbids it now forbids the next request too, which says so."""
         self._wants_spare = False
-        ours, theirs = spare.pair()
-        with theirs:
-            try:
-                pid = os.fork()
-                if pid == 0:
-                    self._run_child({"kind": "spare"}, [theirs.fileno()])
-                self._spare = Spare(ours, pid, start_time(pid))
-            except OSError:
-                ours.close()
+        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(ours, False)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._run_child({"kind": "spare"}, [theirs])
+            self._spare = Spare(pid, start_time(pid), ours)
+        except OSError:
+            os.close(ours)
+        os.close(theirs)
 
-    def _use_spare(self, ident: int, packet: bytes) -> bool:
+    def _use_spare(self, request: dict[str, Any]) -> bool:
         """Let the spare carry out a request; False when there is none."""
         self._wants_spare = True
         one, self._spare = self._spare, None
         if one is None:
             return False
         try:
-            if not one.hand_over(packet):
+            if not one.hand_over(request["order"]):
                 return False
-            self._reply(ident, one.pid, one.start, one.pidfd)
+            self._reply(request["ident"], one.pid, one.start, one.pidfd)
         finally:
             one.close()
         return True
@@ -188,9 +189,9 @@ class Spawner:
                 control = socket.socket(fileno=fds[0])
                 serve_job(control, self._pid)
             elif request["kind"] == "shim":
-                shim.main(request["order"], start_time(os.getpid()), self._boot_id)
+                self._be_shim(request["order"], start_time(os.getpid()))
             else:
-                self._be_spare(socket.socket(fileno=fds[0]))
+                self._be_spare(fds[0])
             status = 0
         except BaseException as err:
             # Nobody reads a child's standard error in production; in a test this is the only word.
@@ -198,13 +199,16 @@ class Spawner:
         finally:
             os._exit(status)
 
-    def _be_spare(self, control: socket.socket) -> None:
+    def _be_shim(self, order: bytes, start: int) -> None:
+        shim.main(msgpack.unpackb(order), start, self._boot_id)
+
+    def _be_spare(self, pipe: int) -> None:
         setproctitle.setproctitle(f"lighter-spare --instance {self._settings.instance}")
         start = start_time(os.getpid())
         rehearsal.warm(self._settings.rehearsal)
-        packet = spare.await_order(control)
-        if packet:
-            shim.main(msgpack.unpackb(packet)["order"], start, self._boot_id)
+        order = spare.await_order(pipe)
+        if order:
+            self._be_shim(order, start)
 
     def _reply(self, ident: int, pid: int, start: int, pidfd: int) -> None:
         answer = {"ident": ident, "pid": pid, "start": start}

@@ -185,7 +185,8 @@ class FakeManager:
 
     def fork(self, order: dict[str, Any]) -> "Shim":
         """Let the spawner fork the shim of this order."""
-        request = {"kind": "shim", "ident": order["ident"], "order": order}
+        packed = msgpack.packb(order)
+        request = {"kind": "shim", "ident": order["ident"], "order": packed}
         self._control.send(msgpack.packb(request))
         packet, fds, _flags, _address = socket.recv_fds(self._control, 1 << 16, 1)
         answer = msgpack.unpackb(packet)

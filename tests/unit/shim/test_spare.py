@@ -55,9 +55,10 @@ def test_a_spare_that_died_keeps_nobody_waiting(
     if not gone:
         os.kill(manager.spawner, signal.SIGSTOP)
     spare.kill()
-    await_that(lambda: not spares(manager), 20, "it is dead")
     if gone:
         await_that(lambda: not psutil.pid_exists(spare.pid), 20, "it is reaped")
+    else:
+        await_that(lambda: spare.status() == psutil.STATUS_ZOMBIE, 20, "it is dead")
     order = manager.order("c", runtimes.fake(tmp_path / "runtime"))
     if not gone:
         # The order is read before the death is heard of.
