@@ -19,7 +19,7 @@ from lighter.shim import linux
 from tests.containerd import Containerd
 from tests.unit.images.build import Layout
 from tests.unit.images.conftest import NS, Place
-from tests.unit.images.test_stacks import CAPABILITY, make_layers, view
+from tests.unit.images.test_stacks import CAPABILITY, make_layers, untimed, view
 from tests.unit.images.test_unpack import Case
 from tests.unit.worker.test_apply import tree
 
@@ -156,6 +156,43 @@ def test_a_diff_says_what_ctrs_says(place: Place, tmp_path: Path) -> None:
         subprocess.run(["umount", point], check=True)
         theirs = gzip.decompress(containerd.ctr("snapshots", "diff", "work"))
     assert listed(ours) == listed(theirs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ctrs_diff_of_a_random_stack_leads_to_the_same_tree_as_ours(
+    place: Place, tmp_path: Path, seed: int
+) -> None:
+    """The upper half of a stack as one layer: theirs and ours, each upon the lower half."""
+    started_ns = time.time_ns() - 10**9
+    layers = make_layers(90 + seed, links_below=False)
+    case = Case(place, layers)
+    place.run(case.unpack())
+    wanted = view(place, case.chain[-1], started_ns)
+    middle = len(layers) // 2
+    ours, _ = diff(place, case.chain[middle - 1], case.chain[-1])
+    built = Layout()
+    built.list(built.image([], blobs=layers), name="docker.io/library/stack:1")
+    (tmp_path / "image").write_bytes(built.archive())
+    with Containerd() as containerd:
+        containerd.ctr("images", "import", str(tmp_path / "image"))
+        ends = (case.chain[middle - 1], case.chain[-1])
+        theirs = gzip.decompress(containerd.ctr("snapshots", "diff", *ends))
+    found = []
+    for upper in (ours, theirs):
+        place.run(place.images.delete(NS, "docker.io/library/test:1"))
+        again = Case(place, [*layers[:middle], upper])
+        place.run(again.unpack())
+        found.append(view(place, again.chain[-1], started_ns))
+    assert without_root_time(found[0]) == without_root_time(wanted)
+    assert as_containerd_keeps_it(found[1]) == as_containerd_keeps_it(wanted)
+
+
+def as_containerd_keeps_it(found: dict[str, Any]) -> dict[str, Any]:
+    """Without directories' times, and of attributes the one that its diffs have."""
+    return {
+        name: (*facts[:-1], facts[-1].get("security.capability"))
+        for name, facts in untimed(found).items()
+    }
 
 
 def listed(layer: bytes) -> set[tuple[Any, ...]]:
