@@ -16,7 +16,7 @@ LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
 PYTEST := $(BIN)/python -m pytest
 TESTS := unit contract security integration grpc compat packaging systemd vm
 
-.PHONY: help setup venv dev lint test test-vm vm-shell soak rpm wheels protos demo bench bench-quick clean distclean
+.PHONY: help setup venv dev lint test test-vm vm-shell soak rpm wheels protos demo bench bench-images bench-quick clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -82,6 +82,9 @@ demo: setup venv ## all set-up, then a tour with a real image, a killed manager 
 
 bench: .cache/bench-venv/installed ## containerd and Lighter side by side; writes docs/performance.md
 	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/python bench
+
+bench-images: .cache/bench-venv/installed ## the rows of images alone; writes docs/performance.md
+	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/python bench --part images
 
 bench-quick: .cache/bench-venv/installed ## the same rows with few repetitions; prints only
 	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/python bench --quick

@@ -1,4 +1,8 @@
-"""What was measured, for people and programs: a table, JSON, docs/performance.md."""
+"""What was measured, for people and programs: a table, JSON, docs/performance.md.
+
+The parts of the bench are saved apart, and the page shows the newest of each, so that one can be
+measured anew without the others.
+"""
 
 import json
 import os
@@ -12,7 +16,19 @@ from typing import Any
 from measure import Row
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "bench" / "results"
 _COLUMNS = ("containerd", "lighter", "runc")
+# Of each part: its heading and the settings of both sides.
+PARTS = {
+    "containers": (
+        "Containers",
+        "seccomp off, no log, overlayfs, loopback network only, on both sides",
+    ),
+    "images": (
+        "Images",
+        "roots, registry and archives in a tmpfs, overlayfs, loopback network only, on both sides",
+    ),
+}
 
 
 def facts(versions: dict[str, str]) -> dict[str, Any]:
@@ -22,12 +38,12 @@ def facts(versions: dict[str, str]) -> dict[str, Any]:
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "cgroup": "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1",
         "transparent_hugepage": _setting("/sys/kernel/mm/transparent_hugepage/enabled"),
         "python": platform.python_version(),
         "versions": versions,
-        "settings": "seccomp off, no log, overlayfs, loopback network only, on both sides",
     }
 
 
@@ -108,28 +124,50 @@ def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def save(rows: Sequence[Row], about: dict[str, Any]) -> Path:
-    """Write the JSON and the page. Returns the JSON's path."""
-    path = REPOSITORY / "bench" / "results" / f"{about['commit']}.json"
+def save(part: str, rows: Sequence[Row], about: dict[str, Any]) -> Path:
+    """Write the JSON of a part, and the page anew. Returns the JSON's path."""
+    path = RESULTS / f"{about['commit']}-{part}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(as_json(rows, about), indent=1) + "\n")
-    (REPOSITORY / "docs" / "performance.md").write_text(page(rows, about))
+    (REPOSITORY / "docs" / "performance.md").write_text(page())
     return path
 
 
-def page(rows: Sequence[Row], about: dict[str, Any]) -> str:
-    versions = "\n".join(f"- {name}: {text}" for name, text in about["versions"].items())
+def newest(part: str) -> tuple[list[Row], dict[str, Any]] | None:
+    """The rows and facts of a part that were measured last; None when it never was."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob(f"*-{part}.json")]
+    if not found:
+        return None
+    last = max(found, key=lambda result: result["about"]["measured_at"])
+    fields = ("work", "unit", "samples", "bound", "at_most", "smaller_is_better")
+    return [Row(**{name: row[name] for name in fields}) for row in last["rows"]], last["about"]
+
+
+def page() -> str:
+    sections = []
+    for part, (heading, settings) in PARTS.items():
+        if (measured := newest(part)) is not None:
+            sections.append(_section(heading, settings, *measured))
     return f"""# Performance
 
 Written by `make bench`; edit bench/report.py instead. Medians of samples that were taken in turns,
 both sides in one run; `±` is half the distance between the quartiles. Machines differ: what counts
 is the last column. `runc` is the runtime alone, the limit for any manager of it.
 
+{"".join(sections)}"""
+
+
+def _section(heading: str, settings: str, rows: Sequence[Row], about: dict[str, Any]) -> str:
+    versions = "\n".join(f"- {name}: {text}" for name, text in about["versions"].items())
+    busy = f", load {about['load']:.1f} at the start" if "load" in about else ""
+    return f"""## {heading}
+
 {table(rows)}
 
 Measured at commit {about["commit"]} on {about["measured_at"]}: Linux {about["kernel"]}, \
-{about["cpus"]} CPUs, {about["memory_gib"]} GiB, cgroup {about["cgroup"]}, transparent huge pages \
-"{about["transparent_hugepage"]}", Python {about["python"]}. Settings: {about["settings"]}.
+{about["cpus"]} CPUs{busy}, {about["memory_gib"]} GiB, cgroup {about["cgroup"]}, transparent huge \
+pages "{about["transparent_hugepage"]}", Python {about["python"]}. Settings: {settings}.
 
 {versions}
+
 """
