@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,7 @@ def test_pull_and_push(both: Both, registry: DebianRegistry) -> None:
     both.ctr("images", "ls")
     assert "sha256" not in both.ctr("snapshots", "ls")
     target = both.ctr("images", "ls").split("sha256:")[1].split()[0]
+    both.ctr("content", "fetch-object", *login, name, f"sha256:{target}")
     both.ctr("snapshots", "unpack", f"sha256:{target}")
     both.ctr("snapshots", "ls")
 
@@ -290,6 +292,25 @@ def test_ctl_goes_on_where_ctr_was_and_the_other_way_round(both: Both) -> None:
     assert (both.ctr("images", "check"), both.ctr("snapshots", "ls")) == listed
 
 
+def test_many_bring_the_same_image_at_once(both: Both) -> None:
+    lighterd = both.lighterd
+    ctr = ["ctr", "--address", both.addresses[1]]
+    argvs = [[*ctr, "-n", both.namespace, "images", "import", archive()]] * 3
+    argvs += [lighterd.ctl_argv("-n", both.namespace, "images", "import", archive())] * 3
+
+    def run(argv: list[str]) -> str:
+        done = subprocess.run(argv, capture_output=True, timeout=120, check=False)
+        return "" if done.returncode == 0 else done.stderr.decode()
+
+    with ThreadPoolExecutor(len(argvs)) as pool:
+        assert list(pool.map(run, argvs)) == [""] * len(argvs)
+    shown = run_ctr(both.addresses[1], "-n", both.namespace, "images", "check").stdout
+    assert b"complete (2/2)" in shown and b"true" in shown
+    with lighterd.client(both.namespace) as client:
+        assert len(client.call("snapshots", "list", snapshotter="")["snapshots"]) == 1
+        assert not client.call("leases", "list")["leases"]
+
+
 # --- what the other verbs show
 
 
@@ -309,6 +330,8 @@ def test_content(both: Both) -> None:
     both.ctr("content", "ls", "-q", "labels.c==d")
     both.ctr("content", "ls", "labels.none")
     both.ctr("content", "prune", "references", "--dry")
+    both.ctr("content", "edit", "--editor", "/bin/true", digest, code=1)  # it is there
+    both.ctr("content", "edit", "--editor", "/bin/false", digest, code=1)
     both.ctr("content", "rm", digest)
     for words in (("get", ABSENT), ("label", ABSENT, "a=b"), ("get", "sha256:1")):
         both.ctr("content", *words, code=1)
