@@ -36,6 +36,7 @@ from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.placement import Placement
+from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc import (
@@ -106,6 +107,7 @@ class Services:
     execs: ExecService
     tasks: TaskService
     containers: ContainerService
+    records: ContainerRecords
     recovery: Recovery
     reloader: Reloader
 
@@ -123,7 +125,7 @@ def build(
     """Make all services of one manager. Nothing runs yet but reads of the database."""
     root, state = Root(config.root), State(config.state)
     budget = DescriptorBudget()
-    runtime_of = Runtimes({"runc": config.runc_path}).find
+    runtimes = Runtimes({"runc": config.runc_path})
     boot_id = read_boot_id()
     spawner = Spawner(
         root.instance,
@@ -226,19 +228,20 @@ def build(
         bundle_of=bundle_of,
         generation=generation,
         boot_id=boot_id,
-        find_runtime=runtime_of,
+        runtimes=runtimes,
         has_room=budget.has_room,
         runtime_s=config.runc_timeout_s,
     )
+    container_store = ContainerStore(db)
     containers = ContainerService(
         root=root,
-        store=ContainerStore(db),
+        store=container_store,
         images=images,
         snapshotters=snapshotters,
         identities=IdentityService(spawner),
         tasks=tasks,
         creator=creator,
-        find_runtime=runtime_of,
+        find_runtime=runtimes.find,
         events_log=event_log,
         host=read_host(),
         defaults=Defaults(
@@ -287,6 +290,9 @@ def build(
         execs=execs,
         tasks=tasks,
         containers=containers,
+        records=ContainerRecords(
+            root=root, store=container_store, tasks=tasks, events_log=event_log
+        ),
         recovery=recovery,
         reloader=reloader,
     )

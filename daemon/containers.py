@@ -9,7 +9,7 @@ import signal
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lighter.daemon.events import Event, EventLog
@@ -23,9 +23,10 @@ from lighter.daemon.oci.host import Host, read_devices
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.orphans import OWNER_LABEL, Orphans
 from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.tasks.calling import from_record
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.service import TaskService
-from lighter.daemon.types import Container, Exit, ImageConfig, Mount
+from lighter.daemon.types import Container, Exit, ImageConfig, Mount, RuntimeOptions
 from lighter.proto import events
 from lighter.proto.errors import (
     AlreadyExists,
@@ -179,8 +180,8 @@ class ContainerService:
         self._events.announce(*told.events)
         return container, warnings
 
-    def _telling(self, namespace: str, topic: str, body: dict[str, Any]) -> "_Telling":
-        return _Telling(self._events, namespace, topic, body)
+    def _telling(self, namespace: str, topic: str, body: dict[str, Any]) -> "Telling":
+        return Telling(self._events, namespace, topic, body)
 
     async def _spec(
         self,
@@ -280,7 +281,12 @@ class ContainerService:
     ) -> Container:
         """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
         changed = self._store.update(namespace, container_id, labels=changes)
-        body = {"id": container_id, "labels": dict(changed.labels)}
+        body = {
+            "id": container_id,
+            "image": changed.image,
+            "labels": dict(changed.labels),
+            "snapshot_key": changed.snapshot_key,
+        }
         self._events.publish(namespace, events.CONTAINER_UPDATE, body)
         return changed
 
@@ -298,7 +304,29 @@ class ContainerService:
         mounts = await self.mounts(container)
         # It may have been deleted meanwhile; from here to the task's row nothing else runs.
         container = self._store.get(namespace, container_id)
-        return await self._creator.create(container, mounts, terminal, stdio)
+        options = from_record(container.options.get("runc") or {})
+        return await self._creator.create(container, mounts, terminal, stdio, options)
+
+    async def start_recorded(
+        self,
+        namespace: str,
+        container_id: str,
+        mounts: tuple[Mount, ...],
+        terminal: bool,
+        stdio: Mapping[str, Any],
+        runtime: str = "",
+        options: RuntimeOptions | None = None,
+    ) -> int:
+        """Create the container's task on mounts that the caller names; returns init's pid.
+
+        `runtime` and `options` stand in for what is recorded.
+        """
+        container = self._store.get(namespace, container_id)
+        if options is None:
+            options = from_record(container.options.get("runc") or {})
+        if runtime:
+            container = replace(container, runtime=runtime)
+        return await self._creator.create(container, mounts, terminal, stdio, options)
 
     async def exec_spec(
         self, namespace: str, container_id: str, request: ExecRequest, user: str | None
@@ -350,7 +378,7 @@ class ContainerService:
         self._images.collector.on_deleted()  # its image may have gone before it
 
 
-class _Telling:
+class Telling:
     """Appends one event in the transaction of what it tells about."""
 
     def __init__(self, log_: EventLog, namespace: str, topic: str, body: dict[str, Any]) -> None:

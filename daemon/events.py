@@ -8,7 +8,7 @@ no memory; only one that sleeps through KEEP_EVENTS misses some, and is told so.
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from lighter.proto.errors import ResourceExhausted
 
 KEEP_EVENTS = 100_000
 TRIM_EVERY = 1000
+REPLAY_S = 30.0
 LOOK_BACK = 4096  # how far find_last searches
 _PAGE = 500
 
@@ -38,6 +39,20 @@ class EventLog:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._subscribers: set[asyncio.Event] = set()
+        self._first = self._newest()
+        self._replay_until = time.monotonic() + REPLAY_S
+
+    @property
+    def subscribers(self) -> int:
+        """How many are listening."""
+        return len(self._subscribers)
+
+    def since_start(self) -> int | None:
+        """For a subscriber that has no number to go on from, and may have lost its stream with the
+        manager before: soon after a start, the number before all that was ingested since; else
+        None, for new ones only.
+        """
+        return self._first if time.monotonic() < self._replay_until else None
 
     def append(
         self,
@@ -64,15 +79,15 @@ class EventLog:
             for news in self._subscribers:
                 news.set()
 
-    def publish(self, namespace: str, topic: str, body: dict[str, Any]) -> None:
+    def publish(self, namespace: str, topic: str, body: dict[str, Any], timestamp: int = 0) -> None:
         """Append and announce one event that belongs to no other change."""
         with self._db.fast_transaction() as tx:
-            event = self.append(tx, namespace, topic, body)
+            event = self.append(tx, namespace, topic, body, timestamp)
         self.announce(event)
 
     async def subscribe(
         self, namespace: str, since: int | None, follow: bool
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Events of `namespace` ("" for all) after number `since`, then new ones while `follow`.
 
         `since` may be older than all that is kept. Raises ResourceExhausted when events were

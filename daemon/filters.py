@@ -2,7 +2,8 @@
 
     name==docker.io/library/nginx:alpine        a field equals
     labels.tier!=web                            … does not
-    name~=^docker.io/                           … has a match of a regular expression
+    name~=^docker.io/                           … has a match of a regular expression,
+                                                which may stand between | or / too
     labels."a.b/c"                              … is there
     name~=nginx,target.mediatype==application/… all of these
 
@@ -27,6 +28,7 @@ MAX_FILTERS = 64
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _OPERATOR = re.compile(r"==|!=|~=")
+_OTHER_QUOTES = re.compile(r"(?:\|[^|]*\||/[^/]*/)(?=,|$)")  # around a regular expression
 _PLAIN = re.compile(r'[^,"\s]+')
 
 
@@ -98,6 +100,9 @@ def _selector(text: _Text) -> Filter:
     if operator is None:
         return lambda look: look(field) is not None
     value = text.take_quoted()
+    other = text.take(_OTHER_QUOTES) if value is None and operator == "~=" else None
+    if other is not None:
+        value = other[1:-1]
     if value is None:
         value = text.take(_PLAIN) or ""
     if operator == "==":

@@ -11,8 +11,11 @@ from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
 NAMES = {
     "io.containerd.runc.v2": "runc",
     "io.containerd.runc.v1": "runc",
+    "io.containerd.runtime.v1.linux": "runc",
     "runc": "runc",
 }
+# A shim of containerd's for runc, given by its path: what it stands for is our own shim.
+_SHIMS = {"containerd-shim", "containerd-shim-runc-v1", "containerd-shim-runc-v2"}
 
 
 class Runtimes:
@@ -30,11 +33,25 @@ class Runtimes:
         file.
         """
         known = NAMES.get(name)
+        program = os.path.basename(name) if name.startswith("/") else ""
+        if program in _SHIMS:
+            known = "runc"
+        elif program.startswith("containerd-shim"):
+            raise InvalidArgument(f"find runtime {name}: a shim of containerd's cannot be used")
         wanted = self._configured[known] if known else name
-        if not known and not name.startswith("/"):
+        if not known and not program:
             raise InvalidArgument(
                 f"find runtime {name}: expected {', '.join(NAMES)} or an absolute path"
             )
+        return self._checked(wanted)
+
+    def find_program(self, program: str) -> str:
+        """As `find`, of a client that names the program itself: a path, or a word for PATH."""
+        if "/" in program and not program.startswith("/"):
+            raise InvalidArgument(f"find runtime {program}: expected a word or an absolute path")
+        return self._checked(program)
+
+    def _checked(self, wanted: str) -> str:
         path = os.path.realpath(self._look_up(wanted))
         mode = os.stat(path)
         if not stat.S_ISREG(mode.st_mode) or not os.access(path, os.X_OK):

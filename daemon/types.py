@@ -93,11 +93,38 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class TypedBytes:
+    """A value in an encoding that `type_url` names: protobuf's Any, kept as a client gave it."""
+
+    type_url: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a container's runtime is called: what of containerd.runc.v1.Options is honoured.
+
+    `binary_name` is a path or a word that PATH finds, "" for the configured one; `root` is where
+    it keeps its state, one directory for each namespace below that, "" for ours.
+    """
+
+    binary_name: str = ""
+    root: str = ""
+    systemd_cgroup: bool = False
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+    io_uid: int = 0
+    io_gid: int = 0
+
+
+@dataclass(frozen=True)
 class Container:
     """The recorded definition. `spec` is the OCI runtime spec as JSON bytes.
 
     `options` holds what only this manager knows: log (driver, max_size, max_file), auto_remove,
-    stdin_open, stop_signal.
+    stdin_open, stop_signal, terminal. One that a client recorded itself (daemon/records.py) has
+    more: cgroup, spec_type, extensions, sandbox, runtime_options as given and runc, which is what
+    is understood of them.
     """
 
     namespace: str

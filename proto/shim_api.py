@@ -10,6 +10,9 @@
     attach       {exec_id, stdin, stdout, stderr} -> {terminal}
     resize       {exec_id, rows, cols} -> {}
     close_stdin  {exec_id} -> {}
+    update       {resources} -> {}                   `resources`: path of OCI linux.resources
+    release_output  {} -> {}                         what was written to FIFOs that nobody reads is
+                                                     not waited with any longer
     end          {} -> {}                            SIGKILL to init, whatever its state
 
 The order of a create (a map):
@@ -27,6 +30,13 @@ The order of a create (a map):
     runc, runc_root runtime binary, and its --root
     hooks           whether the spec asks for more at a delete than that things are removed
     mounts          [[type, source, [options]]] for rootfs
+    cgroup          below each hierarchy's root; may be missing: the instance's own
+    runtime_flags, create_flags   words for each call of the runtime, for its create; may be
+                    missing
+    io_uid, io_gid  owner of the container's pipes; may be missing
+    logger          argv of a program that reads stdout as 3 and stderr as 4 and closes 5, or
+                    writes to it, when it is ready; may be missing. An exec may have one too
+    logger_for      [namespace, id] in its environment
     terminal, stdin_open, rows, cols
     stdin, stdout, stderr   URIs, see daemon_api
     log             {dir, max_bytes, max_files} or null

@@ -12,6 +12,7 @@ RUNNING = "running"
 PAUSED = "paused"
 STOPPED = "stopped"
 DELETED = "deleted"
+ADDED = "added"  # an exec that is recorded and may be started; shown to clients as created
 UNKNOWN = "unknown"  # shown for a shim that does not answer; never stored
 
 TASK: dict[tuple[str, str], str] = {
@@ -22,20 +23,26 @@ TASK: dict[tuple[str, str], str] = {
     (CREATED, "exit"): STOPPED,
     (CREATED, "kill"): CREATED,
     (CREATED, "attach"): CREATED,
+    (CREATED, "update"): CREATED,
     (CREATED, "delete"): CREATED,  # the shim ends init first; the exit follows
     (RUNNING, "pause"): PAUSED,
     (RUNNING, "exit"): STOPPED,
     (RUNNING, "kill"): RUNNING,
     (RUNNING, "attach"): RUNNING,
     (RUNNING, "exec"): RUNNING,
+    (RUNNING, "update"): RUNNING,
     (PAUSED, "resume"): RUNNING,
     (PAUSED, "exit"): STOPPED,
     (PAUSED, "kill"): PAUSED,
     (PAUSED, "attach"): PAUSED,
+    (PAUSED, "update"): PAUSED,
     (STOPPED, "delete"): DELETED,
 }
 
 EXEC: dict[tuple[str, str], str] = {
+    (ADDED, "start"): RUNNING,
+    (ADDED, "exit"): STOPPED,
+    (ADDED, "delete"): DELETED,
     (CREATING, "start"): RUNNING,
     (CREATING, "exit"): STOPPED,
     (CREATING, "fail"): DELETED,

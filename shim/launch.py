@@ -1,9 +1,11 @@
 """How a process of a container comes to be: the runtime is run, and what it started is watched."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from lighter.proto.errors import Internal
+from lighter.shim.logger import start_logger
 from lighter.shim.loop import Loop
 from lighter.shim.process import Process, read_pid
 from lighter.shim.reaper import Reaper
@@ -41,7 +43,15 @@ class Launcher:
         stdio = process.stdio
         console = None
         self._reaper.hold()
+        logger: tuple[int, ...] = ()
         try:
+            if request.get("logger"):
+                logger = await start_logger(
+                    self._loop, self._reaper, request["logger"], *request["logger_for"]
+                )
+                # Pipes of ours, reached like those of a caller: a program that ends is not missed.
+                stdout, stderr = (f"/proc/self/fd/{fd}" for fd in logger)
+                request = {**request, "stdout": stdout, "stderr": stderr}
             if request["terminal"]:
                 console = ConsoleSocket(self._loop, request["console"])
                 await self._runc.run(argv(console.path), timeout_s)
@@ -58,11 +68,14 @@ class Launcher:
             if not process.pid:
                 raise Internal(f"run container process: runc {argv('')[0]} wrote no pid file")
             self._expect(process)
+            stdio.begin()
         except BaseException:
             stdio.close()
             raise
         finally:
             self._reaper.release()
+            for fd in logger:
+                os.close(fd)
             if console is not None:
                 console.close()
 

@@ -8,6 +8,7 @@ is the container's.
 import json
 import os
 import signal
+from collections.abc import Iterable
 
 from lighter.proto.errors import (
     DeadlineExceeded,
@@ -29,8 +30,10 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 KILLED_S = 5.0  # how long a runtime that was killed may take to die
 
 
-def create_argv(bundle: str, pid_file: str, console_socket: str, container_id: str) -> list[str]:
-    argv = ["create", "--bundle", bundle, "--pid-file", pid_file]
+def create_argv(
+    bundle: str, pid_file: str, console_socket: str, container_id: str, flags: Iterable[str] = ()
+) -> list[str]:
+    argv = ["create", "--bundle", bundle, "--pid-file", pid_file, *flags]
     if console_socket:
         argv += ["--console-socket", console_socket]
     return [*argv, container_id]
@@ -43,16 +46,31 @@ def exec_argv(process: str, pid_file: str, console_socket: str, container_id: st
     return [*argv, container_id]
 
 
+def update_argv(container_id: str, resources: str) -> list[str]:
+    return ["update", "--resources", resources, container_id]
+
+
 def delete_argv(container_id: str, force: bool = False) -> list[str]:
     return ["delete", "--force", container_id] if force else ["delete", container_id]
 
 
 class Runc:
-    """One runtime binary with one --root, run for one container. `log` is a path prefix."""
+    """One runtime binary with one --root, run for one container. `log` is a path prefix, `flags`
+    stand before every verb.
+    """
 
-    __slots__ = ("_binary", "_calls", "_log", "_loop", "_reaper", "_root")
+    __slots__ = ("_binary", "_calls", "_flags", "_log", "_loop", "_reaper", "_root")
 
-    def __init__(self, loop: Loop, reaper: Reaper, binary: str, root: str, log: str) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        binary: str,
+        root: str,
+        log: str,
+        flags: "list[str] | None" = None,
+    ) -> None:
+        self._flags = flags or []
         self._loop = loop
         self._reaper = reaper
         self._binary = binary
@@ -105,7 +123,8 @@ class Runc:
             raise
 
     def _prefix(self, log: str) -> list[str]:
-        return [self._binary, "--root", self._root, "--log", log, "--log-format", "json"]
+        head = [self._binary, "--root", self._root, "--log", log, "--log-format", "json"]
+        return [*head, *self._flags]
 
     def _spawn(self, what: str, argv: list[str], stdio: tuple[int, int, int] | None) -> int:
         try:

@@ -171,6 +171,10 @@ class Shim:
             return await task.pause()
         if method == "resume":
             return await task.resume()
+        if method == "update":
+            return await task.update(_text(body, "resources"))
+        if method == "release_output":
+            return await task.release_output()
         if method == "end":
             return await task.end()
         raise Unimplemented(f"call task.{method}: this shim has no such method")

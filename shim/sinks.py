@@ -55,6 +55,7 @@ class FileSink:
         self._loop = loop
         self.path = path
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         self._fd = os.open(path, flags, 0o600)
         self.closed = False
         self.dropped_bytes = 0
@@ -68,6 +69,9 @@ class FileSink:
             self.dropped_bytes += len(data) - written
 
     def finish(self) -> None:
+        self.close()
+
+    def release(self) -> None:
         self.close()
 
     def close(self) -> None:
@@ -176,6 +180,11 @@ class FifoSink:
             if self.waiting:
                 self._retry_later()
         else:
+            self.close()
+
+    def release(self) -> None:
+        """Close unless somebody reads."""
+        if self.waiting:
             self.close()
 
     def close(self) -> None:

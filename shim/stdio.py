@@ -22,8 +22,15 @@ class Stdio:
     """Streams of one process. Closed by `close`, or stream by stream as their ends are reached."""
 
     def __init__(
-        self, loop: Loop, buffer: SharedBuffer, spool_prefix: str, policy: str, log: LogFile | None
+        self,
+        loop: Loop,
+        buffer: SharedBuffer,
+        spool_prefix: str,
+        policy: str,
+        log: LogFile | None,
+        owner: tuple[int, int] = (0, 0),
     ) -> None:
+        self._owner = owner
         self._loop = loop
         self._buffer = buffer
         self._spool_prefix = spool_prefix
@@ -56,7 +63,10 @@ class Stdio:
 
     def _pipe(self, child_writes: bool = False) -> tuple[int, int]:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        self._child_fds.append(write_end if child_writes else read_end)
+        childs = write_end if child_writes else read_end
+        self._child_fds.append(childs)
+        if self._owner != (0, 0):  # of a user namespace: so that it may open /dev/stdout again
+            os.fchown(childs, *self._owner)
         return read_end, write_end
 
     def set_terminal(self, master: int, rows: int, cols: int) -> None:
@@ -71,6 +81,11 @@ class Stdio:
         self._outputs[number] = OutputStream(
             self._loop, fd, number, self._log, self._buffer, self._check_ended
         )
+
+    def begin(self) -> None:
+        """Let output through: the runtime is done, whose own complaints are nobody's output."""
+        for stream in self._outputs.values():
+            stream.begin()
 
     def release_child_fds(self) -> None:
         """Close what the runtime has by now; only then does a pipe end with its container."""
@@ -129,6 +144,11 @@ class Stdio:
     def _check_ended(self) -> None:
         if all(stream.flushed for stream in self._outputs.values()):
             self._ended.set()
+
+    def release(self) -> None:
+        """Wait no longer for readers that are not there, once the process has written all."""
+        for stream in self._outputs.values():
+            stream.release()
 
     def close(self) -> None:
         self.release_child_fds()

@@ -29,9 +29,22 @@ class SharedBuffer:
 
 
 class OutputStream:
-    """From the container's pipe or terminal to its log and sinks, until the last writer is gone."""
+    """From the container's pipe or terminal to its log and sinks, until the last writer is gone.
 
-    __slots__ = ("_buffer", "_fd", "_log", "_loop", "_number", "_on_end", "_paused", "sinks")
+    Nothing is read before `begin`.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_buffer",
+        "_fd",
+        "_log",
+        "_loop",
+        "_number",
+        "_on_end",
+        "_paused",
+        "sinks",
+    )
 
     def __init__(
         self,
@@ -50,8 +63,14 @@ class OutputStream:
         self._buffer = buffer
         self._on_end = on_end
         self._paused = False
+        self._begun = False
         self.sinks: list[Sink] = []
-        loop.watch(fd, READ, self._on_readable)
+
+    def begin(self) -> None:
+        """Pass on what comes from now on, and what stands in the pipe."""
+        if not self._begun and self._fd >= 0:
+            self._begun = True
+            self._loop.watch(self._fd, READ, self._on_readable)
 
     @property
     def ended(self) -> bool:
@@ -62,6 +81,13 @@ class OutputStream:
         sink = open_sink(self._loop, path, policy, spool_path, self._on_room)
         self.sinks.append(sink)
         return sink
+
+    def release(self) -> None:
+        """Of a source that has ended: give up sinks that nobody reads."""
+        if self._fd < 0:
+            for sink in self.sinks:
+                sink.release()
+            self._on_end()
 
     def close(self) -> None:
         """Stop, whatever is still in the pipe."""

@@ -63,9 +63,17 @@ class Task:
         self._runtime_s = order["timeout_ns"] / 1e9 if order.get("timeout_ns") else RUNTIME_S
         self._rootfs = Rootfs(self._bundle + "/rootfs")
         self._runc = runc.Runc(
-            loop, reaper, order["runc"], order["runc_root"], self._bundle + "/runc.log"
+            loop,
+            reaper,
+            order["runc"],
+            order["runc_root"],
+            self._bundle + "/runc.log",
+            order.get("runtime_flags"),
         )
         self._launcher = Launcher(loop, reaper, self._runc)
+        self._cgroup_path: str = order.get("cgroup") or cgroup_path(
+            order["instance"], order["namespace"], self.id
+        )
         self._buffer = SharedBuffer()
         self._log = _log_file(order["log"])
         self.init = Process("", self._stdio("init-", self._log))
@@ -92,7 +100,8 @@ class Task:
 
     def _stdio(self, prefix: str, log: LogFile | None) -> Stdio:
         policy = self.order.get("io_policy", "drop")
-        return Stdio(self._loop, self._buffer, f"{self._bundle}/{prefix}", policy, log)
+        owner = (self.order.get("io_uid") or 0, self.order.get("io_gid") or 0)
+        return Stdio(self._loop, self._buffer, f"{self._bundle}/{prefix}", policy, log, owner)
 
     # create
 
@@ -104,9 +113,10 @@ class Task:
         pid_file = self._bundle + "/init.pid"
 
         def argv(console: str) -> list[str]:
-            return runc.create_argv(self._bundle, pid_file, console, self.id)
+            flags = order.get("create_flags") or ()
+            return runc.create_argv(self._bundle, pid_file, console, self.id, flags)
 
-        listens = self._log is not None
+        listens = self._log is not None or bool(order.get("logger"))
         wanted = (
             bool(order["stdin"] or order["stdin_open"]),
             bool(order["stdout"]) or listens,
@@ -151,7 +161,7 @@ class Task:
 
         Its state would refuse the next container of this id.
         """
-        path = cgroup_path(self.order["instance"], self.order["namespace"], self.id)
+        path = self._cgroup_path
         until = time.monotonic() + EMPTY_S
         while not remove_cgroup(path):
             if time.monotonic() > until:
@@ -212,7 +222,12 @@ class Task:
         if exec_id in self._execs:
             raise AlreadyExists(f"exec {exec_id} in {self.id}: the id is in use")
         oci_process = request["process"]
-        wanted = (bool(request["stdin"]), bool(request["stdout"]), bool(request["stderr"]))
+        logs = bool(request.get("logger"))
+        wanted = (
+            bool(request["stdin"]),
+            logs or bool(request["stdout"]),
+            logs or bool(request["stderr"]),
+        )
         pid_file = f"{self._bundle}/exec-{exec_id}.pid"
 
         def argv(console: str) -> list[str]:
@@ -255,6 +270,16 @@ class Task:
         if not self.init.ended.done:
             self.init.kill(signal.SIGKILL)
             self._cgroup.thaw()
+        return {}
+
+    async def update(self, resources: str) -> dict[str, Any]:
+        self.init.check("update", self.id)
+        await self._runc.run(runc.update_argv(self.id, resources), self._runtime_s)
+        return {}
+
+    async def release_output(self) -> dict[str, Any]:
+        for process in (self.init, *self._execs.values()):
+            process.stdio.release()
         return {}
 
     async def attach(self, exec_id: str, stdin: str, stdout: str, stderr: str) -> dict[str, Any]:

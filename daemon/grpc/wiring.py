@@ -1,14 +1,17 @@
 """Which service of the API gets which of the manager's."""
 
 from lighter.daemon.app import Services
+from lighter.daemon.grpc.containers import ContainersService
 from lighter.daemon.grpc.content import ContentService
 from lighter.daemon.grpc.diff import DiffService
+from lighter.daemon.grpc.events import EventsService
 from lighter.daemon.grpc.images import ImagesService
 from lighter.daemon.grpc.introspection import IntrospectionService
 from lighter.daemon.grpc.leases import LeasesService
 from lighter.daemon.grpc.namespaces import NamespacesService
 from lighter.daemon.grpc.server import GrpcServer, Service, Settings
 from lighter.daemon.grpc.snapshots import SnapshotsService
+from lighter.daemon.grpc.tasks import TasksService
 from lighter.daemon.grpc.version import VersionService
 from lighter.daemon.images.layers import Layers
 from lighter.daemon.version import REVISION
@@ -29,6 +32,9 @@ def grpc_server(s: Services) -> GrpcServer:
             s.leases,
             s.images.collector,
         ),
+        ContainersService(s.records),
+        TasksService(s.records, s.containers, s.tasks, s.execs),
+        EventsService(s.event_log),
     ]
     services.append(IntrospectionService(s.db.uuid, services, s.snapshotters))
     return GrpcServer(

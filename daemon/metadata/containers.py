@@ -93,6 +93,41 @@ class ContainerStore:
         page = tuple(map(_container, rows[:limit]))
         return page, page[-1].id if len(rows) > limit else ""
 
+    def list_whole(self, namespace: str) -> tuple[Container, ...]:
+        """All containers of a namespace by id, with their specs."""
+        rows = self._db.rows(
+            "SELECT * FROM containers WHERE namespace = ? ORDER BY id", (namespace,)
+        )
+        return tuple(map(_container, rows))
+
+    def replace(self, container: Container, also: Also = nothing) -> Container:
+        """Record all fields anew but its times; returns it with them. Raises NotFound."""
+        check_labels(dict(container.labels))
+        _check_spec("update", container)
+        now = time.time_ns()
+        with self._db.durable_transaction() as tx:
+            done = tx.execute(
+                "UPDATE containers SET image = ?, runtime = ?, snapshotter = ?, snapshot_key = ?,"
+                " spec = ?, labels = ?, options = ?, updated_at = ?"
+                " WHERE namespace = ? AND id = ?",
+                (
+                    container.image,
+                    container.runtime,
+                    container.snapshotter,
+                    container.snapshot_key,
+                    container.spec,
+                    json.dumps(dict(container.labels)),
+                    json.dumps(dict(container.options)),
+                    now,
+                    container.namespace,
+                    container.id,
+                ),
+            )
+            if not done.rowcount:
+                raise self._missing("update", container.namespace, container.id)
+            also(tx)
+        return self.get(container.namespace, container.id)
+
     def resolve(self, namespace: str, ref: str) -> str:
         """The id that is `ref`, else the only one that begins with it.
 

@@ -4,6 +4,9 @@
     config.json   the OCI spec       rootfs/      mount point
     claim-<incarnation>              renamed to shim.json by the shim's first act
     exec-<exec id>.json              the process of an exec, while runc reads it
+    added-<exec id>.json             how an exec is to be started that was only added so far
+    runtime.json                     how the runtime is called, when a client has chosen that
+    resources-<random>.json          new limits, while runc reads them
     lost                             its shim died first, and its processes are ended by us
 """
 
@@ -12,11 +15,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lighter.daemon import files
+from lighter.daemon.tasks.calling import Calling
 from lighter.daemon.types import Container, Mount
+from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import AlreadyExists, Unavailable
 from lighter.proto.paths import Root, State, check_socket_path
 
@@ -102,6 +107,34 @@ class Bundle:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.dir}/exec-{exec_id}.json")
 
+    def write_added(self, exec_id: str, request: Mapping[str, Any]) -> None:
+        files.write_whole(f"{self.dir}/added-{exec_id}.json", json.dumps(request).encode())
+
+    def added(self, exec_id: str) -> dict[str, Any] | None:
+        """What `write_added` wrote: it outlives the manager, as the exec does."""
+        return _read_json(f"{self.dir}/added-{exec_id}.json", MAX_MESSAGE_BYTES)
+
+    def remove_added(self, exec_id: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.dir}/added-{exec_id}.json")
+
+    @contextlib.contextmanager
+    def resources(self, resources: Mapping[str, Any]) -> Iterator[str]:
+        """The path of a file that says this, while it is needed."""
+        path = f"{self.dir}/resources-{secrets.token_hex(4)}.json"
+        files.write_whole(path, json.dumps(resources).encode())
+        try:
+            yield path
+        finally:
+            os.unlink(path)
+
+    def write_runtime(self, called: Mapping[str, Any]) -> None:
+        _create(self.dir + "/runtime.json", json.dumps(called).encode())
+
+    def runtime(self) -> dict[str, Any]:
+        """{root, cgroup, flags}; {} of one that is called as ever."""
+        return _read_json(self.dir + "/runtime.json") or {}
+
     def console(self) -> str:
         """A new short path for a terminal's socket (see proto/paths)."""
         files.make_directory(self._state.short_sockets, 0o700)
@@ -139,8 +172,8 @@ def _create(path: str, data: bytes) -> None:
         os.close(fd)
 
 
-def _read_json(path: str) -> dict[str, Any] | None:
-    data = files.read_capped(path, 1 << 20)
+def _read_json(path: str, most_bytes: int = 1 << 20) -> dict[str, Any] | None:
+    data = files.read_capped(path, most_bytes)
     if data is None:
         return None
     try:
@@ -170,7 +203,7 @@ def create_order(
     generation: int,
     ident: int,
     terminal: bool,
-    runtime: str,
+    calling: Calling,
     runtime_s: float,
     log: Mapping[str, Any] | None,
     stdio: Mapping[str, Any],
@@ -189,14 +222,22 @@ def create_order(
         "socket": state.shims_socket,
         "console": bundle.console() if terminal else "",
         "exit_record": bundle.exit_record,
-        "runc": runtime,
-        "runc_root": state.runc_root(bundle.namespace),
-        "hooks": _has_hooks(container.spec),
+        "runc": calling.runtime,
+        "runc_root": calling.root,
+        # systemd has a unit for it, of which the runtime knows.
+        "hooks": _has_hooks(container.spec) or calling.options.systemd_cgroup,
+        "runtime_flags": calling.flags,
+        "create_flags": calling.create_flags,
+        "cgroup": calling.cgroup,
+        "io_uid": calling.options.io_uid,
+        "io_gid": calling.options.io_gid,
         "mounts": [[m.type, m.source, list(m.options)] for m in mounts],
         "terminal": terminal,
         "stdin_open": bool(container.options.get("stdin_open")),
         "log": dict(log) if log else None,
-        "io_policy": "drop",
+        "io_policy": stdio.get("io_policy", "drop"),
+        "logger": list(stdio.get("logger", ())),
+        "logger_for": [bundle.namespace, bundle.id],
         "timeout_ns": int(runtime_s * 1e9),
         "stdin": stdio.get("stdin", ""),
         "stdout": stdio.get("stdout", ""),

@@ -13,14 +13,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.spawn import Spawner
 from lighter.daemon.tasks.bundle import Bundle, create_order
+from lighter.daemon.tasks.calling import PLAIN, Calling, check_alone, make_root, place, runtime_root
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, cleaned_or_stuck, find_process, kill_shim
 from lighter.daemon.tasks.shims import MARGIN_S, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.types import Container, Mount
+from lighter.daemon.types import Container, Mount, RuntimeOptions
 from lighter.proto import states
 from lighter.proto.errors import (
     AlreadyExists,
@@ -30,7 +32,7 @@ from lighter.proto.errors import (
     Unavailable,
 )
 from lighter.proto.faults import hit
-from lighter.proto.paths import Root, State
+from lighter.proto.paths import Root, State, cgroup_path
 
 log = logging.getLogger("lighter.tasks")
 
@@ -55,7 +57,7 @@ class TaskCreator:
         bundle_of: Callable[[str, str], Bundle],
         generation: int,
         boot_id: str,
-        find_runtime: Callable[[str], str],
+        runtimes: Runtimes,
         has_room: Callable[[], bool],
         runtime_s: float,
     ) -> None:
@@ -72,7 +74,7 @@ class TaskCreator:
         self._bundle_of = bundle_of
         self._generation = generation
         self._boot_id = boot_id
-        self._find_runtime = find_runtime
+        self._runtimes = runtimes
         self._has_room = has_room
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
@@ -82,6 +84,7 @@ class TaskCreator:
         mounts: tuple[Mount, ...],
         terminal: bool,
         stdio: Mapping[str, Any],
+        options: RuntimeOptions = PLAIN,
     ) -> int:
         """Fork a shim that makes the container; returns init's pid. It runs nothing yet.
 
@@ -101,7 +104,10 @@ class TaskCreator:
                 f"create task {id_}: the manager has used 80 % of its file descriptors "
                 "(RLIMIT_NOFILE)"
             )
-        runtime = self._find_runtime(container.runtime)
+        calling, spec = self._calling(container, options)
+        # Paths of the client's, for whoever attaches later; /proc/... is only the caller's own.
+        named = [str(stdio.get(name, "")) for name in ("stdin", "stdout", "stderr")]
+        lasting = any(named) and not any(path.startswith("/proc/") for path in named)
         entry = Entry(
             namespace=namespace,
             id=id_,
@@ -113,8 +119,10 @@ class TaskCreator:
             terminal=terminal,
             options={
                 "image": container.image,
-                "runtime": runtime,
+                "runtime": calling.runtime,
                 "auto_remove": bool(container.options.get("auto_remove")),
+                **({"cgroup": calling.cgroup} if "cgroup" in container.options else {}),
+                **({"stdio": named} if lasting else {}),
             },
         )
         with self._db.fast_transaction() as tx:
@@ -124,7 +132,7 @@ class TaskCreator:
             try:
                 hit("create.row-committed")
                 async with self._at_once:
-                    return await self._create(entry, container, mounts, stdio)
+                    return await self._create(entry, container, mounts, stdio, calling, spec)
             except BaseException:
                 # Shielded: a caller that gives up does not leave half a task behind.
                 await asyncio.shield(self._undo_create(entry))
@@ -136,10 +144,16 @@ class TaskCreator:
         container: Container,
         mounts: tuple[Mount, ...],
         stdio: Mapping[str, Any],
+        calling: Calling,
+        spec: bytes,
     ) -> int:
         bundle = self._bundle_of(entry.namespace, entry.id)
         log = self._log_settings(container)
-        bundle.write(container.spec, entry.incarnation, log["dir"] if log else "")
+        bundle.write(spec, entry.incarnation, log["dir"] if log else "")
+        if calling.options.root or calling.options.systemd_cgroup:
+            bundle.write_runtime(
+                {"root": calling.root, "cgroup": calling.cgroup, "flags": calling.flags}
+            )
         hit("create.bundle-made")
         ident = self._router.next_ident()
         order = create_order(
@@ -152,7 +166,7 @@ class TaskCreator:
             generation=self._generation,
             ident=ident,
             terminal=entry.terminal,
-            runtime=str(entry.options["runtime"]),
+            calling=calling,
             runtime_s=self._runtime_s,
             log=log,
             stdio=stdio,
@@ -234,6 +248,23 @@ class TaskCreator:
             self._supervisor.in_background(self._supervisor.settle(entry))
         else:
             self._supervisor.watch_shim(entry, shim.pid, shim.start, shim.pidfd)
+
+    def _calling(self, container: Container, options: RuntimeOptions) -> tuple[Calling, bytes]:
+        """How its runtime is called, and the spec that it gets."""
+        namespace, id_ = container.namespace, container.id
+        if options.binary_name:
+            runtime = self._runtimes.find_program(options.binary_name)
+        else:
+            runtime = self._runtimes.find(container.runtime)
+        where = runtime_root(self._state, namespace, options)
+        if "cgroup" not in container.options:  # a spec of our own making
+            path = cgroup_path(self._root.instance, namespace, id_)
+            return Calling(runtime, where, path, options), container.spec
+        if options.root:
+            make_root(where)
+        path, spec = place(self._root, container, options.systemd_cgroup)
+        check_alone(path, id_, self._supervisor.entries.values())
+        return Calling(runtime, where, path, options), spec
 
     def _log_settings(self, container: Container) -> dict[str, Any] | None:
         log = container.options.get("log") or {}

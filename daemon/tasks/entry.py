@@ -39,6 +39,7 @@ class Exec:
     pid: int = 0
     started_at: int | None = None
     exit: Exit | None = None
+    starting: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 

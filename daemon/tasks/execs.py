@@ -14,7 +14,7 @@ from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.types import Exit
 from lighter.proto import events, states
-from lighter.proto.errors import AlreadyExists, NotFound
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 
@@ -48,27 +48,94 @@ class ExecService:
         """Run one more process in the container: (exec id, pid). `process` is OCI's."""
         entry = self._supervisor.find(namespace, container_id)
         states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
-        peer = await connected(entry)
+        await connected(entry)
         exec_id = check_name(exec_id, "exec") if exec_id is not None else secrets.token_hex(8)
+        terminal = bool(process.get("terminal"))
+        exec_ = self._record(entry, Exec(exec_id, states.CREATING, terminal, time.time_ns()))
+        try:
+            return exec_id, await self._ask(entry, exec_id, terminal, process, stdio)
+        except BaseException:
+            # One that was started is there, whatever became of the answer.
+            if exec_.state == states.CREATING:
+                self._forget_exec(entry, exec_id)
+            raise
+
+    async def add(
+        self,
+        namespace: str,
+        container_id: str,
+        exec_id: str,
+        process: Mapping[str, Any],
+        terminal: bool,
+        stdio: Mapping[str, Any],
+    ) -> None:
+        """Record a process that `start` will run. It is there for a later manager too."""
+        entry = self._supervisor.find(namespace, container_id)
+        states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
+        check_name(exec_id, "exec")
+        exec_ = Exec(exec_id, states.ADDED, terminal, time.time_ns())
+        if exec_id not in entry.execs:
+            request = {"process": dict(process), "stdio": dict(stdio)}
+            self._bundle_of(namespace, container_id).write_added(exec_id, request)
+        self._record(entry, exec_)
+
+    async def start(self, namespace: str, container_id: str, exec_id: str) -> int:
+        """Run a process that was added; returns its pid. One that fails stays added."""
+        entry = self._supervisor.find(namespace, container_id)
+        exec_ = find_exec(entry, exec_id)
+        what = f"exec {exec_id} of {container_id}"
+        states.advance(states.EXEC, exec_.state, "start", what)
+        if exec_.starting:
+            raise AlreadyExists(f"start {what}: a start is under way")
+        states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
+        request = self._bundle_of(namespace, container_id).added(exec_id)
+        if request is None:
+            raise FailedPrecondition(f"start {what}: how to start it is no longer known")
+        exec_.starting = True
+        try:
+            return await self._ask(
+                entry, exec_id, exec_.terminal, request["process"], request["stdio"]
+            )
+        finally:
+            exec_.starting = False
+
+    def stdio(self, namespace: str, container_id: str, exec_id: str) -> Mapping[str, Any]:
+        """The paths that a process was added with; {} for one that was run at once."""
+        request = self._bundle_of(namespace, container_id).added(exec_id)
+        return request["stdio"] if request else {}
+
+    def _record(self, entry: Entry, exec_: Exec) -> Exec:
+        """Raises AlreadyExists."""
+        exec_id = exec_.exec_id
         if exec_id in entry.execs:
             # An ended one counts too: a call that is repeated must not run the program again.
-            raise AlreadyExists(f"exec {exec_id} in {container_id}: the id is in use until deleted")
-        terminal = bool(process.get("terminal"))
-        exec_ = Exec(exec_id, states.CREATING, terminal, time.time_ns())
+            raise AlreadyExists(f"exec {exec_id} in {entry.id}: the id is in use until deleted")
         entry.execs[exec_id] = exec_
-        bundle = self._bundle_of(namespace, container_id)
-        console = bundle.console() if terminal else ""
+        body = {"container_id": entry.id, "exec_id": exec_id}
         try:
             with self._db.fast_transaction() as tx:
                 self._store.save_exec(tx, entry, exec_)
-                added = self._events.append(
-                    tx,
-                    namespace,
-                    events.EXEC_ADDED,
-                    {"container_id": container_id, "exec_id": exec_id},
-                )
-            self._events.announce(added)
-            hit("exec.row-committed")
+                added = self._events.append(tx, entry.namespace, events.EXEC_ADDED, body)
+        except BaseException:
+            del entry.execs[exec_id]
+            raise
+        self._events.announce(added)
+        hit("exec.row-committed")
+        return exec_
+
+    async def _ask(
+        self,
+        entry: Entry,
+        exec_id: str,
+        terminal: bool,
+        process: Mapping[str, Any],
+        stdio: Mapping[str, Any],
+    ) -> int:
+        """Have the shim run it; returns its pid."""
+        peer = await connected(entry)
+        bundle = self._bundle_of(entry.namespace, entry.id)
+        console = bundle.console() if terminal else ""
+        try:
             path = bundle.write_process(exec_id, process)
             hit("exec.asked")
             answer = await peer.call(
@@ -82,18 +149,16 @@ class ExecService:
                 },
             )
             hit("exec.done")
-        except BaseException:
-            # One that was started is there, whatever became of the answer.
-            if exec_.state == states.CREATING:
-                self._forget_exec(entry, exec_id)
-            raise
+            return int(answer["pid"])
         finally:
             bundle.remove_process(exec_id)
             bundle.remove_console(console)
-        return exec_id, int(answer["pid"])
 
     def _forget_exec(self, entry: Entry, exec_id: str) -> None:
-        entry.execs.pop(exec_id, None)
+        gone = entry.execs.pop(exec_id, None)
+        if gone is not None:
+            gone.ended.set()
+        self._bundle_of(entry.namespace, entry.id).remove_added(exec_id)
         with self._db.fast_transaction() as tx:
             self._store.delete_exec(tx, entry, exec_id)
 
@@ -120,12 +185,16 @@ class ExecService:
         await peer.call("close_stdin", {"exec_id": exec_id}, timeout_s=SIGNAL_S)
 
     def delete(self, entry: Entry, exec_id: str) -> Exit:
-        """Forget an ended exec; returns how it ended. Raises NotFound, FailedPrecondition."""
+        """Forget an ended exec, or one that was only added (its Exit is all 0).
+
+        Raises NotFound, FailedPrecondition.
+        """
         exec_ = find_exec(entry, exec_id)
         states.advance(states.EXEC, exec_.state, "delete", f"exec {exec_id} of {entry.id}")
-        assert exec_.exit is not None
+        if exec_.starting:
+            raise FailedPrecondition(f"delete exec {exec_id} of {entry.id}: it is being started")
         self._forget_exec(entry, exec_id)
-        return exec_.exit
+        return exec_.exit or Exit(0, 0)
 
 
 def find_exec(entry: Entry, exec_id: str) -> Exec:

@@ -25,7 +25,7 @@ def of_task(entry: Entry) -> list[dict[str, object]]:
 
 def cgroup_members(pid: int) -> list[int]:
     """All pids in the cgroup of `pid` and below it (v1: the pids controller's, else another)."""
-    for _number, controllers, path in sorted(_cgroups(pid), key=lambda f: f[1] != "pids"):
+    for _number, controllers, path in sorted(cgroups_of(pid), key=lambda f: f[1] != "pids"):
         if path == "/":
             continue
         for base in (f"/sys/fs/cgroup/{controllers}", "/sys/fs/cgroup"):
@@ -42,7 +42,8 @@ def in_cgroup(path: str, mount: str = "/sys/fs/cgroup") -> bool:
     return any(_below(base + path) for base in bases)
 
 
-def _cgroups(pid: int) -> list[list[str]]:
+def cgroups_of(pid: int) -> list[list[str]]:
+    """(number, controllers, path) of each hierarchy; controllers are "" on v2 (cgroups(7))."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
             return [line.rstrip("\n").split(":", 2) for line in file]

@@ -5,10 +5,12 @@ shim changes the entry only by the event that the shim sends, so a lost answer l
 """
 
 import asyncio
+import builtins
 import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
@@ -32,6 +34,7 @@ from lighter.proto import events, states
 from lighter.proto.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    LighterError,
     NotFound,
     Unavailable,
 )
@@ -69,10 +72,14 @@ class TaskService:
     async def get(self, namespace: str, container_id: str) -> Task:
         return self.find(namespace, container_id).view()
 
-    async def list(self, namespace: str) -> list[Task]:
+    async def list(self, namespace: str) -> "builtins.list[Task]":
         """All tasks of a namespace, from memory: no container can hold this up."""
+        return [entry.view() for entry in self.entries(namespace)]
+
+    def entries(self, namespace: str) -> "builtins.list[Entry]":
+        """The entries behind `list`."""
         return [
-            entry.view()
+            entry
             for entry in self._supervisor.entries.values()
             if entry.namespace == namespace and entry.is_task
         ]
@@ -147,6 +154,15 @@ class TaskService:
     async def resume(self, namespace: str, container_id: str) -> None:
         await self._step(namespace, container_id, "resume")
 
+    async def update(self, namespace: str, container_id: str, resources: Mapping[str, Any]) -> None:
+        """Give the container other limits. `resources` are OCI's, `linux.resources` of a spec."""
+        entry = self.find(namespace, container_id)
+        async with entry.lock:
+            states.advance(states.TASK, entry.state, "update", entry.what)
+            peer = await connected(entry)
+            with self._bundle_of(namespace, container_id).resources(resources) as path:
+                await peer.call("update", {"resources": path})
+
     async def _step(self, namespace: str, container_id: str, step: str) -> None:
         entry = self.find(namespace, container_id)
         async with entry.lock:
@@ -185,7 +201,8 @@ class TaskService:
                 async with asyncio.timeout(CLOSED_S):
                     await entry.removed.wait()
         if waited.exit is None:
-            raise Unavailable(f"wait for task {container_id}: it was never started")
+            what = f"exec {exec_id} of {container_id}" if exec_id else f"task {container_id}"
+            raise Unavailable(f"wait for {what}: it was never started")
         return waited.exit
 
     def _last_exit(self, namespace: str, container_id: str, exec_id: str) -> Exit | None:
@@ -264,7 +281,14 @@ class TaskService:
             if entry.pidfd >= 0:
                 raise
 
+    async def _release_output(self, entry: Entry) -> None:
+        """Who deletes a task whose output goes to FIFOs has no more readers to come."""
+        if entry.options.get("stdio") and not entry.cleaned.is_set() and entry.peer is not None:
+            with contextlib.suppress(LighterError):  # a shim of the first release cannot
+                await entry.peer.call("release_output", timeout_s=SIGNAL_S)
+
     async def _wait_closed(self, entry: Entry, force: bool) -> None:
+        await self._release_output(entry)
         if await cleaned_or_stuck(entry, FORCE_S if force else CLOSED_S):
             return
         if not force and not entry.stuck:

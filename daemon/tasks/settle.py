@@ -46,7 +46,9 @@ class WorkerSettler:
         self._runtime_s = min(runtime_s, MOST_S)
 
     async def settle(self, entry: Entry, bundle: Bundle) -> bool:
-        cgroup = _cgroup_of(bundle)
+        called = bundle.runtime()
+        cgroup = str(called.get("cgroup") or _cgroup_of(bundle))
+        root = str(called.get("root") or self._state.runc_root(entry.namespace))
         # Noted before the act: who settles after a manager that died meanwhile finds none left.
         if processes.in_cgroup(cgroup):
             bundle.note_lost()
@@ -63,9 +65,8 @@ class WorkerSettler:
         done = await self._run_worker(entry, job)
         if done["left"]:
             raise Unavailable(f"end {entry.what}: {all_alive(done['left'])}")
-        await self._delete(entry)
+        await self._delete(entry, root, called.get("flags") or [])
         # A runtime that fails over it would refuse the next container of this id.
-        root = self._state.runc_root(entry.namespace)
         shutil.rmtree(f"{root}/{entry.id}", ignore_errors=True)
         return bool(done["killed"]) or bundle.is_lost()
 
@@ -79,13 +80,12 @@ class WorkerSettler:
                 await asyncio.sleep(0.3 * attempt)
         return await self._worker.run(job, ())
 
-    async def _delete(self, entry: Entry) -> None:
+    async def _delete(self, entry: Entry, root: str, flags: list[str]) -> None:
         runtime = str(entry.options.get("runtime", "runc"))
-        root = self._state.runc_root(entry.namespace)
         try:
             process = await asyncio.create_subprocess_exec(
                 runtime,
-                *("--root", root, "delete", "--force", entry.id),
+                *("--root", root, *flags, "delete", "--force", entry.id),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,

@@ -185,7 +185,7 @@ class Supervisor:
             exec_ = entry.execs[exec_id] = Exec(exec_id, states.CREATING, False, message.timestamp)
         if message.topic == events.EXEC_STARTED:
             exec_.pid, exec_.started_at = int(body["pid"]), message.timestamp
-            if exec_.state == states.CREATING:
+            if exec_.state in (states.CREATING, states.ADDED):
                 exec_.state = states.RUNNING
         elif message.topic == events.EXIT:
             exec_.exit = Exit(int(body["exit_status"]), int(body["exited_at"]), body["cause"])
@@ -357,6 +357,8 @@ class Supervisor:
                 }
                 seen.append(self._events.append(tx, entry.namespace, events.DELETE, body))
         self.remove(entry)
+        for exec_ in entry.execs.values():
+            exec_.ended.set()  # of one that was added and never started
         self._events.announce(*seen)
         # It is done, or has not begun; one that is stopped would stay for ever, seen by nobody.
         kill_shim(entry)

@@ -35,6 +35,7 @@ class Pump:
         os.set_blocking(self.writer, False)
         self.ended = 0
         self.stream = OutputStream(self.loop, read_end, 1, log, SharedBuffer(), self._on_end)
+        self.stream.begin()
         self._spools = 0
 
     def _on_end(self) -> None:
@@ -425,6 +426,7 @@ def test_a_terminal_falls_back_to_copying(tmp_path: Path) -> None:
     pump.stream.close()
     master, slave = os.openpty()
     pump.stream = OutputStream(pump.loop, master, 1, None, SharedBuffer(), pump._on_end)
+    pump.stream.begin()
     path = pump.fifo()
     reader = reader_of(path)
     pump.attach(path)

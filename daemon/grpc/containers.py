@@ -1,0 +1,218 @@
+"""containerd.services.containers.v1.Containers: the records, as the client writes them."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from lighter.daemon.filters import any_of, label_path
+from lighter.daemon.grpc import anys
+from lighter.daemon.grpc.calls import Call
+from lighter.daemon.grpc.options import understood
+from lighter.daemon.grpc.pb import containers_pb2 as pb
+from lighter.daemon.grpc.translate import timestamp
+from lighter.daemon.grpc.words import identifier, quoted
+from lighter.daemon.records import ContainerRecords
+from lighter.daemon.types import Container
+from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
+from lighter.proto.names import check_labels
+
+_ALL = ("labels", "spec", "extensions", "image", "snapshotkey")
+
+
+class ContainersService:
+    NAME = "containerd.services.containers.v1.Containers"
+
+    def __init__(self, records: ContainerRecords) -> None:
+        self._records = records
+
+    async def get(self, call: Call, request: pb.GetContainerRequest) -> pb.GetContainerResponse:
+        with container_words(call.namespace, request.id):
+            found = self._records.get(call.namespace, request.id)
+        return pb.GetContainerResponse(container=_message(found))
+
+    async def list(
+        self, call: Call, request: pb.ListContainersRequest
+    ) -> pb.ListContainersResponse:
+        found = self._matching(call, request)
+        return pb.ListContainersResponse(containers=map(_message, found))
+
+    async def list_stream(
+        self, call: Call, request: pb.ListContainersRequest
+    ) -> AsyncIterator[pb.ListContainerMessage]:
+        for container in self._matching(call, request):
+            yield pb.ListContainerMessage(container=_message(container))
+
+    def _matching(self, call: Call, request: pb.ListContainersRequest) -> Iterator[Container]:
+        wanted = any_of(request.filters)
+        for container in self._records.list(call.namespace):
+            if wanted(partial(_field, container)):
+                yield container
+
+    async def create(
+        self, call: Call, request: pb.CreateContainerRequest
+    ) -> pb.CreateContainerResponse:
+        given = request.container
+        namespace = call.namespace
+        _check(given)
+        options: dict[str, Any] = {"spec_type": given.spec.type_url}
+        if given.extensions:
+            options["extensions"] = _extensions(given)
+        if given.sandbox:
+            options["sandbox"] = given.sandbox
+        if given.runtime.HasField("options"):
+            options["runtime_options"] = anys.to_record(given.runtime.options)
+            options["runc"] = understood(given.runtime.options)
+        with container_words(namespace, given.id):
+            made = self._records.create(
+                Container(
+                    namespace=namespace,
+                    id=given.id,
+                    image=given.image,
+                    runtime=given.runtime.name,
+                    snapshotter=given.snapshotter,
+                    snapshot_key=given.snapshot_key,
+                    spec=given.spec.value,
+                    labels=dict(given.labels),
+                    options=options,
+                    created_at=0,
+                    updated_at=0,
+                )
+            )
+        return pb.CreateContainerResponse(container=_message(made))
+
+    async def update(
+        self, call: Call, request: pb.UpdateContainerRequest
+    ) -> pb.UpdateContainerResponse:
+        given = request.container
+        with container_words(call.namespace, given.id):
+            old = self._records.get(call.namespace, given.id)
+            changed = _changed(old, given, list(request.update_mask.paths))
+            made = self._records.update(changed)
+        return pb.UpdateContainerResponse(container=_message(made))
+
+    async def delete(self, call: Call, request: pb.DeleteContainerRequest) -> Empty:
+        with container_words(call.namespace, request.id):
+            self._records.delete(call.namespace, request.id)
+        return Empty()
+
+
+@contextmanager
+def container_words(namespace: str, container_id: str) -> Iterator[None]:
+    """containerd's, since ctr prints them as they come."""
+    try:
+        yield
+    except NotFound as err:
+        what = f"container {quoted(container_id)} in namespace {quoted(namespace)}"
+        raise NotFound(f"{what}: not found") from err
+    except AlreadyExists as err:
+        raise AlreadyExists(f"container {quoted(container_id)}: already exists") from err
+
+
+def _check(given: pb.Container) -> None:
+    try:
+        identifier(given.id)
+    except InvalidArgument as err:
+        raise _invalid(f"container.ID: {err.message}") from err
+    if "" in given.extensions:
+        raise _invalid("container.Extensions keys must not be zero-length: invalid argument")
+    try:
+        check_labels(dict(given.labels))
+    except InvalidArgument as err:
+        raise _invalid(f"containers.Labels: {err.message}") from err
+    if not given.runtime.name:
+        raise _invalid("container.Runtime.Name must be set: invalid argument")
+    if not given.HasField("spec"):
+        raise _invalid("container.Spec must be set: invalid argument")
+    if given.snapshot_key and not given.snapshotter:
+        raise _invalid(
+            "container.Snapshotter must be set if container.SnapshotKey is set: invalid argument"
+        )
+
+
+def _invalid(cause: str) -> InvalidArgument:
+    return InvalidArgument(f"create container failed validation: {cause}")
+
+
+def _changed(old: Container, given: pb.Container, paths: list[str]) -> Container:
+    """`old` with the fields of the mask as they are given; all that may change without one."""
+    if not paths:
+        if given.snapshotter and given.snapshotter != old.snapshotter:
+            raise InvalidArgument("container.Snapshotter field is immutable: invalid argument")
+        if given.runtime.name and given.runtime.name != old.runtime:
+            raise InvalidArgument("container.Runtime.Name field is immutable: invalid argument")
+    labels = dict(old.labels)
+    options = dict(old.options)
+    changes: dict[str, Any] = {}
+    for path in paths or _ALL:
+        kind, _, name = path.partition(".")
+        if path == "labels":
+            labels = dict(given.labels)
+        elif kind == "labels" and name:
+            labels[name] = given.labels.get(name, "")
+        elif path == "extensions":
+            options["extensions"] = _extensions(given)
+        elif kind == "extensions" and name:
+            kept = dict(options.get("extensions") or {})
+            kept.pop(name, None)
+            if name in given.extensions:
+                kept[name] = anys.to_record(given.extensions[name])
+            options["extensions"] = kept
+        elif path == "spec":
+            changes["spec"] = given.spec.value
+            options["spec_type"] = given.spec.type_url
+        elif path == "image":
+            changes["image"] = given.image
+        elif path == "snapshotkey":
+            changes["snapshot_key"] = given.snapshot_key
+        else:
+            raise InvalidArgument(
+                f"cannot update {quoted(path)} field on {quoted(old.id)}: invalid argument"
+            )
+    kept_labels = {key: value for key, value in labels.items() if value}
+    return replace(old, labels=kept_labels, options=options, **changes)
+
+
+def _extensions(given: pb.Container) -> dict[str, list[str]]:
+    return {name: anys.to_record(value) for name, value in given.extensions.items()}
+
+
+def _message(container: Container) -> pb.Container:
+    options: Mapping[str, Any] = container.options
+    runtime = pb.Container.Runtime(name=container.runtime)
+    if options.get("runtime_options"):
+        runtime.options.CopyFrom(anys.from_record(options["runtime_options"]))
+    extensions = options.get("extensions") or {}
+    message = pb.Container(
+        id=container.id,
+        labels=container.labels,
+        image=container.image,
+        runtime=runtime,
+        snapshotter=container.snapshotter,
+        snapshot_key=container.snapshot_key,
+        created_at=timestamp(container.created_at),
+        updated_at=timestamp(container.updated_at),
+        extensions={name: anys.from_record(value) for name, value in extensions.items()},
+        sandbox=options.get("sandbox", ""),
+    )
+    message.spec.type_url = options.get("spec_type", anys.SPEC)
+    message.spec.value = container.spec
+    return message
+
+
+def _field(container: Container, path: tuple[str, ...]) -> str | None:
+    """What a filter asks of a container (containerd's adaptContainer)."""
+    match path:
+        case ("id",):
+            return container.id
+        case ("image",):
+            return container.image
+        case ("runtime", "name"):
+            return container.runtime
+        case ("labels", *rest) if rest:
+            return container.labels.get(label_path(rest))
+        case _:
+            return None

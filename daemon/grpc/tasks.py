@@ -1,0 +1,400 @@
+"""containerd.services.tasks.v1.Tasks: the running side of containers."""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as Any_
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.json_format import ParseDict
+
+from lighter.daemon.containers import ContainerService
+from lighter.daemon.filters import any_of
+from lighter.daemon.grpc import anys
+from lighter.daemon.grpc.calls import Call
+from lighter.daemon.grpc.containers import container_words
+from lighter.daemon.grpc.options import runtime_options
+from lighter.daemon.grpc.pb import cgroups_v1_pb2, cgroups_v2_pb2, runc_options_pb2
+from lighter.daemon.grpc.pb import task_types_pb2 as types
+from lighter.daemon.grpc.pb import tasks_pb2 as pb
+from lighter.daemon.grpc.pb.types_pb2 import Metric
+from lighter.daemon.grpc.stdio import stdio_of
+from lighter.daemon.grpc.translate import timestamp
+from lighter.daemon.records import ContainerRecords
+from lighter.daemon.runtimes import NAMES
+from lighter.daemon.tasks import metrics, processes
+from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.execs import ExecService, find_exec
+from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.types import Exit, Mount
+from lighter.proto import states
+from lighter.proto.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    LighterError,
+    NotFound,
+    Unimplemented,
+    Unknown,
+)
+
+_STATUS = {
+    states.CREATED: types.Status.CREATED,
+    states.ADDED: types.Status.CREATED,
+    states.CREATING: types.Status.CREATED,
+    states.RUNNING: types.Status.RUNNING,
+    states.PAUSED: types.Status.PAUSED,
+    states.STOPPED: types.Status.STOPPED,
+}
+_MAX_SIGNAL = 64
+# How a shim passes on a runtime's last words (shim/runc.py).
+_RUNTIME_SAID = re.compile(r"run container process: runc [a-z]+: (.*)", re.DOTALL)
+
+
+class TasksService:
+    NAME = "containerd.services.tasks.v1.Tasks"
+
+    def __init__(
+        self,
+        records: ContainerRecords,
+        containers: ContainerService,
+        tasks: TaskService,
+        execs: ExecService,
+    ) -> None:
+        self._records = records
+        self._containers = containers
+        self._tasks = tasks
+        self._execs = execs
+
+    def _entry(self, call: Call, container_id: str) -> Entry:
+        """The task, in containerd's words when there is none."""
+        try:
+            return self._tasks.find(call.namespace, container_id)
+        except NotFound as err:
+            with container_words(call.namespace, container_id):
+                self._records.get(call.namespace, container_id)
+            raise NotFound(f"task {container_id} not found: not found") from err
+
+    # -- life
+
+    async def create(self, call: Call, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
+        namespace, id_ = call.namespace, request.container_id
+        if request.HasField("checkpoint"):
+            raise Unimplemented(f"create task {id_}: there are no checkpoints to restore")
+        with container_words(namespace, id_):
+            container = self._records.get(namespace, id_)
+        runtime = request.runtime_path or container.runtime
+        _check_runtime(runtime)
+        options = runtime_options(request.options) if request.options.value else None
+        mounts = tuple(Mount(m.type, m.source, tuple(m.options)) for m in request.rootfs)
+        stdio = stdio_of(request.stdin, request.stdout, request.stderr, request.terminal)
+        try:
+            pid = await self._containers.start_recorded(
+                namespace, id_, mounts, request.terminal, stdio, runtime, options
+            )
+        except AlreadyExists as err:
+            raise AlreadyExists(f"task {id_}: already exists") from err
+        except LighterError as err:
+            raise _of_runtime(err, "failed to create shim task: OCI runtime create failed") from err
+        return pb.CreateTaskResponse(container_id=id_, pid=pid)
+
+    async def start(self, call: Call, request: pb.StartRequest) -> pb.StartResponse:
+        entry = self._entry(call, request.container_id)
+        id_, exec_id = request.container_id, request.exec_id
+        if exec_id:
+            exec_ = _exec(entry, exec_id)
+            with _refused(entry, "exec"), _refused(exec_, "start"):
+                try:
+                    pid = await self._execs.start(call.namespace, id_, exec_id)
+                except LighterError as err:
+                    raise _of_runtime(err, "OCI runtime exec failed") from err
+        else:
+            with _refused(entry, "start"):
+                try:
+                    pid = await self._tasks.start(call.namespace, id_)
+                except LighterError as err:
+                    raise _of_runtime(err, "OCI runtime start failed") from err
+        return pb.StartResponse(pid=pid)
+
+    async def delete(self, call: Call, request: pb.DeleteTaskRequest) -> pb.DeleteResponse:
+        entry = self._entry(call, request.container_id)
+        with _refused(entry, "delete"):
+            ended = await self._tasks.delete(call.namespace, request.container_id)
+        return _deleted(entry.pid, ended)
+
+    async def delete_process(
+        self, call: Call, request: pb.DeleteProcessRequest
+    ) -> pb.DeleteResponse:
+        entry = self._entry(call, request.container_id)
+        exec_ = _exec(entry, request.exec_id)
+        with _refused(exec_, "delete"):
+            ended = self._execs.delete(entry, request.exec_id)
+        answer = _deleted(exec_.pid, ended)
+        answer.id = request.exec_id
+        return answer
+
+    async def exec(self, call: Call, request: pb.ExecProcessRequest) -> Empty:
+        entry = self._entry(call, request.container_id)
+        if not request.exec_id:
+            raise InvalidArgument("exec ID cannot be empty: invalid argument")
+        process = _json(request.spec, anys.PROCESS)
+        terminal = request.terminal
+        process["terminal"] = terminal
+        stdio = stdio_of(request.stdin, request.stdout, request.stderr, terminal)
+        stdio["logger_for"] = [call.namespace, request.container_id]
+        with _refused(entry, "exec"):
+            try:
+                await self._execs.add(
+                    call.namespace, request.container_id, request.exec_id, process, terminal, stdio
+                )
+            except AlreadyExists as err:
+                raise AlreadyExists(f"id {request.exec_id}: already exists") from err
+        return Empty()
+
+    async def wait(self, call: Call, request: pb.WaitRequest) -> pb.WaitResponse:
+        entry = self._entry(call, request.container_id)
+        if request.exec_id:
+            _exec(entry, request.exec_id)
+        ended = await self._tasks.wait(call.namespace, request.container_id, request.exec_id)
+        return pb.WaitResponse(exit_status=ended.exit_status, exited_at=timestamp(ended.exited_at))
+
+    # -- looking
+
+    async def get(self, call: Call, request: pb.GetRequest) -> pb.GetResponse:
+        entry = self._entry(call, request.container_id)
+        if request.exec_id:
+            exec_ = _exec(entry, request.exec_id)
+            stdio = self._execs.stdio(call.namespace, request.container_id, request.exec_id)
+            return pb.GetResponse(process=_exec_message(exec_, stdio))
+        return pb.GetResponse(process=_task_message(entry))
+
+    async def list(self, call: Call, _request: pb.ListTasksRequest) -> pb.ListTasksResponse:
+        entries = self._tasks.entries(call.namespace)
+        return pb.ListTasksResponse(tasks=map(_task_message, entries))
+
+    async def list_pids(self, call: Call, request: pb.ListPidsRequest) -> pb.ListPidsResponse:
+        entry = self._entry(call, request.container_id)
+        answer = pb.ListPidsResponse()
+        for process in processes.of_task(entry):
+            info = answer.processes.add(pid=process["pid"])
+            if process["exec_id"]:
+                details = runc_options_pb2.ProcessDetails(exec_id=str(process["exec_id"]))
+                info.info.CopyFrom(anys.pack(details))
+        return answer
+
+    async def metrics(self, call: Call, request: pb.MetricsRequest) -> pb.MetricsResponse:
+        wanted = any_of(request.filters)
+        answer = pb.MetricsResponse()
+        for entry in self._tasks.entries(call.namespace):
+            if not wanted(partial(_field, entry)):
+                continue
+            try:
+                measured = metrics.of_task(entry)
+            except NotFound:
+                continue
+            message = (cgroups_v1_pb2 if measured.version == 1 else cgroups_v2_pb2).Metrics()
+            ParseDict(measured.values, message, ignore_unknown_fields=True)
+            metric = Metric(id=entry.id, timestamp=timestamp(time.time_ns()))
+            metric.data.CopyFrom(anys.pack(message))
+            answer.metrics.append(metric)
+        return answer
+
+    # -- acts
+
+    async def kill(self, call: Call, request: pb.KillRequest) -> Empty:
+        entry = self._entry(call, request.container_id)
+        if not 0 < request.signal <= _MAX_SIGNAL:
+            raise InvalidArgument(f"unknown signal {request.signal}: invalid argument")
+        if request.exec_id:
+            _exec(entry, request.exec_id)
+        try:
+            await self._tasks.kill(
+                call.namespace,
+                request.container_id,
+                request.exec_id,
+                request.signal,
+                request.all,
+            )
+        except (NotFound, FailedPrecondition) as err:
+            ended = find_exec(entry, request.exec_id) if request.exec_id else entry
+            if ended.state == states.ADDED:
+                raise FailedPrecondition("process not created: failed precondition") from err
+            if isinstance(err, NotFound) or ended.state == states.STOPPED:
+                raise NotFound("process already finished: not found") from err
+            raise
+        return Empty()
+
+    async def pause(self, call: Call, request: pb.PauseTaskRequest) -> Empty:
+        entry = self._entry(call, request.container_id)
+        with _refused(entry, "pause"):
+            await self._tasks.pause(call.namespace, request.container_id)
+        return Empty()
+
+    async def resume(self, call: Call, request: pb.ResumeTaskRequest) -> Empty:
+        entry = self._entry(call, request.container_id)
+        with _refused(entry, "resume"):
+            await self._tasks.resume(call.namespace, request.container_id)
+        return Empty()
+
+    async def resize_pty(self, call: Call, request: pb.ResizePtyRequest) -> Empty:
+        entry = self._entry(call, request.container_id)
+        if request.exec_id:
+            _exec(entry, request.exec_id)
+        for size in (request.width, request.height):
+            if size > 0xFFFF:
+                raise InvalidArgument(f"resize terminal: {size} is more than 65535")
+        await self._execs.resize(
+            call.namespace, request.container_id, request.exec_id, request.height, request.width
+        )
+        return Empty()
+
+    async def close_io(self, call: Call, request: pb.CloseIORequest) -> Empty:
+        entry = self._entry(call, request.container_id)
+        if request.exec_id:
+            _exec(entry, request.exec_id)
+        if request.stdin:
+            await self._execs.close_stdin(call.namespace, request.container_id, request.exec_id)
+        return Empty()
+
+    async def update(self, call: Call, request: pb.UpdateTaskRequest) -> Empty:
+        entry = self._entry(call, request.container_id)
+        resources = _json(request.resources, anys.RESOURCES)
+        with _refused(entry, "update"):
+            try:
+                await self._tasks.update(call.namespace, request.container_id, resources)
+            except LighterError as err:
+                raise _of_runtime(err, "OCI runtime update failed") from err
+        return Empty()
+
+    async def checkpoint(
+        self, call: Call, request: pb.CheckpointTaskRequest
+    ) -> pb.CheckpointTaskResponse:
+        self._entry(call, request.container_id)
+        raise Unimplemented(f"checkpoint task {request.container_id}: there are no checkpoints")
+
+
+# What containerd's runtime says when a step does not fit the state; its code is Unknown there.
+_REFUSALS = {
+    "exec": "cannot exec in a {state} state",
+    "pause": "cannot pause a {state} container",
+    "resume": "cannot resume a {state} container",
+    "start": "cannot start a {state} process",
+    "update": "cannot update a {state} container",
+}
+
+
+@contextmanager
+def _refused(of: Entry | Exec, step: str) -> Iterator[None]:
+    """containerd's words for a step that the state does not allow."""
+    try:
+        yield
+    except FailedPrecondition as err:
+        table = states.TASK if isinstance(of, Entry) else states.EXEC
+        if (of.state, step) in table:
+            raise
+        if step == "delete":
+            raise FailedPrecondition(
+                f"cannot delete a {of.state} process: failed precondition"
+            ) from err
+        words = _REFUSALS[step]
+        if (step, of.state) == ("resume", states.RUNNING):
+            words = "cannot resume a running process"
+        raise Unknown(words.format(state=of.state)) from err
+
+
+def _of_runtime(error: LighterError, what: str) -> LighterError:
+    """What the runtime said, as containerd passes it on; any other error as it is."""
+    said = _RUNTIME_SAID.match(error.message)
+    return Unknown(f"{what}: {said[1]}") if said else error
+
+
+def _check_runtime(name: str) -> None:
+    """Raises Unknown in containerd's words for a name that is none of a runtime here."""
+    if name in NAMES or name.startswith("/"):
+        return
+    failed = "failed to start shim: failed to resolve runtime path"
+    parts = name.split(".")
+    if len(parts) < 2 or not all(parts):
+        raise Unknown(
+            f"{failed}: invalid runtime name {name}, correct runtime name should be either format "
+            "like `io.containerd.runc.v1` or a full path to the binary"
+        )
+    shim = f"containerd-shim-{parts[-2]}-{parts[-1]}"
+    raise Unknown(f'{failed}: runtime "{name}" binary not installed "{shim}": file does not exist')
+
+
+def _exec(entry: Entry, exec_id: str) -> Exec:
+    try:
+        return find_exec(entry, exec_id)
+    except NotFound as err:
+        raise NotFound(f"process does not exist {exec_id}: not found") from err
+
+
+def _json(value: Any_, type_url: str) -> dict[str, Any]:
+    if value.type_url.rpartition("/")[2] != type_url.rpartition("/")[2]:
+        raise InvalidArgument(f"expected {type_url}, got {value.type_url or 'nothing'}")
+    try:
+        content = json.loads(value.value)
+    except ValueError as err:
+        raise InvalidArgument(f"read {type_url}: it is no JSON") from err
+    if not isinstance(content, dict):
+        raise InvalidArgument(f"read {type_url}: it is no object")
+    return content
+
+
+def _deleted(pid: int, ended: Exit) -> pb.DeleteResponse:
+    answer = pb.DeleteResponse(pid=pid, exit_status=ended.exit_status)
+    if ended.exited_at:  # not of a process that was added and never started
+        answer.exited_at.CopyFrom(timestamp(ended.exited_at))
+    return answer
+
+
+def _task_message(entry: Entry) -> types.Process:
+    stdin, stdout, stderr = entry.options.get("stdio") or ("", "", "")
+    view = entry.view()
+    message = types.Process(
+        id=entry.id,
+        pid=entry.pid,
+        status=_STATUS.get(view.status, types.Status.UNKNOWN),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        terminal=entry.terminal,
+    )
+    _add_exit(message, entry.exit)
+    return message
+
+
+def _exec_message(exec_: Exec, stdio: Mapping[str, Any]) -> types.Process:
+    message = types.Process(
+        id=exec_.exec_id,
+        pid=exec_.pid,
+        status=_STATUS.get(exec_.state, types.Status.UNKNOWN),
+        stdin=stdio.get("stdin", ""),
+        stdout=stdio.get("stdout", ""),
+        stderr=stdio.get("stderr", ""),
+        terminal=exec_.terminal,
+    )
+    _add_exit(message, exec_.exit)
+    return message
+
+
+def _add_exit(message: types.Process, ended: Exit | None) -> None:
+    if ended is not None:
+        message.exit_status = ended.exit_status
+        message.exited_at.CopyFrom(timestamp(ended.exited_at))
+
+
+def _field(entry: Entry, path: tuple[str, ...]) -> str | None:
+    """What a filter asks of a task."""
+    match path:
+        case ("id",):
+            return entry.id
+        case ("namespace",):
+            return entry.namespace
+        case _:
+            return None

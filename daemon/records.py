@@ -1,0 +1,111 @@
+"""Containers as a client records them itself: spec, snapshot and labels are what it says.
+
+`ContainerService` makes a container of an image; here nothing is made. The record alone is created,
+changed and deleted: its snapshot and its image are the client's business. Both kinds stand in one
+table, and each front end can use what the other has made.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from lighter.daemon.containers import Telling
+from lighter.daemon.events import EventLog
+from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.types import Container
+from lighter.proto import events
+from lighter.proto.errors import FailedPrecondition
+from lighter.proto.paths import Root
+
+# What a client of containerd notes of the image's configuration.
+STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
+
+
+class ContainerRecords:
+    """The records of all namespaces, spec included."""
+
+    def __init__(
+        self, *, root: Root, store: ContainerStore, tasks: TaskService, events_log: EventLog
+    ) -> None:
+        self._root = root
+        self._store = store
+        self._tasks = tasks
+        self._events = events_log
+
+    def create(self, container: Container) -> Container:
+        """Record it; its times are set here. Raises AlreadyExists, InvalidArgument."""
+        told = Telling(
+            self._events,
+            container.namespace,
+            events.CONTAINER_CREATE,
+            {
+                "id": container.id,
+                "image": container.image,
+                "runtime": container.runtime,
+                "runtime_options": container.options.get("runtime_options"),
+            },
+        )
+        made = self._store.create(_understood(container), told)
+        self._events.announce(*told.events)
+        return made
+
+    def get(self, namespace: str, container_id: str) -> Container:
+        """Raises NotFound."""
+        return self._store.get(namespace, container_id)
+
+    def list(self, namespace: str) -> tuple[Container, ...]:
+        """All of a namespace, by id, with their specs."""
+        return self._store.list_whole(namespace)
+
+    def update(self, container: Container) -> Container:
+        """Put this in the place of what has its namespace and id. Raises NotFound."""
+        body = {
+            "id": container.id,
+            "image": container.image,
+            "labels": dict(container.labels),
+            "snapshot_key": container.snapshot_key,
+        }
+        told = Telling(self._events, container.namespace, events.CONTAINER_UPDATE, body)
+        made = self._store.replace(_understood(container), told)
+        self._events.announce(*told.events)
+        return made
+
+    def delete(self, namespace: str, container_id: str) -> None:
+        """Forget the record, and the log of its tasks. Raises NotFound, FailedPrecondition."""
+        self._store.get(namespace, container_id)
+        if self._tasks.exists(namespace, container_id):
+            raise FailedPrecondition(f"cannot delete running task {container_id}")
+        told = Telling(self._events, namespace, events.CONTAINER_DELETE, {"id": container_id})
+        self._store.delete(namespace, container_id, told)
+        shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
+        self._events.announce(*told.events)
+
+
+def _understood(container: Container) -> Container:
+    """With what this manager needs of the spec, so that `ctl` can start it too."""
+    options: dict[str, Any] = dict(container.options)
+    if "log" not in options:  # a client that records containers takes their output itself
+        options |= {"log": {"driver": "none"}, "cgroup": ""}
+    if "cgroup" in options:
+        options["cgroup"] = _text(container.spec, "linux", "cgroupsPath")
+        options["terminal"] = _value(container.spec, "process", "terminal") is True
+        options["stop_signal"] = container.labels.get(STOP_SIGNAL_LABEL, "SIGTERM")
+    return Container(**{**vars(container), "options": options})
+
+
+def _text(spec: bytes, *path: str) -> str:
+    value = _value(spec, *path)
+    return value if isinstance(value, str) else ""
+
+
+def _value(spec: bytes, *path: str) -> Any:
+    """What stands there in a spec; None when nothing does. It may be no JSON at all."""
+    try:
+        value = json.loads(spec)
+    except ValueError:
+        return None
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

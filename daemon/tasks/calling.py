@@ -1,0 +1,140 @@
+"""How a task's runtime is called, and where its container is among the cgroups."""
+
+import json
+import os
+import posixpath
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lighter.daemon.tasks import processes
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.types import Container, RuntimeOptions
+from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.proto.paths import Root, State, cgroup_path
+
+PLAIN = RuntimeOptions()
+REFUSED = "refused"  # in the record of options that were not understood: why
+
+
+@dataclass(frozen=True)
+class Calling:
+    """What the order of a create says of the runtime; `cgroup` is below each hierarchy's root."""
+
+    runtime: str
+    root: str
+    cgroup: str
+    options: RuntimeOptions
+
+    @property
+    def flags(self) -> list[str]:
+        """Words before every verb."""
+        return ["--systemd-cgroup"] if self.options.systemd_cgroup else []
+
+    @property
+    def create_flags(self) -> list[str]:
+        chosen = {
+            "--no-pivot": self.options.no_pivot_root,
+            "--no-new-keyring": self.options.no_new_keyring,
+        }
+        return [flag for flag, wanted in chosen.items() if wanted]
+
+
+def to_record(options: RuntimeOptions) -> dict[str, Any]:
+    """As it stands in a container's `options`: what is not as ever."""
+    return {name: value for name, value in asdict(options).items() if value}
+
+
+def from_record(record: Mapping[str, Any]) -> RuntimeOptions:
+    """Of a container's `options`; what a later release has written beside is left alone.
+
+    Raises InvalidArgument when they were not understood.
+    """
+    if REFUSED in record:
+        raise InvalidArgument(str(record[REFUSED]))
+    known = {field.name for field in fields(RuntimeOptions)}
+    return RuntimeOptions(**{name: value for name, value in record.items() if name in known})
+
+
+def runtime_root(state: State, namespace: str, options: RuntimeOptions) -> str:
+    """Where the runtime keeps the state of a namespace's containers."""
+    return f"{options.root}/{namespace}" if options.root else state.runc_root(namespace)
+
+
+def place(root: Root, container: Container, systemd: bool) -> tuple[str, bytes]:
+    """(its cgroup, its spec): a spec that leaves the place open gets one that can be found.
+
+    Without a path, or with a relative one, the runtime would put the container beside its shim,
+    where nobody finds its processes once both are gone. Raises InvalidArgument.
+    """
+    own = cgroup_path(root.instance, container.namespace, container.id)
+    try:
+        spec = json.loads(container.spec)
+        linux = spec.setdefault("linux", {})
+        given = str(linux.get("cgroupsPath") or "")
+    except (ValueError, AttributeError, TypeError) as err:
+        raise InvalidArgument(f"create task {container.id}: its spec is no OCI spec") from err
+    if systemd:
+        return systemd_cgroup(given, container.id), container.spec
+    if given.startswith("/"):
+        path = posixpath.normpath("/" + given.lstrip("/"))
+        if path == "/" or ".." in given.split("/"):
+            raise InvalidArgument(
+                f"create task {container.id}: cgroup {given} is no place of its own"
+            )
+        return path, container.spec
+    path = posixpath.normpath(f"/lighter/{root.instance}/{given}") if given else own
+    if not (path + "/").startswith(f"/lighter/{root.instance}/"):
+        raise InvalidArgument(f"create task {container.id}: cgroup {given} leads elsewhere")
+    linux["cgroupsPath"] = path
+    return path, json.dumps(spec).encode()
+
+
+def systemd_cgroup(given: str, container_id: str) -> str:
+    """The cgroup of `slice:prefix:name`, as runc's systemd driver reads it (its docs/systemd.md).
+
+    Raises InvalidArgument.
+    """
+    parts = given.split(":") if given else ["system.slice", "runc", container_id]
+    if len(parts) != 3 or not parts[2]:
+        raise InvalidArgument(
+            f"create task {container_id}: cgroup {given!r} is not slice:prefix:name, "
+            "which systemd_cgroup asks for"
+        )
+    slice_, prefix, name = parts
+    slice_ = slice_ or "system.slice"
+    unit = name if name.endswith(".slice") else f"{prefix}-{name}.scope" if prefix else name
+    if not slice_.endswith(".slice") or "/" in slice_ + unit:
+        raise InvalidArgument(f"create task {container_id}: {slice_!r} is no slice of systemd's")
+    stem = slice_.removesuffix(".slice")
+    names = stem.split("-") if stem != "-" else []
+    above = "".join(f"/{'-'.join(names[: n + 1])}.slice" for n in range(len(names)))
+    return f"{above}/{unit}"
+
+
+def check_alone(path: str, container_id: str, others: Iterable[Entry]) -> None:
+    """Nothing but this container may live there: all that does is ended with it.
+
+    Raises FailedPrecondition.
+    """
+    for entry in others:
+        taken = str(entry.options.get("cgroup") or "")
+        if taken and (f"{path}/".startswith(f"{taken}/") or f"{taken}/".startswith(f"{path}/")):
+            raise FailedPrecondition(
+                f"create task {container_id}: cgroup {path} is shared with {entry.what} ({taken})"
+            )
+    if processes.in_cgroup(path):
+        raise FailedPrecondition(
+            f"create task {container_id}: cgroup {path} holds processes of others, "
+            "which would be ended with it"
+        )
+
+
+def make_root(path: str) -> None:
+    """The runtime's own directory, when a client chose one. Raises InvalidArgument."""
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise InvalidArgument(f"use runtime root {path!r}: expected an absolute path")
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+    except OSError as err:
+        raise InvalidArgument(f"use runtime root {path}: {err.strerror}") from err
