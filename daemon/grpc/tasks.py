@@ -197,7 +197,7 @@ class TasksService:
             except NotFound:
                 continue
             message = (cgroups_v1_pb2 if measured.version == 1 else cgroups_v2_pb2).Metrics()
-            ParseDict(measured.values, message, ignore_unknown_fields=True)
+            ParseDict(dict(measured.values), message, ignore_unknown_fields=True)
             metric = Metric(id=entry.id, timestamp=timestamp(time.time_ns()))
             metric.data.CopyFrom(anys.pack(message))
             answer.metrics.append(metric)

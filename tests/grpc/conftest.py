@@ -3,12 +3,14 @@
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import census
 from tests.containerd import Containerd
 from tests.grpc.client import Api
+from tests.grpc.pair import Pair
 from tests.grpc.space import Space
 from tests.harness import Lighterd
 from tests.integration.conftest import busybox, lighterd, make_lighterd, one_lighterd, owners
@@ -76,3 +78,11 @@ def run_ctr(
         timeout=timeout,
         check=False,
     )
+
+
+@pytest.fixture
+def pair(containerd: Containerd, shared_lighterd: Lighterd, tmp_path: Path) -> Iterator[Pair]:
+    """Both daemons with the test image, in a namespace for each."""
+    both = Pair(containerd, shared_lighterd, tmp_path / "fifos")
+    yield both
+    both.close()
