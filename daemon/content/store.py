@@ -13,17 +13,15 @@ whatever `trash` names without a row is nobody's, and nothing else is ever remov
 """
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
 import shutil
 import sqlite3
-import stat
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
+from lighter.daemon.content.blobs import Arrival, check_file, open_blob, read_blob
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
@@ -33,7 +31,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import ContentInfo
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import DataLoss, LighterError, NotFound, ResourceExhausted
+from lighter.proto.errors import LighterError, NotFound, ResourceExhausted
 from lighter.proto.faults import hit
 from lighter.proto.names import check_labels
 
@@ -41,16 +39,6 @@ TRASH = "content"
 SHAREABLE_LABEL = "containerd.io/namespace.shareable"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A complete file, written and synced, that is to become content under `digest`."""
-
-    path: str
-    digest: str
-    size_bytes: int
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class ContentStore:
@@ -102,7 +90,7 @@ class ContentStore:
         found = {Digest.parse(arrival.digest): arrival for arrival in arrivals}
         for digest, arrival in found.items():
             check_labels(dict(arrival.labels))
-            _check_file(digest, arrival)
+            check_file(digest, arrival)
         if found:
             await whole(self._take(namespace, found))
 
@@ -138,7 +126,7 @@ class ContentStore:
         with self.new_ingest() as ingest:
             path = ingest.file("document")
             try:
-                await asyncio.to_thread(write_whole, path, data, 0o600, True)
+                await whole(asyncio.to_thread(write_whole, path, data, 0o600, True))
             except OSError as err:
                 raise from_os(f"add content {digest}", err) from err
             await self.adopt(namespace, path, digest, len(data), labels)
@@ -163,7 +151,7 @@ class ContentStore:
             ):
                 return False
             try:
-                os.close(_open_blob(self.path(digest), digest, row["size_bytes"]))
+                os.close(open_blob(self.path(digest), digest, row["size_bytes"]))
             except LighterError:
                 return False
             ensure_in(tx, namespace)
@@ -219,7 +207,7 @@ class ContentStore:
 
     def open_known(self, digest: str, size_bytes: int) -> int:
         """The same for content whose record was looked up before; from any thread."""
-        return _open_blob(self.path(Digest.parse(digest)), digest, size_bytes)
+        return open_blob(self.path(Digest.parse(digest)), digest, size_bytes)
 
     async def read_document(self, namespace: str, digest: str, max_bytes: int) -> bytes:
         """All bytes of a small piece of content, checked against its digest.
@@ -231,7 +219,7 @@ class ContentStore:
             raise ResourceExhausted(
                 f"read content {digest}: {size} bytes, at most {max_bytes} are read as a document"
             )
-        return await asyncio.to_thread(_read_blob, self.path(Digest.parse(digest)), digest, size)
+        return await asyncio.to_thread(read_blob, self.path(Digest.parse(digest)), digest, size)
 
     # --- changing
 
@@ -332,58 +320,6 @@ def delete_rows(tx: sqlite3.Connection, namespace: str, digests: Iterable[Digest
         ).rowcount
         tx.execute("INSERT OR IGNORE INTO trash(owner, name) VALUES(?, ?)", (TRASH, digest.hex))
     return gone
-
-
-def read_verified(fd: int, digest: str, size_bytes: int) -> bytes:
-    """`size_bytes` bytes from the start of `fd`, hashed. Raises DataLoss when they differ."""
-    parts: list[bytes] = []
-    offset = 0
-    while offset < size_bytes:
-        part = os.pread(fd, size_bytes - offset, offset)
-        if not part:
-            break
-        parts.append(part)
-        offset += len(part)
-    data = b"".join(parts)
-    if hashlib.sha256(data).hexdigest() != Digest.parse(digest).hex:
-        raise DataLoss(f"read content {digest}: its bytes have another digest")
-    return data
-
-
-def _open_blob(path: str, digest: str, size_bytes: int) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError as err:
-        raise DataLoss(f"open content {digest}: its file {path} is missing") from err
-    except OSError as err:
-        raise from_os(f"open content {digest}", err) from err
-    found = os.fstat(fd).st_size
-    if found != size_bytes:
-        os.close(fd)
-        raise DataLoss(
-            f"open content {digest}: its file has {found} bytes, {size_bytes} were recorded"
-        )
-    return fd
-
-
-def _read_blob(path: str, digest: str, size_bytes: int) -> bytes:
-    fd = _open_blob(path, digest, size_bytes)
-    try:
-        return read_verified(fd, digest, size_bytes)
-    finally:
-        os.close(fd)
-
-
-def _check_file(digest: Digest, arrival: Arrival) -> None:
-    try:
-        found = os.lstat(arrival.path)
-    except OSError as err:
-        raise from_os(f"adopt content {digest}", err) from err
-    if not stat.S_ISREG(found.st_mode) or found.st_size != arrival.size_bytes:
-        raise DataLoss(
-            f"adopt content {digest}: expected a file of {arrival.size_bytes} bytes, "
-            f"found {stat.filemode(found.st_mode)} with {found.st_size}"
-        )
 
 
 def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arrival) -> None:

@@ -9,8 +9,9 @@ from functools import partial
 from google.protobuf.empty_pb2 import Empty
 
 from lighter.daemon.content.gc import Collector
-from lighter.daemon.content.ingests import Ingests, IngestStatus, Writer
+from lighter.daemon.content.ingests import Ingests, IngestStatus
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.content.writer import Writer
 from lighter.daemon.events import EventLog
 from lighter.daemon.filters import any_of, label_path
 from lighter.daemon.grpc.calls import Call

@@ -10,6 +10,7 @@ import msgpack
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
+from lighter.daemon.content.whole import whole
 from lighter.daemon.files import write_whole
 from lighter.daemon.images.graph import Documents
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
@@ -76,7 +77,7 @@ class Arrived:
         digest = Digest.of(data)
         path = self._ingest.file(f"made-{digest.hex}")
         if digest not in self._blobs:
-            await asyncio.to_thread(write_whole, path, data, 0o600, True)
+            await whole(asyncio.to_thread(write_whole, path, data, 0o600, True))
             self._blobs[digest] = (path, len(data))
         return digest
 

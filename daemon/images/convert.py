@@ -16,11 +16,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collector, Pin
 from lighter.daemon.content.ingest import Ingest
-from lighter.daemon.content.store import Arrival, ContentStore
+from lighter.daemon.content.store import ContentStore
+from lighter.daemon.content.whole import whole
 from lighter.daemon.files import write_whole
 from lighter.daemon.images import platforms
 from lighter.daemon.images.documents import (
@@ -294,7 +296,7 @@ class _Conversion:
         else:
             path = self.ingest.file(f"document-{digest.hex}")
             try:
-                await asyncio.to_thread(write_whole, path, data, 0o600, True)
+                await whole(asyncio.to_thread(write_whole, path, data, 0o600, True))
             except OSError as err:
                 raise from_os(f"convert document {old.digest}", err) from err
             self.arrivals[digest] = Arrival(path, digest, len(data), labels)

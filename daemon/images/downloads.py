@@ -16,9 +16,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Protocol
 
-from lighter.daemon.content.ingests import Ingests, Writer
+from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.whole import whole
+from lighter.daemon.content.writer import Writer
 from lighter.daemon.images.reference import Reference
 from lighter.daemon.images.unpack import LayerSource
 from lighter.daemon.types import Descriptor

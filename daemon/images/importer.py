@@ -22,9 +22,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
-from lighter.daemon.content.store import Arrival, ContentStore
+from lighter.daemon.content.store import ContentStore
 from lighter.daemon.images import dockersave, platforms
 from lighter.daemon.images.arrived import Arrived
 from lighter.daemon.images.dockersave import NAME_ANNOTATION, REF_ANNOTATION

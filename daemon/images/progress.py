@@ -2,9 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
+
+from lighter.daemon.types import Descriptor
 
 TELL_S = 0.1
 
@@ -88,3 +91,32 @@ class Board:
         trace: TracebackType | None,
     ) -> None:
         self._tell()
+
+
+class Scaled:
+    """Progress of single layers as progress of the whole image, in compressed bytes."""
+
+    def __init__(self, ref: str, layers: Iterable[tuple[Descriptor, str]], report: Report) -> None:
+        self._ref = ref
+        self._report = report
+        self._total = sum(layer.size for layer, _ in layers)
+        self._whole = 0
+        self._under_way: dict[str, int] = {}
+
+    def of(self, layer: Descriptor) -> Callable[[dict[str, Any]], None]:
+        """A progress callback for the worker that applies `layer`."""
+
+        def progress(item: dict[str, Any]) -> None:
+            self._under_way[layer.digest] = min(int(item.get("done_bytes", 0)), layer.size)
+            self._tell(layer)
+
+        return progress
+
+    def layer_done(self, layer: Descriptor) -> None:
+        self._under_way.pop(layer.digest, None)
+        self._whole += layer.size
+        self._tell(layer)
+
+    def _tell(self, layer: Descriptor) -> None:
+        done_bytes = min(self._total, self._whole + sum(self._under_way.values()))
+        self._report(Progress("unpacking", self._ref, layer.digest, done_bytes, self._total))

@@ -19,6 +19,7 @@ from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.images import platforms
+from lighter.daemon.images.chain import chain_ids, layers_of
 from lighter.daemon.images.documents import (
     INDEXES,
     MANIFESTS,
@@ -33,7 +34,7 @@ from lighter.daemon.images.progress import Board, Report
 from lighter.daemon.images.reference import Reference
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.together import all_of
-from lighter.daemon.images.unpack import LayerSource, Unpacker, chain_ids, layers_of
+from lighter.daemon.images.unpack import LayerSource, Unpacker
 from lighter.daemon.leases import CONTENT, SNAPSHOTS, Leases
 from lighter.daemon.registry.access import Access
 from lighter.daemon.registry.client import Remote

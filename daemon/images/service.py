@@ -11,13 +11,14 @@ from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.filters import any_of, label_path
 from lighter.daemon.images import platforms
+from lighter.daemon.images.chain import chain_id
 from lighter.daemon.images.documents import MAX_DOCUMENT_BYTES, load
 from lighter.daemon.images.graph import Resolved, StoredDocuments, Walker
 from lighter.daemon.images.importer import Importer, ImportOptions
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.progress import Progress, Report, unreported
 from lighter.daemon.images.store import ImageStore
-from lighter.daemon.images.unpack import LAYERS_AT_ONCE, Unpacker, chain_id
+from lighter.daemon.images.unpack import LAYERS_AT_ONCE, Unpacker
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore

@@ -1,9 +1,6 @@
-"""From layers to snapshots: each layer becomes a committed snapshot named by its chain id.
+"""From layers to snapshots: each layer becomes a committed snapshot, named by its chain id
+(chain.py).
 
-    chain id of the first layer   its diff id
-    of each further one           sha256 of "<chain id below> <its diff id>"
-
-(OCI image-spec, config.md, "Layer ChainID".) So images share the snapshots of layers they share.
 A worker applies a layer to an active snapshot and checks its diff id; only what is whole and on
 disk is committed. A label on the config says that the image is unpacked; it is set last.
 
@@ -14,10 +11,9 @@ follow in order, each giving the snapshot its parent.
 """
 
 import asyncio
-import hashlib
 import os
 import secrets
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -25,9 +21,9 @@ from weakref import WeakValueDictionary
 
 from lighter.daemon.content.gc import SNAPSHOT_LABEL, Collector
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.images.documents import diff_ids, load
+from lighter.daemon.images.chain import chain_ids, layers_of
 from lighter.daemon.images.graph import Resolved
-from lighter.daemon.images.progress import Progress, Report, unreported
+from lighter.daemon.images.progress import Report, Scaled, unreported
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.snapshots.types import ACTIVE, VIEW, LayerTarget, Snapshotter
 from lighter.daemon.types import Descriptor, Usage
@@ -35,7 +31,6 @@ from lighter.proto.errors import (
     AlreadyExists,
     DataLoss,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
 )
 from lighter.proto.faults import hit
@@ -62,35 +57,6 @@ class LayerSource(Protocol):
     async def whole(self) -> None:
         """Returns when all bytes came and their digest was verified; raises when that cannot be
         any more. Cancelled when the layer is not wanted any longer."""
-
-
-def chain_ids(diffs: Iterable[str]) -> tuple[str, ...]:
-    """The chain id of each layer, lowest first."""
-    chain: list[str] = []
-    for diff in diffs:
-        if chain:
-            joined = f"{chain[-1]} {diff}".encode()
-            chain.append("sha256:" + hashlib.sha256(joined).hexdigest())
-        else:
-            chain.append(diff)
-    return tuple(chain)
-
-
-def layers_of(image: Resolved) -> tuple[tuple[Descriptor, str], ...]:
-    """(descriptor, diff id) of each layer, lowest first. Raises InvalidArgument."""
-    what = f"config {image.manifest.config.digest}"
-    diffs = diff_ids(load(image.config, what), what)
-    if len(diffs) != len(image.manifest.layers):
-        raise InvalidArgument(
-            f"parse {what}: it has {len(diffs)} diff ids for {len(image.manifest.layers)} layers"
-        )
-    return tuple(zip(image.manifest.layers, diffs, strict=True))
-
-
-def chain_id(image: Resolved) -> str:
-    """The name of the image's top snapshot, "" for an image without layers."""
-    chain = chain_ids(diff for _, diff in layers_of(image))
-    return chain[-1] if chain else ""
 
 
 class Unpacker:
@@ -160,7 +126,7 @@ class Unpacker:
             for (layer, _), name in zip(layers, chain, strict=True):
                 pin.content(namespace, layer.digest)
                 pin.snapshot(namespace, snapshotter_name, name)
-            job = _Job(namespace, snapshotter, _Scaled(ref, layers, report), sources or {})
+            job = _Job(namespace, snapshotter, Scaled(ref, layers, report), sources or {})
             await self._make_all(job, layers, chain)
             if not await _is_committed(snapshotter, namespace, chain[-1]):
                 raise DataLoss(f"unpack image {config}: snapshot {chain[-1]} has gone")
@@ -341,7 +307,7 @@ class _Job:
 
     namespace: str
     snapshotter: Snapshotter
-    scaled: "_Scaled"
+    scaled: "Scaled"
     sources: Mapping[str, LayerSource]
 
 
@@ -367,35 +333,6 @@ class _Step:
         lock, self.lock = self.lock, None
         if lock is not None:
             lock.release()
-
-
-class _Scaled:
-    """Progress of single layers as progress of the whole image, in compressed bytes."""
-
-    def __init__(self, ref: str, layers: Iterable[tuple[Descriptor, str]], report: Report) -> None:
-        self._ref = ref
-        self._report = report
-        self._total = sum(layer.size for layer, _ in layers)
-        self._whole = 0
-        self._under_way: dict[str, int] = {}
-
-    def of(self, layer: Descriptor) -> Callable[[dict[str, Any]], None]:
-        """A progress callback for the worker that applies `layer`."""
-
-        def progress(item: dict[str, Any]) -> None:
-            self._under_way[layer.digest] = min(int(item.get("done_bytes", 0)), layer.size)
-            self._tell(layer)
-
-        return progress
-
-    def layer_done(self, layer: Descriptor) -> None:
-        self._under_way.pop(layer.digest, None)
-        self._whole += layer.size
-        self._tell(layer)
-
-    def _tell(self, layer: Descriptor) -> None:
-        done_bytes = min(self._total, self._whole + sum(self._under_way.values()))
-        self._report(Progress("unpacking", self._ref, layer.digest, done_bytes, self._total))
 
 
 async def _tell(event: asyncio.Event, eventfd: int) -> None:

@@ -17,11 +17,12 @@ from urllib.parse import urlencode
 from lighter.daemon.registry import challenge
 from lighter.daemon.registry.access import Credential
 from lighter.daemon.registry.addresses import Link, Origin, link
+from lighter.daemon.registry.answer import Answer
 from lighter.daemon.registry.challenge import Challenge
 from lighter.daemon.registry.endpoints import Endpoint
 from lighter.daemon.registry.failures import from_answer
 from lighter.daemon.registry.redact import Redactor
-from lighter.daemon.registry.transport import Answer, Transport
+from lighter.daemon.registry.transport import Transport
 from lighter.proto.errors import InvalidArgument, LighterError, PermissionDenied
 
 MAX_TOKEN_BYTES = 1 << 20

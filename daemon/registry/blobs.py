@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.images.reference import Reference
+from lighter.daemon.registry.answer import Answer
 from lighter.daemon.registry.conversation import Conversation
 from lighter.daemon.registry.endpoints import Endpoint
 from lighter.daemon.registry.failures import Broken
-from lighter.daemon.registry.transport import Answer
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import DataLoss, InvalidArgument, OutOfRange, Unavailable
 

@@ -21,12 +21,12 @@ from lighter.daemon.images.documents import (
     load,
 )
 from lighter.daemon.images.reference import Reference
+from lighter.daemon.registry.answer import Answer
 from lighter.daemon.registry.auth import scopes_of
 from lighter.daemon.registry.blobs import Body
 from lighter.daemon.registry.conversation import Conversation, content_type
 from lighter.daemon.registry.endpoints import PULL, RESOLVE, Endpoint
 from lighter.daemon.registry.push import Pusher, Source
-from lighter.daemon.registry.transport import Answer
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import (
     DataLoss,

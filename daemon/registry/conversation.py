@@ -8,12 +8,14 @@ from functools import partial
 from typing import TypeVar
 
 from lighter.daemon.registry.addresses import Link
+from lighter.daemon.registry.answer import Answer
 from lighter.daemon.registry.auth import Authorizer
 from lighter.daemon.registry.endpoints import Endpoint
 from lighter.daemon.registry.failures import from_answer
 from lighter.daemon.registry.redact import Redactor
 from lighter.daemon.registry.retry import Backoff, retried
-from lighter.daemon.registry.transport import Answer, Transport, Upload
+from lighter.daemon.registry.transport import Transport
+from lighter.daemon.registry.upload import Upload
 from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, Unavailable
 
 log = logging.getLogger("lighter.registry")

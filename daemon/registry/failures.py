@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 from typing import Any
 
 from lighter.daemon.registry.redact import Redactor
@@ -127,3 +128,10 @@ def retry_after_s(value: str) -> float:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
     except (ValueError, OverflowError, TypeError):
         return 0.0
+
+
+def reason(err: BaseException) -> str:
+    """What the system or a library says, without numbers."""
+    if isinstance(err, OSError) and err.strerror and not isinstance(err, ssl.SSLError):
+        return err.strerror
+    return str(err) or type(err).__name__

@@ -15,12 +15,13 @@ from lighter.daemon.registry.proxies import Proxies
 from lighter.daemon.registry.settings import RegistrySettings
 
 if TYPE_CHECKING:
+    from lighter.daemon.registry.answer import Deadlines
     from lighter.daemon.registry.client import Remote
     from lighter.daemon.registry.conversation import Conversation
     from lighter.daemon.registry.endpoints import Endpoint
     from lighter.daemon.registry.lookup import Lookup
     from lighter.daemon.registry.retry import Backoff
-    from lighter.daemon.registry.transport import Deadlines, Step
+    from lighter.daemon.registry.transport import Step
 
 log = logging.getLogger("lighter.registry")
 
@@ -58,11 +59,12 @@ class Registries:
         """
         from lighter.daemon.registry import hosts
         from lighter.daemon.registry.addresses import Targets
+        from lighter.daemon.registry.answer import Deadlines
         from lighter.daemon.registry.conversation import Conversation
         from lighter.daemon.registry.lookup import Lookup
         from lighter.daemon.registry.redact import Redactor
         from lighter.daemon.registry.retry import Backoff
-        from lighter.daemon.registry.transport import Deadlines, Transport
+        from lighter.daemon.registry.transport import Transport
 
         settings = self.settings
         endpoints, targets = await asyncio.to_thread(hosts.endpoints, domain, access, settings)

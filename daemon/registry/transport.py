@@ -12,18 +12,20 @@ import asyncio
 import importlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lighter.daemon.registry import redact
 from lighter.daemon.registry.addresses import Link, Origin, Targets
+from lighter.daemon.registry.answer import Answer, Deadlines
 from lighter.daemon.registry.endpoints import Endpoint, Tls
-from lighter.daemon.registry.failures import MAX_ERROR_BYTES, Broken, Closed, Refused
+from lighter.daemon.registry.failures import Broken, Closed, Refused, reason
 from lighter.daemon.registry.lookup import Lookup
 from lighter.daemon.registry.proxies import Proxies
 from lighter.daemon.registry.redact import Redactor
+from lighter.daemon.registry.upload import Feed, Upload
 from lighter.proto.errors import (
     InvalidArgument,
     LighterError,
@@ -40,17 +42,6 @@ MAX_HEADER_BYTES = 64 << 10
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _READ_BUFFER_BYTES = 256 << 10
-_MAX_DRAINED_BYTES = 64 << 10  # cheaper than a new connection
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """In seconds. A body must bring `progress_bytes` in each `stall_s` that we wait for it."""
-
-    head_s: float = 30.0
-    stall_s: float = 30.0
-    progress_bytes: int = 1024
-    stored_s: float = 300.0  # for the answer to an upload: the registry may copy it somewhere
 
 
 @dataclass(frozen=True)
@@ -63,101 +54,6 @@ class Step:
     status: int
     sent: str  # the kind of credential that went with it
     note: str = ""
-
-
-class Answer:
-    """The head of an answer, its body still to come. `origin` is who gave it, after redirects."""
-
-    def __init__(
-        self, response: "aiohttp.ClientResponse", link: Link, what: str, deadlines: Deadlines
-    ) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self.link = link
-        self._response = response
-        self._what = what
-        self._deadlines = deadlines
-
-    @property
-    def origin(self) -> Origin:
-        return self.link.origin
-
-    def header(self, name: str) -> str:
-        return self.headers.get(name, "")
-
-    @property
-    def length(self) -> int | None:
-        """What Content-Length says; None for nothing, or nonsense."""
-        text = self.header("Content-Length")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-    async def read(self, max_bytes: int) -> bytes:
-        """The whole body. Raises ResourceExhausted above `max_bytes`, Broken as `chunks`."""
-        if (self.length or 0) > max_bytes:
-            raise self._too_large(max_bytes)
-        data = bytearray()
-        async for chunk in self.chunks():
-            data += chunk
-            if len(data) > max_bytes:
-                raise self._too_large(max_bytes)
-        return bytes(data)
-
-    async def read_error(self) -> bytes:
-        """As much of an error's body as is of use; b"" when it does not come."""
-        try:
-            return await self.read(MAX_ERROR_BYTES)
-        except LighterError:
-            return b""
-
-    def _too_large(self, max_bytes: int) -> LighterError:
-        return ResourceExhausted(f"{self._what}: the answer has more than {max_bytes} bytes")
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises Broken when it ends early or comes too slowly."""
-        import aiohttp
-
-        loop = asyncio.get_running_loop()
-        waited_s, arrived = 0.0, 0
-        read = self._response.content.readany
-        while True:
-            began = loop.time()
-            try:
-                async with asyncio.timeout(max(self._deadlines.stall_s - waited_s, 0.001)):
-                    chunk = await read()
-            except TimeoutError:
-                chunk = None
-            except (aiohttp.ClientError, OSError, ssl.SSLError) as err:
-                raise Broken(f"{self._what}: the connection broke ({_reason(err)})") from err
-            # What the reader does with a chunk, writing to a slow disk, is not waiting.
-            waited_s += loop.time() - began
-            arrived += len(chunk or b"")
-            if chunk == b"":
-                return
-            if waited_s >= self._deadlines.stall_s:
-                if arrived < self._deadlines.progress_bytes:
-                    raise Broken(
-                        f"{self._what}: {arrived} bytes came in {self._deadlines.stall_s:g} s"
-                    )
-                waited_s, arrived = 0.0, 0
-            if chunk:
-                yield chunk
-
-    async def release(self) -> None:
-        """Give the connection back if little is left of the body, else close it."""
-        if self._response.closed:
-            return
-        length = self.length
-        if self._response.method == "HEAD" or (length is not None and length <= _MAX_DRAINED_BYTES):
-            try:
-                async with asyncio.timeout(1.0):
-                    await self._response.read()
-            except Exception:
-                self._response.close()
-        else:
-            self._response.close()
-
-
-Upload = Callable[[], AsyncIterator[bytes]]
 
 
 class Transport:
@@ -263,7 +159,7 @@ class Transport:
 
         timeout = aiohttp.ClientTimeout(sock_connect=endpoint.connect_s)
         proxy = self._proxies.proxy_of(link.origin) or None
-        feed = _Feed(data) if callable(data) else None
+        feed = Feed(data) if callable(data) else None
 
         async def request() -> aiohttp.ClientResponse:
             return await session.request(
@@ -340,7 +236,7 @@ class Transport:
         """What went wrong before there was an answer."""
         import aiohttp
 
-        reason = self._redactor.clean(_reason(err))
+        said = self._redactor.clean(reason(err))
         if isinstance(err, TimeoutError):
             waited = f"{endpoint.connect_s:g} s to connect, {self._deadlines.head_s:g} s to answer"
             return Broken(f"{what}: {link.origin} takes over {waited}")
@@ -351,59 +247,16 @@ class Transport:
             hint = ""
             if "WRONG_VERSION_NUMBER" in str(err) or "RECORD_LAYER_FAILURE" in str(err):
                 hint = " (does it speak plain http? then say so: --plain-http, or in hosts.toml)"
-            return Unavailable(f"{what}: no TLS with {link.origin}: {reason}{hint}")
+            return Unavailable(f"{what}: no TLS with {link.origin}: {said}{hint}")
         if isinstance(err, aiohttp.ClientConnectorDNSError):
-            return Unavailable(f"{what}: {link.origin.host} cannot be resolved: {reason}")
+            return Unavailable(f"{what}: {link.origin.host} cannot be resolved: {said}")
         if isinstance(err, aiohttp.ClientConnectorError):
-            return Refused(f"{what}: connect to {link.origin}: {reason}")
+            return Refused(f"{what}: connect to {link.origin}: {said}")
         if isinstance(err, aiohttp.ClientHttpProxyError):
             return Unavailable(f"{what}: the proxy answers {err.status}")
         if isinstance(err, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
-            return Closed(f"{what}: {link.origin} closed the connection ({reason})")
-        return InvalidArgument(f"{what}: the answer of {link.origin} is not HTTP: {reason}")
-
-
-class _Feed:
-    """An upload: its chunks, and a watch over whether they are still being taken."""
-
-    def __init__(self, source: Upload) -> None:
-        self._source = source
-        self._taken = 0
-        self._done = False
-        self._failed: Exception | None = None
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._source():
-                self._taken += 1
-                yield chunk
-                self._taken += 1
-        except Exception as err:
-            self._failed = err
-            raise
-        self._done = True
-
-    async def watch(self, request: Awaitable[Any], deadlines: Deadlines, what: str) -> Any:
-        """The answer to a request that sends these chunks."""
-        task = asyncio.ensure_future(request)
-        try:
-            while True:
-                before, limit_s = self._taken, deadlines.stall_s
-                if self._done:
-                    limit_s = deadlines.stored_s
-                done, _ = await asyncio.wait((task,), timeout=limit_s)
-                if self._failed is not None:  # the source's fault and not the connection's
-                    raise self._failed
-                if done:
-                    return task.result()
-                if self._taken == before and (self._done or limit_s == deadlines.stall_s):
-                    raise Broken(f"{what}: the registry takes no more of it for {limit_s:g} s")
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-            if not task.cancelled():
-                task.exception()  # looked at: what is raised instead says more
+            return Closed(f"{what}: {link.origin} closed the connection ({said})")
+        return InvalidArgument(f"{what}: the answer of {link.origin} is not HTTP: {said}")
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -414,12 +267,12 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cafile=path)
         except (OSError, ssl.SSLError) as err:
-            raise InvalidArgument(f"read CA certificate {path}: {_reason(err)}") from err
+            raise InvalidArgument(f"read CA certificate {path}: {reason(err)}") from err
     for certificate, key in tls.client:
         try:
             context.load_cert_chain(certificate, key or None, password=_no_password)
         except (OSError, ssl.SSLError) as err:
-            raise InvalidArgument(f"read client certificate {certificate}: {_reason(err)}") from err
+            raise InvalidArgument(f"read client certificate {certificate}: {reason(err)}") from err
     if tls.skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -456,9 +309,3 @@ def _resolver(targets: Targets, lookup: Lookup) -> Any:
             pass
 
     return Resolver()
-
-
-def _reason(err: BaseException) -> str:
-    if isinstance(err, OSError) and err.strerror and not isinstance(err, ssl.SSLError):
-        return err.strerror
-    return str(err) or type(err).__name__

@@ -9,9 +9,10 @@ from typing import Any
 
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
-from lighter.daemon.content.ingests import Ingests, Writer
+from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.source import chunks, open_source
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.content.writer import Writer
 from lighter.daemon.leases import CONTENT, Leases
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.server import Call, Method, Result

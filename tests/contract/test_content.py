@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.store import Arrival, ContentStore
+from lighter.daemon.content.store import ContentStore
 from lighter.daemon.metadata.db import Database
 from lighter.proto import faults
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted

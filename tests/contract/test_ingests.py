@@ -15,8 +15,9 @@ import pytest
 from lighter.daemon.clock import Clock
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
-from lighter.daemon.content.ingests import EXPIRE_S, Ingests, Writer
+from lighter.daemon.content.ingests import EXPIRE_S, Ingests
 from lighter.daemon.content.store import SHAREABLE_LABEL, ContentStore
+from lighter.daemon.content.writer import Writer
 from lighter.daemon.leases import INGESTS, Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from lighter.daemon.images.unpack import chain_ids
+from lighter.daemon.images.chain import chain_ids
 from tests.containerd import Containerd
 from tests.harness import Lighterd, await_that
 from tests.loopdisk import btrfs_at

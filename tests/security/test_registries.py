@@ -20,13 +20,13 @@ import pytest
 from lighter.daemon.images.reference import Reference
 from lighter.daemon.registry.access import Access, Credential
 from lighter.daemon.registry.addresses import Address
+from lighter.daemon.registry.answer import Deadlines
 from lighter.daemon.registry.client import Remote
 from lighter.daemon.registry.lookup import Lookup
 from lighter.daemon.registry.proxies import Proxies
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.registry.retry import Backoff
 from lighter.daemon.registry.settings import RegistrySettings
-from lighter.daemon.registry.transport import Deadlines
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import (
     DataLoss,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from lighter.daemon.images import platforms
+from lighter.daemon.images.chain import chain_ids
 from lighter.daemon.images.documents import OCI_INDEX, descriptor
 from lighter.daemon.images.graph import MAX_NODES, Graph, Walker
 from lighter.daemon.images.platforms import Platform
-from lighter.daemon.images.unpack import chain_ids
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
 from tests.unit.images.build import HOST, Layout, as_json

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lighter.daemon.images import platforms
+from lighter.daemon.images.chain import chain_id, chain_ids
 from lighter.daemon.images.graph import Resolved, StoredDocuments, Walker
 from lighter.daemon.images.importer import ImportOptions
-from lighter.daemon.images.unpack import LayerSource, Unpacker, chain_id, chain_ids
+from lighter.daemon.images.unpack import LayerSource, Unpacker
 from lighter.daemon.images.worker import read_files
 from lighter.daemon.snapshots.types import COMMITTED
 from lighter.proto.errors import DataLoss, FailedPrecondition, LighterError, NotFound, Unavailable
