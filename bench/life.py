@@ -2,31 +2,31 @@
 
 Both run the same config.json on an overlay of the same files, in turns, one at a time. What the
 manager and the shim add is the difference; the rows say where it goes. The bare loop is the limit:
-what is not runc in it is one mkdir, one mount and one file.
+what is not runc in it is one mkdir, one mount and one file. The manager is asked as `ctl` asks it,
+from this process: no command's start is measured.
 """
 
-import importlib
 import json
 import os
 import select
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from limit import Limit
 from measure import CommandFailed, Row, seconds
 from peers import REFERENCE, Peer
 
+from lighter.ctl.connect import Manager  # type: ignore[import-untyped]
 from lighter.shim import linux  # type: ignore[import-untyped]
 
 RUNC = shutil.which("runc") or "/usr/sbin/runc"
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath)}
 _DEVNULL = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)]
 ADDED_MS = 8
+CONNECT_S = 10
 
 
 class _Steps:
@@ -47,7 +47,8 @@ def life_rows(peers: Sequence[Peer], limit: Limit, times: int) -> list[Row]:
     rows = {name: Row(f"life: {name}", "ms") for name in names}
     whole = Row("life: all of it, one at a time", "ms")
     added = Row("life: what manager and shim add to runc", "ms", at_most=ADDED_MS)
-    client = _client(f"{lighter.base}/s/lighter.sock", lighter.namespace)
+    address = f"{lighter.base}/s/lighter.sock"
+    client = Manager(address, lighter.namespace, connect_timeout_s=CONNECT_S)
     try:
         spec = _spec(client)
         for turn in range(times + 1):
@@ -69,8 +70,7 @@ def life_rows(peers: Sequence[Peer], limit: Limit, times: int) -> list[Row]:
 def _through_api(client: Any, name: str, step: _Steps) -> None:
     def made() -> None:
         client.call(
-            "containers",
-            "create",
+            "containers.create",
             image=REFERENCE,
             id=name,
             args=["true"],
@@ -79,11 +79,11 @@ def _through_api(client: Any, name: str, step: _Steps) -> None:
         )
 
     step("container made", made)
-    step("task created", lambda: client.call("tasks", "create", id=name))
-    step("started", lambda: client.call("tasks", "start", id=name))
-    step("exit seen", lambda: client.call("tasks", "wait", id=name))
-    step("deleted", lambda: client.call("tasks", "delete", id=name))
-    step("removed", lambda: client.call("containers", "delete", id=name))
+    step("task created", lambda: client.call("tasks.create", id=name))
+    step("started", lambda: client.call("tasks.start", id=name))
+    step("exit seen", lambda: client.call("tasks.wait", id=name))
+    step("deleted", lambda: client.call("tasks.delete", id=name))
+    step("removed", lambda: client.call("containers.delete", id=name))
 
 
 def _bare(limit: Limit, spec: dict[str, Any], name: str, step: _Steps) -> None:
@@ -137,24 +137,14 @@ def _wait(pidfd: int) -> None:
 def _spec(client: Any) -> dict[str, Any]:
     """The config.json that the manager makes, taken from a container that never runs."""
     client.call(
-        "containers",
-        "create",
+        "containers.create",
         image=REFERENCE,
         id="life-spec",
         args=["true"],
         seccomp="unconfined",
         log={"driver": "none"},
     )
-    text = client.call("containers", "get", id="life-spec")["container"]["spec"]
-    client.call("containers", "delete", id="life-spec")
+    text = client.call("containers.get", id="life-spec")["container"]["spec"]
+    client.call("containers.delete", id="life-spec")
     spec: dict[str, Any] = json.loads(text)
     return spec
-
-
-def _client(path: str, namespace: str) -> Any:
-    """The tests' client: what it measures has no command line's start in it.
-
-    The checkout comes last on the path: its folder `daemon` hides no dependency's.
-    """
-    sys.path.append(str(Path(__file__).resolve().parent.parent))
-    return importlib.import_module("tests.client").Client(path, namespace)

@@ -112,6 +112,7 @@ class ShimRouter:
         self._on_event = on_event
         self._idents = 0
         self._creates: dict[int, asyncio.Future[Any]] = {}
+        self._due: dict[Peer, int] = {}  # up to which number each shim's events are committed
         self._socket: zmq.Socket[bytes] | None = None
         self._path = ""
         self._strangers: Strangers | None = None
@@ -161,15 +162,18 @@ class ShimRouter:
         except zmq.ZMQError as err:
             raise Unavailable(f"{what}: its shim does not take messages") from err
 
-    def acknowledge(self, peer: Peer, sequence: int) -> None:
-        try:
-            self.send(
-                peer.incarnation,
-                codec.encode(codec.Ack(self.generation, sequence), peer.version),
-                "acknowledge event",
-            )
-        except Unavailable:
-            pass  # it sends the event again when it is back
+    def acknowledge_soon(self, peer: Peer, sequence: int) -> None:
+        """One message for what has come together, after those who wait for it were woken."""
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._acknowledge)
+        self._due[peer] = max(sequence, self._due.get(peer, 0))
+
+    def _acknowledge(self) -> None:
+        due, self._due = self._due, {}
+        for peer, sequence in due.items():
+            ack = codec.encode(codec.Ack(self.generation, sequence), peer.version)
+            with suppress(Unavailable):  # it sends the event again when it is back
+                self.send(peer.incarnation, ack, "acknowledge event")
 
     def forget(self, incarnation: str, why: str) -> None:
         """The shim's process has ended."""
@@ -218,7 +222,7 @@ class ShimRouter:
         peer.silent_since = None
         try:
             if self._on_event(peer, message):
-                self.acknowledge(peer, message.sequence)
+                self.acknowledge_soon(peer, message.sequence)
         except Exception:
             # An acknowledgement covers all numbers before it, so nothing later may be applied.
             peer.stalled = True
