@@ -5,9 +5,10 @@ libzmq aborts the whole process when an accept meets EMFILE, so the limit must n
 
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from lighter.proto.errors import FailedPrecondition
+from lighter.proto.errors import FailedPrecondition, ResourceExhausted
 
 FLOOR = 4096
 UNLIMITED = 1 << 20  # what "unlimited" counts as: sysctl fs.nr_open, at which the kernel ends
@@ -31,6 +32,30 @@ def raise_descriptor_limit() -> None:
             f"start manager: RLIMIT_NOFILE allows {limit} file descriptors, "
             f"at least {FLOOR} are needed (LimitNOFILE= in the unit, ulimit -n in a shell)"
         )
+
+
+class Places:
+    """So many descriptors as one kind of work may hold: a quarter of all, and at most `most`.
+
+    For work that a client may begin as often as it likes.
+    """
+
+    def __init__(self, most: int, limit: Callable[[], int] = descriptor_limit) -> None:
+        self._most = most
+        self._limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def take(self, attempt: str) -> Iterator[None]:
+        """Hold a place within the block. Raises ResourceExhausted, as "`attempt`: cause"."""
+        most = min(self._most, self._limit() // 4)
+        if self._taken >= most:
+            raise ResourceExhausted(f"{attempt}: {most} are under way already; try again")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 class DescriptorBudget:

@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractContextManager, aclosing, suppress
 from functools import partial
 
 from google.protobuf.empty_pb2 import Empty
@@ -20,6 +20,7 @@ from lighter.daemon.grpc.pb import content_pb2 as pb
 from lighter.daemon.grpc.translate import label_changes, timestamp
 from lighter.daemon.grpc.words import saying
 from lighter.daemon.leases import CONTENT, INGESTS, Leases
+from lighter.daemon.limits import Places
 from lighter.daemon.types import ContentInfo
 from lighter.proto import events
 from lighter.proto.errors import (
@@ -35,6 +36,7 @@ from lighter.proto.errors import (
 
 READ_BYTES = 1 << 20  # one message of Read
 LIST_ROWS = 100  # one message of List
+MAX_OPEN = 1024  # blobs and ingests, of all clients
 
 
 class ContentService:
@@ -53,6 +55,7 @@ class ContentService:
         self._leases = leases
         self._collector = collector
         self._events = events_log
+        self._places = Places(MAX_OPEN)
 
     async def info(self, call: Call, request: pb.InfoRequest) -> pb.InfoResponse:
         with _of(request.digest):
@@ -94,7 +97,7 @@ class ContentService:
     ) -> AsyncIterator[pb.ReadContentResponse]:
         namespace, digest = call.namespace, request.digest
         offset = max(0, request.offset)
-        with self._collector.pin() as pin:
+        with self._places.take(f"read content {digest}"), self._collector.pin() as pin:
             with _of(digest):
                 size_bytes = self._content.info(namespace, digest).size
                 if offset > size_bytes:
@@ -146,6 +149,14 @@ class ContentService:
     ) -> AsyncIterator[pb.WriteContentResponse]:
         """One writer's conversation: its first message names the ingest and locks it, each is
         answered with where the ingest stands. What a client leaves behind waits for the next."""
+        with self._places.take("write content"):
+            async with aclosing(self._write(call, requests)) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def _write(
+        self, call: Call, requests: AsyncIterator[pb.WriteContentRequest]
+    ) -> AsyncGenerator[pb.WriteContentResponse, None]:
         incoming = aiter(requests)
         request = await anext(incoming, None)
         if request is None or not request.ref:

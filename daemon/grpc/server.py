@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from lighter.daemon.grpc.calls import streaming, unary
+from lighter.daemon.limits import descriptor_limit
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
 from lighter.proto.paths import check_socket_path
 
@@ -24,6 +25,8 @@ log = logging.getLogger("lighter.grpc")
 DEFAULT_MESSAGE_SIZE = 16 << 20  # containerd's
 STOP_S = 1.0
 MAX_STREAMS = 2048
+MAX_CONNECTIONS = 1024
+HANDSHAKE_MS = 10_000
 MAX_METADATA = 16 << 10  # bytes of a call's headers
 
 
@@ -88,6 +91,12 @@ class GrpcServer:
                 # The soft limit refuses at random from there to the hard one.
                 ("grpc.max_metadata_size", MAX_METADATA),
                 ("grpc.absolute_max_metadata_size", MAX_METADATA),
+                # Each is a descriptor, of which the manager must not run out (daemon/limits.py).
+                (
+                    "grpc.max_allowed_incoming_connections",
+                    min(MAX_CONNECTIONS, descriptor_limit() // 4),
+                ),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 # Two managers on one path would each get some of the calls.
                 ("grpc.so_reuseport", 0),
                 # Clients of containerd ping at their own pace.

@@ -20,6 +20,8 @@ from lighter.proto.errors import FailedPrecondition, InvalidArgument, Unimplemen
 from lighter.proto.faults import hit
 
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+WORKERS_AT_ONCE = 8  # of all clients; further ones wait
+
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
 
 _COMPRESSION = {OCI_LAYER: "", OCI_LAYER + "+gzip": "gzip", OCI_LAYER + "+zstd": "zstd"}
@@ -49,6 +51,7 @@ class Layers:
         self._collector = collector
         self._worker = worker
         self._limits = dict(limits)
+        self._at_once = asyncio.Semaphore(WORKERS_AT_ONCE)
 
     async def apply(
         self, namespace: str, layer: Descriptor, mounts: Sequence[Mount], *, sync: bool = False
@@ -74,7 +77,8 @@ class Layers:
             pin.snapshot(namespace, name, key)
             fd = self._content.open(namespace, layer.digest)
             try:
-                done = await self._worker.run(order, [fd])
+                async with self._at_once:
+                    done = await self._worker.run(order, [fd])
             finally:
                 os.close(fd)
         hit("layers.applied")
@@ -108,7 +112,10 @@ class Layers:
             path = ingest.file("layer")
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                done = await self._snapshots.diff(namespace, name, (below, key), fd, compression)
+                async with self._at_once:
+                    done = await self._snapshots.diff(
+                        namespace, name, (below, key), fd, compression
+                    )
                 await asyncio.to_thread(os.fsync, fd)
             except OSError as err:
                 raise from_os("write layer", err) from err

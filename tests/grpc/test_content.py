@@ -3,6 +3,7 @@ leaves, and what other namespaces see of it."""
 
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -210,6 +211,37 @@ def test_cancelled_writers_leave_no_lock_and_no_descriptor(
         with Writing(space.api) as writing:
             assert writing.say(pb.STAT, ref=f"r{number}").offset == 3
         space.content("Abort", ref=f"r{number}")
+
+
+def test_writers_take_no_descriptor_that_the_manager_needs(space: Space) -> None:
+    pid, kind = space.lighterd.pid, resource.RLIMIT_NOFILE
+    before = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (400, before[1]))
+    writers = []
+    digest = space.put(b"abc")
+    try:
+        for number in range(100):
+            writers.append(Writing(space.api))
+            writers[-1].say(pb.STAT, ref=f"r{number}")
+        told = "100 are under way already"
+        with Writing(space.api) as writing, refused("RESOURCE_EXHAUSTED", told):
+            writing.say(pb.STAT, ref="one more")
+        with refused("RESOURCE_EXHAUSTED", told):
+            space.read(digest)
+        writers.pop().call.cancel()
+
+        def is_free() -> bool:
+            try:
+                return space.read(digest) == b"abc"
+            except grpc.RpcError as err:
+                assert code(err) == "RESOURCE_EXHAUSTED"
+                return False
+
+        await_that(is_free, 20, "a place is free again")
+    finally:
+        resource.prlimit(pid, kind, before)
+        for writing in writers:
+            writing.call.cancel()
 
 
 def test_a_killed_client_leaves_an_ingest_that_goes_on(space: Space) -> None:

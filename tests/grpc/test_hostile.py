@@ -1,6 +1,7 @@
 """SEC-69: floods of resets, of headers and of nesting cost bounded memory and harm nobody."""
 
 import os
+import resource
 import socket
 import struct
 import time
@@ -11,6 +12,7 @@ import grpc
 import pytest
 
 from lighter.daemon.grpc.pb import diff_pb2, version_pb2
+from lighter.daemon.grpc.server import MAX_CONNECTIONS
 from lighter.proto.version import VERSION
 from tests.grpc.client import Api, code
 from tests.grpc.space import Space, descriptor, refused
@@ -167,3 +169,30 @@ def test_sec_69_calls_that_are_begun_and_cancelled(bounded: Space) -> None:
         calls = [bounded.api.future(version_pb2, "Version", "Version") for _ in range(100)]
         for call in calls:
             call.cancel()
+
+
+def test_silent_connections_take_no_descriptor_that_the_manager_needs(bounded: Space) -> None:
+    pid = bounded.lighterd.pid
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+
+    before = descriptors()
+    silent: list[socket.socket] = []
+    try:
+        for _ in range(MAX_CONNECTIONS + 500):
+            silent.append(socket.socket(socket.AF_UNIX))
+            silent[-1].settimeout(10)
+            silent[-1].connect(bounded.api.path)
+        await_that(lambda: descriptors() >= before + 100, 20, "they are taken")
+        with bounded.lighterd.client() as client:
+            assert client.call("version", "get")["version"] == VERSION
+        assert descriptors() < before + MAX_CONNECTIONS + 50
+        await_that(lambda: descriptors() < before + 50, 60, "who says nothing is let go")
+        answers(bounded)
+    finally:
+        for one in silent:
+            one.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -4,10 +4,12 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
-from lighter.daemon.limits import FLOOR, REFUSE_AT, DescriptorBudget
+from lighter.daemon.limits import FLOOR, REFUSE_AT, DescriptorBudget, Places
+from lighter.proto.errors import ResourceExhausted
 
 RAISE = "from lighter.daemon.limits import *; raise_descriptor_limit(); print(descriptor_limit())"
 
@@ -57,3 +59,19 @@ def test_what_is_used_is_what_is_open() -> None:
 def test_unlimited_is_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (-1, -1))
     assert DescriptorBudget().has_room()
+
+
+def test_places_are_a_quarter_of_all_descriptors_and_come_back() -> None:
+    allowed = 40
+    places = Places(most=8, limit=lambda: allowed)
+    with ExitStack() as taken:
+        for _ in range(8):
+            taken.enter_context(places.take("read"))
+        with pytest.raises(ResourceExhausted, match=r"^read: 8 are under way already"):
+            taken.enter_context(places.take("read"))
+    allowed = 8
+    with places.take("read"), places.take("read"):
+        with pytest.raises(ResourceExhausted, match=r"^write: 2 are"), places.take("write"):
+            raise AssertionError("a third place of two was given")
+    with places.take("write"):
+        pass
