@@ -1,9 +1,11 @@
 """Leases by containerd's API, and what a call's lease header keeps from the collector."""
 
+from collections.abc import Callable
+
 from lighter.daemon.grpc.pb import content_pb2, diff_pb2, images_pb2, leases_pb2, snapshots_pb2
 from tests.grpc.space import LEASE, SNAPSHOTTER, Space, descriptor, digest_of, refused
 from tests.grpc.test_content import Writing
-from tests.harness import await_that
+from tests.harness import Lighterd, await_that
 
 NEVER = {"containerd.io/gc.expire": "2999-01-01T00:00:00Z"}
 OVER = {"containerd.io/gc.expire": "2001-01-01T00:00:00Z"}
@@ -154,3 +156,31 @@ def test_without_sync_a_collection_follows(space: Space) -> None:
     space.put(b"abc")
     space.leases("Delete", id=LEASE)
     await_that(lambda: not space.digests(), 30, "what nobody holds is collected")
+
+
+def test_sync_means_that_it_is_over(make_lighterd: Callable[..., Lighterd]) -> None:
+    lighterd = make_lighterd(
+        config='[plugins."io.containerd.gc.v1.scheduler"]\n'
+        'schedule_delay = "1h"\nstartup_delay = "1h"\n'
+    ).start()
+    with Space(lighterd, "sync") as space:
+
+        def named(data: bytes) -> str:
+            digest = space.put(data, api=space.bare)
+            image = images_pb2.Image(name="i", target=descriptor(data))
+            space.bare.call(images_pb2, "Images", "Create", image=image)
+            return digest
+
+        one = named(b"one")
+        space.images("Delete", name="i")
+        assert space.digests() == {one}
+        named(b"two")
+        space.images("Delete", name="i", sync=True)
+        assert not space.digests()
+        three = space.put(b"three")
+        space.leases("Delete", id=LEASE)
+        assert space.digests() == {three}
+        space.leases("Create", id=LEASE)
+        space.leases("Delete", id=LEASE, sync=True)
+        assert not space.digests()
+        space.leases("Create", id=LEASE)
