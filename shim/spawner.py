@@ -27,7 +27,7 @@ from lighter.shim.spare import Spare
 from lighter.shim.worker.main import serve as serve_job
 
 KEEP_FD = 3  # the manager's socket
-SPARE_MS = 20  # after the last request: the runtime of its container is at work then
+SPARE_MS = 40  # after the last request, when its container is made and the processors are free
 
 
 class Settings:
