@@ -12,6 +12,7 @@ from tests.containerd import Containerd
 from tests.grpc.client import Api
 from tests.grpc.pair import Pair
 from tests.grpc.space import Space
+from tests.grpc.workshop import Workshop
 from tests.harness import Lighterd
 from tests.integration.conftest import busybox, lighterd, make_lighterd, one_lighterd, owners
 
@@ -86,3 +87,10 @@ def pair(containerd: Containerd, shared_lighterd: Lighterd, tmp_path: Path) -> I
     both = Pair(containerd, shared_lighterd, tmp_path / "fifos")
     yield both
     both.close()
+
+
+@pytest.fixture
+def workshop(shared_lighterd: Lighterd, tmp_path: Path) -> Iterator[Workshop]:
+    """Containers of a namespace of the test's own."""
+    with Workshop(shared_lighterd, tmp_path / "fifos") as made:
+        yield made

@@ -1,0 +1,133 @@
+"""containerd's Containers by a Python client: records as they were written, masks, filters."""
+
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any as Any_
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from lighter.daemon.grpc.pb import containers_pb2
+from tests.grpc.client import code
+from tests.grpc.workshop import Workshop
+
+SPEC = Any_(
+    type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec",
+    value=b'{"ociVersion": "1.0.2",  "process": {"args": ["x"]}, "linux": {}}',
+)
+
+
+def _container(id_: str, **fields: Any) -> Any:
+    runtime = containers_pb2.Container.Runtime(name="io.containerd.runc.v2")
+    return containers_pb2.Container(**{"id": id_, "runtime": runtime, "spec": SPEC, **fields})
+
+
+def _refused(workshop: Workshop, method: str, **fields: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as refused:
+        workshop.containers(method, **fields)
+    return code(refused.value), refused.value.details()
+
+
+def test_a_record_is_kept_as_it_was_written(workshop: Workshop) -> None:
+    given = _container(
+        "c",
+        image="some/image:x",
+        labels={"a": "b"},
+        snapshotter="overlayfs",
+        snapshot_key="key",
+        extensions={"x.y/z": Any_(type_url="some.Type", value=b"\0\xff")},
+        sandbox="box",
+    )
+    given.runtime.options.CopyFrom(Any_(type_url="unknown.Options", value=b"\x01\x02"))
+    made = workshop.containers("Create", container=given).container
+    assert made.HasField("created_at") and made.created_at == made.updated_at
+    assert workshop.containers("Get", id="c").container == made
+    made.ClearField("created_at")
+    made.ClearField("updated_at")
+    assert made == given
+    again = _refused(workshop, "Create", container=given)
+    assert again == ("ALREADY_EXISTS", 'container "c": already exists')
+    workshop.containers("Delete", id="c")
+    missing = (f'container "c" in namespace "{workshop.namespace}": not found',)
+    for method, fields in (
+        ("Get", {"id": "c"}),
+        ("Delete", {"id": "c"}),
+        ("Update", {"container": given}),
+    ):
+        assert _refused(workshop, method, **fields) == ("NOT_FOUND", *missing)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"id_": ""}, "container.ID: identifier must not be empty"),
+        ({"id_": "a/b"}, 'container.ID: identifier "a/b" must match'),
+        ({"runtime": None}, "container.Runtime.Name must be set"),
+        ({"spec": None}, "container.Spec must be set"),
+        ({"snapshot_key": "k"}, "container.Snapshotter must be set"),
+        ({"labels": {"a": "x" * 5000}}, "containers.Labels"),
+        ({"extensions": {"": Any_(type_url="x")}}, "keys must not be zero-length"),
+    ],
+)
+def test_what_is_no_container(workshop: Workshop, fields: dict[str, Any], words: str) -> None:
+    refused = _refused(workshop, "Create", container=_container(**{"id_": "c", **fields}))
+    assert refused[0] == "INVALID_ARGUMENT"
+    assert refused[1].startswith("create container failed validation: "), refused
+    assert words in refused[1]
+
+
+def test_masks(workshop: Workshop) -> None:
+    workshop.containers("Create", container=_container("c", image="old", labels={"a": "1"}))
+
+    def update(*paths: str, **fields: Any) -> Any:
+        return workshop.containers(
+            "Update", container=_container("c", **fields), update_mask=FieldMask(paths=paths)
+        ).container
+
+    changed = update("labels.b", labels={"a": "9", "b": "2"}, image="ignored")
+    assert (dict(changed.labels), changed.image) == ({"a": "1", "b": "2"}, "old")
+    assert changed.updated_at != changed.created_at
+    assert dict(update("labels.a").labels) == {"b": "2"}
+    assert dict(update("labels", labels={"c": "3"}).labels) == {"c": "3"}
+    assert update("image", image="new").image == "new"
+    value = Any_(type_url="some.Type", value=b"x")
+    assert update("extensions.e", extensions={"e": value}).extensions["e"] == value
+    assert dict(update("extensions").extensions) == {}
+    other = Any_(type_url=SPEC.type_url, value=b'{"process": {}}')
+    assert update("spec", spec=other).spec == other
+    whole = update(labels={"all": "1"}, image="all")
+    assert (dict(whole.labels), whole.image, whole.spec) == ({"all": "1"}, "all", SPEC)
+    with pytest.raises(grpc.RpcError) as refused:
+        update("snapshotter")
+    assert refused.value.details() == 'cannot update "snapshotter" field on "c": invalid argument'
+    with pytest.raises(grpc.RpcError) as refused:
+        update(snapshotter="other", snapshot_key="k")
+    assert "container.Snapshotter field is immutable" in refused.value.details()
+
+
+def test_lists(workshop: Workshop) -> None:
+    for number in range(30):
+        labels = {"odd": str(number % 2), "k.x/y": "v"}
+        workshop.containers("Create", container=_container(f"c{number:02}", labels=labels))
+
+    def ids(*filters: str) -> list[str]:
+        listed = [c.id for c in workshop.containers("List", filters=filters).containers]
+        streamed = workshop.api.stream(containers_pb2, "Containers", "ListStream", filters=filters)
+        assert [message.container.id for message in streamed] == listed
+        return listed
+
+    assert ids() == [f"c{number:02}" for number in range(30)]
+    assert len(ids("labels.odd==1")) == 15
+    assert ids('labels."k.x/y"==v,id~=^c2,labels.odd==0') == ["c20", "c22", "c24", "c26", "c28"]
+    assert ids("id==c01", "id==c02") == ["c01", "c02"]
+    assert ids("image==x") == []
+
+
+def test_a_container_with_a_task_is_kept(workshop: Workshop) -> None:
+    workshop.create("c", "sleep", "1000")
+    refused = _refused(workshop, "Delete", id="c")
+    assert refused[0] == "FAILED_PRECONDITION" and "cannot delete running task c" in refused[1]
+    workshop.tasks("Delete", container_id="c")
+    workshop.ctr("snapshots", "rm", "c")
+    workshop.containers("Delete", id="c")
+    assert workshop.ctl("ls", "-q") == ""

@@ -1,0 +1,284 @@
+"""containerd's Tasks by a Python client: what ctr does not reach."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any as Any_
+
+from lighter.daemon.grpc.pb import runc_options_pb2
+from lighter.daemon.grpc.pb.task_types_pb2 import Status
+from tests.grpc.client import code
+from tests.grpc.workshop import Workshop
+from tests.harness import Lighterd, await_that
+from tests.images import REFERENCE
+
+
+def _refused(call: Any, *args: Any, **fields: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.RpcError) as refused:
+        call(*args, **fields)
+    return code(refused.value), refused.value.details()
+
+
+def _later(call: Any, *args: Any, **fields: Any) -> "tuple[threading.Thread, list[Any]]":
+    """A call under way, and where its answer will be."""
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(call(*args, **fields)))
+    thread.start()
+    return thread, answers
+
+
+def test_wait_before_start(workshop: Workshop) -> None:
+    """Of a task, and of a process that was added: both are heard of when they end."""
+    pid = workshop.create("c", "sleep", "1000")
+    task = workshop.tasks("Get", container_id="c").process
+    assert (task.id, task.pid, task.status) == ("c", pid, Status.CREATED)
+    assert not task.HasField("exited_at")
+    of_task = _later(workshop.tasks, "Wait", container_id="c")
+    assert workshop.tasks("Start", container_id="c").pid == pid
+    workshop.exec("c", "e", "sh", "-c", "exit 7")
+    added = workshop.tasks("Get", container_id="c", exec_id="e").process
+    assert (added.id, added.pid, added.status) == ("e", 0, Status.CREATED)
+    of_exec = _later(workshop.tasks, "Wait", container_id="c", exec_id="e")
+    exec_pid = workshop.tasks("Start", container_id="c", exec_id="e").pid
+    of_exec[0].join(30)
+    assert of_exec[1][0].exit_status == 7
+    gone = workshop.tasks("DeleteProcess", container_id="c", exec_id="e")
+    assert (gone.id, gone.pid, gone.exit_status) == ("e", exec_pid, 7)
+    assert gone.exited_at == of_exec[1][0].exited_at
+    workshop.tasks("Kill", container_id="c", signal=9)
+    of_task[0].join(30)
+    assert of_task[1][0].exit_status == 137
+    task = workshop.tasks("Get", container_id="c").process
+    assert (task.status, task.exit_status) == (Status.STOPPED, 137)
+    gone = workshop.tasks("Delete", container_id="c")
+    assert (gone.pid, gone.exit_status, gone.exited_at) == (pid, 137, task.exited_at)
+
+
+def test_a_process_that_is_only_added(workshop: Workshop) -> None:
+    workshop.create("c", "sleep", "1000")
+    assert _refused(workshop.exec, "c", "e", "true")[0] == "UNKNOWN"
+    workshop.tasks("Start", container_id="c")
+    workshop.exec("c", "e", "true")
+    assert _refused(workshop.exec, "c", "e", "true") == (
+        "ALREADY_EXISTS",
+        "id e: already exists",
+    )
+    killed = _refused(workshop.tasks, "Kill", container_id="c", exec_id="e", signal=9)
+    assert killed[0] == "FAILED_PRECONDITION"
+    assert workshop.tasks("DeleteProcess", container_id="c", exec_id="e").exit_status == 0
+    missing = _refused(workshop.tasks, "Start", container_id="c", exec_id="e")
+    assert missing == ("NOT_FOUND", "process does not exist e: not found")
+    workshop.exec("c", "bad", "nosuch")
+    failed = _refused(workshop.tasks, "Start", container_id="c", exec_id="bad")
+    assert failed[0] == "UNKNOWN" and "OCI runtime exec failed" in failed[1]
+    assert workshop.tasks("Get", container_id="c", exec_id="bad").process.status == Status.CREATED
+    workshop.tasks("DeleteProcess", container_id="c", exec_id="bad")
+
+
+def test_an_added_process_outlives_the_manager(lighterd: Lighterd, tmp_path: Path) -> None:
+    with Workshop(lighterd, tmp_path / "fifos") as workshop:
+        workshop.create("c", "sleep", "1000")
+        workshop.tasks("Start", container_id="c")
+        out = workshop.fifo("out")
+        workshop.exec("c", "e", "echo", "kept", stdout=out)
+        lighterd.kill9()
+        lighterd.start()
+        assert workshop.tasks("Get", container_id="c", exec_id="e").process.stdout == out
+        reader = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
+        workshop.tasks("Start", container_id="c", exec_id="e")
+        assert workshop.tasks("Wait", container_id="c", exec_id="e").exit_status == 0
+        os.set_blocking(reader, True)
+        assert os.read(reader, 100) == b"kept\n"
+        os.close(reader)
+
+
+def test_streams(workshop: Workshop) -> None:
+    """FIFOs of the client's: input that ends when it says so, and nobody who reads."""
+    stdin, stdout = workshop.fifo("in"), workshop.fifo("out")
+    workshop.create("c", "cat", stdin=stdin, stdout=stdout)
+    workshop.tasks("Start", container_id="c")
+    task = workshop.tasks("Get", container_id="c").process
+    assert (task.stdin, task.stdout, task.stderr) == (stdin, stdout, "")
+    for word in (b"one\n", b"two\n"):  # a writer that goes is not the end
+        Path(stdin).write_bytes(word)
+    with open(stdout, "rb") as reader:
+        assert reader.readline() + reader.readline() == b"one\ntwo\n"
+        workshop.tasks("CloseIO", container_id="c", stdin=True)
+        assert workshop.tasks("Wait", container_id="c").exit_status == 0
+        assert reader.read() == b""
+    workshop.tasks("Delete", container_id="c")
+
+
+def test_a_delete_waits_for_no_reader_that_is_not_there(workshop: Workshop) -> None:
+    """An init and an exec that have written what nobody reads."""
+    workshop.create("c", "sh", "-c", "echo unread; sleep 1000", stdout=workshop.fifo("out"))
+    workshop.tasks("Start", container_id="c")
+    workshop.exec("c", "e", "echo", "unread", stdout=workshop.fifo("exec"))
+    workshop.tasks("Start", container_id="c", exec_id="e")
+    workshop.tasks("Wait", container_id="c", exec_id="e")
+    workshop.tasks("Kill", container_id="c", signal=9)
+    workshop.tasks("Wait", container_id="c")
+    deleting = _later(workshop.tasks, "Delete", container_id="c")
+    deleting[0].join(7)  # unread output is kept for 10 s otherwise
+    assert deleting[1] and deleting[1][0].exit_status == 137
+
+
+def test_a_logging_program(workshop: Workshop, tmp_path: Path) -> None:
+    """binary://: it gets both streams, the names and its words, and is ready before the start."""
+    program = tmp_path / "logger"
+    program.write_text(
+        "#!/bin/sh\n"
+        f'echo "$CONTAINER_NAMESPACE $CONTAINER_ID $*" > {tmp_path}/words\n'
+        "exec 5>&-\n"
+        f"cat <&3 > {tmp_path}/out &\ncat <&4 > {tmp_path}/err\nwait\necho done > {tmp_path}/end\n"
+    )
+    program.chmod(0o755)
+    uri = f"binary://{program}?level=debug&tag=x"
+    workshop.create("c", "sh", "-c", "echo to out; echo to err >&2", stdout=uri, stderr=uri)
+    assert (tmp_path / "words").read_text() == f"{workshop.namespace} c level debug tag x\n"
+    workshop.tasks("Start", container_id="c")
+    assert workshop.tasks("Wait", container_id="c").exit_status == 0
+    await_that((tmp_path / "end").exists, 30, "the program sees both ends")
+    assert (tmp_path / "out").read_text() == "to out\n"
+    assert (tmp_path / "err").read_text() == "to err\n"
+    missing = f"binary://{tmp_path}/missing"
+    workshop.tasks("Delete", container_id="c")
+    assert _refused(workshop.create_task, "c", stdout=missing)[0] == "NOT_FOUND"
+
+
+def test_streams_that_cannot_be(workshop: Workshop) -> None:
+    workshop.ctr("containers", "create", REFERENCE, "c")
+    for uri in ("ftp://x", "relative", "/proc/1/fd/1", "file:///proc/1/fd/1", "binary://"):
+        assert _refused(workshop.create_task, "c", stdout=uri)[0] == "INVALID_ARGUMENT", uri
+    assert _refused(workshop.create_task, "c", stdout="/etc/passwd")[0] == "INVALID_ARGUMENT"
+    assert list(workshop.tasks("List").tasks) == []
+
+
+def test_pids_and_kill_all(workshop: Workshop) -> None:
+    pid = workshop.create("c", "sh", "-c", "trap '' TERM; sleep 1000 & wait")
+    workshop.tasks("Start", container_id="c")
+    workshop.exec("c", "e", "sleep", "1000")
+    exec_pid = workshop.tasks("Start", container_id="c", exec_id="e").pid
+
+    def processes() -> Any:
+        return workshop.tasks("ListPids", container_id="c").processes
+
+    await_that(lambda: len(processes()) == 3, 30, "all three run")
+    infos = {process.pid: process.info for process in processes()}
+    details = runc_options_pb2.ProcessDetails()
+    assert infos[exec_pid].type_url == "containerd.runc.v1.ProcessDetails"
+    details.ParseFromString(infos[exec_pid].value)
+    assert details.exec_id == "e" and not infos[pid].type_url
+    workshop.tasks("Kill", container_id="c", signal=15, all=True)
+    assert workshop.tasks("Wait", container_id="c", exec_id="e").exit_status == 143
+    workshop.tasks("Kill", container_id="c", signal=9)
+    assert workshop.tasks("Wait", container_id="c").exit_status == 137
+    again = _refused(workshop.tasks, "Kill", container_id="c", signal=9)
+    assert again == ("NOT_FOUND", "process already finished: not found")
+
+
+def test_new_limits(workshop: Workshop) -> None:
+    """Update, seen in the metrics."""
+    workshop.create("c", "sleep", "1000")
+    workshop.tasks("Start", container_id="c")
+    limits = {"memory": {"limit": 64 << 20}, "pids": {"limit": 77}}
+    resources = Any_(
+        type_url="types.containerd.io/opencontainers/runtime-spec/1/LinuxResources",
+        value=json.dumps(limits).encode(),
+    )
+    workshop.tasks("Update", container_id="c", resources=resources)
+    shown = json.loads(workshop.ctr("tasks", "metrics", "--format", "json", "c"))
+    assert shown["pids"]["limit"] == 77
+    memory = shown["memory"]
+    assert 64 << 20 in (memory.get("usage_limit"), memory.get("usage", {}).get("limit"))
+    resources.value = b'{"memory": {"limit": "much"}}'
+    assert _refused(workshop.tasks, "Update", container_id="c", resources=resources)[0] == "UNKNOWN"
+    resources.type_url = "something.else"
+    bad = _refused(workshop.tasks, "Update", container_id="c", resources=resources)
+    assert bad[0] == "INVALID_ARGUMENT"
+
+
+def test_a_cgroup_is_one_containers_alone(workshop: Workshop) -> None:
+    """What else were in it would be ended with it."""
+    place = f"/{workshop.namespace}/mine"
+    words = ("run", "-d", "--null-io", "--cgroup")
+    workshop.ctr(*words, place, REFERENCE, "a", "sleep", "1000")
+    for taken in (place, place + "/below", f"/{workshop.namespace}"):
+        with pytest.raises(AssertionError, match=r"is shared with|holds processes of others"):
+            workshop.ctr(*words, taken, REFERENCE, "b", "sleep", "1000")
+        workshop.ctl("rm", "b")
+    with pytest.raises(AssertionError, match="no place of its own"):
+        workshop.ctr(*words, "/a/../../b", REFERENCE, "b", "sleep", "1000")
+    assert "a " in workshop.ctr("tasks", "ls") and "RUNNING" in workshop.ctr("tasks", "ls")
+
+
+def test_a_lost_shim_of_a_chosen_cgroup(workshop: Workshop) -> None:
+    """Its container is found there, ended and told of."""
+    place = f"/{workshop.namespace}/mine"
+    before = set(workshop.lighterd.shims())
+    workshop.ctr("run", "-d", "--null-io", "--cgroup", place, REFERENCE, "a", "sleep", "1000")
+    pid = workshop.tasks("Get", container_id="a").process.pid
+    (shim,) = (
+        found
+        for found in set(workshop.lighterd.shims()) - before
+        if "--id a" in Path(f"/proc/{found}/cmdline").read_text()
+    )
+    os.kill(shim, 9)
+    assert workshop.tasks("Wait", container_id="a").exit_status == 137
+    await_that(lambda: not Path(f"/proc/{pid}").exists(), 30, "init is ended and reaped")
+    workshop.tasks("Delete", container_id="a")
+
+
+def test_what_is_not_done_is_said(workshop: Workshop) -> None:
+    workshop.create("c", "sleep", "1000")
+    assert _refused(workshop.tasks, "Checkpoint", container_id="c")[0] == "UNIMPLEMENTED"
+    workshop.tasks("Delete", container_id="c")
+    options = runc_options_pb2.Options(shim_cgroup="/elsewhere")
+    given = Any_(type_url="containerd.runc.v1.Options", value=options.SerializeToString())
+    refused = _refused(workshop.create_task, "c", options=given)
+    assert refused[0] == "UNIMPLEMENTED" and "shim_cgroup" in refused[1]
+    given.type_url = "runtimeoptions.v1.Options"
+    assert _refused(workshop.create_task, "c", options=given)[0] == "INVALID_ARGUMENT"
+
+
+def test_the_owner_of_the_pipes(workshop: Workshop) -> None:
+    """io_uid, io_gid: what a container of a user namespace may open again.
+
+    The runtime gives the pipes to the container's own user afterwards, and leaves the group.
+    """
+    options = runc_options_pb2.Options(io_uid=1234, io_gid=2345, no_new_keyring=True)
+    given = Any_(type_url="containerd.runc.v1.Options", value=options.SerializeToString())
+    out = workshop.fifo("out")
+    reader = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
+    workshop.create("c", "stat", "-Lc", "%u %g", "/proc/self/fd/1", stdout=out, options=given)
+    workshop.tasks("Start", container_id="c")
+    workshop.tasks("Wait", container_id="c")
+    os.set_blocking(reader, True)
+    assert os.read(reader, 100) == b"0 2345\n"
+    os.close(reader)
+
+
+def test_both_front_ends_show_the_same(workshop: Workshop) -> None:
+    """What ctr started, ctl lists, runs a program in and removes; and the other way round."""
+    workshop.ctr("run", "-d", "--null-io", REFERENCE, "a", "sleep", "1000")
+    assert "running" in workshop.ctl("tasks", "ls").lower()
+    assert workshop.ctl("exec", "a", "echo", "x") == "x\n"
+    spec = json.loads(workshop.ctl("containers", "info", "a"))
+    assert "sleep" in json.dumps(spec)
+    workshop.ctl("rm", "-f", "a")
+    assert workshop.ctr("tasks", "ls", "-q") == workshop.ctr("containers", "ls", "-q") == ""
+    workshop.ctl("run", "-d", REFERENCE, "b", "sleep", "1000")
+    assert "b" in workshop.ctr("tasks", "ls", "-q").split()
+    assert json.loads(workshop.ctr("containers", "info", "b"))["Spec"]["process"]["args"]
+    assert workshop.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "y") == "y\n"
+    workshop.ctr("tasks", "rm", "-f", "b")
+    workshop.ctr("tasks", "start", "-d", "--null-io", "b")
+    assert workshop.tasks("Get", container_id="b").process.status == Status.RUNNING
+    workshop.ctr("tasks", "rm", "-f", "b")
+    workshop.ctr("containers", "rm", "b")
+    assert workshop.ctl("ls", "-q") == ""
