@@ -6,13 +6,12 @@ import os
 import secrets
 import shutil
 import signal
-import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lighter.daemon.events import Event, EventLog
+from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.metadata.containers import ContainerStore
@@ -376,18 +375,6 @@ class ContainerService:
         shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
         self._events.announce(*told.events)
         self._images.collector.on_deleted()  # its image may have gone before it
-
-
-class Telling:
-    """Appends one event in the transaction of what it tells about."""
-
-    def __init__(self, log_: EventLog, namespace: str, topic: str, body: dict[str, Any]) -> None:
-        self._log = log_
-        self._event = (namespace, topic, body)
-        self.events: list[Event] = []
-
-    def __call__(self, tx: sqlite3.Connection) -> None:
-        self.events.append(self._log.append(tx, *self._event))
 
 
 def _check_sources(spec: Mapping[str, Any]) -> None:

@@ -142,3 +142,15 @@ class EventLog:
             (since, _PAGE),
         )
         return [Event(r[0], r[1], r[2], r[3], msgpack.unpackb(r[4])) for r in rows]
+
+
+class Telling:
+    """Appends one event in the transaction of what it tells about."""
+
+    def __init__(self, log_: EventLog, namespace: str, topic: str, body: dict[str, Any]) -> None:
+        self._log = log_
+        self._event = (namespace, topic, body)
+        self.events: list[Event] = []
+
+    def __call__(self, tx: sqlite3.Connection) -> None:
+        self.events.append(self._log.append(tx, *self._event))

@@ -193,6 +193,7 @@ class Manager:
             "shims": len(services.router.peers),
             "fds": services.budget.used,
             "dropped": server.dropped + services.router.dropped,
+            "subscribers": services.event_log.subscribers,
             "stands_in": self._stands_in,
             "loss": services.db.loss,
         }

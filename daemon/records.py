@@ -10,8 +10,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from lighter.daemon.containers import Telling
-from lighter.daemon.events import EventLog
+from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container

@@ -132,7 +132,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     system.df           {} -> {usage: [{kind, count, size_bytes}]}
     system.prune        {dry_run} -> {pruned: [{namespace, content: [digest], snapshots: [{snapshotter,
                         key}], images: [name], ingests: [ref], size_bytes}]}
-    system.health       {} -> {status, generation, clients, shims, fds, dropped, stands_in, loss}
+    system.health       {} -> {status, generation, clients, shims, fds, dropped, subscribers,
+                        stands_in, loss}
 
 exec_id "" means the container's own process. The status of a task is one of created, running,
 paused, stopped, unknown.

@@ -172,6 +172,8 @@ def test_publish_and_forward(workshop: Workshop) -> None:
             with pytest.raises(grpc.RpcError) as refused:
                 workshop.api.call(*publish, topic=topic, event=value)
             assert code(refused.value) == "INVALID_ARGUMENT", topic
+    # Our own list goes on over an event that it has no words for.
+    assert "/mine/one" in workshop.ctl("events", "--no-follow", "--since", "0")
 
 
 def test_soon_after_a_start_what_was_missed_comes_first(lighterd: Lighterd, tmp_path: Path) -> None:
@@ -192,3 +194,20 @@ def test_soon_after_a_start_what_was_missed_comes_first(lighterd: Lighterd, tmp_
         exit_ = events_pb2.TaskExit.FromString(listener.next().event.value)
         assert (exit_.container_id, exit_.id, exit_.exit_status) == ("c", "c", 42)
         listener.stream.cancel()
+
+
+def test_a_subscriber_that_vanishes_leaves_nothing(workshop: Workshop) -> None:
+    """Fifty of them, cancelled or cut off with their connection."""
+    with workshop.lighterd.client() as native:
+
+        def subscribers() -> Any:
+            return native.call("system", "health")["subscribers"]
+
+        before = subscribers()
+        gone = Api(workshop.lighterd.grpc_address, workshop.namespace)
+        listening = [Heard(api) for api in (workshop.api, gone) for _ in range(25)]
+        await_that(lambda: subscribers() == before + 50, 30, "all have subscribed")
+        for one in listening[:25]:
+            one.stream.cancel()
+        gone.__exit__(None, None, None)
+        await_that(lambda: subscribers() == before, 30, "none is left")
