@@ -1,6 +1,7 @@
 """Walks over images: what is chosen, and that no graph costs more than the budget."""
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from lighter.daemon.images.graph import MAX_NODES, Graph, Walker
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
-from tests.unit.images.build import HOST, Layout, as_json
+from tests.unit.images.build import HOST, MANIFEST, Layout, as_json
 
 OURS = Platform("linux", HOST)
 
@@ -55,6 +56,18 @@ def test_a_diamond_is_seen_once() -> None:
     graph = asyncio.run(Walker(source, None).walk(descriptor(root, "root")))
     assert set(graph.found) == set(built.blobs)
     assert source.reads == 4
+
+
+def test_what_a_manifest_refers_to_is_no_part_of_it() -> None:
+    """`subject` and `artifactType` (distribution-spec 1.1) lead nowhere."""
+    built = Layout()
+    image, other = built.image([{"a": b"1"}]), built.image([{"b": b"2"}])
+    manifest = json.loads(built.blobs[image["digest"]])
+    manifest |= {"subject": other, "artifactType": "application/x.signature"}
+    signed = built.add(MANIFEST, as_json(manifest))
+    found = walk(built, signed).found
+    assert other["digest"] not in found
+    assert set(found) == {signed["digest"], *walk(built, image).found} - {image["digest"]}
 
 
 def test_sec_21_a_deep_graph_is_refused() -> None:
