@@ -39,6 +39,7 @@ def facts(versions: dict[str, str]) -> dict[str, Any]:
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
+        "nice": os.nice(0),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "cgroup": "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1",
         "transparent_hugepage": _setting("/sys/kernel/mm/transparent_hugepage/enabled"),
@@ -160,6 +161,8 @@ is the last column. `runc` is the runtime alone, the limit for any manager of it
 def _section(heading: str, settings: str, rows: Sequence[Row], about: dict[str, Any]) -> str:
     versions = "\n".join(f"- {name}: {text}" for name, text in about["versions"].items())
     busy = f", load {about['load']:.1f} at the start" if "load" in about else ""
+    if about.get("nice"):
+        busy += f", all of it at nice {about['nice']}"
     return f"""## {heading}
 
 {table(rows)}
