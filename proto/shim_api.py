@@ -28,7 +28,7 @@ The order of a create (a map):
     console         short path for runc's console socket, "" without a terminal
     exit_record     where the exit is written before it is announced
     runc, runc_root runtime binary, and its --root
-    hooks           whether the spec asks for more at a delete than that things are removed
+    runtime_deletes whether the runtime has to be run for a delete, however little there is to do
     mounts          [[type, source, [options]]] for rootfs
     cgroup          below each hierarchy's root; may be missing: the instance's own
     runtime_flags, create_flags   words for each call of the runtime, for its create; may be

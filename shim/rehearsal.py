@@ -98,8 +98,8 @@ def _touch_kernel(directory: str) -> None:
     state, group = directory + "/state", directory + "/group"
     os.mkdir(group)
     os.mkdir(state)
-    with open(state + "/state.json", "wb"):
-        pass
+    with open(state + "/state.json", "wb") as file:
+        file.write(b" ".join(runcstate.NOTHING_MORE))
     runcstate.delete(state, Cgroup({"pids": group}, ""))
 
 
@@ -199,7 +199,7 @@ def _order(bundle: str, address: str) -> dict[str, Any]:
         "exit_record": bundle + "/exit.json",
         "runc": RUNTIME,
         "runc_root": bundle,
-        "hooks": False,
+        "runtime_deletes": False,
         "mounts": [],
         "terminal": False,
         "stdin_open": True,

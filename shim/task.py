@@ -345,7 +345,7 @@ class Task:
     async def _delete(self) -> None:
         """Remove what the runtime keeps of a container that has ended."""
         state = f"{self.order['runc_root']}/{self.id}"
-        if not self.order["hooks"] and runcstate.delete(state, self._cgroup):
+        if not self.order["runtime_deletes"] and runcstate.delete(state, self._cgroup):
             return
         try:
             await self._runc.run(runc.delete_argv(self.id), self._runtime_s)

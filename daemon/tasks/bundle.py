@@ -183,15 +183,6 @@ def _read_json(path: str, most_bytes: int = 1 << 20) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _has_hooks(spec: bytes) -> bool:
-    """Whether a delete of this container may have to run something, or free more than cgroups.
-
-    The words may stand elsewhere in the spec too, and any may be written with escapes: then the
-    runtime is asked, once in vain.
-    """
-    return any(word in spec for word in (b'"hooks"', b'"intelRdt"', b"\\u"))
-
-
 def create_order(
     bundle: Bundle,
     state: State,
@@ -225,7 +216,7 @@ def create_order(
         "runc": calling.runtime,
         "runc_root": calling.root,
         # systemd has a unit for it, of which the runtime knows.
-        "hooks": _has_hooks(container.spec) or calling.options.systemd_cgroup,
+        "runtime_deletes": calling.options.systemd_cgroup,
         "runtime_flags": calling.flags,
         "create_flags": calling.create_flags,
         "cgroup": calling.cgroup,

@@ -168,7 +168,7 @@ class FakeManager:
             "exit_record": str(self.base / "exits" / f"{name}.json"),
             "runc": runtime,
             "runc_root": str(self.base / "runc"),
-            "hooks": False,
+            "runtime_deletes": False,
             "mounts": [],
             "terminal": False,
             "stdin_open": False,

@@ -7,11 +7,14 @@ import pytest
 from lighter.shim import runcstate
 from lighter.shim.cgroup import Cgroup
 
+# As runc writes it, with what stands between the words left out.
+STATE = '{"config":{"Hooks":{"poststart":null,"poststop":null}},"intel_rdt_path":""}'
 
-def leave(directory: Path, *names: str) -> str:
+
+def leave(directory: Path, *names: str, state: str = STATE) -> str:
     directory.mkdir()
     for name in names:
-        (directory / name).touch()
+        (directory / name).write_text(state if name == "state.json" else "")
     return str(directory)
 
 
@@ -44,3 +47,22 @@ def test_a_cgroup_that_is_not_empty_is_left_to_the_runtime(tmp_path: Path) -> No
     leave(tmp_path / "group" / "deeper")
     assert not runcstate.delete(state, Cgroup({"memory": group}, ""))
     assert Path(state, "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        STATE.replace('"poststop":null', '"poststop":[{"path":"/bin/true"}]'),
+        STATE.replace('"intel_rdt_path":""', '"intel_rdt_path":"/sys/fs/resctrl/c"'),
+        STATE.replace('"poststop":null', r'"a":"\"poststop\":null"'),
+        "{}",
+        "",
+    ],
+    ids=["hook", "rdt", "a text of the same words", "unknown", "empty"],
+)
+def test_a_container_with_more_to_do_is_left_to_the_runtime(tmp_path: Path, state: str) -> None:
+    directory = leave(tmp_path / "state", "state.json", state=state)
+    group = leave(tmp_path / "group")
+    assert not runcstate.delete(directory, Cgroup({"memory": group}, ""))
+    assert Path(group).exists()
+    assert Path(directory, "state.json").exists()
