@@ -88,23 +88,25 @@ def _understood(container: Container) -> Container:
     if "log" not in options:  # a client that records containers takes their output itself
         options |= {"log": {"driver": "none"}, "cgroup": ""}
     if "cgroup" in options:
-        options["cgroup"] = _text(container.spec, "linux", "cgroupsPath")
-        options["terminal"] = _value(container.spec, "process", "terminal") is True
+        spec = _parsed(container.spec)
+        cgroup = _value(spec, "linux", "cgroupsPath")
+        options["cgroup"] = cgroup if isinstance(cgroup, str) else ""
+        options["terminal"] = _value(spec, "process", "terminal") is True
         options["stop_signal"] = container.labels.get(STOP_SIGNAL_LABEL, "SIGTERM")
     return Container(**{**vars(container), "options": options})
 
 
-def _text(spec: bytes, *path: str) -> str:
-    value = _value(spec, *path)
-    return value if isinstance(value, str) else ""
-
-
-def _value(spec: bytes, *path: str) -> Any:
-    """What stands there in a spec; None when nothing does. It may be no JSON at all."""
+def _parsed(spec: bytes) -> Any:
+    """None for what is no JSON: a record may hold anything, a task is refused then."""
     try:
-        value = json.loads(spec)
-    except ValueError:
+        return json.loads(spec)
+    except (ValueError, RecursionError):
         return None
+
+
+def _value(spec: Any, *path: str) -> Any:
+    """What stands there in a spec; None when nothing does."""
+    value = spec
     for name in path:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value

@@ -72,7 +72,7 @@ def place(root: Root, container: Container, systemd: bool) -> tuple[str, bytes]:
         spec = json.loads(container.spec)
         linux = spec.setdefault("linux", {})
         given = str(linux.get("cgroupsPath") or "")
-    except (ValueError, AttributeError, TypeError) as err:
+    except (ValueError, AttributeError, TypeError, RecursionError) as err:
         raise InvalidArgument(f"create task {container.id}: its spec is no OCI spec") from err
     if systemd:
         return systemd_cgroup(given, container.id), container.spec
