@@ -183,8 +183,12 @@ class FifoSink:
             self.close()
 
     def release(self) -> None:
-        """Close unless somebody reads."""
-        if self.waiting:
+        """Close unless somebody reads, or has come to read since this was last looked at."""
+        if self.closed or not self.waiting:
+            return
+        if self._find_reader():
+            self.wait_for_room()
+        else:
             self.close()
 
     def close(self) -> None:

@@ -347,6 +347,30 @@ def test_readers_come_and_go_and_every_byte_arrives_once_in_order(
     assert hashlib.sha256(got).digest() == hashlib.sha256(sent).digest()
 
 
+def test_a_release_gives_up_a_sink_that_nobody_reads(pump: Pump) -> None:
+    pump.attach(pump.fifo())
+    pump.write(b"unread")
+    pump.end()
+    assert not pump.stream.flushed
+    pump.stream.release()
+    assert pump.stream.flushed
+
+
+def test_a_release_sees_a_reader_who_has_just_come(pump: Pump) -> None:
+    """Between two looks for one: it still gets all."""
+    path = pump.fifo()
+    pump.attach(path)
+    pump.write(b"to be read")
+    pump.end()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    pump.stream.release()
+    pump.turn()
+    assert pump.stream.flushed
+    assert os.read(reader, 100) == b"to be read"
+    assert os.read(reader, 100) == b""
+    os.close(reader)
+
+
 def test_a_burst_then_the_end_waits_for_its_reader(pump: Pump) -> None:
     """8 MiB, then exit, then the reader comes: nothing of it may be lost."""
     path = pump.fifo()
