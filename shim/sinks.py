@@ -71,6 +71,9 @@ class FileSink:
     def finish(self) -> None:
         self.close()
 
+    def look(self) -> None:
+        pass
+
     def release(self) -> None:
         self.close()
 
@@ -181,6 +184,14 @@ class FifoSink:
                 self._retry_later()
         else:
             self.close()
+
+    def look(self) -> None:
+        """Let a reader who is about to open the FIFO do so, before there is anything to read.
+
+        containerd's clients give that up when a container has ended: it must be done before.
+        """
+        if self.waiting and self.idle and not self.closed:
+            self._find_reader()
 
     def release(self) -> None:
         """Close unless somebody reads, or has come to read since this was last looked at."""

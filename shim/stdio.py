@@ -84,8 +84,14 @@ class Stdio:
 
     def begin(self) -> None:
         """Let output through: the runtime is done, whose own complaints are nobody's output."""
+        self.look()
         for stream in self._outputs.values():
             stream.begin()
+
+    def look(self) -> None:
+        """Look for readers again, before something is written."""
+        for stream in self._outputs.values():
+            stream.look()
 
     def release_child_fds(self) -> None:
         """Close what the runtime has by now; only then does a pipe end with its container."""

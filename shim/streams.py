@@ -72,6 +72,11 @@ class OutputStream:
             self._begun = True
             self._loop.watch(self._fd, READ, self._on_readable)
 
+    def look(self) -> None:
+        """Look for readers who were not there when they were listed."""
+        for sink in self.sinks:
+            sink.look()
+
     @property
     def ended(self) -> bool:
         return self._fd < 0

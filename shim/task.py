@@ -179,6 +179,7 @@ class Task:
         self._starting = True
         self._start_settled = Future()
         try:
+            self.init.stdio.look()
             await self._runc.run(["start", self.id], self._runtime_s)
             hit("shim.runc-started")
             self.init.step("start", self.id)
