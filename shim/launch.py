@@ -58,10 +58,12 @@ class Launcher:
                 master = await console.master(CONSOLE_S)
                 stdio.set_terminal(master, request["rows"], request["cols"])
                 stdio.attach(request["stdin"], request["stdout"], "")
+                await stdio.readers_come()
             else:
                 child = stdio.open_pipes(*wanted)
                 # Listeners first: what the process writes at once must find them.
                 stdio.attach(request["stdin"], request["stdout"], request["stderr"])
+                await stdio.readers_come()
                 await self._runc.run(argv(""), timeout_s, child)
                 stdio.release_child_fds()
             process.pid = read_pid(pid_file)

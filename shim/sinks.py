@@ -71,8 +71,8 @@ class FileSink:
     def finish(self) -> None:
         self.close()
 
-    def look(self) -> None:
-        pass
+    def look(self) -> bool:
+        return True
 
     def release(self) -> None:
         self.close()
@@ -185,13 +185,11 @@ class FifoSink:
         else:
             self.close()
 
-    def look(self) -> None:
-        """Let a reader who is about to open the FIFO do so, before there is anything to read.
-
-        containerd's clients give that up when a container has ended: it must be done before.
-        """
+    def look(self) -> bool:
+        """Whether somebody reads, or nobody will."""
         if self.waiting and self.idle and not self.closed:
             self._find_reader()
+        return self.closed or not self.waiting
 
     def release(self) -> None:
         """Close unless somebody reads, or has come to read since this was last looked at."""

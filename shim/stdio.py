@@ -17,6 +17,9 @@ from lighter.shim.loop import READ, Future, Loop
 from lighter.shim.sinks import Sink
 from lighter.shim.streams import InputStream, OutputStream, SharedBuffer
 
+READERS_S = 0.05
+LOOKS = 25
+
 
 class Stdio:
     """Streams of one process. Closed by `close`, or stream by stream as their ends are reached."""
@@ -88,10 +91,21 @@ class Stdio:
         for stream in self._outputs.values():
             stream.begin()
 
-    def look(self) -> None:
-        """Look for readers again, before something is written."""
-        for stream in self._outputs.values():
-            stream.look()
+    def look(self) -> bool:
+        """Look for readers again, before something is written; whether all are there."""
+        seen = [stream.look() for stream in self._outputs.values()]
+        return all(seen)
+
+    async def readers_come(self) -> None:
+        """Give clients that open their FIFOs in the background READERS_S to do so.
+
+        containerd's do, and give it up when the process has ended: one that is over at once would
+        have written for nobody. containerd itself waits here for as long as the client does.
+        """
+        for _ in range(LOOKS):
+            if self.look():
+                return
+            await self._loop.pause(READERS_S / LOOKS)
 
     def release_child_fds(self) -> None:
         """Close what the runtime has by now; only then does a pipe end with its container."""

@@ -72,10 +72,10 @@ class OutputStream:
             self._begun = True
             self._loop.watch(self._fd, READ, self._on_readable)
 
-    def look(self) -> None:
-        """Look for readers who were not there when they were listed."""
-        for sink in self.sinks:
-            sink.look()
+    def look(self) -> bool:
+        """Look for readers who were not there when they were listed; whether all are now."""
+        seen = [sink.look() for sink in self.sinks]  # each, whatever the others say
+        return all(seen)
 
     @property
     def ended(self) -> bool:

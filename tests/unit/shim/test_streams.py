@@ -18,6 +18,7 @@ from lighter.proto.errors import InvalidArgument
 from lighter.shim import sinks
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import Loop
+from lighter.shim.stdio import Stdio
 from lighter.shim.streams import InputStream, OutputStream, SharedBuffer
 
 PIPE_BYTES = 65536
@@ -629,3 +630,43 @@ def test_a_terminal_gets_its_end_of_file_character(tmp_path: Path) -> None:
     os.close(slave)
     loop.close()
     assert errors == []
+
+
+def test_a_client_that_is_about_to_read_is_waited_for(tmp_path: Path) -> None:
+    """Before anything is written: it gives its FIFO up when the process has ended."""
+    loop = Loop(lambda error: None)
+    stdio = Stdio(loop, SharedBuffer(), str(tmp_path / "spool"), "drop", None)
+    stdio.open_pipes(False, True, False)
+    fifo = tmp_path / "out"
+    os.mkfifo(fifo)
+    stdio.attach("", str(fifo), "")
+    readers: list[int] = []
+
+    def open_it() -> None:
+        readers.append(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
+
+    over = loop.spawn(stdio.readers_come())
+    loop.call_later(0.01, open_it)
+    over.when_done(loop.stop)
+    loop.run()
+
+    assert readers, "it went on without its reader"
+    assert stdio.look()
+    stdio.close()
+    os.close(readers[0])
+
+
+def test_nobody_is_waited_for_without_an_end(tmp_path: Path) -> None:
+    loop = Loop(lambda error: None)
+    stdio = Stdio(loop, SharedBuffer(), str(tmp_path / "spool"), "drop", None)
+    stdio.open_pipes(False, True, False)
+    os.mkfifo(tmp_path / "out")
+    stdio.attach("", str(tmp_path / "out"), "")
+
+    over = loop.spawn(stdio.readers_come())
+    over.when_done(loop.stop)
+    loop.call_later(20, loop.stop)
+    loop.run()
+
+    assert over.done and not stdio.look()
+    stdio.close()
