@@ -22,6 +22,7 @@ TRIM_EVERY = 1000
 REPLAY_S = 30.0
 LOOK_BACK = 4096  # how far find_last searches
 _PAGE = 500
+_PAGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class EventLog:
                     last, seen_any = event.sequence, True
                     if namespace in ("", event.namespace):
                         yield event
-                if len(page) < _PAGE:
+                if not page or page[-1].sequence >= self._newest():
                     if not follow:
                         return
                     await news.wait()
@@ -136,10 +137,23 @@ class EventLog:
         return int(row[0] or 0) if row else 0
 
     def _page(self, since: int) -> list[Event]:
+        """The next events, at least one, with bodies of _PAGE_BYTES at most beside it."""
+        # Sizes first: what a client publishes may be large, and rows are read all at once.
+        sizes = self._db.rows(
+            "SELECT sequence, length(body) FROM events WHERE sequence > ?"
+            " ORDER BY sequence LIMIT ?",
+            (since, _PAGE),
+        )
+        until, total = since, 0
+        for sequence, size in sizes:
+            total += size
+            if total > _PAGE_BYTES and until != since:
+                break
+            until = sequence
         rows = self._db.rows(
             "SELECT sequence, timestamp, namespace, topic, body FROM events"
-            " WHERE sequence > ? ORDER BY sequence LIMIT ?",
-            (since, _PAGE),
+            " WHERE sequence > ? AND sequence <= ? ORDER BY sequence",
+            (since, until),
         )
         return [Event(r[0], r[1], r[2], r[3], msgpack.unpackb(r[4])) for r in rows]
 

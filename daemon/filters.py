@@ -24,6 +24,7 @@ Filter = Callable[[Look], bool]
 
 MAX_FILTER = 4096
 MAX_FILTERS = 64
+MAX_EXPRESSION = 1 << 20  # bytes that a compiled one may have
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
@@ -109,11 +110,24 @@ def _selector(text: _Text) -> Filter:
         return lambda look: look(field) == value
     if operator == "!=":
         return lambda look: look(field) != value
+    matches = _expression(value, text)
+    return lambda look: matches(look(field) or "")
+
+
+def _expression(value: str, text: _Text) -> Callable[[str], bool]:
+    """Go's syntax, and time that grows with the text's length alone, as Go's does."""
+    import re2  # for the few filters that have one
+
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = MAX_EXPRESSION
     try:
-        pattern = re.compile(value)
-    except re.error as err:
-        raise text.wrong(f"{value!r} is no regular expression: {err}") from err
-    return lambda look: pattern.search(look(field) or "") is not None
+        pattern = re2.compile(value, options)
+    except re2.error as err:
+        (cause,) = err.args
+        said = cause.decode(errors="replace") if isinstance(cause, bytes) else str(cause)
+        raise text.wrong(f"{value!r} is no regular expression: {said}") from err
+    return lambda looked_at: pattern.search(looked_at) is not None
 
 
 def _name(text: _Text) -> str:

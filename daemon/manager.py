@@ -179,9 +179,10 @@ class Manager:
         """Finish or undo what the manager before left half done on disk, then keep it tidy."""
         await services.mounted.recover()
         await services.images.recover()
+        names = [namespace.name for namespace in services.namespaces.list()]
+        await services.snapshots.recover(names)
         if not services.db.loss:
-            known = [namespace.name for namespace in services.namespaces.list()]
-            await services.containers.orphans.remove_all(known)
+            await services.containers.orphans.remove_all(names)
         hit("start.tidied")
         await services.scheduler.run()
 

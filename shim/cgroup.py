@@ -122,23 +122,26 @@ class Cgroup:
         return fd, 0x1
 
 
-def of_process(pid: int) -> Cgroup:
-    """The cgroups that are a container's own, by its init.
+def of_process(pid: int, path: str) -> Cgroup:
+    """The cgroups that are a container's own, by its init: `path`, or one below it.
 
-    One that holds the caller as well (the root; or the runtime placed nothing) is nobody's own:
-    ending all in it would end the shims and more.
+    What a spec has placed elsewhere by other words than we read is nobody's own, nor is one that
+    holds the caller as well (the root; or the runtime placed nothing): ending all in it would end
+    the shims and more.
     """
     v1: dict[str, str] = {}
     v2 = ""
     own = dict(_paths("self"))
-    for controllers, path in _paths(str(pid)):
-        if (own.get(controllers, "") + "/").startswith(path.rstrip("/") + "/"):
+    for controllers, found in _paths(str(pid)):
+        if not f"{found}/".startswith(f"{path}/"):
+            continue
+        if (own.get(controllers, "") + "/").startswith(found.rstrip("/") + "/"):
             continue
         if not controllers:
-            v2 = _unified(path)
+            v2 = _unified(found)
             continue
         for controller in controllers.split(","):
-            directory = f"{_MOUNT}/{controller.removeprefix('name=')}{path}"
+            directory = f"{_MOUNT}/{controller.removeprefix('name=')}{found}"
             if os.path.isdir(directory):
                 v1[controller] = directory
     # On the hybrid layout the unified tree holds no controllers: v1 has the say there.

@@ -13,6 +13,7 @@ from lighter.shim.runc import Runc
 from lighter.shim.stdio import ConsoleSocket
 
 CONSOLE_S = 10.0
+SILENT_S = 1.0  # from then on a runtime's own output is passed on: a full pipe would hold it up
 
 
 class Launcher:
@@ -41,7 +42,7 @@ class Launcher:
         OSError; nothing of the streams is open then.
         """
         stdio = process.stdio
-        console = None
+        console = full = None
         self._reaper.hold()
         logger: tuple[int, ...] = ()
         try:
@@ -64,6 +65,7 @@ class Launcher:
                 # Listeners first: what the process writes at once must find them.
                 stdio.attach(request["stdin"], request["stdout"], request["stderr"])
                 await stdio.readers_come()
+                full = self._loop.call_later(SILENT_S, stdio.begin)
                 await self._runc.run(argv(""), timeout_s, child)
                 stdio.release_child_fds()
             process.pid = read_pid(pid_file)
@@ -75,6 +77,8 @@ class Launcher:
             stdio.close()
             raise
         finally:
+            if full is not None:
+                full.cancel()
             self._reaper.release()
             for fd in logger:
                 os.close(fd)

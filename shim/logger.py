@@ -8,6 +8,7 @@ by itself when both outputs have ended.
 import errno
 import fcntl
 import os
+import signal
 
 from lighter.proto.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from lighter.shim.loop import READ, Future, Loop
@@ -48,7 +49,11 @@ async def start_logger(
         for fd in (out_read, err_read, ready_write, null):
             os.close(fd)
             ends.remove(fd)
-        await _ready(loop, ready_read, argv[0])
+        try:
+            await _ready(loop, ready_read, argv[0])
+        except BaseException:
+            os.killpg(pid, signal.SIGKILL)  # its own group; not reaped before the loop goes on
+            raise
         ends.remove(out_write)
         ends.remove(err_write)
         return out_write, err_write

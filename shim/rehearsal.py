@@ -89,7 +89,7 @@ def _ignore(_what: object) -> None:
 def _touch_kernel(directory: str) -> None:
     """Calls of which a life plays no part: the kernel is asked, and nothing is changed."""
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
-    cgroup.of_process(os.getpid())
+    cgroup.of_process(os.getpid(), "/none")
     nowhere = directory + "/nowhere"
     with contextlib.suppress(FileNotFoundError):
         linux.mount_all([("overlay", "overlay", ["ro", "lowerdir=/"])], nowhere)
@@ -146,7 +146,7 @@ def _play(bundle: str, listener: socket.socket, undo: contextlib.ExitStack) -> N
         pass
     shim.claim(order, 0, "")
     group = _nobodys_cgroup(bundle + "/cgroup")
-    one = shim.Shim(order, 0, "", find_cgroup=lambda _pid: group)
+    one = shim.Shim(order, 0, "", find_cgroup=lambda _pid, _path: group)
     undo.callback(one.close)
     undo.callback(_Manager(one, listener, f"/proc/{os.getpid()}/fd/{output[1]}").close)
     one.loop.call_later(LIMIT_S, one.loop.stop)

@@ -45,7 +45,7 @@ class Shim:
         order: dict[str, Any],
         start_time: int,
         boot_id: str,
-        find_cgroup: Callable[[int], Cgroup] = cgroup.of_process,
+        find_cgroup: Callable[[int, str], Cgroup] = cgroup.of_process,
     ) -> None:
         self._order = order
         self._start_time = start_time

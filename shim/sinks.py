@@ -54,7 +54,9 @@ class FileSink:
     def __init__(self, loop: Loop, path: str) -> None:
         self._loop = loop
         self.path = path
+        # Without NONBLOCK a FIFO at this path would hold the whole shim up.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags |= os.O_NONBLOCK | os.O_NOCTTY
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         self._fd = os.open(path, flags, 0o600)
         self.closed = False

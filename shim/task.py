@@ -32,7 +32,7 @@ from lighter.shim.link import Link
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import Future, Loop
 from lighter.shim.oom import OomWatch
-from lighter.shim.process import Process
+from lighter.shim.process import Process, read_pid
 from lighter.shim.reaper import Reaper
 from lighter.shim.rootfs import Rootfs
 from lighter.shim.stdio import Stdio
@@ -53,7 +53,7 @@ class Task:
         loop: Loop,
         reaper: Reaper,
         order: dict[str, Any],
-        find_cgroup: Callable[[int], Cgroup],
+        find_cgroup: Callable[[int, str], Cgroup],
     ) -> None:
         self._loop = loop
         self._find_cgroup = find_cgroup
@@ -124,7 +124,7 @@ class Task:
         )
         await self._launcher.launch(self.init, argv, pid_file, order, wanted, self._runtime_s)
         hit("shim.runc-created")
-        self._cgroup = self._find_cgroup(self.init.pid)
+        self._cgroup = self._find_cgroup(self.init.pid, self._cgroup_path)
         self._oom = OomWatch(self._loop, self._cgroup, self._on_oom_kill)
         self.init.step("create", self.id)
         self._link.publish(
@@ -241,8 +241,13 @@ class Task:
             hit("shim.runc-execed")
             self._refuse_late(process)
         except BaseException:
-            if process.pid and not process.ended.done:
-                process.kill(signal.SIGKILL)  # nobody has heard of it
+            # Nobody has heard of it. One whose streams failed is not reaped, so its pid is its own.
+            pid = process.pid or read_pid(pid_file)
+            if pid and not process.ended.done:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
             self._forget(process)
             raise
         finally:

@@ -17,7 +17,8 @@ from lighter.daemon.grpc.translate import nanoseconds
 from lighter.daemon.grpc.words import identifier, quoted
 from lighter.proto.errors import InvalidArgument
 
-MAX_EVENT_BYTES = 1 << 20
+MAX_EVENT_BYTES = 64 << 10
+MAX_TOPIC = 1024
 
 
 class EventsService:
@@ -37,7 +38,7 @@ class EventsService:
         identifier(given.namespace)
         _check_topic(given.topic)
         at = nanoseconds(given.timestamp)
-        if not at:
+        if not 0 < at < 1 << 63:
             raise InvalidArgument("timestamp must be set on forwarded event: invalid argument")
         self._log.publish(given.namespace, given.topic, _checked(given.event), at)
         return Empty()
@@ -53,16 +54,20 @@ class EventsService:
 
 
 def _checked(event: Any) -> dict[str, str]:
-    if len(event.value) > MAX_EVENT_BYTES:
-        raise InvalidArgument(
-            f"publish event: it has {len(event.value)} bytes, {MAX_EVENT_BYTES} are allowed"
-        )
+    size = len(event.value) + len(event.type_url)
+    if size > MAX_EVENT_BYTES:
+        raise InvalidArgument(f"publish event: it has {size} bytes, {MAX_EVENT_BYTES} are allowed")
     return published(event)
 
 
 def _check_topic(topic: str) -> None:
     """containerd's rule: identifiers after slashes. Raises InvalidArgument."""
     cause = ""
+    if len(topic) > MAX_TOPIC:
+        raise InvalidArgument(
+            f"envelope topic {quoted(topic[:80])}…: it has more than {MAX_TOPIC} characters: "
+            "invalid argument"
+        )
     if not topic:
         cause = "must not be empty"
     elif not topic.startswith("/"):

@@ -1,8 +1,10 @@
 """The server of containerd's API: its socket, and which method answers a call."""
 
+import asyncio
 import logging
 import os
 import re
+import socket
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ log = logging.getLogger("lighter.grpc")
 
 DEFAULT_MESSAGE_SIZE = 16 << 20  # containerd's
 STOP_S = 1.0
+PROBE_S = 2.0
 MAX_STREAMS = 2048
 MAX_CONNECTIONS = 1024
 HANDSHAKE_MS = 10_000
@@ -67,16 +70,7 @@ class GrpcServer:
         Raises InvalidArgument for a path that no socket can have, FailedPrecondition.
         """
         check_socket_path(path)
-        try:
-            if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise FailedPrecondition(
-                    f"bind {path}: something that is not a socket stands there"
-                )
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        except OSError as err:
-            raise FailedPrecondition(f"bind {path}: {err.strerror}") from err
+        await asyncio.to_thread(_clear, path)
         settings = self._settings
         server = grpc.aio.server(
             options=[
@@ -131,6 +125,25 @@ class GrpcServer:
         if self._server is not None:
             await self._server.stop(None)
             await self._server.wait_for_termination(STOP_S)
+
+
+def _clear(path: str) -> None:
+    """Remove a socket that nobody listens on. Raises FailedPrecondition for anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FailedPrecondition(f"bind {path}: something that is not a socket stands there")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(PROBE_S)
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+                return
+        raise FailedPrecondition(f"bind {path}: another program serves there")
+    except FileNotFoundError:
+        pass
+    except OSError as err:
+        raise FailedPrecondition(f"bind {path}: {err.strerror or err}") from err
 
 
 def _size(configured: int) -> int:

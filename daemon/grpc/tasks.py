@@ -1,5 +1,6 @@
 """containerd.services.tasks.v1.Tasks: the running side of containers."""
 
+import asyncio
 import json
 import re
 import time
@@ -192,9 +193,10 @@ class TasksService:
         for entry in self._tasks.entries(call.namespace):
             if not wanted(partial(_field, entry)):
                 continue
+            await asyncio.sleep(0)  # many tasks are many files
             try:
                 measured = metrics.of_task(entry)
-            except NotFound:
+            except (NotFound, OSError):  # it has ended meanwhile
                 continue
             message = (cgroups_v1_pb2 if measured.version == 1 else cgroups_v2_pb2).Metrics()
             ParseDict(dict(measured.values), message, ignore_unknown_fields=True)
@@ -217,7 +219,7 @@ class TasksService:
                 request.container_id,
                 request.exec_id,
                 request.signal,
-                request.all,
+                request.all and not request.exec_id,
             )
         except (NotFound, FailedPrecondition) as err:
             ended = find_exec(entry, request.exec_id) if request.exec_id else entry
@@ -242,8 +244,9 @@ class TasksService:
 
     async def resize_pty(self, call: Call, request: pb.ResizePtyRequest) -> Empty:
         entry = self._entry(call, request.container_id)
-        if request.exec_id:
-            _exec(entry, request.exec_id)
+        # One that is not running has no terminal yet, or none any more: nothing to do.
+        if request.exec_id and _exec(entry, request.exec_id).state != states.RUNNING:
+            return Empty()
         for size in (request.width, request.height):
             if size > 0xFFFF:
                 raise InvalidArgument(f"resize terminal: {size} is more than 65535")
@@ -254,8 +257,8 @@ class TasksService:
 
     async def close_io(self, call: Call, request: pb.CloseIORequest) -> Empty:
         entry = self._entry(call, request.container_id)
-        if request.exec_id:
-            _exec(entry, request.exec_id)
+        if request.exec_id and _exec(entry, request.exec_id).state != states.RUNNING:
+            return Empty()
         if request.stdin:
             await self._execs.close_stdin(call.namespace, request.container_id, request.exec_id)
         return Empty()
@@ -339,7 +342,7 @@ def _json(value: Any_, type_url: str) -> dict[str, Any]:
         raise InvalidArgument(f"expected {type_url}, got {value.type_url or 'nothing'}")
     try:
         content = json.loads(value.value)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise InvalidArgument(f"read {type_url}: it is no JSON") from err
     if not isinstance(content, dict):
         raise InvalidArgument(f"read {type_url}: it is no object")

@@ -137,7 +137,7 @@ class Importer:
         """The images that the archive lists."""
         if not is_layout:
             data = await arrived.document("manifest.json", MAX_DOCUMENT_BYTES)
-            compress = partial(self._compress, arrived) if options.compress_blobs else None
+            compress = partial(self._compress, arrived, {}) if options.compress_blobs else None
             return await dockersave.targets(arrived, data, compress)
         data = await arrived.document("index.json", MAX_DOCUMENT_BYTES)
         said = load(data, "index.json").get("mediaType", OCI_INDEX)
@@ -147,8 +147,12 @@ class Importer:
             raise InvalidArgument("parse index.json: it is no index")
         return tuple(entry for entry in index.manifests if entry.media_type in INDEXES | MANIFESTS)
 
-    async def _compress(self, arrived: Arrived, digest: Digest) -> Digest:
-        """Put a gzip of a layer beside it."""
+    async def _compress(
+        self, arrived: Arrived, done_before: dict[Digest, Digest], digest: Digest
+    ) -> Digest:
+        """Put a gzip of a layer beside it, once, however many images have it."""
+        if digest in done_before:
+            return done_before[digest]
         found = arrived.file(digest)
         if found is None:
             raise NotFound(f"import archive: content {digest} is missing")
@@ -162,6 +166,7 @@ class Importer:
             done = await self._worker.run(job, [source, target])
         made = Digest.parse(done["new_digest"])
         arrived.put(path, made, int(done["size_bytes"]))
+        done_before[digest] = made
         return made
 
     async def _walk(

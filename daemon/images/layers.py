@@ -75,12 +75,12 @@ class Layers:
         with self._collector.pin() as pin:
             pin.content(namespace, layer.digest)
             pin.snapshot(namespace, name, key)
-            fd = self._content.open(namespace, layer.digest)
-            try:
-                async with self._at_once:
+            async with self._at_once:  # those that wait hold no descriptor
+                fd = self._content.open(namespace, layer.digest)
+                try:
                     done = await self._worker.run(order, [fd])
-            finally:
-                os.close(fd)
+                finally:
+                    os.close(fd)
         hit("layers.applied")
         return Applied(str(Digest.parse(done["diff_id"])), int(done["plain_bytes"]))
 
@@ -108,14 +108,26 @@ class Layers:
         if of != name:
             raise FailedPrecondition(f"compare snapshots: one is of {of}, the other of {name}")
         compression = _COMPRESSION[media_type]
+        async with self._at_once:
+            return await self._make(
+                namespace, name, (below, key), media_type, compression, labels, pin
+            )
+
+    async def _make(
+        self,
+        namespace: str,
+        snapshotter: str,
+        keys: tuple[str, str],
+        media_type: str,
+        compression: str,
+        labels: Mapping[str, str],
+        pin: Pin,
+    ) -> Descriptor:
         with self._content.new_ingest() as ingest:
             path = ingest.file("layer")
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                async with self._at_once:
-                    done = await self._snapshots.diff(
-                        namespace, name, (below, key), fd, compression
-                    )
+                done = await self._snapshots.diff(namespace, snapshotter, keys, fd, compression)
                 await asyncio.to_thread(os.fsync, fd)
             except OSError as err:
                 raise from_os("write layer", err) from err

@@ -15,7 +15,7 @@ from lighter.daemon.images.graph import Graph, StoredDocuments, Walker
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.progress import Board, Report
 from lighter.daemon.images.pull import AT_ONCE, MAX_SOURCE_BYTES, SOURCE_LABEL
-from lighter.daemon.images.reference import Reference
+from lighter.daemon.images.reference import Reference, is_repository
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.together import all_of
 from lighter.daemon.registry.access import Access
@@ -215,7 +215,8 @@ class _Work:
     def _sources(self, digest: str) -> list[str]:
         with suppress(NotFound):
             labels = self._content.info(self._namespace, digest).labels
-            return [*filter(None, labels.get(self._key, "").split(","))]
+            # Anybody may have written the label, and it becomes part of a URL.
+            return [*filter(is_repository, labels.get(self._key, "").split(","))]
         return []
 
     def _note(self, digest: str) -> None:

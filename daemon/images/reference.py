@@ -23,6 +23,11 @@ _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
+def is_repository(text: str) -> bool:
+    """Whether it can stand between a registry and a tag."""
+    return len(text) <= MAX_NAME and all(map(_COMPONENT.fullmatch, text.split("/")))
+
+
 @dataclass(frozen=True)
 class Reference:
     """A full name, taken apart. `tag` or `digest` may be "", not both at once."""

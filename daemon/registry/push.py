@@ -126,7 +126,7 @@ class Pusher:
         """Where to upload to; None when the registry took the blob from the other repository."""
         tail = f"{self._repository}/blobs/uploads/"
         if mount_from:
-            # The whole reference is parsed before, so it needs no quoting.
+            # The caller has looked whether it is a repository's name: it needs no quoting.
             tail += f"?mount={digest}&from={mount_from}"
         try:
             async with self._talk.ask(

@@ -303,13 +303,15 @@ class DirectorySnapshotter(ABC):
             logger.error("snapshot %s/%d: its directory is missing", self.name, number)
             return
         logger.warning("snapshot %s: its directory is missing and made again", row.info.key)
-        path = f"{self.dir}/new-{number}"
+        # Under a number that no row has: one that is left half made is no snapshot.
+        path = f"{self.dir}/new-{self._rows.new_number(self._highest)}"
         try:
             os.mkdir(path, 0o700)
             await self._fill(path, self._rows.chain(row.parent), row.info.kind)
             os.rename(path, f"{self.dir}/{number}")
-        except OSError as err:
+        except (OSError, LighterError) as err:
             logger.error("make snapshot %s again: %s", row.info.key, err)
+            await self._discard(path)
 
     def _take_stock(self) -> tuple[list[str], list[int]]:
         """Finish what only lacks its rename; returns the directories that never became a snapshot,

@@ -3,7 +3,7 @@ default one."""
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
 
 TARGET_LABEL = "containerd.io/snapshot.ref"
+DIFF_LABEL = "io.lighter/diff"  # of a view that a comparison reads: which manager made it
 
 _UNPACK_KEY = re.compile(r"extract-\S+ sha256:[0-9a-f]{64}")  # containerd's UnpackKeyFormat
 
@@ -43,6 +44,7 @@ class SnapshotService:
         self._worker = worker
         self._snapshotters = snapshotters
         self._default = default
+        self._mark = secrets.token_hex(8)
 
     def snapshotter(self, name: str) -> Snapshotter:
         """Raises NotFound."""
@@ -180,11 +182,23 @@ class SnapshotService:
         """The mounts of a snapshot of any kind; a committed one is viewed for it."""
         if (await found.stat(namespace, key)).kind == COMMITTED:
             name = f"diff-{secrets.token_hex(8)} {key}"[:MAX_KEY_BYTES]
-            mounts = await found.view(namespace, name, key)
-            undo.push_async_callback(found.remove, namespace, name)
+            undo.push_async_callback(_remove_if_there, found, namespace, name)
+            mounts = await found.view(namespace, name, key, {DIFF_LABEL: self._mark})
         else:
             mounts = await found.mounts(namespace, key)
         return [[mount.type, mount.source, list(mount.options)] for mount in mounts]
+
+    async def recover(self, namespaces: Iterable[str]) -> None:
+        """Once after a start: remove what a dead manager viewed for a diff, not what we do."""
+        for found in self._snapshotters.values():
+            for namespace in namespaces:
+                cursor, more = "", True
+                while more:
+                    page, cursor = await found.walk(namespace, cursor)
+                    for info in page:
+                        if info.labels.get(DIFF_LABEL, self._mark) != self._mark:
+                            await _remove_if_there(found, namespace, info.key)
+                    more = bool(cursor)
 
     def _tell(self, namespace: str, topic: str, chosen: Snapshotter, **body: str) -> None:
         self._events.publish(namespace, topic, {**body, "snapshotter": chosen.name})
@@ -200,3 +214,8 @@ class SnapshotService:
         )
         if row is not None:
             raise FailedPrecondition(f"{verb} snapshot {key}: container {row['id']} uses it")
+
+
+async def _remove_if_there(found: Snapshotter, namespace: str, key: str) -> None:
+    with suppress(NotFound):
+        await found.remove(namespace, key)

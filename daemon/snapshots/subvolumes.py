@@ -81,6 +81,8 @@ def destroy(directory: str, name: str) -> None:
     if any(point.startswith(within) for point in _mount_points()):
         raise OSError(errno.EBUSY, "a mount is within it", within)
     with _opened(directory) as fd:
+        if next(_children(fd, number), None) is not None:
+            _thaw(f"{directory}/{name}")
         pending = [number]
         while pending:
             if children := list(_children(fd, pending[-1])):
@@ -88,6 +90,16 @@ def destroy(directory: str, name: str) -> None:
                 continue
             args = struct.pack("=qQQ32xQ4032x", 0, 0, _SPEC_BY_ID, pending.pop())
             ioctl(fd, _SNAP_DESTROY_V2, bytearray(args))
+
+
+def _thaw(path: str) -> None:
+    """Make subvolumes writable, this one and those within: nothing is deleted from a frozen one.
+
+    A container freezes its own without any capability.
+    """
+    for _path, _folders, _files, fd in os.fwalk(path, follow_symlinks=False):
+        if os.fstat(fd).st_ino == _ROOT_INODE:
+            ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("=Q", 0))
 
 
 @contextmanager

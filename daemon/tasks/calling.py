@@ -10,8 +10,8 @@ from typing import Any
 from lighter.daemon.tasks import processes
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.types import Container, RuntimeOptions
-from lighter.proto.errors import FailedPrecondition, InvalidArgument
-from lighter.proto.paths import Root, State, cgroup_path
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from lighter.proto.paths import Root, State, cgroup_path, shims_cgroup
 
 PLAIN = RuntimeOptions()
 REFUSED = "refused"  # in the record of options that were not understood: why
@@ -74,6 +74,10 @@ def place(root: Root, container: Container, systemd: bool) -> tuple[str, bytes]:
         given = str(linux.get("cgroupsPath") or "")
     except (ValueError, AttributeError, TypeError, RecursionError) as err:
         raise InvalidArgument(f"create task {container.id}: its spec is no OCI spec") from err
+    for of, name in ((spec, "linux"), (linux, "cgroupsPath")):
+        # Go reads names without regard to case, and the last of them: runc would see another.
+        if any(other != name and other.casefold() == name.casefold() for other in of):
+            raise InvalidArgument(f"create task {container.id}: its spec says {name} twice")
     if systemd:
         return systemd_cgroup(given, container.id), container.spec
     if given.startswith("/"):
@@ -83,8 +87,9 @@ def place(root: Root, container: Container, systemd: bool) -> tuple[str, bytes]:
                 f"create task {container.id}: cgroup {given} is no place of its own"
             )
         return path, container.spec
-    path = posixpath.normpath(f"/lighter/{root.instance}/{given}") if given else own
-    if not (path + "/").startswith(f"/lighter/{root.instance}/"):
+    above = posixpath.dirname(own)
+    path = posixpath.normpath(f"{above}/{given}") if given else own
+    if not path.startswith(f"{above}/"):
         raise InvalidArgument(f"create task {container.id}: cgroup {given} leads elsewhere")
     linux["cgroupsPath"] = path
     return path, json.dumps(spec).encode()
@@ -103,8 +108,8 @@ def systemd_cgroup(given: str, container_id: str) -> str:
         )
     slice_, prefix, name = parts
     slice_ = slice_ or "system.slice"
-    unit = name if name.endswith(".slice") else f"{prefix}-{name}.scope" if prefix else name
-    if not slice_.endswith(".slice") or "/" in slice_ + unit:
+    unit = name if name.endswith(".slice") else f"{prefix}-{name}.scope"
+    if not slice_.endswith(".slice") or "/" in slice_ + unit or name in (".", ".."):
         raise InvalidArgument(f"create task {container_id}: {slice_!r} is no slice of systemd's")
     stem = slice_.removesuffix(".slice")
     names = stem.split("-") if stem != "-" else []
@@ -112,17 +117,29 @@ def systemd_cgroup(given: str, container_id: str) -> str:
     return f"{above}/{unit}"
 
 
-def check_alone(path: str, container_id: str, others: Iterable[Entry]) -> None:
+def check_apart(root: Root, container: Container, others: Iterable[Entry]) -> str:
+    """The cgroup of a container whose spec is ours, which no client's container has chosen.
+
+    Raises FailedPrecondition.
+    """
+    path = cgroup_path(root.instance, container.namespace, container.id)
+    # Among our own each has another place by its name.
+    chosen = [entry for entry in others if entry.options.get("cgroup")]
+    _check_entries(root, path, container.id, chosen)
+    return path
+
+
+def check_alone(root: Root, path: str, container_id: str, others: Iterable[Entry]) -> None:
     """Nothing but this container may live there: all that does is ended with it.
 
     Raises FailedPrecondition.
     """
-    for entry in others:
-        taken = str(entry.options.get("cgroup") or "")
-        if taken and (f"{path}/".startswith(f"{taken}/") or f"{taken}/".startswith(f"{path}/")):
+    for ours in (f"/lighter/{root.instance}", shims_cgroup(root.instance)):
+        if f"{ours}/".startswith(f"{path}/"):
             raise FailedPrecondition(
-                f"create task {container_id}: cgroup {path} is shared with {entry.what} ({taken})"
+                f"create task {container_id}: cgroup {path} is above this manager's own"
             )
+    _check_entries(root, path, container_id, others)
     if processes.in_cgroup(path):
         raise FailedPrecondition(
             f"create task {container_id}: cgroup {path} holds processes of others, "
@@ -130,11 +147,29 @@ def check_alone(path: str, container_id: str, others: Iterable[Entry]) -> None:
         )
 
 
-def make_root(path: str) -> None:
-    """The runtime's own directory, when a client chose one. Raises InvalidArgument."""
+def _check_entries(root: Root, path: str, container_id: str, others: Iterable[Entry]) -> None:
+    for entry in others:
+        taken = str(entry.options.get("cgroup") or "")
+        taken = taken or cgroup_path(root.instance, entry.namespace, entry.id)
+        if f"{path}/".startswith(f"{taken}/") or f"{taken}/".startswith(f"{path}/"):
+            raise FailedPrecondition(
+                f"create task {container_id}: cgroup {path} is shared with {entry.what} ({taken})"
+            )
+
+
+def make_root(path: str, container_id: str) -> None:
+    """The runtime's own directory, when a client chose one.
+
+    Raises InvalidArgument; AlreadyExists when something of this id is in it, which another
+    manager has there, and which undoing a create would remove.
+    """
     if not path.startswith("/") or ".." in path.split("/"):
         raise InvalidArgument(f"use runtime root {path!r}: expected an absolute path")
     try:
         os.makedirs(path, 0o700, exist_ok=True)
     except OSError as err:
         raise InvalidArgument(f"use runtime root {path}: {err.strerror}") from err
+    if os.path.lexists(f"{path}/{container_id}"):
+        raise AlreadyExists(
+            f"create task {container_id}: runtime root {path} has a container of this id"
+        )

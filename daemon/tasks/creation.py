@@ -16,7 +16,15 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.spawn import Spawner
 from lighter.daemon.tasks.bundle import Bundle, create_order
-from lighter.daemon.tasks.calling import PLAIN, Calling, check_alone, make_root, place, runtime_root
+from lighter.daemon.tasks.calling import (
+    PLAIN,
+    Calling,
+    check_alone,
+    check_apart,
+    make_root,
+    place,
+    runtime_root,
+)
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, cleaned_or_stuck, find_process, kill_shim
 from lighter.daemon.tasks.shims import MARGIN_S, ShimRouter
@@ -32,7 +40,7 @@ from lighter.proto.errors import (
     Unavailable,
 )
 from lighter.proto.faults import hit
-from lighter.proto.paths import Root, State, cgroup_path
+from lighter.proto.paths import Root, State
 
 log = logging.getLogger("lighter.tasks")
 
@@ -258,12 +266,12 @@ class TaskCreator:
             runtime = self._runtimes.find(container.runtime)
         where = runtime_root(self._state, namespace, options)
         if "cgroup" not in container.options:  # a spec of our own making
-            path = cgroup_path(self._root.instance, namespace, id_)
+            path = check_apart(self._root, container, self._supervisor.entries.values())
             return Calling(runtime, where, path, options), container.spec
         if options.root:
-            make_root(where)
+            make_root(where, id_)
         path, spec = place(self._root, container, options.systemd_cgroup)
-        check_alone(path, id_, self._supervisor.entries.values())
+        check_alone(self._root, path, id_, self._supervisor.entries.values())
         return Calling(runtime, where, path, options), spec
 
     def _log_settings(self, container: Container) -> dict[str, Any] | None:

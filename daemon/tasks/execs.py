@@ -1,5 +1,6 @@
 """Further processes in a running container, and who listens to a process."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -92,12 +93,20 @@ class ExecService:
         if request is None:
             raise FailedPrecondition(f"start {what}: how to start it is no longer known")
         exec_.starting = True
-        try:
-            return await self._ask(
-                entry, exec_id, exec_.terminal, request["process"], request["stdio"]
-            )
-        finally:
-            exec_.starting = False
+
+        async def ask() -> int:
+            try:
+                return await self._ask(
+                    entry, exec_id, exec_.terminal, request["process"], request["stdio"]
+                )
+            finally:
+                exec_.starting = False
+
+        # A caller who goes leaves the runtime at it: the process may be there in the end, so it
+        # must not be deleted before that is known.
+        asked = asyncio.ensure_future(ask())
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(asked)
 
     def stdio(self, namespace: str, container_id: str, exec_id: str) -> Mapping[str, Any]:
         """The paths that a process was added with; {} for one that was run at once."""

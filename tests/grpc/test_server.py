@@ -61,6 +61,20 @@ def test_a_stale_socket_is_replaced_and_a_file_is_not(
     lighterd.start()
 
 
+def test_sec_66_a_socket_that_somebody_serves_is_not_taken(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    first = make_lighterd().start()
+    second = make_lighterd(config=f'[grpc]\naddress = "{first.grpc_address}"\n')
+    second.launch()
+    assert second.process is not None and second.process.wait(30) == 1
+    assert "another program serves there" in second.log_end(400)
+    with Api(first.grpc_address) as api:
+        assert api.call(version_pb2, "Version", "Version").version == VERSION
+    (second.base / "config.toml").write_text("")
+    second.start()
+
+
 def test_health_and_reflection(api: Api) -> None:
     channel = grpc.insecure_channel(f"unix:{api.path}")
     with channel:

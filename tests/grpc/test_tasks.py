@@ -156,6 +156,9 @@ def test_streams_that_cannot_be(workshop: Workshop) -> None:
     for uri in ("ftp://x", "relative", "/proc/1/fd/1", "file:///proc/1/fd/1", "binary://"):
         assert _refused(workshop.create_task, "c", stdout=uri)[0] == "INVALID_ARGUMENT", uri
     assert _refused(workshop.create_task, "c", stdout="/etc/passwd")[0] == "INVALID_ARGUMENT"
+    # As a file a FIFO without a reader would hold the whole shim up in open(2).
+    as_file = f"file://{workshop.fifo('nobody')}"
+    assert _refused(workshop.create_task, "c", stdout=as_file)[0] == "INVALID_ARGUMENT"
     assert list(workshop.tasks("List").tasks) == []
 
 

@@ -68,7 +68,7 @@ def test_each_interpreter_finds_a_wheel_of_each(python: str, wheels: dict[str, P
 
 def fits(wheel: str, python: str) -> bool:
     """Whether a wheel's tags (PEP 425) are for that CPython on x86_64 and the oldest glibc."""
-    interpreter, abi, platform = wheel.removesuffix(".whl").split("-")[2:]
+    interpreter, abi, platform = wheel.removesuffix(".whl").split("-")[-3:]
     pure = "py3" in interpreter.split(".") and platform == "any"
     stable = abi == "abi3" and int(interpreter[3:]) <= int(python[3:])
     if not pure:
