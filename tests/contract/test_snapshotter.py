@@ -609,6 +609,24 @@ def test_subvolumes_that_a_container_made_go_with_its_snapshot(btrfs: Place) -> 
     assert btrfs.directories() == []
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_nothing_that_is_frozen_keeps_a_btrfs_snapshot(btrfs: Place, committed: bool) -> None:
+    """A container freezes its own subvolumes, a commit the whole; either has others within."""
+    btrfs.run(btrfs.snapshotter.prepare(NS, "work"))
+    create(str(btrfs.dir / "1/fs"), "outer")
+    create(str(btrfs.dir / "1/fs/outer"), "inner")
+    freeze(str(btrfs.dir / "1/fs/outer"))
+    name = "work"
+    if committed:
+        btrfs.run(btrfs.snapshotter.commit(NS, "base", "work"))
+        name = "base"
+
+    btrfs.run(btrfs.snapshotter.remove(NS, name))
+    btrfs.run(btrfs.snapshotter.sweep())
+
+    assert btrfs.directories() == []
+
+
 def test_btrfs_says_why_it_cannot_be_used_and_touches_nothing(tmp_path: Path) -> None:
     linux.mount("small", str(tmp_path), "tmpfs")
     try:

@@ -151,6 +151,36 @@ def test_a_logging_program(workshop: Workshop, tmp_path: Path) -> None:
     assert _refused(workshop.create_task, "c", stdout=missing)[0] == "NOT_FOUND"
 
 
+def test_a_logging_program_that_is_never_ready_is_ended(workshop: Workshop, tmp_path: Path) -> None:
+    program = tmp_path / "logger"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+    program.chmod(0o755)
+    workshop.ctr("containers", "create", REFERENCE, "c")
+
+    refused = _refused(workshop.create_task, "c", stdout=f"binary://{program}")
+
+    assert refused[0] == "DEADLINE_EXCEEDED"
+    pid = int((tmp_path / "pid").read_text())
+    await_that(lambda: not os.path.exists(f"/proc/{pid}"), 10, "the program is ended")
+
+
+def test_an_exec_that_fails_late_leaves_no_process(workshop: Workshop) -> None:
+    """Its terminal is there, its program runs, and then its FIFO cannot be opened."""
+    init = workshop.create("c", "sleep", "1000")
+    workshop.tasks("Start", container_id="c")
+    stdout = workshop.fifo("out")
+    workshop.exec("c", "e", "sh", "-c", "trap '' HUP; sleep 1000", stdout=stdout, terminal=True)
+    os.unlink(stdout)
+
+    assert _refused(workshop.tasks, "Start", container_id="c", exec_id="e")[0] != "OK"
+
+    def pids() -> list[int]:
+        return [info.pid for info in workshop.tasks("ListPids", container_id="c").processes]
+
+    await_that(lambda: pids() == [init], 10, "only init is left")
+    workshop.tasks("DeleteProcess", container_id="c", exec_id="e")
+
+
 def test_streams_that_cannot_be(workshop: Workshop) -> None:
     workshop.ctr("containers", "create", REFERENCE, "c")
     for uri in ("ftp://x", "relative", "/proc/1/fd/1", "file:///proc/1/fd/1", "binary://"):

@@ -1,5 +1,6 @@
 """The verbs of `ctl images` as users type them, with ctr, skopeo and umoci as second opinions."""
 
+import io
 import json
 import os
 import re
@@ -125,6 +126,44 @@ def test_what_others_write_is_imported(
             shown = lighterd.ctl("images", "inspect", name, check=True).stdout.decode()
             assert "rootfs.diff.tar.gzip" in shown
         lighterd.ctl("images", "rm", name, check=True)
+
+
+def test_a_layer_of_two_images_is_compressed_once(
+    lighterd: Lighterd, busybox: str, folder: Path
+) -> None:
+    """docker save of several images: each names the layers that they share."""
+    copies = [f"example.com/copy:{number}" for number in range(2)]
+    for copy in copies:
+        lighterd.ctl("images", "tag", busybox, copy, check=True)
+    plain = folder / "plain.tar"
+    lighterd.ctl("images", "export", str(plain), busybox, check=True)
+    for copy in copies:
+        target = f"docker-archive:{folder}/{copy[-1]}.tar:{copy}"
+        run("skopeo", "copy", f"oci-archive:{plain}", target)
+    both = folder / "both.tar"
+    manifests = []
+    with tarfile.open(both, "w") as merged:
+        for copy in copies:
+            with tarfile.open(folder / f"{copy[-1]}.tar") as one:
+                for member in one:
+                    data = one.extractfile(member)
+                    if member.name == "manifest.json":
+                        assert data is not None
+                        manifests += json.load(data)
+                    elif member.name not in merged.getnames():
+                        merged.addfile(member, data)
+        text = json.dumps(manifests).encode()
+        entry = tarfile.TarInfo("manifest.json")
+        entry.size = len(text)
+        merged.addfile(entry, io.BytesIO(text))
+    for copy in copies:
+        lighterd.ctl("images", "rm", copy, check=True)
+
+    lighterd.ctl("images", "import", "--compress-blobs", str(both), check=True)
+
+    for copy in copies:
+        shown = lighterd.ctl("images", "inspect", copy, check=True).stdout.decode()
+        assert "rootfs.diff.tar.gzip" in shown
 
 
 def run(*argv: str) -> None:
