@@ -244,9 +244,8 @@ class TasksService:
 
     async def resize_pty(self, call: Call, request: pb.ResizePtyRequest) -> Empty:
         entry = self._entry(call, request.container_id)
-        # One that is not running has no terminal yet, or none any more: nothing to do.
-        if request.exec_id and _exec(entry, request.exec_id).state != states.RUNNING:
-            return Empty()
+        if request.exec_id and _exec(entry, request.exec_id).state == states.STOPPED:
+            return Empty()  # it has no terminal any more
         for size in (request.width, request.height):
             if size > 0xFFFF:
                 raise InvalidArgument(f"resize terminal: {size} is more than 65535")

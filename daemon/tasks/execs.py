@@ -185,7 +185,16 @@ class ExecService:
     async def resize(
         self, namespace: str, container_id: str, exec_id: str, rows: int, cols: int
     ) -> None:
-        peer = await connected(self._supervisor.find(namespace, container_id))
+        """Tell a terminal its size; one of a process that was only added begins with it."""
+        entry = self._supervisor.find(namespace, container_id)
+        exec_ = entry.execs.get(exec_id)
+        if exec_ is not None and exec_.state == states.ADDED and not exec_.starting:
+            bundle = self._bundle_of(namespace, container_id)
+            if request := bundle.added(exec_id):
+                request["stdio"].update(rows=rows, cols=cols)
+                bundle.write_added(exec_id, request)
+            return
+        peer = await connected(entry)
         body = {"exec_id": exec_id, "rows": rows, "cols": cols}
         await peer.call("resize", body, timeout_s=SIGNAL_S)
 

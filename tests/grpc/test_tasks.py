@@ -181,6 +181,22 @@ def test_an_exec_that_fails_late_leaves_no_process(workshop: Workshop) -> None:
     workshop.tasks("DeleteProcess", container_id="c", exec_id="e")
 
 
+def test_a_terminal_has_its_size_from_the_start(workshop: Workshop) -> None:
+    """ctr tells it between Exec and Start."""
+    workshop.create("c", "sleep", "1000")
+    workshop.tasks("Start", container_id="c")
+    stdout = workshop.fifo("out")
+    workshop.exec("c", "e", "stty", "size", stdout=stdout, terminal=True)
+    workshop.tasks("ResizePty", container_id="c", exec_id="e", width=123, height=45)
+    workshop.tasks("CloseIO", container_id="c", exec_id="e", stdin=True)
+    workshop.tasks("Start", container_id="c", exec_id="e")
+    with open(stdout, "rb") as reader:
+        assert reader.readline().split() == [b"45", b"123"]
+    assert workshop.tasks("Wait", container_id="c", exec_id="e").exit_status == 0
+    workshop.tasks("ResizePty", container_id="c", exec_id="e", width=80, height=24)
+    workshop.tasks("DeleteProcess", container_id="c", exec_id="e")
+
+
 def test_streams_that_cannot_be(workshop: Workshop) -> None:
     workshop.ctr("containers", "create", REFERENCE, "c")
     for uri in ("ftp://x", "relative", "/proc/1/fd/1", "file:///proc/1/fd/1", "binary://"):
