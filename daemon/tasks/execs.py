@@ -52,12 +52,13 @@ class ExecService:
         await connected(entry)
         exec_id = check_name(exec_id, "exec") if exec_id is not None else secrets.token_hex(8)
         terminal = bool(process.get("terminal"))
-        exec_ = self._record(entry, Exec(exec_id, states.CREATING, terminal, time.time_ns()))
+        exec_ = Exec(exec_id, states.CREATING, terminal, time.time_ns())
         try:
+            self._record(entry, exec_)
             return exec_id, await self._ask(entry, exec_id, terminal, process, stdio)
         except BaseException:
             # One that was started is there, whatever became of the answer.
-            if exec_.state == states.CREATING:
+            if exec_.state == states.CREATING and entry.execs.get(exec_id) is exec_:
                 self._forget_exec(entry, exec_id)
             raise
 
@@ -78,7 +79,12 @@ class ExecService:
         if exec_id not in entry.execs:
             request = {"process": dict(process), "stdio": dict(stdio)}
             self._bundle_of(namespace, container_id).write_added(exec_id, request)
-        self._record(entry, exec_)
+        try:
+            self._record(entry, exec_)
+        except BaseException:
+            if entry.execs.get(exec_id) is exec_:
+                self._forget_exec(entry, exec_id)  # who asked has heard of a failure
+            raise
 
     async def start(self, namespace: str, container_id: str, exec_id: str) -> int:
         """Run a process that was added; returns its pid. One that fails stays added."""
@@ -113,7 +119,7 @@ class ExecService:
         request = self._bundle_of(namespace, container_id).added(exec_id)
         return request["stdio"] if request else {}
 
-    def _record(self, entry: Entry, exec_: Exec) -> Exec:
+    def _record(self, entry: Entry, exec_: Exec) -> None:
         """Raises AlreadyExists."""
         exec_id = exec_.exec_id
         if exec_id in entry.execs:
@@ -130,7 +136,6 @@ class ExecService:
             raise
         self._events.announce(added)
         hit("exec.row-committed")
-        return exec_
 
     async def _ask(
         self,
