@@ -15,6 +15,7 @@ STATES = (
     states.STOPPED,
     states.DELETED,
     states.UNKNOWN,
+    states.ADDED,
 )
 STEPS = (
     "create",
@@ -28,6 +29,7 @@ STEPS = (
     "exit",
     "delete",
     "nonsense",
+    "update",
 )
 TABLES = {"task": states.TASK, "exec": states.EXEC}
 
