@@ -175,8 +175,9 @@ class Spawner:
         return True
 
     def _end_spare(self) -> None:
-        """Nobody of this spawner is left behind idle."""
+        """Nobody of this spawner is left behind idle: not while it warms itself either."""
         if self._spare is not None:
+            signal.pidfd_send_signal(self._spare.pidfd, signal.SIGKILL)
             self._spare.close()
             os.waitpid(self._spare.pid, 0)
 

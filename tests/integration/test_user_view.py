@@ -157,7 +157,12 @@ def test_labels_are_changed_filtered_by_and_kept(lighterd: Lighterd, busybox: st
             client.stream("events", "subscribe", since=lighterd.first_event, follow=False)
         )
     (told,) = [event for event in events if event["topic"] == "/containers/update"]
-    assert told["event"] == {"id": "x", "labels": {"zone": "eu"}}
+    assert told["event"] == {
+        "id": "x",
+        "image": busybox,
+        "labels": {"zone": "eu"},
+        "snapshot_key": "x",
+    }
     for labels, word in ((["a" * 4097 + "=b"], b"label"), (["=b"], b"key=value")):
         refused = lighterd.ctl("c", "label", "x", *labels)
         assert refused.returncode in (1, 2) and word in refused.stderr
