@@ -197,6 +197,8 @@ class ExecService:
             bundle = self._bundle_of(namespace, container_id)
             if request := bundle.added(exec_id):
                 request["stdio"].update(rows=rows, cols=cols)
+                # The runtime's part of it: the program may ask before the shim has the terminal.
+                request["process"]["consoleSize"] = {"height": rows, "width": cols}
                 bundle.write_added(exec_id, request)
             return
         peer = await connected(entry)
