@@ -48,6 +48,14 @@ class Reaper:
             del self._waiting[pid]
             raise
 
+    def has(self, pid: int) -> bool:
+        """Whether this is a child that nobody has reaped, so that its pid is its own."""
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except (ChildProcessError, OverflowError):
+            return False
+        return True
+
     def hold(self) -> None:
         """Leave unknown children unreaped: a runc call is under way whose child is not known."""
         self._in_flight += 1

@@ -57,6 +57,7 @@ class Task:
     ) -> None:
         self._loop = loop
         self._find_cgroup = find_cgroup
+        self._reaper = reaper
         self.order = order
         self.id: str = order["id"]
         self._bundle: str = order["bundle"]
@@ -241,13 +242,10 @@ class Task:
             hit("shim.runc-execed")
             self._refuse_late(process)
         except BaseException:
-            # Nobody has heard of it. One whose streams failed is not reaped, so its pid is its own.
+            # Nobody has heard of it; the pid file is a runtime's word, so the kernel is asked.
             pid = process.pid or read_pid(pid_file)
-            if pid and not process.ended.done:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+            if pid and not process.ended.done and self._reaper.has(pid):
+                os.kill(pid, signal.SIGKILL)
             self._forget(process)
             raise
         finally:

@@ -1,6 +1,7 @@
 """Runtimes that misbehave, repeated calls, names at their limits, events across restarts."""
 
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -57,6 +58,27 @@ def test_f44_a_runtime_that_fails_leaves_an_error_and_nothing_else(
         assert lives.task(lighterd, "c")["status"] is None
     ask(lighterd, "containers.delete", id="c", force=False)
     lives.leftovers(lighterd)
+
+
+def test_f44_a_pid_that_a_runtime_makes_up_is_not_killed(lighterd: Lighterd, busybox: str) -> None:
+    """An exec whose pid file names somebody else's process fails, and harms nobody."""
+    with subprocess.Popen(["sleep", "1000"]) as bystander:
+        script = (
+            '#!/bin/sh\ncase "$*" in\n'
+            '*" exec "*) while [ "$1" != --pid-file ]; do shift; done\n'
+            f'printf {bystander.pid} >$2; exit 0;;\nesac\nexec runc "$@"\n'
+        )
+        program = runtime(lighterd, script)
+        lives.define(lighterd, busybox, "c", "sleep", "1000", runtime=program)
+        ask(lighterd, "tasks.create", id="c", **NO_STDIO)
+        ask(lighterd, "tasks.start", id="c")
+        process = {"args": ["true"], "env": [], "cwd": "/", "terminal": False}
+        try:
+            with pytest.raises(errors.LighterError, match="no child of this shim"):
+                ask(lighterd, "tasks.exec", id="c", exec_id="e", **process, **NO_STDIO)
+            assert bystander.poll() is None, "it was killed"
+        finally:
+            bystander.kill()
 
 
 @pytest.mark.parametrize("missing", [True, False], ids=["missing", "not executable"])
