@@ -52,7 +52,8 @@ async def start_logger(
         try:
             await _ready(loop, ready_read, argv[0])
         except BaseException:
-            os.killpg(pid, signal.SIGKILL)  # its own group; not reaped before the loop goes on
+            if reaper.has(pid):  # one that went to the background is reaped, its pid another's
+                os.killpg(pid, signal.SIGKILL)
             raise
         ends.remove(out_write)
         ends.remove(err_write)
