@@ -26,7 +26,7 @@ def exec_request(
     exec_id: str | None, command: tuple[str, ...], flags: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields of tasks.exec that the command line decides."""
-    from lighter.ctl.definition import environment
+    from lighter.ctl.flags.process import environment
 
     return {
         "exec_id": exec_id,

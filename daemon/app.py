@@ -11,7 +11,9 @@ from typing import Any
 
 from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.config import Config
-from lighter.daemon.containers import ContainerService, Defaults
+from lighter.daemon.containers.maker import ContainerMaker
+from lighter.daemon.containers.request import Defaults
+from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.scheduler import Scheduler
@@ -41,6 +43,7 @@ from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc import (
     archive_handlers,
+    container_handlers,
     content_handlers,
     disk_handlers,
     handlers,
@@ -49,6 +52,7 @@ from lighter.daemon.rpc import (
     shim_handlers,
     snapshot_handlers,
     system_handlers,
+    task_handlers,
     transfer_handlers,
 )
 from lighter.daemon.rpc.server import Method
@@ -107,6 +111,7 @@ class Services:
     execs: ExecService
     tasks: TaskService
     containers: ContainerService
+    maker: ContainerMaker
     records: ContainerRecords
     recovery: Recovery
     reloader: Reloader
@@ -233,14 +238,14 @@ def build(
         runtime_s=config.runc_timeout_s,
     )
     container_store = ContainerStore(db)
-    containers = ContainerService(
+    identities = IdentityService(spawner)
+    maker = ContainerMaker(
         root=root,
         store=container_store,
         images=images,
         snapshotters=snapshotters,
-        identities=IdentityService(spawner),
-        tasks=tasks,
-        creator=creator,
+        identities=identities,
+        has_task=tasks.exists,
         find_runtime=runtimes.find,
         events_log=event_log,
         host=read_host(),
@@ -250,6 +255,17 @@ def build(
             config.log_max_size,
             config.log_max_file,
         ),
+    )
+    containers = ContainerService(
+        root=root,
+        store=container_store,
+        maker=maker,
+        images=images,
+        snapshotters=snapshotters,
+        identities=identities,
+        tasks=tasks,
+        creator=creator,
+        events_log=event_log,
     )
     recovery = Recovery(
         db=db,
@@ -290,6 +306,7 @@ def build(
         execs=execs,
         tasks=tasks,
         containers=containers,
+        maker=maker,
         records=ContainerRecords(
             root=root, store=container_store, tasks=tasks, events_log=event_log
         ),
@@ -313,8 +330,8 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
     return {
         **handlers.version_method(facts),
         **handlers.namespace_methods(s.namespaces),
-        **handlers.container_methods(s.containers),
-        **handlers.task_methods(s.tasks, s.execs, s.containers),
+        **container_handlers.container_methods(s.containers),
+        **task_handlers.task_methods(s.tasks, s.execs, s.containers),
         **handlers.event_methods(s.event_log),
         **handlers.log_methods(s.root, s.tasks, s.containers),
         **image_handlers.image_methods(

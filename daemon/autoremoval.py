@@ -2,7 +2,7 @@
 
 import logging
 
-from lighter.daemon.containers import ContainerService
+from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.proto.errors import LighterError, NotFound

@@ -182,7 +182,7 @@ class Manager:
         names = [namespace.name for namespace in services.namespaces.list()]
         await services.snapshots.recover(names)
         if not services.db.loss:
-            await services.containers.orphans.remove_all(names)
+            await services.maker.orphans.remove_all(names)
         hit("start.tidied")
         await services.scheduler.run()
 

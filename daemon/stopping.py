@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from lighter.daemon.containers import ContainerService
+from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import CLOSED_S, kill_shim
 from lighter.daemon.tasks.service import TaskService

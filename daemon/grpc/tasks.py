@@ -13,7 +13,7 @@ from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import ParseDict
 
-from lighter.daemon.containers import ContainerService
+from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.filters import any_of
 from lighter.daemon.grpc import anys
 from lighter.daemon.grpc.calls import Call

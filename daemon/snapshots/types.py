@@ -13,6 +13,7 @@ from typing import Protocol
 
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
 from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.proto.errors import NotFound
 
 ACTIVE = "active"
 VIEW = "view"
@@ -124,3 +125,12 @@ class Snapshotter(Protocol):
 
     async def recover(self) -> None:
         """Once after a start: remove what a dead manager left half done. New work may go on."""
+
+
+def find_snapshotter(snapshotters: Mapping[str, Snapshotter], name: str) -> Snapshotter:
+    """Raises NotFound, naming those that there are."""
+    found = snapshotters.get(name)
+    if found is None:
+        known = ", ".join(sorted(snapshotters))
+        raise NotFound(f"find snapshotter {name}: this manager has {known}")
+    return found

@@ -261,4 +261,4 @@ def test_a_manager_that_a_watchdog_ends_says_where_it_was(
     hung.kill()
     hung.wait()
     assert "Fatal Python error: Aborted" in lighterd.log_end()
-    assert "daemon/containers.py" in lighterd.log_end()
+    assert "daemon/containers/maker.py" in lighterd.log_end()

@@ -6,13 +6,13 @@ from pathlib import Path
 import click
 import pytest
 
-from lighter.ctl import definition
 from lighter.ctl.cli import DURATION, SIGNAL, SIZE
+from lighter.ctl.flags import filesystem, namespaces, process, security
 from lighter.ctl.logs import Since
 
 
 def test_the_tutorials_mount() -> None:
-    assert definition.mount("type=bind,src=/tmp,dst=/hostdir,options=rbind:rw") == {
+    assert filesystem.mount("type=bind,src=/tmp,dst=/hostdir,options=rbind:rw") == {
         "type": "bind",
         "source": "/tmp",
         "destination": "/hostdir",
@@ -22,13 +22,13 @@ def test_the_tutorials_mount() -> None:
 
 def test_a_relative_source_is_seen_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    found = definition.mount("src=data,target=/d,readonly")
+    found = filesystem.mount("src=data,target=/d,readonly")
     assert found["source"] == f"{tmp_path}/data"
     assert found["options"] == ["ro", "rbind"]
 
 
 def test_a_tmpfs_needs_no_source() -> None:
-    assert definition.mount("type=tmpfs,dst=/t,options=size=1m")["options"] == ["size=1m"]
+    assert filesystem.mount("type=tmpfs,dst=/t,options=size=1m")["options"] == ["size=1m"]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_tmpfs_needs_no_source() -> None:
 )
 def test_a_wrong_mount_is_wrong_usage(text: str) -> None:
     with pytest.raises(click.UsageError):
-        definition.mount(text)
+        filesystem.mount(text)
 
 
 def test_environment_files_come_first_and_bare_names_are_taken_from_here(
@@ -46,25 +46,25 @@ def test_environment_files_come_first_and_bare_names_are_taken_from_here(
     file.write_text("# comment\n\nA=1\nHERE\nABSENT\nB=x=y\n")
     monkeypatch.setenv("HERE", "here")
     monkeypatch.delenv("ABSENT", raising=False)
-    env = definition.environment(("A=2", "ABSENT"), (str(file),))
+    env = process.environment(("A=2", "ABSENT"), (str(file),))
     assert env == ["A=1", "HERE=here", "B=x=y", "A=2"]
 
 
 def test_namespaces_to_join() -> None:
-    assert definition.joined_namespaces(("pid:/proc/7/ns/pid", "net:/run/n")) == {
+    assert namespaces.joined_namespaces(("pid:/proc/7/ns/pid", "net:/run/n")) == {
         "pid": "/proc/7/ns/pid",
         "net": "/run/n",
     }
     with pytest.raises(click.UsageError):
-        definition.joined_namespaces(("pid",))
+        namespaces.joined_namespaces(("pid",))
 
 
 def test_a_seccomp_profile_is_read_by_ctl(tmp_path: Path) -> None:
     profile = tmp_path / "p.json"
     profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
-    assert definition.seccomp(None) == "default"
-    assert definition.seccomp("unconfined") == "unconfined"
-    assert definition.seccomp(str(profile)) == profile.read_text()
+    assert security.seccomp(None) == "default"
+    assert security.seccomp("unconfined") == "unconfined"
+    assert security.seccomp(str(profile)) == profile.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""Flags of the container's own process."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import read_text
+
+OPTIONS = (
+    click.option("--tty", "-t", is_flag=True, help="Give the container a terminal."),
+    click.option("--env", "-e", multiple=True, help="KEY=value; KEY alone takes ctl's own."),
+    click.option("--env-file", multiple=True, type=click.Path(), help="File of KEY=value lines."),
+    click.option("--cwd", "--workdir", "-w", help="Working directory."),
+    click.option("--user", "-u", help="User or uid[:group or gid]."),
+    click.option("--entrypoint", help='Program instead of the image\'s; "": none.'),
+    click.option("--stop-signal", help="What `stop` sends.  [default: the image's]"),
+)
+
+
+def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Their part of the body of containers.create."""
+    return {
+        "entrypoint": entrypoint(flags["entrypoint"]),
+        "env": environment(flags["env"], flags["env_file"]),
+        "cwd": flags["cwd"] or "",
+        "user": flags["user"] or "",
+        "terminal": flags["tty"],
+        "stop_signal": flags["stop_signal"] or "",
+    }
+
+
+def entrypoint(program: str | None) -> list[str] | None:
+    """What takes the place of the image's entrypoint: null leaves it, an empty list drops it."""
+    if program is None:
+        return None
+    return [program] if program else []
+
+
+def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
+    """`KEY=value` for each word and each line of the files; the words win, being last."""
+    lines = [line for path in files for line in read_text(path, "env file").splitlines()]
+    given = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    env = []
+    for item in (*given, *words):
+        key, sign, _value = item.partition("=")
+        if not key:
+            raise click.UsageError(f"--env {item!r}: the name is empty")
+        if sign:
+            env.append(item)
+        elif key in os.environ:
+            env.append(f"{key}={os.environ[key]}")
+    return env

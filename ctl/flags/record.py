@@ -1,0 +1,21 @@
+"""Flags of the container's record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import key_values
+
+OPTIONS = (
+    click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the container."),
+    click.option("--runtime", help="Name of the runtime.  [default: the manager's]"),
+)
+
+
+def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Their part of the body of containers.create."""
+    return {
+        "labels": key_values(flags["label"], "label", bare=True),
+        "runtime": flags["runtime"] or "",
+    }

@@ -1,0 +1,89 @@
+"""What a container is asked to be, and what of that is recorded beside its spec."""
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lighter.proto.errors import InvalidArgument
+
+LOG_DRIVERS = ("file", "none")
+
+
+@dataclass(frozen=True)
+class CreateRequest:
+    """What a caller asks for; the fields are those of `containers.create` in proto/daemon_api."""
+
+    image: str
+    id: str | None = None
+    args: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    cwd: str | None = None
+    user: str | None = None
+    terminal: bool = False
+    mounts: tuple[Mapping[str, Any], ...] = ()
+    net_host: bool = False
+    read_only: bool = False
+    hostname: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    snapshotter: str = ""
+    privileged: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    seccomp: str = "default"
+    allow_new_privs: bool = False
+    runtime: str = ""
+    with_ns: Mapping[str, str] = field(default_factory=dict)
+    auto_remove: bool = False
+    stdin_open: bool = False
+    stop_signal: str = ""
+    log: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the configuration says for requests that leave it open."""
+
+    snapshotter: str
+    runtime: str
+    log_max_size: int
+    log_max_file: int
+
+
+def options_of(request: CreateRequest, defaults: Defaults) -> dict[str, Any]:
+    """What of a request is recorded beside the spec. Raises InvalidArgument."""
+    driver = request.log.get("driver")
+    driver = LOG_DRIVERS[0] if driver in (None, "") else driver
+    if driver not in LOG_DRIVERS:
+        raise InvalidArgument(
+            f"choose log driver {driver!r}: there are {' and '.join(LOG_DRIVERS)}"
+        )
+    max_size = request.log.get("max_size")
+    max_file = request.log.get("max_file")
+    sizes = {
+        "max_size": defaults.log_max_size if max_size is None else max_size,
+        "max_file": defaults.log_max_file if max_file is None else max_file,
+    }
+    for name, value in sizes.items():
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            raise InvalidArgument(
+                f"choose log {name} {value!r}: expected a whole number, 0 for no limit"
+            )
+    return {
+        "log": {"driver": driver, **sizes},
+        "auto_remove": request.auto_remove,
+        "stdin_open": request.stdin_open,
+        "terminal": request.terminal,
+    }
+
+
+def signal_number(name: str) -> int:
+    """Of "SIGTERM", "TERM", "term" or "15". Raises InvalidArgument."""
+    if name.isascii() and name.isdigit() and 1 <= int(name) <= 64:
+        return int(name)
+    upper = name.upper()
+    try:
+        return signal.Signals[upper if upper.startswith("SIG") else f"SIG{upper}"].value
+    except KeyError as err:
+        raise InvalidArgument(f"choose stop signal {name!r}: there is no such signal") from err

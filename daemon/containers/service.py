@@ -1,0 +1,171 @@
+"""Containers: from an image and a caller's wishes to a recorded spec and a writable snapshot."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lighter.daemon.containers.maker import ContainerMaker, remove_quietly
+from lighter.daemon.containers.request import CreateRequest, signal_number
+from lighter.daemon.events import EventLog, Telling
+from lighter.daemon.identity import IdentityService
+from lighter.daemon.images.service import ImageService
+from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.oci.process import ExecRequest, exec_process
+from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
+from lighter.daemon.tasks.calling import from_record
+from lighter.daemon.tasks.creation import TaskCreator
+from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.types import Container, Exit, Mount, RuntimeOptions
+from lighter.proto import events
+from lighter.proto.errors import FailedPrecondition, NotFound
+from lighter.proto.faults import hit
+from lighter.proto.paths import Root
+
+
+class ContainerService:
+    """Records of containers. Their running side is TaskService."""
+
+    def __init__(
+        self,
+        *,
+        root: Root,
+        store: ContainerStore,
+        maker: ContainerMaker,
+        images: ImageService,
+        snapshotters: Mapping[str, Snapshotter],
+        identities: IdentityService,
+        tasks: TaskService,
+        creator: TaskCreator,
+        events_log: EventLog,
+    ) -> None:
+        self._root = root
+        self._store = store
+        self._maker = maker
+        self._images = images
+        self._snapshotters = snapshotters
+        self._identities = identities
+        self._tasks = tasks
+        self._creator = creator
+        self._events = events_log
+
+    async def create(
+        self, namespace: str, request: CreateRequest
+    ) -> tuple[Container, tuple[str, ...]]:
+        """Record a container; see ContainerMaker.create."""
+        return await self._maker.create(namespace, request)
+
+    async def get(self, namespace: str, container_id: str) -> Container:
+        return self._store.get(namespace, container_id)
+
+    async def list(
+        self, namespace: str, cursor: str, limit: int
+    ) -> tuple[tuple[Container, ...], str]:
+        return self._store.list(namespace, cursor, limit)
+
+    async def resolve(self, namespace: str, ref: str) -> str:
+        return self._store.resolve(namespace, ref)
+
+    async def label(
+        self, namespace: str, container_id: str, changes: Mapping[str, str]
+    ) -> Container:
+        """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
+        changed = self._store.update(namespace, container_id, labels=changes)
+        body = {
+            "id": container_id,
+            "image": changed.image,
+            "labels": dict(changed.labels),
+            "snapshot_key": changed.snapshot_key,
+        }
+        self._events.publish(namespace, events.CONTAINER_UPDATE, body)
+        return changed
+
+    async def mounts(self, container: Container) -> tuple[Mount, ...]:
+        """The mounts of the container's root."""
+        if not container.snapshot_key:
+            return ()
+        snapshotter = find_snapshotter(self._snapshotters, container.snapshotter)
+        return await snapshotter.mounts(container.namespace, container.snapshot_key)
+
+    async def start_task(self, namespace: str, container_id: str, stdio: Mapping[str, Any]) -> int:
+        """Create the container's task; returns init's pid."""
+        container = self._store.get(namespace, container_id)
+        terminal = bool(container.options.get("terminal"))
+        mounts = await self.mounts(container)
+        # It may have been deleted meanwhile; from here to the task's row nothing else runs.
+        container = self._store.get(namespace, container_id)
+        options = from_record(container.options.get("runc") or {})
+        return await self._creator.create(container, mounts, terminal, stdio, options)
+
+    async def start_recorded(
+        self,
+        namespace: str,
+        container_id: str,
+        mounts: tuple[Mount, ...],
+        terminal: bool,
+        stdio: Mapping[str, Any],
+        runtime: str = "",
+        options: RuntimeOptions | None = None,
+    ) -> int:
+        """Create the container's task on mounts that the caller names; returns init's pid.
+
+        `runtime` and `options` stand in for what is recorded.
+        """
+        container = self._store.get(namespace, container_id)
+        if options is None:
+            options = from_record(container.options.get("runc") or {})
+        if runtime:
+            container = replace(container, runtime=runtime)
+        return await self._creator.create(container, mounts, terminal, stdio, options)
+
+    async def exec_spec(
+        self, namespace: str, container_id: str, request: ExecRequest, user: str | None
+    ) -> dict[str, Any]:
+        """The OCI process of an exec in this container."""
+        container = self._store.get(namespace, container_id)
+        if user:
+            identity = await self._identities.of_container(user, await self.mounts(container))
+            request = ExecRequest(
+                request.args,
+                request.env,
+                request.cwd,
+                identity,
+                request.terminal,
+                request.console_size,
+            )
+        return exec_process(json.loads(container.spec), request)
+
+    async def stop(self, namespace: str, container_id: str, timeout_s: float) -> Exit:
+        """Stop the task with the signal that the container names."""
+        container = self._store.get(namespace, container_id)
+        number = signal_number(str(container.options.get("stop_signal") or "SIGTERM"))
+        return await self._tasks.stop(namespace, container_id, number, timeout_s)
+
+    async def delete(self, namespace: str, container_id: str, force: bool) -> None:
+        """Remove record, snapshot and log. Refused while there is a task, unless `force`."""
+        container = self._store.get(namespace, container_id)
+        await self._tasks.end_creation(namespace, container_id, force)
+        if self._tasks.exists(namespace, container_id):
+            task = self._tasks.find(namespace, container_id)
+            if not force:
+                raise FailedPrecondition(
+                    f"delete container {container_id}: it has a {task.view().status} task; "
+                    f"delete that first (ctl tasks delete {container_id})"
+                )
+            try:
+                await self._tasks.delete(namespace, container_id, force=True)
+            except NotFound:
+                pass  # somebody else was faster
+        told = Telling(self._events, namespace, events.CONTAINER_DELETE, {"id": container_id})
+        self._store.delete(namespace, container_id, told)
+        hit("containers.row-gone")
+        if container.snapshot_key:
+            await remove_quietly(
+                find_snapshotter(self._snapshotters, container.snapshotter),
+                namespace,
+                container.snapshot_key,
+            )
+        shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
+        self._events.announce(*told.events)
+        self._images.collector.on_deleted()  # its image may have gone before it

@@ -1,0 +1,96 @@
+"""Methods about containers: the maps of proto/daemon_api around ContainerService."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lighter.daemon.containers.request import CreateRequest
+from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.rpc.fields import Fields
+from lighter.daemon.rpc.methods import methods, namespace_of
+from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.types import Container
+from lighter.proto.daemon_api import PAGE_ROWS
+
+Body = Mapping[str, Any]
+
+
+def container_methods(containers: ContainerService) -> dict[str, Method]:
+    async def create(call: Call, body: Body) -> Any:
+        request = _create_request(Fields("containers.create", body))
+        container, warnings = await containers.create(namespace_of(call), request)
+        return {"id": container.id, "warnings": list(warnings)}
+
+    async def list_(call: Call, body: Body) -> Any:
+        fields = Fields("containers.list", body)
+        page, cursor = await containers.list(
+            namespace_of(call), fields.text("cursor"), fields.integer("limit", PAGE_ROWS)
+        )
+        return {"containers": [_container(item) for item in page], "next": cursor or None}
+
+    async def get(call: Call, body: Body) -> Any:
+        fields = Fields("containers.get", body)
+        found = await containers.get(namespace_of(call), fields.id())
+        extra = {"spec": found.spec.decode(), "options": dict(found.options)}
+        return {"container": {**_container(found), **extra}}
+
+    async def resolve(call: Call, body: Body) -> Any:
+        ref = Fields("containers.resolve", body).text("ref")
+        return {"id": await containers.resolve(namespace_of(call), ref)}
+
+    async def label(call: Call, body: Body) -> Any:
+        fields = Fields("containers.label", body)
+        changed = await containers.label(namespace_of(call), fields.id(), fields.labels())
+        return {"container": _container(changed)}
+
+    async def delete(call: Call, body: Body) -> Any:
+        fields = Fields("containers.delete", body)
+        await containers.delete(namespace_of(call), fields.id(), fields.flag("force"))
+        return {}
+
+    return {
+        **methods("containers", create=create, list=list_, get=get, resolve=resolve),
+        **methods("containers", label=label, delete=delete),
+    }
+
+
+def _create_request(fields: Fields) -> CreateRequest:
+    return CreateRequest(
+        image=fields.needed("image"),
+        id=fields.name_or_none("id"),
+        args=fields.texts("args"),
+        entrypoint=fields.texts_or_none("entrypoint"),
+        env=fields.texts("env"),
+        cwd=fields.text_or_none("cwd"),
+        user=fields.text_or_none("user"),
+        terminal=fields.flag("terminal"),
+        mounts=fields.mappings("mounts"),
+        net_host=fields.flag("net_host"),
+        read_only=fields.flag("read_only"),
+        hostname=fields.text_or_none("hostname"),
+        labels=fields.labels(),
+        snapshotter=fields.text("snapshotter"),
+        privileged=fields.flag("privileged"),
+        cap_add=fields.texts("cap_add"),
+        cap_drop=fields.texts("cap_drop"),
+        seccomp=fields.text("seccomp", "default"),
+        allow_new_privs=fields.flag("allow_new_privs"),
+        runtime=fields.text("runtime"),
+        with_ns=fields.labels("with_ns"),
+        auto_remove=fields.flag("auto_remove"),
+        stdin_open=fields.flag("stdin_open"),
+        stop_signal=fields.text("stop_signal"),
+        log=fields.mapping("log"),
+    )
+
+
+def _container(container: Container) -> dict[str, Any]:
+    return {
+        "id": container.id,
+        "image": container.image,
+        "runtime": container.runtime,
+        "snapshotter": container.snapshotter,
+        "snapshot_key": container.snapshot_key,
+        "labels": dict(container.labels),
+        "created_at": container.created_at,
+        "updated_at": container.updated_at,
+    }

@@ -1,0 +1,169 @@
+"""Methods about tasks and their execs: the maps of proto/daemon_api around TaskService."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.oci.process import ExecRequest
+from lighter.daemon.rpc.fields import Fields
+from lighter.daemon.rpc.methods import methods, namespace_of
+from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.tasks import processes
+from lighter.daemon.tasks.execs import ExecService
+from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.types import Exit, Task
+from lighter.proto.errors import InvalidArgument
+
+STDIO = ("stdin", "stdout", "stderr")
+SIGNALS = range(1, 65)
+Body = Mapping[str, Any]
+
+
+def task_methods(
+    tasks: TaskService, execs: ExecService, containers: ContainerService
+) -> dict[str, Method]:
+    async def create(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.create", body)
+        pid = await containers.start_task(namespace_of(call), fields.id(), _stdio(fields, call))
+        return {"pid": pid}
+
+    async def start(call: Call, body: Body) -> Any:
+        pid = await tasks.start(namespace_of(call), Fields("tasks.start", body).id())
+        return {"pid": pid}
+
+    async def get(call: Call, body: Body) -> Any:
+        task = await tasks.get(namespace_of(call), Fields("tasks.get", body).id())
+        return {"task": _task(task)}
+
+    async def list_(call: Call, _body: Body) -> Any:
+        return {"tasks": [_task(task) for task in await tasks.list(namespace_of(call))]}
+
+    async def kill(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.kill", body)
+        signum = fields.integer("signal", 15)
+        if signum not in SIGNALS:
+            raise InvalidArgument(f"kill task: {signum} is no signal number")
+        await tasks.kill(
+            namespace_of(call),
+            fields.id(),
+            fields.exec_id(),
+            signum,
+            fields.flag("all"),
+        )
+        return {}
+
+    async def stop(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.stop", body)
+        ended = await containers.stop(
+            namespace_of(call), fields.id(), fields.seconds("timeout_s", 10.0)
+        )
+        return _exit(ended)
+
+    async def pause(call: Call, body: Body) -> Any:
+        await tasks.pause(namespace_of(call), Fields("tasks.pause", body).id())
+        return {}
+
+    async def resume(call: Call, body: Body) -> Any:
+        await tasks.resume(namespace_of(call), Fields("tasks.resume", body).id())
+        return {}
+
+    async def exec_(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.exec", body)
+        stdio = _stdio(fields, call)
+        request = ExecRequest(
+            args=fields.texts("args"),
+            env=fields.texts("env"),
+            cwd=fields.text_or_none("cwd"),
+            terminal=fields.flag("terminal"),
+        )
+        namespace, id_ = namespace_of(call), fields.id()
+        tasks.find(namespace, id_)
+        process = await containers.exec_spec(namespace, id_, request, fields.text_or_none("user"))
+        exec_id, pid = await execs.exec(
+            namespace, id_, fields.name_or_none("exec_id"), process, stdio
+        )
+        return {"exec_id": exec_id, "pid": pid}
+
+    async def attach(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.attach", body)
+        stdio = {name: value for name, value in _stdio(fields, call).items() if name in STDIO}
+        terminal = await execs.attach(namespace_of(call), fields.id(), fields.exec_id(), stdio)
+        return {"terminal": terminal}
+
+    async def resize(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.resize", body)
+        await execs.resize(
+            namespace_of(call),
+            fields.id(),
+            fields.exec_id(),
+            _size(fields, "rows"),
+            _size(fields, "cols"),
+        )
+        return {}
+
+    async def close_stdin(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.close_stdin", body)
+        await execs.close_stdin(namespace_of(call), fields.id(), fields.exec_id())
+        return {}
+
+    async def wait(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.wait", body)
+        ended = await tasks.wait(
+            namespace_of(call),
+            fields.id(),
+            fields.exec_id(),
+            fields.flag("reissued"),
+            fields.flag("until_removed"),
+        )
+        return _exit(ended)
+
+    async def delete(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.delete", body)
+        ended = await tasks.delete(
+            namespace_of(call), fields.id(), fields.exec_id(), fields.flag("force")
+        )
+        return _exit(ended)
+
+    async def pids(call: Call, body: Body) -> Any:
+        entry = tasks.find(namespace_of(call), Fields("tasks.pids", body).id())
+        return {"processes": processes.of_task(entry)}
+
+    return {
+        **methods("tasks", create=create, start=start, get=get, list=list_, kill=kill, stop=stop),
+        **methods("tasks", pause=pause, resume=resume, exec=exec_, attach=attach, resize=resize),
+        **methods("tasks", close_stdin=close_stdin, wait=wait, delete=delete, pids=pids),
+    }
+
+
+def _size(fields: Fields, name: str) -> int:
+    value = fields.integer(name)
+    if not 0 <= value <= 0xFFFF:
+        raise InvalidArgument(f"read request: {name} is {value}, a terminal has 0 to 65535")
+    return value
+
+
+def _stdio(fields: Fields, call: Call) -> dict[str, Any]:
+    """The caller's streams. /proc paths are taken only for the caller's own descriptors."""
+    stdio: dict[str, Any] = {"rows": _size(fields, "rows"), "cols": _size(fields, "cols")}
+    for name in STDIO:
+        uri = stdio[name] = fields.text(name)
+        path = uri.removeprefix("file://")
+        if uri and not path.startswith("/"):
+            raise InvalidArgument(f"use {uri!r} as {name}: expected an absolute path or file://")
+        plain = "/" + os.path.normpath(path).lstrip("/")
+        own = plain.startswith(f"/proc/{call.pid}/fd/")
+        if plain.startswith("/proc/") and (uri != plain or not own):
+            raise InvalidArgument(f"use {uri} as {name}: it is no descriptor of process {call.pid}")
+    return stdio
+
+
+def _task(task: Task) -> dict[str, Any]:
+    values = asdict(task)
+    del values["namespace"]
+    return values
+
+
+def _exit(ended: Exit) -> dict[str, Any]:
+    return asdict(ended)
