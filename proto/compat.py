@@ -6,6 +6,6 @@ An installer's check (`release.py`), lighterd's launcher and the rpm's spec read
 # Versions of the wire that it speaks: its own, and the two before it.
 PROTOCOLS = (1,)
 # The schema that it brings a database to: the number of migrations in daemon/metadata/schema.py.
-SCHEMA = 1
+SCHEMA = 2
 # The newest schema that it works with: a release adds to the one before, and changes nothing of it.
-SCHEMA_NEWEST = 2
+SCHEMA_NEWEST = 3

@@ -15,7 +15,7 @@ from lighter.proto.names import check_labels, check_name
 
 DEFAULT = "default"
 
-_HOLDERS = ("containers", "tasks", "images", "snapshots", "content", "leases")
+_HOLDERS = ("containers", "tasks", "images", "snapshots", "content", "leases", "volumes")
 
 
 def ensure_in(tx: sqlite3.Connection, name: str) -> None:

@@ -102,7 +102,17 @@ CREATE TABLE events(
 );
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+# volumes: no foreign key to namespaces, since the release before, which does not know them, would
+# fail to remove a namespace instead of refusing to. Who uses one stands in containers.options.
+_SECOND = """
+CREATE TABLE volumes(
+    namespace TEXT NOT NULL, name TEXT NOT NULL, labels TEXT NOT NULL,
+    anonymous INTEGER NOT NULL, created_at INTEGER NOT NULL,
+    PRIMARY KEY(namespace, name)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _SECOND)
 
 
 def version_of(connection: sqlite3.Connection) -> int:
