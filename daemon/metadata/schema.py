@@ -104,12 +104,31 @@ CREATE TABLE events(
 
 # volumes: no foreign key to namespaces, since the release before, which does not know them, would
 # fail to remove a namespace instead of refusing to. Who uses one stands in containers.options.
+# restarts.settled: the incarnation of the task whose end was dealt with. due_at: a start is owed.
 _SECOND = """
 CREATE TABLE volumes(
     namespace TEXT NOT NULL, name TEXT NOT NULL, labels TEXT NOT NULL,
     anonymous INTEGER NOT NULL, created_at INTEGER NOT NULL,
     PRIMARY KEY(namespace, name)
 ) WITHOUT ROWID;
+
+CREATE TABLE restarts(
+    namespace TEXT NOT NULL, id TEXT NOT NULL,
+    count INTEGER NOT NULL, stopped INTEGER NOT NULL, settled TEXT NOT NULL,
+    exit_status INTEGER, delay_ms INTEGER NOT NULL, due_at INTEGER, error TEXT NOT NULL,
+    PRIMARY KEY(namespace, id),
+    FOREIGN KEY(namespace, id) REFERENCES containers(namespace, id)
+        ON UPDATE CASCADE ON DELETE CASCADE
+);
+
+CREATE TABLE health(
+    namespace TEXT NOT NULL, id TEXT NOT NULL,
+    incarnation TEXT NOT NULL, status TEXT NOT NULL, failing_streak INTEGER NOT NULL,
+    log TEXT NOT NULL,
+    PRIMARY KEY(namespace, id),
+    FOREIGN KEY(namespace, id) REFERENCES containers(namespace, id)
+        ON UPDATE CASCADE ON DELETE CASCADE
+);
 """
 
 MIGRATIONS: tuple[str, ...] = (_FIRST, _SECOND)
