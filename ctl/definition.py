@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighter.ctl.flags import (
+    devices,
     filesystem,
     log,
     namespaces,
     network,
     process,
     record,
+    resources,
     security,
 )
 
 # In the order that help shows.
-_GROUPS = (process, filesystem, network, namespaces, security, log, record)
+_GROUPS = (*(process, filesystem, network, namespaces, security, resources, devices, log, record),)
 
 
 def definition_options(command: Callable[..., Any]) -> Callable[..., Any]:

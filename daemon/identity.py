@@ -27,8 +27,13 @@ class IdentityService:
         self._worker = worker
         self._kept: OrderedDict[str, Files] = OrderedDict()
 
-    async def of_image(self, user: str, chain_id: str, mounts: Sequence[Mount]) -> Identity:
-        """For a snapshot just made from `chain_id`. Raises InvalidArgument, NotFound."""
+    async def of_image(
+        self, user: str, chain_id: str, mounts: Sequence[Mount], groups: Sequence[str] = ()
+    ) -> Identity:
+        """For a snapshot just made from `chain_id`; `groups` are names or numbers of further ones.
+
+        Raises InvalidArgument, NotFound.
+        """
         files = self._kept.get(chain_id)
         if files is None:
             found = await read_files(self._worker, mounts, (PASSWD, GROUP), users.MAX_FILE_BYTES)
@@ -37,7 +42,7 @@ class IdentityService:
                 self._kept[chain_id] = files
                 while len(self._kept) > KEEP:
                     self._kept.popitem(last=False)
-        return users.resolve(user, *files)
+        return users.with_groups(users.resolve(user, *files), groups, files[1])
 
     async def of_container(self, user: str, mounts: Sequence[Mount]) -> Identity:
         """For an exec: the files as they are in the container's own layer by now."""

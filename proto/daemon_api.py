@@ -90,7 +90,10 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     containers.create   {id, image, args, entrypoint, env, cwd, user, terminal, mounts: [{type, source, destination,
                         options}], net_host, read_only, hostname, labels, snapshotter, privileged,
                         cap_add, cap_drop, seccomp, allow_new_privs, runtime, with_ns: {kind: path},
-                        auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file}}
+                        auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file},
+                        annotations, sysctls, groups: [name or number], rlimits: [{type, soft, hard}],
+                        oom_score_adj, shm_bytes, limits: {as daemon/oci/limits}, devices: [{path,
+                        destination, access}], namespaces: {kind: own, host or container:id}}
                         -> {id, warnings: [text]}       id null: one is made up
                         seccomp: "default", "unconfined" or the profile's JSON text
     containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,

@@ -15,7 +15,20 @@ _MOUNT_KEYS = {
     "destination": "destination",
     "target": "destination",
     "options": "options",
+    "bind-propagation": "propagation",
+    "tmpfs-size": "size",
+    "tmpfs-mode": "mode",
 }
+_FLAGS = {
+    ("ro", True): "ro",
+    ("readonly", True): "ro",
+    ("ro", False): "rw",
+    ("readonly", False): "rw",
+    ("bind-nonrecursive", True): "bind",
+    ("bind-nonrecursive", False): "rbind",
+}
+_TRUE = {"": True, "true": True, "1": True, "false": False, "0": False}
+_PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 
 OPTIONS = (
     click.option(
@@ -23,6 +36,7 @@ OPTIONS = (
         multiple=True,
         help="type=bind,src=/tmp,dst=/hostdir,options=rbind:rw",
     ),
+    click.option("--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="/run:size=64m,mode=755"),
     click.option("--read-only", is_flag=True, help="Root filesystem cannot be written."),
     click.option(
         "--snapshotter",
@@ -35,9 +49,28 @@ OPTIONS = (
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
     return {
-        "mounts": [mount(text) for text in flags["mount"]],
+        "mounts": [*map(mount, flags["mount"]), *map(tmpfs, flags["tmpfs"])],
         "read_only": flags["read_only"],
         "snapshotter": flags["snapshotter"] or "",
+    }
+
+
+def tmpfs(text: str) -> dict[str, Any]:
+    """One --tmpfs: `path[:option,…]`, with docker's defaults."""
+    path, _, words = text.partition(":")
+    if not path.startswith("/"):
+        raise click.UsageError(f"--tmpfs {text!r}: an absolute path is expected")
+    return _tmpfs(path, [word for word in words.split(",") if word])
+
+
+def _tmpfs(path: str, options: list[str]) -> dict[str, Any]:
+    """With noexec, nosuid and nodev where the options do not say the contrary."""
+    kept = [o for o in ("noexec", "nosuid", "nodev") if o.removeprefix("no") not in options]
+    return {
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "destination": path,
+        "options": [*(option for option in kept if option not in options), *options],
     }
 
 
@@ -49,26 +82,41 @@ def mount(text: str) -> dict[str, Any]:
     """
     import csv
 
-    found: dict[str, Any] = {"type": "", "source": "", "destination": "", "options": []}
+    found: dict[str, str] = {}
+    options: list[str] = []
     for field in next(csv.reader([text]), []):
         key, sign, value = field.partition("=")
-        if key in ("ro", "readonly") and value in ("", "true"):
-            found["options"].append("ro")
+        if (key, True) in _FLAGS and value in _TRUE:
+            options.append(_FLAGS[key, _TRUE[value]])
             continue
         name = _MOUNT_KEYS.get(key)
         if name is None or not sign:
             raise click.UsageError(f"--mount {text!r}: {field!r} is not known here")
         if name == "options":
-            found["options"] += [option for option in value.split(":") if option]
+            options += [option for option in value.split(":") if option]
         else:
             found[name] = value
-    if not found["destination"]:
+    kind = found.get("type") or "bind"
+    if not found.get("destination"):
         raise click.UsageError(f"--mount {text!r}: dst is missing")
-    found["type"] = found["type"] or "bind"
-    if found["type"] == "bind":
-        if not found["source"]:
+    if "propagation" in found:
+        if found["propagation"] not in _PROPAGATIONS or kind != "bind":
+            raise click.UsageError(f"--mount {text!r}: bind-propagation cannot be this")
+        options.append(found["propagation"])
+    if {"size", "mode"} & found.keys():
+        if kind != "tmpfs":
+            raise click.UsageError(f"--mount {text!r}: tmpfs-size and -mode are for type=tmpfs")
+        options += [f"{key}={found[key]}" for key in ("size", "mode") if key in found]
+    source = found.get("source", "")
+    if kind == "bind":
+        if not source:
             raise click.UsageError(f"--mount {text!r}: src is missing")
-        found["source"] = absolute(found["source"])
-        if not {"bind", "rbind"} & set(found["options"]):
-            found["options"].append("rbind")
-    return found
+        source = absolute(source)
+        if not {"bind", "rbind"} & set(options):
+            options.append("rbind")
+    return {
+        "type": kind,
+        "source": source or kind,  # an empty one would shift the columns of /proc/mounts
+        "destination": found["destination"],
+        "options": options,
+    }

@@ -5,14 +5,43 @@ from typing import Any
 
 import click
 
+from lighter.ctl.cli import key_values
+
+_MODES = {
+    "private": "own",
+    "shareable": "own",  # docker's word; here every namespace can be joined
+    "host": "host",
+}
+
 OPTIONS = (
     click.option("--with-ns", multiple=True, help="Join: pid:/proc/PID/ns/pid, net:, ipc:, …"),
+    click.option("--pid", metavar="MODE", help="private, host or container:ID."),
+    click.option("--ipc", metavar="MODE", help="private, host or container:ID."),
+    click.option("--uts", metavar="MODE", help="private or host."),
+    click.option("--cgroupns", metavar="MODE", help="private or host.  [default: host]"),
+    click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Of its own namespaces."),
 )
 
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
-    return {"with_ns": joined_namespaces(flags["with_ns"])}
+    asked = {"pid": "pid", "ipc": "ipc", "uts": "uts", "cgroupns": "cgroup"}
+    return {
+        "with_ns": joined_namespaces(flags["with_ns"]),
+        "namespaces": {
+            kind: mode(flags[name], name) for name, kind in asked.items() if flags[name]
+        },
+        "sysctls": key_values(flags["sysctl"], "sysctl"),
+    }
+
+
+def mode(word: str, flag: str) -> str:
+    """A flag's word as the request has it: own, host or container:ID."""
+    if word.startswith("container:") and flag in ("pid", "ipc"):
+        return word
+    if word not in _MODES:
+        raise click.UsageError(f"--{flag} {word!r}: expected private, host or container:ID")
+    return _MODES[word]
 
 
 def joined_namespaces(words: tuple[str, ...]) -> dict[str, str]:

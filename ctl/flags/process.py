@@ -14,6 +14,7 @@ OPTIONS = (
     click.option("--env-file", multiple=True, type=click.Path(), help="File of KEY=value lines."),
     click.option("--cwd", "--workdir", "-w", help="Working directory."),
     click.option("--user", "-u", help="User or uid[:group or gid]."),
+    click.option("--group-add", multiple=True, help="Further group, a name or a number."),
     click.option("--entrypoint", help='Program instead of the image\'s; "": none.'),
     click.option("--stop-signal", help="What `stop` sends.  [default: the image's]"),
 )
@@ -26,6 +27,7 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
         "env": environment(flags["env"], flags["env_file"]),
         "cwd": flags["cwd"] or "",
         "user": flags["user"] or "",
+        "groups": list(flags["group_add"]),
         "terminal": flags["tty"],
         "stop_signal": flags["stop_signal"] or "",
     }

@@ -9,6 +9,7 @@ from lighter.ctl.cli import key_values
 
 OPTIONS = (
     click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the container."),
+    click.option("--annotation", multiple=True, metavar="KEY=VALUE", help="Of the OCI spec."),
     click.option("--runtime", help="Name of the runtime.  [default: the manager's]"),
 )
 
@@ -17,5 +18,6 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
     return {
         "labels": key_values(flags["label"], "label", bare=True),
+        "annotations": key_values(flags["annotation"], "annotation"),
         "runtime": flags["runtime"] or "",
     }

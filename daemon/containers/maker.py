@@ -15,7 +15,10 @@ from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.oci import spec as oci_spec
 from lighter.daemon.oci.checks import encode
 from lighter.daemon.oci.config import read_image_config
+from lighter.daemon.oci.controls import read_controls
+from lighter.daemon.oci.devices import granted
 from lighter.daemon.oci.host import Host, read_devices
+from lighter.daemon.oci.limits import NONE, Limits, resources
 from lighter.daemon.orphans import OWNER_LABEL, Orphans
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
 from lighter.daemon.types import Container, ImageConfig, Mount
@@ -132,7 +135,7 @@ class ContainerMaker:
         mounts: tuple[Mount, ...],
     ) -> bytes:
         user = config.user if request.user is None else request.user
-        identity = await self._identities.of_image(user, chain_id, mounts)
+        identity = await self._identities.of_image(user, chain_id, mounts, request.groups)
         spec = oci_spec.generate(
             oci_spec.SpecRequest(
                 id=id_,
@@ -156,7 +159,14 @@ class ContainerMaker:
                 cap_drop=request.cap_drop,
                 seccomp=request.seccomp,
                 allow_new_privs=request.allow_new_privs,
-                with_ns=request.with_ns,
+                sharing=request.sharing,
+                annotations=request.annotations,
+                sysctls=request.sysctls,
+                rlimits=request.rlimits,
+                oom_score_adj=request.oom_score_adj,
+                shm_bytes=request.shm_bytes,
+                resources=_resources(request.limits),
+                devices=granted(request.devices),
             )
         )
         _check_sources(spec)
@@ -171,6 +181,10 @@ class ContainerMaker:
         except NotFound:
             return False
         return True
+
+
+def _resources(limits: Limits) -> dict[str, Any]:
+    return resources(limits, read_controls()) if limits != NONE else {}
 
 
 def _check_sources(spec: Mapping[str, Any]) -> None:

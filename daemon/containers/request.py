@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lighter.daemon.oci.devices import DeviceWish
+from lighter.daemon.oci.limits import Limits
+from lighter.daemon.oci.mounts import SHM_BYTES
+from lighter.daemon.oci.sharing import Sharing
 from lighter.proto.errors import InvalidArgument
 
 LOG_DRIVERS = ("file", "none")
@@ -34,7 +38,15 @@ class CreateRequest:
     seccomp: str = "default"
     allow_new_privs: bool = False
     runtime: str = ""
-    with_ns: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+    rlimits: tuple[Mapping[str, Any], ...] = ()
+    oom_score_adj: int = 0
+    shm_bytes: int = SHM_BYTES
+    limits: Limits = field(default_factory=Limits)
+    devices: tuple[DeviceWish, ...] = ()
+    sharing: Sharing = field(default_factory=Sharing)
     auto_remove: bool = False
     stdin_open: bool = False
     stop_signal: str = ""
@@ -75,6 +87,7 @@ def options_of(request: CreateRequest, defaults: Defaults) -> dict[str, Any]:
         "auto_remove": request.auto_remove,
         "stdin_open": request.stdin_open,
         "terminal": request.terminal,
+        **({"joins": joins} if (joins := request.sharing.joined()) else {}),
     }
 
 

@@ -13,6 +13,7 @@ from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.oci.process import ExecRequest, exec_process
+from lighter.daemon.oci.sharing import join
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
 from lighter.daemon.tasks.calling import from_record
 from lighter.daemon.tasks.creation import TaskCreator
@@ -94,9 +95,29 @@ class ContainerService:
         terminal = bool(container.options.get("terminal"))
         mounts = await self.mounts(container)
         # It may have been deleted meanwhile; from here to the task's row nothing else runs.
-        container = self._store.get(namespace, container_id)
+        container = self._joined(self._store.get(namespace, container_id))
         options = from_record(container.options.get("runc") or {})
         return await self._creator.create(container, mounts, terminal, stdio, options)
+
+    def _joined(self, container: Container) -> Container:
+        """With the namespaces of the containers that it names, as they run now.
+
+        Raises NotFound, FailedPrecondition for one that does not run.
+        """
+        joins = container.options.get("joins")
+        if not joins:
+            return container
+        pids = {}
+        for kind, other in joins.items():
+            task = self._tasks.find(container.namespace, other).view()
+            if task.status not in ("created", "running", "paused"):
+                raise FailedPrecondition(
+                    f"join {kind} namespace of container {other}: it is {task.status}"
+                )
+            pids[kind] = task.pid
+        spec = json.loads(container.spec)
+        join(spec, pids)
+        return replace(container, spec=json.dumps(spec).encode())
 
     async def start_recorded(
         self,
@@ -117,6 +138,7 @@ class ContainerService:
             options = from_record(container.options.get("runc") or {})
         if runtime:
             container = replace(container, runtime=runtime)
+        container = self._joined(container)
         return await self._creator.create(container, mounts, terminal, stdio, options)
 
     async def exec_spec(

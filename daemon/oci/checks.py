@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lighter.daemon.oci.host import RLIMITS, UNLIMITED, Host
 from lighter.proto.errors import InvalidArgument
 
 MAX_SPEC_BYTES = 16 << 20
@@ -146,6 +147,25 @@ def check_sysctls(
         if not allowed:
             raise InvalidArgument(f"set sysctl {name!r}: {what}")
     return dict(sysctls)
+
+
+def check_rlimit(limit: Mapping[str, Any], host: Host) -> None:
+    """A caller's OCI rlimit, {type, soft, hard}: of a known type, and one that can be set here."""
+    kind, soft, hard = (limit.get(key) for key in ("type", "soft", "hard"))
+    if kind not in RLIMITS:
+        known = ", ".join(sorted(name.removeprefix("RLIMIT_").lower() for name in RLIMITS))
+        raise InvalidArgument(f"set ulimit {str(kind)[:40]!r}: there are {known}")
+    name = kind.removeprefix("RLIMIT_").lower()
+    if not all(type(value) is int and 0 <= value <= UNLIMITED for value in (soft, hard)):
+        raise InvalidArgument(f"set ulimit {name}: expected numbers, -1 for no limit")
+    if soft > hard:  # type: ignore[operator]
+        raise InvalidArgument(f"set ulimit {name}: the soft limit is above the hard one")
+    most = host.hard_limits.get(kind, UNLIMITED)
+    if hard > most and "CAP_SYS_RESOURCE" not in host.capabilities:  # type: ignore[operator]
+        raise InvalidArgument(
+            f"set ulimit {name}: the manager's own hard limit is {most}, and it has no "
+            "CAP_SYS_RESOURCE, without which the kernel raises none"
+        )
 
 
 def encode(spec: Mapping[str, Any]) -> bytes:

@@ -5,15 +5,22 @@ The only module here that reads anything: the rest are functions of their argume
 
 import os
 import re
+import resource
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lighter.daemon.oci.capabilities import ALL, from_mask
 
 NETWORK_FILES = ("/etc/hosts", "/etc/resolv.conf")
+
+UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY in the runtime spec's unsigned numbers
+RLIMITS = {
+    name: number for name, number in vars(resource).items() if name.startswith("RLIMIT_")
+} | {"RLIMIT_LOCKS": 10}  # which Python does not name: asm-generic/resource.h
+del RLIMITS["RLIMIT_OFILE"]  # BSD's name of RLIMIT_NOFILE
 
 # /dev has these of its own in each container: containerd's list for privileged ones.
 _SKIPPED_DIRS = frozenset((".lxc", ".lxd-mounts", ".udev", "fd", "mqueue", "pts", "shm"))
@@ -22,7 +29,8 @@ _SKIPPED_DIRS = frozenset((".lxc", ".lxd-mounts", ".udev", "fd", "mqueue", "pts"
 @dataclass(frozen=True)
 class Host:
     """`arch` is uname(2)'s machine, `capabilities` the manager's own, `network_files` those of
-    NETWORK_FILES that exist.
+    NETWORK_FILES that exist; `oom_score_adj` and `hard_limits` (by the OCI's names) are what a
+    process of the manager starts with, below and above which only CAP_SYS_RESOURCE can go.
     """
 
     hostname: str = "localhost"
@@ -30,6 +38,8 @@ class Host:
     capabilities: tuple[str, ...] = ALL
     network_files: tuple[str, ...] = ()
     thermal_throttle_dirs: tuple[str, ...] = ()
+    oom_score_adj: int = -1000
+    hard_limits: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_host() -> Host:
@@ -42,7 +52,14 @@ def read_host() -> Host:
         capabilities=_own_capabilities(),
         network_files=tuple(path for path in NETWORK_FILES if os.path.exists(path)),
         thermal_throttle_dirs=tuple(sorted(map(str, throttle))),
+        oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
+        hard_limits={name: _hard_limit(number) for name, number in RLIMITS.items()},
     )
+
+
+def _hard_limit(number: int) -> int:
+    hard = resource.getrlimit(number)[1]
+    return UNLIMITED if hard == resource.RLIM_INFINITY else hard
 
 
 def _own_capabilities() -> tuple[str, ...]:
@@ -73,11 +90,12 @@ def read_devices(root: str = "/dev") -> tuple[dict[str, Any], ...]:
     /dev/console is left out: a container's is its own. Nodes that vanish meanwhile are skipped.
     """
     return tuple(
-        device for device in _walk_devices(root) if device["path"] != os.path.join(root, "console")
+        device for device in walk_devices(root) if device["path"] != os.path.join(root, "console")
     )
 
 
-def _walk_devices(directory: str) -> Iterator[dict[str, Any]]:
+def walk_devices(directory: str) -> Iterator[dict[str, Any]]:
+    """Every device node below a directory, in the order of names; links are not followed."""
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -85,7 +103,7 @@ def _walk_devices(directory: str) -> Iterator[dict[str, Any]]:
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             if entry.name not in _SKIPPED_DIRS:
-                yield from _walk_devices(entry.path)
+                yield from walk_devices(entry.path)
         elif not entry.is_symlink():
             try:
                 yield read_device(entry.path)

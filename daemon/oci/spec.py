@@ -21,9 +21,13 @@ from typing import Any
 from lighter.daemon.oci import checks, seccomp
 from lighter.daemon.oci.args import args_from
 from lighter.daemon.oci.capabilities import capability_sets, select
+from lighter.daemon.oci.devices import DeviceGrant, device_rules
 from lighter.daemon.oci.environ import container_environment
 from lighter.daemon.oci.host import Host
+from lighter.daemon.oci.idmaps import IdMaps
+from lighter.daemon.oci.mounts import SHM_BYTES, container_mounts
 from lighter.daemon.oci.paths import masked, readonly
+from lighter.daemon.oci.sharing import HOST, Sharing
 from lighter.daemon.oci.users import Identity
 from lighter.daemon.types import ImageConfig
 from lighter.proto.errors import InvalidArgument
@@ -36,13 +40,8 @@ OCI_VERSION = "1.0.2"
 _SYSTEMD_PROPERTY = "org.systemd.property."
 
 _RLIMITS = ({"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024},)
-_NAMESPACES = ("pid", "ipc", "uts", "mount", "network")
-
-# null random full tty zero urandom console pts/* ptmx (admin-guide/devices.txt).
-_DEVICES: tuple[tuple[int, int | None], ...] = (
-    *((1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1)),
-    *((136, None), (5, 2)),
-)
+_PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+OOM_SCORES = range(-1000, 1001)  # proc_pid_oom_score_adj(5)
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class SpecRequest:
     """What a container is asked to be.
 
     `args` are the caller's words and `entrypoint` the caller's choice (args.args_from); `cwd` None
-    is the image's; `mounts`, `devices` and `rlimits` are OCI objects, `resources` is merged into
-    linux.resources; `with_ns` maps a kind of Linux namespace to the path to join; `seccomp` is
-    "default", "unconfined" or a profile's JSON text; `host_devices` are those that a privileged
-    container sees.
+    is the image's; `mounts` and `rlimits` are OCI objects, `resources` is merged into
+    linux.resources; `seccomp` is "default", "unconfined" or a profile's JSON text; `unmask` leaves
+    kernel files as they are; `root_path` "" is the snapshot; `host_devices` are those that a
+    privileged container sees.
     """
 
     id: str
@@ -68,7 +67,7 @@ class SpecRequest:
     cwd: str | None = None
     terminal: bool = False
     mounts: tuple[Mapping[str, Any], ...] = ()
-    devices: tuple[Mapping[str, Any], ...] = ()
+    devices: tuple[DeviceGrant, ...] = ()
     net_host: bool = False
     read_only: bool = False
     hostname: str | None = None
@@ -78,7 +77,15 @@ class SpecRequest:
     cap_drop: tuple[str, ...] = ()
     seccomp: str = "default"
     allow_new_privs: bool = False
-    with_ns: Mapping[str, str] = field(default_factory=dict)
+    sharing: Sharing = field(default_factory=Sharing)
+    id_maps: IdMaps = field(default_factory=IdMaps)
+    shm_bytes: int = SHM_BYTES
+    oom_score_adj: int = 0
+    unmask: bool = False
+    apparmor: str = ""
+    rdt_class: str = ""
+    root_path: str = ""
+    rootfs_propagation: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
     sysctls: Mapping[str, str] = field(default_factory=dict)
     rlimits: tuple[Mapping[str, Any], ...] = ()
@@ -97,7 +104,7 @@ def generate(request: SpecRequest) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "process": _process(request),
-        "root": {"path": "rootfs"},
+        "root": {"path": request.root_path or "rootfs"},
         "mounts": _mounts(request),
         "linux": _linux(request),
     }
@@ -139,12 +146,14 @@ def _process(request: SpecRequest) -> dict[str, Any]:
         "cwd": checks.check_cwd(request.cwd or image.working_dir or "/"),
         "capabilities": capability_sets(_capabilities(request)),
         "rlimits": _rlimits(request),
-        "oomScoreAdj": 0,
+        "oomScoreAdj": _oom_score_adj(request),
     }
     if request.terminal:
         process["terminal"] = True
     if not request.allow_new_privs:
         process["noNewPrivileges"] = True
+    if request.apparmor:
+        process["apparmorProfile"] = request.apparmor
     return process
 
 
@@ -157,57 +166,68 @@ def oci_user(identity: Identity) -> dict[str, Any]:
 def _rlimits(request: SpecRequest) -> list[dict[str, Any]]:
     """containerd's one default, with the caller's limits in place of those of the same type."""
     limits = {limit["type"]: dict(limit) for limit in (*_RLIMITS, *request.rlimits)}
+    for limit in request.rlimits:
+        checks.check_rlimit(limit, request.host)
     return list(limits.values())
 
 
+def _oom_score_adj(request: SpecRequest) -> int:
+    score = request.oom_score_adj
+    if score not in OOM_SCORES:
+        raise InvalidArgument(f"set oom score {score}: expected -1000 to 1000")
+    if score < request.host.oom_score_adj and "CAP_SYS_RESOURCE" not in request.host.capabilities:
+        raise InvalidArgument(
+            f"set oom score {score}: the manager's own is {request.host.oom_score_adj}, and it "
+            "has no CAP_SYS_RESOURCE, without which the kernel only raises it"
+        )
+    return score
+
+
 def _mounts(request: SpecRequest) -> list[dict[str, Any]]:
-    """Default mounts in an order that nests; a caller's on the same place keeps that place."""
-    mounts = {mount["destination"]: mount for mount in _default_mounts(request.privileged)}
-    if request.net_host:
-        for path in request.host.network_files:
-            mounts[path] = _mount(path, "bind", path, "rbind", "ro")
-    for mount in map(checks.check_mount, request.mounts):
-        mounts[mount["destination"]] = mount
-    return list(mounts.values())
-
-
-def _default_mounts(privileged: bool) -> tuple[dict[str, Any], ...]:
-    strict = ("nosuid", "noexec", "nodev")
-    small = ("nosuid", "strictatime", "mode=755", "size=65536k")
-    return (
-        _mount("/proc", "proc", "proc", *strict),
-        _mount("/dev", "tmpfs", "tmpfs", *small),
-        _mount(
-            *("/dev/pts", "devpts", "devpts", "nosuid", "noexec"),
-            *("newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-        ),
-        _mount("/dev/shm", "tmpfs", "shm", *strict, "mode=1777", "size=65536k"),  # noqa: S108
-        _mount("/dev/mqueue", "mqueue", "mqueue", *strict),
-        _mount("/sys", "sysfs", "sysfs", *strict, "rw" if privileged else "ro"),
-        _mount("/run", "tmpfs", "tmpfs", *small),
+    namespaces = _namespaces(request)
+    shares_network = "network" not in namespaces
+    return container_mounts(
+        request.mounts,
+        privileged=request.privileged,
+        shm_bytes=request.shm_bytes,
+        host_ipc=request.sharing.modes.get("ipc") == HOST,
+        host_files=request.host.network_files if request.net_host else (),
+        bind_sys="user" in namespaces and shares_network,
     )
-
-
-def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
-    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
 def _linux(request: SpecRequest) -> dict[str, Any]:
     namespaces = _namespaces(request)
+    host_devices = request.host_devices if request.privileged else ()
+    grants = (*request.devices, *map(DeviceGrant, host_devices))
     linux: dict[str, Any] = {
-        "resources": {**copy.deepcopy(dict(request.resources)), "devices": _device_rules(request)},
+        "resources": {
+            **copy.deepcopy(dict(request.resources)),
+            "devices": device_rules(request.devices, request.privileged),
+        },
         "cgroupsPath": request.cgroups_path,
         "namespaces": [
             {"type": kind, "path": path} if path else {"type": kind}
             for kind, path in namespaces.items()
         ],
     }
-    devices = [*request.devices, *(request.host_devices if request.privileged else ())]
-    if devices:
-        linux["devices"] = [dict(device) for device in devices]
-    if not request.privileged:
+    if request.id_maps:
+        linux["uidMappings"] = [one.as_oci() for one in request.id_maps.uids]
+        linux["gidMappings"] = [one.as_oci() for one in request.id_maps.gids]
+    if grants:
+        linux["devices"] = [dict(grant.node) for grant in grants]
+    if not request.privileged and not request.unmask:
         linux["maskedPaths"] = masked(request.host.thermal_throttle_dirs)
         linux["readonlyPaths"] = readonly()
+    if request.rootfs_propagation:
+        if request.rootfs_propagation not in _PROPAGATIONS:
+            raise InvalidArgument(
+                f"set propagation of the root {request.rootfs_propagation[:20]!r}: "
+                f"expected {', '.join(_PROPAGATIONS)}"
+            )
+        linux["rootfsPropagation"] = request.rootfs_propagation
+    if request.rdt_class:
+        linux["intelRdt"] = {"closID": request.rdt_class}
     if request.sysctls:
         linux["sysctl"] = checks.check_sysctls(
             request.sysctls, own_network="network" in namespaces, own_ipc="ipc" in namespaces
@@ -229,32 +249,4 @@ def _seccomp(request: SpecRequest) -> dict[str, Any] | None:
 
 
 def _namespaces(request: SpecRequest) -> dict[str, str]:
-    """Return kind → path, "" for a new one; a kind that is not there is the host's."""
-    kinds = dict.fromkeys(_NAMESPACES, "")
-    if request.net_host:
-        del kinds["network"]
-    for name, path in request.with_ns.items():
-        kind, joined = checks.check_namespace(name, path)
-        if kind == "network" and request.net_host:
-            raise InvalidArgument("join network namespace: the host's network was asked for too")
-        kinds[kind] = joined
-    return kinds
-
-
-def _device_rules(request: SpecRequest) -> list[dict[str, Any]]:
-    """Return the device cgroup's rules: all denied first, then what is allowed.
-
-    Without the first rule the rest would be read as additions to "everything" on cgroup v1.
-    """
-    if request.privileged:
-        return [{"allow": True, "access": "rwm"}]
-    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    for major, minor in _DEVICES:
-        rule: dict[str, Any] = {"allow": True, "type": "c", "major": major, "access": "rwm"}
-        if minor is not None:
-            rule["minor"] = minor
-        rules.append(rule)
-    for device in request.devices:
-        kept = {key: device[key] for key in ("type", "major", "minor")}
-        rules.append({"allow": True, **kept, "access": "rwm"})
-    return rules
+    return request.sharing.namespaces(net_host=request.net_host, user=bool(request.id_maps))

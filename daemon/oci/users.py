@@ -6,8 +6,8 @@ unless it is the one that was asked for, and no number is ever cut to fit.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from lighter.proto.errors import InvalidArgument, NotFound
 
@@ -107,6 +107,20 @@ def resolve(text: str, passwd: bytes | None, group: bytes | None) -> Identity:
     return Identity(
         uid, gid, _groups(gid, row.name, group), _printable(row.name), _printable(row.home)
     )
+
+
+def with_groups(identity: Identity, groups: Sequence[str], group: bytes | None) -> Identity:
+    """The identity with further supplementary groups, by name or number.
+
+    Raises InvalidArgument (bad text, bad row), NotFound (no such name).
+    """
+    found = dict.fromkeys(identity.additional_gids)
+    for text in groups:
+        asked = _number_or_name(text, text)
+        found[asked if isinstance(asked, int) else _gid_by_name(asked, group)] = None
+    if len(found) > MAX_GROUPS:
+        raise InvalidArgument(f"add groups: over {MAX_GROUPS}")
+    return replace(identity, additional_gids=tuple(found))
 
 
 def _number_or_name(part: str, text: str) -> int | str:

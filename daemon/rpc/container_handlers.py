@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lighter.daemon.containers.request import CreateRequest
 from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.rpc.create_request import create_request
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
@@ -16,7 +16,7 @@ Body = Mapping[str, Any]
 
 def container_methods(containers: ContainerService) -> dict[str, Method]:
     async def create(call: Call, body: Body) -> Any:
-        request = _create_request(Fields("containers.create", body))
+        request = create_request(Fields("containers.create", body))
         container, warnings = await containers.create(namespace_of(call), request)
         return {"id": container.id, "warnings": list(warnings)}
 
@@ -51,36 +51,6 @@ def container_methods(containers: ContainerService) -> dict[str, Method]:
         **methods("containers", create=create, list=list_, get=get, resolve=resolve),
         **methods("containers", label=label, delete=delete),
     }
-
-
-def _create_request(fields: Fields) -> CreateRequest:
-    return CreateRequest(
-        image=fields.needed("image"),
-        id=fields.name_or_none("id"),
-        args=fields.texts("args"),
-        entrypoint=fields.texts_or_none("entrypoint"),
-        env=fields.texts("env"),
-        cwd=fields.text_or_none("cwd"),
-        user=fields.text_or_none("user"),
-        terminal=fields.flag("terminal"),
-        mounts=fields.mappings("mounts"),
-        net_host=fields.flag("net_host"),
-        read_only=fields.flag("read_only"),
-        hostname=fields.text_or_none("hostname"),
-        labels=fields.labels(),
-        snapshotter=fields.text("snapshotter"),
-        privileged=fields.flag("privileged"),
-        cap_add=fields.texts("cap_add"),
-        cap_drop=fields.texts("cap_drop"),
-        seccomp=fields.text("seccomp", "default"),
-        allow_new_privs=fields.flag("allow_new_privs"),
-        runtime=fields.text("runtime"),
-        with_ns=fields.labels("with_ns"),
-        auto_remove=fields.flag("auto_remove"),
-        stdin_open=fields.flag("stdin_open"),
-        stop_signal=fields.text("stop_signal"),
-        log=fields.mapping("log"),
-    )
 
 
 def _container(container: Container) -> dict[str, Any]:

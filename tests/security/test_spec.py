@@ -18,6 +18,7 @@ from lighter.daemon.oci import checks, paths
 from lighter.daemon.oci.config import parse_image_config, read_image_config
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.oci.process import ExecRequest, exec_process
+from lighter.daemon.oci.sharing import Sharing
 from lighter.daemon.oci.spec import SpecRequest, generate
 from lighter.daemon.oci.users import Identity, resolve
 from lighter.daemon.types import ImageConfig
@@ -407,7 +408,7 @@ def test_sec_55_nothing_stands_where_labels_are_written(mount: dict[str, Any]) -
 
 def test_sec_60_sizes_are_checked_before_any_runtime_runs() -> None:
     with pytest.raises(InvalidArgument):
-        spec_for("true", with_ns={"net": "/" + "n" * 65536})
+        spec_for("true", sharing=Sharing({"net": "/" + "n" * 65536}))
     with pytest.raises(InvalidArgument, match="at most"):
         spec_for("true", env=tuple(f"V{number}={'x' * 65536}" for number in range(257)))
     foreign = spec_for("true")

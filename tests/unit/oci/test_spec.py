@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from lighter.daemon.oci import seccomp
+from lighter.daemon.oci.devices import DeviceGrant
 from lighter.daemon.oci.paths import MASKED
+from lighter.daemon.oci.sharing import Sharing
 from lighter.daemon.oci.spec import generate
 from lighter.daemon.oci.users import Identity
 from lighter.daemon.types import ImageConfig
@@ -23,7 +25,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "read_only": {"read_only": True},
     "allow_new_privs": {"allow_new_privs": True},
     "caps": {"cap_add": ("CAP_SYS_ADMIN",), "cap_drop": ("CAP_NET_RAW",)},
-    "with_ns": {"with_ns": {"pid": "/proc/1/ns/pid", "network": "/proc/1/ns/net"}},
+    "with_ns": {"sharing": Sharing({"pid": "/proc/1/ns/pid", "network": "/proc/1/ns/net"})},
 }
 
 
@@ -55,7 +57,7 @@ def test_the_result_is_json_and_shares_nothing_with_the_request() -> None:
     asked = request(
         mounts=(mount,),
         rlimits=(limit,),
-        devices=(device,),
+        devices=(DeviceGrant(device),),
         resources=resources,
         annotations={"a": "b"},
         sysctls={"net.a": "1"},
@@ -141,16 +143,18 @@ def test_net_host_binds_only_the_files_that_exist() -> None:
 
 
 def test_namespaces_to_join() -> None:
-    spec = generate(request(with_ns={"net": "/run/netns/a", "cgroup": "/proc/1/ns/cgroup"}))
+    spec = generate(
+        request(sharing=Sharing({"net": "/run/netns/a", "cgroup": "/proc/1/ns/cgroup"}))
+    )
     namespaces = {item["type"]: item.get("path") for item in spec["linux"]["namespaces"]}
     assert namespaces["network"] == "/run/netns/a"
     assert namespaces["cgroup"] == "/proc/1/ns/cgroup"
     assert namespaces["pid"] is None
     for wrong in ({"nett": "/a"}, {"net": "a"}, {"net": "/" + "a" * 4096}):
         with pytest.raises(InvalidArgument):
-            generate(request(with_ns=wrong))
+            generate(request(sharing=Sharing(wrong)))
     with pytest.raises(InvalidArgument):
-        generate(request(net_host=True, with_ns={"net": "/run/netns/a"}))
+        generate(request(net_host=True, sharing=Sharing({"net": "/run/netns/a"})))
 
 
 def test_environment() -> None:
@@ -174,7 +178,9 @@ def test_refused_environment(entry: str) -> None:
 
 def test_devices_are_denied_first_and_those_asked_for_are_allowed() -> None:
     device = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666}
-    linux = generate(request(devices=(device,), resources={"pids": {"limit": 9}}))["linux"]
+    linux = generate(request(devices=(DeviceGrant(device),), resources={"pids": {"limit": 9}}))[
+        "linux"
+    ]
     assert linux["devices"] == [device]
     rules = linux["resources"]["devices"]
     assert rules[0] == {"allow": False, "access": "rwm"}

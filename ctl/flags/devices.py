@@ -1,0 +1,37 @@
+"""Flags of the host's devices that the container is given."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import absolute
+
+OPTIONS = (
+    click.option(
+        "--device",
+        multiple=True,
+        metavar="PATH[:INSIDE][:rwm]",
+        help="A device, a directory of devices, or vendor/class=name (CDI).",
+    ),
+)
+
+
+def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Their part of the body of containers.create."""
+    return {"devices": [device(word) for word in flags["device"]]}
+
+
+def device(text: str) -> dict[str, str]:
+    """`path[:inside][:access]`, as docker reads it: a second word of r, w and m is the access."""
+    path, *rest = text.split(":")
+    inside = access = ""
+    if len(rest) == 2:
+        inside, access = rest
+    elif len(rest) == 1 and set(rest[0]) <= set("rwm"):
+        access = rest[0]
+    elif len(rest) == 1:
+        inside = rest[0]
+    if not path or len(rest) > 2 or "" in rest:
+        raise click.UsageError(f"--device {text!r}: expected PATH[:INSIDE][:rwm]")
+    return {"path": absolute(path), "destination": inside, "access": access}

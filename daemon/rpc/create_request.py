@@ -1,0 +1,56 @@
+"""What a body of containers.create asks for: each of its fields by name and type."""
+
+from typing import Any
+
+from lighter.daemon.containers.request import CreateRequest
+from lighter.daemon.oci.devices import ALL_ACCESS, DeviceWish
+from lighter.daemon.oci.limits import read_limits
+from lighter.daemon.oci.mounts import SHM_BYTES
+from lighter.daemon.oci.sharing import Sharing
+from lighter.daemon.rpc.fields import Fields
+
+
+def create_request(fields: Fields) -> CreateRequest:
+    """Raises InvalidArgument naming the field."""
+    return CreateRequest(
+        image=fields.needed("image"),
+        id=fields.name_or_none("id"),
+        args=fields.texts("args"),
+        entrypoint=fields.texts_or_none("entrypoint"),
+        env=fields.texts("env"),
+        cwd=fields.text_or_none("cwd"),
+        user=fields.text_or_none("user"),
+        terminal=fields.flag("terminal"),
+        mounts=fields.mappings("mounts"),
+        net_host=fields.flag("net_host"),
+        read_only=fields.flag("read_only"),
+        hostname=fields.text_or_none("hostname"),
+        labels=fields.labels(),
+        snapshotter=fields.text("snapshotter"),
+        privileged=fields.flag("privileged"),
+        cap_add=fields.texts("cap_add"),
+        cap_drop=fields.texts("cap_drop"),
+        seccomp=fields.text("seccomp", "default"),
+        allow_new_privs=fields.flag("allow_new_privs"),
+        runtime=fields.text("runtime"),
+        annotations=fields.labels("annotations"),
+        sysctls=fields.labels("sysctls"),
+        groups=fields.texts("groups"),
+        rlimits=fields.mappings("rlimits"),
+        oom_score_adj=fields.integer("oom_score_adj"),
+        shm_bytes=fields.integer("shm_bytes") or SHM_BYTES,
+        limits=read_limits(fields.mapping("limits")),
+        devices=tuple(map(_device, fields.mappings("devices"))),
+        sharing=Sharing(fields.labels("with_ns"), fields.labels("namespaces")),
+        auto_remove=fields.flag("auto_remove"),
+        stdin_open=fields.flag("stdin_open"),
+        stop_signal=fields.text("stop_signal"),
+        log=fields.mapping("log"),
+    )
+
+
+def _device(value: dict[str, Any]) -> DeviceWish:
+    fields = Fields("containers.create", value)
+    return DeviceWish(
+        fields.needed("path"), fields.text("destination"), fields.text("access") or ALL_ACCESS
+    )

@@ -1,0 +1,276 @@
+"""Flags of `ctl run`, each by what it does inside a real container."""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from tests import cgroups
+from tests.harness import Lighterd
+from tests.images import REFERENCE
+
+
+@pytest.fixture(scope="module")
+def manager() -> Iterator[Lighterd]:
+    """One manager for all tests here; each removes its containers."""
+    from tests import census
+
+    lighterd = Lighterd(census.Owners()).start()
+    lighterd.import_busybox()
+    try:
+        yield lighterd
+    finally:
+        lighterd.close()
+
+
+@pytest.fixture(autouse=True)
+def owners() -> None:
+    """No census for each test: the manager's end takes one of all."""
+
+
+class Ctl:
+    def __init__(self, lighterd: Lighterd) -> None:
+        self.lighterd = lighterd
+
+    def run(self, *words: str, **options: Any) -> CompletedProcess[bytes]:
+        """`ctl run --rm [flags] IMAGE x COMMAND`: words up to "--" are flags."""
+        at = words.index("--")
+        return self.lighterd.ctl(
+            "run", "--rm", *words[:at], REFERENCE, "x", *words[at + 1 :], **options
+        )
+
+    def says(self, *words: str) -> str:
+        """What a command in the container prints; it must succeed."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    def refuses(self, *words: str) -> str:
+        """The one line with which the flags are refused."""
+        done = self.run(*words, "--", "true")
+        assert done.returncode in (2, 125), done
+        last = done.stderr.decode().strip().splitlines()[-1]
+        with self.lighterd.client() as client:
+            assert client.call("containers", "list")["containers"] == []
+        return last
+
+    def detached(self, name: str, *flags: str) -> int:
+        """The pid of a container that waits."""
+        self.lighterd.ctl("run", "-d", *flags, REFERENCE, name, "sleep", "1000", check=True)
+        with self.lighterd.client() as client:
+            return int(client.call("tasks", "get", id=name)["task"]["pid"])
+
+
+@pytest.fixture
+def ctl(manager: Lighterd) -> Iterator[Ctl]:
+    yield Ctl(manager)
+    manager.clear()
+
+
+def control(pid: int, controller: str, v1: str, v2: str) -> str:
+    path = cgroups.of_process(pid, controller) / (v2 if cgroups.IS_V2 else v1)
+    return path.read_text().strip()
+
+
+def test_limits_are_in_the_kernel(ctl: Ctl) -> None:
+    pid = ctl.detached(
+        "x",
+        *("-m", "64m", "--memory-swap", "96m", "--pids-limit", "17", "--cpus", "0.5"),
+        *("--cpu-shares", "512", "--cpuset-cpus", "0", "--cpuset-mems", "0"),
+    )
+    assert control(pid, "memory", "memory.limit_in_bytes", "memory.max") == str(64 << 20)
+    swap = str(32 << 20) if cgroups.IS_V2 else str(96 << 20)
+    assert control(pid, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max") == swap
+    assert control(pid, "pids", "pids.max", "pids.max") == "17"
+    quota = control(pid, "cpu", "cpu.cfs_quota_us", "cpu.max").split()
+    assert quota[0] == "50000"
+    if not cgroups.IS_V2:
+        assert control(pid, "cpu", "cpu.shares", "") == "512"
+    assert control(pid, "cpuset", "cpuset.cpus", "cpuset.cpus") == "0"
+
+
+def test_a_quota_and_a_goal(ctl: Ctl) -> None:
+    flags = ("--cpu-quota", "20000", "--cpu-period", "50000", "--memory-reservation", "16m")
+    pid = ctl.detached("x", *flags)
+    if not cgroups.IS_V2:
+        assert control(pid, "cpu", "cpu.cfs_quota_us", "") == "20000"
+        assert control(pid, "cpu", "cpu.cfs_period_us", "") == "50000"
+    assert control(pid, "memory", "memory.soft_limit_in_bytes", "memory.low") == str(16 << 20)
+
+
+def test_a_limit_holds(ctl: Ctl) -> None:
+    """Memory ends a program that takes more, pids keep it from a further process."""
+    oom = "a=x; while :; do a=$a$a; done"
+    assert ctl.run("--memory-limit", "8m", "--", "sh", "-c", oom).returncode == 137
+    script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; echo end"
+    done = ctl.run("--pids-limit", "4", "--", "sh", "-c", script)
+    assert b"fork" in done.stderr and b"end" not in done.stdout, done
+
+
+def test_block_throttles(ctl: Ctl) -> None:
+    device = next(
+        f"/dev/{name}" for name in sorted(os.listdir("/sys/block")) if not name.startswith("loop")
+    )
+    number = os.stat(device).st_rdev
+    pid = ctl.detached(
+        *("x", "--device-read-bps", f"{device}:1m", "--device-write-iops", f"{device}:100")
+    )
+    v1, v2 = "blkio.throttle.read_bps_device", "io.max"
+    assert f"{os.major(number)}:{os.minor(number)}" in control(pid, "blkio", v1, v2)
+    assert "1048576" in control(pid, "blkio", v1, v2)
+    assert "100" in control(pid, "blkio", "blkio.throttle.write_iops_device", v2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--cpuset-cpus", "99"), "processor 99: this host has 0"),
+        (("--cpuset-cpus", "a-b"), "'a-b': expected 0-2,5"),
+        (("--cpuset-mems", "9"), "memory node 9"),
+        (("--cpus", "0.001"), "the least"),
+        (("--cpus", "1", "--cpu-quota", "5000"), "choose one of them"),
+        (("--memory-swap", "1g"), "a memory limit must be set too"),
+        (("-m", "1g", "--memory-swap", "512m"), "below the memory limit"),
+        (("-m", "1x"), "is no size"),
+        (("--pids-limit", "-7"), "-1 for no limit"),
+        (("--blkio-weight", "5"), "10 to 1000"),
+        (("--device-read-bps", "/dev/null:1m"), "no block device"),
+        (("--device-read-bps", "/nosuch:1m"), "No such file"),
+        (("--ulimit", "nofile"), "expected NAME=SOFT"),
+        (("--ulimit", "sausages=1"), "there are as, core"),
+        (("--ulimit", "core=5:4"), "above the hard one"),
+        (("--oom-score-adj", "1001"), "-1000 to 1000"),
+        (("--sysctl", "kernel.core_pattern=x"), "belongs to the whole host"),
+        (("--sysctl", "net.ipv4.ip_forward=1", "--net-host"), "the network is the host's"),
+        (("--group-add", "nosuch"), "no such group"),
+        (("--device", "/dev/nosuch"), "No such file"),
+        (("--device", "/etc/hosts"), "it is no device"),
+        (("--device", "/dev/null:/dev/x:z"), "not of r, w and m"),
+        (("--pid", "sausage"), "private, host or container:ID"),
+        (("--tmpfs", "x"), "absolute path"),
+        (("--mount", "type=tmpfs,dst=/t,bind-propagation=shared"), "cannot be this"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    ctl: Ctl, flags: tuple[str, ...], words: str
+) -> None:
+    assert words in ctl.refuses(*flags)
+
+
+def test_what_only_a_stronger_host_can_do(ctl: Ctl) -> None:
+    """Without CAP_SYS_RESOURCE limits are only lowered, and oom scores only raised."""
+    status = Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    if int(status, 16) >> 24 & 1:
+        assert ctl.says("--oom-score-adj", "-5", "--", "cat", "/proc/self/oom_score_adj") == "-5"
+        return
+    assert "no CAP_SYS_RESOURCE" in ctl.refuses("--ulimit", f"nofile={hard + 1}")
+    assert "no CAP_SYS_RESOURCE" in ctl.refuses("--oom-score-adj", str(own - 1))
+
+
+def test_resource_limits_and_oom_score(ctl: Ctl) -> None:
+    flags = ("--ulimit", "nofile=100:200", "--ulimit", "core=0", "--oom-score-adj", "321")
+    script = "ulimit -Sn; ulimit -Hn; ulimit -c; cat /proc/self/oom_score_adj"
+    assert ctl.says(*flags, "--", "sh", "-c", script).split() == ["100", "200", "0", "321"]
+
+
+def test_devices(ctl: Ctl, tmp_path: Path) -> None:
+    tree = tmp_path / "dev"
+    (tree / "sub").mkdir(parents=True)
+    os.mknod(tree / "sub/full", 0o20666, os.makedev(1, 7))
+    os.mknod(tree / "zero", 0o20666, os.makedev(1, 5))
+    script = "ls -l /dev/kmsg /in/zero /in/sub/full | awk '{print $1, $5, $6, $NF}'"
+    flags = ("--device", "/dev/kmsg:r", "--device", f"{tree}:/in")
+    seen = ctl.says(*flags, "--", "sh", "-c", script).splitlines()
+    assert [line.split()[1:] for line in seen] == [
+        ["1,", "11", "/dev/kmsg"],
+        ["1,", "7", "/in/sub/full"],
+        ["1,", "5", "/in/zero"],
+    ]
+    script = "(: </dev/fuse) && echo read; (: >/dev/fuse) || echo closed"
+    assert ctl.says("--device", "/dev/fuse:r", "--", "sh", "-c", script).split() == [
+        "read",
+        "closed",
+    ]
+    made = ctl.run("--", "sh", "-c", "mknod /f c 10 229; (: </f)")
+    assert b"not permitted" in made.stderr, made
+
+
+def test_file_systems_in_memory(ctl: Ctl) -> None:
+    flags = (
+        *("--tmpfs", "/t:size=1m,mode=700,exec", "--shm-size", "8m"),
+        *("--mount", "type=tmpfs,dst=/m,tmpfs-size=2m,tmpfs-mode=711"),
+    )
+    seen = ctl.says(*flags, "--", "grep", "tmpfs", "/proc/mounts")
+    rows = {row.split()[1]: row.split()[3].split(",") for row in seen.splitlines()}
+    assert {"nosuid", "nodev", "size=1024k", "mode=700"} <= set(rows["/t"])
+    assert "noexec" not in rows["/t"]
+    assert {"size=2048k", "mode=711"} <= set(rows["/m"])
+    assert "size=8192k" in rows["/dev/shm"]
+
+
+def test_bind_mounts(ctl: Ctl, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("host\n")
+    for form in (
+        f"type=bind,src={tmp_path},dst=/d,options=rbind:ro",
+        f"type=bind,source={tmp_path},target=/d,readonly,bind-propagation=rslave",
+        f"src={tmp_path},destination=/d,ro=true,bind-nonrecursive",
+    ):
+        done = ctl.run("--mount", form, "--", "sh", "-c", "cat /d/file; echo x > /d/file")
+        assert done.stdout == b"host\n" and b"Read-only" in done.stderr, done
+    ctl.says("--mount", f"src={tmp_path},dst=/d", "--", "sh", "-c", "echo in > /d/file")
+    assert (tmp_path / "file").read_text() == "in\n"
+
+
+def test_sysctls_groups_and_annotations(ctl: Ctl) -> None:
+    script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; id -G"
+    flags = (
+        *("--sysctl", "net.ipv4.ip_unprivileged_port_start=77", "--annotation", "who=me"),
+        *("--group-add", "4321", "--group-add", "extra", "-u", "1000:1000"),
+    )
+    # The image's /etc/group: "extra" is 2000, and has user 1000.
+    assert ctl.says(*flags, "--", "sh", "-c", script).split() == ["77", "1000", "2000", "4321"]
+    ctl.detached("x", "--annotation", "who=me")
+    with ctl.lighterd.client() as client:
+        spec = client.call("containers", "get", id="x")["container"]["spec"]
+    assert '"annotations":{"who":"me"}' in spec
+
+
+def test_the_hosts_namespaces(ctl: Ctl) -> None:
+    kinds = ("pid", "ipc", "uts", "cgroup")
+    flags = ("--pid", "host", "--ipc", "host", "--uts", "host")
+    links = "; ".join(f"readlink /proc/self/ns/{kind}" for kind in kinds)
+    hosts = [os.readlink(f"/proc/self/ns/{kind}") for kind in kinds]
+    assert ctl.says(*flags, "--", "sh", "-c", links).split() == hosts
+    own = ctl.says("--cgroupns", "private", "--", "sh", "-c", links).split()
+    assert not set(own) & set(hosts)
+
+
+def test_another_containers_namespaces(ctl: Ctl) -> None:
+    """By name: also after the other one has been started anew."""
+    pid = ctl.detached("other")
+    script = "readlink /proc/self/ns/pid; readlink /proc/self/ns/ipc; ps"
+    ctl.lighterd.ctl(
+        *("containers", "create", "--pid", "container:other", "--ipc", "container:other"),
+        *(REFERENCE, "x", "sh", "-c", script),
+        check=True,
+    )
+    for _ in range(2):
+        done = ctl.lighterd.ctl("tasks", "start", "x", check=True)
+        joined = [os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("pid", "ipc")]
+        lines = done.stdout.decode().split("\n")
+        assert lines[:2] == joined, done
+        assert any("sleep 1000" in line for line in lines)
+        ctl.lighterd.ctl("tasks", "delete", "x")
+        ctl.lighterd.ctl("tasks", "delete", "-f", "other")
+        done = ctl.lighterd.ctl("tasks", "start", "x")
+        assert done.returncode and b"other" in done.stderr, done
+        ctl.lighterd.ctl("tasks", "start", "-d", "other", check=True)
+        with ctl.lighterd.client() as client:
+            pid = int(client.call("tasks", "get", id="other")["task"]["pid"])
