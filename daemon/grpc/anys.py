@@ -39,6 +39,8 @@ def to_record(value: Any) -> list[str]:
     return [value.type_url, base64.b64encode(value.value).decode()]
 
 
-def from_record(record: Anything) -> Any:
+def fill(message: Any, record: Anything) -> None:
+    """Make it what a record keeps."""
     type_url, value = record
-    return Any(type_url=type_url, value=base64.b64decode(value))
+    message.type_url = type_url
+    message.value = base64.b64decode(value)

@@ -121,7 +121,7 @@ def _task_delete(body: Body) -> Message:
 def _container_create(body: Body) -> Message:
     runtime = ev.ContainerCreate.Runtime(name=body["runtime"])
     if body.get("runtime_options"):
-        runtime.options.CopyFrom(anys.from_record(body["runtime_options"]))
+        anys.fill(runtime.options, body["runtime_options"])
     return ev.ContainerCreate(id=body["id"], image=body["image"], runtime=runtime)
 
 

@@ -15,6 +15,11 @@ def timestamp(ns: int) -> Timestamp:
     return Timestamp(seconds=ns // 1_000_000_000, nanos=ns % 1_000_000_000)
 
 
+def set_time(message: Timestamp, ns: int) -> None:
+    """Make it a time in nanoseconds since the epoch."""
+    message.seconds, message.nanos = divmod(ns, 1_000_000_000)
+
+
 def nanoseconds(at: Timestamp) -> int:
     return int(at.seconds) * 1_000_000_000 + int(at.nanos)
 
