@@ -44,6 +44,7 @@ from lighter.proto.version import VERSION
 
 log = logging.getLogger("lighter.app")
 
+SHIMS_FIRST_S = 0.5
 SWEEP_S = 2.0
 
 LOOK_AT_SOCKETS_S = 1.0
@@ -159,8 +160,10 @@ class Manager:
     async def _serve_grpc(self, undo: AsyncExitStack, services: Services) -> None:
         """Serve containerd's API too.
 
-        grpc takes a tenth of a second to load: meanwhile shims come back, and `ctl` is answered.
+        grpc takes a tenth of a second to load, in which all else comes late: shims come back first,
+        and `ctl` is answered meanwhile.
         """
+        await _adopted(services.supervisor, SHIMS_FIRST_S)
         wiring = await asyncio.to_thread(importlib.import_module, "lighter.daemon.grpc.wiring")
         server = wiring.grpc_server(services)
         await server.start(self._config.address or self._state.grpc_socket)
@@ -259,6 +262,15 @@ def _status(supervisor: Supervisor, stands_in: str) -> str:
     adopted = sum(entry.peer is not None and entry.peer.version > 0 for entry in shims)
     instead = f"; stands in for version {stands_in}" if stands_in else ""
     return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}{instead}"
+
+
+async def _adopted(supervisor: Supervisor, timeout_s: float) -> None:
+    """Until no shim is waited for any more; a stopped one must not hold up the start for longer."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and any(
+        entry.unknown_from is not None for entry in supervisor.entries.values()
+    ):
+        await asyncio.sleep(0.005)
 
 
 async def _keep_listening(*listen_again: Callable[[], None]) -> None:
