@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from lighter.daemon.events import EventLog
@@ -53,14 +53,18 @@ class ExecService:
         exec_id = check_name(exec_id, "exec") if exec_id is not None else secrets.token_hex(8)
         terminal = bool(process.get("terminal"))
         exec_ = Exec(exec_id, states.CREATING, terminal, time.time_ns())
-        try:
-            self._record(entry, exec_)
-            return exec_id, await self._ask(entry, exec_id, terminal, process, stdio)
-        except BaseException:
-            # One that was started is there, whatever became of the answer.
-            if exec_.state == states.CREATING and entry.execs.get(exec_id) is exec_:
-                self._forget_exec(entry, exec_id)
-            raise
+
+        async def run() -> int:
+            try:
+                self._record(entry, exec_)
+                return await self._ask(entry, exec_id, terminal, process, stdio)
+            except BaseException:
+                # One that was started is there, whatever became of the answer.
+                if exec_.state == states.CREATING and entry.execs.get(exec_id) is exec_:
+                    self._forget_exec(entry, exec_id)
+                raise
+
+        return exec_id, await _to_its_end(run())
 
     async def add(
         self,
@@ -108,11 +112,7 @@ class ExecService:
             finally:
                 exec_.starting = False
 
-        # A caller who goes leaves the runtime at it: the process may be there in the end, so it
-        # must not be deleted before that is known.
-        asked = asyncio.ensure_future(ask())
-        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(asked)
+        return await _to_its_end(ask())
 
     def stdio(self, namespace: str, container_id: str, exec_id: str) -> Mapping[str, Any]:
         """The paths that a process was added with; {} for one that was run at once."""
@@ -220,6 +220,17 @@ class ExecService:
             raise FailedPrecondition(f"delete exec {exec_id} of {entry.id}: it is being started")
         self._forget_exec(entry, exec_id)
         return exec_.exit or Exit(0, 0)
+
+
+async def _to_its_end(asking: Coroutine[Any, Any, int]) -> int:
+    """The pid that a runtime is asked for.
+
+    A caller who goes leaves the runtime at it: the process may be there in the end, so it is not
+    forgotten, nor its id given to another, before that is known.
+    """
+    asked = asyncio.ensure_future(asking)
+    asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(asked)
 
 
 def find_exec(entry: Entry, exec_id: str) -> Exec:

@@ -182,6 +182,38 @@ def test_f44_exec_hangs(lighterd: Lighterd, busybox: str) -> None:
     nothing_is_left(lighterd)
 
 
+def test_an_exec_is_kept_when_its_client_goes_before_the_runtime_has_answered(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd().start()
+    busybox = lighterd.import_busybox()
+    flag = lighterd.base / "hangs"
+    runtime = Hanging(lighterd.base, "exec", act=f"while [ -e {flag} ]; do sleep 0.05; done")
+    lives.begin(lighterd, busybox, "c", "sleep", "1000", runtime=str(runtime.program))
+    exec_ = {"id": "c", "exec_id": "x", "args": ["sleep", "1000"], **NO_STDIO}
+    clients = ask(lighterd, "system.health")["clients"]
+    runtime.hang()
+    with lighterd.client() as client, pytest.raises(errors.DeadlineExceeded):
+        client.call("tasks", "exec", timeout_s=1, **exec_)
+    await_that(lambda: ask(lighterd, "system.health")["clients"] == clients, 20, "it is gone")
+    assert runtime.running()
+
+    # Somebody else cannot have its id meanwhile, and in the end it is there.
+    with pytest.raises(errors.AlreadyExists):
+        ask(lighterd, "tasks.exec", **exec_)
+    runtime.work()
+
+    def listed() -> bool:
+        found = ask(lighterd, "tasks.pids", id="c")["processes"]
+        return any(process["exec_id"] == "x" for process in found)
+
+    await_that(listed, 20, "the exec is listed")
+    ask(lighterd, "tasks.kill", id="c", exec_id="x", signal=9)
+    assert ask(lighterd, "tasks.wait", id="c", exec_id="x")["exit_status"] == 137
+    ask(lighterd, "tasks.delete", id="c", exec_id="x")
+    nothing_is_left(lighterd)
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_f44_pause_and_resume_hang(lighterd: Lighterd, busybox: str, verb: str) -> None:
     runtime = Hanging(lighterd.base, verb)
