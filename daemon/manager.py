@@ -45,6 +45,7 @@ from lighter.proto.version import VERSION
 log = logging.getLogger("lighter.app")
 
 SHIMS_FIRST_S = 0.5
+SHIMS_FIRST_LOOKS = 100
 SWEEP_S = 2.0
 
 LOOK_AT_SOCKETS_S = 1.0
@@ -163,7 +164,7 @@ class Manager:
         grpc takes a tenth of a second to load, in which all else comes late: shims come back first,
         and `ctl` is answered meanwhile.
         """
-        await _adopted(services.supervisor, SHIMS_FIRST_S)
+        await _adopted(services.supervisor)
         wiring = await asyncio.to_thread(importlib.import_module, "lighter.daemon.grpc.wiring")
         server = wiring.grpc_server(services)
         await server.start(self._config.address or self._state.grpc_socket)
@@ -264,13 +265,12 @@ def _status(supervisor: Supervisor, stands_in: str) -> str:
     return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}{instead}"
 
 
-async def _adopted(supervisor: Supervisor, timeout_s: float) -> None:
+async def _adopted(supervisor: Supervisor) -> None:
     """Until no shim is waited for any more; a stopped one must not hold up the start for longer."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end and any(
-        entry.unknown_from is not None for entry in supervisor.entries.values()
-    ):
-        await asyncio.sleep(0.005)
+    for _look in range(SHIMS_FIRST_LOOKS):
+        if all(entry.unknown_from is None for entry in supervisor.entries.values()):
+            return
+        await asyncio.sleep(SHIMS_FIRST_S / SHIMS_FIRST_LOOKS)
 
 
 async def _keep_listening(*listen_again: Callable[[], None]) -> None:
