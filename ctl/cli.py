@@ -34,6 +34,7 @@ _COMMANDS = (
     ("namespaces namespace ns", "namespace", "namespaces", "manage namespaces"),
     ("snapshots snapshot", "snapshot", "snapshots", "manage snapshots"),
     ("tasks t task", "task", "tasks", "manage tasks"),
+    ("volume volumes", "volume", "volumes", "manage volumes"),
     ("run", "run", "run", "run a container"),
     ("pull", "transfer", "pull", "pull an image from a registry"),
     ("push", "transfer", "push", "push an image to a registry"),

@@ -142,14 +142,14 @@ def delete(session: Session, container_ids: tuple[str, ...], force: bool) -> Non
         remove(session, container_id, force)
 
 
-def remove(session: Session, container_id: str, force: bool) -> None:
+def remove(session: Session, container_id: str, force: bool, *, volumes: bool = False) -> None:
     """Delete a container; as ctr, with its task when that has ended or was never started.
 
     Raises FailedPrecondition for a running one without `force`.
     """
     try:
-        session.call("containers.delete", id=container_id, force=force)
+        session.call("containers.delete", id=container_id, force=force, volumes=volumes)
     except FailedPrecondition:
         with contextlib.suppress(NotFound):
             session.call("tasks.delete", id=container_id, exec_id="", force=False)
-        session.call("containers.delete", id=container_id, force=force)
+        session.call("containers.delete", id=container_id, force=force, volumes=volumes)

@@ -17,10 +17,14 @@ from lighter.ctl.flags import (
     record,
     resources,
     security,
+    volume,
 )
 
 # In the order that help shows.
-_GROUPS = (*(process, filesystem, network, namespaces, security, resources, devices, log, record),)
+_GROUPS = (
+    *(process, filesystem, volume, network, namespaces),
+    *(security, resources, devices, log, record),
+)
 
 
 def definition_options(command: Callable[..., Any]) -> Callable[..., Any]:

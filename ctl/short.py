@@ -129,11 +129,12 @@ def resume(session: Session, refs: tuple[str, ...]) -> int:
 
 @click.command("rm", context_settings=HELP_OPTIONS)
 @click.option("--force", "-f", is_flag=True, help="Running ones too.")
+@click.option("--volumes", "-v", is_flag=True, help="Its anonymous volumes too.")
 @_REFS
 @click.pass_obj
-def rm(session: Session, refs: tuple[str, ...], force: bool) -> int:
+def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> int:
     """Remove containers."""
-    return each(session, refs, lambda id_: remove(session, id_, force))
+    return each(session, refs, lambda id_: remove(session, id_, force, volumes=volumes))
 
 
 @click.command("inspect", context_settings=HELP_OPTIONS)

@@ -35,6 +35,7 @@ from lighter.daemon.limits import DescriptorBudget
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.placement import Placement
@@ -54,6 +55,7 @@ from lighter.daemon.rpc import (
     system_handlers,
     task_handlers,
     transfer_handlers,
+    volume_handlers,
 )
 from lighter.daemon.rpc.server import Method
 from lighter.daemon.runtimes import Runtimes
@@ -74,6 +76,7 @@ from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.version import NAME, REVISION
+from lighter.daemon.volumes import Volumes
 from lighter.proto import events
 from lighter.proto.paths import Root, State
 from lighter.proto.version import VERSION
@@ -112,6 +115,7 @@ class Services:
     tasks: TaskService
     containers: ContainerService
     maker: ContainerMaker
+    volumes: Volumes
     records: ContainerRecords
     recovery: Recovery
     reloader: Reloader
@@ -238,6 +242,7 @@ def build(
         runtime_s=config.runc_timeout_s,
     )
     container_store = ContainerStore(db)
+    volumes = Volumes(root, VolumeStore(db), spawner, remover)
     identities = IdentityService(spawner)
     maker = ContainerMaker(
         root=root,
@@ -245,6 +250,7 @@ def build(
         images=images,
         snapshotters=snapshotters,
         identities=identities,
+        volumes=volumes,
         has_task=tasks.exists,
         find_runtime=runtimes.find,
         events_log=event_log,
@@ -263,6 +269,7 @@ def build(
         images=images,
         snapshotters=snapshotters,
         identities=identities,
+        volumes=volumes,
         tasks=tasks,
         creator=creator,
         events_log=event_log,
@@ -307,6 +314,7 @@ def build(
         tasks=tasks,
         containers=containers,
         maker=maker,
+        volumes=volumes,
         records=ContainerRecords(
             root=root, store=container_store, tasks=tasks, events_log=event_log
         ),
@@ -344,6 +352,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
             s.event_log,
         ),
         **transfer_handlers.transfer_methods(s.puller, s.pusher, s.event_log),
+        **volume_handlers.volume_methods(s.volumes),
         **snapshot_handlers.snapshot_methods(s.snapshots, s.images),
         **registry_handlers.registry_methods(s.registries),
         **shim_handlers.shim_methods(s.supervisor, s.bundle_of, s.root, s.state),

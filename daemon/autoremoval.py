@@ -23,7 +23,7 @@ class AutoRemoval:
 
     async def _remove(self, entry: Entry) -> None:
         try:
-            await self._containers.delete(entry.namespace, entry.id, force=True)
+            await self._containers.delete(entry.namespace, entry.id, force=True, volumes=True)
         except NotFound:
             pass  # the caller was faster
         except LighterError as err:

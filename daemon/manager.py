@@ -182,6 +182,7 @@ class Manager:
     async def _tidy(self, services: Services) -> None:
         """Finish or undo what the manager before left half done on disk, then keep it tidy."""
         await services.mounted.recover()
+        await services.volumes.recover()
         await services.images.recover()
         names = [namespace.name for namespace in services.namespaces.list()]
         await services.snapshots.recover(names)

@@ -93,7 +93,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file},
                         annotations, sysctls, groups: [name or number], rlimits: [{type, soft, hard}],
                         oom_score_adj, shm_bytes, limits: {as daemon/oci/limits}, devices: [{path,
-                        destination, access}], namespaces: {kind: own, host or container:id}}
+                        destination, access}], namespaces: {kind: own, host or container:id},
+                        volumes: [as mounts]}           a mount of type "volume" names one, "" makes one
                         -> {id, warnings: [text]}       id null: one is made up
                         seccomp: "default", "unconfined" or the profile's JSON text
     containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
@@ -101,7 +102,13 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     containers.get      {id} -> {container: {…as listed, spec: text, options}}
     containers.label    {id, labels} -> {container}     "" as value removes a label
     containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
-    containers.delete   {id, force} -> {}               refused while a task exists; force kills and deletes it
+    containers.delete   {id, force, volumes} -> {}      refused while a task exists; force kills and deletes it;
+                        volumes: those too that were made for it without a name
+    volumes.create      {name, labels, driver, options} -> {volume}     name null: one is made up
+    volumes.list        {} -> {volumes: [{name, labels, anonymous, created_at, mountpoint, containers: [id]}]}
+    volumes.get         {name, size} -> {volume: {…as listed, size_bytes}}
+    volumes.delete      {name} -> {}                    refused while a container's record names it
+    volumes.prune       {all} -> {names, size_bytes, problems: [text]}  all: named ones too
     tasks.create        {id, stdin, stdout, stderr, rows, cols} -> {pid}
     tasks.start         {id} -> {pid}
     tasks.get           {id} -> {task}

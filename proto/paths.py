@@ -1,7 +1,8 @@
 """Where everything of one instance lives. One root and one state directory make an instance.
 
     <root>   0700  lock  lighter.db  content/{ingest,blobs/sha256}  snapshots/<name>/
-                   exits/<ns>/<id>.json  logs/<ns>/<id>/  uuid
+                   exits/<ns>/<id>.json  logs/<ns>/<id>/
+                   volumes/<ns>/<name>/_data
     <state>  0711  lock  lighter.sock  containerd.sock  shims.sock  lighterd.pid  runc/<ns>/
                    tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}  s/<8 hex>
 
@@ -40,6 +41,14 @@ class Root:
     @property
     def snapshots(self) -> str:
         return self.dir + "/snapshots"
+
+    @property
+    def volumes(self) -> str:
+        return self.dir + "/volumes"
+
+    def volume(self, namespace: str, name: str) -> str:
+        """A volume's directory; what containers see is `_data` in it."""
+        return f"{self.volumes}/{namespace}/{name}"
 
     def exit_record(self, namespace: str, container_id: str) -> str:
         return f"{self.dir}/exits/{namespace}/{container_id}.json"

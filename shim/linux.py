@@ -179,6 +179,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags))
 
 
+def setns(fd: int, kind: int) -> None:
+    """Join the namespace that `fd` is open on (setns(2)); `kind` is its CLONE_ flag."""
+    _check(_libc.setns(fd, kind))
+
+
 def pivot_root(new_root: str, put_old: str) -> None:
     _check(_libc.syscall(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), new_root)
 

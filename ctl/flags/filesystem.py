@@ -26,6 +26,7 @@ _FLAGS = {
     ("readonly", False): "rw",
     ("bind-nonrecursive", True): "bind",
     ("bind-nonrecursive", False): "rbind",
+    ("volume-nocopy", True): "nocopy",
 }
 _TRUE = {"": True, "true": True, "1": True, "false": False, "0": False}
 _PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
@@ -34,7 +35,7 @@ OPTIONS = (
     click.option(
         "--mount",
         multiple=True,
-        help="type=bind,src=/tmp,dst=/hostdir,options=rbind:rw",
+        help="type=bind,src=/tmp,dst=/hostdir,options=rbind:rw; type=volume,src=NAME,dst=/data",
     ),
     click.option("--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="/run:size=64m,mode=755"),
     click.option("--read-only", is_flag=True, help="Root filesystem cannot be written."),
@@ -116,7 +117,8 @@ def mount(text: str) -> dict[str, Any]:
             options.append("rbind")
     return {
         "type": kind,
-        "source": source or kind,  # an empty one would shift the columns of /proc/mounts
+        # An empty one would shift the columns of /proc/mounts; of a volume it is "without a name".
+        "source": source or ("" if kind == "volume" else kind),
         "destination": found["destination"],
         "options": options,
     }

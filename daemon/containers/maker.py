@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from lighter.daemon.containers.request import CreateRequest, Defaults, options_of, signal_number
@@ -19,9 +20,11 @@ from lighter.daemon.oci.controls import read_controls
 from lighter.daemon.oci.devices import granted
 from lighter.daemon.oci.host import Host, read_devices
 from lighter.daemon.oci.limits import NONE, Limits, resources
+from lighter.daemon.oci.propagation import read_mountinfo, set_root_propagation
 from lighter.daemon.orphans import OWNER_LABEL, Orphans
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
 from lighter.daemon.types import Container, ImageConfig, Mount
+from lighter.daemon.volumes import Volumes
 from lighter.proto import events
 from lighter.proto.errors import AlreadyExists, InvalidArgument, LighterError, NotFound
 from lighter.proto.faults import hit
@@ -42,6 +45,7 @@ class ContainerMaker:
         images: ImageService,
         snapshotters: Mapping[str, Snapshotter],
         identities: IdentityService,
+        volumes: Volumes,
         has_task: Callable[[str, str], bool],
         find_runtime: Callable[[str], str],
         events_log: EventLog,
@@ -53,6 +57,7 @@ class ContainerMaker:
         self._images = images
         self._snapshotters = snapshotters
         self._identities = identities
+        self._volumes = volumes
         self._has_task = has_task
         self._find_runtime = find_runtime
         self._events = events_log
@@ -95,8 +100,16 @@ class ContainerMaker:
         async with AsyncExitStack() as undo:
             await self.orphans.make_way(snapshotter, namespace, id_)
             mounts = await snapshotter.prepare(namespace, id_, chain_id, {OWNER_LABEL: id_})
-            undo.push_async_callback(remove_quietly, snapshotter, namespace, id_)
+            made = await undo.enter_async_context(AsyncExitStack())
+            made.push_async_callback(remove_quietly, snapshotter, namespace, id_)
             hit("containers.snapshot-made")
+            claim = await undo.enter_async_context(self._volumes.claim(namespace))
+            asked = (*request.mounts, *request.volumes)
+            request = replace(
+                request, mounts=await claim.mounts(asked, config.volumes, mounts), volumes=()
+            )
+            if claim.rows:
+                options["volumes"] = claim.rows
             spec = await self._spec(namespace, id_, request, config, chain_id, mounts)
             told = Telling(
                 self._events,
@@ -120,7 +133,8 @@ class ContainerMaker:
                 ),
                 told,
             )
-            undo.pop_all()
+            claim.keep()
+            made.pop_all()
         hit("containers.row-committed")
         self._events.announce(*told.events)
         return container, warnings
@@ -170,6 +184,7 @@ class ContainerMaker:
             )
         )
         _check_sources(spec)
+        set_root_propagation(spec, read_mountinfo())
         return encode(spec)
 
     def is_owner(self, namespace: str, id_: str) -> bool:

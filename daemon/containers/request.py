@@ -51,6 +51,7 @@ class CreateRequest:
     stdin_open: bool = False
     stop_signal: str = ""
     log: Mapping[str, Any] = field(default_factory=dict)
+    volumes: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lighter.daemon.tasks.calling import from_record
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container, Exit, Mount, RuntimeOptions
+from lighter.daemon.volumes import Volumes
 from lighter.proto import events
 from lighter.proto.errors import FailedPrecondition, NotFound
 from lighter.proto.faults import hit
@@ -37,6 +38,7 @@ class ContainerService:
         images: ImageService,
         snapshotters: Mapping[str, Snapshotter],
         identities: IdentityService,
+        volumes: Volumes,
         tasks: TaskService,
         creator: TaskCreator,
         events_log: EventLog,
@@ -47,6 +49,7 @@ class ContainerService:
         self._images = images
         self._snapshotters = snapshotters
         self._identities = identities
+        self._volumes = volumes
         self._tasks = tasks
         self._creator = creator
         self._events = events_log
@@ -164,8 +167,13 @@ class ContainerService:
         number = signal_number(str(container.options.get("stop_signal") or "SIGTERM"))
         return await self._tasks.stop(namespace, container_id, number, timeout_s)
 
-    async def delete(self, namespace: str, container_id: str, force: bool) -> None:
-        """Remove record, snapshot and log. Refused while there is a task, unless `force`."""
+    async def delete(
+        self, namespace: str, container_id: str, force: bool, *, volumes: bool = False
+    ) -> None:
+        """Remove record, snapshot and log. Refused while there is a task, unless `force`.
+
+        `volumes`: those too that were made for it and that it did not name.
+        """
         container = self._store.get(namespace, container_id)
         await self._tasks.end_creation(namespace, container_id, force)
         if self._tasks.exists(namespace, container_id):
@@ -188,6 +196,8 @@ class ContainerService:
                 namespace,
                 container.snapshot_key,
             )
+        if volumes:
+            await self._volumes.delete_anonymous(namespace, container.options)
         shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
         self._events.announce(*told.events)
         self._images.collector.on_deleted()  # its image may have gone before it

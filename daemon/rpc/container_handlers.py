@@ -44,7 +44,9 @@ def container_methods(containers: ContainerService) -> dict[str, Method]:
 
     async def delete(call: Call, body: Body) -> Any:
         fields = Fields("containers.delete", body)
-        await containers.delete(namespace_of(call), fields.id(), fields.flag("force"))
+        await containers.delete(
+            namespace_of(call), fields.id(), fields.flag("force"), volumes=fields.flag("volumes")
+        )
         return {}
 
     return {

@@ -46,6 +46,7 @@ def create_request(fields: Fields) -> CreateRequest:
         stdin_open=fields.flag("stdin_open"),
         stop_signal=fields.text("stop_signal"),
         log=fields.mapping("log"),
+        volumes=fields.mappings("volumes"),
     )
 
 

@@ -109,17 +109,20 @@ class Applier:
         elif not name:
             self._root(entry)
         else:
-            parent = self._tree.make(parent_path)
-            if entry.kind == tarstream.REGULAR:
-                self._file(parent, name, entry)
-            elif entry.kind == tarstream.DIRECTORY:
-                self._directory(parent, name, entry)
-            elif entry.kind == tarstream.HARDLINK:
-                self._hardlink(parent_path, name, entry)
-            elif entry.kind == tarstream.SYMLINK:
-                self._symlink(parent, name, entry)
-            else:
-                self._special(parent, name, entry)
+            self._make(parent_path, name, entry)
+
+    def _make(self, parent_path: bytes, name: bytes, entry: Entry) -> None:
+        parent = self._tree.make(parent_path)
+        if entry.kind == tarstream.REGULAR:
+            self._file(parent, name, entry)
+        elif entry.kind == tarstream.DIRECTORY:
+            self._directory(parent, name, entry)
+        elif entry.kind == tarstream.HARDLINK:
+            self._hardlink(parent_path, name, entry)
+        elif entry.kind == tarstream.SYMLINK:
+            self._symlink(parent, name, entry)
+        else:
+            self._special(parent, name, entry)
 
     def _whiteout(self, parent_path: bytes, name: bytes) -> None:
         if name == OPAQUE_MARKER:

@@ -12,7 +12,7 @@ layer. The directories above a change are in the layer too: not everybody looks 
 
 import os
 import stat
-from typing import Any
+from typing import Any, Protocol
 
 from lighter.proto.errors import InvalidArgument
 from lighter.shim import linux
@@ -20,7 +20,7 @@ from lighter.shim.worker import lockin, syscalls
 from lighter.shim.worker.channel import Channel
 from lighter.shim.worker.deflate import Sink
 from lighter.shim.worker.failure import typed
-from lighter.shim.worker.metadata import copied_xattrs
+from lighter.shim.worker.metadata import copied_xattrs, link_xattrs
 from lighter.shim.worker.readfiles import read_only
 from lighter.shim.worker.tarwrite import TarWriter
 
@@ -30,12 +30,29 @@ _HARMLESS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _MAX_DEPTH = 900  # of recursion; a path has at most 4096 bytes
 
 
+class Writer(Protocol):
+    """What is told of each difference: a TarWriter, or whoever wants the names alone."""
+
+    def entry(
+        self,
+        path: bytes,
+        status: os.stat_result,
+        xattrs: dict[bytes, bytes],
+        *,
+        link: bytes = b"",
+        hardlink: bytes = b"",
+        content: int = -1,
+    ) -> None: ...
+
+    def whiteout(self, parent: bytes, name: bytes) -> None: ...
+
+
 class Differ:
     """Walks two directories, given by descriptors, and writes what differs."""
 
     __slots__ = ("_above", "_channel", "_first", "_tar", "_unchanged", "entries")
 
-    def __init__(self, tar: TarWriter, channel: Channel) -> None:
+    def __init__(self, tar: Writer, channel: Channel) -> None:
         self._tar = tar
         self._channel = channel
         # By inode of files of several names: the first name that was written, and those that are
@@ -92,11 +109,11 @@ class Differ:
                 if was >= 0:
                     os.close(was)
             return
-        xattrs = _xattrs(upper, name)
+        xattrs = link_xattrs(upper, name)
         same = (
             old is not None
             and _same(old, new)
-            and xattrs == _xattrs(lower, name)
+            and xattrs == link_xattrs(lower, name)
             and (not stat.S_ISLNK(new.st_mode) or _link(lower, name) == _link(upper, name))
         )
         inode = (new.st_dev, new.st_ino)
@@ -144,19 +161,6 @@ def _link(fd: int, name: bytes) -> bytes:
     return os.readlink(name, dir_fd=fd)
 
 
-def _xattrs(fd: int, name: bytes) -> dict[bytes, bytes]:
-    """The attributes of a name that is not followed and need not be openable."""
-    os.fchdir(fd)
-    try:
-        return {
-            os.fsencode(key): os.getxattr(name, key, follow_symlinks=False)
-            for key in os.listxattr(name, follow_symlinks=False)
-            if not key.startswith(("trusted.overlay.", "user.overlay."))
-        }
-    finally:
-        os.chdir("/")
-
-
 def _same(old: os.stat_result | None, new: os.stat_result) -> bool:
     if old is None:
         return False
@@ -174,7 +178,7 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
         raise InvalidArgument(f"compare snapshots: expected one descriptor, got {len(fds)}")
     sink = Sink(fds[0], job.get("compression", ""))
     lockin.close_all_but([channel.fileno(), fds[0]])
-    lower, upper = _enter(job)
+    lower, upper = enter(job)
     tar = TarWriter(sink.write)
     differ = Differ(tar, channel)
     try:
@@ -191,7 +195,7 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
     }
 
 
-def _enter(job: dict[str, Any]) -> tuple[int, int]:
+def enter(job: dict[str, Any]) -> tuple[int, int]:
     """Mount both trees and lock in; returns their descriptors (-1: there is no lower one)."""
     if not job.get("upper"):
         raise InvalidArgument("compare snapshots: there is no upper one")

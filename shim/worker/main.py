@@ -16,8 +16,11 @@ from lighter.shim import linux
 from lighter.shim.worker import (
     apply,
     archive,
+    changes,
     diff,
+    extract,
     imagemount,
+    pack,
     readfiles,
     recompress,
     remove,
@@ -30,9 +33,13 @@ Job = Callable[[dict[str, Any], list[int], Channel], dict[str, Any]]
 
 JOBS: dict[str, Job] = {
     "apply": apply.run,
+    "changes": changes.run,
     "diff": diff.run,
+    "extract": extract.run,
     "import": archive.run,
+    "look": pack.look,
     "mount": imagemount.mount,
+    "pack": pack.run,
     "read": readfiles.run,
     "recompress": recompress.run,
     "remove": remove.run,

@@ -75,6 +75,22 @@ def copied_xattrs(fd: int) -> dict[bytes, bytes]:
     return found
 
 
+def link_xattrs(fd: int, name: bytes) -> dict[bytes, bytes]:
+    """The attributes of a name in an open directory that is not followed and need not be openable.
+
+    There is no getxattrat(2) before Linux 6.13, so the directory becomes the working directory.
+    """
+    os.fchdir(fd)
+    try:
+        return {
+            os.fsencode(key): os.getxattr(name, key, follow_symlinks=False)
+            for key in os.listxattr(name, follow_symlinks=False)
+            if not os.fsencode(key).startswith(_OVERLAY_PRIVATE)
+        }
+    finally:
+        os.chdir("/")
+
+
 def clamp_ns(time_ns: int) -> int:
     """The nearest time that utimensat(2) takes; the file system narrows it further."""
     return max(-_TIME_LIMIT_NS, min(_TIME_LIMIT_NS, time_ns))

@@ -1,0 +1,170 @@
+"""`ctl volume`: directories that outlive containers."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option, key_values
+from lighter.ctl.output import labels_text, listing, plain, print_json, size_text
+from lighter.ctl.template import Template
+from lighter.proto.errors import LighterError, NotFound
+
+_FIELDS = {
+    "Name": ("VOLUME NAME", lambda row: row["name"]),
+    "Driver": ("DRIVER", lambda _row: "local"),
+    "Scope": ("SCOPE", lambda _row: "local"),
+    "Mountpoint": ("MOUNTPOINT", lambda row: row["mountpoint"]),
+    "Labels": ("LABELS", lambda row: labels_text(row["labels"])),
+    "Links": ("LINKS", lambda row: str(len(row["containers"]))),
+}
+
+
+@click.group("volume", cls=Commands)
+def volumes() -> None:
+    """Manage volumes.
+
+    \b
+      ctl volume create data
+      ctl run -d --name db -v data:/var/lib/db IMAGE
+      ctl volume inspect data
+      ctl volume rm data
+    """
+
+
+@volumes.verb("create")
+@click.option("--driver", "-d", default="local", show_default=True, help="There is one.")
+@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the volume.")
+@click.option("--opt", "-o", multiple=True, metavar="KEY=VALUE", help="None is taken.")
+@click.argument("name", required=False)
+@click.pass_obj
+def create(
+    session: Session, name: str | None, driver: str, label: tuple[str, ...], opt: tuple[str, ...]
+) -> None:
+    """create a volume, and print its name; one that is there stays as it is"""
+    made = session.call(
+        "volumes.create",
+        name=name,
+        labels=key_values(label, "label", bare=True),
+        driver=driver,
+        options=key_values(opt, "option", bare=True),
+    )
+    print(made["volume"]["name"])
+
+
+@volumes.command("ls", context_settings=HELP_OPTIONS)
+@click.option("--quiet", "-q", is_flag=True, help="Names alone.")
+@click.option(
+    "--filter", "-f", "filters", multiple=True, metavar="KEY=VALUE", help="name, label, dangling."
+)
+@click.option("--format", "template", metavar="table|json|TEMPLATE", help="Or a Go template.")
+@click.pass_obj
+def ls(session: Session, quiet: bool, filters: tuple[str, ...], template: str | None) -> None:
+    """list volumes"""
+    tests = [_test(word) for word in filters]
+    shown = template or session.format
+    shape = None if shown in ("json", "table") else Template(shown, _FIELDS)
+    rows = [
+        row for row in session.call("volumes.list")["volumes"] if all(test(row) for test in tests)
+    ]
+    if quiet:
+        for row in rows:
+            print(row["name"])
+    elif shape is not None:
+        shape.print(rows)
+    else:
+        listing(
+            shown == "json",
+            rows,
+            ("DRIVER", "VOLUME NAME", "CONTAINERS"),
+            lambda row: ("local", row["name"], ",".join(row["containers"]) or "-"),
+        )
+
+
+def _test(word: str) -> Any:
+    key, sign, value = word.partition("=")
+    if not sign or key not in ("name", "label", "dangling"):
+        raise click.UsageError(f"--filter {word!r}: expected name=, label= or dangling=true|false")
+    if key == "name":
+        return lambda row: value in row["name"]
+    if key == "dangling":
+        wanted = value in ("true", "1")
+        return lambda row: (not row["containers"]) == wanted
+    name, sign, wanted_value = value.partition("=")
+    return lambda row: name in row["labels"] and (not sign or row["labels"][name] == wanted_value)
+
+
+@volumes.verb("inspect")
+@click.option("--size", "-s", is_flag=True, help="What it takes on the disk, too.")
+@click.option("--format", "template", metavar="TEMPLATE", help="A Go template.")
+@click.argument("names", nargs=-1, required=True, metavar="VOLUME...")
+@click.pass_obj
+def inspect(session: Session, names: tuple[str, ...], size: bool, template: str | None) -> None:
+    """print all that is known about volumes, as JSON"""
+    shape = Template(template, _FIELDS) if template and template != "json" else None
+    found = [session.call("volumes.get", name=name, size=size)["volume"] for name in names]
+    if shape is not None:
+        shape.print(found)
+    else:
+        print_json([_as_docker(row) for row in found])
+
+
+def _as_docker(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Docker's names beside ours: its tools read these."""
+    times = plain({"created_at": row["created_at"]})
+    shown = {
+        "Name": row["name"],
+        "Driver": "local",
+        "Mountpoint": row["mountpoint"],
+        "CreatedAt": times["created_at"],
+        "Labels": row["labels"],
+        "Scope": "local",
+        "Options": None,
+        "Anonymous": row["anonymous"],
+        "Containers": row["containers"],
+    }
+    if "size_bytes" in row:
+        shown["UsageData"] = {"Size": row["size_bytes"], "RefCount": len(row["containers"])}
+    return shown
+
+
+@volumes.verb("rm remove delete del")
+@click.option("--force", "-f", is_flag=True, help="One that is not there is no failure.")
+@click.argument("names", nargs=-1, required=True, metavar="VOLUME...")
+@click.pass_obj
+def rm(session: Session, names: tuple[str, ...], force: bool) -> int:
+    """remove volumes that no container uses, with all that is in them"""
+    code = 0
+    for name in names:
+        try:
+            with contextlib.suppress(NotFound) if force else contextlib.nullcontext():
+                session.call("volumes.delete", name=name)
+        except LighterError as error:
+            session.complain(error.message)
+            code = 1
+        else:
+            print(name, flush=True)
+    return code
+
+
+@volumes.verb("prune")
+@click.option("--all", "-a", "everything", is_flag=True, help="Named ones too.")
+@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@format_option
+@click.pass_obj
+def prune(session: Session, everything: bool, force: bool) -> int:
+    """remove all volumes without a name that no container uses"""
+    if not force:
+        what = "all volumes" if everything else "all anonymous volumes"
+        click.confirm(f"This removes {what} that no container uses. Go on?", abort=True, err=True)
+    done = session.call("volumes.prune", all=everything)
+    if session.json:
+        print_json(done)
+    else:
+        for name in done["names"]:
+            print(name)
+        print(f"total reclaimed space: {size_text(done['size_bytes'])}")
+    for problem in done["problems"]:
+        session.complain(problem)
+    return int(bool(done["problems"]))
