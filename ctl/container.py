@@ -67,6 +67,8 @@ def create(session: Session, /, words: tuple[str, ...], **flags: Any) -> None:
       ctl containers create docker.io/library/busybox:latest box sh -c 'sleep 60'
       ctl containers create IMAGE box --mount type=bind,src=/tmp,dst=/hostdir,options=rbind:rw
     """
+    if flags["config"] and len(words) == 1:  # the spec knows the root: the one word is the id
+        words = ("", *words)
     if len(words) < 2:
         raise click.UsageError("image and container id must be given")
     body = definition(words[1], words[0], words[2:], flags)

@@ -7,6 +7,10 @@ follow ctr, with docker's names beside them where the two agree.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import click
+from click.core import ParameterSource
+
+from lighter.ctl.cli import absolute
 from lighter.ctl.flags import (
     devices,
     filesystem,
@@ -16,14 +20,15 @@ from lighter.ctl.flags import (
     process,
     record,
     resources,
+    runtime,
     security,
     volume,
 )
 
 # In the order that help shows.
 _GROUPS = (
-    *(process, filesystem, volume, network, namespaces),
-    *(security, resources, devices, log, record),
+    *(process, filesystem, volume, network, namespaces, security, resources, devices),
+    *(runtime, log, record),
 )
 
 
@@ -45,9 +50,12 @@ def definition(
     stdin_open: bool = True,
 ) -> dict[str, Any]:
     """The body of containers.create; `flags` are the values of `definition_options`."""
+    if flags["config"]:
+        refuse_others_than_config()
     body: dict[str, Any] = {
         "id": container_id,
-        "image": image,
+        "image": "" if flags["rootfs"] or flags["config"] else image,
+        "rootfs": absolute(image) if flags["rootfs"] else "",
         "args": list(command),
         "auto_remove": auto_remove,
         "stdin_open": stdin_open,
@@ -55,3 +63,27 @@ def definition(
     for group in _GROUPS:
         body.update(group.fields(flags))
     return body
+
+
+# Beside a whole specification only what is not a part of it has a meaning.
+_BESIDE_CONFIG = frozenset(
+    (
+        *("config", "label", "runtime", "runtime_config_path", "runc_binary", "runc_root"),
+        *("runc_systemd_cgroup", "no_pivot", "stop_signal", "log_driver", "log_max_size"),
+        *("log_max_file", "log_uri", "log_opt", "rm", "detach", "interactive", "null_io"),
+        *("pid_file", "restart", "stop_timeout", "image", "words", "container_id"),
+    )
+)
+
+
+def refuse_others_than_config() -> None:
+    """Raises click.UsageError for a flag that --config would leave without effect."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in _BESIDE_CONFIG:
+            raise click.UsageError(
+                f"--config is the whole specification: {max(parameter.opts, key=len)} "
+                "would not change it"
+            )

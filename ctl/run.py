@@ -61,6 +61,10 @@ def run(
       ctl run -d --name db --mount type=bind,src=data,dst=/data db:1
     """
     as_docker = name is not None or interactive
+    if flags["config"]:  # the spec knows the root: the one word is the id
+        if as_docker or words:
+            raise click.UsageError("run --config: the container's id alone is expected")
+        words, image = (image,), ""
     if not as_docker and not words:
         raise click.UsageError(both_spellings(image))
     container_id, command = (name, words) if as_docker else (words[0], words[1:])
@@ -68,6 +72,8 @@ def run(
     if null_io:
         flags["log_driver"] = "none"
     body = definition(container_id, image, command, flags, auto_remove=rm, stdin_open=stdin)
+    if body["spec"]:
+        flags["tty"] = has_terminal(body["spec"])
     session.manager.connect()
     with process.refusals(), contextlib.ExitStack() as undo:
         created = _create(session, body, image, pull_when)
@@ -95,22 +101,33 @@ def run(
 
 def _create(session: Session, body: dict[str, Any], image: str, pull_when: str) -> Any:
     """The new container; its image is pulled first where that is asked or needed."""
-    if pull_when == "always":
-        _pull(session, image)
+    if pull_when == "always" and body["image"]:
+        _pull(session, image, body["platform"])
     try:
         return session.call("containers.create", **body)
     except NotFound as error:
         if pull_when != "missing" or error.details.get("missing") != "image":
             raise
         session.complain(f"image {image} is not here: pulling it")
-    _pull(session, image)
+    _pull(session, image, body["platform"])
     return session.call("containers.create", **body)
 
 
-def _pull(session: Session, image: str) -> None:
+def _pull(session: Session, image: str, platform: str) -> None:
     from lighter.ctl.transfer import NO_FLAGS, access, pull_image
 
-    pull_image(session, image, access(session, image, NO_FLAGS), to_stderr=True)
+    credentials = access(session, image, NO_FLAGS)
+    pull_image(session, image, credentials, platform=platform, to_stderr=True)
+
+
+def has_terminal(spec: str) -> bool:
+    """Whether a specification asks for a terminal; what is no specification the manager refuses."""
+    import json
+
+    try:
+        return bool(json.loads(spec)["process"]["terminal"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def both_spellings(image: str) -> str:

@@ -134,7 +134,7 @@ def build(
     """Make all services of one manager. Nothing runs yet but reads of the database."""
     root, state = Root(config.root), State(config.state)
     budget = DescriptorBudget()
-    runtimes = Runtimes({"runc": config.runc_path})
+    runtimes = Runtimes({"runc": config.runc_path, "crun": config.crun_path})
     boot_id = read_boot_id()
     spawner = Spawner(
         root.instance,
@@ -252,7 +252,8 @@ def build(
         identities=identities,
         volumes=volumes,
         has_task=tasks.exists,
-        find_runtime=runtimes.find,
+        runtimes=runtimes,
+        worker=spawner,
         events_log=event_log,
         host=read_host(),
         defaults=Defaults(

@@ -51,6 +51,7 @@ class Config:
     group: str = ""
     default_runtime: str = "io.containerd.runc.v2"
     runc_path: str = "runc"
+    crun_path: str = "crun"
     runc_timeout_s: int = 120
     snapshotter: str = "overlayfs"
     log_max_size: int = 10 * 1024 * 1024
@@ -102,6 +103,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "group": ("plugins", PLUGIN, "group"),
     "default_runtime": ("plugins", PLUGIN, "default_runtime"),
     "runc_path": ("plugins", PLUGIN, "runtimes", "runc", "path"),
+    "crun_path": ("plugins", PLUGIN, "runtimes", "crun", "path"),
     "runc_timeout_s": ("plugins", PLUGIN, "runtimes", "runc", "timeout_s"),
     "snapshotter": ("plugins", PLUGIN, "snapshotter"),
     "log_max_size": ("plugins", PLUGIN, "log", "max_size"),

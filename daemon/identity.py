@@ -44,7 +44,11 @@ class IdentityService:
                     self._kept.popitem(last=False)
         return users.with_groups(users.resolve(user, *files), groups, files[1])
 
-    async def of_container(self, user: str, mounts: Sequence[Mount]) -> Identity:
+    async def of_container(
+        self, user: str, mounts: Sequence[Mount], groups: Sequence[str] = ()
+    ) -> Identity:
         """For an exec: the files as they are in the container's own layer by now."""
         found = await read_files(self._worker, mounts, (PASSWD, GROUP), users.MAX_FILE_BYTES)
-        return users.resolve(user, found[PASSWD], found[GROUP])
+        return users.with_groups(
+            users.resolve(user, found[PASSWD], found[GROUP]), groups, found[GROUP]
+        )

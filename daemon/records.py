@@ -12,10 +12,11 @@ from typing import Any
 
 from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.oci.idmaps import IdMaps, from_spec
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container
 from lighter.proto import events
-from lighter.proto.errors import FailedPrecondition
+from lighter.proto.errors import FailedPrecondition, InvalidArgument
 from lighter.proto.paths import Root
 
 # What a client of containerd notes of the image's configuration.
@@ -93,6 +94,13 @@ def _understood(container: Container) -> Container:
         options["cgroup"] = cgroup if isinstance(cgroup, str) else ""
         options["terminal"] = _value(spec, "process", "terminal") is True
         options["stop_signal"] = container.labels.get(STOP_SIGNAL_LABEL, "SIGTERM")
+        options.pop("id_root", None)
+        try:
+            maps = from_spec(spec if isinstance(spec, dict) else {})
+        except (InvalidArgument, AttributeError, TypeError):
+            maps = IdMaps()  # the runtime will say what is wrong with it
+        if maps:
+            options["id_root"] = list(maps.root)
     return Container(**{**vars(container), "options": options})
 
 

@@ -13,6 +13,7 @@ NAMES = {
     "io.containerd.runc.v1": "runc",
     "io.containerd.runtime.v1.linux": "runc",
     "runc": "runc",
+    "crun": "crun",
 }
 # A shim of containerd's for runc, given by its path: what it stands for is our own shim.
 _SHIMS = {"containerd-shim", "containerd-shim-runc-v1", "containerd-shim-runc-v2"}

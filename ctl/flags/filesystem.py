@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from lighter.ctl.cli import absolute
+from lighter.ctl.cli import absolute, key_values, read_text
 
 _MOUNT_KEYS = {
     "type": "type",
@@ -38,6 +38,11 @@ OPTIONS = (
         help="type=bind,src=/tmp,dst=/hostdir,options=rbind:rw; type=volume,src=NAME,dst=/data",
     ),
     click.option("--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="/run:size=64m,mode=755"),
+    click.option("--config", "-c", metavar="FILE", help="The OCI spec; then IMAGE is left out."),
+    click.option("--rootfs", is_flag=True, help="IMAGE is a directory, the container's root."),
+    click.option("--rootfs-propagation", default="", help="Of the root: private, rslave, …"),
+    click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Of the image."),
+    click.option("--snapshotter-label", multiple=True, metavar="KEY=VALUE", help="Of its files."),
     click.option("--read-only", is_flag=True, help="Root filesystem cannot be written."),
     click.option(
         "--snapshotter",
@@ -51,6 +56,10 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
     return {
         "mounts": [*map(mount, flags["mount"]), *map(tmpfs, flags["tmpfs"])],
+        "spec": read_text(flags["config"], "specification") if flags["config"] else "",
+        "rootfs_propagation": flags["rootfs_propagation"],
+        "platform": flags["platform"],
+        "snapshot_labels": key_values(flags["snapshotter_label"], "snapshotter label", bare=True),
         "read_only": flags["read_only"],
         "snapshotter": flags["snapshotter"] or "",
     }

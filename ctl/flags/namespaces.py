@@ -19,6 +19,10 @@ OPTIONS = (
     click.option("--ipc", metavar="MODE", help="private, host or container:ID."),
     click.option("--uts", metavar="MODE", help="private or host."),
     click.option("--cgroupns", metavar="MODE", help="private or host.  [default: host]"),
+    click.option("--userns", metavar="MODE", help="host (no mapped ids, which is the default)."),
+    click.option("--uidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped user ids."),
+    click.option("--gidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped group ids."),
+    click.option("--remap-labels", is_flag=True, help="Tell the snapshotter of the mapping."),
     click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Of its own namespaces."),
 )
 
@@ -26,13 +30,30 @@ OPTIONS = (
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
     asked = {"pid": "pid", "ipc": "ipc", "uts": "uts", "cgroupns": "cgroup"}
+    if flags["userns"] not in (None, "host"):
+        raise click.UsageError("--userns: only host is known here; --uidmap and --gidmap map ids")
+    if flags["userns"] and (flags["uidmap"] or flags["gidmap"]):
+        raise click.UsageError("--userns host: ids are mapped")
+    if bool(flags["uidmap"]) != bool(flags["gidmap"]):
+        raise click.UsageError("--uidmap and --gidmap are given together")
     return {
         "with_ns": joined_namespaces(flags["with_ns"]),
         "namespaces": {
             kind: mode(flags[name], name) for name, kind in asked.items() if flags[name]
         },
+        "uid_maps": [id_range(text, "--uidmap") for text in flags["uidmap"]],
+        "gid_maps": [id_range(text, "--gidmap") for text in flags["gidmap"]],
+        "remap_labels": flags["remap_labels"],
         "sysctls": key_values(flags["sysctl"], "sysctl"),
     }
+
+
+def id_range(text: str, flag: str) -> list[int]:
+    """`inside:host:size` as numbers."""
+    words = text.split(":")
+    if len(words) != 3 or not all(word.isascii() and word.isdigit() for word in words):
+        raise click.UsageError(f"{flag} {text!r}: expected INSIDE:HOST:SIZE")
+    return [int(word) for word in words]
 
 
 def mode(word: str, flag: str) -> str:

@@ -10,7 +10,6 @@ from lighter.ctl.cli import key_values
 OPTIONS = (
     click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the container."),
     click.option("--annotation", multiple=True, metavar="KEY=VALUE", help="Of the OCI spec."),
-    click.option("--runtime", help="Name of the runtime.  [default: the manager's]"),
 )
 
 
@@ -19,5 +18,4 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "labels": key_values(flags["label"], "label", bare=True),
         "annotations": key_values(flags["annotation"], "annotation"),
-        "runtime": flags["runtime"] or "",
     }

@@ -1,6 +1,5 @@
 """From an image and a caller's wishes to a recorded spec and a writable snapshot."""
 
-import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -8,30 +7,41 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
-from lighter.daemon.containers.request import CreateRequest, Defaults, options_of, signal_number
+from lighter.daemon.containers.placing import cgroups_path, check_programs, record
+from lighter.daemon.containers.request import (
+    CreateRequest,
+    Defaults,
+    of_given_spec,
+    of_id_maps,
+    options_of,
+    signal_number,
+)
+from lighter.daemon.containers.roots import MadeRoot, RootMaker
 from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
+from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.oci import idmaps
 from lighter.daemon.oci import spec as oci_spec
 from lighter.daemon.oci.checks import encode
-from lighter.daemon.oci.config import read_image_config
 from lighter.daemon.oci.controls import read_controls
 from lighter.daemon.oci.devices import granted
+from lighter.daemon.oci.given import read_spec
 from lighter.daemon.oci.host import Host, read_devices
 from lighter.daemon.oci.limits import NONE, Limits, resources
 from lighter.daemon.oci.propagation import read_mountinfo, set_root_propagation
-from lighter.daemon.orphans import OWNER_LABEL, Orphans
-from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
-from lighter.daemon.types import Container, ImageConfig, Mount
+from lighter.daemon.oci.users import Identity
+from lighter.daemon.orphans import Orphans
+from lighter.daemon.runtimes import Runtimes
+from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.types import Container, ImageConfig
 from lighter.daemon.volumes import Volumes
 from lighter.proto import events
-from lighter.proto.errors import AlreadyExists, InvalidArgument, LighterError, NotFound
+from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
 from lighter.proto.faults import hit
 from lighter.proto.names import check_labels, check_name
 from lighter.proto.paths import Root, cgroup_path
-
-log = logging.getLogger("lighter.containers")
 
 
 class ContainerMaker:
@@ -47,24 +57,24 @@ class ContainerMaker:
         identities: IdentityService,
         volumes: Volumes,
         has_task: Callable[[str, str], bool],
-        find_runtime: Callable[[str], str],
+        runtimes: Runtimes,
+        worker: Worker,
         events_log: EventLog,
         host: Host,
         defaults: Defaults,
     ) -> None:
         self._root = root
         self._store = store
-        self._images = images
-        self._snapshotters = snapshotters
         self._identities = identities
         self._volumes = volumes
         self._has_task = has_task
-        self._find_runtime = find_runtime
+        self._runtimes = runtimes
         self._events = events_log
         self._host = host
         self._defaults = defaults
         self._making: set[tuple[str, str]] = set()
         self.orphans = Orphans(root, snapshotters, self.is_owner)
+        self._roots = RootMaker(images, snapshotters, worker, self.orphans)
 
     async def create(
         self, namespace: str, request: CreateRequest
@@ -87,46 +97,50 @@ class ContainerMaker:
     async def _create(
         self, namespace: str, id_: str, request: CreateRequest
     ) -> tuple[Container, tuple[str, ...]]:
-        snapshotter_name = request.snapshotter or self._defaults.snapshotter
-        snapshotter = find_snapshotter(self._snapshotters, snapshotter_name)
         runtime = request.runtime or self._defaults.runtime
-        self._find_runtime(runtime)
+        placing = request.placing
+        check_programs(runtime, placing.options, self._runtimes)
         options = options_of(request, self._defaults)
-        resolved = await self._images.config(namespace, request.image)
-        config, warnings = read_image_config(resolved.config)
-        options["stop_signal"] = request.stop_signal or config.stop_signal or "SIGTERM"
-        signal_number(options["stop_signal"])
-        chain_id = await self._images.unpack(namespace, request.image, snapshotter_name)
+        own = cgroup_path(self._root.instance, namespace, id_)
         async with AsyncExitStack() as undo:
-            await self.orphans.make_way(snapshotter, namespace, id_)
-            mounts = await snapshotter.prepare(namespace, id_, chain_id, {OWNER_LABEL: id_})
-            made = await undo.enter_async_context(AsyncExitStack())
-            made.push_async_callback(remove_quietly, snapshotter, namespace, id_)
+            root_undo = await undo.enter_async_context(AsyncExitStack())
+            made = await self._make_root(namespace, id_, request, root_undo)
             hit("containers.snapshot-made")
+            options["stop_signal"] = request.stop_signal or made.config.stop_signal or "SIGTERM"
+            signal_number(options["stop_signal"])
             claim = await undo.enter_async_context(self._volumes.claim(namespace))
-            asked = (*request.mounts, *request.volumes)
-            request = replace(
-                request, mounts=await claim.mounts(asked, config.volumes, mounts), volumes=()
-            )
-            if claim.rows:
-                options["volumes"] = claim.rows
-            spec = await self._spec(namespace, id_, request, config, chain_id, mounts)
+            if request.spec:
+                spec = read_spec(request.spec)
+                options |= of_given_spec(spec)
+                options |= record(placing, str(spec["linux"].get("cgroupsPath") or ""), own)
+            else:
+                asked = (*request.mounts, *request.volumes)
+                mounts = await claim.mounts(asked, made.config.volumes, made.mounts)
+                request = replace(request, mounts=mounts, volumes=())
+                if claim.rows:
+                    options["volumes"] = claim.rows
+                cgroup = cgroups_path(placing, namespace, id_, own)
+                spec = await self._spec(namespace, id_, request, made, cgroup)
+                set_root_propagation(spec, read_mountinfo())
+                options |= record(placing, cgroup, own)
+            options |= of_id_maps(idmaps.from_spec(spec), options)
+            _check_sources(spec)
             told = Telling(
                 self._events,
                 namespace,
                 events.CONTAINER_CREATE,
-                {"id": id_, "image": resolved.name, "runtime": runtime},
+                {"id": id_, "image": made.image, "runtime": runtime},
             )
             container = self._store.create(
                 Container(
                     namespace=namespace,
                     id=id_,
-                    image=resolved.name,
+                    image=made.image,
                     runtime=runtime,
-                    snapshotter=snapshotter_name,
-                    snapshot_key=id_,
-                    spec=spec,
-                    labels={**config.labels, **request.labels},
+                    snapshotter=made.snapshotter,
+                    snapshot_key=made.key,
+                    spec=encode(spec),
+                    labels={**made.config.labels, **request.labels},
                     options=options,
                     created_at=0,
                     updated_at=0,
@@ -134,29 +148,43 @@ class ContainerMaker:
                 told,
             )
             claim.keep()
-            made.pop_all()
+            root_undo.pop_all()
         hit("containers.row-committed")
         self._events.announce(*told.events)
-        return container, warnings
+        return container, made.warnings
+
+    async def _make_root(
+        self, namespace: str, id_: str, request: CreateRequest, undo: AsyncExitStack
+    ) -> MadeRoot:
+        if request.spec:
+            return MadeRoot("", ImageConfig(), (), ())
+        if request.root.directory:
+            return self._roots.directory(request.root)
+        if not request.image:
+            raise InvalidArgument(f"create container {id_}: no image is named")
+        snapshotter = request.snapshotter or self._defaults.snapshotter
+        return await self._roots.snapshot(
+            namespace, id_, request.image, snapshotter, request.root, undo
+        )
+
+    async def _identity(self, request: CreateRequest, made: MadeRoot) -> Identity:
+        user = made.config.user if request.user is None else request.user
+        if made.path and not user and not request.groups:
+            return Identity(0, 0, (0,))  # nobody knows what is in a root of the caller's
+        if made.path:
+            return await self._identities.of_container(user, made.mounts, request.groups)
+        return await self._identities.of_image(user, made.chain_id, made.mounts, request.groups)
 
     async def _spec(
-        self,
-        namespace: str,
-        id_: str,
-        request: CreateRequest,
-        config: ImageConfig,
-        chain_id: str,
-        mounts: tuple[Mount, ...],
-    ) -> bytes:
-        user = config.user if request.user is None else request.user
-        identity = await self._identities.of_image(user, chain_id, mounts, request.groups)
-        spec = oci_spec.generate(
+        self, namespace: str, id_: str, request: CreateRequest, made: MadeRoot, cgroup: str
+    ) -> dict[str, Any]:
+        return oci_spec.generate(
             oci_spec.SpecRequest(
                 id=id_,
                 namespace=namespace,
-                cgroups_path=cgroup_path(self._root.instance, namespace, id_),
-                image=config,
-                identity=identity,
+                cgroups_path=cgroup,
+                image=made.config,
+                identity=await self._identity(request, made),
                 host=self._host,
                 args=request.args,
                 entrypoint=request.entrypoint,
@@ -181,11 +209,11 @@ class ContainerMaker:
                 shm_bytes=request.shm_bytes,
                 resources=_resources(request.limits),
                 devices=granted(request.devices),
+                id_maps=request.root.id_maps,
+                root_path=made.path,
+                rootfs_propagation=request.rootfs_propagation,
             )
         )
-        _check_sources(spec)
-        set_root_propagation(spec, read_mountinfo())
-        return encode(spec)
 
     def is_owner(self, namespace: str, id_: str) -> bool:
         """Whether such a container is recorded, being made, or has a task."""
@@ -204,20 +232,16 @@ def _resources(limits: Limits) -> dict[str, Any]:
 
 def _check_sources(spec: Mapping[str, Any]) -> None:
     """Refuse what is missing on the host now: the runtime would blame the program for it."""
-    binds = [m for m in spec["mounts"] if not {"bind", "rbind"}.isdisjoint(m.get("options") or ())]
+    binds = [
+        m
+        for m in spec.get("mounts") or ()
+        if not {"bind", "rbind"}.isdisjoint(m.get("options") or ())
+    ]
     wanted = {mount["source"]: f"mount it at {mount['destination']}" for mount in binds}
-    joined = [n for n in spec["linux"]["namespaces"] if n.get("path")]
+    joined = [n for n in spec["linux"].get("namespaces") or () if n.get("path")]
     wanted.update({n["path"]: f"join it as {n['type']} namespace" for n in joined})
     for path, purpose in wanted.items():
         try:
             os.stat(path)
         except OSError as err:
             raise InvalidArgument(f"use {path} to {purpose}: {err.strerror}") from err
-
-
-async def remove_quietly(snapshotter: Snapshotter, namespace: str, key: str) -> None:
-    """Remove a snapshot of a container that is gone; what fails is logged, a sweep tries again."""
-    try:
-        await snapshotter.remove(namespace, key)
-    except LighterError as err:
-        log.warning("remove snapshot %s: %s", key, err)

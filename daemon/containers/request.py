@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lighter.daemon.containers.placing import Placing
+from lighter.daemon.containers.roots import RootWish
 from lighter.daemon.oci.devices import DeviceWish
+from lighter.daemon.oci.idmaps import IdMaps
 from lighter.daemon.oci.limits import Limits
 from lighter.daemon.oci.mounts import SHM_BYTES
 from lighter.daemon.oci.sharing import Sharing
@@ -47,6 +50,10 @@ class CreateRequest:
     limits: Limits = field(default_factory=Limits)
     devices: tuple[DeviceWish, ...] = ()
     sharing: Sharing = field(default_factory=Sharing)
+    root: RootWish = field(default_factory=RootWish)
+    rootfs_propagation: str = ""
+    placing: Placing = field(default_factory=Placing)
+    spec: str = ""
     auto_remove: bool = False
     stdin_open: bool = False
     stop_signal: str = ""
@@ -89,6 +96,25 @@ def options_of(request: CreateRequest, defaults: Defaults) -> dict[str, Any]:
         "stdin_open": request.stdin_open,
         "terminal": request.terminal,
         **({"joins": joins} if (joins := request.sharing.joined()) else {}),
+    }
+
+
+def of_given_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a spec that was handed in says of the options of a container."""
+    return {
+        "cgroup": str(spec["linux"].get("cgroupsPath") or ""),
+        "terminal": spec["process"].get("terminal") is True,
+    }
+
+
+def of_id_maps(maps: IdMaps, options: Mapping[str, Any]) -> dict[str, Any]:
+    """With mapped ids: the host's ids of the container's root, who owns its pipes too."""
+    if not maps:
+        return {}
+    uid, gid = maps.root
+    return {
+        "id_root": [uid, gid],
+        "runc": {"io_uid": uid, "io_gid": gid, **(options.get("runc") or {})},
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lighter.daemon.containers.maker import ContainerMaker, remove_quietly
+from lighter.daemon.containers.maker import ContainerMaker
 from lighter.daemon.containers.request import CreateRequest, signal_number
 from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.identity import IdentityService
@@ -14,6 +14,7 @@ from lighter.daemon.images.service import ImageService
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.oci.sharing import join
+from lighter.daemon.snapshots.removal import remove_quietly
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
 from lighter.daemon.tasks.calling import from_record
 from lighter.daemon.tasks.creation import TaskCreator
@@ -150,7 +151,8 @@ class ContainerService:
         """The OCI process of an exec in this container."""
         container = self._store.get(namespace, container_id)
         if user:
-            identity = await self._identities.of_container(user, await self.mounts(container))
+            mounts = await self.mounts(container) or _own_root(container)
+            identity = await self._identities.of_container(user, mounts)
             request = ExecRequest(
                 request.args,
                 request.env,
@@ -201,3 +203,9 @@ class ContainerService:
         shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
         self._events.announce(*told.events)
         self._images.collector.on_deleted()  # its image may have gone before it
+
+
+def _own_root(container: Container) -> tuple[Mount, ...]:
+    """The root of a container without a snapshot, to be read."""
+    path = json.loads(container.spec).get("root", {}).get("path", "")
+    return (Mount("bind", path, ("rbind", "ro")),) if path.startswith("/") else ()

@@ -77,7 +77,8 @@ class Unpacker:
         self._collector = collector
         self._limits = dict(limits or {})
         self._layers_at_once = layers_at_once
-        self._mark = {UNPACKING_LABEL: secrets.token_hex(8)}
+        self.mark = secrets.token_hex(8)
+        self._mark = {UNPACKING_LABEL: self.mark}
         self._locks: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
 
     def snapshotter(self, name: str) -> Snapshotter:

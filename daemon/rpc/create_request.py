@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from lighter.daemon.containers.placing import Placing, read_options
 from lighter.daemon.containers.request import CreateRequest
+from lighter.daemon.containers.roots import RootWish
 from lighter.daemon.oci.devices import ALL_ACCESS, DeviceWish
+from lighter.daemon.oci.idmaps import id_maps, read_ranges
 from lighter.daemon.oci.limits import read_limits
 from lighter.daemon.oci.mounts import SHM_BYTES
 from lighter.daemon.oci.sharing import Sharing
@@ -13,7 +16,7 @@ from lighter.daemon.rpc.fields import Fields
 def create_request(fields: Fields) -> CreateRequest:
     """Raises InvalidArgument naming the field."""
     return CreateRequest(
-        image=fields.needed("image"),
+        image=fields.text("image"),
         id=fields.name_or_none("id"),
         args=fields.texts("args"),
         entrypoint=fields.texts_or_none("entrypoint"),
@@ -42,6 +45,23 @@ def create_request(fields: Fields) -> CreateRequest:
         limits=read_limits(fields.mapping("limits")),
         devices=tuple(map(_device, fields.mappings("devices"))),
         sharing=Sharing(fields.labels("with_ns"), fields.labels("namespaces")),
+        root=RootWish(
+            directory=fields.text("rootfs"),
+            platform=fields.text("platform"),
+            labels=fields.labels("snapshot_labels"),
+            id_maps=id_maps(
+                read_ranges(fields.lists("uid_maps"), "uids"),
+                read_ranges(fields.lists("gid_maps"), "gids"),
+            ),
+            remap_labels=fields.flag("remap_labels"),
+        ),
+        rootfs_propagation=fields.text("rootfs_propagation"),
+        placing=Placing(
+            fields.name_or_none("cgroup"),
+            fields.text("cgroup_parent"),
+            read_options(fields.mapping("runtime_options")),
+        ),
+        spec=fields.text("spec"),
         auto_remove=fields.flag("auto_remove"),
         stdin_open=fields.flag("stdin_open"),
         stop_signal=fields.text("stop_signal"),

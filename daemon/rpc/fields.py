@@ -117,3 +117,11 @@ class Fields:
             if not isinstance(value, dict):
                 raise self._wrong(name, "a list of maps", value)
         return tuple(values)
+
+    def lists(self, name: str) -> tuple[Any, ...]:
+        """A list of lists; who takes them looks into them."""
+        values = self._get(name, (list, tuple), [], "a list")
+        for value in values:
+            if not isinstance(value, list | tuple):
+                raise self._wrong(name, "a list of lists", value)
+        return tuple(values)

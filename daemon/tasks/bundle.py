@@ -1,6 +1,6 @@
 """A task's directory: what the shim and the runtime need, written before the shim is forked.
 
-<state>/tasks/<ns>/<id>/   0700, as the directories above it
+<state>/tasks/<ns>/<id>/   0700, as the directories above it; with mapped ids 0710 below 0711
     config.json   the OCI spec       rootfs/      mount point
     claim-<incarnation>              renamed to shim.json by the shim's first act
     exec-<exec id>.json              the process of an exec, while runc reads it
@@ -63,6 +63,19 @@ class Bundle:
         except OSError as err:
             self.remove()
             raise Unavailable(f"make bundle {self.dir}: {err.strerror}") from err
+
+    def open_to(self, gid: int) -> None:
+        """Let the root of a user namespace, whose group on the host this is, reach the rootfs.
+
+        It has no other right on what it passes through than to pass. Raises Unavailable.
+        """
+        try:
+            for directory in (self._state.tasks, os.path.dirname(self.dir)):
+                os.chmod(directory, 0o711)  # noqa: S103 (as said)
+            os.chown(self.dir, 0, gid)
+            os.chmod(self.dir, 0o710)  # noqa: S103
+        except OSError as err:
+            raise Unavailable(f"open bundle {self.dir}: {err.strerror}") from err
 
     def withdraw(self, incarnation: str) -> bool:
         """Take the claim back; True: no shim of this incarnation runs or will ever run."""

@@ -158,6 +158,8 @@ class TaskCreator:
         bundle = self._bundle_of(entry.namespace, entry.id)
         log = self._log_settings(container)
         bundle.write(spec, entry.incarnation, log["dir"] if log else "")
+        if "id_root" in container.options:
+            bundle.open_to(int(container.options["id_root"][1]))
         if calling.options.root or calling.options.systemd_cgroup:
             bundle.write_runtime(
                 {"root": calling.root, "cgroup": calling.cgroup, "flags": calling.flags}
@@ -265,11 +267,11 @@ class TaskCreator:
         else:
             runtime = self._runtimes.find(container.runtime)
         where = runtime_root(self._state, namespace, options)
+        if options.root:
+            make_root(where, id_)
         if "cgroup" not in container.options:  # a spec of our own making
             path = check_apart(self._root, container, self._supervisor.entries.values())
             return Calling(runtime, where, path, options), container.spec
-        if options.root:
-            make_root(where, id_)
         path, spec = place(self._root, container, options.systemd_cgroup)
         check_alone(self._root, path, id_, self._supervisor.entries.values())
         return Calling(runtime, where, path, options), spec

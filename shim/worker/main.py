@@ -23,6 +23,7 @@ from lighter.shim.worker import (
     pack,
     readfiles,
     recompress,
+    remap,
     remove,
     settle,
 )
@@ -42,6 +43,7 @@ JOBS: dict[str, Job] = {
     "pack": pack.run,
     "read": readfiles.run,
     "recompress": recompress.run,
+    "remap": remap.run,
     "remove": remove.run,
     "settle": settle.run,
     "unmount": imagemount.unmount,
