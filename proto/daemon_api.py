@@ -96,6 +96,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         destination, access}], namespaces: {kind: own, host or container:id},
                         volumes: [as mounts]}           a mount of type "volume" names one, "" makes one
                         -> {id, warnings: [text]}       id null: one is made up
+                        rootfs: a directory in place of the image; spec: a whole OCI spec, which
+                        most of the rest then has no part in; cgroup null: the instance's own place
                         seccomp: "default", "unconfined" or the profile's JSON text
     containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
                         labels, created_at, updated_at}], next}

@@ -54,6 +54,7 @@ class Lighterd:
         self.first_event = 0  # events up to this one are of tests before (see `clear`)
         self._was_ready = False
         self.bin = BIN
+        self.prefix: list[str] = []  # a program that executes the manager
         self._argv = [
             *(str(BIN / "lighterd"), "--root", str(self.root), "--state", str(self.state)),
             *("--log-level", log_level),
@@ -93,7 +94,7 @@ class Lighterd:
         self._notify.bind(str(path))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._argv,
+                [*self.prefix, *self._argv],
                 env={**os.environ, "NOTIFY_SOCKET": str(path), **environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

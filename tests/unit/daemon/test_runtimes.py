@@ -22,7 +22,7 @@ def program(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_stands_for_the_configured_program(program: Path, name: str) -> None:
-    assert Runtimes({"runc": str(program)}).find(name) == str(program)
+    assert Runtimes({NAMES[name]: str(program)}).find(name) == str(program)
 
 
 def test_an_absolute_path_stands_for_itself_and_links_are_resolved(program: Path) -> None:
