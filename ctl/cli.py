@@ -54,6 +54,11 @@ _COMMANDS = (
     ("ps", "lists", "ps", "list running containers; -a: all"),
     ("ls", "lists", "ls", "list containers"),
     ("rm", "short", "rm", "remove containers"),
+    ("cp", "files", "cp", "copy files from or to a container"),
+    ("diff", "files", "diff", "list what a container has changed"),
+    ("export", "files", "export", "write a container's files as a tar"),
+    ("commit", "files", "commit", "make an image of a container"),
+    ("rmi", "files", "rmi", "remove images"),
     ("inspect", "short", "inspect", "print all that is known about containers"),
 )
 

@@ -64,7 +64,7 @@ def handed_source(path: str) -> Iterator[Handed]:
             if not stat.S_ISSOCK(os.fstat(0).st_mode):
                 yield Handed(0)
                 return
-            yield _filled_pipe(undo, lambda fd: _copy(0, fd))
+            yield filled_pipe(undo, lambda fd: _copy(0, fd))
             return
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
@@ -74,12 +74,13 @@ def handed_source(path: str) -> Iterator[Handed]:
         if stat.S_ISDIR(os.fstat(file).st_mode):
             from lighter.ctl.layout import write_archive
 
-            yield _filled_pipe(undo, lambda fd: write_archive(path, fd))
+            yield filled_pipe(undo, lambda fd: write_archive(path, fd))
         else:
             yield Handed(file)
 
 
-def _filled_pipe(undo: contextlib.ExitStack, fill: Callable[[int], None]) -> Handed:
+def filled_pipe(undo: contextlib.ExitStack, fill: Callable[[int], None]) -> Handed:
+    """A pipe that the manager reads and `fill` fills, in a thread."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     undo.callback(os.close, read_fd)
     handed = Handed(read_fd)
@@ -87,14 +88,15 @@ def _filled_pipe(undo: contextlib.ExitStack, fill: Callable[[int], None]) -> Han
     return handed
 
 
-def _emptied_pipe(undo: contextlib.ExitStack, target: int) -> Handed:
+def emptied_pipe(undo: contextlib.ExitStack, take: Callable[[int], None]) -> Handed:
+    """A pipe that the manager fills and `take` reads, in a thread."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     # The thread sees the end when the manager and ctl have closed the pipe for writing.
     closing = undo.enter_context(contextlib.ExitStack())
     closing.callback(os.close, write_fd)
     handed = Handed(write_fd)
     handed.when_complete(closing.close)
-    handed.run(lambda: _copy(read_fd, target), read_fd)
+    handed.run(lambda: take(read_fd), read_fd)
     return handed
 
 
@@ -116,7 +118,7 @@ def handed_target(path: str) -> Iterator[Handed]:
             if os.isatty(1):
                 raise InvalidArgument("write archive: standard output is a terminal; name a file")
             is_pipe = stat.S_ISFIFO(os.fstat(1).st_mode)
-            yield Handed(1) if is_pipe else _emptied_pipe(undo, 1)
+            yield Handed(1) if is_pipe else emptied_pipe(undo, lambda fd: _copy(fd, 1))
             return
         try:
             handed = _special_file(undo, path) or _new_file(undo, os.path.realpath(path))
@@ -132,7 +134,7 @@ def _special_file(undo: contextlib.ExitStack, path: str) -> Handed | None:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
             undo.callback(os.close, fd)
             is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
-            return Handed(fd) if is_pipe else _emptied_pipe(undo, fd)
+            return Handed(fd) if is_pipe else emptied_pipe(undo, lambda end: _copy(end, fd))
     return None
 
 

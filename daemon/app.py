@@ -11,6 +11,7 @@ from typing import Any
 
 from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.config import Config
+from lighter.daemon.containerfiles import ContainerFiles
 from lighter.daemon.containers.maker import ContainerMaker
 from lighter.daemon.containers.request import Defaults
 from lighter.daemon.containers.service import ContainerService
@@ -20,6 +21,7 @@ from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.identity import IdentityService
+from lighter.daemon.images.commit import Committer
 from lighter.daemon.images.convert import Converter
 from lighter.daemon.images.downloads import Downloads
 from lighter.daemon.images.exporter import Exporter
@@ -47,6 +49,7 @@ from lighter.daemon.rpc import (
     container_handlers,
     content_handlers,
     disk_handlers,
+    file_handlers,
     handlers,
     image_handlers,
     registry_handlers,
@@ -116,6 +119,7 @@ class Services:
     containers: ContainerService
     maker: ContainerMaker
     volumes: Volumes
+    files: ContainerFiles
     records: ContainerRecords
     recovery: Recovery
     reloader: Reloader
@@ -166,6 +170,7 @@ def build(
         config.layers_at_once,
     )
     image_store = ImageStore(db)
+    snapshots = SnapshotService(db, snapshotters, config.snapshotter, spawner, event_log)
     mounted = MountedImages(images, snapshotters, spawner)
     housekeeping = Housekeeping(
         root,
@@ -299,7 +304,7 @@ def build(
         ingests=ingests,
         leases=leases,
         snapshotters=snapshotters,
-        snapshots=SnapshotService(db, snapshotters, config.snapshotter, spawner, event_log),
+        snapshots=snapshots,
         image_store=image_store,
         images=images,
         mounted=mounted,
@@ -316,6 +321,7 @@ def build(
         containers=containers,
         maker=maker,
         volumes=volumes,
+        files=ContainerFiles(containers, tasks, snapshots, spawner),
         records=ContainerRecords(
             root=root, store=container_store, tasks=tasks, events_log=event_log
         ),
@@ -353,6 +359,13 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
             s.event_log,
         ),
         **transfer_handlers.transfer_methods(s.puller, s.pusher, s.event_log),
+        **file_handlers.file_methods(
+            s.files,
+            Committer(s.content, s.images, s.image_store, s.images.collector, s.snapshots),
+            s.containers,
+            s.tasks,
+            s.event_log,
+        ),
         **volume_handlers.volume_methods(s.volumes),
         **snapshot_handlers.snapshot_methods(s.snapshots, s.images),
         **registry_handlers.registry_methods(s.registries),

@@ -106,6 +106,14 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
     containers.delete   {id, force, volumes} -> {}      refused while a task exists; force kills and deletes it;
                         volumes: those too that were made for it without a name
+    files.look          {id, path} -> {mode, size_bytes, mtime_ns, link, target_mode}   paths are bytes;
+                        target_mode: of what a link leads to, 0: nothing
+    files.pack          {id, path, name, follow, target} -> {entries}   a tar whose first entry is `name`
+    files.extract       {id, path, source, uid, gid} -> {entries}       a tar into a directory; uid and gid
+                        null: as the tar says; source, target: descriptors of the caller
+    files.export        {id, target} -> {entries}       the root file system without mounts, as a tar
+    files.changes       {id, target} -> {entries}       A, C or D, a path and a NUL byte for each
+    files.commit        {id, name, author, message, changes: [text], pause} -> {image, digest}
     volumes.create      {name, labels, driver, options} -> {volume}     name null: one is made up
     volumes.list        {} -> {volumes: [{name, labels, anonymous, created_at, mountpoint, containers: [id]}]}
     volumes.get         {name, size} -> {volume: {…as listed, size_bytes}}

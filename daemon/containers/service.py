@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container, Exit, Mount, RuntimeOptions
 from lighter.daemon.volumes import Volumes
 from lighter.proto import events
-from lighter.proto.errors import FailedPrecondition, NotFound
+from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root
 
@@ -54,6 +55,7 @@ class ContainerService:
         self._tasks = tasks
         self._creator = creator
         self._events = events_log
+        self._held: Counter[tuple[str, str]] = Counter()
 
     async def create(
         self, namespace: str, request: CreateRequest
@@ -93,6 +95,19 @@ class ContainerService:
         snapshotter = find_snapshotter(self._snapshotters, container.snapshotter)
         return await snapshotter.mounts(container.namespace, container.snapshot_key)
 
+    def hold(self, namespace: str, container_id: str) -> None:
+        """Keep tasks from being made of it while its files are written from outside."""
+        self._held[namespace, container_id] += 1
+
+    def let_go(self, namespace: str, container_id: str) -> None:
+        self._held[namespace, container_id] -= 1
+        if not self._held[namespace, container_id]:
+            del self._held[namespace, container_id]
+
+    def _check_free(self, namespace: str, container_id: str) -> None:
+        if self._held[namespace, container_id]:
+            raise Unavailable(f"start task {container_id}: files are being copied into it")
+
     async def start_task(self, namespace: str, container_id: str, stdio: Mapping[str, Any]) -> int:
         """Create the container's task; returns init's pid."""
         container = self._store.get(namespace, container_id)
@@ -100,6 +115,7 @@ class ContainerService:
         mounts = await self.mounts(container)
         # It may have been deleted meanwhile; from here to the task's row nothing else runs.
         container = self._joined(self._store.get(namespace, container_id))
+        self._check_free(namespace, container_id)
         options = from_record(container.options.get("runc") or {})
         return await self._creator.create(container, mounts, terminal, stdio, options)
 
@@ -143,6 +159,7 @@ class ContainerService:
         if runtime:
             container = replace(container, runtime=runtime)
         container = self._joined(container)
+        self._check_free(namespace, container_id)
         return await self._creator.create(container, mounts, terminal, stdio, options)
 
     async def exec_spec(

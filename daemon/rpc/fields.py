@@ -46,6 +46,13 @@ class Fields:
             raise InvalidArgument(f"read request {self._method}: {name} is missing")
         return value
 
+    def raw(self, name: str) -> bytes:
+        """Bytes that are there: a path of a container, in whatever encoding."""
+        value: bytes = self._get(name, bytes, b"", "bytes")
+        if not value or b"\0" in value:
+            raise InvalidArgument(f"read request {self._method}: {name} is missing, or holds a NUL")
+        return value
+
     def text_or_none(self, name: str) -> str | None:
         """The text; None when it is missing, null or empty."""
         return self.text(name) or None

@@ -168,13 +168,24 @@ class SnapshotService:
 
         Returns the worker's answer: {diff_id, digest, size_bytes, entries}.
         """
+        job = {"job": "diff", "compression": compression}
+        return await self.compare(namespace, snapshotter, keys, target_fd, job)
+
+    async def compare(
+        self,
+        namespace: str,
+        snapshotter: str,
+        keys: tuple[str, str],
+        target_fd: int,
+        job: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Have a worker do a job that reads two snapshots and writes to `target_fd`."""
         found = self.snapshotter(snapshotter)
         async with AsyncExitStack() as undo:
             lower, upper = [
                 await self._to_read(undo, found, namespace, key) if key else [] for key in keys
             ]
-            job = {"job": "diff", "lower": lower, "upper": upper, "compression": compression}
-            return await self._worker.run(job, [target_fd])
+            return await self._worker.run({**job, "lower": lower, "upper": upper}, [target_fd])
 
     async def _to_read(
         self, undo: AsyncExitStack, found: Snapshotter, namespace: str, key: str

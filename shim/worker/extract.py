@@ -1,6 +1,7 @@
 """Job `extract`: a tar into a directory of a container, or of a volume.
 
-    {job: "extract", path, …see contained.py} + [the tar, namespace (optional)]
+    {job: "extract", path, owner: [uid, gid] | nil, …see contained.py} + [the tar, namespace
+     (optional)]                                       owner: in place of what the tar says
     {job: "extract", path: "/", target: directory of the host, devices: bool} + [the tar]
     → {entries, size_bytes}
 
@@ -32,13 +33,18 @@ _TARGET = "target"
 class Extractor(Applier):
     """Writes entries below `prefix`, a path in the container that may go through its links."""
 
-    __slots__ = ("_prefix",)
+    __slots__ = ("_owner", "_prefix")
 
-    def __init__(self, prefix: bytes, *args: Any, **options: Any) -> None:
+    def __init__(
+        self, prefix: bytes, owner: tuple[int, int] | None, *args: Any, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self._prefix = prefix
+        self._owner = owner
 
     def _apply(self, entry: Entry) -> None:
+        if self._owner is not None:
+            entry.uid, entry.gid = self._owner
         if entry.kind == HARDLINK:
             entry.linkname = self._below(entry.linkname)
         parent_path, _, name = self._below(entry.name).rpartition(b"/")
@@ -87,7 +93,16 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
     tar = TarReader(stream)
     budget, times = Budget(root, None), LateTimes()
     rules = Plain(root, budget)
-    extractor = Extractor(clean(path), tar, rules, times, budget, devices=bool(job.get("devices")))
+    owner = job.get("owner")
+    extractor = Extractor(
+        clean(path),
+        tuple(owner) if owner else None,
+        tar,
+        rules,
+        times,
+        budget,
+        devices=bool(job.get("devices")),
+    )
     for entry in tar:
         extractor.apply(entry)
         channel.tick(entries=tar.entries)

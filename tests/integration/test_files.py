@@ -1,0 +1,280 @@
+"""Files of containers: cp both ways in each state, hostile links, diff, export, commit, rmi."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import census
+from tests.harness import Lighterd, await_that
+from tests.images import REFERENCE
+
+STATES = ("created", "running", "paused", "stopped", "never")
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Lighterd]:
+    """One manager for all tests here; each removes what it made."""
+    lighterd = Lighterd(census.Owners()).start()
+    try:
+        lighterd.import_busybox()
+        yield lighterd
+    finally:
+        lighterd.close()
+
+
+@pytest.fixture
+def lighterd(one: Lighterd) -> Iterator[Lighterd]:
+    yield one
+    one.clear()
+    one.ctl("volume", "prune", "-af", check=True)
+
+
+def in_state(lighterd: Lighterd, state: str, *flags: str) -> None:
+    """A container `c` with /data/{file,deep/inner,link} and a volume `v` on /v."""
+    make = "mkdir -p /data/deep; echo one >/data/file; echo two >/data/deep/inner; "
+    make += "ln -s /etc/passwd /data/link; echo three >/v/kept; "
+    flags = ("-v", "v:/v", *flags)
+    if state == "never":
+        lighterd.ctl("containers", "create", *flags, REFERENCE, "c", "true", check=True)
+        return
+    end = "exit 0" if state == "stopped" else "while :; do sleep 1000; done"
+    if state == "created":
+        with lighterd.client() as client:
+            lighterd.ctl("containers", "create", *flags, REFERENCE, "c", "sh", "-c", make)
+            client.call("tasks", "create", id="c")
+        return
+    lighterd.ctl("run", "-d", *flags, REFERENCE, "c", "sh", "-c", f"{make} touch /data/done; {end}",
+                 check=True)  # fmt: skip
+    with lighterd.client() as client:
+        if state == "stopped":
+            client.call("tasks", "wait", id="c", exec_id="")
+            await_that(lambda: not lighterd.shims(), 20, "the shim has cleaned up")
+            return
+    await_that(
+        lambda: lighterd.ctl("exec", "c", "test", "-e", "/data/done").returncode == 0, 20, "made"
+    )
+    if state == "paused":
+        lighterd.ctl("pause", "c", check=True)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_cp_into_and_out_of_a_container_in_each_state(
+    lighterd: Lighterd, tmp_path: Path, state: str
+) -> None:
+    in_state(lighterd, state)
+    (tmp_path / "site/sub").mkdir(parents=True)
+    (tmp_path / "site/index").write_text("hello")
+    (tmp_path / "site/sub/page").write_text("page")
+    (tmp_path / "site/page-link").symlink_to("sub/page")
+    os.chown(tmp_path / "site/index", 1234, 1234)
+    lighterd.ctl("cp", f"{tmp_path}/site", "c:/srv", check=True)
+    lighterd.ctl("cp", f"{tmp_path}/site/.", "c:/tmp", check=True)
+    if state != "never":  # nobody has made the place of a mount yet
+        lighterd.ctl("cp", f"{tmp_path}/site/index", "c:/v/from-host", check=True)
+    lighterd.ctl("cp", "-a", f"{tmp_path}/site/index", "c:/tmp/kept-owner", check=True)
+    back = tmp_path / "back"
+    lighterd.ctl("cp", "c:/srv", str(back), check=True)
+    assert (back / "sub/page").read_text() == "page"
+    assert os.readlink(back / "page-link") == "sub/page"
+    (names := tmp_path / "names").mkdir()
+    lighterd.ctl("cp", "c:/tmp/.", str(names), check=True)
+    assert {"index", "sub", "page-link", "kept-owner"} <= set(os.listdir(names))
+    assert (names / "kept-owner").stat().st_uid == 0
+    out = lighterd.ctl("cp", "c:/tmp", "-", check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(out)) as tar:
+        owners = {member.name: member.uid for member in tar}
+    assert owners["tmp/index"] == 0 and owners["tmp/kept-owner"] == 1234
+    volume = lighterd.root / "volumes/default/v/_data"
+    if state != "never":
+        assert (volume / "from-host").read_text() == "hello", "what is mounted is part of it"
+    if state in ("running", "paused", "stopped"):
+        lighterd.ctl("cp", "c:/data", str(tmp_path), check=True)
+        assert (tmp_path / "data/deep/inner").read_text() == "two\n"
+        assert os.readlink(tmp_path / "data/link") == "/etc/passwd"
+        lighterd.ctl("cp", "-L", "c:/data/link", str(tmp_path / "users"), check=True)
+        assert "user:x:1000" in (tmp_path / "users").read_text()
+        lighterd.ctl("cp", "c:/v/kept", str(tmp_path), check=True)
+        assert (tmp_path / "kept").read_text() == "three\n"
+        lighterd.ctl("cp", "-", "c:/data", input=out, check=True)
+        lighterd.ctl("cp", "c:/data/tmp/sub/page", str(tmp_path / "p"), check=True)
+        assert (tmp_path / "p").read_text() == "page"
+
+
+def test_cp_says_what_cannot_be(lighterd: Lighterd, tmp_path: Path) -> None:
+    in_state(lighterd, "running", "--read-only", "--mount", "type=tmpfs,dst=/data")
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "file").touch()
+    for args, words in (
+        ((f"{tmp_path}/file", "c:/file"), "Read-only file system"),
+        (("c:/absent", str(tmp_path)), "find '/absent' in c: there is no such file"),
+        ((f"{tmp_path}/absent", "c:/data"), "No such file"),
+        ((f"{tmp_path}/file", "c:/absent/x"), "there is no directory /absent"),
+        ((f"{tmp_path}/dir", "c:/data/file"), "it is no directory"),
+        (("c:/data", f"{tmp_path}/file"), "it is no directory"),
+        (("c:/data/file", f"{tmp_path}/absent/"), "there is no such directory"),
+        (("absent:/x", str(tmp_path)), "there is none in namespace default"),
+    ):
+        refused = lighterd.ctl("cp", *args)
+        said = refused.stderr.decode()
+        assert refused.returncode == 1 and words in said and said.count("\n") == 1, (args, said)
+    for wrong in (("a", "b"), ("c:/a", "c:/b")):
+        assert lighterd.ctl("cp", *wrong).returncode == 2
+
+
+def test_a_hostile_container_swaps_links_while_it_is_copied(
+    lighterd: Lighterd, tmp_path: Path
+) -> None:
+    """Directories become links to the host's and back, all the time: what is read is only its
+    own, and what is written stays in it."""
+    canary = lighterd.base / "share"
+    canary.mkdir()
+    (canary / "secret").write_text("secret of the host")
+    deep = str(canary)
+    script = f"""
+mkdir -p /w{deep} /w/real/sub; echo mine >/w/real/sub/secret; cd /w
+i=0; while [ $i -lt 200 ]; do echo x >/w/real/f$i; i=$((i+1)); done
+touch /ready
+while :; do
+  mv real kept && ln -s {deep} real && rm real && mv kept real
+  rm -rf real/sub; ln -s {deep} real/sub; rm real/sub; mkdir real/sub; echo mine >real/sub/secret
+done
+"""
+    lighterd.ctl("run", "-d", "--name", "c", REFERENCE, "sh", "-c", script, check=True)
+    await_that(lambda: lighterd.ctl("exec", "c", "test", "-e", "/ready").returncode == 0, 20, "on")
+    payload = tmp_path / "sub"
+    payload.mkdir()
+    for number in range(50):
+        (payload / f"planted{number}").write_text("planted")
+    (payload / "secret").write_text("planted")
+    copied = written = 0
+    for turn in range(12):
+        out = tmp_path / f"out{turn}"
+        out.mkdir()
+        done = lighterd.ctl("cp", "c:/w/real", str(out))
+        copied += done.returncode == 0
+        assert b"Traceback" not in done.stderr
+        for path in out.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                assert path.read_text() in ("mine\n", "x\n", "planted", ""), path
+        done = lighterd.ctl("cp", str(payload), "c:/w/real")
+        written += done.returncode == 0
+    assert copied and written, "some copies must get through for this to mean anything"
+    assert sorted(os.listdir(canary)) == ["secret"]
+    assert (canary / "secret").read_text() == "secret of the host"
+
+
+def test_a_container_is_not_started_while_it_is_written_to(lighterd: Lighterd) -> None:
+    in_state(lighterd, "stopped")
+    lighterd.ctl("tasks", "delete", "c", check=True)
+    read_end, write_end = os.pipe()
+    with subprocess.Popen(
+        lighterd.ctl_argv("cp", "-", "c:/data"), stdin=read_end, stderr=subprocess.PIPE
+    ) as copying:
+        os.close(read_end)
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo("late"))
+        os.write(write_end, archive.getvalue()[:512])
+        await_that(lambda: _is_extracting(lighterd), 20, "a worker waits for more")
+        refused = lighterd.ctl("tasks", "start", "-d", "c")
+        assert refused.returncode == 1 and b"files are being copied into it" in refused.stderr
+        os.write(write_end, archive.getvalue()[512:])
+        os.close(write_end)
+        assert copying.wait(20) == 0
+    lighterd.ctl("tasks", "start", "-d", "c", check=True)
+
+
+def _is_extracting(lighterd: Lighterd) -> bool:
+    return bool(lighterd._titled(f"lighter-worker --instance {lighterd.instance}"))
+
+
+def test_a_copy_that_is_given_up_leaves_no_worker(lighterd: Lighterd) -> None:
+    in_state(lighterd, "running")
+    lighterd.ctl("exec", "c", "sh", "-c", "dd if=/dev/zero of=/data/big bs=1M count=20 2>/dev/null",
+                 check=True)  # fmt: skip
+    with subprocess.Popen(
+        lighterd.ctl_argv("cp", "c:/data", "-"), stdout=subprocess.PIPE
+    ) as copying:
+        assert copying.stdout is not None and copying.stdout.read(512)
+        copying.send_signal(signal.SIGKILL)
+    await_that(lambda: not _is_extracting(lighterd), 20, "the worker has gone")
+
+
+def test_diff_lists_what_was_added_changed_and_deleted(lighterd: Lighterd) -> None:
+    script = "echo >/etc/new; chmod 700 /etc/group; rm /etc/hosts; mkdir -p /a/b; touch /a/b/c"
+    lighterd.ctl("run", REFERENCE, "c", "sh", "-c", script, check=True)
+    lines = lighterd.ctl("diff", "c", check=True).stdout.decode().splitlines()
+    assert {"C /etc", "A /etc/new", "C /etc/group", "D /etc/hosts"} <= set(lines)
+    assert {"A /a", "A /a/b", "A /a/b/c"} <= set(lines)
+    assert not [line for line in lines if "passwd" in line or "busybox" in line]
+
+
+def test_export_is_the_root_without_its_mounts(lighterd: Lighterd, tmp_path: Path) -> None:
+    in_state(lighterd, "running")
+    archive = lighterd.ctl("export", "c", check=True).stdout
+    lighterd.ctl("export", "-o", str(tmp_path / "c.tar"), "c", check=True)
+    for source in (io.BytesIO(archive), (tmp_path / "c.tar").open("rb")):
+        with source, tarfile.open(fileobj=source) as tar:
+            names = set(tar.getnames())
+            assert {"data/deep/inner", "bin/busybox", "v", "proc"} <= names
+            assert not {"v/kept", "proc/1"} & names
+            inner = tar.extractfile("data/deep/inner")
+            assert inner is not None and inner.read() == b"two\n"
+
+
+def test_commit_makes_an_image_that_runs_and_travels(lighterd: Lighterd, tmp_path: Path) -> None:
+    in_state(lighterd, "running")
+    lighterd.ctl("exec", "c", "rm", "/etc/hosts", check=True)
+    changes = ('CMD ["cat", "/data/file"]', "ENV A=1 B=2", "LABEL kind=made", "EXPOSE 80")
+    words = [word for change in (*changes, "WORKDIR /data") for word in ("-c", change)]
+    words += ["-a", "Ada", "-m", "a file more"]
+    digest = lighterd.ctl("commit", *words, "c", "site:2", check=True).stdout.decode().strip()
+    assert digest.startswith("sha256:")
+    with lighterd.client() as client:
+        (task,) = client.call("tasks", "list")["tasks"]
+        assert task["status"] == "running", "it was frozen for a moment only"
+        shown = client.call("images", "get", name="site:2")
+    config = shown["config"]
+    assert config["author"] == "Ada" and config["history"][-1]["comment"] == "a file more"
+    assert config["config"]["Labels"] == {"kind": "made"}
+    assert config["config"]["ExposedPorts"] == {"80/tcp": {}}
+    assert len(config["rootfs"]["diff_ids"]) == len(shown["manifest"]["layers"]) == 2
+    run = ("run", "--rm", "--name", "again", "site:2")
+    assert lighterd.ctl(*run, check=True).stdout == b"one\n"
+    script = "pwd; echo $A$B; test -e /etc/hosts || echo deleted"
+    assert lighterd.ctl(*run, "sh", "-c", script, check=True).stdout == b"/data\n12\ndeleted\n"
+    lighterd.ctl("images", "export", str(tmp_path / "site.tar"), "site:2", check=True)
+    assert lighterd.ctl("rmi", "site:2", check=True).stdout == b"site:2\n"
+    assert lighterd.ctl("rmi", "site:2").returncode == 1
+    lighterd.ctl("rmi", "-f", "site:2", check=True)
+    lighterd.ctl("images", "import", str(tmp_path / "site.tar"), check=True)
+    assert lighterd.ctl(*run, check=True).stdout == b"one\n"
+    lighterd.ctl("rmi", "site:2", check=True)
+    for change, word in (("RUN x", "RUN x"), ("ENV", "ENV"), ('CMD ["a"', "CMD")):
+        refused = lighterd.ctl("commit", "-c", change, "c", "bad")
+        assert refused.returncode == 1 and refused.stderr.count(b"\n") == 1, word
+    assert lighterd.ctl("images", "ls", "-q", check=True).stdout.decode().split() == [REFERENCE]
+
+
+def test_parallel_copies_of_one_container(lighterd: Lighterd, tmp_path: Path) -> None:
+    in_state(lighterd, "running")
+    results: list[int] = []
+
+    def copy(number: int) -> None:
+        results.append(lighterd.ctl("cp", "c:/data", str(tmp_path / f"d{number}")).returncode)
+
+    threads = [threading.Thread(target=copy, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [0] * 6
+    assert json.dumps(sorted(os.listdir(tmp_path))) == json.dumps([f"d{n}" for n in range(6)])
