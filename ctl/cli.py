@@ -54,6 +54,8 @@ _COMMANDS = (
     ("ps", "lists", "ps", "list running containers; -a: all"),
     ("ls", "lists", "ls", "list containers"),
     ("rm", "short", "rm", "remove containers"),
+    ("stats", "stats", "stats", "show what containers use"),
+    ("top", "stats", "top", "list the processes of a container"),
     ("cp", "files", "cp", "copy files from or to a container"),
     ("diff", "files", "diff", "list what a container has changed"),
     ("export", "files", "export", "write a container's files as a tar"),

@@ -7,7 +7,8 @@ import click
 
 from lighter.ctl import process
 from lighter.ctl.cli import HELP_OPTIONS, SIGNAL, Commands, Session, format_option
-from lighter.ctl.output import listing, print_json
+from lighter.ctl.output import listing, print_json, rfc3339, table
+from lighter.proto.errors import NotFound
 
 
 @click.group("tasks", cls=Commands)
@@ -103,6 +104,56 @@ def ps(session: Session, container_id: str) -> None:
         ("PID", "INFO"),
         lambda row: (row["pid"], f"ExecID:{row['exec_id']}" if row["exec_id"] else "-"),
     )
+
+
+@tasks.verb("metrics metric")
+@click.option("--format", "shape", type=click.Choice(("table", "json")), help="Of output.")
+@click.argument("container_id", metavar="CONTAINER")
+@click.pass_obj
+def metrics(session: Session, container_id: str, shape: str | None) -> None:
+    """print what a task has used, as ctr does"""
+    (found,) = session.call("tasks.metrics", ids=[container_id])["metrics"]
+    if not found["version"]:
+        raise NotFound(f"measure task {container_id}: it has ended")
+    if "json" in (shape, session.format if shape is None else ""):
+        print_json(found["values"])
+        return
+    table(("ID", "TIMESTAMP"), [(found["id"], go_time(found["timestamp"]))], min_width=1)
+    print()
+    rows = metric_rows(found["version"], found["values"])
+    table(("METRIC", "VALUE"), rows, min_width=1)
+
+
+def go_time(time_ns: int) -> str:
+    """As Go's time.Time prints itself in UTC."""
+    text = str(rfc3339(time_ns))
+    return text.replace("T", " ").removesuffix("Z") + " +0000 UTC"
+
+
+def metric_rows(version: int, values: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """The metrics that ctr prints, by its names."""
+    memory, cpu, pids = (values.get(part) or {} for part in ("memory", "cpu", "pids"))
+    of_pids: list[tuple[str, object]] = [
+        (f"pids.{name}", pids.get(name, 0)) for name in ("current", "limit")
+    ]
+    if version == 1:
+        usage = memory.get("usage") or {}
+        used = cpu.get("usage") or {}
+        return [
+            ("memory.usage_in_bytes", usage.get("usage", 0)),
+            ("memory.limit_in_bytes", usage.get("limit", 0)),
+            ("memory.stat.cache", memory.get("total_cache", 0)),
+            ("cpuacct.usage", used.get("total", 0)),
+            ("cpuacct.usage_percpu", f"[{' '.join(map(str, used.get('per_cpu') or ()))}]"),
+            *of_pids,
+        ]
+    of_cpu = ("usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled")
+    of_memory = ("usage", "usage_limit", "swap_usage", "swap_limit")
+    return [
+        *of_pids,
+        *((f"cpu.{name}", cpu.get(name, 0)) for name in (*of_cpu, "throttled_usec")),
+        *((f"memory.{name}", memory.get(name, 0)) for name in of_memory),
+    ]
 
 
 @tasks.verb("exec", context_settings={"allow_interspersed_args": False, **HELP_OPTIONS})

@@ -138,6 +138,11 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         with auto_remove, answered when it is gone too
     tasks.delete        {id, exec_id, force} -> {exit_status, exited_at, cause}
     tasks.pids          {id} -> {processes: [{pid, exec_id, args}]}
+    tasks.metrics       {ids: [id]} -> {metrics: [{id, status, timestamp, version, values, network: {rx_bytes,
+                        tx_bytes}}], memory_bytes}      ids empty: all; version: 1 or 2 of the cgroups, 0 of a
+                        task that has ended; values: as containerd's message of that version names
+                        them; network null: the host's; memory_bytes: what the host has
+    tasks.top           {id} -> {processes: [{…as of pids, container_pid, ppid, uid, state, cpu_s}]}
     events.subscribe    (stream) {since, follow} -> items {sequence, timestamp, namespace, topic, event}
                         since: a sequence, or null for new ones only; namespace "" in metadata: all
     logs.read           (stream) {id, follow, tail, since} -> items {timestamp, stream, data}

@@ -23,6 +23,32 @@ def of_task(entry: Entry) -> list[dict[str, object]]:
     ]
 
 
+def described(entry: Entry) -> list[dict[str, object]]:
+    """As `of_task`, with {container_pid, ppid, uid, state, cpu_s} of each that still is there."""
+    found = []
+    for row in of_task(entry):
+        with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+            found.append({**row, **_facts(int(str(row["pid"])))})
+    return found
+
+
+def _facts(pid: int) -> dict[str, object]:
+    """proc_pid_status(5), proc_pid_stat(5). Raises OSError for a process that is gone."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        status = dict(
+            line.split(":\t", 1) for line in file.read(1 << 16).splitlines() if ":\t" in line
+        )
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read(4096).rpartition(b")")[2].split()
+    return {
+        "container_pid": int(status["NSpid"].split()[-1]),
+        "ppid": int(status["PPid"]),
+        "uid": int(status["Uid"].split()[0]),
+        "state": status["State"][:1],
+        "cpu_s": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+    }
+
+
 def cgroup_members(pid: int) -> list[int]:
     """All pids in the cgroup of `pid` and below it (v1: the pids controller's, else another)."""
     for _number, controllers, path in sorted(cgroups_of(pid), key=lambda f: f[1] != "pids"):

@@ -1,0 +1,110 @@
+"""What containers use, as users read it: stats, tasks metrics, top."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests import census
+from tests.harness import Lighterd, await_that
+from tests.images import REFERENCE
+
+BUSY = "while :; do :; done"
+
+
+@pytest.fixture(scope="module")
+def lighterd() -> Iterator[Lighterd]:
+    """Two containers: `busy` takes one processor and 20 MB, `idle` sleeps; `done` has ended."""
+    made = Lighterd(census.Owners()).start()
+    try:
+        made.import_busybox()
+        hog = f"x=$(head -c 20000000 /dev/zero | tr '\\0' x); touch /ready; {BUSY}"
+        made.ctl("run", "-d", REFERENCE, "busy", "sh", "-c", hog, check=True)
+        made.ctl("run", "-d", REFERENCE, "idle", "sleep", "1000", check=True)
+        made.ctl("run", REFERENCE, "done", "true", check=True)
+        await_that(
+            lambda: made.ctl("exec", "busy", "test", "-e", "/ready").returncode == 0, 60, "it is up"
+        )
+        yield made
+    finally:
+        made.close()
+
+
+def stats(lighterd: Lighterd, *words: str) -> dict[str, dict[str, float]]:
+    shown = lighterd.ctl("stats", "--no-stream", "--format", "json", *words, check=True).stdout
+    return {row["id"]: row for row in map(json.loads, shown.splitlines())}
+
+
+def test_stats_tell_the_busy_from_the_idle(lighterd: Lighterd) -> None:
+    rows = stats(lighterd)
+    assert rows.keys() == {"busy", "idle"}
+    busy, idle = rows["busy"], rows["idle"]
+    assert 1 < busy["cpu_percent"] < 110 and idle["cpu_percent"] < 1
+    assert busy["memory_bytes"] > 20_000_000 > idle["memory_bytes"] > 0
+    assert busy["memory_limit_bytes"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert idle["pids"] == 1
+    assert idle["rx_bytes"] == 0, "its own network has lo alone"
+    table = lighterd.ctl("stats", "--no-stream", "idle", check=True).stdout.decode().splitlines()
+    assert re.split(r"\s{2,}", table[0].strip()) == [
+        *("CONTAINER", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS")
+    ]
+    assert re.match(r"idle +0\.\d\d% +[\d.]+ [KM]iB / [\d.]+ [GT]iB +\d+\.\d\d% +0B / 0B", table[1])
+    shape = ("--format", "{{.Name}}={{.PIDs}}")
+    assert lighterd.ctl("stats", "--no-stream", *shape, "id", check=True).stdout == b"idle=1\n"
+    assert stats(lighterd, "-a").keys() == {"busy", "idle"}, "done has no task any more"
+    missing = lighterd.ctl("stats", "--no-stream", "absent")
+    assert missing.returncode == 1 and b"absent" in missing.stderr
+
+
+def test_stats_go_on_and_end_with_ctrl_c(lighterd: Lighterd) -> None:
+    with subprocess.Popen(
+        lighterd.ctl_argv("stats", "--format", "{{.Name}}", "idle"), stdout=subprocess.PIPE
+    ) as shown:
+        assert shown.stdout is not None
+        assert [shown.stdout.readline() for _ in range(2)] == [b"idle\n"] * 2
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(20) == 130
+
+
+def test_a_stuck_shim_holds_no_measurement_up(lighterd: Lighterd) -> None:
+    with lighterd.client() as client:
+        shims = {row["id"]: row for row in client.call("system", "shims")["shims"]}
+    os.kill(shims["idle"]["pid"], signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        assert stats(lighterd).keys() == {"busy", "idle"}
+        assert b"pids.current" in lighterd.ctl("tasks", "metrics", "idle", check=True).stdout
+        assert b"sleep 1000" in lighterd.ctl("top", "idle", check=True).stdout
+        assert time.monotonic() - begun < 15, "a deadline of a shim's is longer"
+    finally:
+        os.kill(shims["idle"]["pid"], signal.SIGCONT)
+
+
+def test_metrics_are_printed_as_ctr_prints_them(lighterd: Lighterd) -> None:
+    ours = lighterd.ctl("tasks", "metrics", "idle", check=True).stdout.decode()
+    ctr = ["ctr", "--address", lighterd.grpc_address, "-n", "default", "tasks", "metrics", "idle"]
+    theirs = subprocess.run(ctr, capture_output=True, check=True, timeout=30).stdout.decode()
+
+    def plain(text: str) -> str:
+        return re.sub(r" +\n", "\n", re.sub(r" +", " ", re.sub(r"\d+", "N", text)))
+
+    assert plain(ours) == plain(theirs)
+    assert lighterd.ctl("tasks", "metrics", "done").returncode == 1
+
+
+def test_top_knows_each_process_by_both_numbers(lighterd: Lighterd) -> None:
+    lighterd.ctl("exec", "-d", "-u", "user", "idle", "sleep", "4321", check=True)
+    found = json.loads(lighterd.ctl("top", "--format", "json", "idle", check=True).stdout)
+    by_args = {" ".join(row["args"]): row for row in found}
+    assert by_args["sleep 1000"]["container_pid"] == 1
+    added = by_args["sleep 4321"]
+    assert added["uid"] == 1000 and 1 < added["container_pid"] < added["pid"]
+    inside = lighterd.ctl("exec", "idle", "cat", f"/proc/{added['container_pid']}/cmdline").stdout
+    assert inside == b"sleep\x004321\x00"
+    header = lighterd.ctl("top", "idle", check=True).stdout.split(b"\n")[0].split()
+    assert header == [b"UID", b"PID", b"INSIDE", b"PPID", b"STAT", b"TIME", b"CMD"]
