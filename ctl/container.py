@@ -120,6 +120,9 @@ def _as_ctr(container: Mapping[str, Any], loads: Any) -> dict[str, Any]:
         "UpdatedAt": rfc3339(container["updated_at"]),
         "Extensions": None,
         "Spec": loads(container["spec"]),
+        # Of a task with networks; ctr has no word for them.
+        **({"Networks": container["networks"]} if container.get("networks") else {}),
+        **({"Ports": container["ports"]} if container.get("ports") else {}),
     }
 
 

@@ -80,13 +80,14 @@ def ps(
     shape.print(
         wanted.chosen(rows),
         quiet,
-        ("CONTAINER", "IMAGE", "PID", "STATUS", "CREATED"),
+        ("CONTAINER", "IMAGE", "PID", "STATUS", "CREATED", "ADDRESS"),
         lambda row: (
             row["id"],
             image_text(row, no_trunc),
             row["pid"] or "-",
             status_text(row, now_ns),
             ago(row["created_at"], now_ns),
+            addresses_text(row) or "-",
         ),
     )
 
@@ -273,6 +274,8 @@ def _definition(container: Row) -> dict[str, Any]:
         "reason": "",
         "created_at": container["created_at"],
         "started_at": None,
+        "networks": [],
+        "ports": [],
         "labels": container.get("labels", {}),
         "runtime": container.get("runtime", ""),
     }
@@ -290,6 +293,9 @@ def ps_fields(now_ns: int, no_trunc: bool) -> Fields:
         "CreatedAt": ("CREATED AT", lambda row: rfc3339(row["created_at"]) or ""),
         "RunningFor": ("CREATED", lambda row: ago(row["created_at"], now_ns)),
         "Labels": ("LABELS", lambda row: labels_text(row.get("labels") or {})),
+        "Networks": ("NETWORKS", networks_text),
+        "Addresses": ("ADDRESSES", addresses_text),
+        "Ports": ("PORTS", ports_text),
     }
 
 
@@ -312,6 +318,30 @@ def image_text(row: Row, no_trunc: bool) -> str:
     if no_trunc or not at or len(value) <= SHORT_DIGEST:
         return image
     return f"{name}@{algorithm}:{value[:SHORT_DIGEST]}"
+
+
+def networks_text(row: Row) -> str:
+    return ",".join(one["network"] for one in row.get("networks") or ())
+
+
+def addresses_text(row: Row) -> str:
+    """Its addresses without their prefix lengths."""
+    networks = row.get("networks") or ()
+    return ",".join(a.partition("/")[0] for one in networks for a in one["addresses"])
+
+
+def ports_text(row: Row) -> str:
+    """As docker words them: 0.0.0.0:8080->80/tcp."""
+    return ", ".join(
+        f"{where(port)}->{port['container_port']}/{port['protocol']}"
+        for port in row.get("ports") or ()
+    )
+
+
+def where(published: Row) -> str:
+    """The host's side of a published port."""
+    ip = published["host_ip"] or "0.0.0.0"  # noqa: S104
+    return f"{f'[{ip}]' if ':' in ip else ip}:{published['host_port']}"
 
 
 def status_text(row: Row, now_ns: int) -> str:

@@ -4,6 +4,7 @@
 one of containerd's API is wired in daemon/grpc/wiring.py. How a manager lives is manager.py.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,14 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.namespaces import NamespaceService
+from lighter.daemon.network.catalog import NetworkCatalog, network_view
+from lighter.daemon.network.chain import Chain
+from lighter.daemon.network.configs import Configs
+from lighter.daemon.network.live import LiveNetworks
+from lighter.daemon.network.netns import NetworkNamespaces
+from lighter.daemon.network.plugin import search_path
+from lighter.daemon.network.records import Records
+from lighter.daemon.network.service import NetworkService
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.placement import Placement
 from lighter.daemon.records import ContainerRecords
@@ -53,6 +62,7 @@ from lighter.daemon.rpc import (
     handlers,
     image_handlers,
     metrics_handlers,
+    network_handlers,
     registry_handlers,
     shim_handlers,
     snapshot_handlers,
@@ -72,6 +82,7 @@ from lighter.daemon.spawn import Inherited, Spawner
 from lighter.daemon.stopping import StopAll
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.creation import TaskCreator
+from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
 from lighter.daemon.tasks.service import TaskService
@@ -123,6 +134,9 @@ class Services:
     files: ContainerFiles
     records: ContainerRecords
     recovery: Recovery
+    networks: NetworkService
+    live_networks: LiveNetworks
+    network_catalog: NetworkCatalog
     reloader: Reloader
 
 
@@ -212,7 +226,7 @@ def build(
         event_log,
         WorkerSettler(spawner, state, boot_id, config.runc_timeout_s),
         bundle_of,
-        lambda entry: removal.on_closed(entry),  # noqa: PLW0108 (it is made below)
+        lambda entry: on_closed(entry),  # noqa: PLW0108 (it is made below)
     )
     router = ShimRouter(
         generation,
@@ -224,6 +238,17 @@ def build(
     execs = ExecService(
         db=db, store=store, log=event_log, supervisor=supervisor, bundle_of=bundle_of
     )
+    networks = NetworkService(
+        instance=root.instance,
+        boot_id=boot_id,
+        configs=Configs((config.network_conf_dir,)),
+        chain=Chain(search_path(config.network_bin_dir, os.environ), config.network_timeout_s),
+        records=Records(root),
+        netns=NetworkNamespaces(state, spawner),
+        find_task=supervisor.find,
+        bundle_of=bundle_of,
+    )
+    supervisor.on_forgotten = networks.on_over
     tasks = TaskService(
         db=db,
         store=store,
@@ -231,6 +256,7 @@ def build(
         supervisor=supervisor,
         execs=execs,
         bundle_of=bundle_of,
+        network_released=networks.task_released,
     )
     creator = TaskCreator(
         root=root,
@@ -268,6 +294,7 @@ def build(
             config.log_max_size,
             config.log_max_file,
         ),
+        check_network=networks.check,
     )
     containers = ContainerService(
         root=root,
@@ -280,6 +307,7 @@ def build(
         tasks=tasks,
         creator=creator,
         events_log=event_log,
+        networks=networks,
     )
     recovery = Recovery(
         db=db,
@@ -291,6 +319,11 @@ def build(
     )
     supervisor.on_stranger = recovery.on_stranger
     removal = AutoRemoval(supervisor, containers)
+
+    def on_closed(entry: Entry) -> None:
+        networks.on_over(entry)
+        removal.on_closed(entry)
+
     return Services(
         config=config,
         root=root,
@@ -327,6 +360,11 @@ def build(
             root=root, store=container_store, tasks=tasks, events_log=event_log
         ),
         recovery=recovery,
+        networks=networks,
+        live_networks=LiveNetworks(networks, container_store, supervisor.entry),
+        network_catalog=NetworkCatalog(
+            networks, db, pool=config.network_subnet, addresses=root.addresses
+        ),
         reloader=reloader,
     )
 
@@ -343,12 +381,13 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         "root": s.root.dir,
         "state": s.state.dir,
     }
+    network_of = network_view(s.networks)
     return {
         **handlers.version_method(facts),
         **handlers.namespace_methods(s.namespaces),
-        **container_handlers.container_methods(s.containers),
         **metrics_handlers.metrics_methods(s.tasks),
-        **task_handlers.task_methods(s.tasks, s.execs, s.containers),
+        **container_handlers.container_methods(s.containers, network_of),
+        **task_handlers.task_methods(s.tasks, s.execs, s.containers, network_of),
         **handlers.event_methods(s.event_log),
         **handlers.log_methods(s.root, s.tasks, s.containers),
         **image_handlers.image_methods(
@@ -360,6 +399,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
             Converter(s.content, s.image_store, s.images.collector, s.spawner),
             s.event_log,
         ),
+        **network_handlers.network_methods(s.network_catalog, s.live_networks, s.containers),
         **transfer_handlers.transfer_methods(s.puller, s.pusher, s.event_log),
         **file_handlers.file_methods(
             s.files,

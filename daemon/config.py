@@ -9,6 +9,7 @@ that is, and needs seconds for nested brackets; `toml` writes.
 """
 
 import errno
+import ipaddress
 import logging
 import os
 import re
@@ -60,6 +61,10 @@ class Config:
     max_layer_entries: int = 0
     layers_at_once: int = 3
     content_sharing: str = "isolated"
+    network_conf_dir: str = "/etc/cni/net.d"
+    network_bin_dir: str = ""
+    network_subnet: str = "10.77.0.0/16"
+    network_timeout_s: int = 60
     gc_pause_threshold: float = 0.02
     gc_deletion_threshold: int = 0
     gc_mutation_threshold: int = 100
@@ -111,6 +116,10 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "max_layer_bytes": ("plugins", PLUGIN, "images", "max_layer_bytes"),
     "max_layer_entries": ("plugins", PLUGIN, "images", "max_layer_entries"),
     "layers_at_once": ("plugins", PLUGIN, "images", "layers_at_once"),
+    "network_conf_dir": ("plugins", PLUGIN, "network", "conf_dir"),
+    "network_bin_dir": ("plugins", PLUGIN, "network", "bin_dir"),
+    "network_subnet": ("plugins", PLUGIN, "network", "subnet"),
+    "network_timeout_s": ("plugins", PLUGIN, "network", "timeout_s"),
     "content_sharing": ("plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"),
     **{
         f"gc_{name}": ("plugins", "io.containerd.gc.v1.scheduler", name)
@@ -284,12 +293,31 @@ def _checked(config: Config, name: str) -> Config:
             f"read config {name}: {key_of('gc_pause_threshold')} is {config.gc_pause_threshold}, "
             f"expected 0 to {MAX_PAUSE_THRESHOLD}"
         )
+    _check_network(config, name)
     if not 1 <= config.runc_timeout_s <= MAX_TIMEOUT_S:
         raise InvalidArgument(
             f"read config {name}: runtimes.runc.timeout_s is {config.runc_timeout_s}, "
             f"expected 1 to {MAX_TIMEOUT_S}"
         )
     return config
+
+
+def _check_network(config: Config, name: str) -> None:
+    for setting in ("network_conf_dir", "network_bin_dir"):
+        path = str(getattr(config, setting))
+        if not path.startswith("/") and (path or setting == "network_conf_dir"):
+            raise InvalidArgument(
+                f"read config {name}: {key_of(setting)} is {path!r}, expected an absolute path"
+            )
+    try:
+        ipaddress.IPv4Network(config.network_subnet)
+    except ValueError as err:
+        raise InvalidArgument(f"read config {name}: {key_of('network_subnet')}: {err}") from err
+    if not 1 <= config.network_timeout_s <= MAX_TIMEOUT_S:
+        raise InvalidArgument(
+            f"read config {name}: {key_of('network_timeout_s')} is {config.network_timeout_s}, "
+            f"expected 1 to {MAX_TIMEOUT_S}"
+        )
 
 
 def _at(table: dict[str, Any], place: tuple[str, ...], name: str) -> Any:

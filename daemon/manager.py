@@ -133,6 +133,7 @@ class Manager:
         # From here on things happen.
         services.spawner.start()
         undo.push_async_callback(services.spawner.close)
+        services.networks.load()
         found = services.recovery.run()
         hit("start.recovered")
         zmq_context = context()
@@ -151,6 +152,7 @@ class Manager:
         in_background(
             self._notifier.keep_telling(partial(_status, services.supervisor, self._stands_in))
         )
+        in_background(services.networks.recover(services.supervisor.entry))
         in_background(self._tidy(services))
         in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()

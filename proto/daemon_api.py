@@ -94,14 +94,17 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         annotations, sysctls, groups: [name or number], rlimits: [{type, soft, hard}],
                         oom_score_adj, shm_bytes, limits: {as daemon/oci/limits}, devices: [{path,
                         destination, access}], namespaces: {kind: own, host or container:id},
-                        volumes: [as mounts]}           a mount of type "volume" names one, "" makes one
+                        volumes: [as mounts],           a mount of type "volume" names one, "" makes one
+                        network: {networks: [name], cni, container, ports: [{host_ip, host_port,
+                        container_port, protocol}], ip, ip6, mac, dns, dns_search, dns_options,
+                        add_hosts: [[name, address]]}}
                         -> {id, warnings: [text]}       id null: one is made up
                         rootfs: a directory in place of the image; spec: a whole OCI spec, which
                         most of the rest then has no part in; cgroup null: the instance's own place
                         seccomp: "default", "unconfined" or the profile's JSON text
     containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
                         labels, created_at, updated_at}], next}
-    containers.get      {id} -> {container: {…as listed, spec: text, options}}
+    containers.get      {id} -> {container: {…as listed, spec: text, options, networks, ports}}
     containers.label    {id, labels} -> {container}     "" as value removes a label
     containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
     containers.delete   {id, force, volumes} -> {}      refused while a task exists; force kills and deletes it;
@@ -123,7 +126,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     tasks.start         {id} -> {pid}
     tasks.get           {id} -> {task}
     tasks.list          {} -> {tasks: [{id, pid, status, image, exit_status, exited_at, cause, reason,
-                        created_at, started_at}]}
+                        created_at, started_at, networks: [{network, ifname, addresses, gateways,
+                        mac}], ports: [{host_ip, host_port, container_port, protocol}]}]}
     tasks.kill          {id, exec_id, signal, all} -> {}
     tasks.stop          {id, timeout_s} -> {exit_status, exited_at, cause}
     tasks.pause         {id} -> {}
@@ -143,6 +147,17 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         task that has ended; values: as containerd's message of that version names
                         them; network null: the host's; memory_bytes: what the host has
     tasks.top           {id} -> {processes: [{…as of pids, container_pid, ppid, uid, state, cpu_s}]}
+    networks.list       {} -> {networks: [{name, version, types, path, ours, default, subnets,
+                        reason}], unusable: [{path, reason}]}     reason: why it cannot be used now
+    networks.get        {name} -> {network: {…as listed, config, containers: [{namespace, id, ifname,
+                        addresses}]}}
+    networks.create     {name, driver, subnets, gateways, ip_range, ipv6, internal, parent, mtu} ->
+                        {name, path}                    driver: bridge, macvlan, ipvlan, ptp
+    networks.delete     {name} -> {}                    refused while used, or not made by networks.create
+    networks.connect    {id, name, ip, ip6, mac} -> {ifname, addresses}     "" of one that does not run
+    networks.disconnect {id, name} -> {}
+    networks.check      {id} -> {checked: [{namespace, id, network, ifname, status, reason, repaired}]}
+    networks.reload     {id, force} -> {checked}        attached anew where CHECK failed, or by force
     events.subscribe    (stream) {since, follow} -> items {sequence, timestamp, namespace, topic, event}
                         since: a sequence, or null for new ones only; namespace "" in metadata: all
     logs.read           (stream) {id, follow, tail, since} -> items {timestamp, stream, data}

@@ -2,9 +2,9 @@
 
     <root>   0700  lock  lighter.db  content/{ingest,blobs/sha256}  snapshots/<name>/
                    exits/<ns>/<id>.json  logs/<ns>/<id>/
-                   volumes/<ns>/<name>/_data
+                   volumes/<ns>/<name>/_data  network/<key>/  addresses/<network>/
     <state>  0711  lock  lighter.sock  containerd.sock  shims.sock  lighterd.pid  runc/<ns>/
-                   tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}  s/<8 hex>
+                   tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}  s/<8 hex>  netns/<key>
 
 A Unix socket's path has at most 107 bytes (unix(7)); `check_socket_path` says so before libzmq
 does it less clearly. Sockets handed to runc live in `s/` under a short random name, because a
@@ -57,6 +57,16 @@ class Root:
         return f"{self.dir}/logs/{namespace}/{container_id}"
 
     @property
+    def networks(self) -> str:
+        """What is attached to networks, and may have to be detached after a reboot."""
+        return self.dir + "/network"
+
+    @property
+    def addresses(self) -> str:
+        """What networks that `ctl network create` made have given out, one directory for each."""
+        return self.dir + "/addresses"
+
+    @property
     def instance(self) -> str:
         """Eight hex digits that mark everything this instance owns outside its directories."""
         import hashlib  # 3 ms, which ctl does not spend: it knows only the state
@@ -107,6 +117,11 @@ class State:
     def task(self, namespace: str, container_id: str) -> str:
         """The bundle: config.json, rootfs and all files of one task."""
         return f"{self.dir}/tasks/{namespace}/{container_id}"
+
+    @property
+    def netns(self) -> str:
+        """Where network namespaces are kept, each mounted on a file."""
+        return self.dir + "/netns"
 
     @property
     def rehearsal(self) -> str:

@@ -22,6 +22,7 @@ from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.network.request import NetworkRequest
 from lighter.daemon.oci import idmaps
 from lighter.daemon.oci import spec as oci_spec
 from lighter.daemon.oci.checks import encode
@@ -62,7 +63,9 @@ class ContainerMaker:
         events_log: EventLog,
         host: Host,
         defaults: Defaults,
+        check_network: Callable[[NetworkRequest], None],
     ) -> None:
+        self._check_network = check_network
         self._root = root
         self._store = store
         self._identities = identities
@@ -101,6 +104,8 @@ class ContainerMaker:
         placing = request.placing
         check_programs(runtime, placing.options, self._runtimes)
         options = options_of(request, self._defaults)
+        if "network" in options:
+            self._check_network(request.network)
         own = cgroup_path(self._root.instance, namespace, id_)
         async with AsyncExitStack() as undo:
             root_undo = await undo.enter_async_context(AsyncExitStack())

@@ -7,6 +7,7 @@ from typing import Any
 
 from lighter.daemon.containers.placing import Placing
 from lighter.daemon.containers.roots import RootWish
+from lighter.daemon.network.request import NetworkRequest
 from lighter.daemon.oci.devices import DeviceWish
 from lighter.daemon.oci.idmaps import IdMaps
 from lighter.daemon.oci.limits import Limits
@@ -59,6 +60,7 @@ class CreateRequest:
     stop_signal: str = ""
     log: Mapping[str, Any] = field(default_factory=dict)
     volumes: tuple[Mapping[str, Any], ...] = ()
+    network: NetworkRequest = field(default_factory=NetworkRequest)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def options_of(request: CreateRequest, defaults: Defaults) -> dict[str, Any]:
         "auto_remove": request.auto_remove,
         "stdin_open": request.stdin_open,
         "terminal": request.terminal,
+        **network_option(request),
         **({"joins": joins} if (joins := request.sharing.joined()) else {}),
     }
 
@@ -116,6 +119,20 @@ def of_id_maps(maps: IdMaps, options: Mapping[str, Any]) -> dict[str, Any]:
         "id_root": [uid, gid],
         "runc": {"io_uid": uid, "io_gid": gid, **(options.get("runc") or {})},
     }
+
+
+def network_option(request: CreateRequest) -> dict[str, Any]:
+    """Raises InvalidArgument for a network beside the host's, or beside one that is joined."""
+    wanted = request.network
+    if wanted.is_empty:
+        return {}
+    mode = request.sharing.modes.get("network", "own")
+    host = request.net_host or mode == "host"
+    joined = mode != "own" or not request.sharing.paths.keys().isdisjoint(("network", "net"))
+    if (wanted.attaches or wanted.container) and (host or joined):
+        other = "the host's" if host else "one that is joined"
+        raise InvalidArgument(f"choose network: both {other} and another were asked for")
+    return {"network": wanted.as_option()}
 
 
 def signal_number(name: str) -> int:

@@ -1,5 +1,6 @@
 """Containers: from an image and a caller's wishes to a recorded spec and a writable snapshot."""
 
+import asyncio
 import json
 import shutil
 from collections import Counter
@@ -13,6 +14,9 @@ from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.network.request import from_option
+from lighter.daemon.network.service import NetworkService
+from lighter.daemon.network.specs import with_network
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.oci.sharing import join
 from lighter.daemon.snapshots.removal import remove_quietly
@@ -44,7 +48,9 @@ class ContainerService:
         tasks: TaskService,
         creator: TaskCreator,
         events_log: EventLog,
+        networks: NetworkService,
     ) -> None:
+        self._networks = networks
         self._root = root
         self._store = store
         self._maker = maker
@@ -117,7 +123,33 @@ class ContainerService:
         container = self._joined(self._store.get(namespace, container_id))
         self._check_free(namespace, container_id)
         options = from_record(container.options.get("runc") or {})
-        return await self._creator.create(container, mounts, terminal, stdio, options)
+        return await self._create_task(container, mounts, terminal, stdio, options)
+
+    async def _create_task(
+        self,
+        container: Container,
+        mounts: tuple[Mount, ...],
+        terminal: bool,
+        stdio: Mapping[str, Any],
+        options: RuntimeOptions,
+    ) -> int:
+        """With the networks of its definition, which are undone when there comes no task."""
+        namespace, id_ = container.namespace, container.id
+        if "network" not in container.options or self._tasks.exists(namespace, id_):
+            return await self._creator.create(container, mounts, terminal, stdio, options)
+        request = from_option(container.options["network"])
+        prepared = await self._networks.prepare(container, request)
+        try:
+            # Plugins took their time: what was looked at before may have changed.
+            self._store.get(namespace, id_)
+            self._check_free(namespace, id_)
+            container = replace(container, spec=with_network(container.spec, prepared))
+            return await self._creator.create(
+                container, mounts, terminal, stdio, options, prepared.key
+            )
+        except BaseException:
+            await asyncio.shield(self._networks.released(prepared.key))
+            raise
 
     def _joined(self, container: Container) -> Container:
         """With the namespaces of the containers that it names, as they run now.
@@ -160,7 +192,7 @@ class ContainerService:
             container = replace(container, runtime=runtime)
         container = self._joined(container)
         self._check_free(namespace, container_id)
-        return await self._creator.create(container, mounts, terminal, stdio, options)
+        return await self._create_task(container, mounts, terminal, stdio, options)
 
     async def exec_spec(
         self, namespace: str, container_id: str, request: ExecRequest, user: str | None

@@ -1,6 +1,6 @@
 """Methods about containers: the maps of proto/daemon_api around ContainerService."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
@@ -14,7 +14,9 @@ from lighter.proto.daemon_api import PAGE_ROWS
 Body = Mapping[str, Any]
 
 
-def container_methods(containers: ContainerService) -> dict[str, Method]:
+def container_methods(
+    containers: ContainerService, network_of: Callable[[str, str], dict[str, Any]]
+) -> dict[str, Method]:
     async def create(call: Call, body: Body) -> Any:
         request = create_request(Fields("containers.create", body))
         container, warnings = await containers.create(namespace_of(call), request)
@@ -30,7 +32,11 @@ def container_methods(containers: ContainerService) -> dict[str, Method]:
     async def get(call: Call, body: Body) -> Any:
         fields = Fields("containers.get", body)
         found = await containers.get(namespace_of(call), fields.id())
-        extra = {"spec": found.spec.decode(), "options": dict(found.options)}
+        extra = {
+            "spec": found.spec.decode(),
+            "options": dict(found.options),
+            **network_of(found.namespace, found.id),
+        }
         return {"container": {**_container(found), **extra}}
 
     async def resolve(call: Call, body: Body) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 from lighter.daemon.containers.placing import Placing, read_options
 from lighter.daemon.containers.request import CreateRequest
 from lighter.daemon.containers.roots import RootWish
+from lighter.daemon.network.request import parse as parse_network
 from lighter.daemon.oci.devices import ALL_ACCESS, DeviceWish
 from lighter.daemon.oci.idmaps import id_maps, read_ranges
 from lighter.daemon.oci.limits import read_limits
@@ -67,6 +68,7 @@ def create_request(fields: Fields) -> CreateRequest:
         stop_signal=fields.text("stop_signal"),
         log=fields.mapping("log"),
         volumes=fields.mappings("volumes"),
+        network=parse_network(fields.mapping("network")),
     )
 
 

@@ -1,7 +1,7 @@
 """Methods about tasks and their execs: the maps of proto/daemon_api around TaskService."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +22,10 @@ Body = Mapping[str, Any]
 
 
 def task_methods(
-    tasks: TaskService, execs: ExecService, containers: ContainerService
+    tasks: TaskService,
+    execs: ExecService,
+    containers: ContainerService,
+    network_of: Callable[[str, str], dict[str, Any]],
 ) -> dict[str, Method]:
     async def create(call: Call, body: Body) -> Any:
         fields = Fields("tasks.create", body)
@@ -35,10 +38,15 @@ def task_methods(
 
     async def get(call: Call, body: Body) -> Any:
         task = await tasks.get(namespace_of(call), Fields("tasks.get", body).id())
-        return {"task": _task(task)}
+        return {"task": {**_task(task), **network_of(task.namespace, task.id)}}
 
     async def list_(call: Call, _body: Body) -> Any:
-        return {"tasks": [_task(task) for task in await tasks.list(namespace_of(call))]}
+        return {
+            "tasks": [
+                {**_task(task), **network_of(task.namespace, task.id)}
+                for task in await tasks.list(namespace_of(call))
+            ]
+        }
 
     async def kill(call: Call, body: Body) -> Any:
         fields = Fields("tasks.kill", body)

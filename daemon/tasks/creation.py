@@ -93,8 +93,11 @@ class TaskCreator:
         terminal: bool,
         stdio: Mapping[str, Any],
         options: RuntimeOptions = PLAIN,
+        network: str = "",
     ) -> int:
         """Fork a shim that makes the container; returns init's pid. It runs nothing yet.
+
+        `network` is the key of what it is attached to, which ends with the task.
 
         Raises AlreadyExists, ResourceExhausted when descriptors run out, NotFound for the runtime,
         or what the shim reports (FailedPrecondition with the runtime's last words).
@@ -131,6 +134,7 @@ class TaskCreator:
                 "auto_remove": bool(container.options.get("auto_remove")),
                 **({"cgroup": calling.cgroup} if "cgroup" in container.options else {}),
                 **({"stdio": named} if lasting else {}),
+                **({"network": network} if network else {}),
             },
         )
         with self._db.fast_transaction() as tx:

@@ -9,7 +9,7 @@ import builtins
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from lighter.daemon.events import EventLog
@@ -55,7 +55,9 @@ class TaskService:
         supervisor: Supervisor,
         execs: ExecService,
         bundle_of: Callable[[str, str], Bundle],
+        network_released: Callable[[Entry], Awaitable[None]],
     ) -> None:
+        self._network_released = network_released
         self._db = db
         self._store = store
         self._events = log
@@ -233,6 +235,8 @@ class TaskService:
             else:
                 states.advance(states.TASK, entry.state, "delete", entry.what)
             await self._wait_closed(entry, force)
+            # So that who starts it again at once can have its address and ports again.
+            await self._network_released(entry)
             assert entry.exit is not None
             hit("delete.closed")
             self._supervisor.forget(entry)

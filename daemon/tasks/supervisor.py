@@ -60,6 +60,7 @@ class Supervisor:
         self.by_incarnation: dict[str, Entry] = {}
         self.router: ShimRouter
         self.on_stranger: Callable[[Peer], None] = _unexpected
+        self.on_forgotten: Callable[[Entry], None] = _nothing
         self._background: set[asyncio.Task[None]] = set()
 
     # entries
@@ -72,6 +73,10 @@ class Supervisor:
             hint = "".join(f"; namespace {e.namespace} has one" for e in same if e.is_task)
             raise NotFound(f"find task {container_id}: no such task in namespace {namespace}{hint}")
         return entry
+
+    def entry(self, namespace: str, container_id: str) -> Entry | None:
+        """Whatever there is, also what is no task yet."""
+        return self.entries.get((namespace, container_id))
 
     def add(self, entry: Entry) -> None:
         self.entries[entry.namespace, entry.id] = entry
@@ -360,6 +365,7 @@ class Supervisor:
         for exec_ in entry.execs.values():
             exec_.ended.set()  # of one that was added and never started
         self._events.announce(*seen)
+        self.on_forgotten(entry)
         # It is done, or has not begun; one that is stopped would stay for ever, seen by nobody.
         kill_shim(entry)
 
@@ -396,6 +402,10 @@ def retries() -> Iterator[float]:
 
 def _unexpected(peer: Peer) -> None:
     log.warning("shim %s has no task here", peer.incarnation)
+
+
+def _nothing(_entry: Entry) -> None:
+    pass
 
 
 async def _logged(work: Any) -> None:

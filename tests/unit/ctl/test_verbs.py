@@ -228,7 +228,7 @@ def test_create_takes_flags_after_the_id_and_leaves_the_commands_own(
         ["c", "create", "busybox"],
         ["c", "create", "busybox", "c1", "--nonsense"],
         ["run", "--mount", "colour=red,dst=/d", "busybox", "c1"],
-        ["run", "--cni", "busybox", "c1"],
+        ["run", "--no-such-flag", "busybox", "c1"],
         ["kill", "-s", "NONE", "c1"],
         ["nonsense"],
         ["tasks", "nonsense"],

@@ -1,0 +1,200 @@
+"""`ctl network`: networks of containers, by CNI; and `ctl port`."""
+
+import re
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option
+from lighter.ctl.lists import where
+from lighter.ctl.output import listing, print_json
+from lighter.ctl.resolve import resolved
+
+_NAME = click.argument("name", metavar="NETWORK")
+_REF = click.argument("ref", metavar="CONTAINER")
+_REFS = click.argument("refs", nargs=-1, metavar="[CONTAINER...]")
+
+
+@click.group("network", cls=Commands)
+def network() -> None:
+    """Manage networks: CNI's configurations, and who is attached to them.
+
+    \b
+      ctl network create web --subnet 10.9.0.0/24
+      ctl run -d --network web -p 8080:80 docker.io/library/nginx:alpine site
+      ctl network connect web db
+      ctl network inspect web
+    """
+
+
+@network.verb("list ls")
+@click.option("--quiet", "-q", is_flag=True, help="Names alone.")
+@format_option
+@click.pass_obj
+def list_(session: Session, quiet: bool) -> None:
+    """list networks; * is the default one"""
+    answer = session.call("networks.list")
+    rows = answer["networks"]
+    if quiet:
+        for row in rows:
+            print(row["name"])
+    else:
+        listing(
+            session.json,
+            rows,
+            ("NETWORK", "VERSION", "PLUGINS", "SUBNETS", "FILE"),
+            lambda row: (
+                row["name"] + ("*" if row["default"] else ""),
+                row["version"],
+                ",".join(row["types"]),
+                ",".join(row["subnets"]) or "-",
+                row["path"],
+            ),
+        )
+    session.warn([f"{one['path']}: {one['reason']}" for one in answer["unusable"]])
+    session.warn([f"network {row['name']}: {row['reason']}" for row in rows if row["reason"]])
+
+
+@network.verb("inspect")
+@click.argument("names", nargs=-1, required=True, metavar="NETWORK...")
+@format_option
+@click.pass_obj
+def inspect(session: Session, names: tuple[str, ...]) -> None:
+    """print configurations and who is attached, as JSON"""
+    for name in names:
+        print_json(session.call("networks.get", name=name)["network"])
+
+
+@network.verb("create")
+@click.option(
+    "--driver",
+    "-d",
+    type=click.Choice(("bridge", "macvlan", "ipvlan", "ptp")),
+    default="bridge",
+    show_default=True,
+    help="How containers are connected.",
+)
+@click.option("--subnet", multiple=True, metavar="CIDR", help="Addresses; IPv4, IPv6 or both.")
+@click.option("--gateway", multiple=True, metavar="ADDRESS", help="The host's own in a subnet.")
+@click.option("--ip-range", metavar="CIDR", default="", help="Give out only these of the subnet.")
+@click.option("--ipv6", is_flag=True, help="IPv6 too; a subnet is made up unless one is named.")
+@click.option("--internal", is_flag=True, help="No way out, and nothing is published.")
+@click.option("--parent", default="", metavar="INTERFACE", help="The host's, of macvlan or ipvlan.")
+@click.option("--mtu", type=int, default=0, help="Largest packet.  [default: the plugin's]")
+@_NAME
+@click.pass_obj
+def create(session: Session, /, name: str, subnet: tuple[str, ...], **options: Any) -> None:
+    """write a configuration for a new network"""
+    gateways = options.pop("gateway")
+    made = session.call(
+        "networks.create", name=name, subnets=list(subnet), gateways=list(gateways), **options
+    )
+    print(made["name"])
+
+
+@network.verb("remove rm delete del")
+@click.argument("names", nargs=-1, required=True, metavar="NETWORK...")
+@click.pass_obj
+def remove(session: Session, names: tuple[str, ...]) -> None:
+    """remove networks that ctl created and nobody uses"""
+    for name in names:
+        session.call("networks.delete", name=name)
+        print(name)
+
+
+@network.verb("connect")
+@click.option("--ip", default="", metavar="ADDRESS", help="Its IPv4 address.")
+@click.option("--ip6", default="", metavar="ADDRESS", help="Its IPv6 address.")
+@click.option("--mac-address", default="", metavar="MAC", help="Its hardware address.")
+@_NAME
+@_REF
+@click.pass_obj
+def connect(session: Session, name: str, ref: str, ip: str, ip6: str, mac_address: str) -> None:
+    """attach a container, running or not, to one network more"""
+    made = resolved(
+        session,
+        ref,
+        lambda id_: session.call(
+            "networks.connect", id=id_, name=name, ip=ip, ip6=ip6, mac=mac_address
+        ),
+    )
+    if made["ifname"]:
+        print(made["ifname"], *made["addresses"])
+
+
+@network.verb("disconnect")
+@_NAME
+@_REF
+@click.pass_obj
+def disconnect(session: Session, name: str, ref: str) -> None:
+    """detach a container from a network"""
+    resolved(session, ref, lambda id_: session.call("networks.disconnect", id=id_, name=name))
+
+
+@network.verb("check")
+@_REFS
+@format_option
+@click.pass_obj
+def check(session: Session, refs: tuple[str, ...]) -> int:
+    """have the plugins look at what is attached; fails when something is broken"""
+    return _print_checked(session, _all(session, "networks.check", refs))
+
+
+@network.verb("reload")
+@click.option("--force", "-f", is_flag=True, help="What is not broken too.")
+@_REFS
+@format_option
+@click.pass_obj
+def reload(session: Session, refs: tuple[str, ...], force: bool) -> int:
+    """attach anew what is broken, for one after the host's rules were flushed"""
+    return _print_checked(session, _all(session, "networks.reload", refs, force=force))
+
+
+def _all(session: Session, method: str, refs: tuple[str, ...], **fields: Any) -> list[Any]:
+    """The answers for these containers, or for all that have a network."""
+    if not refs:
+        tasks = session.call("tasks.list")["tasks"]
+        refs = tuple(task["id"] for task in tasks if task["networks"])
+
+    def ask(container_id: str) -> list[Any]:
+        checked: list[Any] = session.call(method, id=container_id, **fields)["checked"]
+        return checked
+
+    return [row for ref in refs for row in resolved(session, ref, ask)]
+
+
+def _print_checked(session: Session, rows: list[Any]) -> int:
+    listing(
+        session.json,
+        rows,
+        ("CONTAINER", "NETWORK", "INTERFACE", "STATUS", "REASON"),
+        lambda row: (
+            row["id"],
+            row["network"],
+            row["ifname"],
+            "repaired" if row["repaired"] else row["status"],
+            row["reason"] or "-",
+        ),
+    )
+    return int(any(row["status"] == "failed" for row in rows))
+
+
+@click.command("port", context_settings=HELP_OPTIONS)
+@_REF
+@click.argument("wanted", required=False, metavar="[PORT[/PROTO]]")
+@click.pass_obj
+def port(session: Session, ref: str, wanted: str | None) -> int:
+    """List a container's published ports, or where one of them is."""
+    if wanted is not None and not re.fullmatch(r"\d+(/[a-z]+)?", wanted, re.ASCII):
+        raise click.UsageError(f"port {wanted}: expected PORT or PORT/PROTO")
+    task = resolved(session, ref, lambda id_: session.call("tasks.get", id=id_)["task"])
+    found = 0
+    for one in task["ports"]:
+        inside = f"{one['container_port']}/{one['protocol']}"
+        if wanted in (None, inside) or (wanted == str(one["container_port"])):
+            found += 1
+            print(f"{inside} -> {where(one)}" if wanted is None else where(one))
+    if wanted is not None and not found:
+        session.complain(f"port {wanted} of {ref} is not published")
+        return 1
+    return 0

@@ -1,0 +1,221 @@
+"""Networks of containers that run already: connect, disconnect, look, repair.
+
+What is changed here is written into the container's definition too, so that its next start has it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.network import hostfiles
+from lighter.daemon.network.configs import Network
+from lighter.daemon.network.netns import is_own_network
+from lighter.daemon.network.records import Attached, Record
+from lighter.daemon.network.request import NetworkRequest, from_option
+from lighter.daemon.network.service import NetworkService, Wanted, not_attached
+from lighter.daemon.network.specs import default_hostname
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.types import Container
+from lighter.proto import states
+from lighter.proto.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    LighterError,
+    NotFound,
+    Unimplemented,
+)
+from lighter.proto.faults import hit
+
+_ALIVE = (states.CREATED, states.RUNNING, states.PAUSED)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What CHECK said of one attachment. `status`: ok, failed or unknown; `repaired` by reload."""
+
+    namespace: str
+    id: str
+    network: str
+    ifname: str
+    status: str
+    reason: str = ""
+    repaired: bool = False
+
+
+class LiveNetworks:
+    """Every method takes the namespace and the container first."""
+
+    def __init__(
+        self,
+        service: NetworkService,
+        store: ContainerStore,
+        find_entry: Callable[[str, str], Entry | None],
+    ) -> None:
+        self._service = service
+        self._store = store
+        self._find_entry = find_entry
+
+    async def connect(
+        self, namespace: str, container_id: str, network_name: str, wanted: Wanted
+    ) -> Attached | None:
+        """Attach now, if it runs, and from the next start on. Undone when it fails.
+
+        Raises AlreadyExists when it is attached, FailedPrecondition for a container that uses the
+        network of the host or of another.
+        """
+        container = self._store.get(namespace, container_id)
+        request = from_option(container.options.get("network"))
+        network = self._service.configs.find(network_name)
+        self._service.chain.check_plugins(network)
+        if request.container:
+            raise FailedPrecondition(
+                f"connect {container_id}: it shares the network of {request.container}"
+            )
+        entry = self._alive(namespace, container_id)
+        attached = None
+        if entry is not None:
+            attached = await self._connect(container, entry, network, wanted, request)
+        elif network.name in request.networks:
+            raise AlreadyExists(f"connect {container_id}: it is in network {network.name} already")
+        names = tuple(dict.fromkeys((*request.networks, network.name)))
+        self._redefine(container, request.with_networks(names))
+        return attached
+
+    def _alive(self, namespace: str, container_id: str) -> Entry | None:
+        entry = self._find_entry(namespace, container_id)
+        return entry if entry is not None and entry.state in _ALIVE else None
+
+    async def _connect(
+        self,
+        container: Container,
+        entry: Entry,
+        network: Network,
+        wanted: Wanted,
+        request: NetworkRequest,
+    ) -> Attached:
+        record = self._service.record_of(entry.namespace, entry.id)
+        if record is None or not record.path:
+            # Files alone are no namespace; they stay mounted in the container as they are.
+            if not is_own_network(entry.pid):
+                raise FailedPrecondition(f"connect {entry.id}: it uses the host's network")
+            record = await self._service.keep(entry)
+        async with self._service.lock(record.key):
+            names = {one.network.name for one in self._now(record).attached}
+            if network.name in names:
+                raise AlreadyExists(f"connect {entry.id}: it is in network {network.name} already")
+            before = {one.ifname for one in self._now(record).attached}
+            try:
+                attached = await self._service.add(record.key, network, wanted)
+            except BaseException:
+                await asyncio.shield(self._undo(record, before))
+                raise
+            hit("network.connected")
+        await self._rewrite(record.key, container, request)
+        return attached
+
+    async def _undo(self, record: Record, before: set[str]) -> None:
+        for one in self._now(record).attached:
+            if one.ifname not in before:
+                await self._service.remove(record.key, one)
+
+    def _now(self, record: Record) -> Record:
+        now = self._service.record_of(record.namespace, record.id)
+        if now is None or now.key != record.key:
+            raise FailedPrecondition(f"change network of {record.id}: it has ended")
+        return now
+
+    async def disconnect(self, namespace: str, container_id: str, network_name: str) -> None:
+        """Detach now, if it runs, and from the next start on. Raises NotFound."""
+        container = self._store.get(namespace, container_id)
+        request = from_option(container.options.get("network"))
+        record = self._service.record_of(namespace, container_id)
+        found = record and self._find(record, network_name)
+        name = found.network.name if found else network_name
+        if record is not None and found is not None:
+            async with self._service.lock(record.key):
+                now = self._find(self._now(record), network_name)
+                if now is not None:
+                    hit("network.disconnecting")
+                    await self._service.remove(record.key, now)
+            await self._rewrite(record.key, container, request)
+        elif name not in request.networks:
+            raise not_attached(network_name, container_id)
+        kept = [other for other in request.networks if other != name]
+        changed = request.with_networks(kept)
+        if not changed.attaches:
+            changed = replace(changed, ports=(), ip="", ip6="", mac="")
+        self._redefine(container, changed)
+
+    def _find(self, record: Record, name: str) -> Attached | None:
+        return next((one for one in record.attached if one.network.name == name), None)
+
+    def _redefine(self, container: Container, request: NetworkRequest) -> None:
+        """Not for what a client recorded itself: it says at each start what there is to be."""
+        if "cgroup" not in container.options:
+            options = {**container.options, "network": request.as_option()}
+            self._store.update(container.namespace, container.id, options=options)
+
+    async def _rewrite(self, key: str, container: Container, request: NetworkRequest) -> None:
+        """hosts and resolv.conf follow, where the container has them from us."""
+        if not self._service.files_of(key):
+            return
+        await asyncio.to_thread(
+            hostfiles.write,
+            self._service.directory(key),
+            request,
+            self._service.results(key),
+            self._service.hostname(container) or default_hostname(container.id),
+        )
+
+    async def check(self, namespace: str, container_id: str) -> list[Checked]:
+        """What every plugin says of every attachment; nothing is changed."""
+        record = self._service.record_of(namespace, container_id)
+        if record is None:
+            return []
+        async with self._service.lock(record.key):
+            return [await self._check(record, one) for one in self._now(record).attached]
+
+    async def _check(self, record: Record, one: Attached) -> Checked:
+        said = Checked(record.namespace, record.id, one.network.name, one.ifname, "ok")
+        if not self._service.netns.is_there(record.path):
+            return replace(said, status="failed", reason=f"{record.path} is no namespace any more")
+        try:
+            await self._service.chain.check(one.network, record.attachment(one), one.result)
+        except Unimplemented as err:
+            return replace(said, status="unknown", reason=err.message)
+        except LighterError as err:
+            return replace(said, status="failed", reason=err.message)
+        return said
+
+    async def reload(self, namespace: str, container_id: str, force: bool) -> list[Checked]:
+        """Attach anew, with the same addresses, what CHECK finds broken; `force`: all of it.
+
+        Rules of the host that somebody has flushed come back; the interface is made anew, and
+        connections go on once it is there.
+        """
+        record = self._service.record_of(namespace, container_id)
+        if record is None:
+            raise NotFound(f"reload networks of {container_id}: it has none")
+        done = []
+        async with self._service.lock(record.key):
+            for one in self._now(record).attached:
+                said = await self._check(record, one)
+                if force or said.status == "failed":
+                    said = await self._attach_anew(record, one, said)
+                done.append(said)
+        return done
+
+    async def _attach_anew(self, record: Record, one: Attached, said: Checked) -> Checked:
+        view = one.view()
+        ips = tuple(address.ip for address in view.addresses)
+        ports = record.ports if "portMappings" in one.capabilities else ()
+        wanted = Wanted(ips, view.mac.lower(), ports)
+        try:
+            await self._service.chain.delete(one.network, record.attachment(one), one.result)
+            hit("network.reloading")
+            again = self._service.anew(one, wanted)
+            await self._service.attach(record.key, again, wanted)
+        except LighterError as err:
+            return replace(said, status="failed", reason=err.message)
+        return replace(said, status="ok", repaired=True)

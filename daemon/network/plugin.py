@@ -1,0 +1,195 @@
+"""One call of a CNI plugin: a program, its environment, one document in and one out.
+
+CNI's protocol (https://www.cni.dev/docs/spec, section 2): the command and who is meant stand in the
+environment, the configuration goes to standard input, a result or an error comes as JSON from
+standard output. What a plugin writes is outside data: it is capped, and it is quoted, never logged
+whole, since configurations hold secrets.
+
+A plugin is not trusted to end: it has a process group of its own, which is killed at the deadline
+and when the caller gives up. A manager that is killed itself leaves the group running, so each
+carries a token by which the next manager finds it (`end_strays`).
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lighter.proto.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+
+log = logging.getLogger("lighter.network")
+
+MAX_OUTPUT_BYTES = 1 << 20
+MAX_STDERR_BYTES = 64 << 10
+QUOTED = 400
+TOKEN = "LIGHTER_ATTACHMENT"  # noqa: S105 (a variable's name)
+KILLED_S = 5.0
+
+# Where plugins are looked for, after CNI_PATH and the configured directory.
+DIRECTORIES = ("/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni")
+# CNI's own codes (section "Error"): what to do about two of them is known.
+_INCOMPATIBLE_VERSION = 1
+_TRY_AGAIN_LATER = 11
+
+
+def search_path(configured: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The directories in their order."""
+    own = [path for path in environ.get("CNI_PATH", "").split(":") if path.startswith("/")]
+    return tuple(dict.fromkeys((*own, *((configured,) if configured else ()), *DIRECTORIES)))
+
+
+def find(kind: str, directories: Sequence[str]) -> str:
+    """The program of a plugin's type. Raises NotFound, FailedPrecondition for an unsafe file."""
+    for directory in directories:
+        path = f"{directory}/{kind}"
+        try:
+            info = os.stat(path)
+        except OSError:
+            continue
+        if not stat.S_ISREG(info.st_mode) or not info.st_mode & 0o111:
+            continue
+        if info.st_uid not in (0, os.geteuid()) or info.st_mode & stat.S_IWOTH:
+            raise FailedPrecondition(f"run CNI plugin {path}: others than root may change it")
+        return path
+    raise NotFound(f"find CNI plugin {kind}: it is in none of {', '.join(directories)}")
+
+
+async def call(
+    program: str,
+    environ: Mapping[str, str],
+    config: Mapping[str, Any],
+    timeout_s: float,
+) -> dict[str, Any]:
+    """Run it once; what it answered, {} for nothing.
+
+    Raises DeadlineExceeded, Unavailable (the plugin asks to be tried later), FailedPrecondition
+    with the plugin's own words, ResourceExhausted for endless output.
+    """
+    what = f"{environ['CNI_COMMAND']} of CNI plugin {os.path.basename(program)}"
+    process = await _start(program, environ, what)
+    try:
+        async with asyncio.timeout(timeout_s):
+            out, err, _ = await asyncio.gather(
+                _read(process.stdout, MAX_OUTPUT_BYTES),
+                _read(process.stderr, MAX_STDERR_BYTES),
+                _write(process, json.dumps(config).encode()),
+            )
+            code = await process.wait()
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{what}: it did not end in {timeout_s:g} s") from error
+    finally:
+        await _end(process)
+    if len(out) > MAX_OUTPUT_BYTES:
+        raise ResourceExhausted(f"{what}: it wrote more than {MAX_OUTPUT_BYTES} bytes")
+    return _answer(what, code, out, err)
+
+
+async def _start(program: str, environ: Mapping[str, str], what: str) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            program,
+            env=dict(environ),
+            cwd="/",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as err:
+        raise FailedPrecondition(f"{what}: {err.strerror}") from err
+
+
+async def _write(process: asyncio.subprocess.Process, data: bytes) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # one that does not read it
+        process.stdin.write(data)
+        await process.stdin.drain()
+    process.stdin.close()
+
+
+async def _read(stream: asyncio.StreamReader | None, most: int) -> bytes:
+    """All that comes, of which `most` bytes and one more are kept."""
+    assert stream is not None
+    kept = bytearray()
+    while chunk := await stream.read(65536):
+        kept += chunk[: most + 1 - len(kept)]
+    return bytes(kept)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """One that has not ended is ended with its group; its number is nobody else's until then."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):  # one in uninterruptible sleep
+        async with asyncio.timeout(KILLED_S):
+            await process.wait()
+
+
+def _answer(what: str, code: int, out: bytes, err: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(out) if out.strip() else {}
+    except (ValueError, RecursionError) as error:
+        if code == 0:
+            raise FailedPrecondition(f"{what}: its answer is no JSON: {_quoted(out)}") from error
+        document = {}
+    if not isinstance(document, dict):
+        raise FailedPrecondition(f"{what}: its answer is no object: {_quoted(out)}")
+    number = document.get("code")
+    failed = isinstance(number, int) and "msg" in document  # some end with 0 all the same
+    if code == 0 and not failed:
+        return document
+    words = _quoted(" ".join(str(document.get(key) or "") for key in ("msg", "details")).encode())
+    words = words or _quoted(err.strip().rpartition(b"\n")[2]) or f"it ended with {code}"
+    if number == _TRY_AGAIN_LATER:
+        raise Unavailable(f"{what}: {words}")
+    if number == _INCOMPATIBLE_VERSION:
+        raise InvalidArgument(f"{what}: {words}")
+    raise FailedPrecondition(f"{what}: {words}")
+
+
+def _quoted(data: bytes) -> str:
+    text = data[:QUOTED].decode("utf-8", "replace").strip()
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def end_strays(tokens: set[str]) -> list[int]:
+    """Kill what plugins of a dead manager still run; returns their pids. Blocking, for a thread.
+
+    By the token that only they have in their environment, and in our own pid namespace: a container
+    cannot know it, nor be mistaken for one.
+    """
+    if not tokens:
+        return []
+    marks = {f"{TOKEN}={token}".encode() for token in tokens}
+    ours = os.readlink("/proc/self/ns/pid")
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            pidfd = os.pidfd_open(int(name))
+        except OSError:
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                mine = not marks.isdisjoint(file.read(1 << 18).split(b"\0"))
+            if mine and os.readlink(f"/proc/{name}/ns/pid") == ours:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                found.append(int(name))
+        except OSError:
+            continue
+        finally:
+            os.close(pidfd)
+    return found

@@ -1,0 +1,74 @@
+"""Published ports: which are free, on the host and among containers."""
+
+import errno
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from lighter.daemon.network.request import Port
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_TRIES = 64
+
+
+def choose(wanted: Sequence[Port], taken: Iterable[tuple[str, Port]]) -> tuple[Port, ...]:
+    """The ports as they are published, each with a number of the host's.
+
+    `taken` are those of other containers, with their names. Raises AlreadyExists, InvalidArgument
+    for an address that is not the host's.
+    """
+    used = list(taken)
+    chosen = []
+    for port in wanted:
+        number = replace(port, host_port=port.host_port or _free(port, used))
+        for owner, other in used:
+            if number.clashes(other):
+                raise AlreadyExists(
+                    f"publish port {number.where}/{number.protocol}: container {owner} has it"
+                )
+        if port.host_port:
+            _check_free(number)
+        used.append(("this one", number))
+        chosen.append(number)
+    return tuple(chosen)
+
+
+def _free(port: Port, used: Sequence[tuple[str, Port]]) -> int:
+    for _ in range(_TRIES):
+        with _socket(port) as one:
+            one.bind((port.host_ip, 0))
+            number = int(one.getsockname()[1])
+        candidate = replace(port, host_port=number)
+        if not any(candidate.clashes(other) for _, other in used):
+            return number
+    raise FailedPrecondition(f"publish port {port.container_port}: no port of the host is free")
+
+
+def _check_free(port: Port) -> None:
+    """A program of the host that listens there would hear nothing any more."""
+    if port.protocol not in _KINDS:
+        return
+    try:
+        with _socket(port) as one:
+            one.bind((port.host_ip, port.host_port))
+    except OSError as err:
+        if err.errno == errno.EADDRINUSE:
+            raise AlreadyExists(
+                f"publish port {port.where}/{port.protocol}: a process of the host has it"
+            ) from err
+        if err.errno == errno.EADDRNOTAVAIL:
+            raise InvalidArgument(
+                f"publish port {port.where}/{port.protocol}: the host has no such address"
+            ) from err
+        raise FailedPrecondition(
+            f"publish port {port.where}/{port.protocol}: {err.strerror}"
+        ) from err
+
+
+def _socket(port: Port) -> socket.socket:
+    family = socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET
+    made = socket.socket(family, _KINDS.get(port.protocol, socket.SOCK_STREAM))
+    # One that was closed a moment ago still holds its port against others, not against packets.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return made
