@@ -74,6 +74,7 @@ from lighter.daemon.rpc import (
 from lighter.daemon.rpc.server import Method
 from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
+from lighter.daemon.snapshots.erofs import ErofsSnapshotter
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
@@ -174,6 +175,7 @@ def build(
         "overlayfs": OverlaySnapshotter(root.snapshots, db, remover),
         "native": NativeSnapshotter(root.snapshots, db, remover),
         "btrfs": BtrfsSnapshotter(root.snapshots, db, remover),
+        "erofs": ErofsSnapshotter(root.snapshots, db, remover),
     }
     images = ImageService(
         db,

@@ -1,4 +1,4 @@
-"""Snapshots that are directories: what overlayfs, native and btrfs have in common.
+"""Snapshots that are directories: what all snapshotters here have in common.
 
     snapshots/<name>/new-<number>   being made
     snapshots/<name>/<number>/fs    a snapshot's own files (mode 0700 above them)
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class DirectorySnapshotter(ABC):
-    """Base of the three; a subclass says how a directory is filled and how it is mounted.
+    """Base of them; a subclass says how a directory is filled and how it is mounted.
 
     `snapshots_dir` is the directory of all snapshotters (made with mode 0700); `remove_tree`
     deletes a directory of hostile content.
@@ -196,11 +196,7 @@ class DirectorySnapshotter(ABC):
         return below.number
 
     async def mounts(self, namespace: str, key: str) -> tuple[Mount, ...]:
-        row = self._rows.find("mount", namespace, key)
-        if row.info.kind == COMMITTED:
-            raise FailedPrecondition(
-                f"mount snapshot {key}: it is committed; prepare or view one on it"
-            )
+        row = self._mountable(namespace, key)
         return self._mounts(key, row, self._rows.chain(row.parent))
 
     async def find(self, namespace: str, mounts: Sequence[Mount]) -> str:
@@ -250,6 +246,14 @@ class DirectorySnapshotter(ABC):
         row = self._rows.find(verb, namespace, key)
         if row.info.kind != ACTIVE:
             raise FailedPrecondition(f"{verb} snapshot {key}: it is {row.info.kind}, not active")
+        return row
+
+    def _mountable(self, namespace: str, key: str) -> Row:
+        row = self._rows.find("mount", namespace, key)
+        if row.info.kind == COMMITTED:
+            raise FailedPrecondition(
+                f"mount snapshot {key}: it is committed; prepare or view one on it"
+            )
         return row
 
     # --- what is left over

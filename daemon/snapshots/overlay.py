@@ -82,7 +82,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
     async def _fill(self, path: str, parents: tuple[int, ...], kind: str) -> None:
         if reason := self.unusable:
             raise FailedPrecondition(
-                f"use overlayfs: {reason}; choose another directory with --root, or the "
+                f"use {self.name}: {reason}; choose another directory with --root, or the "
                 "snapshotter native"
             )
         make_directory(path + "/fs", 0o755)

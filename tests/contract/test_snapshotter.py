@@ -18,6 +18,7 @@ from lighter.daemon.images.worker import read_files
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
 from lighter.daemon.snapshots.directories import DirectorySnapshotter
+from lighter.daemon.snapshots.erofs import ErofsSnapshotter
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import MAX_MOUNT_DATA, OverlaySnapshotter
 from lighter.daemon.snapshots.subvolumes import create, freeze
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.root
 KINDS: list[type[DirectorySnapshotter]] = [OverlaySnapshotter, NativeSnapshotter]
 if "btrfs" in Path("/proc/filesystems").read_text().split():
     KINDS.append(BtrfsSnapshotter)  # where the kernel has none, the last test says what it says
+if "erofs" in Path("/proc/filesystems").read_text().split():
+    KINDS.append(ErofsSnapshotter)
 NS = "default"
 
 
@@ -66,7 +69,18 @@ class Place:
     def directories(self) -> list[str]:
         return sorted(os.listdir(self.dir))
 
+    def lose(self, number: int) -> None:
+        """As a power cut may lose a directory, and the mounts with it."""
+        self.unmount()
+        shutil.rmtree(self.dir / str(number))
+
+    def unmount(self) -> None:
+        for entry in os.scandir(self.dir):
+            if os.path.ismount(f"{entry.path}/fs"):
+                linux.umount(f"{entry.path}/fs")
+
     def close(self) -> None:
+        self.unmount()
         self.runner.close()
         self.db.close()
 
@@ -395,7 +409,7 @@ def test_a_committed_record_without_directory_is_named_and_removable(
 ) -> None:
     place.run(place.snapshotter.prepare(NS, "work"))
     place.run(place.snapshotter.commit(NS, "base", "work"))
-    shutil.rmtree(place.dir / "1")
+    place.lose(1)
     snapshotter = place.reopen()
     place.run(snapshotter.recover())
     assert "its directory is missing" in caplog.text
@@ -408,7 +422,7 @@ def test_an_active_one_that_a_power_cut_took_is_made_again_empty(place: Place) -
     place.run(place.snapshotter.prepare(NS, "base-work"))
     place.run(place.snapshotter.commit(NS, "base", "base-work"))
     mounts = place.run(place.snapshotter.prepare(NS, "work", "base"))
-    shutil.rmtree(place.dir / "2")
+    place.lose(2)
     snapshotter = place.reopen()
     place.run(snapshotter.recover())
     assert place.run(snapshotter.mounts(NS, "work")) == mounts
@@ -625,6 +639,88 @@ def test_nothing_that_is_frozen_keeps_a_btrfs_snapshot(btrfs: Place, committed: 
     btrfs.run(btrfs.snapshotter.sweep())
 
     assert btrfs.directories() == []
+
+
+@pytest.fixture
+def erofs() -> Iterator[Place]:
+    root = Path(tempfile.mkdtemp(prefix="lighter-", dir="/var/tmp"))
+    place = Place(ErofsSnapshotter, root)
+    yield place
+    place.close()
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(
+    "point", ["snapshot.image-made", "snapshot.image-committed", "snapshot.image-mounting"]
+)
+def test_an_erofs_layer_is_whole_wherever_its_commit_was_killed(
+    erofs: Place, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erofs.layer("base", "", write("a", b"1"))
+    with erofs.mounted(erofs.run(erofs.snapshotter.prepare(NS, "work", "base"))) as tree:
+        (tree / "b").write_bytes(b"2")
+        (tree / "a").unlink()
+    erofs.db.close()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            plan = faults.Faults({"FAULT": f"{point}:abort"})
+            monkeypatch.setattr("lighter.daemon.snapshots.erofs.hit", plan.hit)
+            erofs.runner = asyncio.Runner()  # the threads of the other one are not forked
+            erofs.open()
+            erofs.run(erofs.snapshotter.commit(NS, "top", "work"))
+        finally:
+            os._exit(9)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+
+    erofs.open()
+    erofs.reopen()
+    keys = [info.key for info in erofs.run(erofs.snapshotter.walk(NS))[0]]
+    if "top" not in keys:
+        erofs.run(erofs.snapshotter.commit(NS, "top", "work"))
+    assert erofs.seen(erofs.run(erofs.snapshotter.view(NS, "v", "top"))) == {"b": b"2"}
+    assert sorted(os.listdir(erofs.dir / "2")) == ["fs", "layer.erofs", "work"]
+    for key in ("v", "top", "base"):
+        erofs.run(erofs.snapshotter.remove(NS, key))
+    assert erofs.directories() == []
+
+
+def test_erofs_images_are_mounted_again_after_a_reboot(erofs: Place) -> None:
+    erofs.layer("base", "", write("a", b"1"))
+    erofs.layer("top", "base", write("b", b"2"))
+    mounts = erofs.run(erofs.snapshotter.prepare(NS, "work", "top"))
+    erofs.unmount()
+    assert not os.listdir(erofs.dir / "1/fs")
+    erofs.reopen()
+    assert erofs.run(erofs.snapshotter.mounts(NS, "work")) == mounts
+    assert erofs.seen(mounts) == {"a": b"1", "b": b"2"}
+
+
+def test_an_erofs_image_keeps_holes_and_says_what_it_takes(erofs: Place) -> None:
+    def fill(tree: Path) -> None:
+        with (tree / "sparse").open("wb") as file:
+            file.truncate(64 << 20)
+            file.seek(32 << 20)
+            file.write(b"middle")
+
+    erofs.layer("base", "", fill)
+    assert erofs.run(erofs.snapshotter.usage(NS, "base")).size_bytes < 4 << 20
+    with erofs.mounted(erofs.run(erofs.snapshotter.view(NS, "v", "base"))) as tree:
+        data = (tree / "sparse").read_bytes()
+    assert len(data) == 64 << 20
+    assert data.strip(b"\0") == b"middle"
+
+
+def test_erofs_says_what_is_missing(erofs: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    erofs.layer("base", "", write("a", b"1"))
+    erofs.unmount()
+    (erofs.dir / "1/layer.erofs").unlink()
+    with pytest.raises(FailedPrecondition, match=r"mount layer 1: its image .* is missing"):
+        erofs.run(erofs.snapshotter.prepare(NS, "work", "base"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FailedPrecondition, match=r"use erofs: there is no mkfs.erofs"):
+        erofs.run(erofs.snapshotter.prepare(NS, "x"))
+    assert erofs.directories() == ["1"]
 
 
 def test_btrfs_says_why_it_cannot_be_used_and_touches_nothing(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_plugins_can_be_filtered(api: Api) -> None:
         "Plugins",
         filters=["type==io.containerd.snapshotter.v1"],
     )
-    assert [plugin.id for plugin in answer.plugins] == ["btrfs", "native", "overlayfs"]
+    assert [plugin.id for plugin in answer.plugins] == ["btrfs", "erofs", "native", "overlayfs"]
     # Which is not here; ctr's word for it is "skip".
     assert answer.plugins[0].init_err.message.endswith(": skip plugin")
     assert not any(plugin.HasField("init_err") for plugin in answer.plugins[1:])

@@ -87,7 +87,7 @@ def test_what_is_not_there(lighterd: Lighterd, busybox: str) -> None:
     refused(
         lighterd,
         REFUSED,
-        "has btrfs, native, overlayfs",
+        "has btrfs, erofs, native, overlayfs",
         "run",
         "--snapshotter",
         "zfs",

@@ -212,11 +212,22 @@ def btrfs(tmp_path: Path) -> Iterator[Path]:
 def test_containers_stand_on_btrfs(
     btrfs: Path, make_lighterd: Callable[..., Lighterd], tmp_path: Path
 ) -> None:
-    """Layers with removals, a container that writes, and all of it gone at the end."""
-    config = 'version = 3\n[plugins."io.lighter.v1"]\nsnapshotter = "btrfs"\n'
-    lighterd = make_lighterd(config=config)
+    lighterd = make_lighterd(config=_config("btrfs"))
     lighterd.root.symlink_to(btrfs)
-    lighterd.start()
+    _stand(lighterd.start(), tmp_path, btrfs / "snapshots/btrfs")
+
+
+def test_containers_stand_on_erofs(make_lighterd: Callable[..., Lighterd], tmp_path: Path) -> None:
+    lighterd = make_lighterd(config=_config("erofs")).start()
+    _stand(lighterd, tmp_path, lighterd.root / "snapshots/erofs")
+
+
+def _config(snapshotter: str) -> str:
+    return f'version = 3\n[plugins."io.lighter.v1"]\nsnapshotter = "{snapshotter}"\n'
+
+
+def _stand(lighterd: Lighterd, tmp_path: Path, left: Path) -> None:
+    """Layers with removals, a container that writes, and all of it gone at the end."""
     name = "docker.io/library/stack:1"
     layers = [*stack(3), archive(entry(".wh.f1", FILE), entry("f3", FILE, b"3"))]
     lighterd.ctl("images", "import", image_file(tmp_path / "i", layers, name), check=True)
@@ -229,5 +240,4 @@ def test_containers_stand_on_btrfs(
     assert b"new" not in done.stdout.split()
     lighterd.ctl("rm", "-f", "c", check=True)
     lighterd.ctl("images", "rm", "--sync", name, check=True)
-    left = btrfs / "snapshots/btrfs"
     await_that(lambda: not list(left.iterdir()), 30, "no snapshot is left")
