@@ -14,12 +14,32 @@ OPTIONS = (
         metavar="PATH[:INSIDE][:rwm]",
         help="A device, a directory of devices, or vendor/class=name (CDI).",
     ),
+    click.option("--gpus", multiple=True, metavar="N,…|all", help="Graphic processors, by CDI."),
 )
 
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
-    return {"devices": [device(word) for word in flags["device"]]}
+    named = [word for word in flags["device"] if is_named(word)]
+    return {
+        "devices": [device(word) for word in flags["device"] if word not in named],
+        "cdi": named,
+        "gpus": [gpu for word in flags["gpus"] for gpu in gpus(word)],
+    }
+
+
+def is_named(text: str) -> bool:
+    """Whether this is vendor/class=name rather than a path."""
+    kind, sign, _name = text.partition("=")
+    return bool(sign) and not text.startswith(("/", ".")) and kind.count("/") == 1
+
+
+def gpus(text: str) -> list[str]:
+    """`0`, `0,1`, `all`, and docker's `device=0,1`."""
+    words = text.strip('"').removeprefix("device=").split(",")
+    if "" in words or any("=" in word for word in words):
+        raise click.UsageError(f"--gpus {text!r}: expected numbers, ids or all")
+    return words
 
 
 def device(text: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ OPTIONS = (
     click.option("--user", "-u", help="User or uid[:group or gid]."),
     click.option("--group-add", multiple=True, help="Further group, a name or a number."),
     click.option("--entrypoint", help='Program instead of the image\'s; "": none.'),
+    click.option("--init", is_flag=True, help="A small init as process 1, which reaps (tini)."),
     click.option("--stop-signal", help="What `stop` sends.  [default: the image's]"),
 )
 
@@ -28,6 +29,7 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
         "cwd": flags["cwd"] or "",
         "user": flags["user"] or "",
         "groups": list(flags["group_add"]),
+        "init": flags["init"],
         "terminal": flags["tty"],
         "stop_signal": flags["stop_signal"] or "",
     }

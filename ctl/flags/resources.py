@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from lighter.ctl.cli import SIZE, Size
+from lighter.ctl.cli import SIZE, Size, read_text
 
 UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
 
@@ -34,6 +34,9 @@ OPTIONS = (
     click.option("--device-write-bps", multiple=True, metavar="DEVICE:SIZE", help="Per second."),
     click.option("--device-read-iops", multiple=True, metavar="DEVICE:N", help="Per second."),
     click.option("--device-write-iops", multiple=True, metavar="DEVICE:N", help="Per second."),
+    click.option("--blockio-config-file", metavar="FILE", help="Classes of disk use (YAML)."),
+    click.option("--blockio-class", default="", help="One of that file's classes."),
+    click.option("--rdt-class", default="", help="Class of cache and memory bandwidth (resctrl)."),
     click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="nofile=1024:2048"),
     click.option("--shm-size", type=SIZE, default=0, help="Of /dev/shm.  [default: 64m]"),
     click.option("--oom-score-adj", type=int, default=0, help="-1000 to 1000: killed last, first."),
@@ -42,7 +45,13 @@ OPTIONS = (
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
+    config = flags["blockio_config_file"]
+    if bool(config) != bool(flags["blockio_class"]):
+        raise click.UsageError("--blockio-config-file and --blockio-class are given together")
     return {
+        "blockio_config": read_text(config, "block io classes") if config else "",
+        "blockio_class": flags["blockio_class"],
+        "rdt_class": flags["rdt_class"],
         "limits": limits(flags),
         "rlimits": [rlimit(text) for text in flags["ulimit"]],
         "shm_bytes": flags["shm_size"],

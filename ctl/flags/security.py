@@ -14,19 +14,64 @@ OPTIONS = (
     click.option("--cap-drop", multiple=True, help="Drop a capability, CAP_… or ALL."),
     click.option("--seccomp", is_flag=True, help="Use the default profile (which is on anyway)."),
     click.option("--seccomp-profile", help="A profile's file, or 'unconfined' for none."),
+    click.option("--apparmor-profile", default="", help="A profile that is loaded on this host."),
+    click.option("--apparmor-default-profile", default="", help="The same; ctr's name of it."),
+    click.option(
+        "--security-opt",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="seccomp=, apparmor=, no-new-privileges, label=disable, systempaths=unconfined.",
+    ),
     click.option("--allow-new-privs", is_flag=True, help="Let setuid programs gain privileges."),
 )
 
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
+    options = security_options(flags["security_opt"])
+    profiles = {
+        *(flags["apparmor_profile"], flags["apparmor_default_profile"]),
+        options.get("apparmor", ""),
+    } - {""}
+    if len(profiles) > 1:
+        raise click.UsageError(f"AppArmor: one profile is expected, not {len(profiles)}")
+    profile = flags["seccomp_profile"] or options.get("seccomp")
+    allowed = flags["allow_new_privs"] or options.get("no-new-privileges") == "false"
     return {
         "privileged": flags["privileged"],
         "cap_add": list(flags["cap_add"]),
         "cap_drop": list(flags["cap_drop"]),
-        "seccomp": seccomp(flags["seccomp_profile"]),
-        "allow_new_privs": flags["allow_new_privs"],
+        "seccomp": seccomp(profile),
+        "apparmor": next(iter(profiles), ""),
+        "unmask": options.get("systempaths") == "unconfined",
+        "allow_new_privs": allowed,
     }
+
+
+_VALUES = {
+    "no-new-privileges": ("true", "false"),
+    "systempaths": ("unconfined",),
+    "label": ("disable",),
+}
+
+
+def security_options(words: tuple[str, ...]) -> dict[str, str]:
+    """docker's --security-opt as a map; a colon stands for the sign too, as docker reads it."""
+    options = {}
+    for word in words:
+        name, sign, value = word.partition("=" if "=" in word else ":")
+        if name == "no-new-privileges" and not sign:
+            value = "true"
+        known = name in ("seccomp", "apparmor") or name in _VALUES
+        if not known or not value or value not in _VALUES.get(name, (value,)):
+            if name == "label":
+                raise click.UsageError(
+                    f"--security-opt {word!r}: this manager sets no SELinux labels; "
+                    "label=disable is all that can be asked"
+                )
+            raise click.UsageError(f"--security-opt {word!r} is not known here")
+        options[name] = value
+    return options
 
 
 def seccomp(profile: str | None) -> str:

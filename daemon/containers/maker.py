@@ -23,14 +23,17 @@ from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.network.request import NetworkRequest
-from lighter.daemon.oci import idmaps
+from lighter.daemon.oci import cdi, cdi_edits, idmaps
 from lighter.daemon.oci import spec as oci_spec
+from lighter.daemon.oci.blockio import class_limits
 from lighter.daemon.oci.checks import encode
+from lighter.daemon.oci.confinement import AppArmor, check_rdt
 from lighter.daemon.oci.controls import read_controls
 from lighter.daemon.oci.devices import granted
 from lighter.daemon.oci.given import read_spec
 from lighter.daemon.oci.host import Host, read_devices
-from lighter.daemon.oci.limits import NONE, Limits, resources
+from lighter.daemon.oci.initprogram import find_init, put_before
+from lighter.daemon.oci.limits import NONE, resources
 from lighter.daemon.oci.propagation import read_mountinfo, set_root_propagation
 from lighter.daemon.oci.users import Identity
 from lighter.daemon.orphans import Orphans
@@ -183,7 +186,7 @@ class ContainerMaker:
     async def _spec(
         self, namespace: str, id_: str, request: CreateRequest, made: MadeRoot, cgroup: str
     ) -> dict[str, Any]:
-        return oci_spec.generate(
+        spec = oci_spec.generate(
             oci_spec.SpecRequest(
                 id=id_,
                 namespace=namespace,
@@ -212,13 +215,22 @@ class ContainerMaker:
                 rlimits=request.rlimits,
                 oom_score_adj=request.oom_score_adj,
                 shm_bytes=request.shm_bytes,
-                resources=_resources(request.limits),
+                resources=_resources(request),
                 devices=granted(request.devices),
                 id_maps=request.root.id_maps,
                 root_path=made.path,
                 rootfs_propagation=request.rootfs_propagation,
+                unmask=request.confinement.unmask,
+                apparmor=AppArmor().profile(request.confinement.apparmor),
+                rdt_class=check_rdt(request.confinement.rdt_class),
             )
         )
+        if request.init:
+            put_before(spec, find_init())
+        devices = (*request.cdi, *cdi.gpu_devices(request.gpus))
+        if devices:
+            cdi_edits.apply(spec, cdi.find(devices))
+        return spec
 
     def is_owner(self, namespace: str, id_: str) -> bool:
         """Whether such a container is recorded, being made, or has a task."""
@@ -231,7 +243,13 @@ class ContainerMaker:
         return True
 
 
-def _resources(limits: Limits) -> dict[str, Any]:
+def _resources(request: CreateRequest) -> dict[str, Any]:
+    limits = request.limits
+    if request.blockio_class:
+        if limits.block != NONE.block:
+            raise InvalidArgument("limit container: a block io class and its limits were given")
+        block = class_limits(request.blockio_config, request.blockio_class)
+        limits = replace(limits, block=block)
     return resources(limits, read_controls()) if limits != NONE else {}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lighter.daemon.containers.placing import Placing
 from lighter.daemon.containers.roots import RootWish
 from lighter.daemon.network.request import NetworkRequest
+from lighter.daemon.oci.confinement import Confinement
 from lighter.daemon.oci.devices import DeviceWish
 from lighter.daemon.oci.idmaps import IdMaps
 from lighter.daemon.oci.limits import Limits
@@ -55,6 +56,12 @@ class CreateRequest:
     rootfs_propagation: str = ""
     placing: Placing = field(default_factory=Placing)
     spec: str = ""
+    confinement: Confinement = field(default_factory=Confinement)
+    cdi: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    init: bool = False
+    blockio_config: str = ""
+    blockio_class: str = ""
     auto_remove: bool = False
     stdin_open: bool = False
     stop_signal: str = ""

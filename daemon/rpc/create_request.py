@@ -6,6 +6,7 @@ from lighter.daemon.containers.placing import Placing, read_options
 from lighter.daemon.containers.request import CreateRequest
 from lighter.daemon.containers.roots import RootWish
 from lighter.daemon.network.request import parse as parse_network
+from lighter.daemon.oci.confinement import Confinement
 from lighter.daemon.oci.devices import ALL_ACCESS, DeviceWish
 from lighter.daemon.oci.idmaps import id_maps, read_ranges
 from lighter.daemon.oci.limits import read_limits
@@ -63,6 +64,14 @@ def create_request(fields: Fields) -> CreateRequest:
             read_options(fields.mapping("runtime_options")),
         ),
         spec=fields.text("spec"),
+        confinement=Confinement(
+            fields.text("apparmor"), fields.text("rdt_class"), fields.flag("unmask")
+        ),
+        cdi=fields.texts("cdi"),
+        gpus=fields.texts("gpus"),
+        init=fields.flag("init"),
+        blockio_config=fields.text("blockio_config"),
+        blockio_class=fields.text("blockio_class"),
         auto_remove=fields.flag("auto_remove"),
         stdin_open=fields.flag("stdin_open"),
         stop_signal=fields.text("stop_signal"),

@@ -274,3 +274,118 @@ def test_another_containers_namespaces(ctl: Ctl) -> None:
         ctl.lighterd.ctl("tasks", "start", "-d", "other", check=True)
         with ctl.lighterd.client() as client:
             pid = int(client.call("tasks", "get", id="other")["task"]["pid"])
+
+
+@pytest.fixture
+def cdi_file() -> Iterator[Path]:
+    """A place in /etc/cdi of the test's own."""
+    directory = Path("/etc/cdi")
+    had = directory.exists()
+    directory.mkdir(exist_ok=True)
+    path = directory / f"lighter-test-{os.getpid()}.yaml"
+    yield path
+    path.unlink(missing_ok=True)
+    if not had:
+        directory.rmdir()
+
+
+def test_devices_of_vendors(ctl: Ctl, cdi_file: Path, tmp_path: Path) -> None:
+    """A file of the Container Device Interface: nodes, variables, mounts, and a hook that runs."""
+    (tmp_path / "driver").write_text("of the vendor\n")
+    called = tmp_path / "called"
+    cdi_file.write_text(
+        f"""\
+cdiVersion: "0.5.0"
+kind: lighter.example/gpu
+containerEdits:
+  env: [OF_ALL=1]
+devices:
+- name: zero
+  containerEdits:
+    deviceNodes:
+    - path: /dev/vendor0
+      hostPath: /dev/fuse
+    env:
+    - OF_ONE=2
+    mounts:
+    - hostPath: {tmp_path}/driver
+      containerPath: /usr/driver
+      options: [ro, nosuid, nodev, bind]
+    hooks:
+    - hookName: createRuntime
+      path: /bin/touch
+      args: [touch, {called}]
+"""
+    )
+    cdi_file.chmod(0o644)
+    script = "env | grep OF_ | sort; cat /usr/driver; (: </dev/vendor0) && echo opened"
+    seen = ctl.says("--device", "lighter.example/gpu=zero", "--", "sh", "-c", script)
+    assert seen.splitlines() == ["OF_ALL=1", "OF_ONE=2", "of the vendor", "opened"]
+    assert called.exists()
+    if not any(path != cdi_file for path in cdi_file.parent.iterdir()):
+        assert ctl.says("--gpus", "zero", "--", "sh", "-c", script) == seen
+    assert "lighter.example/gpu=zero" in ctl.refuses("--device", "lighter.example/gpu=one")
+    cdi_file.chmod(0o666)
+    assert "others than root" in ctl.refuses("--device", "lighter.example/gpu=zero")
+
+
+def test_gpus_without_a_file(ctl: Ctl) -> None:
+    if not any(Path(directory).exists() for directory in ("/etc/cdi", "/var/run/cdi")):
+        assert "nvidia-ctk cdi generate" in ctl.refuses("--gpus", "all")
+    assert "no file in /etc/cdi" in ctl.refuses("--device", "vendor.example/net=a")
+
+
+def test_an_init_reaps_and_passes_signals_on(ctl: Ctl) -> None:
+    dead = "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l"
+    script = f"(sleep 0.1 &) ; sleep 0.5; cat /proc/1/comm; {dead}; exit 5"
+    done = ctl.run("--init", "--", "sh", "-c", script)
+    assert done.returncode == 5, done
+    name, zombies = done.stdout.decode().split()
+    assert name == "init" and zombies == "0"
+    ctl.lighterd.ctl(
+        "run", "-d", "--init", REFERENCE, "x", "sh", "-c", "trap 'exit 9' TERM; sleep 1000 & wait"
+    )
+    ctl.lighterd.ctl("stop", "--timeout", "20s", "x", check=True)
+    assert b"Exited (9)" in ctl.lighterd.ctl("ps", "-a").stdout
+
+
+def test_what_this_host_cannot_confine(ctl: Ctl) -> None:
+    if not Path("/sys/module/apparmor").exists():
+        assert "this kernel has no AppArmor" in ctl.refuses("--apparmor-profile", "p")
+        assert "no AppArmor" in ctl.refuses("--security-opt", "apparmor=p")
+    if not Path("/sys/fs/resctrl/schemata").exists():
+        assert "this host has no resctrl" in ctl.refuses("--rdt-class", "gold")
+    assert "no SELinux labels" in ctl.refuses("--security-opt", "label=type:x_t")
+    assert "is not known here" in ctl.refuses("--security-opt", "sausages")
+
+
+def test_security_options(ctl: Ctl, tmp_path: Path) -> None:
+    status = ("grep", "-E", "^(Seccomp|NoNewPrivs):", "/proc/self/status")
+    flags = ("--security-opt", "seccomp=unconfined", "--security-opt", "no-new-privileges=false")
+    assert ctl.says(*flags, "--", *status).split() == ["NoNewPrivs:", "0", "Seccomp:", "0"]
+    flags = ("--security-opt", "no-new-privileges", "--security-opt", "label=disable")
+    assert ctl.says(*flags, "--", *status).split() == ["NoNewPrivs:", "1", "Seccomp:", "2"]
+    open_it = ("sh", "-c", "(: >>/proc/sys/kernel/hostname) && echo opened; true")
+    assert ctl.says("--security-opt", "systempaths=unconfined", "--", *open_it) == "opened"
+    assert ctl.says("--", *open_it) == ""
+    profile = tmp_path / "profile.json"
+    profile.write_text(
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"],'
+        ' "action": "SCMP_ACT_ERRNO"}]}'
+    )
+    done = ctl.run("--security-opt", f"seccomp={profile}", "--", "mkdir", "/x")
+    assert b"not permitted" in done.stderr, done
+
+
+def test_classes_of_disk_use(ctl: Ctl, tmp_path: Path) -> None:
+    config = tmp_path / "blockio.yaml"
+    config.write_text(
+        "Classes:\n  slow:\n  - Devices: [/dev/vd?, /dev/sd?]\n    ThrottleReadBps: 5M\n"
+    )
+    flags = ("--blockio-config-file", str(config), "--blockio-class")
+    if list(Path("/dev").glob("[vs]d?")):
+        pid = ctl.detached("x", *flags, "slow")
+        v1, v2 = "blkio.throttle.read_bps_device", "io.max"
+        assert "5000000" in control(pid, "blkio", v1, v2)
+        ctl.lighterd.ctl("rm", "-f", "x", check=True)
+    assert "there are slow" in ctl.refuses(*flags, "fast")
