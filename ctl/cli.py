@@ -85,6 +85,7 @@ class Session:
         self.timeout_s = 0.0
         self.connect_timeout_s = CONNECT_TIMEOUT_S
         self.format = "table"
+        self.detach_keys = b"\x10\x11"
         self.debug = False
         self._manager: Manager | None = None
 
@@ -261,6 +262,38 @@ def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
         expose_value=False,
         callback=choose,
         help="A table, or JSON.",
+    )(command)
+
+
+def detach_keys_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--detach-keys, for what may be left with its terminal."""
+
+    def choose(context: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is None:
+            return
+        from lighter.ctl.stdio import parse_keys
+
+        try:
+            context.ensure_object(Session).detach_keys = parse_keys(value)
+        except ValueError as err:
+            raise click.UsageError(f"--detach-keys {value!r}: {str(err)!r} is no key") from err
+
+    return click.option(
+        "--detach-keys",
+        expose_value=False,
+        callback=choose,
+        metavar="KEYS",
+        help='What leaves a terminal; "": nothing.  [default: ctrl-p,ctrl-q]',
+    )(command)
+
+
+def fifo_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--fifo-dir, for processes that are started and left."""
+    return click.option(
+        "--fifo-dir",
+        type=click.Path(),
+        default="",
+        help="With -d: make FIFOs for the streams in a new directory there.",
     )(command)
 
 

@@ -72,6 +72,7 @@ _BESIDE_CONFIG = frozenset(
         *("runc_systemd_cgroup", "no_pivot", "stop_signal", "log_driver", "log_max_size"),
         *("log_max_file", "log_uri", "log_opt", "rm", "detach", "interactive", "null_io"),
         *("pid_file", "restart", "stop_timeout", "image", "words", "container_id"),
+        *("fifo_dir", "detach_keys"),
     )
 )
 

@@ -50,14 +50,23 @@ class Since(click.ParamType[int]):
 
 @click.command("logs", context_settings=HELP_OPTIONS)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
-@click.option("--tail", type=Tail(), default=None, help="The last lines alone.  [default: all]")
+@click.option(
+    "--tail", "-n", type=Tail(), default=None, help="The last lines alone.  [default: all]"
+)
 @click.option("--since", type=Since(), help="From this time on: 10m, or 2026-01-31T12:00:00Z.")
+@click.option("--until", type=Since(), help="Up to this time: 10m (ago), or an RFC 3339 time.")
 @click.option("--timestamps", "-t", is_flag=True, help="Begin each line with its time.")
 @click.argument("ref", metavar="CONTAINER")
 @format_option
 @click.pass_obj
 def logs(
-    session: Session, ref: str, follow: bool, tail: int | None, since: int | None, timestamps: bool
+    session: Session,
+    ref: str,
+    follow: bool,
+    tail: int | None,
+    since: int | None,
+    until: int | None,
+    timestamps: bool,
 ) -> None:
     """Print what a container has written: its output and its error output, each to ctl's own.
 
@@ -70,7 +79,7 @@ def logs(
 
     def read(container_id: str) -> None:
         for item in session.manager.begin(
-            "logs.read", id=container_id, follow=follow, tail=tail, since=since
+            "logs.read", id=container_id, follow=follow, tail=tail, since=since, until=until
         ):
             printer.show(item)
 

@@ -21,7 +21,7 @@ from lighter.ctl.pump import (
     watched_signals,
 )
 from lighter.ctl.stdio import NO_STDIO, Pipes, Terminal, window_size
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import InvalidArgument, LighterError
 
 REFUSED = 125
 
@@ -36,9 +36,15 @@ def refusals() -> Iterator[None]:
         raise
 
 
-def start_detached(session: Session, container_id: str, pid_file: str = "") -> None:
-    """Create and start the task, with no streams of ctl's."""
-    created = session.call("tasks.create", id=container_id, **NO_STDIO, rows=0, cols=0)
+def start_detached(
+    session: Session, container_id: str, pid_file: str = "", fifo_dir: str = ""
+) -> None:
+    """Create and start the task, with no streams of ctl's.
+
+    `fifo_dir`: with FIFOs that are made in a new directory there, for whoever opens them.
+    """
+    streams = make_fifos(fifo_dir, container_id) if fifo_dir else NO_STDIO
+    created = session.call("tasks.create", id=container_id, **streams, rows=0, cols=0)
     with contextlib.ExitStack() as undo:
         undo.callback(_forget_task, session, container_id)
         if pid_file:
@@ -107,9 +113,29 @@ def exec_attached(
         return code
 
 
-def exec_detached(session: Session, container_id: str, request: Mapping[str, Any]) -> None:
+def exec_detached(
+    session: Session, container_id: str, request: Mapping[str, Any], fifo_dir: str = ""
+) -> None:
+    """As `start_detached`, for one more process of a container that runs."""
+    streams = make_fifos(fifo_dir, container_id) if fifo_dir else NO_STDIO
     with refusals():
-        session.call("tasks.exec", id=container_id, **request, **NO_STDIO, rows=0, cols=0)
+        session.call("tasks.exec", id=container_id, **request, **streams, rows=0, cols=0)
+
+
+def make_fifos(folder: str, name: str) -> dict[str, str]:
+    """FIFOs <folder>/<random>/<name>-<stream>, as ctr's; they are the caller's to remove."""
+    import os
+    import tempfile
+
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        place = tempfile.mkdtemp(dir=os.path.abspath(folder))
+        streams = {stream: f"{place}/{name}-{stream}" for stream in NO_STDIO}
+        for path in streams.values():
+            os.mkfifo(path, 0o600)
+    except OSError as err:
+        raise InvalidArgument(f"make FIFOs in {folder}: {err.strerror}") from err
+    return streams
 
 
 def attach(session: Session, container_id: str, exec_id: str, *, stdin: bool) -> int:
@@ -158,6 +184,7 @@ def _attend(
                     signals,
                     terminal=terminal,
                     ends_stdin=ends_stdin,
+                    detach_keys=session.detach_keys,
                 )
                 end = pump.run(wait)
     except Detached:

@@ -17,7 +17,7 @@ from typing import Any
 
 from lighter.ctl.cli import Interrupted
 from lighter.ctl.connect import Call, Manager
-from lighter.ctl.stdio import DetachKeys, Pipes, window_size
+from lighter.ctl.stdio import DETACH_KEYS, DetachKeys, Pipes, window_size
 from lighter.proto.errors import LighterError, Unavailable
 
 CHUNK_BYTES = 64 * 1024
@@ -223,6 +223,7 @@ class Pump:
         *,
         terminal: bool,
         ends_stdin: bool,
+        detach_keys: bytes = DETACH_KEYS,
     ) -> None:
         self._manager = manager
         self._ends_stdin = ends_stdin
@@ -233,7 +234,8 @@ class Pump:
         self._outputs = outputs
         self._input: Flow | None = None
         if pipes.stdin >= 0:
-            self._input = Flow(0, pipes.stdin, DetachKeys() if terminal else None)
+            keys = DetachKeys(detach_keys) if terminal and detach_keys else None
+            self._input = Flow(0, pipes.stdin, keys)
         self._stdin_closing: Call | None = None
 
     def run(self, wait: Call) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from lighter.ctl import process
-from lighter.ctl.cli import HELP_OPTIONS, Session
+from lighter.ctl.cli import HELP_OPTIONS, Session, detach_keys_option, fifo_dir_option
 from lighter.ctl.definition import definition, definition_options
 from lighter.proto.errors import LighterError, NotFound
 
@@ -31,6 +31,8 @@ from lighter.proto.errors import LighterError, NotFound
     show_default=True,
     help="When to pull the image.",
 )
+@fifo_dir_option
+@detach_keys_option
 @click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
 @click.argument("image")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="ID [COMMAND] [ARG]...")
@@ -47,6 +49,7 @@ def run(
     null_io: bool,
     pull_when: str,
     pid_file: str,
+    fifo_dir: str,
     **flags: Any,
 ) -> int:
     """Run a container of IMAGE, by default attached: its exit code is ctl's.
@@ -80,7 +83,7 @@ def run(
         undo.callback(_remove, session, created["id"])
         session.warn(created["warnings"])
         if detach:
-            process.start_detached(session, created["id"], pid_file)
+            process.start_detached(session, created["id"], pid_file, fifo_dir)
             undo.pop_all()
             if as_docker:
                 print(created["id"], flush=True)
@@ -90,7 +93,7 @@ def run(
             created["id"],
             terminal=flags["tty"],
             stdin=stdin,
-            output=not null_io,
+            output=not (null_io or flags["log_uri"]),
             pid_file=pid_file,
             started=undo.pop_all,
         )

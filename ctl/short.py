@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from lighter.ctl import process
-from lighter.ctl.cli import DURATION, HELP_OPTIONS, SIGNAL, Session, format_option
+from lighter.ctl.cli import (
+    DURATION,
+    HELP_OPTIONS,
+    SIGNAL,
+    Session,
+    detach_keys_option,
+    format_option,
+)
 from lighter.ctl.container import remove
 from lighter.ctl.output import print_json
 from lighter.ctl.resolve import resolved
@@ -43,6 +50,7 @@ def each(session: Session, refs: tuple[str, ...], act: Callable[[str], object]) 
 @click.option("--env", "-e", multiple=True, help="KEY=value; KEY alone takes ctl's own.")
 @click.option("--cwd", "--workdir", "-w", help="Working directory.")
 @click.option("--user", "-u", help="User or uid[:group or gid].")
+@detach_keys_option
 @click.argument("ref", metavar="CONTAINER")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
 @click.pass_obj
@@ -75,10 +83,11 @@ def exec_(
 
 @click.command("attach", context_settings=HELP_OPTIONS)
 @click.option("--no-stdin", is_flag=True, help="Look only.")
+@detach_keys_option
 @click.argument("ref", metavar="CONTAINER")
 @click.pass_obj
 def attach(session: Session, ref: str, no_stdin: bool) -> int:
-    """Attach to a running container; Ctrl-P Ctrl-Q leaves a terminal."""
+    """Attach to a running container; the keys to detach leave a terminal."""
     return resolved(session, ref, lambda id_: process.attach(session, id_, "", stdin=not no_stdin))
 
 

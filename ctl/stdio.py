@@ -128,22 +128,50 @@ def window_size() -> dict[str, int]:
     return {"rows": 0, "cols": 0}
 
 
+DETACH_KEYS = b"\x10\x11"  # Ctrl-P Ctrl-Q
+
+
 class DetachKeys:
-    """Ctrl-P Ctrl-Q in what is typed, as docker has it. Holds a Ctrl-P until the next key."""
+    """The keys to detach in what is typed, as docker has them. Holds what may begin them."""
 
-    KEYS = b"\x10\x11"
-
-    def __init__(self) -> None:
+    def __init__(self, keys: bytes = DETACH_KEYS) -> None:
+        self._keys = keys
         self._held = b""
 
     def filter(self, typed: bytes) -> tuple[bytes, bool]:
         """(what goes to the container, whether the keys to detach came)."""
         data = self._held + typed
         self._held = b""
-        before, keys, _after = data.partition(self.KEYS)
+        if not self._keys:
+            return data, False
+        before, keys, _after = data.partition(self._keys)
         if keys:
             return before, True
-        if data.endswith(self.KEYS[:1]):
-            self._held = self.KEYS[:1]
-            return data[:-1], False
+        for size in range(min(len(self._keys) - 1, len(data)), 0, -1):
+            if data.endswith(self._keys[:size]):
+                self._held = data[-size:]
+                return data[:-size], False
         return data, False
+
+
+def parse_keys(text: str) -> bytes:
+    """Docker's notation, `ctrl-p,ctrl-q` or `a,b`, as the bytes that a terminal sends.
+
+    "" is no keys at all: nothing detaches. Raises ValueError naming the key that is none.
+    """
+    keys = bytearray()
+    for word in text.split(",") if text else ():
+        control = word.lower().removeprefix("ctrl-")
+        if len(word) == 1 and word.isascii():
+            keys.append(ord(word))
+        elif word.lower() == "del":
+            keys.append(0x7F)
+        elif len(control) == 1 and control != word.lower() and control in _CONTROLS:
+            keys.append(_CONTROLS.index(control))
+        else:
+            raise ValueError(word)
+    return bytes(keys)
+
+
+# What Ctrl makes of a key, by its code: ascii(7), the C0 column of control codes.
+_CONTROLS = "@abcdefghijklmnopqrstuvwxyz[\\]^_"

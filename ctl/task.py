@@ -6,7 +6,15 @@ from typing import Any
 import click
 
 from lighter.ctl import process
-from lighter.ctl.cli import HELP_OPTIONS, SIGNAL, Commands, Session, format_option
+from lighter.ctl.cli import (
+    HELP_OPTIONS,
+    SIGNAL,
+    Commands,
+    Session,
+    detach_keys_option,
+    fifo_dir_option,
+    format_option,
+)
 from lighter.ctl.output import listing, print_json, rfc3339, table
 from lighter.proto.errors import NotFound
 
@@ -43,6 +51,8 @@ def exec_request(
 @click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
 @click.option("--null-io", is_flag=True, help="Pass no streams.")
 @click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
+@fifo_dir_option
+@detach_keys_option
 @click.argument("container_id", metavar="CONTAINER")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="")
 @click.pass_obj
@@ -53,12 +63,13 @@ def start(
     detach: bool,
     null_io: bool,
     pid_file: str,
+    fifo_dir: str,
 ) -> int:
     """start a container, attached unless -d; the exit code is its own"""
     if words:
         session.warn([f"start {container_id}: not used: {' '.join(words)}"])
     if detach:
-        process.start_detached(session, container_id, pid_file)
+        process.start_detached(session, container_id, pid_file, fifo_dir)
         return 0
     terminal = process.has_terminal(session, container_id)
     code = process.start_attached(
@@ -162,6 +173,8 @@ def metric_rows(version: int, values: Mapping[str, Any]) -> list[tuple[str, obje
 @click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
 @click.option("--cwd", help="Working directory.")
 @click.option("--user", "-u", help="User or uid[:group or gid].")
+@fifo_dir_option
+@detach_keys_option
 @click.argument("container_id", metavar="CONTAINER")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
 @click.pass_obj
@@ -172,12 +185,13 @@ def exec_(
     command: tuple[str, ...],
     exec_id: str | None,
     detach: bool,
+    fifo_dir: str,
     **flags: Any,
 ) -> int:
     """run a command in a running container; its exit code is ctl's"""
     request = exec_request(exec_id, command, flags)
     if detach:
-        process.exec_detached(session, container_id, request)
+        process.exec_detached(session, container_id, request, fifo_dir)
         return 0
     return process.exec_attached(session, container_id, request, stdin=True)
 
@@ -210,11 +224,12 @@ def resume(session: Session, container_id: str) -> None:
 
 
 @tasks.verb("attach")
+@detach_keys_option
 @click.option("--exec-id", default="", help="This process instead of the first one.")
 @click.argument("container_id", metavar="CONTAINER")
 @click.pass_obj
 def attach(session: Session, container_id: str, exec_id: str) -> int:
-    """attach to a running container; Ctrl-P Ctrl-Q leaves a terminal"""
+    """attach to a running container; the keys to detach leave a terminal"""
     return process.attach(session, container_id, exec_id, stdin=True)
 
 

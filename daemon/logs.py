@@ -7,6 +7,7 @@ manager serves others meanwhile.
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
@@ -42,9 +43,17 @@ class LogReader:
         self._dir = directory
 
     async def read(
-        self, tail: int | None, since: int | None, follow: bool, ended: Callable[[], bool]
+        self,
+        tail: int | None,
+        since: int | None,
+        follow: bool,
+        ended: Callable[[], bool],
+        *,
+        until: int | None = None,
     ) -> AsyncIterator[Chunk]:
         """Chunks, oldest first. `tail` keeps the last lines, `since` (ns) the newer chunks.
+
+        `until` (ns): nothing later, and no waiting for it. `tail` counts from the log's end.
 
         With `follow` new ones come as they are written, until `ended` says that no more will.
         """
@@ -53,11 +62,13 @@ class LogReader:
         else:
             position = await asyncio.to_thread(self._find_tail, max(0, tail))
         while True:
-            no_more = not follow or ended()
+            no_more = not follow or ended() or (until is not None and time.time_ns() > until)
             while True:
                 before = position
                 chunks, position = await asyncio.to_thread(self._batch, position, since)
                 for chunk in chunks:
+                    if until is not None and chunk.timestamp > until:
+                        return
                     yield chunk
                 if position == before:
                     break

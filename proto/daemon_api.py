@@ -90,7 +90,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     containers.create   {id, image, args, entrypoint, env, cwd, user, terminal, mounts: [{type, source, destination,
                         options}], net_host, read_only, hostname, labels, snapshotter, privileged,
                         cap_add, cap_drop, seccomp, allow_new_privs, runtime, with_ns: {kind: path},
-                        auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file},
+                        auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file, uri},
                         annotations, sysctls, groups: [name or number], rlimits: [{type, soft, hard}],
                         oom_score_adj, shm_bytes, limits: {as daemon/oci/limits}, devices: [{path,
                         destination, access}], namespaces: {kind: own, host or container:id},
@@ -160,9 +160,9 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     networks.reload     {id, force} -> {checked}        attached anew where CHECK failed, or by force
     events.subscribe    (stream) {since, follow} -> items {sequence, timestamp, namespace, topic, event}
                         since: a sequence, or null for new ones only; namespace "" in metadata: all
-    logs.read           (stream) {id, follow, tail, since} -> items {timestamp, stream, data}
+    logs.read           (stream) {id, follow, tail, since, until} -> items {timestamp, stream, data}
                         stream: 1 stdout, 2 stderr, 3 the shim's own notice; tail in lines
-                        or null; since: a time, later chunks only
+                        or null; since, until: times; chunks after the one, up to the other
     system.shims        {} -> {shims: [{namespace, id, pid, incarnation, version, protocol, protocols, state, reason, started_at, pss_bytes}]}
     system.upgrade_check {version, protocols, schema, schema_newest} -> {version, running, can_take_over, shims, refused: [{namespace, id, pid, version, protocols}], problems: [text], warnings: [text]}
     system.accept_loss  {} -> {loss}

@@ -7,23 +7,79 @@ import click
 
 from lighter.ctl.cli import SIZE
 
-LOG_DRIVERS = ("file", "none")
+# Docker's words beside ours. Its `local` and `json-file` keep output in files that `logs` reads, as
+# `file` does; their formats are not promised to anybody.
+_DRIVERS = {"file": "file", "json-file": "file", "local": "file", "none": "none"}
 LOG_MAX_SIZE = 10 * 1024 * 1024
 LOG_MAX_FILE = 5
 
+
+class LogDriver(click.ParamType[str]):
+    """A driver by docker's name or ours; converts to ours."""
+
+    name = "driver"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in _DRIVERS:
+            self.fail(
+                f"there is no driver {value!r}, only {', '.join(_DRIVERS)}; "
+                "--log-uri binary:///PROGRAM hands the output to a program of yours",
+                param,
+                ctx,
+            )
+        return _DRIVERS[value]
+
+
 OPTIONS = (
-    click.option("--log-driver", type=click.Choice(LOG_DRIVERS), default="file", help="Log kept?"),
+    click.option(
+        "--log-driver",
+        type=LogDriver(),
+        default="file",
+        show_default=True,
+        help="file, or none. json-file and local mean file.",
+    ),
+    click.option(
+        "--log-opt",
+        "log_opt",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="max-size=10m, max-file=5: docker's way to say the following two.",
+    ),
     click.option("--log-max-size", type=SIZE, default="10m", help="Per file; 0: no limit."),
     click.option("--log-max-file", type=click.IntRange(0), default=5, help="Files; 0: no limit."),
+    click.option(
+        "--log-uri",
+        metavar="URI",
+        help="In place of a log: file:///PATH, or binary:///PROGRAM?KEY=VALUE as containerd's.",
+    ),
 )
 
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Their part of the body of containers.create."""
+    """Their part of the body of containers.create. Raises click.UsageError."""
     return {
         "log": {
             "driver": flags["log_driver"],
             "max_size": flags["log_max_size"],
             "max_file": flags["log_max_file"],
+            "uri": flags["log_uri"] or "",
+            **_docker_options(flags["log_opt"]),
         }
     }
+
+
+def _docker_options(words: tuple[str, ...]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if key == "max-size" and sign:
+            # -1 is docker's "no limit".
+            found["max_size"] = 0 if value == "-1" else int(SIZE.convert(value, None, None))
+        elif key == "max-file" and value.isascii() and value.isdigit() and int(value):
+            found["max_file"] = int(value)
+        elif (key, value) not in (("mode", "blocking"), ("compress", "false")):
+            raise click.UsageError(
+                f"--log-opt {word!r}: it cannot be had; there are max-size=SIZE, max-file=NUMBER, "
+                "mode=blocking and compress=false"
+            )
+    return found

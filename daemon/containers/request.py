@@ -14,6 +14,7 @@ from lighter.daemon.oci.idmaps import IdMaps
 from lighter.daemon.oci.limits import Limits
 from lighter.daemon.oci.mounts import SHM_BYTES
 from lighter.daemon.oci.sharing import Sharing
+from lighter.daemon.tasks.clientstdio import log_streams
 from lighter.proto.errors import InvalidArgument
 
 LOG_DRIVERS = ("file", "none")
@@ -99,8 +100,14 @@ def options_of(request: CreateRequest, defaults: Defaults) -> dict[str, Any]:
             raise InvalidArgument(
                 f"choose log {name} {value!r}: expected a whole number, 0 for no limit"
             )
+    uri = request.log.get("uri") or ""
+    if not isinstance(uri, str):
+        raise InvalidArgument("choose log uri: it is no text")
+    if uri:
+        log_streams(uri)
+        driver = "none"
     return {
-        "log": {"driver": driver, **sizes},
+        "log": {"driver": driver, **sizes, **({"uri": uri} if uri else {})},
         "auto_remove": request.auto_remove,
         "stdin_open": request.stdin_open,
         "terminal": request.terminal,

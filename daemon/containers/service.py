@@ -22,6 +22,7 @@ from lighter.daemon.oci.sharing import join
 from lighter.daemon.snapshots.removal import remove_quietly
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
 from lighter.daemon.tasks.calling import from_record
+from lighter.daemon.tasks.clientstdio import log_streams
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container, Exit, Mount, RuntimeOptions
@@ -123,6 +124,9 @@ class ContainerService:
         container = self._joined(self._store.get(namespace, container_id))
         self._check_free(namespace, container_id)
         options = from_record(container.options.get("runc") or {})
+        # The record's URI comes from who made the container, never from its image or labels.
+        if uri := (container.options.get("log") or {}).get("uri"):
+            stdio = {**stdio, **log_streams(uri)}
         return await self._create_task(container, mounts, terminal, stdio, options)
 
     async def _create_task(

@@ -23,11 +23,11 @@ from lighter.daemon.grpc.pb import cgroups_v1_pb2, cgroups_v2_pb2, runc_options_
 from lighter.daemon.grpc.pb import task_types_pb2 as types
 from lighter.daemon.grpc.pb import tasks_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Metric
-from lighter.daemon.grpc.stdio import stdio_of
 from lighter.daemon.grpc.translate import timestamp
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.runtimes import NAMES
 from lighter.daemon.tasks import metrics, processes
+from lighter.daemon.tasks.clientstdio import stdio_of
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ExecService, find_exec
 from lighter.daemon.tasks.service import TaskService

@@ -62,7 +62,10 @@ def log_methods(root: Root, tasks: TaskService, containers: ContainerService) ->
         fields = Fields("logs.read", body)
         namespace, id_ = namespace_of(call), fields.id()
         container = await containers.get(namespace, id_)
-        if (container.options.get("log") or {}).get("driver") == "none":
+        log = container.options.get("log") or {}
+        if log.get("uri"):
+            raise NotFound(f"read log of {id_}: its output goes to {log['uri']}")
+        if log.get("driver") == "none":
             raise NotFound(f"read log of {id_}: it was created without one (log driver none)")
 
         def ended() -> bool:
@@ -77,6 +80,7 @@ def log_methods(root: Root, tasks: TaskService, containers: ContainerService) ->
             fields.integer_or_none("since"),
             fields.flag("follow"),
             ended,
+            until=fields.integer_or_none("until"),
         ):
             yield {"timestamp": chunk.timestamp, "stream": chunk.stream, "data": chunk.data}
 

@@ -38,6 +38,14 @@ def stdio_of(stdin: str, stdout: str, stderr: str, terminal: bool) -> dict[str, 
     return streams
 
 
+def log_streams(uri: str) -> dict[str, Any]:
+    """Where all output of a container goes whose log URI this is. Raises InvalidArgument."""
+    if "://" not in uri or uri.startswith("fifo:"):
+        raise InvalidArgument(f"use {uri!r} as log: expected file:///path or binary:///program")
+    streams = stdio_of("", uri, uri, terminal=False)
+    return {key: streams[key] for key in ("stdout", "stderr", "logger") if streams.get(key)}
+
+
 def _scheme(uri: str) -> str:
     scheme, separator, _ = uri.partition("://")
     if not separator or scheme == "fifo":

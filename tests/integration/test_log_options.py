@@ -1,0 +1,132 @@
+"""Where output goes: docker's log drivers and options, log URIs, FIFOs; what `logs` shows of it."""
+
+import os
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests import census
+from tests.harness import Lighterd, await_that
+from tests.images import REFERENCE
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Lighterd]:
+    lighterd = Lighterd(census.Owners()).start()
+    try:
+        lighterd.import_busybox()
+        yield lighterd
+    finally:
+        lighterd.close()
+
+
+@pytest.fixture
+def lighterd(one: Lighterd) -> Iterator[Lighterd]:
+    yield one
+    one.clear()
+
+
+def options(lighterd: Lighterd, *flags: str) -> dict[str, object]:
+    lighterd.ctl("containers", "create", *flags, REFERENCE, "c", "true", check=True)
+    with lighterd.client() as client:
+        found: dict[str, object] = client.call("containers", "get", id="c")["container"]["options"]
+    lighterd.ctl("rm", "c", check=True)
+    return dict(found["log"])  # type: ignore[call-overload]
+
+
+def test_dockers_words_for_a_log(lighterd: Lighterd) -> None:
+    ours = {"driver": "file", "max_size": 1 << 20, "max_file": 3}
+    docker = ("--log-opt", "max-size=1m", "--log-opt", "max-file=3", "--log-opt", "mode=blocking")
+    assert options(lighterd, "--log-driver", "json-file", *docker) == ours
+    assert options(lighterd, "--log-driver", "local", *docker) == ours
+    assert options(lighterd, "--log-opt", "max-size=-1")["max_size"] == 0
+    for wrong, words in (
+        (("--log-driver", "journald"), b"--log-uri binary:///PROGRAM"),
+        (("--log-opt", "tag=x"), b"it cannot be had"),
+        (("--log-opt", "max-file=0"), b"it cannot be had"),
+        (("--log-opt", "compress=true"), b"it cannot be had"),
+    ):
+        refused = lighterd.ctl("run", *wrong, REFERENCE, "c", "true")
+        assert refused.returncode == 2 and words in refused.stderr, refused.stderr
+    for uri in ("syslog://x", "file://relative", "binary://", "/tmp/x", "binary:///proc/1/exe"):
+        refused = lighterd.ctl("run", "--log-uri", uri, REFERENCE, "c", "true")
+        assert refused.returncode == 125 and refused.stderr.count(b"\n") == 1, uri
+
+
+def test_a_log_uri_takes_the_output_of_each_start(lighterd: Lighterd) -> None:
+    """A file by file://; the same again when the container is started once more."""
+    share = lighterd.base / "share"
+    share.mkdir()
+    uri = f"file://{share}/out"
+    script = "echo to-out; echo to-err >&2"
+    done = lighterd.ctl("run", "--log-uri", uri, REFERENCE, "c", "sh", "-c", script, check=True)
+    assert done.stdout == b""
+    assert sorted((share / "out").read_text().split()) == ["to-err", "to-out"]
+    lighterd.ctl("tasks", "start", "-d", "c", check=True)
+    await_that(lambda: len((share / "out").read_text().split()) == 4, 20, "appended")
+    refused = lighterd.ctl("logs", "c")
+    assert refused.returncode == 1 and f"goes to {uri}".encode() in refused.stderr
+
+
+def test_a_logging_program_gets_both_outputs(lighterd: Lighterd) -> None:
+    """containerd's contract: descriptors 3, 4 and 5, two words of environment."""
+    share = lighterd.base / "share"
+    share.mkdir()
+    program = share / "logger"
+    program.write_text(
+        "#!/bin/sh\n"
+        f"echo $CONTAINER_NAMESPACE/$CONTAINER_ID $1=$2 >{share}/who\n"
+        "exec 5>&-\n"
+        f"cat <&4 >{share}/err & cat <&3 >{share}/out\nwait\n"
+    )
+    program.chmod(0o755)
+    uri = f"binary://{program}?key=value"
+    script = "echo to-out; echo to-err >&2"
+    lighterd.ctl("run", "-d", "--log-uri", uri, REFERENCE, "c", "sh", "-c", script, check=True)
+    for name, words in (("out", "to-out\n"), ("err", "to-err\n"), ("who", "default/c key=value\n")):
+        await_that(lambda n=name, w=words: _text(share / n) == w, 20, name)
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_fifos_are_made_for_whoever_comes(lighterd: Lighterd) -> None:
+    share = lighterd.base / "share"
+    script = "read line; echo got $line; echo err >&2"
+    lighterd.ctl("run", "-d", "--fifo-dir", str(share), REFERENCE, "c", "sh", "-c", script,
+                 check=True)  # fmt: skip
+    (place,) = share.iterdir()
+    fifos = {path.name: path for path in place.iterdir()}
+    assert fifos.keys() == {"c-stdin", "c-stdout", "c-stderr"}
+    assert all(stat.S_ISFIFO(path.stat().st_mode) for path in fifos.values())
+    fifos["c-stdin"].write_text("words\n")
+    assert fifos["c-stdout"].read_text() == "got words\n", "what came before its reader is kept"
+    assert fifos["c-stderr"].read_text() == "err\n"
+
+
+def test_null_io_keeps_and_shows_nothing(lighterd: Lighterd) -> None:
+    done = lighterd.ctl("run", "--null-io", REFERENCE, "c", "sh", "-c", "echo out; exit 3")
+    assert (done.returncode, done.stdout) == (3, b"")
+    refused = lighterd.ctl("logs", "c")
+    assert refused.returncode == 1 and b"log driver none" in refused.stderr
+
+
+def test_logs_until_a_time(lighterd: Lighterd) -> None:
+    script = "echo one; read x </share/gate; echo two"
+    share = lighterd.base / "share"
+    share.mkdir()
+    os.mkfifo(share / "gate")
+    lighterd.ctl("run", "-d", "-v", f"{share}:/share", REFERENCE, "c", "sh", "-c", script,
+                 check=True)  # fmt: skip
+    await_that(lambda: lighterd.ctl("logs", "c").stdout == b"one\n", 20, "the first line")
+    stamp = datetime.now(UTC).isoformat()
+    (share / "gate").write_text("go\n")
+    await_that(lambda: lighterd.ctl("logs", "c").stdout == b"one\ntwo\n", 20, "both lines")
+    assert lighterd.ctl("logs", "--until", stamp, "c", check=True).stdout == b"one\n"
+    assert lighterd.ctl("logs", "--since", stamp, "c", check=True).stdout == b"two\n"
+    assert lighterd.ctl("logs", "-f", "--until", "0s", "c", check=True).stdout == b"one\ntwo\n"
+    assert lighterd.ctl("logs", "-n", "1", "c", check=True).stdout == b"two\n"
