@@ -32,6 +32,7 @@ _COMMANDS = (
     ("content", "content", "content", "manage content"),
     ("leases lease", "lease", "leases", "manage leases"),
     ("network networks", "network", "network", "manage networks of containers"),
+    ("oci", "oci", "oci", "look at OCI specs"),
     ("namespaces namespace ns", "namespace", "namespaces", "manage namespaces"),
     ("snapshots snapshot", "snapshot", "snapshots", "manage snapshots"),
     ("tasks t task", "task", "tasks", "manage tasks"),

@@ -48,7 +48,7 @@ from lighter.daemon.network.netns import NetworkNamespaces
 from lighter.daemon.network.plugin import search_path
 from lighter.daemon.network.records import Records
 from lighter.daemon.network.service import NetworkService
-from lighter.daemon.oci.host import read_host
+from lighter.daemon.oci.host import Host, read_host
 from lighter.daemon.placement import Placement
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
@@ -63,6 +63,7 @@ from lighter.daemon.rpc import (
     image_handlers,
     metrics_handlers,
     network_handlers,
+    oci_handlers,
     registry_handlers,
     shim_handlers,
     snapshot_handlers,
@@ -139,6 +140,7 @@ class Services:
     live_networks: LiveNetworks
     network_catalog: NetworkCatalog
     reloader: Reloader
+    host: Host
 
 
 def build(
@@ -276,6 +278,7 @@ def build(
         runtime_s=config.runc_timeout_s,
     )
     container_store = ContainerStore(db)
+    host = read_host()
     volumes = Volumes(root, VolumeStore(db), spawner, remover)
     identities = IdentityService(spawner)
     maker = ContainerMaker(
@@ -289,7 +292,7 @@ def build(
         runtimes=runtimes,
         worker=spawner,
         events_log=event_log,
-        host=read_host(),
+        host=host,
         defaults=Defaults(
             config.snapshotter,
             config.default_runtime,
@@ -368,6 +371,7 @@ def build(
             networks, db, pool=config.network_subnet, addresses=root.addresses
         ),
         reloader=reloader,
+        host=host,
     )
 
 
@@ -416,6 +420,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         **shim_handlers.shim_methods(s.supervisor, s.bundle_of, s.root, s.state),
         **content_handlers.content_methods(s.content, s.ingests, s.leases, s.images.collector),
         **content_handlers.lease_methods(s.leases, s.images.collector),
+        **oci_handlers.oci_methods(s.host),
         **disk_handlers.disk_methods(s.housekeeping),
         **system_handlers.system_methods(
             health,

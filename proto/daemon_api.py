@@ -122,6 +122,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     volumes.get         {name, size} -> {volume: {…as listed, size_bytes}}
     volumes.delete      {name} -> {}                    refused while a container's record names it
     volumes.prune       {all} -> {names, size_bytes, problems: [text]}  all: named ones too
+    oci.spec            {} -> {spec: text}              what a container starts from
     tasks.create        {id, stdin, stdout, stderr, rows, cols} -> {pid}
     tasks.start         {id} -> {pid}
     tasks.get           {id} -> {task}

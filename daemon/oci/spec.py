@@ -123,6 +123,24 @@ def generate(request: SpecRequest) -> dict[str, Any]:
     return spec
 
 
+def default(host: Host, namespace: str) -> dict[str, Any]:
+    """The spec that a container starts from, before anything is asked: `ctr oci spec`."""
+    plain = SpecRequest(
+        id="default",
+        namespace=namespace,
+        cgroups_path=f"/{namespace}",
+        image=ImageConfig(cmd=("-",)),
+        identity=Identity(0, 0, ()),
+        host=host,
+    )
+    spec = generate(plain)
+    # What only a container's own wishes bring in.
+    del spec["process"]["args"], spec["process"]["env"]
+    spec["process"]["user"] = {"uid": 0, "gid": 0}
+    spec["linux"]["resources"]["devices"] = spec["linux"]["resources"]["devices"][:1]
+    return spec
+
+
 def _capabilities(request: SpecRequest) -> tuple[str, ...]:
     return select(
         request.cap_add,

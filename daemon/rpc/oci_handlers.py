@@ -1,0 +1,17 @@
+"""Methods about OCI specs that belong to no container."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lighter.daemon.oci.host import Host
+from lighter.daemon.oci.spec import default
+from lighter.daemon.rpc.methods import methods, namespace_of
+from lighter.daemon.rpc.server import Call, Method
+
+
+def oci_methods(host: Host) -> dict[str, Method]:
+    async def spec(call: Call, _body: Mapping[str, Any]) -> Any:
+        return {"spec": json.dumps(default(host, namespace_of(call)))}
+
+    return methods("oci", spec=spec)
