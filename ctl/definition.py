@@ -14,12 +14,14 @@ from lighter.ctl.cli import absolute
 from lighter.ctl.flags import (
     devices,
     filesystem,
+    health,
     log,
     namespaces,
     network,
     process,
     record,
     resources,
+    restart,
     runtime,
     security,
     volume,
@@ -28,7 +30,7 @@ from lighter.ctl.flags import (
 # In the order that help shows.
 _GROUPS = (
     *(process, filesystem, volume, network, namespaces, security, resources, devices),
-    *(runtime, log, record),
+    *(runtime, log, restart, health, record),
 )
 
 

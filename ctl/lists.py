@@ -16,7 +16,8 @@ SHORT_DIGEST = 12
 ALIVE = ("running", "paused", "unknown")
 # Docker's word beside ours.
 _STATUSES = {"exited": "stopped"}
-_STATUS_WORDS = ("created", "running", "paused", "stopped", "exited", "unknown")
+_STATUS_WORDS = ("created", "running", "paused", "restarting", "stopped", "exited", "unknown")
+_HEALTH_WORDS = ("starting", "healthy", "unhealthy", "none")
 
 Row = Mapping[str, Any]
 Test = Callable[[Row], bool]
@@ -38,7 +39,7 @@ def list_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "filters",
             multiple=True,
             metavar="KEY=VALUE",
-            help="id, name, ancestor, label, status, exited, before, since.",
+            help="id, name, ancestor, label, status, exited, health, before, since.",
         ),
         click.option("--quiet", "-q", is_flag=True, help="Ids alone."),
     ):
@@ -72,7 +73,7 @@ def ps(
     if everything or wanted.of_states:
         rows = _with_tasks(pages(session, "containers.list", "containers"), tasks)
     else:
-        rows = [task for task in tasks if task["status"] in ALIVE]
+        rows = [task for task in tasks if task["status"] in ALIVE or task.get("restart_at")]
         if wanted.needs_all or shape.template is not None:
             known = {row["id"]: row for row in pages(session, "containers.list", "containers")}
             rows = [{**row, "labels": known.get(row["id"], {}).get("labels", {})} for row in rows]
@@ -224,6 +225,8 @@ class Filter:
             raise click.UsageError(
                 f"--filter status={value!r}: expected one of {', '.join(_STATUS_WORDS)}"
             )
+        if value == "restarting":
+            return lambda row: bool(row.get("restart_at"))
         status = _STATUSES.get(value, value)
         return lambda row: row["status"] == status
 
@@ -232,6 +235,13 @@ class Filter:
             raise click.UsageError(f"--filter exited={value!r}: expected an exit code")
         code = int(value)
         return lambda row: row["status"] == "stopped" and row["exit_status"] == code
+
+    def of_health(self, value: str) -> Test:
+        if value not in _HEALTH_WORDS:
+            raise click.UsageError(
+                f"--filter health={value!r}: expected one of {', '.join(_HEALTH_WORDS)}"
+            )
+        return lambda row: (row.get("health") or "none") == value
 
     def before(self, value: str) -> Test:
         return lambda row: self._age(row) < self.made(value)
@@ -250,6 +260,7 @@ _FILTERS: dict[str, Callable[[Filter, str], Test]] = {
     "label": Filter.of_label,
     "status": Filter.of_status,
     "exited": Filter.of_code,
+    "health": Filter.of_health,
     "before": Filter.before,
     "since": Filter.since,
 }
@@ -344,15 +355,26 @@ def where(published: Row) -> str:
     return f"{f'[{ip}]' if ':' in ip else ip}:{published['host_port']}"
 
 
+def _health_text(row: Row) -> str:
+    match row.get("health"):
+        case "starting":
+            return " (health: starting)"
+        case "healthy" | "unhealthy" as status:
+            return f" ({status})"
+    return ""
+
+
 def status_text(row: Row, now_ns: int) -> str:
     """A task's status as docker words it, with what is odd about it."""
     if row["reason"] and row["status"] != "unknown":
         return f"{status_text({**row, 'reason': ''}, now_ns)} ({row['reason']})"
     match row["status"]:
         case "running":
-            return f"Up {for_how_long(row['started_at'], now_ns)}"
+            return f"Up {for_how_long(row['started_at'], now_ns)}{_health_text(row)}"
         case "paused":
             return f"Up {for_how_long(row['started_at'], now_ns)} (Paused)"
+        case "stopped" if row.get("restart_at"):
+            return f"Restarting ({row['exit_status']}) {ago(row['exited_at'], now_ns)}"
         case "stopped":
             code = f"{row['exit_status']}, {row['cause']}" if row["cause"] else row["exit_status"]
             return f"Exited ({code}) {ago(row['exited_at'], now_ns)}"

@@ -61,11 +61,13 @@ def start_attached(
     stdin: bool,
     output: bool = True,
     pid_file: str = "",
+    replace: bool = False,
     started: Callable[[], object] = lambda: None,
 ) -> int:
     """Create and start the task, and see it to its end; returns its exit code.
 
-    `started` is called once the task runs, so that a caller stops undoing what went before.
+    `replace`: an ended task makes way. `started` is called once the task runs, so that a caller
+    stops undoing what went before.
     """
     manager = session.manager
     with (
@@ -74,6 +76,7 @@ def start_attached(
     ):
         outputs = output_flows(pipes)
         body: dict[str, Any] = {"id": container_id, **pipes.uris(), **_size(terminal)}
+        body["replace"] = replace
         created = answered(manager, manager.begin("tasks.create", **body), outputs)
         undo.callback(_forget_task, session, container_id)
         pipes.give_away()

@@ -10,6 +10,15 @@ from lighter.ctl.cli import HELP_OPTIONS, Session, detach_keys_option, fifo_dir_
 from lighter.ctl.definition import definition, definition_options
 from lighter.proto.errors import LighterError, NotFound
 
+PULL = click.option(
+    "--pull",
+    "pull_when",
+    type=click.Choice(("missing", "always", "never")),
+    default="missing",
+    show_default=True,
+    help="When to pull the image.",
+)
+
 
 @click.command(
     "run",
@@ -23,14 +32,7 @@ from lighter.proto.errors import LighterError, NotFound
 @click.option("--interactive", "-i", is_flag=True, help="docker's form; pass standard input on.")
 @click.option("--name", help="docker's form: the container's id.")
 @click.option("--null-io", is_flag=True, help="Neither streams nor a log.")
-@click.option(
-    "--pull",
-    "pull_when",
-    type=click.Choice(("missing", "always", "never")),
-    default="missing",
-    show_default=True,
-    help="When to pull the image.",
-)
+@PULL
 @fifo_dir_option
 @detach_keys_option
 @click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
@@ -79,7 +81,7 @@ def run(
         flags["tty"] = has_terminal(body["spec"])
     session.manager.connect()
     with process.refusals(), contextlib.ExitStack() as undo:
-        created = _create(session, body, image, pull_when)
+        created = create_or_pull(session, body, image, pull_when)
         undo.callback(_remove, session, created["id"])
         session.warn(created["warnings"])
         if detach:
@@ -102,7 +104,7 @@ def run(
     return code
 
 
-def _create(session: Session, body: dict[str, Any], image: str, pull_when: str) -> Any:
+def create_or_pull(session: Session, body: dict[str, Any], image: str, pull_when: str) -> Any:
     """The new container; its image is pulled first where that is asked or needed."""
     if pull_when == "always" and body["image"]:
         _pull(session, image, body["platform"])

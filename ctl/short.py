@@ -111,13 +111,18 @@ def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
 
 @click.command("stop", context_settings=HELP_OPTIONS)
 @click.option(
-    "--timeout", "-t", type=DURATION, default="10s", show_default=True, help="Until KILL is sent."
+    "--timeout", "--time", "-t", type=DURATION, help="Until KILL is sent.  [default: its own]"
 )
+@click.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
 @_REFS
 @click.pass_obj
-def stop(session: Session, refs: tuple[str, ...], timeout: float) -> int:
-    """Stop containers: their stop signal, then KILL."""
-    return each(session, refs, lambda id_: session.call("tasks.stop", id=id_, timeout_s=timeout))
+def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum: int | None) -> int:
+    """Stop containers: their stop signal, then KILL. They are not started again by themselves."""
+    return each(
+        session,
+        refs,
+        lambda id_: session.call("tasks.stop", id=id_, timeout_s=timeout, signal=signum),
+    )
 
 
 @click.command("pause", context_settings=HELP_OPTIONS)

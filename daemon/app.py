@@ -21,6 +21,9 @@ from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
+from lighter.daemon.health.probe import Prober
+from lighter.daemon.health.service import HealthService
+from lighter.daemon.health.store import HealthStore
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.commit import Committer
 from lighter.daemon.images.convert import Converter
@@ -53,6 +56,8 @@ from lighter.daemon.placement import Placement
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
+from lighter.daemon.restarts.service import Restarts
+from lighter.daemon.restarts.store import RestartStore
 from lighter.daemon.rpc import (
     archive_handlers,
     container_handlers,
@@ -65,6 +70,7 @@ from lighter.daemon.rpc import (
     network_handlers,
     oci_handlers,
     registry_handlers,
+    restart_handlers,
     shim_handlers,
     snapshot_handlers,
     system_handlers,
@@ -92,6 +98,7 @@ from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.taskviews import TaskViews
 from lighter.daemon.version import NAME, REVISION
 from lighter.daemon.volumes import Volumes
 from lighter.proto import events
@@ -135,6 +142,8 @@ class Services:
     volumes: Volumes
     files: ContainerFiles
     records: ContainerRecords
+    restarts: Restarts
+    health: HealthService
     recovery: Recovery
     networks: NetworkService
     live_networks: LiveNetworks
@@ -230,7 +239,6 @@ def build(
         event_log,
         WorkerSettler(spawner, state, boot_id, config.runc_timeout_s),
         bundle_of,
-        lambda entry: on_closed(entry),  # noqa: PLW0108 (it is made below)
     )
     router = ShimRouter(
         generation,
@@ -324,11 +332,33 @@ def build(
     )
     supervisor.on_stranger = recovery.on_stranger
     removal = AutoRemoval(supervisor, containers)
+    restarts = Restarts(
+        store=RestartStore(db),
+        containers=containers,
+        tasks=tasks,
+        supervisor=supervisor,
+        events_log=event_log,
+    )
+    health = HealthService(
+        store=HealthStore(db),
+        containers=container_store,
+        prober=Prober(containers, tasks, execs),
+        supervisor=supervisor,
+        events_log=event_log,
+    )
 
     def on_closed(entry: Entry) -> None:
         networks.on_over(entry)
         removal.on_closed(entry)
+        restarts.on_closed(entry)
 
+    def on_started(entry: Entry) -> None:
+        restarts.on_started(entry)
+        health.on_started(entry)
+
+    supervisor.on_exit = restarts.on_exit
+    supervisor.on_closed = on_closed
+    supervisor.on_started = on_started
     return Services(
         config=config,
         root=root,
@@ -364,6 +394,8 @@ def build(
         records=ContainerRecords(
             root=root, store=container_store, tasks=tasks, events_log=event_log
         ),
+        restarts=restarts,
+        health=health,
         recovery=recovery,
         networks=networks,
         live_networks=LiveNetworks(networks, container_store, supervisor.entry),
@@ -392,10 +424,18 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         **handlers.version_method(facts),
         **handlers.namespace_methods(s.namespaces),
         **metrics_handlers.metrics_methods(s.tasks),
-        **container_handlers.container_methods(s.containers, network_of),
-        **task_handlers.task_methods(s.tasks, s.execs, s.containers, network_of),
+        **container_handlers.container_methods(s.containers, s.restarts, s.health, network_of),
+        **restart_handlers.restart_methods(s.restarts),
+        **task_handlers.task_methods(
+            s.tasks,
+            s.execs,
+            s.containers,
+            s.restarts,
+            TaskViews(s.tasks, s.restarts, s.health),
+            network_of,
+        ),
         **handlers.event_methods(s.event_log),
-        **handlers.log_methods(s.root, s.tasks, s.containers),
+        **handlers.log_methods(s.root, s.tasks, s.containers, s.restarts.is_owed),
         **image_handlers.image_methods(
             s.images, Inspection(s.images, s.content), s.mounted, s.event_log
         ),
@@ -425,7 +465,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         **system_handlers.system_methods(
             health,
             s.reloader,
-            StopAll(s.supervisor, s.containers, s.tasks),
+            StopAll(s.supervisor, s.containers, s.tasks, s.restarts),
             s.db.accept_loss,
         ),
     }

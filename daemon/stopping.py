@@ -1,7 +1,8 @@
 """Stopping all containers: what a machine's shutdown and the removal of the package ask for.
 
 All namespaces, all at once, each with the signal that its container names and the same time; also
-what is started meanwhile. A container whose shim does not do it any more is ended without it.
+what is started meanwhile. None is started again before a manager starts, or somebody starts it.
+A container whose shim does not do it any more is ended without it.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import CLOSED_S, kill_shim
 from lighter.daemon.tasks.service import TaskService
@@ -37,8 +39,13 @@ class StopAll:
     """Ends every task that there is."""
 
     def __init__(
-        self, supervisor: Supervisor, containers: ContainerService, tasks: TaskService
+        self,
+        supervisor: Supervisor,
+        containers: ContainerService,
+        tasks: TaskService,
+        restarts: Restarts,
     ) -> None:
+        self._restarts = restarts
         self._supervisor = supervisor
         self._containers = containers
         self._tasks = tasks
@@ -48,6 +55,7 @@ class StopAll:
         `timeout_s`. Closing the iterator leaves the rest as it is.
         """
         deadline = time.monotonic() + timeout_s
+        self._restarts.hold_owed()
         known: set[str] = set()
         under_way: set[asyncio.Task[Stopped]] = set()
         try:
@@ -96,6 +104,7 @@ class StopAll:
     async def _ask_to_end(self, entry: Entry, timeout_s: float) -> None:
         """Raises DeadlineExceeded when it runs on all the same."""
         namespace, id_ = entry.namespace, entry.id
+        self._restarts.hold(namespace, id_)
         try:
             if entry.state == states.PAUSED:
                 # A frozen process takes no signal but the last one.

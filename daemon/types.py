@@ -87,6 +87,8 @@ class ImageConfig:
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     volumes: tuple[str, ...] = ()
+    health: Mapping[str, Any] = field(default_factory=dict)
+    shell: tuple[str, ...] = ()
     diff_ids: tuple[str, ...] = ()
     architecture: str = ""
     os: str = "linux"
@@ -122,7 +124,8 @@ class Container:
     """The recorded definition. `spec` is the OCI runtime spec as JSON bytes.
 
     `options` holds what only this manager knows: log (driver, max_size, max_file), auto_remove,
-    stdin_open, stop_signal, terminal. One that a client recorded itself (daemon/records.py) has
+    stdin_open, stop_signal, stop_timeout_s, terminal, restart (restarts/policy.py), health
+    (health/check.py). One that a client recorded itself (daemon/records.py) has
     more: cgroup, spec_type, extensions, sandbox, runtime_options as given and runc, which is what
     is understood of them.
     """
@@ -151,7 +154,11 @@ class Exit:
 
 @dataclass(frozen=True)
 class Task:
-    """A container's running side, as listed. `reason` says why a status is "unknown"."""
+    """A container's running side, as listed. `reason` says why a status is "unknown".
+
+    `health`: "" without a check. `restarts`: since it was last started by hand; `restart_at`: when
+    the next start is due, None when none is.
+    """
 
     namespace: str
     id: str
@@ -164,3 +171,6 @@ class Task:
     reason: str = ""
     created_at: int = 0
     started_at: int | None = None
+    health: str = ""
+    restarts: int = 0
+    restart_at: int | None = None

@@ -18,6 +18,7 @@ from lighter.daemon.containers.request import (
 )
 from lighter.daemon.containers.roots import MadeRoot, RootMaker
 from lighter.daemon.events import EventLog, Telling
+from lighter.daemon.health import check as health_check
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import Worker
@@ -116,6 +117,8 @@ class ContainerMaker:
             hit("containers.snapshot-made")
             options["stop_signal"] = request.stop_signal or made.config.stop_signal or "SIGTERM"
             signal_number(options["stop_signal"])
+            if health := health_check.chosen(request.health, made.config.health, made.config.shell):
+                options["health"] = health
             claim = await undo.enter_async_context(self._volumes.claim(namespace))
             if request.spec:
                 spec = read_spec(request.spec)

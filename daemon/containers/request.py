@@ -14,10 +14,14 @@ from lighter.daemon.oci.idmaps import IdMaps
 from lighter.daemon.oci.limits import Limits
 from lighter.daemon.oci.mounts import SHM_BYTES
 from lighter.daemon.oci.sharing import Sharing
+from lighter.daemon.restarts import policy as restart_policy
 from lighter.daemon.tasks.clientstdio import log_streams
 from lighter.proto.errors import InvalidArgument
 
 LOG_DRIVERS = ("file", "none")
+STOP_S = 10.0
+FOREVER = -1
+LONGEST_STOP_S = 10 * 365 * 86400
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class CreateRequest:
     log: Mapping[str, Any] = field(default_factory=dict)
     volumes: tuple[Mapping[str, Any], ...] = ()
     network: NetworkRequest = field(default_factory=NetworkRequest)
+    restart: str = ""
+    stop_timeout_s: float | None = None
+    health: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ def options_of(request: CreateRequest, defaults: Defaults) -> dict[str, Any]:
         "terminal": request.terminal,
         **network_option(request),
         **({"joins": joins} if (joins := request.sharing.joined()) else {}),
+        **_of_running(request),
     }
 
 
@@ -147,6 +155,33 @@ def network_option(request: CreateRequest) -> dict[str, Any]:
         other = "the host's" if host else "one that is joined"
         raise InvalidArgument(f"choose network: both {other} and another were asked for")
     return {"network": wanted.as_option()}
+
+
+def _of_running(request: CreateRequest) -> dict[str, Any]:
+    """How its task is kept up and ended, where that is not as ever."""
+    options: dict[str, Any] = {}
+    policy = restart_policy.parse(request.restart)
+    if policy.name != restart_policy.NO:
+        if request.auto_remove:
+            raise InvalidArgument(
+                f"choose restart policy {policy}: a container that is removed at its end (--rm) "
+                "cannot be started again"
+            )
+        options["restart"] = restart_policy.to_record(policy)
+    if request.stop_timeout_s is not None:
+        limit_s = request.stop_timeout_s
+        if limit_s != FOREVER and not 0 <= limit_s <= LONGEST_STOP_S:
+            raise InvalidArgument(f"choose stop timeout {limit_s:g}: expected seconds, or -1")
+        options["stop_timeout_s"] = limit_s
+    return options
+
+
+def stop_timeout(options: Mapping[str, Any]) -> float | None:
+    """Seconds between a container's stop signal and SIGKILL; None: no limit."""
+    limit_s = options.get("stop_timeout_s", STOP_S)
+    if isinstance(limit_s, bool) or not isinstance(limit_s, int | float):
+        return STOP_S
+    return None if limit_s == FOREVER else float(limit_s)
 
 
 def signal_number(name: str) -> int:

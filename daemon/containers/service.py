@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lighter.daemon.containers.maker import ContainerMaker
-from lighter.daemon.containers.request import CreateRequest, signal_number
+from lighter.daemon.containers.request import CreateRequest, signal_number, stop_timeout
 from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
@@ -216,11 +216,21 @@ class ContainerService:
             )
         return exec_process(json.loads(container.spec), request)
 
-    async def stop(self, namespace: str, container_id: str, timeout_s: float) -> Exit:
-        """Stop the task with the signal that the container names."""
+    async def stop(
+        self,
+        namespace: str,
+        container_id: str,
+        timeout_s: float | None,
+        signum: int | None = None,
+    ) -> Exit:
+        """Stop the task, with SIGKILL after `timeout_s`; None: the time, the signal, which the
+        container names.
+        """
         container = self._store.get(namespace, container_id)
-        number = signal_number(str(container.options.get("stop_signal") or "SIGTERM"))
-        return await self._tasks.stop(namespace, container_id, number, timeout_s)
+        if signum is None:
+            signum = signal_number(str(container.options.get("stop_signal") or "SIGTERM"))
+        limit_s = stop_timeout(container.options) if timeout_s is None else timeout_s
+        return await self._tasks.stop(namespace, container_id, signum, limit_s)
 
     async def delete(
         self, namespace: str, container_id: str, force: bool, *, volumes: bool = False

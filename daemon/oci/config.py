@@ -40,6 +40,8 @@ def read_image_config(document: bytes) -> tuple[ImageConfig, tuple[str, ...]]:
         stop_signal=_text(config, "StopSignal"),
         labels=_labels(config, warnings),
         volumes=_volumes(config),
+        health=_health(config),
+        shell=_texts(config, "Shell"),
         diff_ids=_diff_ids(root),
         architecture=_text(root, "architecture"),
         os=_text(root, "os") or "linux",
@@ -131,6 +133,33 @@ def _labels(config: dict[str, Any], warnings: list[str]) -> dict[str, str]:
 
 def _volumes(config: dict[str, Any]) -> tuple[str, ...]:
     return tuple(_check_text(path, "Volumes") for path in _field(config, "Volumes", dict) or {})
+
+
+_HEALTH_TIMES = {
+    "Interval": "interval_s",
+    "Timeout": "timeout_s",
+    "StartPeriod": "start_period_s",
+    "StartInterval": "start_interval_s",
+}
+
+
+def _health(config: dict[str, Any]) -> dict[str, Any]:
+    """Docker's HEALTHCHECK, as daemon/health/check.py names its fields; {} for none."""
+    given = _field(config, "Healthcheck", dict)
+    if not given:
+        return {}
+    found: dict[str, Any] = {"test": list(_texts(given, "Test"))}
+    for key, name in _HEALTH_TIMES.items():
+        found[name] = _whole(given, key) / 1e9
+    found["retries"] = _whole(given, "Retries")
+    return found
+
+
+def _whole(holder: dict[str, Any], key: str) -> int:
+    value = _field(holder, key, int) or 0
+    if isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise InvalidArgument(f"read image config: Healthcheck: {key} is no such number")
+    return int(value)
 
 
 def _diff_ids(root: dict[str, Any]) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.health.service import HealthService
+from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.rpc.create_request import create_request
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
@@ -15,7 +17,10 @@ Body = Mapping[str, Any]
 
 
 def container_methods(
-    containers: ContainerService, network_of: Callable[[str, str], dict[str, Any]]
+    containers: ContainerService,
+    restarts: Restarts,
+    health: HealthService,
+    network_of: Callable[[str, str], dict[str, Any]],
 ) -> dict[str, Method]:
     async def create(call: Call, body: Body) -> Any:
         request = create_request(Fields("containers.create", body))
@@ -31,11 +36,14 @@ def container_methods(
 
     async def get(call: Call, body: Body) -> Any:
         fields = Fields("containers.get", body)
-        found = await containers.get(namespace_of(call), fields.id())
+        namespace, id_ = namespace_of(call), fields.id()
+        found = await containers.get(namespace, id_)
         extra = {
             "spec": found.spec.decode(),
             "options": dict(found.options),
-            **network_of(found.namespace, found.id),
+            "restart": restarts.describe(namespace, id_),
+            "health": health.get(namespace, id_),
+            **network_of(namespace, id_),
         }
         return {"container": {**_container(found), **extra}}
 
@@ -50,7 +58,7 @@ def container_methods(
 
     async def delete(call: Call, body: Body) -> Any:
         fields = Fields("containers.delete", body)
-        await containers.delete(
+        await restarts.delete(
             namespace_of(call), fields.id(), fields.flag("force"), volumes=fields.flag("volumes")
         )
         return {}

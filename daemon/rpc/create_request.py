@@ -5,6 +5,7 @@ from typing import Any
 from lighter.daemon.containers.placing import Placing, read_options
 from lighter.daemon.containers.request import CreateRequest
 from lighter.daemon.containers.roots import RootWish
+from lighter.daemon.health.check import TIMES
 from lighter.daemon.network.request import parse as parse_network
 from lighter.daemon.oci.confinement import Confinement
 from lighter.daemon.oci.devices import ALL_ACCESS, DeviceWish
@@ -78,6 +79,9 @@ def create_request(fields: Fields) -> CreateRequest:
         log=fields.mapping("log"),
         volumes=fields.mappings("volumes"),
         network=parse_network(fields.mapping("network")),
+        restart=fields.text("restart"),
+        stop_timeout_s=fields.number_or_none("stop_timeout_s"),
+        health=_health(fields),
     )
 
 
@@ -86,3 +90,12 @@ def _device(value: dict[str, Any]) -> DeviceWish:
     return DeviceWish(
         fields.needed("path"), fields.text("destination"), fields.text("access") or ALL_ACCESS
     )
+
+
+def _health(fields: Fields) -> dict[str, Any]:
+    given = fields.inner("health")
+    return {
+        "test": list(given.texts("test")),
+        "retries": given.integer("retries"),
+        **{name: given.seconds(name, 0.0) for name in TIMES},
+    }

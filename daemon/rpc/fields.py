@@ -7,6 +7,7 @@ from typing import Any
 from lighter.proto.errors import InvalidArgument
 from lighter.proto.names import check_name
 
+SIGNALS = range(1, 65)
 _INT64 = range(-(1 << 63), 1 << 63)  # what SQLite and C take
 
 
@@ -95,6 +96,22 @@ class Fields:
             )
         return float(value)
 
+    def seconds_or_none(self, name: str) -> float | None:
+        return self.seconds(name, 0.0) if self._body.get(name) is not None else None
+
+    def number_or_none(self, name: str) -> float | None:
+        """A finite number; None when it is missing or null."""
+        value = self._get(name, (int, float), None, "a number")
+        if isinstance(value, bool) or (value is not None and not math.isfinite(value)):
+            raise self._wrong(name, "a number", value)
+        return None if value is None else float(value)
+
+    def signal_or_none(self, name: str) -> int | None:
+        number = self.integer_or_none(name)
+        if number is not None and number not in SIGNALS:
+            raise InvalidArgument(f"read request {self._method}: {number} is no signal number")
+        return number
+
     def texts(self, name: str) -> tuple[str, ...]:
         values = self._get(name, (list, tuple), [], "a list")
         for value in values:
@@ -117,6 +134,10 @@ class Fields:
     def mapping(self, name: str) -> dict[str, Any]:
         value: dict[str, Any] = self._get(name, dict, {}, "a map")
         return value
+
+    def inner(self, name: str) -> "Fields":
+        """The fields of a map within this one; a missing one has none."""
+        return Fields(f"{self._method}: {name}", self.mapping(name))
 
     def mappings(self, name: str) -> tuple[dict[str, Any], ...]:
         values = self._get(name, (list, tuple), [], "a list")

@@ -1,7 +1,7 @@
 """Methods about namespaces, events, logs and the version. Nothing is decided here."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -57,7 +57,14 @@ def event_methods(events_log: EventLog) -> dict[str, Method]:
     return {"events.subscribe": Method(stream=subscribe)}
 
 
-def log_methods(root: Root, tasks: TaskService, containers: ContainerService) -> dict[str, Method]:
+def log_methods(
+    root: Root,
+    tasks: TaskService,
+    containers: ContainerService,
+    is_owed: Callable[[str, str], bool],
+) -> dict[str, Method]:
+    """`is_owed`: whether a container is being started again, so that its log goes on."""
+
     async def read(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("logs.read", body)
         namespace, id_ = namespace_of(call), fields.id()
@@ -70,9 +77,10 @@ def log_methods(root: Root, tasks: TaskService, containers: ContainerService) ->
 
         def ended() -> bool:
             try:
-                return tasks.find(namespace, id_).cleaned.is_set()
+                over = tasks.find(namespace, id_).cleaned.is_set()
             except NotFound:
-                return True
+                over = True
+            return over and not is_owed(namespace, id_)
 
         reader = LogReader(root.logs(namespace, id_))
         async for chunk in reader.read(

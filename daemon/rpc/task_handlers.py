@@ -7,17 +7,18 @@ from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.oci.process import ExecRequest
-from lighter.daemon.rpc.fields import Fields
+from lighter.daemon.restarts.service import Restarts
+from lighter.daemon.rpc.fields import SIGNALS, Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
 from lighter.daemon.tasks import processes
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.taskviews import TaskViews
 from lighter.daemon.types import Exit, Task
 from lighter.proto.errors import InvalidArgument
 
 STDIO = ("stdin", "stdout", "stderr")
-SIGNALS = range(1, 65)
 Body = Mapping[str, Any]
 
 
@@ -25,11 +26,16 @@ def task_methods(
     tasks: TaskService,
     execs: ExecService,
     containers: ContainerService,
+    restarts: Restarts,
+    views: TaskViews,
     network_of: Callable[[str, str], dict[str, Any]],
 ) -> dict[str, Method]:
     async def create(call: Call, body: Body) -> Any:
         fields = Fields("tasks.create", body)
-        pid = await containers.start_task(namespace_of(call), fields.id(), _stdio(fields, call))
+        namespace, id_, stdio = namespace_of(call), fields.id(), _stdio(fields, call)
+        if fields.flag("replace"):
+            await restarts.make_way(namespace, id_)
+        pid = await containers.start_task(namespace, id_, stdio)
         return {"pid": pid}
 
     async def start(call: Call, body: Body) -> Any:
@@ -37,14 +43,14 @@ def task_methods(
         return {"pid": pid}
 
     async def get(call: Call, body: Body) -> Any:
-        task = await tasks.get(namespace_of(call), Fields("tasks.get", body).id())
+        task = views.get(namespace_of(call), Fields("tasks.get", body).id())
         return {"task": {**_task(task), **network_of(task.namespace, task.id)}}
 
     async def list_(call: Call, _body: Body) -> Any:
         return {
             "tasks": [
                 {**_task(task), **network_of(task.namespace, task.id)}
-                for task in await tasks.list(namespace_of(call))
+                for task in views.list(namespace_of(call))
             ]
         }
 
@@ -53,7 +59,7 @@ def task_methods(
         signum = fields.integer("signal", 15)
         if signum not in SIGNALS:
             raise InvalidArgument(f"kill task: {signum} is no signal number")
-        await tasks.kill(
+        await restarts.kill(
             namespace_of(call),
             fields.id(),
             fields.exec_id(),
@@ -64,8 +70,11 @@ def task_methods(
 
     async def stop(call: Call, body: Body) -> Any:
         fields = Fields("tasks.stop", body)
-        ended = await containers.stop(
-            namespace_of(call), fields.id(), fields.seconds("timeout_s", 10.0)
+        ended = await restarts.stop(
+            namespace_of(call),
+            fields.id(),
+            fields.seconds_or_none("timeout_s"),
+            fields.signal_or_none("signal"),
         )
         return _exit(ended)
 

@@ -17,6 +17,12 @@ from lighter.daemon.types import Exit, Task
 from lighter.proto import states
 
 SHOWN_AFTER_S = 2.0  # a process may take a while to be taken apart
+PROBE_PREFIX = "lighter-health-"  # of the ids of execs that ask for a container's health
+
+
+def is_probe(exec_id: str) -> bool:
+    """Whether the exec is one whose coming and going clients are not told of."""
+    return exec_id.startswith(PROBE_PREFIX)
 
 
 def is_stopped(pid: int) -> bool:
@@ -76,6 +82,10 @@ class Entry:
     removed: asyncio.Event = field(default_factory=asyncio.Event)  # of one that removes itself
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.namespace, self.id
 
     @property
     def from_hello(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
-from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.entry import Entry, Exec, is_probe
 from lighter.daemon.tasks.reach import SIGNAL_S, connected
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
@@ -127,14 +127,16 @@ class ExecService:
             raise AlreadyExists(f"exec {exec_id} in {entry.id}: the id is in use until deleted")
         entry.execs[exec_id] = exec_
         body = {"container_id": entry.id, "exec_id": exec_id}
+        seen = []
         try:
             with self._db.fast_transaction() as tx:
                 self._store.save_exec(tx, entry, exec_)
-                added = self._events.append(tx, entry.namespace, events.EXEC_ADDED, body)
+                if not is_probe(exec_id):
+                    seen.append(self._events.append(tx, entry.namespace, events.EXEC_ADDED, body))
         except BaseException:
             del entry.execs[exec_id]
             raise
-        self._events.announce(added)
+        self._events.announce(*seen)
         hit("exec.row-committed")
 
     async def _ask(

@@ -118,9 +118,9 @@ class TaskService:
             entry.killed_at = time.monotonic()
 
     async def stop(
-        self, namespace: str, container_id: str, stop_signal: int, timeout_s: float
+        self, namespace: str, container_id: str, stop_signal: int, timeout_s: float | None
     ) -> Exit:
-        """Ask init to end; after `timeout_s` end it. A created task is ended at once."""
+        """Ask init to end, and end it after `timeout_s` (None: never); a created one at once."""
         entry = self.find(namespace, container_id)
         if entry.exit is None:
             await self._signal_unless_ended(entry, stop_signal)

@@ -17,7 +17,7 @@ from typing import Any
 from lighter.daemon.events import Event, EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
-from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.entry import Entry, Exec, is_probe
 from lighter.daemon.tasks.reach import kill_shim
 from lighter.daemon.tasks.settle import Settler
 from lighter.daemon.tasks.shims import Peer, ShimRouter
@@ -48,19 +48,20 @@ class Supervisor:
         log_: EventLog,
         settler: Settler,
         bundle_of: Callable[[str, str], Bundle],
-        on_closed: Callable[[Entry], None],
     ) -> None:
         self._db = db
         self._store = store
         self._events = log_
         self._settler = settler
         self._bundle_of = bundle_of
-        self._on_closed = on_closed
         self.entries: dict[tuple[str, str], Entry] = {}
         self.by_incarnation: dict[str, Entry] = {}
         self.router: ShimRouter
         self.on_stranger: Callable[[Peer], None] = _unexpected
         self.on_forgotten: Callable[[Entry], None] = _nothing
+        self.on_started: Callable[[Entry], None] = _nothing
+        self.on_exit: Callable[[Entry], None] = _nothing
+        self.on_closed: Callable[[Entry], None] = _nothing
         self._background: set[asyncio.Task[None]] = set()
 
     # entries
@@ -145,13 +146,15 @@ class Supervisor:
     def _apply(self, entry: Entry, message: codec.Event) -> list[Event]:
         known = entry.execs.get(message.body.get("exec_id") or "")
         execs = (known,) if known else ()
-        with self._changes(entry, *execs, durable=message.topic in _DURABLE) as tx:
+        quiet = message.topic in _INTERNAL or is_probe(message.body.get("exec_id") or "")
+        durable = message.topic in _DURABLE and not quiet
+        with self._changes(entry, *execs, durable=durable) as tx:
             exec_ = self._change(entry, message)
             entry.last_sequence = message.sequence
             self._store.save(tx, entry)
             if exec_ is not None:
                 self._store.save_exec(tx, entry, exec_)
-            if message.topic in _INTERNAL:
+            if quiet:
                 return []
             return [
                 self._events.append(
@@ -201,8 +204,12 @@ class Supervisor:
         if message.topic == events.EXIT:
             exec_id = message.body.get("exec_id")
             (entry.execs[exec_id].ended if exec_id else entry.ended).set()
+            if not exec_id:
+                self.on_exit(entry)
         elif message.topic == events.CLOSED:
             self._closed(entry)
+        elif message.topic == events.START:
+            self.on_started(entry)
 
     def on_hello(self, peer: Peer) -> None:
         """A shim of ours is there, new or found again."""
@@ -299,7 +306,8 @@ class Supervisor:
             for exec_ in execs:
                 exec_.exit, exec_.state = of_execs, states.STOPPED
                 self._store.save_exec(tx, entry, exec_)
-                seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
+                if not is_probe(exec_.exec_id):
+                    seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
             if entry.exit is None:
                 entry.exit, entry.state, entry.unknown_from = exit_, states.STOPPED, None
                 self._store.save(tx, entry)
@@ -308,6 +316,7 @@ class Supervisor:
         for exec_ in execs:
             exec_.ended.set()
         entry.ended.set()
+        self.on_exit(entry)
 
     def _append_exit(
         self, tx: sqlite3.Connection, entry: Entry, exec_id: str, pid: int, exit_: Exit
@@ -334,7 +343,7 @@ class Supervisor:
         if entry.orphan and not entry.is_task:
             self.forget(entry)
         else:
-            self._on_closed(entry)
+            self.on_closed(entry)
 
     def forget(self, entry: Entry) -> None:
         """Remove a task that is cleaned up: its files, then its rows.
@@ -400,12 +409,12 @@ def retries() -> Iterator[float]:
         yield 15.0
 
 
+def _nothing(_entry: Entry) -> None:
+    """Nobody is to be told."""
+
+
 def _unexpected(peer: Peer) -> None:
     log.warning("shim %s has no task here", peer.incarnation)
-
-
-def _nothing(_entry: Entry) -> None:
-    pass
 
 
 async def _logged(work: Any) -> None:

@@ -1,0 +1,28 @@
+"""Flags of how the container is kept running, and how it is stopped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+RESTART = click.option(
+    "--restart",
+    default="",
+    metavar="no|on-failure[:N]|always|unless-stopped",
+    help="When to start it again.  [default: no]",
+)
+
+OPTIONS = (
+    RESTART,
+    click.option(
+        "--stop-timeout",
+        type=int,
+        metavar="SECONDS",
+        help="From the stop signal to KILL; -1: no limit.  [default: 10]",
+    ),
+)
+
+
+def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Their part of the body of containers.create."""
+    return {"restart": flags["restart"], "stop_timeout_s": flags["stop_timeout"]}

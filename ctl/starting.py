@@ -1,0 +1,139 @@
+"""Docker's verbs of a container's life: create, start, restart, wait."""
+
+from collections import deque
+from typing import Any
+
+import click
+
+from lighter.ctl import process
+from lighter.ctl.cli import DURATION, HELP_OPTIONS, SIGNAL, Session, format_option
+from lighter.ctl.definition import definition, definition_options
+from lighter.ctl.output import print_json
+from lighter.ctl.resolve import resolved
+from lighter.ctl.run import PULL, create_or_pull
+from lighter.ctl.short import each
+from lighter.proto.errors import LighterError, NotFound
+
+AT_ONCE = 32
+_REFS = click.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
+
+
+@click.command(
+    "create",
+    context_settings={"allow_interspersed_args": False, **HELP_OPTIONS},
+    options_metavar="[OPTIONS]",
+)
+@definition_options
+@click.option("--name", help="The container's id.  [default: made up]")
+@click.option("--rm", is_flag=True, help="Remove the container when it has ended.")
+@click.option("--interactive", "-i", is_flag=True, help="Keep standard input open.")
+@PULL
+@click.argument("image")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND] [ARG]...")
+@click.pass_obj
+def create(
+    session: Session,
+    /,
+    image: str,
+    words: tuple[str, ...],
+    name: str | None,
+    rm: bool,
+    interactive: bool,
+    pull_when: str,
+    **flags: Any,
+) -> None:
+    """Create a container of IMAGE, which `ctl start` starts; prints its id.
+
+    As docker: all words after IMAGE are the command. `ctl containers create` is ctr's form.
+
+    \b
+      ctl create --name web --restart unless-stopped docker.io/library/nginx:alpine
+      ctl start web
+    """
+    body = definition(name, image, words, flags, auto_remove=rm, stdin_open=interactive)
+    with process.refusals():
+        created = create_or_pull(session, body, image, pull_when)
+    session.warn(created["warnings"])
+    print(created["id"], flush=True)
+
+
+@click.command("start", context_settings=HELP_OPTIONS)
+@click.option("--attach", "-a", is_flag=True, help="Show its output; its exit code is ctl's.")
+@click.option("--interactive", "-i", is_flag=True, help="Attach, and pass standard input on.")
+@_REFS
+@click.pass_obj
+def start(session: Session, refs: tuple[str, ...], attach: bool, interactive: bool) -> int:
+    """Start containers that do not run.
+
+    \b
+      ctl start web db
+      ctl start -a -i box
+    """
+    if not (attach or interactive):
+        return each(session, refs, lambda id_: session.call("containers.start", id=id_))
+    if len(refs) > 1:
+        raise click.UsageError("start: one container alone can be attached to")
+
+    def act(container_id: str) -> int:
+        return process.start_attached(
+            session,
+            container_id,
+            terminal=process.has_terminal(session, container_id),
+            stdin=interactive,
+            replace=True,
+        )
+
+    return resolved(session, refs[0], act)
+
+
+@click.command("restart", context_settings=HELP_OPTIONS)
+@click.option(
+    "--timeout", "--time", "-t", type=DURATION, help="Until KILL is sent.  [default: its own]"
+)
+@click.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
+@_REFS
+@click.pass_obj
+def restart(
+    session: Session, refs: tuple[str, ...], timeout: float | None, signum: int | None
+) -> int:
+    """Stop containers, as `ctl stop` does, and start them again; those that do not run, too."""
+    return each(
+        session,
+        refs,
+        lambda id_: session.call("containers.restart", id=id_, timeout_s=timeout, signal=signum),
+    )
+
+
+@click.command("wait", context_settings=HELP_OPTIONS)
+@_REFS
+@format_option
+@click.pass_obj
+def wait(session: Session, refs: tuple[str, ...]) -> int:
+    """Wait for the end of containers, and print their exit codes, in the order of the words."""
+    code = 0
+    ends = []
+    waits: deque[Any] = deque()
+    ids = [_id_of(session, ref) for ref in refs]
+    for number, id_ in enumerate(ids):
+        # As many as may be asked for at once, before the first is waited for.
+        for later in ids[number + len(waits) :][: AT_ONCE - len(waits)]:
+            waits.append(session.manager.begin("tasks.wait", id=later, exec_id="", reissued=True))
+        try:
+            end = waits.popleft().result()
+        except LighterError as error:
+            session.complain(error.message)
+            code = 1
+            continue
+        ends.append({"id": id_, **end})
+        if not session.json:
+            print(end["exit_status"], flush=True)
+    if session.json:
+        print_json(ends)
+    return code
+
+
+def _id_of(session: Session, ref: str) -> str:
+    try:
+        return str(session.call("containers.resolve", ref=ref)["id"])
+    except NotFound:
+        return ref  # a task may be there without its container

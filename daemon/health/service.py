@@ -1,0 +1,137 @@
+"""Health checks: each running container that has one is asked in its own time.
+
+Every container has a task of its own here, so that one which does not answer holds up nobody. What
+is known is written after each probe: a later manager goes on from there. A paused container is
+not asked, and what was asked while it was paused is not judged.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from lighter.daemon.events import EventLog
+from lighter.daemon.health.check import STARTING, Health, HealthCheck, from_record
+from lighter.daemon.health.probe import Prober
+from lighter.daemon.health.store import HealthStore
+from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.tasks.entry import PROBE_PREFIX, Entry
+from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.proto import events, states
+from lighter.proto.errors import LighterError, NotFound
+
+log = logging.getLogger("lighter.health")
+
+
+class HealthService:
+    """Told by the supervisor of each task that runs."""
+
+    def __init__(
+        self,
+        *,
+        store: HealthStore,
+        containers: ContainerStore,
+        prober: Prober,
+        supervisor: Supervisor,
+        events_log: EventLog,
+    ) -> None:
+        self._store = store
+        self._containers = containers
+        self._prober = prober
+        self._supervisor = supervisor
+        self._events = events_log
+        self._watched: set[str] = set()
+
+    def recover(self) -> None:
+        """Go on with all that run."""
+        for entry in self._supervisor.entries.values():
+            if entry.state in (states.RUNNING, states.PAUSED):
+                self.on_started(entry)
+
+    def on_started(self, entry: Entry) -> None:
+        """A task runs; it is watched until its end if its container has a check."""
+        try:
+            container = self._containers.get(entry.namespace, entry.id)
+        except NotFound:
+            return
+        check = from_record(container.options.get("health") or {})
+        if check is None or entry.incarnation in self._watched:
+            return
+        self._watched.add(entry.incarnation)
+        self._supervisor.in_background(self._watch(entry, check))
+
+    async def _watch(self, entry: Entry, check: HealthCheck) -> None:
+        try:
+            await self._end_old_probes(entry)
+            health = self._store.get(entry.namespace, entry.id)
+            if health is None or health.incarnation != entry.incarnation:
+                health = self._keep(entry, Health(entry.incarnation), STARTING)
+            while await self._runs_on(entry, health.pause_s(check, _age_s(entry))):
+                if entry.state != states.RUNNING:
+                    continue
+                probe = await self._prober.run(entry, check)
+                if entry.state != states.RUNNING or entry.exit is not None:
+                    continue
+                before, health = health, health.after(probe, check, entry.started_at or 0)
+                self._keep(entry, health, before.status)
+        finally:
+            self._watched.discard(entry.incarnation)
+
+    async def _runs_on(self, entry: Entry, pause_s: float) -> bool:
+        """Wait; False once the task has ended."""
+        try:
+            async with asyncio.timeout(pause_s):
+                await entry.ended.wait()
+        except TimeoutError:
+            return entry.exit is None
+        return False
+
+    async def _end_old_probes(self, entry: Entry) -> None:
+        """Those that the manager before had under way."""
+        for exec_id in [name for name in entry.execs if name.startswith(PROBE_PREFIX)]:
+            try:
+                await self._prober.end(entry, exec_id)
+            except LighterError as err:
+                log.warning("end probe %s of %s: %s", exec_id, entry.what, err)
+
+    def _keep(self, entry: Entry, health: Health, before: str) -> Health:
+        """Write it down, and tell when it is another than before."""
+        seen = []
+        try:
+            with self._store.changes() as tx:
+                kept = self._store.put(tx, entry.namespace, entry.id, health)
+                if kept and health.status != before:
+                    body = {
+                        "id": entry.id,
+                        "status": health.status,
+                        "failing_streak": health.failing_streak,
+                    }
+                    seen.append(
+                        self._events.append(tx, entry.namespace, events.CONTAINER_HEALTH, body)
+                    )
+        except LighterError as err:  # a full disk: the next one is written again
+            log.error("keep health of %s: %s", entry.what, err)
+            return health
+        self._events.announce(*seen)
+        return health
+
+    # looking
+
+    def get(self, namespace: str, container_id: str) -> dict[str, Any] | None:
+        """Of its last task, in Docker's words: status, failing_streak, log."""
+        health = self._store.get(namespace, container_id)
+        if health is None:
+            return None
+        return {
+            "status": health.status,
+            "failing_streak": health.failing_streak,
+            "log": [vars(probe) for probe in health.log],
+        }
+
+    def statuses(self, namespace: str) -> dict[str, str]:
+        """By incarnation."""
+        return dict(self._store.statuses(namespace).values())
+
+
+def _age_s(entry: Entry) -> float:
+    return (time.time_ns() - (entry.started_at or 0)) / 1e9

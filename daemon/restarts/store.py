@@ -1,0 +1,150 @@
+"""What is remembered of restarts, one row for each container that was ever ended or stopped.
+
+A row goes with its container. It is written durably before what it tells is done, so that a manager
+that is killed leaves word of what it owes.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.restarts import labels
+
+
+@dataclass(frozen=True)
+class Restart:
+    """`count`: restarts since the last start by hand. `stopped`: by hand. `settled`: incarnation of
+    the task whose end was dealt with. `exit_status`: how that ended. `delay_ms`: the pause before
+    the last restart. `due_at`: when a start is owed, in ns, None: none is. `error`: why the last
+    attempt at one failed.
+    """
+
+    namespace: str
+    id: str
+    count: int = 0
+    stopped: bool = False
+    settled: str = ""
+    exit_status: int | None = None
+    delay_ms: int = 0
+    due_at: int | None = None
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.namespace, self.id
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What of a container decides about its restarts."""
+
+    namespace: str
+    id: str
+    labels: Mapping[str, str]
+    options: Mapping[str, Any]
+    updated_at: int
+
+
+class RestartStore:
+    """Rows of restarts, and the parts of containers that they hang on."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def get(self, namespace: str, container_id: str) -> Restart | None:
+        row = self._db.row(
+            "SELECT * FROM restarts WHERE namespace = ? AND id = ?", (namespace, container_id)
+        )
+        return None if row is None else _restart(row)
+
+    def all(self) -> list[Restart]:
+        return [_restart(row) for row in self._db.rows("SELECT * FROM restarts")]
+
+    def of_namespace(self, namespace: str) -> dict[str, Restart]:
+        """By container id."""
+        rows = self._db.rows("SELECT * FROM restarts WHERE namespace = ?", (namespace,))
+        return {row["id"]: _restart(row) for row in rows}
+
+    @contextmanager
+    def changes(self) -> Iterator[sqlite3.Connection]:
+        """A durable transaction for `put` and `count_label`, which events may join."""
+        with self._db.durable_transaction() as tx:
+            yield tx
+
+    def put(self, tx: sqlite3.Connection, row: Restart) -> bool:
+        """Write it in the place of the one before; False when its container is gone."""
+        done = tx.execute(
+            "INSERT INTO restarts(namespace, id, count, stopped, settled, exit_status, delay_ms,"
+            " due_at, error) SELECT ?,?,?,?,?,?,?,?,?"
+            " WHERE EXISTS(SELECT 1 FROM containers WHERE namespace = ? AND id = ?)"
+            " ON CONFLICT(namespace, id) DO UPDATE SET count = excluded.count,"
+            " stopped = excluded.stopped, settled = excluded.settled,"
+            " exit_status = excluded.exit_status, delay_ms = excluded.delay_ms,"
+            " due_at = excluded.due_at, error = excluded.error",
+            (
+                row.namespace,
+                row.id,
+                row.count,
+                int(row.stopped),
+                row.settled,
+                row.exit_status,
+                row.delay_ms,
+                row.due_at,
+                row.error,
+                *row.key,
+            ),
+        )
+        return done.rowcount > 0
+
+    def definition(self, namespace: str, container_id: str) -> Definition | None:
+        row = self._db.row(
+            "SELECT namespace, id, labels, options, updated_at FROM containers"
+            " WHERE namespace = ? AND id = ?",
+            (namespace, container_id),
+        )
+        return None if row is None else _definition(row)
+
+    def labelled(self) -> list[Definition]:
+        """Containers of all namespaces that have containerd's restart labels."""
+        rows = self._db.rows(
+            "SELECT namespace, id, labels, options, updated_at FROM containers"
+            " WHERE instr(labels, ?)",
+            (labels.STATUS,),
+        )
+        return [_definition(row) for row in rows]
+
+    def set_count_label(self, tx: sqlite3.Connection, of: Definition, count: int) -> None:
+        """Tell containerd's clients the count where they look for it."""
+        changed = {**of.labels, labels.COUNT: str(count)}
+        tx.execute(
+            "UPDATE containers SET labels = ? WHERE namespace = ? AND id = ?",
+            (json.dumps(changed), of.namespace, of.id),
+        )
+
+
+def _restart(row: sqlite3.Row) -> Restart:
+    return Restart(
+        namespace=row["namespace"],
+        id=row["id"],
+        count=row["count"],
+        stopped=bool(row["stopped"]),
+        settled=row["settled"],
+        exit_status=row["exit_status"],
+        delay_ms=row["delay_ms"],
+        due_at=row["due_at"],
+        error=row["error"],
+    )
+
+
+def _definition(row: sqlite3.Row) -> Definition:
+    return Definition(
+        namespace=row["namespace"],
+        id=row["id"],
+        labels=json.loads(row["labels"]),
+        options=json.loads(row["options"]),
+        updated_at=row["updated_at"],
+    )
