@@ -68,7 +68,7 @@ _COMMANDS = (
     ("export", "files", "export", "write a container's files as a tar"),
     ("commit", "files", "commit", "make an image of a container"),
     ("rmi", "files", "rmi", "remove images"),
-    ("inspect", "short", "inspect", "print all that is known about containers"),
+    ("inspect", "inspect", "inspect", "print all that is known about something"),
 )
 
 

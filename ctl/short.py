@@ -3,7 +3,6 @@
 Each works through all containers it is given, tells what failed, and fails if anything did.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,11 @@ from lighter.ctl.cli import (
     SIGNAL,
     Session,
     detach_keys_option,
-    format_option,
 )
 from lighter.ctl.container import remove
-from lighter.ctl.output import print_json
 from lighter.ctl.resolve import resolved
 from lighter.ctl.task import exec_request
-from lighter.proto.errors import DeadlineExceeded, LighterError, NotFound, Unavailable
+from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable
 
 _REFS = click.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
 
@@ -149,22 +146,3 @@ def resume(session: Session, refs: tuple[str, ...]) -> int:
 def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> int:
     """Remove containers."""
     return each(session, refs, lambda id_: remove(session, id_, force, volumes=volumes))
-
-
-@click.command("inspect", context_settings=HELP_OPTIONS)
-@_REFS
-@format_option
-@click.pass_obj
-def inspect(session: Session, refs: tuple[str, ...]) -> None:
-    """Print all that is known about containers, as JSON."""
-    for ref in refs:
-        print_json(resolved(session, ref, lambda id_: _everything(session, id_)))
-
-
-def _everything(session: Session, container_id: str) -> dict[str, Any]:
-    container = session.call("containers.get", id=container_id)["container"]
-    try:
-        task = session.call("tasks.get", id=container_id)["task"]
-    except NotFound:
-        task = None
-    return {**container, "spec": json.loads(container["spec"]), "task": task}

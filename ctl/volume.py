@@ -107,10 +107,10 @@ def inspect(session: Session, names: tuple[str, ...], size: bool, template: str 
     if shape is not None:
         shape.print(found)
     else:
-        print_json([_as_docker(row) for row in found])
+        print_json([as_docker(row) for row in found])
 
 
-def _as_docker(row: Mapping[str, Any]) -> dict[str, Any]:
+def as_docker(row: Mapping[str, Any]) -> dict[str, Any]:
     """Docker's names beside ours: its tools read these."""
     times = plain({"created_at": row["created_at"]})
     shown = {

@@ -308,6 +308,7 @@ def build(
             config.log_max_file,
         ),
         check_network=networks.check,
+        labels_of=namespaces.labels,
     )
     containers = ContainerService(
         root=root,

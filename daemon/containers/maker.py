@@ -48,6 +48,10 @@ from lighter.proto.faults import hit
 from lighter.proto.names import check_labels, check_name
 from lighter.proto.paths import Root, cgroup_path
 
+# containerd's labels of a namespace (its docs/namespaces.md).
+DEFAULT_RUNTIME_LABEL = "containerd.io/defaults/runtime"
+DEFAULT_SNAPSHOTTER_LABEL = "containerd.io/defaults/snapshotter"
+
 
 class ContainerMaker:
     """Makes containers. Its orphans are what a making that was cut short left."""
@@ -68,7 +72,9 @@ class ContainerMaker:
         host: Host,
         defaults: Defaults,
         check_network: Callable[[NetworkRequest], None],
+        labels_of: Callable[[str], Mapping[str, str]],
     ) -> None:
+        self._labels_of = labels_of
         self._check_network = check_network
         self._root = root
         self._store = store
@@ -104,6 +110,7 @@ class ContainerMaker:
     async def _create(
         self, namespace: str, id_: str, request: CreateRequest
     ) -> tuple[Container, tuple[str, ...]]:
+        request = self._of_namespace(namespace, request)
         runtime = request.runtime or self._defaults.runtime
         placing = request.placing
         check_programs(runtime, placing.options, self._runtimes)
@@ -163,6 +170,17 @@ class ContainerMaker:
         hit("containers.row-committed")
         self._events.announce(*told.events)
         return container, made.warnings
+
+    def _of_namespace(self, namespace: str, request: CreateRequest) -> CreateRequest:
+        """With what the namespace's labels say for requests that leave it open."""
+        labels = self._labels_of(namespace)
+        runtime = labels.get(DEFAULT_RUNTIME_LABEL, "")
+        return replace(
+            request,
+            # containerd's names of the plugin for runc mean whatever runs containers here.
+            runtime=request.runtime or ("" if runtime.startswith("io.containerd.") else runtime),
+            snapshotter=request.snapshotter or labels.get(DEFAULT_SNAPSHOTTER_LABEL, ""),
+        )
 
     async def _make_root(
         self, namespace: str, id_: str, request: CreateRequest, undo: AsyncExitStack

@@ -124,7 +124,9 @@ class ImageStore:
         rows = self._db.rows(
             "SELECT namespace FROM images WHERE name = ? ORDER BY namespace LIMIT 3", (name,)
         )
-        hint = "".join(f"; namespace {row['namespace']} has it" for row in rows)
+        hint = "".join(
+            f"; namespace {row['namespace']} has it (ctl -n {row['namespace']} …)" for row in rows
+        )
         return NotFound(
             f"{verb} image {name}: there is no such image in namespace {namespace}{hint}",
             missing="image",

@@ -194,7 +194,9 @@ class ContainerStore:
             "SELECT namespace FROM containers WHERE id = ? ORDER BY namespace LIMIT 3",
             (container_id,),
         )
-        hint = "".join(f"; namespace {row['namespace']} has one" for row in rows)
+        hint = "".join(
+            f"; namespace {row['namespace']} has one (ctl -n {row['namespace']} …)" for row in rows
+        )
         return NotFound(
             f"{verb} container {container_id}: there is none in namespace {namespace}{hint}"
         )

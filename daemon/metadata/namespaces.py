@@ -67,6 +67,11 @@ class NamespaceStore:
             raise NotFound(f"get namespace {name}: there is no such namespace")
         return _namespace(row)
 
+    def labels(self, name: str) -> dict[str, str]:
+        """Of a namespace that need not be there yet."""
+        row = self._db.row("SELECT labels FROM namespaces WHERE name = ?", (name,))
+        return dict(json.loads(row["labels"])) if row else {}
+
     def list(self) -> tuple[Namespace, ...]:
         """All namespaces, by name."""
         return tuple(map(_namespace, self._db.rows("SELECT * FROM namespaces ORDER BY name")))

@@ -71,7 +71,11 @@ class Supervisor:
         entry = self.entries.get((namespace, container_id))
         if entry is None or not entry.is_task:
             same = [other for other in self.entries.values() if other.id == container_id]
-            hint = "".join(f"; namespace {e.namespace} has one" for e in same if e.is_task)
+            hint = "".join(
+                f"; namespace {other.namespace} has one (ctl -n {other.namespace} …)"
+                for other in same
+                if other.is_task
+            )
             raise NotFound(f"find task {container_id}: no such task in namespace {namespace}{hint}")
         return entry
 

@@ -1,0 +1,195 @@
+"""`ctl inspect`: all that is known about a container, an image, a volume or a network.
+
+A template sees what the JSON shows, and beside it docker's names for the same.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import HELP_OPTIONS, Session
+from lighter.ctl.output import plain, print_json
+from lighter.ctl.resolve import resolved
+from lighter.proto.errors import InvalidArgument, LighterError, NotFound
+
+_NO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time, which docker shows for none
+
+
+@click.command("inspect", context_settings=HELP_OPTIONS)
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(("container", "image", "volume", "network")),
+    help="What it is.  [default: the first of these that there is]",
+)
+@click.option(
+    "--format",
+    "-f",
+    "template",
+    metavar="json|TEMPLATE",
+    help="Or a Go template: '{{.State.Pid}}'.",
+)
+@click.argument("refs", nargs=-1, required=True, metavar="NAME...")
+@click.pass_obj
+def inspect(
+    session: Session, refs: tuple[str, ...], kind: str | None, template: str | None
+) -> None:
+    """Print all that is known about containers, images, volumes or networks, as JSON.
+
+    \b
+      ctl inspect web
+      ctl inspect -f '{{.State.Status}} {{range .Mounts}}{{.Source}} {{end}}' web
+      ctl inspect --type image -f '{{json .Config.Env}}' nginx:alpine
+    """
+    shape = None
+    if template and template not in ("json", "table"):
+        from lighter.ctl.gotemplate import GoTemplate
+
+        shape = GoTemplate(template)
+    for ref in refs:
+        found, as_docker = _found(session, ref, kind)
+        if shape is None:
+            print_json(found)
+        else:
+            shown = plain(found)
+            print(shape.render({**shown, **plain(as_docker(shown))}))
+
+
+Look = tuple[dict[str, Any], Callable[[Mapping[str, Any]], dict[str, Any]]]
+
+
+def _found(session: Session, ref: str, kind: str | None) -> Look:
+    """The object, and how to say it in docker's names. Raises NotFound."""
+    if kind:
+        return _LOOKS[kind](session, ref)
+    first: LighterError | None = None
+    for look in _LOOKS.values():
+        try:
+            return look(session, ref)
+        except (NotFound, InvalidArgument) as error:  # a name may be none of a container
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _container(session: Session, ref: str) -> Look:
+    return resolved(session, ref, lambda id_: _everything(session, id_)), container_as_docker
+
+
+def _everything(session: Session, container_id: str) -> dict[str, Any]:
+    container = session.call("containers.get", id=container_id)["container"]
+    try:
+        task = session.call("tasks.get", id=container_id)["task"]
+    except NotFound:
+        task = None
+    return {**container, "spec": json.loads(container["spec"]), "task": task}
+
+
+def container_as_docker(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of docker's own inspect that scripts ask for, of what our inspect shows."""
+    spec, task, options = shown["spec"], shown["task"] or {}, shown.get("options") or {}
+    process = spec.get("process") or {}
+    status = {"": "created", "stopped": "exited"}.get(task.get("status", ""), task.get("status"))
+    args = list(process.get("args") or ("",))
+    return {
+        "Id": shown["id"],
+        "Name": "/" + shown["id"],
+        "Created": shown["created_at"],
+        "Path": args[0],
+        "Args": args[1:],
+        "Image": shown["image"],
+        "State": {
+            "Status": status,
+            "Running": status in ("running", "paused"),
+            "Paused": status == "paused",
+            "OOMKilled": task.get("cause") == "oom",
+            "Dead": False,
+            "Pid": 0 if status == "exited" else task.get("pid") or 0,
+            "ExitCode": task.get("exit_status") or 0,
+            "Error": task.get("reason") or "",
+            "StartedAt": task.get("started_at") or _NO_TIME,
+            "FinishedAt": task.get("exited_at") or _NO_TIME,
+        },
+        "Config": {
+            "Image": shown["image"],
+            "Hostname": spec.get("hostname", ""),
+            "User": _user(process.get("user") or {}),
+            "Tty": bool(process.get("terminal")),
+            "OpenStdin": bool(options.get("stdin_open")),
+            "Env": process.get("env") or [],
+            "Cmd": args,
+            "WorkingDir": process.get("cwd", ""),
+            "Labels": shown["labels"],
+            "StopSignal": options.get("stop_signal", ""),
+        },
+        "HostConfig": {
+            "AutoRemove": bool(options.get("auto_remove")),
+            "ReadonlyRootfs": bool((spec.get("root") or {}).get("readonly")),
+            "LogConfig": {"Type": (options.get("log") or {}).get("driver", "")},
+            "CgroupParent": (spec.get("linux") or {}).get("cgroupsPath", ""),
+        },
+        "Driver": shown["snapshotter"],
+        "Platform": "linux",
+        "Mounts": list(_mounts(spec, options)),
+    }
+
+
+def _user(user: Mapping[str, Any]) -> str:
+    uid, gid = user.get("uid", 0), user.get("gid", 0)
+    return f"{uid}:{gid}" if uid or gid else ""
+
+
+def _mounts(spec: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    named = {row["destination"]: row["name"] for row in options.get("volumes") or ()}
+    for mount in spec.get("mounts") or ():
+        words = mount.get("options") or ()
+        if not {"bind", "rbind"}.intersection(words):
+            continue
+        name = named.get(mount["destination"], "")
+        propagation = [word for word in words if word.endswith(("private", "shared", "slave"))]
+        yield {
+            "Type": "volume" if name else "bind",
+            "Name": name,
+            "Source": mount["source"],
+            "Destination": mount["destination"],
+            "Driver": "local" if name else "",
+            "Mode": ",".join(words),
+            "RW": "ro" not in words,
+            "Propagation": propagation[-1] if propagation else "",
+        }
+
+
+def _image(session: Session, ref: str) -> Look:
+    found: dict[str, Any] = session.call("images.get", name=ref)
+    return found, image_as_docker
+
+
+def image_as_docker(shown: Mapping[str, Any]) -> dict[str, Any]:
+    image, config = shown["image"], shown["config"]
+    return {
+        "Id": (shown["manifest"].get("config") or {}).get("digest", ""),
+        "RepoTags": [image["name"]],
+        "Created": config.get("created", ""),
+        "Author": config.get("author", ""),
+        "Architecture": config.get("architecture", ""),
+        "Os": config.get("os", ""),
+        "Config": config.get("config") or {},
+        "RootFS": {"Type": "layers", "Layers": (config.get("rootfs") or {}).get("diff_ids") or []},
+    }
+
+
+def _volume(session: Session, ref: str) -> Look:
+    from lighter.ctl.volume import as_docker
+
+    found: dict[str, Any] = session.call("volumes.get", name=ref)["volume"]
+    return found, as_docker
+
+
+def _network(session: Session, ref: str) -> Look:
+    found: dict[str, Any] = session.call("networks.get", name=ref)["network"]
+    return found, lambda shown: {"Name": shown.get("name", ref)}
+
+
+_LOOKS = {"container": _container, "image": _image, "volume": _volume, "network": _network}
