@@ -1,0 +1,180 @@
+"""Health checks of real containers: probes that succeed, fail, hang and flood; dead managers."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import census, images, lives
+from tests.harness import Lighterd, await_that
+from tests.lives import ask
+
+SOON_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lighterd]:
+    """One instance for this module, with the test image."""
+    lighterd = Lighterd(census.Owners()).start()
+    try:
+        lighterd.import_busybox()
+        yield lighterd
+    finally:
+        lighterd.close()
+
+
+@pytest.fixture
+def manager(shared: Lighterd) -> Iterator[Lighterd]:
+    yield shared
+    shared.clear()
+
+
+@pytest.fixture
+def switch(manager: Lighterd) -> Path:
+    """A directory that containers see as /switch."""
+    path = manager.base / "share" / "switch"
+    path.mkdir(parents=True)
+    return path
+
+
+def run(manager: Lighterd, name: str, switch: Path, *flags: str, command: str = "") -> None:
+    manager.ctl(
+        *("run", "-d", "--name", name, "--mount", f"type=bind,src={switch},dst=/switch"),
+        *("--health-interval", "200ms", *flags, images.REFERENCE),
+        *("sh", "-c", command or "sleep 1000"),
+        check=True,
+    )
+
+
+def health(manager: Lighterd, name: str) -> dict[str, Any]:
+    found = ask(manager, "containers.get", id=name)["container"]["health"]
+    return found or {}
+
+
+def await_health(manager: Lighterd, name: str, status: str) -> dict[str, Any]:
+    await_that(lambda: health(manager, name).get("status") == status, SOON_S, f"{name} is {status}")
+    return health(manager, name)
+
+
+def test_health_follows_the_probe_over_a_restart_of_the_manager(
+    manager: Lighterd, switch: Path
+) -> None:
+    run(
+        *(manager, "web", switch, "--health-cmd", "echo $((6 * 7)); echo no >&2; cat /switch/up"),
+        *("--health-retries", "4", "--health-interval", "400ms"),
+    )
+    assert "Up" in (listed := manager.ctl("ps", check=True).stdout.decode())
+    assert "(health: starting)" in listed
+    (switch / "up").write_text("yes")
+    seen = await_health(manager, "web", "healthy")
+    assert seen["log"][-1]["exit_code"] == 0
+    assert seen["log"][-1]["output"] in ("42\nno\nyes", "no\n42\nyes", "42\nyesno\n")
+    assert "(healthy)" in manager.ctl("ps", check=True).stdout.decode()
+    manager.kill9()
+    (switch / "up").unlink()
+    manager.start()
+    assert seen["log"][-1] in health(manager, "web")["log"], "what was known is known"
+    seen = await_health(manager, "web", "unhealthy")
+    assert seen["failing_streak"] >= 4
+    assert manager.ctl("ps", "-q", "--filter", "health=unhealthy", check=True).stdout == b"web\n"
+    (switch / "up").write_text("again")
+    await_health(manager, "web", "healthy")
+    assert len(health(manager, "web")["log"]) == 5, "the last five are kept"
+    inspected = json.loads(manager.ctl("inspect", "web", check=True).stdout)
+    assert inspected["health"]["status"] == "healthy"
+    with manager.client("") as client:
+        stream = client.stream("events", "subscribe", since=manager.first_event, follow=False)
+        told = list(stream)
+    changes = [e["event"]["status"] for e in told if e["topic"] == "/containers/health-status"]
+    assert changes == ["healthy", "unhealthy", "healthy"]
+    assert not [e for e in told if "exec" in e["topic"]], "probes are no events"
+
+
+def test_a_probe_that_hangs_or_floods(manager: Lighterd, switch: Path) -> None:
+    run(
+        *(manager, "hangs", switch, "--health-cmd", "echo waiting; sleep 1000"),
+        *("--health-timeout", "500ms", "--health-retries", "1"),
+    )
+    run(manager, "floods", switch, "--health-cmd", "yes | head -c 1000000; exit 1")
+    seen = await_health(manager, "hangs", "unhealthy")
+    last = seen["log"][-1]
+    assert last["exit_code"] == -1
+    assert last["output"].startswith("Health check exceeded timeout (0.5s)")
+    assert "waiting" in last["output"]
+    await_health(manager, "floods", "unhealthy")
+    output = health(manager, "floods")["log"][-1]["output"]
+    assert len(output) == 4096 + 3
+    assert output.endswith("...")
+    # No probe is left behind.
+    await_that(
+        lambda: len(ask(manager, "tasks.pids", id="hangs")["processes"]) <= 3, SOON_S, "it ends"
+    )
+
+
+def test_the_start_period_forgives(manager: Lighterd, switch: Path) -> None:
+    run(
+        *(manager, "slow", switch, "--health-cmd", "test -e /switch/up"),
+        *("--health-retries", "1", "--health-start-period", "1h"),
+        *("--health-start-interval", "100ms"),
+    )
+    await_that(lambda: len(health(manager, "slow")["log"]) >= 3, SOON_S, "it was asked")
+    assert health(manager, "slow")["status"] == "starting"
+    assert health(manager, "slow")["failing_streak"] == 0
+    (switch / "up").touch()
+    await_health(manager, "slow", "healthy")
+    (switch / "up").unlink()
+    await_health(manager, "slow", "unhealthy")  # once it was healthy, failures count
+
+
+def test_a_stuck_container_holds_up_no_other(manager: Lighterd, switch: Path) -> None:
+    run(manager, "stuck", switch, "--health-cmd", "true")
+    await_health(manager, "stuck", "healthy")
+    (shim,) = manager.shims()
+    run(manager, "other", switch, "--health-cmd", "echo $RANDOM >> /switch/asked")
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        await_health(manager, "other", "healthy")
+        asked = (switch / "asked").stat().st_size
+        await_that(lambda: (switch / "asked").stat().st_size > asked, SOON_S, "it is asked on")
+        began = time.monotonic()
+        rows = ask(manager, "tasks.list")["tasks"]
+        assert time.monotonic() - began < 2
+        assert {row["id"]: row["status"] for row in rows}["stuck"] == "unknown"
+        await_health(manager, "stuck", "unhealthy")
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    await_health(manager, "stuck", "healthy")
+
+
+def test_a_paused_container_is_not_asked(manager: Lighterd, switch: Path) -> None:
+    run(manager, "web", switch, "--health-cmd", "echo asked >> /switch/asked")
+    await_health(manager, "web", "healthy")
+    manager.ctl("pause", "web", check=True)
+    asked = (switch / "asked").stat().st_size
+    time.sleep(1)
+    assert (switch / "asked").stat().st_size == asked
+    assert health(manager, "web")["status"] == "healthy"
+    manager.ctl("resume", "web", check=True)
+    await_that(lambda: (switch / "asked").stat().st_size > asked, SOON_S, "it is asked again")
+    assert health(manager, "web")["failing_streak"] == 0
+
+
+def test_a_container_that_is_started_again_begins_anew(manager: Lighterd, switch: Path) -> None:
+    run(manager, "web", switch, "--health-cmd", "true", "--restart", "always")
+    await_health(manager, "web", "healthy")
+    manager.ctl("restart", "-t", "0", "web", check=True)
+    assert lives.task(manager, "web")["health"] == "starting"
+    await_health(manager, "web", "healthy")
+
+
+def test_flags_that_exclude_each_other(manager: Lighterd) -> None:
+    refused = manager.ctl(
+        *("create", "--no-healthcheck", "--health-retries", "2", images.REFERENCE)
+    )
+    assert refused.returncode == 2
+    assert b"--no-healthcheck: it conflicts" in refused.stderr
