@@ -57,7 +57,7 @@ lint: venv ## ruff and mypy --strict
 	cd packaging/rpm && ../../$(BIN)/mypy --strict .
 
 test: setup lint ## all set-up, lint, then every test but the long ones; needs root
-	$(PYTEST) -m "not soak" $(wildcard $(TESTS:%=tests/%))
+	$(PYTEST) -m "not soak" --durations=25 $(wildcard $(TESTS:%=tests/%))
 
 test-vm: setup venv ## the tests in a virtual machine alone: cgroup v2, systemd, reboots, power cuts
 	$(PYTEST) -m "not soak" --durations=0 tests/vm
