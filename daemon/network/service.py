@@ -316,6 +316,7 @@ class NetworkService:
     def release(self, key: str) -> None:
         """Begin to undo all that the record says; tried until it works."""
         if key in self._records and key not in self._releases:
+            self._disown(self._records[key])
             self._tried[key] = asyncio.Event()
             task = asyncio.get_running_loop().create_task(self._release_until_done(key))
             self._releases[key] = task
@@ -380,6 +381,9 @@ class NetworkService:
         self._records.pop(record.key, None)
         self._locks.pop(record.key, None)
         self._of_task.pop(record.incarnation, None)
+
+    def _disown(self, record: Record) -> None:
+        """Nobody is shown what is being removed; who starts meanwhile has another."""
         if self._by_owner.get((record.namespace, record.id)) == record.key:
             del self._by_owner[record.namespace, record.id]
 
@@ -409,8 +413,11 @@ class NetworkService:
         for record in old:
             entry = find_entry(record.namespace, record.id)
             if entry is not None and self._is_of(record, entry):
+                # Others of the same name may be left, whose removal has failed.
+                self._by_owner[record.namespace, record.id] = record.key
                 await self._undo_pending(record)
             elif entry is None and self._bundle_names(record):
+                self._by_owner[record.namespace, record.id] = record.key
                 doubtful.append(record)
             elif record.key not in self._making:
                 releases.append(record.key)
@@ -518,9 +525,9 @@ def _hostname(spec: bytes) -> str:
 
 def _pauses() -> Iterator[float]:
     """Between one try and the next, in seconds, without an end."""
-    yield from (1.0, 2.0, 4.0, 8.0)
+    yield from (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
     while True:
-        yield 15.0
+        yield 60.0
 
 
 def not_attached(network: str, container_id: str) -> NotFound:

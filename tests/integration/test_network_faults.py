@@ -21,14 +21,14 @@ IMAGE = "docker.io/library/busybox:test"
 
 AT_START = (
     *("network.recorded", "network.netns-made", "network.adding", "network.plugin-ended"),
-    *("network.plugin-added", "network.plugin-added:abort:3", "network.added"),
-    *("network.files-written", "create.row-committed", "create.shim-forked"),
+    *("network.plugin-added:abort:3", "network.added", "network.files-written"),
+    "create.shim-forked",
 )
 AT_END = (
-    *("network.releasing", "network.plugin-deleted", "network.plugin-deleted:abort:2"),
-    *("network.removed", "network.netns-gone", "network.record-gone", "delete.bundle-gone"),
+    *("network.releasing", "network.plugin-deleted:abort:2", "network.removed"),
+    *("network.netns-gone", "network.record-gone"),
 )
-WHILE_IT_RUNS = ("network.plugin-ended", "network.added", "network.connected")
+WHILE_IT_RUNS = ("network.plugin-ended", "network.connected")
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_f37_killed_while_a_plugin_hangs(net: NetworkedLighterd) -> None:
 def test_f79_a_plugin_that_hangs_meets_its_deadline(net: NetworkedLighterd) -> None:
     net.plugin("bridge", _pass_on("bridge", "[[ $CNI_COMMAND != ADD ]] || sleep 600"))
     refused = net.ctl("run", "--network", "a", IMAGE, "one", "true")
-    assert refused.returncode == 125
+    assert refused.returncode == 124
     assert "it did not end in 4 s" in refused.stderr.decode()
     listed = net.ctl("ps", "-a")
     assert listed.returncode == 0
@@ -254,7 +254,7 @@ def test_f79_a_missing_plugin_names_where_it_was_looked_for(net: NetworkedLighte
 
 
 def test_f79_secrets_of_a_configuration_are_not_logged(net: NetworkedLighterd) -> None:
-    net.plugin("odd", "#!/bin/sh\nexit 3\n")
+    net.plugin("odd", '#!/bin/sh\ntest "$CNI_COMMAND" != ADD || exit 3\n')
     secret = "hunter2-of-the-network"
     net.write("50-odd.conf", {"cniVersion": "1.0.0", "name": "odd", "type": "odd", "key": secret})
     net.ctl("run", "--network", "odd", IMAGE, "one", "true")
@@ -334,9 +334,9 @@ def test_a_lost_database_does_not_take_a_running_containers_network(
         path.rename(saved / path.name)
     try:
         net.start()
-        await_that(lambda: net.task("one")["status"] == "running", 20, "it is adopted")
+        await_that(lambda: b"one" in net.ctl("ps", "-q").stdout, 20, "it is adopted")
         assert net.addresses_of("one") == [address]
-        net.ctl("exec", "one", "ping", "-c", "1", "-W", "3", "10.20.0.1", check=True)
+        net.host("busybox", "ping", "-c", "1", "-W", "3", address)
         net.ctl("tasks", "kill", "-s", "KILL", "one", check=True)
         settled(net.left_of_networks)
         net.ctl("tasks", "rm", "one", check=True)
