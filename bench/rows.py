@@ -40,6 +40,8 @@ class Effort:
 FULL = Effort(commands=31, crowds=3, crowd=100, output_mib=2000)
 QUICK = Effort(commands=7, crowds=1, crowd=30, output_mib=500)
 
+EXECS = 30
+
 _names = count(1)
 
 
@@ -88,6 +90,20 @@ def exec_command(peers: Sequence[Peer], limit: Limit, effort: Effort) -> Row:
     limit.detach(target)
     _timed(row, works, effort.commands)
     limit.remove(target)
+    for peer in peers:
+        peer.remove([target])
+    return row
+
+
+def execs_at_once(peers: Sequence[Peer], effort: Effort) -> Row:
+    row = Row(f"{EXECS} execs at once into one container, until the last has ended", "s", at_most=2)
+    target = _name()
+    for peer in peers:
+        run(peer.detach_argv(target))
+    for _ in range(effort.crowds + 1):
+        for peer in peers:
+            argvs = [peer.exec_argv(target, _name()) for _ in range(EXECS)]
+            row.add(peer.name, together(EXECS, argvs))
     for peer in peers:
         peer.remove([target])
     return row
@@ -170,6 +186,7 @@ def all_rows(peers: Sequence[Peer], limit: Limit, effort: Effort) -> Iterator[Ro
     yield from life_rows(peers, limit, effort.commands)
     yield run_command(peers, limit, effort)
     yield exec_command(peers, limit, effort)
+    yield execs_at_once(peers, effort)
     yield list_one(peers, effort)
     yield output(peers, effort)
     yield from crowd(peers, effort)

@@ -5,7 +5,7 @@ import time
 import click
 
 from lighter.ctl.cli import DURATION, HELP_OPTIONS, Commands, Session, format_option
-from lighter.ctl.output import for_how_long, listing, print_json, rfc3339, size_text
+from lighter.ctl.output import for_how_long, listing, print_json, rfc3339, size_text, table
 from lighter.proto.version import VERSION
 
 
@@ -71,6 +71,44 @@ def shims(session: Session) -> None:
             shim.get("reason", ""),
         ),
     )
+
+
+@system.verb("overhead")
+@format_option
+@click.pass_obj
+def overhead(session: Session) -> None:
+    """show what running containers costs beside the containers
+
+    PSS counts a page that several processes share in equal parts, so that the sum is the truth.
+    """
+    own = session.call("system.processes")["processes"]
+    shims = [row for row in session.call("system.shims")["shims"] if row["pss_bytes"]]
+    pss = [row["pss_bytes"] for row in shims]
+    total = sum(pss) + sum(row["pss_bytes"] for row in own.values())
+    if session.json:
+        each = {"namespace", "id", "pid", "pss_bytes"}
+        print_json(
+            {
+                **own,
+                "shims": [{key: row[key] for key in sorted(each)} for row in shims],
+                "shims_pss_bytes": sum(pss),
+                "total_pss_bytes": total,
+            }
+        )
+        return
+    rows = [
+        (name, row["pid"], size_text(row["pss_bytes"]), size_text(row["rss_bytes"]),
+         f"{row['cpu_s']:.1f}s", row["threads"], row["fds"])
+        for name, row in own.items()
+    ]  # fmt: skip
+    table(("PROCESS", "PID", "PSS", "RSS", "CPU", "THREADS", "FDS"), rows)
+    print()
+    table(
+        ("NAMESPACE", "CONTAINER", "SHIM", "PSS"),
+        [(row["namespace"], row["id"], row["pid"], size_text(row["pss_bytes"])) for row in shims],
+    )
+    mean = f", {size_text(sum(pss) // len(pss))} each" if pss else ""
+    print(f"\n{len(pss)} shims: {size_text(sum(pss))}{mean}; with the manager {size_text(total)}")
 
 
 @system.verb("reload")

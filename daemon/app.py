@@ -53,6 +53,7 @@ from lighter.daemon.network.records import Records
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.oci.host import Host, read_host
 from lighter.daemon.placement import Placement
+from lighter.daemon.plugins import SERVICES, plugins
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
@@ -468,5 +469,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
             s.reloader,
             StopAll(s.supervisor, s.containers, s.tasks, s.restarts),
             s.db.accept_loss,
+            lambda: plugins(s.snapshotters, SERVICES),
+            lambda: {"manager": os.getpid(), "spawner": s.spawner.pid},
         ),
     }

@@ -1,7 +1,6 @@
 """containerd.services.introspection.v1.Introspection."""
 
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
@@ -12,19 +11,8 @@ from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.pb import introspection_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Platform
 from lighter.daemon.grpc.server import Service
+from lighter.daemon.plugins import plugins
 from lighter.daemon.snapshots.types import Snapshotter
-
-# What containerd calls the parts that this manager has under one roof.
-_PARTS = (
-    ("io.containerd.content.v1", "content", False),
-    ("io.containerd.metadata.v1", "bolt", False),
-    ("io.containerd.differ.v1", "walking", True),
-    ("io.containerd.gc.v1", "scheduler", False),
-    ("io.containerd.runtime.v2", "task", True),
-)
-GRPC_PLUGIN = "io.containerd.grpc.v1"
-SNAPSHOT_PLUGIN = "io.containerd.snapshotter.v1"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class IntrospectionService:
@@ -51,20 +39,18 @@ class IntrospectionService:
         )
 
     def _plugins(self) -> Iterable[pb.Plugin]:
-        machine = platform.machine()
-        host = [Platform(os="linux", architecture=_ARCHITECTURES.get(machine, machine))]
-        for type_, id_, of_host in _PARTS:
-            yield pb.Plugin(type=type_, id=id_, platforms=host if of_host else [])
-        for name, snapshotter in sorted(self._snapshotters.items()):
-            plugin = pb.Plugin(type=SNAPSHOT_PLUGIN, id=name, platforms=host)
-            if reason := snapshotter.unusable:
+        # "containerd.services.images.v1.Images" is the plugin "images".
+        ids = tuple(service.NAME.split(".")[2] for service in self._services)
+        for part in plugins(self._snapshotters, ids):
+            host = [Platform(os="linux", architecture=part.architecture)]
+            plugin = pb.Plugin(
+                type=part.type, id=part.id, platforms=host if part.architecture else []
+            )
+            if part.problem:
                 # With containerd's words for what the host is not made for: ctr shows "skip".
-                plugin.init_err.message = f"{reason}: skip plugin"
+                plugin.init_err.message = f"{part.problem}: skip plugin"
                 plugin.init_err.code = 2  # UNKNOWN, as of all errors without a kind
             yield plugin
-        # "containerd.services.images.v1.Images" is the plugin "images".
-        for id_ in sorted(service.NAME.split(".")[2] for service in self._services):
-            yield pb.Plugin(type=GRPC_PLUGIN, id=id_)
 
 
 def _look(plugin: pb.Plugin, path: tuple[str, ...]) -> str | None:

@@ -1,10 +1,14 @@
 """Methods about the manager itself: its health, its configuration, and its last one."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+import psutil
+
+from lighter.daemon.plugins import Plugin
 from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.server import Call, Method, Result
@@ -18,7 +22,17 @@ def system_methods(
     reloader: Reloader,
     stop_all: StopAll,
     accept_loss: Callable[[], str],
+    parts: Callable[[], Iterable[Plugin]],
+    own_pids: Callable[[], Mapping[str, int]],
 ) -> dict[str, Method]:
+    async def plugins(_call: Call, _body: Mapping[str, Any]) -> Any:
+        return {"plugins": [asdict(part) for part in parts()]}
+
+    async def processes(_call: Call, _body: Mapping[str, Any]) -> Any:
+        pids = own_pids()
+        measured = await asyncio.to_thread(lambda: [_measure(pid) for pid in pids.values()])
+        return {"processes": dict(zip(pids, measured, strict=True))}
+
     async def health_(_call: Call, _body: Mapping[str, Any]) -> Any:
         return health()
 
@@ -45,6 +59,25 @@ def system_methods(
     return {
         "system.health": Method(unary=health_),
         "system.reload": Method(unary=reload),
+        "system.plugins": Method(unary=plugins),
+        "system.processes": Method(unary=processes),
         "system.accept_loss": Method(unary=accept_loss_),
         "system.stop_containers": Method(stream=stop_containers),
     }
+
+
+def _measure(pid: int) -> dict[str, Any]:
+    """What a process of ours costs: pss counts a page that n processes share as 1/n."""
+    try:
+        process = psutil.Process(pid)
+        memory, times = process.memory_full_info(), process.cpu_times()
+        return {
+            "pid": pid,
+            "pss_bytes": int(memory.pss),
+            "rss_bytes": int(memory.rss),
+            "cpu_s": times.user + times.system,
+            "threads": process.num_threads(),
+            "fds": process.num_fds(),
+        }
+    except psutil.Error:  # it is gone
+        return {"pid": pid, "pss_bytes": 0, "rss_bytes": 0, "cpu_s": 0.0, "threads": 0, "fds": 0}

@@ -108,3 +108,35 @@ def test_top_knows_each_process_by_both_numbers(lighterd: Lighterd) -> None:
     assert inside == b"sleep\x004321\x00"
     header = lighterd.ctl("top", "idle", check=True).stdout.split(b"\n")[0].split()
     assert header == [b"UID", b"PID", b"INSIDE", b"PPID", b"STAT", b"TIME", b"CMD"]
+
+
+def test_what_the_manager_costs_beside_the_containers(lighterd: Lighterd) -> None:
+    shown = json.loads(lighterd.ctl("system", "overhead", "--format", "json", check=True).stdout)
+    assert {row["id"] for row in shown["shims"]} == {"busy", "idle"}
+    assert shown["manager"]["pid"] == lighterd.pid
+    parts = [shown["shims_pss_bytes"], *(shown[name]["pss_bytes"] for name in OWN)]
+    assert shown["total_pss_bytes"] == sum(parts) and min(parts) > 1 << 20
+    text = lighterd.ctl("system", "overhead", check=True).stdout.decode()
+    assert "2 shims: " in text and " each; with the manager " in text
+
+
+OWN = ("manager", "spawner")
+
+
+def test_plugins_are_those_that_ctr_lists(lighterd: Lighterd) -> None:
+    ours = lighterd.ctl("plugins", "ls", check=True).stdout.decode()
+    ctr = ["ctr", "--address", lighterd.grpc_address, "plugins", "ls"]
+    theirs = subprocess.run(ctr, capture_output=True, check=True, timeout=30).stdout.decode()
+    assert [line.split() for line in ours.splitlines()] == [
+        line.split() for line in theirs.splitlines()
+    ]
+
+
+def test_a_shim_by_ctrs_words(lighterd: Lighterd) -> None:
+    found = json.loads(lighterd.ctl("shim", "--id", "idle", "state", check=True).stdout)
+    assert found["task"]["status"] == "running" and found["shim"]["state"] == "connected"
+    done = lighterd.ctl("shim", "--id", "idle", "exec", "sh", "-c", "echo out; exit 4")
+    assert (done.returncode, done.stdout) == (4, b"out\n")
+    refused = lighterd.ctl("shim", "--id", "idle", "delete")
+    assert refused.returncode == 1 and b"running" in refused.stderr
+    assert b"uuid" in lighterd.ctl("info", check=True).stdout
