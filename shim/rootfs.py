@@ -1,8 +1,14 @@
 """The container's root: a snapshot's mounts on one directory, and taking them off again."""
 
 import errno
+import os
+import stat
 
+from lighter.proto.errors import FailedPrecondition
 from lighter.shim import linux
+
+# Where a runtime makes nodes and links of its own, and mounts the kernel's files.
+_OWN = ("dev", "proc", "sys")
 
 
 class Rootfs:
@@ -19,6 +25,20 @@ class Rootfs:
         for one in mounts:
             linux.mount_all([one], self.path)
             self._mounted += 1
+
+    def check(self) -> None:
+        """Refuse a root in which a link stands where the runtime writes.
+
+        runc 1.1 makes /dev/fd, /dev/ptmx, … by path: through a link that an image has in place of
+        /dev it makes them in a directory of the host's. Raises FailedPrecondition.
+        """
+        for name in _OWN:
+            try:
+                mode = os.lstat(f"{self.path}/{name}").st_mode
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISDIR(mode):
+                raise FailedPrecondition(f"use root: /{name} in it is no directory")
 
     def umount(self) -> None:
         """Take off what is still there of it. Raises OSError when even a detach is refused."""

@@ -111,6 +111,7 @@ class Task:
         order = self.order
         self._rootfs.mount(order["mounts"])
         hit("shim.rootfs-mounted")
+        self._rootfs.check()
         pid_file = self._bundle + "/init.pid"
 
         def argv(console: str) -> list[str]:

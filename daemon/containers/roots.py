@@ -6,6 +6,7 @@ the image's own as long as a container or the collector's rules need it.
 """
 
 import hashlib
+import os
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -69,6 +70,11 @@ class RootMaker:
     def directory(self, wish: RootWish) -> MadeRoot:
         """A root that nobody makes. Raises InvalidArgument."""
         path = check_path(wish.directory, "root directory")
+        for name in ("dev", "proc", "sys"):  # as the shim looks at a snapshot's
+            if os.path.islink(f"{path}/{name}"):
+                raise InvalidArgument(f"use root directory {path}: /{name} in it is a link")
+        if not os.path.isdir(path):
+            raise InvalidArgument(f"use root directory {path}: it is no directory")
         if wish.platform or wish.labels or wish.remap_labels:
             raise InvalidArgument(
                 "use root directory: platform and labels are those of an image's snapshot"
