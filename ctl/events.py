@@ -1,35 +1,130 @@
 """`ctl events`: what happens, as it happens."""
 
 import json
+import re
+import time
 from typing import Any
 
 import click
 
-from lighter.ctl.cli import HELP_OPTIONS, Session, format_option
+from lighter.ctl.cli import DURATION, HELP_OPTIONS, Session, format_option
 from lighter.ctl.output import plain, print_json_line, progress, rfc3339
+from lighter.proto.errors import Unimplemented
+
+
+class Moment(click.ParamType[tuple[str, int]]):
+    """("sequence", number) of a plain number; ("time", ns) of RFC 3339, of @ and seconds since the
+    epoch, or of how long ago it was (10m).
+    """
+
+    name = "moment"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        if re.fullmatch(r"[0-9]{1,18}", value, re.ASCII):
+            return "sequence", int(value)
+        if re.fullmatch(r"@[0-9]{1,10}(\.[0-9]{1,9})?", value, re.ASCII):
+            seconds, _, part = value[1:].partition(".")
+            return "time", int(seconds) * 1_000_000_000 + int(part.ljust(9, "0") or "0")
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}.*", value, re.ASCII):
+            return "time", self._date(value, param, ctx)
+        return "time", time.time_ns() - int(DURATION.convert(value, param, ctx) * 1e9)
+
+    def _date(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from datetime import datetime
+
+        # Nanoseconds, as our own output has them, are more than the standard library keeps.
+        whole, dot, rest = value.partition(".")
+        digits = re.match(r"[0-9]{1,9}", rest, re.ASCII)
+        if dot and digits is None:
+            self.fail(f"{value!r} is no time", param, ctx)
+        fraction = digits[0] if digits else ""
+        try:
+            moment = datetime.fromisoformat(whole + rest[len(fraction) :])
+        except ValueError:
+            self.fail(f"{value!r} is no time such as 2026-01-31T12:00:00Z", param, ctx)
+        return int(moment.timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0"))
+
+
+MOMENT = Moment()
 
 
 @click.command("events", context_settings=HELP_OPTIONS)
-@click.option("--since", type=click.IntRange(0), help="All after this sequence number first.")
+@click.option(
+    "--since",
+    type=MOMENT,
+    metavar="SEQUENCE|TIME",
+    help="All after this number, or from this time on, first.",
+)
+@click.option(
+    "--until", type=MOMENT, metavar="SEQUENCE|TIME", help="End after this number or time."
+)
+@click.option(
+    "--filter",
+    "-f",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="container, event, type, image, topic, namespace.",
+)
 @click.option("--no-follow", is_flag=True, help="End after what is recorded already.")
 @format_option
+@click.argument("expressions", nargs=-1, metavar="[FILTER]...")
 @click.pass_obj
-def events(session: Session, since: int | None, no_follow: bool) -> None:
+def events(
+    session: Session,
+    since: tuple[str, int] | None,
+    until: tuple[str, int] | None,
+    filters: tuple[str, ...],
+    no_follow: bool,
+    expressions: tuple[str, ...],
+) -> None:
     """Show events of all namespaces, or of the one that -n names.
+
+    Each has a number: who asks for --since the last one that was seen misses none and sees none
+    twice. FILTER words are containerd's expressions, of which any is enough.
 
     \b
       ctl events
       ctl -n moby --format json events --since 0
+      ctl events --since 10m --filter container=web --filter event=exit
+      ctl events 'topic~=^/tasks/' 'event.exit_status==137'
     """
+    last = until[1] if until is not None and until[0] == "sequence" else None
     call = session.manager.begin(
         "events.subscribe",
         namespace=session.namespace if session.namespace_given else "",
-        since=0 if since is None and no_follow else since,
+        since=_begin(session, since, no_follow or until is not None),
+        since_time=since[1] if since is not None and since[0] == "time" else None,
+        until_time=until[1] if until is not None and until[0] == "time" else None,
         follow=not no_follow,
+        filters=list(filters),
+        expressions=list(expressions),
     )
     show = print_json_line if session.json else _show
     for item in call:
+        if last is not None and item["sequence"] > last:
+            return
         show(item)
+        if item["sequence"] == last:
+            return
+
+
+def _begin(session: Session, since: tuple[str, int] | None, from_the_first: bool) -> int | None:
+    """The number to go on from. Of new ones only it is asked for first: a manager that ends before
+    the first of them came would leave nothing to go on from.
+    """
+    if since is not None:
+        return since[1] if since[0] == "sequence" else None
+    if from_the_first:
+        return 0
+    try:
+        return int(session.call("events.newest")["sequence"])
+    except Unimplemented:  # of the release before
+        return None
 
 
 def _show(item: Any) -> None:

@@ -2,22 +2,24 @@
 
 Events are appended inside the transaction that changes what they tell about, and subscribers are
 woken after its commit. A subscriber reads the database at its own pace, so that a slow one costs
-no memory; only one that sleeps through KEEP_EVENTS misses some, and is told so.
+no memory. The newest KEEP_EVENTS are kept, or as many of them as have MAX_BYTES; a subscriber
+whose next one is gone is told so, and so is one that goes on from a number that was never given.
 """
 
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
 from lighter.daemon.metadata.db import Database
-from lighter.proto.errors import ResourceExhausted
+from lighter.proto.errors import OutOfRange, ResourceExhausted
 
 KEEP_EVENTS = 100_000
+MAX_BYTES = 256 << 20
 TRIM_EVERY = 1000
 REPLAY_S = 30.0
 LOOK_BACK = 4096  # how far find_last searches
@@ -40,7 +42,8 @@ class EventLog:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._subscribers: set[asyncio.Event] = set()
-        self._first = self._newest()
+        self._unweighed = 0  # bytes that were appended since all were last counted
+        self._first = self.newest()
         self._replay_until = time.monotonic() + REPLAY_S
 
     @property
@@ -65,14 +68,32 @@ class EventLog:
     ) -> Event:
         """Record an event; it exists when the transaction `tx` commits."""
         at = timestamp or time.time_ns()
+        packed = msgpack.packb(body)
         cursor = tx.execute(
             "INSERT INTO events(timestamp, namespace, topic, body) VALUES(?, ?, ?, ?)",
-            (at, namespace, topic, msgpack.packb(body)),
+            (at, namespace, topic, packed),
         )
         sequence = int(cursor.lastrowid or 0)
-        if sequence % TRIM_EVERY == 0:
-            tx.execute("DELETE FROM events WHERE sequence <= ?", (sequence - KEEP_EVENTS,))
+        self._unweighed += len(packed)
+        if sequence % TRIM_EVERY == 0 or self._unweighed > MAX_BYTES // 4:
+            self._trim(tx, sequence)
         return Event(sequence, at, namespace, topic, body)
+
+    def _trim(self, tx: sqlite3.Connection, newest: int) -> None:
+        """Remove the oldest until both bounds hold; the newest stays whatever it has."""
+        tx.execute("DELETE FROM events WHERE sequence <= ?", (newest - KEEP_EVENTS,))
+        self._unweighed = 0
+        (kept,) = tx.execute("SELECT total(length(body)) FROM events").fetchone()
+        if kept <= MAX_BYTES:
+            return
+        weight, oldest = 0, newest
+        sizes = tx.execute("SELECT sequence, length(body) FROM events ORDER BY sequence DESC")
+        for sequence, size in sizes:
+            weight += size
+            if weight > MAX_BYTES and sequence != newest:
+                break
+            oldest = sequence
+        tx.execute("DELETE FROM events WHERE sequence < ?", (oldest,))
 
     def announce(self, *events: Event) -> None:
         """Tell the subscribers that these were committed."""
@@ -87,17 +108,30 @@ class EventLog:
         self.announce(event)
 
     async def subscribe(
-        self, namespace: str, since: int | None, follow: bool
+        self,
+        namespace: str,
+        since: int | None,
+        follow: bool,
+        *,
+        wanted: Callable[[Event], bool] = lambda _event: True,
+        since_time: int | None = None,
+        until_time: int | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Events of `namespace` ("" for all) after number `since`, then new ones while `follow`.
 
-        `since` may be older than all that is kept. Raises ResourceExhausted when events were
-        trimmed that the subscriber was yet to see.
+        `since` 0: all that is kept. Only those that are `wanted`, and that happened in the times
+        (ns, both included) are handed out; it ends when the second one is over. Raises
+        ResourceExhausted when events were trimmed that the subscriber was yet to see, OutOfRange
+        for a number that no event has had.
         """
+        last = since
+        if last is None:
+            last = self.newest() if since_time is None else self._before(since_time)
+        elif last > (newest := self.newest()):
+            raise OutOfRange(f"subscribe events: there is none after {last}: the last is {newest}")
+        seen_any = since is None or last > 0
         news = asyncio.Event()
         self._subscribers.add(news)
-        last = self._newest() if since is None else since
-        seen_any = since is None
         try:
             while True:
                 news.clear()
@@ -109,12 +143,18 @@ class EventLog:
                     )
                 for event in page:
                     last, seen_any = event.sequence, True
-                    if namespace in ("", event.namespace):
+                    if (
+                        namespace in ("", event.namespace)
+                        and (since_time is None or event.timestamp >= since_time)
+                        and (until_time is None or event.timestamp <= until_time)
+                        and wanted(event)
+                    ):
                         yield event
-                if not page or page[-1].sequence >= self._newest():
-                    if not follow:
-                        return
-                    await news.wait()
+                await asyncio.sleep(0)  # who wants few of many holds nobody up
+                if page and page[-1].sequence < self.newest():
+                    continue
+                if not follow or not await _happens(news, until_time):
+                    return
         finally:
             self._subscribers.discard(news)
 
@@ -132,7 +172,17 @@ class EventLog:
                 return body
         return None
 
-    def _newest(self) -> int:
+    def _before(self, time_ns: int) -> int:
+        """The number before the first event that happened then or later.
+
+        Numbers are in the order of arrival: what a shim tells after a manager was away is older
+        than what has a lower number.
+        """
+        row = self._db.row("SELECT min(sequence) FROM events WHERE timestamp >= ?", (time_ns,))
+        return int(row[0]) - 1 if row and row[0] else self.newest()
+
+    def newest(self) -> int:
+        """The number of the last event, 0 before the first."""
         row = self._db.row("SELECT max(sequence) FROM events")
         return int(row[0] or 0) if row else 0
 
@@ -156,6 +206,19 @@ class EventLog:
             (since, until),
         )
         return [Event(r[0], r[1], r[2], r[3], msgpack.unpackb(r[4])) for r in rows]
+
+
+async def _happens(news: asyncio.Event, until_time: int | None) -> bool:
+    """Wait for news; False when the time is over."""
+    if until_time is None:
+        await news.wait()
+        return True
+    try:
+        async with asyncio.timeout(max(0.0, (until_time - time.time_ns()) / 1e9)):
+            await news.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 class Telling:

@@ -91,6 +91,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         options}], net_host, read_only, hostname, labels, snapshotter, privileged,
                         cap_add, cap_drop, seccomp, allow_new_privs, runtime, with_ns: {kind: path},
                         auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file, uri},
+                        restart: no, on-failure[:n], always, unless-stopped; stop_timeout_s (-1: none),
+                        health: {test, retries, interval_s, timeout_s, start_period_s, start_interval_s},
                         annotations, sysctls, groups: [name or number], rlimits: [{type, soft, hard}],
                         oom_score_adj, shm_bytes, limits: {as daemon/oci/limits}, devices: [{path,
                         destination, access}], namespaces: {kind: own, host or container:id},
@@ -104,8 +106,12 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         seccomp: "default", "unconfined" or the profile's JSON text
     containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
                         labels, created_at, updated_at}], next}
-    containers.get      {id} -> {container: {…as listed, spec: text, options, networks, ports}}
+    containers.get      {id} -> {container: {…as listed, spec: text, options, networks, ports, restart: {policy,
+                        max_retries, count, stopped, due_at, error}, health: {status, failing_streak,
+                        log: [{start, end, exit_code, output}]} or null}}
     containers.label    {id, labels} -> {container}     "" as value removes a label
+    containers.start    {id} -> {pid}                   an ended task makes way; one that runs is no error
+    containers.restart  {id, timeout_s, signal} -> {pid}    stopped as by tasks.stop, then started
     containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
     containers.delete   {id, force, volumes} -> {}      refused while a task exists; force kills and deletes it;
                         volumes: those too that were made for it without a name
@@ -123,14 +129,15 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     volumes.delete      {name} -> {}                    refused while a container's record names it
     volumes.prune       {all} -> {names, size_bytes, problems: [text]}  all: named ones too
     oci.spec            {} -> {spec: text}              what a container starts from
-    tasks.create        {id, stdin, stdout, stderr, rows, cols} -> {pid}
+    tasks.create        {id, stdin, stdout, stderr, rows, cols, replace} -> {pid}    replace: an ended task makes way
     tasks.start         {id} -> {pid}
     tasks.get           {id} -> {task}
     tasks.list          {} -> {tasks: [{id, pid, status, image, exit_status, exited_at, cause, reason,
-                        created_at, started_at, networks: [{network, ifname, addresses, gateways,
+                        created_at, started_at, health, restarts, restart_at, networks: [{network, ifname, addresses, gateways,
                         mac}], ports: [{host_ip, host_port, container_port, protocol}]}]}
     tasks.kill          {id, exec_id, signal, all} -> {}
-    tasks.stop          {id, timeout_s} -> {exit_status, exited_at, cause}
+    tasks.stop          {id, timeout_s, signal} -> {exit_status, exited_at, cause}    null: the container's own;
+                        it is not started again by its policy
     tasks.pause         {id} -> {}
     tasks.resume        {id} -> {}
     tasks.exec          {id, exec_id, args, env, cwd, user, terminal, privileged, stdin, stdout, stderr,
@@ -159,8 +166,13 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     networks.disconnect {id, name} -> {}
     networks.check      {id} -> {checked: [{namespace, id, network, ifname, status, reason, repaired}]}
     networks.reload     {id, force} -> {checked}        attached anew where CHECK failed, or by force
-    events.subscribe    (stream) {since, follow} -> items {sequence, timestamp, namespace, topic, event}
-                        since: a sequence, or null for new ones only; namespace "" in metadata: all
+    events.newest       {} -> {sequence}
+    events.subscribe    (stream) {since, follow, since_time, until_time, filters, expressions} -> items {sequence,
+                        timestamp, namespace, topic, event}
+                        since: a sequence (0: all that is kept), or null for new ones only; out-of-range for
+                        one that was never given, resource-exhausted when the next one is no longer kept;
+                        times: only what happened from, until then; filters: KEY=VALUE as docker's,
+                        expressions: containerd's (daemon/eventwishes.py); namespace "" in metadata: all
     logs.read           (stream) {id, follow, tail, since, until} -> items {timestamp, stream, data}
                         stream: 1 stdout, 2 stderr, 3 the shim's own notice; tail in lines
                         or null; since, until: times; chunks after the one, up to the other

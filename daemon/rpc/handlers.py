@@ -7,6 +7,7 @@ from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.events import EventLog
+from lighter.daemon.eventwishes import wishes
 from lighter.daemon.logs import LogReader
 from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.rpc.fields import Fields
@@ -44,7 +45,12 @@ def event_methods(events_log: EventLog) -> dict[str, Method]:
     async def subscribe(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("events.subscribe", body)
         async for event in events_log.subscribe(
-            call.namespace, fields.integer_or_none("since"), fields.flag("follow", True)
+            call.namespace,
+            fields.integer_or_none("since"),
+            fields.flag("follow", True),
+            wanted=wishes(fields.texts("filters"), fields.texts("expressions")),
+            since_time=fields.integer_or_none("since_time"),
+            until_time=fields.integer_or_none("until_time"),
         ):
             yield {
                 "sequence": event.sequence,
@@ -54,7 +60,10 @@ def event_methods(events_log: EventLog) -> dict[str, Method]:
                 "event": event.body,
             }
 
-    return {"events.subscribe": Method(stream=subscribe)}
+    async def newest(_call: Call, _body: Body) -> Any:
+        return {"sequence": events_log.newest()}
+
+    return {"events.subscribe": Method(stream=subscribe), **methods("events", newest=newest)}
 
 
 def log_methods(

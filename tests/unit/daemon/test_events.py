@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lighter.daemon import events
 from lighter.daemon.events import Event, EventLog
+from lighter.daemon.eventwishes import wishes
 from lighter.daemon.metadata.db import Database
-from lighter.proto.errors import ResourceExhausted
+from lighter.proto.errors import InvalidArgument, OutOfRange, ResourceExhausted
 
 
 @pytest.fixture
@@ -47,7 +49,8 @@ def test_events_are_numbered_and_replayed_from_any_number(log: EventLog) -> None
     assert replayed(log, since=5) == []
     assert replayed(log, since=None) == []
     assert replayed(log, since=-9) == [1, 2, 3, 4, 5]
-    assert replayed(log, since=1 << 62) == []
+    with pytest.raises(OutOfRange, match="none after 6: the last is 5"):
+        replayed(log, since=6)
 
 
 def test_namespaces_are_told_apart(log: EventLog) -> None:
@@ -132,6 +135,61 @@ def test_old_events_are_trimmed_and_who_slept_through_them_is_told(
     with pytest.raises(ResourceExhausted, match="from 6 to 10 are no longer kept"):
         asyncio.run(sleeper())
     assert replayed(log) == list(range(11, 21))
+
+
+def test_who_goes_on_from_a_number_whose_next_is_gone_is_told(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "KEEP_EVENTS", 10)
+    monkeypatch.setattr(events, "TRIM_EVERY", 20)
+    publish(log, 20)
+    with pytest.raises(ResourceExhausted, match="from 6 to 10 are no longer kept"):
+        replayed(log, since=5)
+    assert replayed(log, since=10) == list(range(11, 21))
+    assert replayed(log, since=0) == list(range(11, 21)), "0 is all that is kept"
+
+
+def test_large_events_are_bounded_by_their_bytes(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MAX_BYTES", 10_000)
+    for _ in range(40):
+        log.publish("default", "/t", {"text": "x" * 1000})
+    kept = replayed(log)
+    assert kept[-1] == 40
+    assert 5 <= len(kept) <= 13
+    log.publish("default", "/t", {"text": "x" * 100_000})
+    assert replayed(log) == [41], "one that is larger than all may be stays alone"
+
+
+def chosen(log: EventLog, **how: Any) -> list[int]:
+    return asyncio.run(collect(log.subscribe("", 0, False, **how)))
+
+
+def test_times_and_wishes_choose(log: EventLog) -> None:
+    for number, at in enumerate((100, 300, 200), start=1):  # the third arrived late
+        log.publish("default", "/tasks/exit", {"container_id": f"c{number}"}, at)
+    log.publish("other", "/containers/create", {"id": "c1", "image": "i", "ok": True}, 400)
+    assert chosen(log, since_time=200) == [2, 3, 4]
+    assert asyncio.run(collect(log.subscribe("", None, False, since_time=200))) == [2, 3, 4]
+    assert chosen(log, since_time=200, until_time=300) == [2, 3]
+    assert asyncio.run(collect(log.subscribe("", 0, True, until_time=200))) == [1, 3], "it ends"
+    for words, expressions, found in (
+        (["container=c1"], [], [1, 4]),
+        (["container=c1", "container=c2"], [], [1, 2, 4]),
+        (["container=c1", "event=exit"], [], [1]),
+        (["type=container"], [], [4]),
+        (["topic=/tasks"], [], [1, 2, 3]),
+        (["topic=/task"], [], []),
+        (["image=i"], [], [4]),
+        (["namespace=other"], [], [4]),
+        ([], ["topic==/tasks/exit,event.container_id==c2", "event.ok==true"], [2, 4]),
+        (["event=exit"], ["event.container_id~=^c[12]$"], [1, 2]),
+    ):
+        assert chosen(log, wanted=wishes(words, expressions)) == found, (words, expressions)
+    for word in ("container", "color=red", "type=thing", "event="):
+        with pytest.raises(InvalidArgument, match="filter events"):
+            wishes([word], [])
 
 
 def test_the_newest_match_is_found(log: EventLog) -> None:
