@@ -25,6 +25,7 @@ from lighter.daemon.snapshots.removal import remove_quietly
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter, find_snapshotter
 from lighter.daemon.types import ImageConfig, Mount
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
+from lighter.proto.faults import hit
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class RootMaker:
                 },
                 (),
             )
+            hit("containers.remapped")
             try:
                 await snapshotter.commit(namespace, name, key)
             except AlreadyExists:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lighter.proto.paths import cgroup_path
 from tests import cgroups
-from tests.harness import Lighterd
+from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.integration.test_run_flags import Ctl, ctl, manager, owners
 
@@ -156,6 +156,42 @@ def test_mapped_ids(ctl: Ctl) -> None:
     ctl.lighterd.ctl("rm", "-f", "x", check=True)
     # A container without mapped ids has the image's files as ever.
     assert ctl.says("--", "stat", "-c", "%u", "/bin/sh") == "0"
+
+
+def test_mapped_ids_with_a_terminal_another_snapshotter_and_a_manager_that_dies(ctl: Ctl) -> None:
+    os.chmod(ctl.lighterd.base, 0o711)
+    done = ctl.run(*MAPS, "--snapshotter", "native", "-t", "--", "sh", "-c", "tty; id -u")
+    assert done.stdout.split() == [b"/dev/pts/0", b"0"], done
+    pid = ctl.detached("x", *MAPS, "--net-host")
+    ctl.lighterd.kill9()
+    ctl.lighterd.start()
+    assert os.stat(f"/proc/{pid}").st_uid == 100000
+    done = ctl.lighterd.ctl("exec", "-t", "x", "sh", "-c", "tty; id -u; ls /sys | head -1")
+    assert done.stdout.split() == [b"/dev/pts/0", b"0", b"block"], done
+    ctl.lighterd.ctl("stop", "--timeout", "1s", "x", check=True)
+    ctl.lighterd.ctl("tasks", "delete", "x")
+    ctl.lighterd.ctl("tasks", "start", "-d", "x", check=True)
+    assert ctl.lighterd.ctl("exec", "x", "id", "-u").stdout == b"0\n"
+
+
+def test_a_manager_killed_while_it_gives_files_away_leaves_nothing(ctl: Ctl) -> None:
+    """The next one removes the half-made snapshot, and makes it anew when it is asked for."""
+    os.chmod(ctl.lighterd.base, 0o711)
+    lighterd = ctl.lighterd
+    lighterd.restart(FAULT="containers.remapped:abort")
+    maps = ("--uidmap", "0:500000:65536", "--gidmap", "0:500000:65536")
+    assert ctl.run("--pull", "never", *maps, "--", "true").returncode
+    assert lighterd.process is not None
+    lighterd.process.wait(60)
+    lighterd.start()
+
+    def keys() -> list[str]:
+        with lighterd.client() as client:
+            rows = client.call("snapshots", "list", snapshotter="")["snapshots"]
+        return [row["key"] for row in rows if row["key"].startswith("extract-")]
+
+    await_that(lambda: not keys(), 30, "the half-made snapshot is removed")
+    assert ctl.says(*maps, "--", "id", "-u") == "0"
 
 
 def test_mapped_ids_are_made_once_and_go_with_the_image(ctl: Ctl) -> None:
