@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from lighter.daemon import files
 from lighter.daemon.tasks.calling import Calling
 from lighter.daemon.types import Container, Mount
 from lighter.proto.codec import MAX_MESSAGE_BYTES
-from lighter.proto.errors import AlreadyExists, Unavailable
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, Unavailable
 from lighter.proto.paths import Root, State, check_socket_path
 
 
@@ -67,8 +68,18 @@ class Bundle:
     def open_to(self, gid: int) -> None:
         """Let the root of a user namespace, whose group on the host this is, reach the rootfs.
 
-        It has no other right on what it passes through than to pass. Raises Unavailable.
+        It has no other right on what it passes through than to pass.
+
+        Raises FailedPrecondition for a directory of others that does not let it pass, Unavailable.
         """
+        above = self._state.dir
+        while above != "/":
+            if not os.stat(above).st_mode & stat.S_IXOTH:
+                self.remove()
+                raise FailedPrecondition(
+                    f"open bundle {self.dir}: mapped ids cannot pass {above} (chmod o+x)"
+                )
+            above = os.path.dirname(above)
         try:
             for directory in (self._state.tasks, os.path.dirname(self.dir)):
                 os.chmod(directory, 0o711)  # noqa: S103 (as said)

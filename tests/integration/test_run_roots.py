@@ -136,6 +136,8 @@ def test_snapshots_and_platforms(ctl: Ctl) -> None:
 
 def test_mapped_ids(ctl: Ctl) -> None:
     """Root inside is somebody else outside, and the files of the image are root's inside."""
+    os.chmod(ctl.lighterd.base, 0o700)
+    assert f"cannot pass {ctl.lighterd.base} (chmod o+x)" in ctl.refuses(*MAPS)
     os.chmod(ctl.lighterd.base, 0o711)
     script = "id -u; cat /proc/self/uid_map; ls -ln / | awk 'NR>1 {print $3, $4}' | sort -u"
     seen = ctl.says(*MAPS, "--", "sh", "-c", script).splitlines()
