@@ -53,6 +53,8 @@ _COMMANDS = (
     ("create", "starting", "create", "create a container, as docker does"),
     ("start", "starting", "start", "start containers that do not run"),
     ("restart", "starting", "restart", "stop containers and start them again"),
+    ("update", "changing", "update", "change limits and restart policy of containers"),
+    ("rename", "changing", "rename", "give a container another name"),
     ("wait", "starting", "wait", "wait for containers to end; prints exit codes"),
     ("exec", "short", "exec_", "run a command in a running container"),
     ("attach", "short", "attach", "attach to a running container"),

@@ -13,6 +13,7 @@ from typing import Any
 from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.config import Config
 from lighter.daemon.containerfiles import ContainerFiles
+from lighter.daemon.containers.changing import ContainerChanges
 from lighter.daemon.containers.maker import ContainerMaker
 from lighter.daemon.containers.request import Defaults
 from lighter.daemon.containers.service import ContainerService
@@ -143,6 +144,7 @@ class Services:
     volumes: Volumes
     files: ContainerFiles
     records: ContainerRecords
+    changes: ContainerChanges
     restarts: Restarts
     health: HealthService
     recovery: Recovery
@@ -349,6 +351,15 @@ def build(
         events_log=event_log,
     )
 
+    changes = ContainerChanges(
+        root=root,
+        db=db,
+        store=container_store,
+        tasks=tasks,
+        events_log=event_log,
+        is_owner=maker.is_owner,
+    )
+
     def on_closed(entry: Entry) -> None:
         networks.on_over(entry)
         removal.on_closed(entry)
@@ -396,6 +407,7 @@ def build(
         records=ContainerRecords(
             root=root, store=container_store, tasks=tasks, events_log=event_log
         ),
+        changes=changes,
         restarts=restarts,
         health=health,
         recovery=recovery,
@@ -427,7 +439,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         **handlers.namespace_methods(s.namespaces),
         **metrics_handlers.metrics_methods(s.tasks),
         **container_handlers.container_methods(s.containers, s.restarts, s.health, network_of),
-        **restart_handlers.restart_methods(s.restarts),
+        **restart_handlers.restart_methods(s.restarts, s.changes),
         **task_handlers.task_methods(
             s.tasks,
             s.execs,

@@ -135,6 +135,7 @@ class Manager:
         undo.push_async_callback(services.spawner.close)
         services.networks.load()
         found = services.recovery.run()
+        services.changes.recover()
         services.restarts.recover()
         services.health.recover()
         hit("start.recovered")

@@ -10,10 +10,11 @@ A body is a map of plain values. `container_id` is in all of them; the rest:
     /tasks/exec-started exec_id, pid
     /tasks/paused, /tasks/resumed, /tasks/oom
 
-Of those that containerd does not have, `id` is in both:
+Of those that containerd does not have, `id` is in all:
 
     /containers/restart         count, exit_status, delay_ms, error: it is to be started again
     /containers/health-status   status, failing_streak
+    /containers/rename          old: the name before
 
 CLOSED is between shim and manager alone: all is cleaned up and the shim ends once this is
 acknowledged; `error` tells why a create failed, "" otherwise.
@@ -32,6 +33,7 @@ CONTAINER_CREATE = "/containers/create"
 CONTAINER_UPDATE = "/containers/update"
 CONTAINER_DELETE = "/containers/delete"
 CONTAINER_RESTART = "/containers/restart"
+CONTAINER_RENAME = "/containers/rename"
 CONTAINER_HEALTH = "/containers/health-status"
 IMAGE_CREATE = "/images/create"
 IMAGE_UPDATE = "/images/update"

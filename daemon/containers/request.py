@@ -161,12 +161,8 @@ def _of_running(request: CreateRequest) -> dict[str, Any]:
     """How its task is kept up and ended, where that is not as ever."""
     options: dict[str, Any] = {}
     policy = restart_policy.parse(request.restart)
+    check_restart(policy, request.auto_remove)
     if policy.name != restart_policy.NO:
-        if request.auto_remove:
-            raise InvalidArgument(
-                f"choose restart policy {policy}: a container that is removed at its end (--rm) "
-                "cannot be started again"
-            )
         options["restart"] = restart_policy.to_record(policy)
     if request.stop_timeout_s is not None:
         limit_s = request.stop_timeout_s
@@ -174,6 +170,15 @@ def _of_running(request: CreateRequest) -> dict[str, Any]:
             raise InvalidArgument(f"choose stop timeout {limit_s:g}: expected seconds, or -1")
         options["stop_timeout_s"] = limit_s
     return options
+
+
+def check_restart(policy: restart_policy.RestartPolicy, auto_remove: bool) -> None:
+    """Raises InvalidArgument."""
+    if auto_remove and policy.name != restart_policy.NO:
+        raise InvalidArgument(
+            f"choose restart policy {policy}: a container that is removed at its end (--rm) "
+            "cannot be started again"
+        )
 
 
 def stop_timeout(options: Mapping[str, Any]) -> float | None:

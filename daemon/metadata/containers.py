@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
+from lighter.daemon.orphans import OWNER_LABEL
 from lighter.daemon.types import Container
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
@@ -178,6 +179,42 @@ class ContainerStore:
                 ),
             )
         return new
+
+    def rename(self, container: Container, name: str, spec: bytes, also: Also = nothing) -> None:
+        """Give it and the snapshot that is kept under its name another one.
+
+        Raises NotFound, AlreadyExists.
+        """
+        now = time.time_ns()
+        key = name if container.snapshot_key == container.id else container.snapshot_key
+        with self._db.durable_transaction() as tx:
+            done = tx.execute(
+                "UPDATE OR IGNORE containers SET id = ?, spec = ?, snapshot_key = ?, updated_at = ?"
+                " WHERE namespace = ? AND id = ?",
+                (name, spec, key, now, container.namespace, container.id),
+            )
+            if not done.rowcount:
+                raise AlreadyExists(f"rename container {container.id}: {name} exists already")
+            if key != container.snapshot_key:
+                where = (container.snapshotter, container.namespace)
+                taken = (
+                    "SELECT 1 FROM snapshots WHERE snapshotter = ? AND namespace = ? AND key = ?"
+                )
+                if tx.execute(taken, (*where, key)).fetchone():
+                    raise AlreadyExists(f"rename container {container.id}: snapshot {key} exists")
+                row = tx.execute(
+                    "SELECT labels FROM snapshots WHERE snapshotter = ? AND namespace = ?"
+                    " AND key = ?",
+                    (*where, container.id),
+                ).fetchone()
+                labels = json.loads(row["labels"]) if row else {}
+                owned = {**labels, **({OWNER_LABEL: name} if OWNER_LABEL in labels else {})}
+                tx.execute(
+                    "UPDATE snapshots SET key = ?, labels = ?, updated_at = ?"
+                    " WHERE snapshotter = ? AND namespace = ? AND key = ?",
+                    (key, json.dumps(owned), now, *where, container.id),
+                )
+            also(tx)
 
     def delete(self, namespace: str, container_id: str, also: Also = nothing) -> None:
         """Raises NotFound."""

@@ -460,17 +460,21 @@ class Restarts:
         self, namespace: str, container_id: str, force: bool, *, volumes: bool = False
     ) -> None:
         """Remove the container. Refused while it waits to be started again, unless `force`."""
-        key = namespace, container_id
-        row = self._store.get(*key)
-        if row is not None and row.due_at is not None:
-            if not force:
-                raise FailedPrecondition(
-                    f"delete container {container_id}: it is being started again; stop it first"
-                )
-            self._stopped_by_hand(key)
-        async with self._alone(key):
+        if force and self.is_owed(namespace, container_id):
+            self._stopped_by_hand((namespace, container_id))
+        async with self.at_rest(namespace, container_id, f"delete container {container_id}"):
             await self._containers.delete(namespace, container_id, force, volumes=volumes)
-        self._disarm(key)
+
+    @asynccontextmanager
+    async def at_rest(self, namespace: str, container_id: str, attempt: str) -> AsyncIterator[None]:
+        """While it is not started again. Raises FailedPrecondition when that is owed."""
+        key = namespace, container_id
+        if self.is_owed(*key):
+            raise FailedPrecondition(f"{attempt}: it is being started again; stop it first")
+        async with self._alone(key):
+            yield
+        if self._store.definition(*key) is None:
+            self._disarm(key)
 
     def set_policy(self, namespace: str, container_id: str, policy: RestartPolicy) -> None:
         """What the record says from now on: a start that it does not want is not owed."""

@@ -1,8 +1,11 @@
-"""Methods that start containers and start them again: the maps of proto/daemon_api."""
+"""Methods that start containers again, and change what is recorded of them."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from lighter.daemon.containers.changing import ContainerChanges
+from lighter.daemon.oci.limits import read_limits
+from lighter.daemon.restarts import policy as restart_policy
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
@@ -11,7 +14,7 @@ from lighter.daemon.rpc.server import Call, Method
 Body = Mapping[str, Any]
 
 
-def restart_methods(restarts: Restarts) -> dict[str, Method]:
+def restart_methods(restarts: Restarts, changes: ContainerChanges) -> dict[str, Method]:
     async def start(call: Call, body: Body) -> Any:
         pid = await restarts.start(namespace_of(call), Fields("containers.start", body).id())
         return {"pid": pid}
@@ -26,4 +29,21 @@ def restart_methods(restarts: Restarts) -> dict[str, Method]:
         )
         return {"pid": pid}
 
-    return methods("containers", start=start, restart=restart)
+    async def update(call: Call, body: Body) -> Any:
+        fields = Fields("containers.update", body)
+        namespace, id_ = namespace_of(call), fields.id()
+        policy = fields.text("restart")
+        restart_policy.parse(policy)  # before anything is changed
+        await changes.limit(namespace, id_, read_limits(fields.mapping("limits")))
+        if policy:
+            restarts.set_policy(namespace, id_, changes.set_restart(namespace, id_, policy))
+        return {}
+
+    async def rename(call: Call, body: Body) -> Any:
+        fields = Fields("containers.rename", body)
+        namespace, id_, name = namespace_of(call), fields.id(), fields.id("name")
+        async with restarts.at_rest(namespace, id_, f"rename container {id_}"):
+            await changes.rename(namespace, id_, name)
+        return {}
+
+    return methods("containers", start=start, restart=restart, update=update, rename=rename)

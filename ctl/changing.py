@@ -1,0 +1,67 @@
+"""Changing containers that are there: `ctl update`, `ctl rename`."""
+
+from typing import Any
+
+import click
+
+from lighter.ctl.cli import HELP_OPTIONS, SIZE, Session
+from lighter.ctl.flags.resources import SizeOrNone
+from lighter.ctl.flags.restart import RESTART
+from lighter.ctl.resolve import resolved
+from lighter.ctl.short import each
+
+# The flags of ctl/flags/resources.py that a running container takes.
+_LIMITS = {
+    "cpus": ("--cpus", float, "How many processors' time, 1.5."),
+    "cpu_shares": ("--cpu-shares", int, "Weight among others."),
+    "cpu_quota": ("--cpu-quota", int, "Microseconds in each period."),
+    "cpu_period": ("--cpu-period", int, "Microseconds."),
+    "cpuset_cpus": ("--cpuset-cpus", str, "Processors that may be used, 0-2,5."),
+    "cpuset_mems": ("--cpuset-mems", str, "Memory nodes that may be used, 0,1."),
+    "memory": ("--memory", SIZE, "512m, 2g, bytes."),
+    "memory_swap": ("--memory-swap", SizeOrNone(), "Memory and swap; -1: free."),
+    "memory_reservation": ("--memory-reservation", SIZE, "Goal when memory is short."),
+    "pids": ("--pids-limit", int, "Processes and threads; -1: free."),
+}
+_SHORT = {"memory": ("-m", "--memory-limit")}
+
+
+def _limit_options(command: Any) -> Any:
+    for name, (flag, kind, text) in reversed(_LIMITS.items()):
+        names = (flag, *_SHORT.get(name, ()), name)
+        command = click.option(*names, type=kind, help=text)(command)
+    return command
+
+
+@click.command("update", context_settings=HELP_OPTIONS)
+@_limit_options
+@RESTART
+@click.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
+@click.pass_obj
+def update(session: Session, /, refs: tuple[str, ...], restart: str, **flags: Any) -> int:
+    """Change the limits of containers, at once and for later, and their restart policy.
+
+    \b
+      ctl update -m 512m --memory-swap 1g --cpus 1.5 web
+      ctl update --restart on-failure:3 web db
+    """
+    limits = {name: value for name, value in flags.items() if value is not None}
+    if not limits and not restart:
+        raise click.UsageError("update: at least one flag must say what to change")
+    return each(
+        session,
+        refs,
+        lambda id_: session.call("containers.update", id=id_, limits=limits, restart=restart),
+    )
+
+
+@click.command("rename", context_settings=HELP_OPTIONS)
+@click.argument("ref", metavar="CONTAINER")
+@click.argument("name", metavar="NEW-NAME")
+@click.pass_obj
+def rename(session: Session, ref: str, name: str) -> None:
+    """Give a container that does not run another name, which is its id too.
+
+    Snapshot and log follow. An ended task of it is forgotten: `ctl events` still has its exit code.
+    """
+    resolved(session, ref, lambda id_: session.call("containers.rename", id=id_, name=name))
