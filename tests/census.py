@@ -187,7 +187,7 @@ def _names(folder: Path, prefix: str = "") -> Iterator[str]:
 
 def leftovers_on_disk(root: Path, state: Path) -> list[str]:
     """What an instance without containers still keeps of one: bundles, runc's state, FIFOs,
-    sockets for runc, exit records, half-written content.
+    sockets for runc, exit records, what was attached to networks, half-written content.
     """
     folders = (
         (state / "tasks", 2),
@@ -196,6 +196,7 @@ def leftovers_on_disk(root: Path, state: Path) -> list[str]:
         (state / "netns", 1),
         (root / "exits", 2),
         (root / "logs", 2),
+        (root / "network", 1),
         (root / "content" / "ingest", 1),
     )
     return [

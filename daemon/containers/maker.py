@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -71,7 +71,7 @@ class ContainerMaker:
         events_log: EventLog,
         host: Host,
         defaults: Defaults,
-        check_network: Callable[[NetworkRequest], None],
+        check_network: Callable[[NetworkRequest], Awaitable[None]],
         labels_of: Callable[[str], Mapping[str, str]],
     ) -> None:
         self._labels_of = labels_of
@@ -116,7 +116,7 @@ class ContainerMaker:
         check_programs(runtime, placing.options, self._runtimes)
         options = options_of(request, self._defaults)
         if "network" in options:
-            self._check_network(request.network)
+            await self._check_network(request.network)
         own = cgroup_path(self._root.instance, namespace, id_)
         async with AsyncExitStack() as undo:
             root_undo = await undo.enter_async_context(AsyncExitStack())

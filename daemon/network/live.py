@@ -66,7 +66,7 @@ class LiveNetworks:
         """
         container = self._store.get(namespace, container_id)
         request = from_option(container.options.get("network"))
-        network = self._service.configs.find(network_name)
+        network = await asyncio.to_thread(self._service.configs.find, network_name)
         self._service.chain.check_plugins(network)
         if request.container:
             raise FailedPrecondition(

@@ -10,6 +10,7 @@ on the host can be told to be ours. A record is durable before the first plugin 
 after the last one has undone its work.
 """
 
+import errno
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from lighter.daemon.network.chain import Attachment
 from lighter.daemon.network.configs import Network
 from lighter.daemon.network.request import Port
 from lighter.daemon.network.result import Result, read
-from lighter.proto.errors import LighterError, Unavailable
+from lighter.proto.errors import LighterError, ResourceExhausted, Unavailable
 from lighter.proto.paths import Root
 
 log = logging.getLogger("lighter.network")
@@ -102,9 +103,9 @@ class Records:
         return f"{self._dir}/{key}"
 
     def save(self, record: Record, *, durable: bool = True) -> None:
-        """Raises Unavailable when the disk does not take it."""
+        """Raises ResourceExhausted, or Unavailable, when the disk does not take it."""
+        directory = self.directory(record.key)
         try:
-            directory = self.directory(record.key)
             if not os.path.isdir(directory):
                 files.make_directory(self._dir, 0o700)
                 files.make_directory(directory, 0o700)
@@ -112,7 +113,9 @@ class Records:
             data = json.dumps(_document(record)).encode()
             files.write_whole(f"{directory}/record.json", data, durable=durable)
         except OSError as err:
-            raise Unavailable(f"record network of {record.id}: {err.strerror}") from err
+            full = err.errno in (errno.ENOSPC, errno.EDQUOT)
+            kind = ResourceExhausted if full else Unavailable
+            raise kind(f"record network of {record.id} in {directory}: {err.strerror}") from err
 
     def delete(self, key: str) -> None:
         """The record first: a directory without one is nobody's."""

@@ -98,9 +98,9 @@ class NetworkService:
         """All of them, those that are being removed too."""
         return list(self._records.values())
 
-    def check(self, request: NetworkRequest) -> None:
+    async def check(self, request: NetworkRequest) -> None:
         """Whether such a container could start now. Raises NotFound, FailedPrecondition."""
-        networks = self._networks(request)
+        networks = await asyncio.to_thread(self._networks, request)
         for network in networks:
             self.chain.check_plugins(network)
         able = any(network.has_capability("portMappings") for network in networks)
@@ -121,7 +121,7 @@ class NetworkService:
         """All that the request asks for. Raises what is wrong with it, and then has undone it."""
         namespace, id_ = container.namespace, container.id
         await self._earlier_gone(namespace, id_)
-        networks = self._networks(request)
+        networks = await asyncio.to_thread(self._networks, request)
         key = f"{self._instance}-{secrets.token_hex(8)}"
         has_netns = bool(networks or request.container)
         record = Record(
@@ -246,11 +246,16 @@ class NetworkService:
 
     async def remove(self, key: str, one: Attached) -> None:
         """Detach from one network. Raises what a plugin says; the record keeps it then."""
+        await self._detach(key, one)
+        await self._save(self._records[key])
+
+    async def _detach(self, key: str, one: Attached) -> None:
+        """As `remove`, but on disk the record is what it was: DEL may be asked twice."""
         record = self._records[key]
         gone = not self.netns.is_there(record.path)
         attachment = record.attachment(one, gone=gone)
         await self.chain.delete(one.network, attachment, one.result, was_added=not one.pending)
-        await self._change(key, lambda now: now.without(one.ifname))
+        self._records[key] = self._records[key].without(one.ifname)
         hit("network.removed")
 
     def lock(self, key: str) -> asyncio.Lock:
@@ -358,7 +363,8 @@ class NetworkService:
             failure: LighterError | None = None
             for one in reversed(record.attached):
                 try:
-                    await self.remove(key, one)
+                    # Not written down each time: an end must not need a disk with room.
+                    await self._detach(key, one)
                 except LighterError as err:
                     failure = failure or err
             if failure is not None:

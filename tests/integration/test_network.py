@@ -446,3 +446,46 @@ def test_many_at_once_have_addresses_of_their_own(net: NetworkedLighterd) -> Non
     addresses = {address for name in names for address in net.addresses_of(name)}
     assert len(addresses) == 8
     assert all(socket.inet_aton(address) for address in addresses)
+
+
+def test_a_start_that_fails_gives_everything_back(net: NetworkedLighterd) -> None:
+    net.write("10-a.conflist", net.bridge("a", "10.20.0.0/24"))
+    failed = net.ctl("run", "-d", "--network", "a", "-p", "8080:80", IMAGE, "one", "/no/such")
+    assert failed.returncode in (125, 126, 127)
+    settled(net.left_of_networks)
+    run(net, "--network", "a", "-p", "8080:80", "two")
+
+
+def test_a_restart_policy_brings_the_network_again(net: NetworkedLighterd) -> None:
+    plugin = {"capabilities": {"ips": True}}
+    net.write("10-a.conflist", net.bridge("a", "10.20.0.0/24", **plugin))
+    flags = ("--network", "a", "--ip", "10.20.0.60", "-p", "8080:80", "--restart", "always")
+    run(net, *flags, "one", command=SERVE)
+    first = net.task("one")["pid"]
+    net.ctl("exec", "one", "kill", "-9", "1")
+    subprocess.run(["kill", "-9", str(first)], check=True)
+
+    def again() -> bool:
+        tasks = json.loads(net.ctl("ps", "--format", "json").stdout)
+        return any(task["pid"] not in (0, first) for task in tasks if task["status"] == "running")
+
+    await_that(again, 20, "it is started again")
+    assert net.addresses_of("one") == ["10.20.0.60"]
+    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 10, "its port answers again")
+
+
+def test_sec_84_a_published_port_takes_no_others_traffic(net: NetworkedLighterd) -> None:
+    """The same port of an address that is not the host's is reached, through the host."""
+    net.write("10-a.conflist", net.bridge("a", "10.20.0.0/24"))
+    net.write("20-b.conflist", net.bridge("b", "10.21.0.0/24"))
+    run(net, "--network", "a", "-p", "8080:80", "published", command=SERVE)
+    serve = "mkdir -p /www; echo other > /www/index.html; exec httpd -f -p 8080 -h /www"
+    run(net, "--network", "b", "other", command=serve)
+    run(net, "--network", "a", "client")
+    (other,) = net.addresses_of("other")
+
+    def fetched() -> bytes:
+        return net.ctl("exec", "client", "wget", "-qO-", f"http://{other}:8080/").stdout
+
+    await_that(fetched, 10, "the other one answers")
+    assert fetched() == b"other\n"

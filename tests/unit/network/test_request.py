@@ -1,0 +1,157 @@
+"""What people write after -p and --network, and what becomes of it."""
+
+from typing import Any
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lighter.ctl.flags import network as flags
+from lighter.daemon.network.ports import choose
+from lighter.daemon.network.request import NetworkRequest, Port, from_option, parse
+from lighter.proto.errors import AlreadyExists, InvalidArgument
+
+NOTHING = {
+    "hostname": None,
+    "net_host": False,
+    "cni": False,
+    "network": (),
+    "publish": (),
+    "ip": None,
+    "ip6": None,
+    "mac_address": None,
+    "dns": (),
+    "dns_search": (),
+    "dns_option": (),
+    "add_host": (),
+}
+
+
+def fields(**values: Any) -> dict[str, Any]:
+    return flags.fields({**NOTHING, **values})
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ("80", [("", 0, 80, "tcp")]),
+        ("8080:80", [("", 8080, 80, "tcp")]),
+        ("127.0.0.1:8080:80/udp", [("127.0.0.1", 8080, 80, "udp")]),
+        ("127.0.0.1::80", [("127.0.0.1", 0, 80, "tcp")]),
+        ("[::1]:8080:80", [("::1", 8080, 80, "tcp")]),
+        ("8000-8001:80-81/sctp", [("", 8000, 80, "sctp"), ("", 8001, 81, "sctp")]),
+    ],
+)
+def test_published_ports(text: str, published: list[tuple[str, int, int, str]]) -> None:
+    assert [tuple(port.values()) for port in flags.ports(text)] == published
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "80:",
+        "1:2:3:4",
+        "8000-8002:80-81",
+        "90-80",
+        "0",
+        "65536",
+        "80/",
+        "[::1:80:80",
+        "-1",
+    ],
+)
+def test_ports_that_are_none(text: str) -> None:
+    with pytest.raises(click.UsageError):
+        list(flags.ports(text))
+
+
+@given(st.text(max_size=30))
+def test_no_word_after_p_breaks_the_reader(text: str) -> None:
+    try:
+        for port in flags.ports(text):
+            assert 1 <= port["container_port"] <= 65535
+            assert 0 <= port["host_port"] <= 65535
+    except click.UsageError:
+        pass
+
+
+def test_words_for_networks() -> None:
+    assert fields() == {"hostname": "", "net_host": False}
+    assert fields(network=("host",)) == {"hostname": "", "net_host": True}
+    assert fields(network=("none",)) == {"hostname": "", "net_host": False}
+    assert fields(network=("container:web",))["network"]["container"] == "web"
+    assert fields(network=("a", "b"))["network"]["networks"] == ["a", "b"]
+    assert fields(add_host=("db:fd00::1", "x=[::1]"))["network"]["add_hosts"] == [
+        ["db", "fd00::1"],
+        ["x", "::1"],
+    ]
+    for refused in (
+        {"network": ("host", "a")},
+        {"network": ("none",), "cni": True},
+        {"network": ("host",), "publish": ("80",)},
+        {"net_host": True, "publish": ("80",)},
+        {"add_host": ("db",)},
+    ):
+        with pytest.raises(click.UsageError):
+            fields(**refused)
+
+
+def test_a_request_is_the_same_after_it_was_recorded() -> None:
+    request = parse(
+        fields(
+            network=("a",),
+            publish=("8080:80",),
+            dns=("10.0.0.1",),
+            add_host=("db:10.0.0.2",),
+            ip="10.0.0.3",
+            mac_address="02-00-00-00-00-0A",
+        )["network"]
+    )
+    assert from_option(request.as_option()) == request
+    assert request.mac == "02:00:00:00:00:0a"
+    assert from_option(None) == NetworkRequest()
+    assert parse({"ports": [{"container_port": 80}]}).networks == ("default",)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"networks": ["a", "a"]},
+        {"networks": [""]},
+        {"networks": "a"},
+        {"ports": [{"container_port": 0}]},
+        {"ports": [{"container_port": 80, "protocol": "icmp"}]},
+        {"ports": [{"container_port": 80, "host_ip": "here"}]},
+        {"ports": [{"container_port": 80, "host_port": 1}, {"container_port": 81, "host_port": 1}]},
+        {"ip": "10.0.0.1"},
+        {"networks": ["a"], "ip": "fd00::1"},
+        {"networks": ["a"], "ip6": "10.0.0.1"},
+        {"networks": ["a"], "mac": "01:00:00:00:00:00"},
+        {"networks": ["a"], "mac": "02:00"},
+        {"dns": ["resolver.example"]},
+        {"dns_search": ["a\nnameserver 6.6.6.6"]},
+        {"add_hosts": [["a b", "10.0.0.1"]]},
+        {"add_hosts": [["a", "10.0.0.1\n10.0.0.2 b"]]},
+        {"container": "web", "networks": ["a"]},
+        {"container": "web", "dns": ["10.0.0.1"]},
+    ],
+)
+def test_requests_that_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        parse(wrong)
+
+
+def test_ports_of_containers_clash_by_address() -> None:
+    everywhere, here, there = Port(80, 8080), Port(80, 8080, "tcp", "127.0.0.1"), Port(80, 8080)
+    assert everywhere.clashes(here)
+    assert here.clashes(everywhere)
+    assert not here.clashes(Port(80, 8080, "tcp", "127.0.0.2"))
+    assert not everywhere.clashes(Port(80, 8080, "udp"))
+    assert there.clashes(everywhere)
+    with pytest.raises(AlreadyExists, match="container web has it"):
+        choose([here], [("web", everywhere)])
+    chosen = choose([Port(80, 0, "tcp", "127.0.0.1"), Port(81, 0, "udp", "::1")], [])
+    assert all(port.host_port for port in chosen)

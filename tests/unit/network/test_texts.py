@@ -1,0 +1,146 @@
+"""Results of every version, hosts and resolv.conf, specs, and configurations that are made."""
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lighter.daemon.network import hostfiles, made
+from lighter.daemon.network.configs import from_json
+from lighter.daemon.network.hostfiles import Resolver
+from lighter.daemon.network.made import NewNetwork, bridge_name
+from lighter.daemon.network.request import NetworkRequest
+from lighter.daemon.network.result import Address, Result, read
+from lighter.daemon.network.specs import Prepared, default_hostname, with_network
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+
+RESULT = Result((Address("10.0.0.2/24", "10.0.0.1"), Address("fd00::2/64")), domain="lan")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"ip4": {"ip": "10.0.0.2/24", "gateway": "10.0.0.1"}, "ip6": {"ip": "fd00::2/64"}},
+        {
+            "interfaces": [{"name": "lt0"}, {"name": "eth0", "mac": "02::", "sandbox": "/x"}],
+            "ips": [
+                {"address": "10.0.0.1/24", "interface": 0},
+                {"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 1},
+                {"version": "6", "address": "fd00::2/64"},
+            ],
+        },
+    ],
+)
+def test_addresses_of_a_result(document: dict[str, Any]) -> None:
+    assert read(document, "a").addresses == RESULT.addresses
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"ips": [{"address": "here"}]},
+        {"ips": [{}]},
+        {"ips": ["10.0.0.1"]},
+        {"ips": 7},
+        {"dns": {"nameservers": ["not an address"]}},
+        {"dns": ["10.0.0.1"]},
+        {"interfaces": [7], "ips": [{"address": "10.0.0.1/8", "interface": 0}]},
+    ],
+)
+def test_results_that_are_none(document: dict[str, Any]) -> None:
+    with pytest.raises(FailedPrecondition, match="a result that is none"):
+        read(document, "a")
+
+
+def test_hosts() -> None:
+    request = NetworkRequest(add_hosts=(("db", "10.9.9.9"), ("host", "host-gateway")))
+    text = hostfiles.hosts_text(request, [RESULT], "web")
+    assert text.endswith("10.0.0.2\tweb\nfd00::2\tweb\n10.9.9.9\tdb\n10.0.0.1\thost\n")
+    assert "127.0.0.1\thost\n" in hostfiles.hosts_text(request, [], "")
+    with pytest.raises(FailedPrecondition):
+        hostfiles.hosts_text(request, [Result((Address("10.0.0.2/24"),))], "web")
+
+
+def test_resolv_conf_is_the_callers_the_networks_or_the_hosts(tmp_path: Path) -> None:
+    host = Resolver(("10.1.1.1",), ("host.example",), ("rotate",))
+    assert hostfiles.resolver_of(NetworkRequest(), [RESULT], host) == Resolver(
+        ("10.1.1.1",), ("lan",), ("rotate",)
+    )
+    asked = NetworkRequest(dns=("10.2.2.2",), dns_search=(".",), dns_options=("ndots:1",))
+    assert hostfiles.resolver_of(asked, [RESULT], host).text() == (
+        "nameserver 10.2.2.2\noptions ndots:1\n"
+    )
+    first, second = tmp_path / "resolv.conf", tmp_path / "behind"
+    first.write_text("# a comment\nnameserver 127.0.0.53\nsearch lan\noptions edns0\n")
+    assert hostfiles.host_resolver((str(first), str(second))) == Resolver((), ("lan",), ("edns0",))
+    second.write_text("nameserver 10.3.3.3\n")
+    assert hostfiles.host_resolver((str(first), str(second))).nameservers == ("10.3.3.3",)
+
+
+def test_a_spec_gets_its_network_and_keeps_the_callers_mounts() -> None:
+    own = {"destination": "/etc/hosts", "source": "/mine", "type": "bind", "options": ["rbind"]}
+    hosts = {**own, "destination": "/etc/resolv.conf", "source": "/etc/resolv.conf"}
+    spec = {
+        "mounts": [own, hosts],
+        "linux": {"namespaces": [{"type": "uts"}, {"type": "network"}]},
+    }
+    files = (("/etc/hosts", "/r/hosts"), ("/etc/resolv.conf", "/r/resolv.conf"))
+    prepared = Prepared("k", "/s/netns/k", files, "web")
+    changed = json.loads(with_network(json.dumps(spec).encode(), prepared))
+    assert {"type": "network", "path": "/s/netns/k"} in changed["linux"]["namespaces"]
+    assert [mount["source"] for mount in changed["mounts"]] == ["/mine", "/r/resolv.conf"]
+    assert changed["hostname"] == "web"
+    assert default_hostname("a_b." + "x" * 80) == ("a-b." + "x" * 80)[:63]
+
+
+def test_a_made_configuration_is_one() -> None:
+    taken = [ipaddress.ip_network("10.77.0.0/24"), ipaddress.ip_network("10.77.1.0/25")]
+    document = made.configuration(NewNetwork("web", ipv6=True), "10.77.0.0/16", taken, "/a")
+    network = from_json(document, "x")
+    ranges = document["plugins"][0]["ipam"]["ranges"]
+    assert ranges[0] == [{"subnet": "10.77.2.0/24"}]
+    assert ipaddress.ip_network(ranges[1][0]["subnet"]).is_private
+    assert network.types == ("bridge", "portmap", "firewall")
+    narrow = NewNetwork(
+        "n", subnets=("10.1.0.0/16",), ip_range="10.1.5.0/24", gateways=("10.1.0.9",)
+    )
+    one = made.configuration(narrow, "10.77.0.0/16", [], "/a")["plugins"][0]["ipam"]["ranges"][0][0]
+    assert one == {
+        "subnet": "10.1.0.0/16",
+        "gateway": "10.1.0.9",
+        "rangeStart": "10.1.5.0",
+        "rangeEnd": "10.1.5.255",
+    }
+    assert len(bridge_name("a-very-long-name-of-a-network")) <= 15
+    assert bridge_name("web") == "lt-web"
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        NewNetwork("host"),
+        NewNetwork("../x"),
+        NewNetwork("a", driver="overlay"),
+        NewNetwork("a", driver="macvlan"),
+        NewNetwork("a", parent="eth0"),
+        NewNetwork("a", subnets=("10.77.0.0/16",)),
+        NewNetwork("a", subnets=("10.1.0.0/24", "10.2.0.0/24")),
+        NewNetwork("a", subnets=("10.1.0.1/24",)),
+        NewNetwork("a", subnets=("10.1.0.0/24",), gateways=("10.2.0.1",)),
+        NewNetwork("a", subnets=("10.1.0.0/24",), ip_range="10.2.0.0/24"),
+        NewNetwork("a", mtu=20),
+    ],
+)
+def test_networks_that_are_not_made(new: NewNetwork) -> None:
+    taken = [ipaddress.ip_network("10.77.3.0/24")]
+    with pytest.raises(InvalidArgument):
+        made.configuration(new, "10.77.0.0/16", taken, "/a")
+
+
+def test_a_pool_can_be_used_up() -> None:
+    with pytest.raises(ResourceExhausted, match="--subnet"):
+        made.configuration(
+            NewNetwork("a"), "10.77.0.0/24", [ipaddress.ip_network("10.0.0.0/8")], "/"
+        )
