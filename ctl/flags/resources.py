@@ -39,7 +39,11 @@ OPTIONS = (
     click.option("--rdt-class", default="", help="Class of cache and memory bandwidth (resctrl)."),
     click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="nofile=1024:2048"),
     click.option("--shm-size", type=SIZE, default=0, help="Of /dev/shm.  [default: 64m]"),
-    click.option("--oom-score-adj", type=int, default=0, help="-1000 to 1000: killed last, first."),
+    click.option(
+        "--oom-score-adj",
+        type=click.IntRange(-1000, 1000),
+        help="-1000 to 1000: killed last, first.",
+    ),
 )
 
 

@@ -32,7 +32,7 @@ from lighter.daemon.oci.confinement import AppArmor, check_rdt
 from lighter.daemon.oci.controls import read_controls
 from lighter.daemon.oci.devices import granted
 from lighter.daemon.oci.given import read_spec
-from lighter.daemon.oci.host import Host, read_devices
+from lighter.daemon.oci.host import Host, check_oom_score, read_devices
 from lighter.daemon.oci.initprogram import find_init, put_before
 from lighter.daemon.oci.limits import NONE, resources
 from lighter.daemon.oci.propagation import read_mountinfo, set_root_propagation
@@ -207,6 +207,8 @@ class ContainerMaker:
     async def _spec(
         self, namespace: str, id_: str, request: CreateRequest, made: MadeRoot, cgroup: str
     ) -> dict[str, Any]:
+        if request.oom_score_adj is not None:
+            check_oom_score(request.oom_score_adj)
         spec = oci_spec.generate(
             oci_spec.SpecRequest(
                 id=id_,
@@ -234,7 +236,7 @@ class ContainerMaker:
                 annotations=request.annotations,
                 sysctls=request.sysctls,
                 rlimits=request.rlimits,
-                oom_score_adj=request.oom_score_adj,
+                oom_score_adj=request.oom_score_adj or 0,
                 shm_bytes=request.shm_bytes,
                 resources=_resources(request),
                 devices=granted(request.devices),

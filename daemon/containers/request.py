@@ -52,7 +52,7 @@ class CreateRequest:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
     rlimits: tuple[Mapping[str, Any], ...] = ()
-    oom_score_adj: int = 0
+    oom_score_adj: int | None = None
     shm_bytes: int = SHM_BYTES
     limits: Limits = field(default_factory=Limits)
     devices: tuple[DeviceWish, ...] = ()

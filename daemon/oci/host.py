@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lighter.daemon.oci.capabilities import ALL, from_mask
+from lighter.proto.errors import InvalidArgument
 
 NETWORK_FILES = ("/etc/hosts", "/etc/resolv.conf")
 
@@ -29,8 +30,8 @@ _SKIPPED_DIRS = frozenset((".lxc", ".lxd-mounts", ".udev", "fd", "mqueue", "pts"
 @dataclass(frozen=True)
 class Host:
     """`arch` is uname(2)'s machine, `capabilities` the manager's own, `network_files` those of
-    NETWORK_FILES that exist; `oom_score_adj` and `hard_limits` (by the OCI's names) are what a
-    process of the manager starts with, below and above which only CAP_SYS_RESOURCE can go.
+    NETWORK_FILES that exist; `hard_limits`, by the OCI's names, are what a process of the manager
+    starts with, above which only CAP_SYS_RESOURCE can go.
     """
 
     hostname: str = "localhost"
@@ -38,7 +39,6 @@ class Host:
     capabilities: tuple[str, ...] = ALL
     network_files: tuple[str, ...] = ()
     thermal_throttle_dirs: tuple[str, ...] = ()
-    oom_score_adj: int = -1000
     hard_limits: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -52,7 +52,6 @@ def read_host() -> Host:
         capabilities=_own_capabilities(),
         network_files=tuple(path for path in NETWORK_FILES if os.path.exists(path)),
         thermal_throttle_dirs=tuple(sorted(map(str, throttle))),
-        oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         hard_limits={name: _hard_limit(number) for name, number in RLIMITS.items()},
     )
 
@@ -66,6 +65,24 @@ def _own_capabilities() -> tuple[str, ...]:
     status = Path("/proc/self/status").read_text()
     line = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return from_mask(int(line[1], 16)) if line else ()
+
+
+def check_oom_score(score: int) -> None:
+    """Raises InvalidArgument when the kernel does not let a child of this process have the score.
+
+    How far it may be lowered without CAP_SYS_RESOURCE is nowhere to be read (proc(5)): so this
+    process takes the score, and its own again, which it always may.
+    """
+    path = Path("/proc/self/oom_score_adj")
+    own = path.read_text()
+    try:
+        path.write_text(str(score))
+    except OSError as err:
+        raise InvalidArgument(
+            f"set oom score {score}: {err.strerror}; the manager's own is {own.strip()}, and only "
+            "with CAP_SYS_RESOURCE can it be lowered"
+        ) from err
+    path.write_text(own)
 
 
 def read_device(path: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def create_request(fields: Fields) -> CreateRequest:
         sysctls=fields.labels("sysctls"),
         groups=fields.texts("groups"),
         rlimits=fields.mappings("rlimits"),
-        oom_score_adj=fields.integer("oom_score_adj"),
+        oom_score_adj=fields.integer_or_none("oom_score_adj"),
         shm_bytes=fields.integer("shm_bytes") or SHM_BYTES,
         limits=read_limits(fields.mapping("limits")),
         devices=tuple(map(_device, fields.mappings("devices"))),

@@ -143,7 +143,7 @@ def test_block_throttles(ctl: Ctl) -> None:
         (("--ulimit", "nofile"), "expected NAME=SOFT"),
         (("--ulimit", "sausages=1"), "there are as, core"),
         (("--ulimit", "core=5:4"), "above the hard one"),
-        (("--oom-score-adj", "1001"), "-1000 to 1000"),
+        (("--oom-score-adj", "1001"), "-1000<=x<=1000"),
         (("--sysctl", "kernel.core_pattern=x"), "belongs to the whole host"),
         (("--sysctl", "net.ipv4.ip_forward=1", "--net-host"), "the network is the host's"),
         (("--group-add", "nosuch"), "no such group"),
@@ -171,7 +171,7 @@ def test_what_only_a_stronger_host_can_do(ctl: Ctl) -> None:
         assert ctl.says("--oom-score-adj", "-5", "--", "cat", "/proc/self/oom_score_adj") == "-5"
         return
     assert "no CAP_SYS_RESOURCE" in ctl.refuses("--ulimit", f"nofile={hard + 1}")
-    assert "no CAP_SYS_RESOURCE" in ctl.refuses("--oom-score-adj", str(own - 1))
+    assert "only with CAP_SYS_RESOURCE" in ctl.refuses("--oom-score-adj", str(own - 1))
 
 
 def test_resource_limits_and_oom_score(ctl: Ctl) -> None:
