@@ -37,14 +37,20 @@ def refusals() -> Iterator[None]:
 
 
 def start_detached(
-    session: Session, container_id: str, pid_file: str = "", fifo_dir: str = ""
+    session: Session,
+    container_id: str,
+    pid_file: str = "",
+    fifo_dir: str = "",
+    checkpoint: str = "",
 ) -> None:
     """Create and start the task, with no streams of ctl's.
 
-    `fifo_dir`: with FIFOs that are made in a new directory there, for whoever opens them.
+    `fifo_dir`: with FIFOs that are made in a new directory there, for whoever opens them;
+    `checkpoint`: a directory that it goes on from.
     """
     streams = make_fifos(fifo_dir, container_id) if fifo_dir else NO_STDIO
-    created = session.call("tasks.create", id=container_id, **streams, rows=0, cols=0)
+    body = {"id": container_id, **streams, "checkpoint": checkpoint}
+    created = session.call("tasks.create", **body, rows=0, cols=0)
     with contextlib.ExitStack() as undo:
         undo.callback(_forget_task, session, container_id)
         if pid_file:
@@ -62,12 +68,13 @@ def start_attached(
     output: bool = True,
     pid_file: str = "",
     replace: bool = False,
+    checkpoint: str = "",
     started: Callable[[], object] = lambda: None,
 ) -> int:
     """Create and start the task, and see it to its end; returns its exit code.
 
-    `replace`: an ended task makes way. `started` is called once the task runs, so that a caller
-    stops undoing what went before.
+    `replace`: an ended task makes way. `checkpoint`: a directory that it goes on from. `started`
+    is called once the task runs, so that a caller stops undoing what went before.
     """
     manager = session.manager
     with (
@@ -76,6 +83,7 @@ def start_attached(
     ):
         outputs = output_flows(pipes)
         body: dict[str, Any] = {"id": container_id, **pipes.uris(), **_size(terminal)}
+        body["checkpoint"] = checkpoint
         body["replace"] = replace
         created = answered(manager, manager.begin("tasks.create", **body), outputs)
         undo.callback(_forget_task, session, container_id)

@@ -11,12 +11,13 @@ from lighter.ctl.cli import (
     SIGNAL,
     Commands,
     Session,
+    absolute,
     detach_keys_option,
     fifo_dir_option,
     format_option,
 )
 from lighter.ctl.output import listing, print_json, rfc3339, table
-from lighter.proto.errors import NotFound
+from lighter.proto.errors import InvalidArgument, NotFound
 
 
 @click.group("tasks", cls=Commands)
@@ -51,6 +52,7 @@ def exec_request(
 @click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
 @click.option("--null-io", is_flag=True, help="Pass no streams.")
 @click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
+@click.option("--checkpoint", type=click.Path(), default="", help="Go on from this directory.")
 @fifo_dir_option
 @detach_keys_option
 @click.argument("container_id", metavar="CONTAINER")
@@ -64,12 +66,14 @@ def start(
     null_io: bool,
     pid_file: str,
     fifo_dir: str,
+    checkpoint: str,
 ) -> int:
     """start a container, attached unless -d; the exit code is its own"""
     if words:
         session.warn([f"start {container_id}: not used: {' '.join(words)}"])
+    from_here = absolute(checkpoint) if checkpoint else ""
     if detach:
-        process.start_detached(session, container_id, pid_file, fifo_dir)
+        process.start_detached(session, container_id, pid_file, fifo_dir, from_here)
         return 0
     terminal = process.has_terminal(session, container_id)
     code = process.start_attached(
@@ -79,6 +83,7 @@ def start(
         stdin=not null_io,
         output=not null_io,
         pid_file=pid_file,
+        checkpoint=from_here,
     )
     process.forget(session, container_id)
     return code
@@ -115,6 +120,31 @@ def ps(session: Session, container_id: str) -> None:
         ("PID", "INFO"),
         lambda row: (row["pid"], f"ExecID:{row['exec_id']}" if row["exec_id"] else "-"),
     )
+
+
+@tasks.verb("checkpoint")
+@click.option("--image-path", type=click.Path(), required=True, help="A new directory for it.")
+@click.option("--exit", "ends", is_flag=True, help="End the container with it.")
+@click.argument("container_id", metavar="CONTAINER")
+@click.pass_obj
+def checkpoint(session: Session, container_id: str, image_path: str, ends: bool) -> None:
+    """write a container's processes and memory to a directory, by CRIU
+
+    It runs on, unless --exit is given. `tasks start --checkpoint DIR` goes on from there. What
+    the container has written to its files is not in it: they stay with the container.
+
+    \b
+      ctl tasks checkpoint --image-path /var/tmp/web --exit web
+      ctl tasks delete web && ctl tasks start -d --checkpoint /var/tmp/web web
+    """
+    import os
+
+    directory = absolute(image_path)
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+    except OSError as err:
+        raise InvalidArgument(f"make {directory}: {err.strerror}") from err
+    session.call("tasks.checkpoint", id=container_id, directory=directory, leave_running=not ends)
 
 
 @tasks.verb("metrics metric")

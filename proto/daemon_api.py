@@ -131,7 +131,10 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     volumes.delete      {name} -> {}                    refused while a container's record names it
     volumes.prune       {all} -> {names, size_bytes, problems: [text]}  all: named ones too
     oci.spec            {} -> {spec: text}              what a container starts from
-    tasks.create        {id, stdin, stdout, stderr, rows, cols, replace} -> {pid}    replace: an ended task makes way
+    tasks.create        {id, stdin, stdout, stderr, rows, cols, replace, checkpoint} -> {pid}
+                        replace: an ended task makes way; checkpoint: a directory to go on from,
+                        "" for none: it runs before it is started
+    tasks.checkpoint    {id, directory, leave_running} -> {}    the directory is there and empty
     tasks.start         {id} -> {pid}
     tasks.get           {id} -> {task}
     tasks.list          {} -> {tasks: [{id, pid, status, image, exit_status, exited_at, cause, reason,

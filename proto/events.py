@@ -9,6 +9,7 @@ A body is a map of plain values. `container_id` is in all of them; the rest:
     /tasks/exec-added   exec_id
     /tasks/exec-started exec_id, pid
     /tasks/paused, /tasks/resumed, /tasks/oom
+    /tasks/checkpointed checkpoint: the directory
 
 Of those that containerd does not have, `id` is in all:
 
@@ -29,6 +30,7 @@ EXEC_STARTED = "/tasks/exec-started"
 PAUSED = "/tasks/paused"
 RESUMED = "/tasks/resumed"
 OOM = "/tasks/oom"
+CHECKPOINTED = "/tasks/checkpointed"
 CONTAINER_CREATE = "/containers/create"
 CONTAINER_UPDATE = "/containers/update"
 CONTAINER_DELETE = "/containers/delete"

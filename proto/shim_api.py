@@ -11,6 +11,7 @@
     resize       {exec_id, rows, cols} -> {}
     close_stdin  {exec_id} -> {}
     update       {resources} -> {}                   `resources`: path of OCI linux.resources
+    checkpoint   {image, leave_running} -> {}        CRIU's files go to the directory `image`
     release_output  {} -> {}                         what was written to FIFOs that nobody reads is
                                                      not waited with any longer
     end          {} -> {}                            SIGKILL to init, whatever its state
@@ -41,6 +42,7 @@ The order of a create (a map):
     stdin, stdout, stderr   URIs, see daemon_api
     log             {dir, max_bytes, max_files} or null
     io_policy       "drop" or "block": what a FIFO with no reader does once its spool is full
+    restore         directory of a checkpoint that the container goes on from, or ""; may be missing
     timeout_ns      for each call of the runtime, or null for the default
 
 Names of the features that a shim offers in its hello are in FEATURES.

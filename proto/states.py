@@ -31,6 +31,7 @@ TASK: dict[tuple[str, str], str] = {
     (RUNNING, "attach"): RUNNING,
     (RUNNING, "exec"): RUNNING,
     (RUNNING, "update"): RUNNING,
+    (RUNNING, "checkpoint"): RUNNING,  # one that ends with it is heard of by its exit
     (PAUSED, "resume"): RUNNING,
     (PAUSED, "exit"): STOPPED,
     (PAUSED, "kill"): PAUSED,

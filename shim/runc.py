@@ -50,6 +50,20 @@ def update_argv(container_id: str, resources: str) -> list[str]:
     return ["update", "--resources", resources, container_id]
 
 
+def checkpoint_argv(container_id: str, image: str, work: str, flags: Iterable[str]) -> list[str]:
+    return ["checkpoint", "--image-path", image, "--work-path", work, *flags, container_id]
+
+
+def restore_argv(
+    bundle: str, pid_file: str, console_socket: str, container_id: str, image: str, work: str
+) -> list[str]:
+    argv = ["restore", "--detach", "--bundle", bundle, "--pid-file", pid_file]
+    argv += ["--image-path", image, "--work-path", work]
+    if console_socket:
+        argv += ["--console-socket", console_socket]
+    return [*argv, container_id]
+
+
 def delete_argv(container_id: str, force: bool = False) -> list[str]:
     return ["delete", "--force", container_id] if force else ["delete", container_id]
 

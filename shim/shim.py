@@ -173,6 +173,8 @@ class Shim:
             return await task.resume()
         if method == "update":
             return await task.update(_text(body, "resources"))
+        if method == "checkpoint":
+            return await task.checkpoint(_text(body, "image"), bool(body["leave_running"]))
         if method == "release_output":
             return await task.release_output()
         if method == "end":

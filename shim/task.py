@@ -115,6 +115,9 @@ class Task:
         pid_file = self._bundle + "/init.pid"
 
         def argv(console: str) -> list[str]:
+            if image := order.get("restore"):
+                bundle = self._bundle
+                return runc.restore_argv(bundle, pid_file, console, self.id, image, bundle)
             flags = order.get("create_flags") or ()
             return runc.create_argv(self._bundle, pid_file, console, self.id, flags)
 
@@ -182,7 +185,8 @@ class Task:
         self._start_settled = Future()
         try:
             self.init.stdio.look()
-            await self._runc.run(["start", self.id], self._runtime_s)
+            if not self.order.get("restore"):  # what is restored runs since it was created
+                await self._runc.run(["start", self.id], self._runtime_s)
             hit("shim.runc-started")
             self.init.step("start", self.id)
             self._link.publish(events.START, {"container_id": self.id, "pid": self.init.pid})
@@ -280,6 +284,14 @@ class Task:
     async def update(self, resources: str) -> dict[str, Any]:
         self.init.check("update", self.id)
         await self._runc.run(runc.update_argv(self.id, resources), self._runtime_s)
+        return {}
+
+    async def checkpoint(self, image: str, leave_running: bool) -> dict[str, Any]:
+        """Have CRIU write the container's state below `image`; without `leave_running` it ends."""
+        self.init.check("checkpoint", self.id)
+        flags = ["--leave-running"] if leave_running else []
+        argv = runc.checkpoint_argv(self.id, image, self._bundle, flags)
+        await self._runc.run(argv, self._runtime_s)
         return {}
 
     async def release_output(self) -> dict[str, Any]:

@@ -143,6 +143,7 @@ _MESSAGES: dict[str, Callable[[Body], Message]] = {
     events.EXEC_ADDED: _same(ev.TaskExecAdded),
     events.EXEC_STARTED: _same(ev.TaskExecStarted),
     events.PAUSED: _same(ev.TaskPaused),
+    events.CHECKPOINTED: _same(ev.TaskCheckpointed),
     events.RESUMED: _same(ev.TaskResumed),
     events.OOM: _same(ev.TaskOOM),
     events.CONTAINER_CREATE: _container_create,

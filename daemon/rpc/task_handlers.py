@@ -11,7 +11,7 @@ from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.rpc.fields import SIGNALS, Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
-from lighter.daemon.tasks import processes
+from lighter.daemon.tasks import criu, processes
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.taskviews import TaskViews
@@ -33,10 +33,23 @@ def task_methods(
     async def create(call: Call, body: Body) -> Any:
         fields = Fields("tasks.create", body)
         namespace, id_, stdio = namespace_of(call), fields.id(), _stdio(fields, call)
+        if directory := fields.text("checkpoint"):
+            criu.check_written(directory)
+            stdio["restore"] = directory
         if fields.flag("replace"):
             await restarts.make_way(namespace, id_)
         pid = await containers.start_task(namespace, id_, stdio)
         return {"pid": pid}
+
+    async def checkpoint(call: Call, body: Body) -> Any:
+        fields = Fields("tasks.checkpoint", body)
+        await tasks.checkpoint(
+            namespace_of(call),
+            fields.id(),
+            fields.needed("directory"),
+            fields.flag("leave_running", True),
+        )
+        return {}
 
     async def start(call: Call, body: Body) -> Any:
         pid = await tasks.start(namespace_of(call), Fields("tasks.start", body).id())
@@ -151,6 +164,7 @@ def task_methods(
         **methods("tasks", create=create, start=start, get=get, list=list_, kill=kill, stop=stop),
         **methods("tasks", pause=pause, resume=resume, exec=exec_, attach=attach, resize=resize),
         **methods("tasks", close_stdin=close_stdin, wait=wait, delete=delete, pids=pids),
+        **methods("tasks", checkpoint=checkpoint),
     }
 
 

@@ -255,6 +255,7 @@ def create_order(
         "logger_for": [bundle.namespace, bundle.id],
         "timeout_ns": int(runtime_s * 1e9),
         "stdin": stdio.get("stdin", ""),
+        "restore": stdio.get("restore", ""),
         "stdout": stdio.get("stdout", ""),
         "stderr": stdio.get("stderr", ""),
         "rows": stdio.get("rows", 0),

@@ -14,6 +14,7 @@ from typing import Any
 
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks import criu
 from lighter.daemon.tasks.alive import why_alive
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec
@@ -164,6 +165,28 @@ class TaskService:
             peer = await connected(entry)
             with self._bundle_of(namespace, container_id).resources(resources) as path:
                 await peer.call("update", {"resources": path})
+
+    async def checkpoint(
+        self, namespace: str, container_id: str, directory: str, leave_running: bool
+    ) -> None:
+        """Write the task's processes and memory to a directory; without `leave_running` it ends.
+
+        Raises FailedPrecondition with the reason where CRIU cannot do it.
+        """
+        criu.check_new(directory)
+        entry = self.find(namespace, container_id)
+        async with entry.lock:
+            states.advance(states.TASK, entry.state, "checkpoint", entry.what)
+            peer = await connected(entry)
+            body = {"image": directory, "leave_running": leave_running}
+            try:
+                await peer.call("checkpoint", body)
+            except FailedPrecondition as err:
+                log_path = f"{self._bundle_of(namespace, container_id).dir}/dump.log"
+                why = await asyncio.to_thread(criu.why_not, log_path)
+                raise FailedPrecondition(f"checkpoint {entry.what}: {why or err.message}") from err
+        told = {"container_id": container_id, "checkpoint": directory}
+        self._events.publish(namespace, events.CHECKPOINTED, told)
 
     async def _step(self, namespace: str, container_id: str, step: str) -> None:
         entry = self.find(namespace, container_id)

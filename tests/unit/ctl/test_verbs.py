@@ -197,7 +197,7 @@ def test_run_flags_reach_the_manager(manager: FakeManager, ctl: Ctl, tmp_path: P
         "allow_new_privs": True,
         "with_ns": {"pid": "/p"},
         "seccomp": "unconfined",
-        "log": {"driver": "none", "max_size": 1024, "max_file": 5},
+        "log": {"driver": "none", "max_size": 1024, "max_file": 5, "uri": ""},
         "stop_signal": "INT",
         "entrypoint": [],
     }

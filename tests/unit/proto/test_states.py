@@ -30,6 +30,7 @@ STEPS = (
     "delete",
     "nonsense",
     "update",
+    "checkpoint",
 )
 TABLES = {"task": states.TASK, "exec": states.EXEC}
 
