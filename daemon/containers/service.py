@@ -148,9 +148,15 @@ class ContainerService:
             self._store.get(namespace, id_)
             self._check_free(namespace, id_)
             container = replace(container, spec=with_network(container.spec, prepared))
-            return await self._creator.create(
+            pid = await self._creator.create(
                 container, mounts, terminal, stdio, options, prepared.key
             )
+            try:
+                await self._networks.attach_created(prepared, container)
+            except BaseException:
+                await asyncio.shield(self._tasks.delete(namespace, id_, force=True))
+                raise
+            return pid
         except BaseException:
             await asyncio.shield(self._networks.released(prepared.key))
             raise

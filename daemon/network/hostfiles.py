@@ -122,7 +122,11 @@ def _gateway(results: Sequence[Result]) -> str:
 
 
 def write(
-    directory: str, request: NetworkRequest, results: Sequence[Result], hostname: str
+    directory: str,
+    request: NetworkRequest,
+    results: Sequence[Result],
+    hostname: str,
+    owner: tuple[int, int] = (0, 0),
 ) -> list[tuple[str, str]]:
     """Write the files; returns (place in the container, path). Blocking. Raises Unavailable.
 
@@ -138,7 +142,7 @@ def write(
         for place, name in PLACES.items():
             if texts[name] or name == "resolv.conf":
                 path = f"{directory}/{name}"
-                _write_over(path, texts[name].encode())
+                _write_over(path, texts[name].encode(), owner)
                 made.append((place, path))
     except OSError as err:
         raise Unavailable(f"write {err.filename or directory}: {err.strerror}") from err
@@ -151,10 +155,11 @@ def existing(directory: str) -> list[tuple[str, str]]:
     return [(place, path) for place, path in paths if os.path.exists(path)]
 
 
-def _write_over(path: str, data: bytes) -> None:
+def _write_over(path: str, data: bytes, owner: tuple[int, int]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, _MODE)
     try:
+        os.fchown(fd, *owner)
         os.fchmod(fd, _MODE)
         os.ftruncate(fd, 0)
         while data:

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lighter.daemon.metadata.containers import ContainerStore
-from lighter.daemon.network import hostfiles
 from lighter.daemon.network.configs import Network
 from lighter.daemon.network.netns import is_own_network
 from lighter.daemon.network.records import Attached, Record
 from lighter.daemon.network.request import NetworkRequest, from_option
 from lighter.daemon.network.service import NetworkService, Wanted, not_attached
-from lighter.daemon.network.specs import default_hostname
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.types import Container
 from lighter.proto import states
@@ -160,13 +158,7 @@ class LiveNetworks:
         """hosts and resolv.conf follow, where the container has them from us."""
         if not self._service.files_of(key):
             return
-        await asyncio.to_thread(
-            hostfiles.write,
-            self._service.directory(key),
-            request,
-            self._service.results(key),
-            self._service.hostname(container) or default_hostname(container.id),
-        )
+        await self._service.write_files(key, request, container)
 
     async def check(self, namespace: str, container_id: str) -> list[Checked]:
         """What every plugin says of every attachment; nothing is changed."""

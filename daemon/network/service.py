@@ -118,11 +118,16 @@ class NetworkService:
     # a task begins
 
     async def prepare(self, container: Container, request: NetworkRequest) -> Prepared:
-        """All that the request asks for. Raises what is wrong with it, and then has undone it."""
+        """All that the request asks for. Raises what is wrong with it, and then has undone it.
+
+        A container with mapped ids must own its network to mount /sys (user_namespaces(7)): its
+        runtime makes one, and `attach_created` attaches that.
+        """
         namespace, id_ = container.namespace, container.id
         await self._earlier_gone(namespace, id_)
         networks = await asyncio.to_thread(self._networks, request)
         key = f"{self._instance}-{secrets.token_hex(8)}"
+        late = bool(networks) and "id_root" in container.options
         has_netns = bool(networks or request.container)
         record = Record(
             key=key,
@@ -131,7 +136,7 @@ class NetworkService:
             path=self.netns.path(key) if has_netns else "",
             boot_id=self._boot_id,
             token=secrets.token_hex(16),
-            made=not request.container,
+            made=not (request.container or late),
             ports=ports.choose(request.ports, self._taken_ports()) if networks else (),
         )
         self._making.add(key)
@@ -141,7 +146,7 @@ class NetworkService:
             async with self._at_once:
                 await self._save(record)
                 hit("network.recorded")
-                places = await self._make(record, request, networks, container)
+                places = await self._make(record, request, [] if late else networks, container)
         except BaseException:
             # Shielded: a caller that gives up does not leave half a network behind.
             await asyncio.shield(self.released(key))
@@ -149,7 +154,21 @@ class NetworkService:
         finally:
             self._making.discard(key)
         hostname = default_hostname(id_) if networks else ""
+        if late:
+            return Prepared(key, "", tuple(places), hostname, request)
         return Prepared(key, record.path, tuple(places), hostname)
+
+    async def attach_created(self, prepared: Prepared, container: Container) -> None:
+        """Attach a task that has been made and was not started. Raises what plugins say."""
+        key, request = prepared.key, prepared.request
+        if request is None:
+            return
+        entry = self._find_task(container.namespace, container.id)
+        async with self._at_once, self.lock(key):
+            await self.netns.keep(key, entry.pid, self._cgroup_of(entry))
+            networks = await asyncio.to_thread(self._networks, request)
+            await self._add_all(key, request, networks)
+            await self.write_files(key, request, container)
 
     async def _make(
         self,
@@ -165,17 +184,33 @@ class NetworkService:
             ipv6 = bool(request.ip6) or any(network.may_have_ipv6 for network in networks)
             await self.netns.make(key, ipv6=ipv6)
             hit("network.netns-made")
-        unpublished = record.ports
+        await self._add_all(key, request, networks)
+        return await self.write_files(key, request, container)
+
+    async def _add_all(self, key: str, request: NetworkRequest, networks: list[Network]) -> None:
+        unpublished = self._records[key].ports
         for number, network in enumerate(networks):
             here = unpublished if network.has_capability("portMappings") else ()
             unpublished = () if here else unpublished
             ips = tuple(ip for ip in (request.ip, request.ip6) if ip) if number == 0 else ()
             mac = request.mac if number == 0 else ""
             await self.add(key, network, Wanted(ips, mac, here, request.dns))
-        results = self.results(key)
-        hostname = _hostname(container.spec) or (default_hostname(container.id) if networks else "")
+
+    async def write_files(
+        self, key: str, request: NetworkRequest, container: Container
+    ) -> list[tuple[str, str]]:
+        """hosts, hostname and resolv.conf, as its networks are now."""
+        owner = container.options.get("id_root") or (0, 0)
+        hostname = _hostname(container.spec)
+        if request.attaches and not hostname:
+            hostname = default_hostname(container.id)
         places = await asyncio.to_thread(
-            hostfiles.write, self._store.directory(key), request, results, hostname
+            hostfiles.write,
+            self._store.directory(key),
+            request,
+            self.results(key),
+            hostname,
+            (int(owner[0]), int(owner[1])),
         )
         hit("network.files-written")
         return places
@@ -193,14 +228,6 @@ class NetworkService:
     def files_of(self, key: str) -> list[tuple[str, str]]:
         """(place in the container, path) of the files that were written for it."""
         return hostfiles.existing(self._store.directory(key))
-
-    def directory(self, key: str) -> str:
-        """Where the container's files are."""
-        return self._store.directory(key)
-
-    def hostname(self, container: Container) -> str:
-        """What its definition says, or what it is called because it has a network."""
-        return _hostname(container.spec) or default_hostname(container.id)
 
     def results(self, key: str) -> list[Result]:
         return [one.view() for one in self._records[key].attached]

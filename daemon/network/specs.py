@@ -5,18 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lighter.daemon.network.request import NetworkRequest
+
 MAX_HOSTNAME = 63
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What a start has been given: `key` of its record, the namespace's path or "", and the files
-    as (place in the container, path)."""
+    as (place in the container, path).
+
+    `request` is what is attached only when the runtime has made the namespace, else None.
+    """
 
     key: str
     path: str = ""
     files: tuple[tuple[str, str], ...] = ()
     hostname: str = ""
+    request: NetworkRequest | None = None
 
 
 def default_hostname(container_id: str) -> str:

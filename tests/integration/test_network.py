@@ -489,3 +489,20 @@ def test_sec_84_a_published_port_takes_no_others_traffic(net: NetworkedLighterd)
 
     await_that(fetched, 10, "the other one answers")
     assert fetched() == b"other\n"
+
+
+def test_mapped_ids_have_a_network_of_their_own(net: NetworkedLighterd) -> None:
+    """Its runtime makes the namespace, or /sys could not be mounted; it is attached after that."""
+    net.base.chmod(0o711)  # mapped ids pass through it
+    net.write("10-a.conflist", net.bridge("a", "10.20.0.0/24"))
+    maps = ("--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536")
+    run(net, *maps, "--network", "a", "-p", "8080:80", "mapped", command=SERVE)
+    (address,) = net.addresses_of("mapped")
+    assert f"{address}\tmapped\n" in inside(net, "mapped", "cat /etc/hosts")
+    assert inside(net, "mapped", "stat -c %u /etc/hosts") == "0\n"
+    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 10, "the published port answers")
+    net.plugin("odd", '#!/bin/sh\ntest "$CNI_COMMAND" != ADD || exit 3\n')
+    net.write("20-odd.conf", {"cniVersion": "1.0.0", "name": "odd", "type": "odd"})
+    argv = ("run", "-d", *maps, "--network", "odd", IMAGE, "fails", "true")
+    assert net.ctl(*argv).returncode == 125
+    assert "fails" not in net.ctl("ps", "-a").stdout.decode()
