@@ -15,6 +15,7 @@ from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.images.worker import Worker
+from lighter.daemon.oci import idmaps
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.service import TaskService
@@ -74,12 +75,21 @@ class ContainerFiles:
     ) -> int:
         """Unpack a tar into the directory `path`; returns how many entries it had.
 
-        `owner`: whose everything becomes, in place of what the tar says.
+        `owner`: whose everything becomes, in place of what the tar says. Ids are the container's.
         """
         async with self._inside(namespace, id_, writable=True) as (where, fds):
-            job = {"job": "extract", "path": path, "owner": owner, **where}
+            ids = await self._ids(namespace, id_)
+            job = {"job": "extract", "path": path, "owner": owner, **ids, **where}
             done = await self._worker.run(job, [source_fd, *fds])
         return int(done["entries"])
+
+    async def _ids(self, namespace: str, id_: str) -> dict[str, Any]:
+        spec = json.loads((await self._containers.get(namespace, id_)).spec)
+        maps = idmaps.from_spec(spec)
+        return {
+            "uids": [[one.container, one.host, one.size] for one in maps.uids],
+            "gids": [[one.container, one.host, one.size] for one in maps.gids],
+        }
 
     async def export(self, namespace: str, id_: str, target_fd: int) -> int:
         """Write the root file system, without what is mounted below it, as a tar."""

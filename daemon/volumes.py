@@ -313,9 +313,11 @@ class Claim:
         asked: Sequence[Mapping[str, Any]],
         image_volumes: Sequence[str],
         snapshot: Sequence[Mount],
+        owner: tuple[int, int] = (0, 0),
     ) -> tuple[Mapping[str, Any], ...]:
         """`asked` with each volume as the bind that it is, outer directories before inner ones.
 
+        `owner`: the host's ids of the container's root, to whom an empty new volume belongs.
         The image's own volumes get one each where nothing else is asked for. Raises LighterError.
         """
         if len(asked) + len(image_volumes) > _MAX_MOUNTS:
@@ -329,13 +331,13 @@ class Claim:
                 places.add(place)
                 wanted.append({"type": VOLUME, "source": "", "destination": place, "options": []})
         made = [
-            await self._mount(mount, snapshot) if mount.get("type") == VOLUME else mount
+            await self._mount(mount, snapshot, owner) if mount.get("type") == VOLUME else mount
             for mount in wanted
         ]
         return tuple(sorted(made, key=lambda mount: _place(mount).count("/")))
 
     async def _mount(
-        self, mount: Mapping[str, Any], snapshot: Sequence[Mount]
+        self, mount: Mapping[str, Any], snapshot: Sequence[Mount], owner: tuple[int, int]
     ) -> Mapping[str, Any]:
         given, options = str(mount.get("source") or ""), list(mount.get("options") or ())
         name, destination = given or self._volumes.new_name(), _place(mount)
@@ -344,6 +346,7 @@ class Claim:
         self._held.append(name)
         if is_new:
             self._new.append(name)
+            os.chown(self._volumes.path(self._namespace, name), *owner)
         if NO_COPY not in options:
             await self._volumes.fill(self._namespace, name, snapshot, destination)
         self.rows.append({"name": name, "destination": destination, "anonymous": not given})

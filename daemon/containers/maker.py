@@ -133,7 +133,9 @@ class ContainerMaker:
                 options |= record(placing, str(spec["linux"].get("cgroupsPath") or ""), own)
             else:
                 asked = (*request.mounts, *request.volumes)
-                mounts = await claim.mounts(asked, made.config.volumes, made.mounts)
+                maps = request.root.id_maps
+                owner = maps.root if maps else (0, 0)
+                mounts = await claim.mounts(asked, made.config.volumes, made.mounts, owner)
                 request = replace(request, mounts=mounts, volumes=())
                 if claim.rows:
                     options["volumes"] = claim.rows

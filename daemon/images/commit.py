@@ -70,6 +70,10 @@ class Committer:
         whose image is not the one any more that it was made from.
         """
         namespace = container.namespace
+        if container.options.get("id_root"):
+            raise FailedPrecondition(
+                f"commit container {container.id}: its ids are mapped, and so are its files' owners"
+            )
         name = normalise(name)
         base = await self._images.config(namespace, container.image)
         parent = await self._parent(container)

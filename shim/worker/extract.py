@@ -1,7 +1,8 @@
 """Job `extract`: a tar into a directory of a container, or of a volume.
 
     {job: "extract", path, owner: [uid, gid] | nil, …see contained.py} + [the tar, namespace
-     (optional)]                                       owner: in place of what the tar says
+     (optional)]                                       owner: in place of what the tar says;
+     uids, gids: [[container's, host's, how many]] of a container whose ids are mapped
     {job: "extract", path: "/", target: directory of the host, devices: bool} + [the tar]
     → {entries, size_bytes}
 
@@ -33,7 +34,7 @@ _TARGET = "target"
 class Extractor(Applier):
     """Writes entries below `prefix`, a path in the container that may go through its links."""
 
-    __slots__ = ("_owner", "_prefix")
+    __slots__ = ("_gids", "_owner", "_prefix", "_uids")
 
     def __init__(
         self, prefix: bytes, owner: tuple[int, int] | None, *args: Any, **options: Any
@@ -41,10 +42,17 @@ class Extractor(Applier):
         super().__init__(*args, **options)
         self._prefix = prefix
         self._owner = owner
+        self._uids: list[list[int]] = []
+        self._gids: list[list[int]] = []
+
+    def map_ids(self, uids: list[list[int]], gids: list[list[int]]) -> None:
+        """Ids are the container's; the files get the host's that stand for them."""
+        self._uids, self._gids = uids, gids
 
     def _apply(self, entry: Entry) -> None:
         if self._owner is not None:
             entry.uid, entry.gid = self._owner
+        entry.uid, entry.gid = _mapped(self._uids, entry.uid), _mapped(self._gids, entry.gid)
         if entry.kind == HARDLINK:
             entry.linkname = self._below(entry.linkname)
         parent_path, _, name = self._below(entry.name).rpartition(b"/")
@@ -72,6 +80,16 @@ class Extractor(Applier):
             raise FailedPrecondition(f"{show(parent.child(name))} is a directory")
         os.unlink(name, dir_fd=parent.fd)
         self._tree.forget(parent.child(name))
+
+
+def _mapped(ranges: list[list[int]], number: int) -> int:
+    """The host's id; the id itself where nothing is mapped. Raises InvalidArgument."""
+    for container, host, size in ranges:
+        if container <= number < container + size:
+            return host + number - container
+    if ranges:
+        raise InvalidArgument(f"the container has no id {number}")
+    return number
 
 
 def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]:
@@ -103,6 +121,7 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
         budget,
         devices=bool(job.get("devices")),
     )
+    extractor.map_ids(job.get("uids") or [], job.get("gids") or [])
     for entry in tar:
         extractor.apply(entry)
         channel.tick(entries=tar.entries)

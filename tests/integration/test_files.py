@@ -278,3 +278,22 @@ def test_parallel_copies_of_one_container(lighterd: Lighterd, tmp_path: Path) ->
         thread.join()
     assert results == [0] * 6
     assert json.dumps(sorted(os.listdir(tmp_path))) == json.dumps([f"d{n}" for n in range(6)])
+
+
+def test_a_container_with_mapped_ids_owns_what_comes_to_it(
+    lighterd: Lighterd, tmp_path: Path
+) -> None:
+    maps = ("--uidmap", "0:100000:2000", "--gidmap", "0:200000:2000")
+    lighterd.base.chmod(0o711)  # mapped ids have to pass it
+    (tmp_path / "file").write_text("x")
+    os.chown(tmp_path / "file", 5, 6)
+    lighterd.ctl("run", "-d", *maps, "-v", "v:/v", REFERENCE, "c", "sleep", "1000", check=True)
+    lighterd.ctl("cp", f"{tmp_path}/file", "c:/v/roots", check=True)
+    lighterd.ctl("cp", "-a", f"{tmp_path}/file", "c:/v/kept", check=True)
+    seen = lighterd.ctl("exec", "c", "stat", "-c", "%u:%g", "/v", "/v/roots", "/v/kept", check=True)
+    assert seen.stdout.decode().split() == ["0:0", "0:0", "5:6"]
+    os.chown(tmp_path / "file", 5000, 6)
+    refused = lighterd.ctl("cp", "-a", f"{tmp_path}/file", "c:/v/far")
+    assert refused.returncode == 1 and b"the container has no id 5000" in refused.stderr
+    refused = lighterd.ctl("commit", "c", "mapped")
+    assert refused.returncode == 1 and b"its ids are mapped" in refused.stderr
