@@ -115,6 +115,11 @@ class ContainerMaker:
         placing = request.placing
         check_programs(runtime, placing.options, self._runtimes)
         options = options_of(request, self._defaults)
+        if "joins" in options:
+            options["joins"] = {
+                kind: self._store.resolve(namespace, other)
+                for kind, other in options["joins"].items()
+            }
         if "network" in options:
             await self._check_network(request.network)
         own = cgroup_path(self._root.instance, namespace, id_)

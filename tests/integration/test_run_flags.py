@@ -151,6 +151,7 @@ def test_block_throttles(ctl: Ctl) -> None:
         (("--device", "/etc/hosts"), "it is no device"),
         (("--device", "/dev/null:/dev/x:z"), "not of r, w and m"),
         (("--pid", "sausage"), "private, host or container:ID"),
+        (("--pid", "container:nosuch"), "container nosuch: there is none"),
         (("--tmpfs", "x"), "absolute path"),
         (("--mount", "type=tmpfs,dst=/t,bind-propagation=shared"), "cannot be this"),
     ],
@@ -257,7 +258,7 @@ def test_another_containers_namespaces(ctl: Ctl) -> None:
     pid = ctl.detached("other")
     script = "readlink /proc/self/ns/pid; readlink /proc/self/ns/ipc; ps"
     ctl.lighterd.ctl(
-        *("containers", "create", "--pid", "container:other", "--ipc", "container:other"),
+        *("containers", "create", "--pid", "container:oth", "--ipc", "container:other"),
         *(REFERENCE, "x", "sh", "-c", script),
         check=True,
     )
