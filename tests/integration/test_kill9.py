@@ -26,7 +26,7 @@ CREATE = [
 ]
 START = ["start.asked", "event.start", "start.done"]
 EXEC = ["exec.row-committed", "exec.asked", "event.exec-started", "exec.done"]
-END = ["event.exit", "event.exit-committed", "event.closed"]
+END = ["restart.stop-noted", "event.exit", "event.exit-committed", "event.closed"]
 DELETE = [
     *("delete.closed", "delete.bundle-gone", "delete.row-gone"),
     *("containers.row-gone", "snapshot.row-deleted", "snapshot.removed"),
@@ -43,7 +43,7 @@ SHIM_LATER = [
 SHIM = [*SHIM_CREATE, *SHIM_ASKED, *SHIM_LATER]
 # Points of other tests, and one that every small file passes.
 ELSEWHERE = {
-    *("start.locked", "start.recovered", "start.tidied", "file.written"),
+    *("start.locked", "start.recovered", "start.tidied", "file.written", "network.recovering"),
     *("gc.asked", "gc.marked", "gc.rows-deleted", "gc.files-removed"),
 }
 # Where code can fail; behind the others comes an act that cannot be undone.
