@@ -10,7 +10,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-_TIME_KEYS = ("timestamp", "exited_at", "created_at", "updated_at", "started_at")
+_TIME_KEYS = (
+    "timestamp",
+    "exited_at",
+    "created_at",
+    "updated_at",
+    "started_at",
+    "ended_at",
+    "due_at",
+    "restart_at",
+)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 

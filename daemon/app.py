@@ -58,6 +58,8 @@ from lighter.daemon.plugins import SERVICES, plugins
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
+from lighter.daemon.restarts.byhand import ByHand
+from lighter.daemon.restarts.labelwatch import LabelWatch
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.restarts.store import RestartStore
 from lighter.daemon.rpc import (
@@ -146,6 +148,8 @@ class Services:
     records: ContainerRecords
     changes: ContainerChanges
     restarts: Restarts
+    by_hand: ByHand
+    label_watch: LabelWatch
     health: HealthService
     recovery: Recovery
     networks: NetworkService
@@ -336,8 +340,9 @@ def build(
     )
     supervisor.on_stranger = recovery.on_stranger
     removal = AutoRemoval(supervisor, containers)
+    restart_store = RestartStore(db)
     restarts = Restarts(
-        store=RestartStore(db),
+        store=restart_store,
         containers=containers,
         tasks=tasks,
         supervisor=supervisor,
@@ -409,6 +414,16 @@ def build(
         ),
         changes=changes,
         restarts=restarts,
+        by_hand=ByHand(
+            restarts=restarts,
+            store=restart_store,
+            containers=containers,
+            tasks=tasks,
+            supervisor=supervisor,
+        ),
+        label_watch=LabelWatch(
+            restarts=restarts, store=restart_store, tasks=tasks, supervisor=supervisor
+        ),
         health=health,
         recovery=recovery,
         networks=networks,
@@ -438,13 +453,15 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         **handlers.version_method(facts),
         **handlers.namespace_methods(s.namespaces),
         **metrics_handlers.metrics_methods(s.tasks),
-        **container_handlers.container_methods(s.containers, s.restarts, s.health, network_of),
-        **restart_handlers.restart_methods(s.restarts, s.changes),
+        **container_handlers.container_methods(
+            s.containers, s.by_hand, s.restarts, s.health, network_of
+        ),
+        **restart_handlers.restart_methods(s.by_hand, s.changes),
         **task_handlers.task_methods(
             s.tasks,
             s.execs,
             s.containers,
-            s.restarts,
+            s.by_hand,
             TaskViews(s.tasks, s.restarts, s.health),
             network_of,
         ),

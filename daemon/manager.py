@@ -157,7 +157,7 @@ class Manager:
         )
         in_background(services.networks.recover(services.supervisor.entry))
         in_background(self._tidy(services))
-        in_background(services.restarts.watch_labels())
+        in_background(services.label_watch.run())
         in_background(_keep_listening(server.listen_again, router.listen_again))
         await self._stopping.wait()
         await self._finish_removals(services.snapshotters)

@@ -108,7 +108,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         labels, created_at, updated_at}], next}
     containers.get      {id} -> {container: {…as listed, spec: text, options, networks, ports, restart: {policy,
                         max_retries, count, stopped, due_at, error}, health: {status, failing_streak,
-                        log: [{start, end, exit_code, output}]} or null}}
+                        log: [{started_at, ended_at, exit_code, output}]} or null}}
     containers.label    {id, labels} -> {container}     "" as value removes a label
     containers.start    {id} -> {pid}                   an ended task makes way; one that runs is no error
     containers.restart  {id, timeout_s, signal} -> {pid}    stopped as by tasks.stop, then started

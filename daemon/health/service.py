@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from lighter.daemon.events import EventLog
-from lighter.daemon.health.check import STARTING, Health, HealthCheck, from_record
+from lighter.daemon.health.check import STARTING, Health, HealthCheck, Probe, from_record
 from lighter.daemon.health.probe import Prober
 from lighter.daemon.health.store import HealthStore
 from lighter.daemon.metadata.containers import ContainerStore
@@ -125,12 +125,21 @@ class HealthService:
         return {
             "status": health.status,
             "failing_streak": health.failing_streak,
-            "log": [vars(probe) for probe in health.log],
+            "log": [_shown(probe) for probe in health.log],
         }
 
     def statuses(self, namespace: str) -> dict[str, str]:
         """By incarnation."""
         return dict(self._store.statuses(namespace).values())
+
+
+def _shown(probe: Probe) -> dict[str, Any]:
+    return {
+        "started_at": probe.start,
+        "ended_at": probe.end,
+        "exit_code": probe.exit_code,
+        "output": probe.output,
+    }
 
 
 def _age_s(entry: Entry) -> float:

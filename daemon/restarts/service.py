@@ -1,4 +1,4 @@
-"""Restarts: by policy, by containerd's labels, and by hand; none lost and none doubled.
+"""Restarts by policy and by containerd's labels; none is lost and none doubled.
 
 What is owed stands in the container's row before anything is done for it, and is crossed out when
 the task runs. Between the two each step looks at what there is and does what is next, so a manager
@@ -13,7 +13,6 @@ The end of an incarnation that is settled is never counted again.
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -21,7 +20,6 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-from lighter.daemon.containers.request import signal_number
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.events import EventLog
 from lighter.daemon.restarts import labels
@@ -29,7 +27,6 @@ from lighter.daemon.restarts.policy import (
     FIRST_DELAY_MS,
     NO,
     RestartPolicy,
-    from_record,
     next_delay_ms,
 )
 from lighter.daemon.restarts.store import Definition, Restart, RestartStore
@@ -37,11 +34,9 @@ from lighter.daemon.tasks.clientstdio import stdio_of
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.types import Exit
 from lighter.proto import events, states
 from lighter.proto.errors import (
     Aborted,
-    FailedPrecondition,
     InvalidArgument,
     LighterError,
     NotFound,
@@ -50,9 +45,8 @@ from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.restarts")
 
-LOOK_S = 10.0  # at containerd's labels, as its own monitor does
 _AGAIN_S = 0.2
-_FAILED = 1  # a start that fails is a failure of the container's
+FAILED = 1  # a start that fails is a failure of the container's
 _NO_STREAMS = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
 
 Key = tuple[str, str]
@@ -75,7 +69,7 @@ _NEXT: dict[tuple[str, bool], str] = {
 
 
 class Restarts:
-    """Keeps containers up as they ask for it; starts, stops and restarts them by hand."""
+    """Keeps containers up as they ask for it, and does what `ByHand` asks for on the same rows."""
 
     def __init__(
         self,
@@ -107,7 +101,7 @@ class Restarts:
         self._ours.discard(entry.incarnation)
         row = self._settled(entry)
         if row is not None and row.due_at is not None:
-            self._arm(row)
+            self.arm(row)
 
     def _settled(self, entry: Entry) -> Restart | None:
         if entry.options.get("auto_remove"):
@@ -126,7 +120,7 @@ class Restarts:
         if entry.incarnation in self._ours:
             self._started(row)
         elif row.count or row.stopped or row.delay_ms or row.due_at is not None:
-            self._put(Restart(row.namespace, row.id, settled=row.settled))
+            self.put(Restart(row.namespace, row.id, settled=row.settled))
 
     # deciding
 
@@ -139,8 +133,8 @@ class Restarts:
         if definition is None or entry.started_at is None or entry.exit is None:
             return before  # of one that never ran: what was owed for it still is
         try:
-            policy = _policy(definition)
-            count = _count(definition, before)
+            policy = definition.policy()
+            count = definition.count(before)
         except InvalidArgument as err:
             log.error("restart container %s: %s", entry.id, err)
             return before
@@ -151,14 +145,14 @@ class Restarts:
         row = replace(
             row, settled=entry.incarnation, exit_status=ended.exit_status, due_at=None, error=""
         )
-        stopped = row.stopped or labels.is_stopped(definition.labels)
+        stopped = row.stopped or definition.is_stopped
         if not policy.wants(ended.exit_status, count, stopped):
-            self._put(replace(row, count=count))
+            self.put(replace(row, count=count))
             return row
         ran_s = (ended.exited_at - entry.started_at) / 1e9
-        return self._owe(row, definition, count + 1, next_delay_ms(row.delay_ms, ran_s))
+        return self.owe(row, definition, count + 1, next_delay_ms(row.delay_ms, ran_s))
 
-    def _owe(self, row: Restart, of: Definition, count: int, delay_ms: int) -> Restart:
+    def owe(self, row: Restart, of: Definition, count: int, delay_ms: int) -> Restart:
         """Record that a start is due after `delay_ms`, and tell."""
         due_at = time.time_ns() + delay_ms * 1_000_000
         row = replace(row, count=count, delay_ms=delay_ms, due_at=due_at)
@@ -172,21 +166,21 @@ class Restarts:
         with self._store.changes() as tx:
             if not self._store.put(tx, row):
                 return replace(row, due_at=None)
-            if _by_labels(of):
+            if of.by_labels:
                 self._store.set_count_label(tx, of, count)
             told = self._events.append(tx, row.namespace, events.CONTAINER_RESTART, body)
         hit("restart.owed")
         self._events.announce(told)
         return row
 
-    def _put(self, row: Restart) -> bool:
-        self._disarm(row.key)
+    def put(self, row: Restart) -> bool:
+        self.disarm(row.key)
         with self._store.changes() as tx:
             return self._store.put(tx, row)
 
     # doing what is owed
 
-    def _arm(self, row: Restart) -> None:
+    def arm(self, row: Restart) -> None:
         """See to what is owed when it is due; never later than its pause after this moment, since
         the clock may have been set meanwhile.
         """
@@ -195,11 +189,11 @@ class Restarts:
         self._arm_in(row.key, max(0.0, left_s))
 
     def _arm_in(self, key: Key, delay_s: float) -> None:
-        self._disarm(key)
+        self.disarm(key)
         loop = asyncio.get_running_loop()
         self._timers[key] = loop.call_later(delay_s, self._on_due, key)
 
-    def _disarm(self, key: Key) -> None:
+    def disarm(self, key: Key) -> None:
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()
@@ -209,7 +203,7 @@ class Restarts:
         self._supervisor.in_background(self._pursue(key))
 
     async def _pursue(self, key: Key) -> None:
-        async with self._alone(key):
+        async with self.alone(key):
             row = self._store.get(*key)
             if row is None or row.due_at is None or key in self._held:
                 return
@@ -226,7 +220,7 @@ class Restarts:
         entry = self._supervisor.entries.get(row.key)
         match _NEXT[_found(row, entry)]:
             case "make":
-                await self._make(row)
+                await self.make(row)
             case "start":
                 assert entry is not None
                 if entry.incarnation in self._ours:
@@ -239,7 +233,7 @@ class Restarts:
             case "stop":  # of a restart by hand, whose manager died over it
                 self._arm_in(row.key, _AGAIN_S)
                 try:
-                    await self._end(row.key, None, None)
+                    await self._containers.stop(row.namespace, row.id, None)
                 except LighterError as err:
                     log.warning("stop container %s, to start it again: %s", row.id, err)
             case "settle":
@@ -249,7 +243,7 @@ class Restarts:
             case "done":
                 self._started(row)
 
-    async def _make(self, row: Restart) -> int:
+    async def make(self, row: Restart) -> int:
         """Put another task in the place of the ended one; returns init's pid.
 
         Raises Aborted when it was stopped meanwhile, or what making or starting it raises.
@@ -267,7 +261,7 @@ class Restarts:
         self._ours.add(entry.incarnation)
         hit("restart.task-created")
         try:
-            if not self._is_owed(row):
+            if not self.owes(row):
                 raise Aborted(f"start container {id_}: it was stopped")
             await self._tasks.start(namespace, id_)
         except BaseException:
@@ -279,7 +273,7 @@ class Restarts:
         return pid
 
     def _streams(self, of: Definition) -> Mapping[str, Any]:
-        uri = of.labels.get(labels.LOG_URI) if _by_labels(of) else None
+        uri = of.labels.get(labels.LOG_URI) if of.by_labels else None
         if not uri:
             return _NO_STREAMS
         return stdio_of("", uri, uri, bool(of.options.get("terminal")))
@@ -291,7 +285,7 @@ class Restarts:
         except LighterError as err:
             log.warning("remove %s, which was not started: %s", entry.what, err)
 
-    def _is_owed(self, row: Restart) -> bool:
+    def owes(self, row: Restart) -> bool:
         """Whether what the row says is still what is to be done."""
         now = self._store.get(*row.key)
         return now is not None and now.due_at is not None and now.settled == row.settled
@@ -300,196 +294,46 @@ class Restarts:
         """What was owed is done, unless another end has come since."""
         now = self._store.get(*row.key)
         if now is not None and now.due_at is not None and now.settled == row.settled:
-            self._put(replace(now, due_at=None, error=""))
+            self.put(replace(now, due_at=None, error=""))
             hit("restart.settled")
 
     def _failed(self, row: Restart, error: LighterError) -> None:
         """An attempt at a start failed: as an end of the container, it has its pause and limit."""
         definition = self._store.definition(*row.key)
-        if definition is None or not self._is_owed(row):
+        if definition is None or not self.owes(row):
             return
         log.warning("start container %s again: %s", row.id, error.message)
         row = replace(row, error=error.message)
         try:
-            policy, count = _policy(definition), _count(definition, row)
+            policy, count = definition.policy(), definition.count(row)
         except InvalidArgument:
             policy, count = RestartPolicy(), row.count
-        if policy.wants(_FAILED, count, row.stopped):
+        if policy.wants(FAILED, count, row.stopped):
             delay_ms = next_delay_ms(row.delay_ms or FIRST_DELAY_MS, 0)
-            self._arm(self._owe(row, definition, count + 1, delay_ms))
+            self.arm(self.owe(row, definition, count + 1, delay_ms))
         else:
-            self._put(replace(row, due_at=None))
+            self.put(replace(row, due_at=None))
 
     @asynccontextmanager
-    async def _alone(self, key: Key) -> AsyncIterator[None]:
+    async def alone(self, key: Key) -> AsyncIterator[None]:
         """One at a time for each container makes and deletes tasks here."""
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
             yield
-
-    # by hand
-
-    async def start(self, namespace: str, container_id: str) -> int:
-        """Start a container that does not run, an ended task making way; returns init's pid.
-
-        One that runs is left as it is. Raises NotFound, or what the runtime says.
-        """
-        return await self._start_by_hand((namespace, container_id), None)
-
-    async def restart(
-        self, namespace: str, container_id: str, timeout_s: float | None, signum: int | None = None
-    ) -> int:
-        """End the task, if there is one, as `stop` does, and start another; returns init's pid.
-
-        `timeout_s` None: the container's own. A manager that is killed over it does the rest when
-        it is there again.
-        """
-        return await self._start_by_hand((namespace, container_id), (timeout_s, signum))
-
-    async def _start_by_hand(self, key: Key, stop: tuple[float | None, int | None] | None) -> int:
-        namespace, id_ = key
-        await self._containers.get(namespace, id_)
-        async with self._alone(key):
-            entry = self._supervisor.entries.get(key)
-            if entry is not None and not entry.is_task:
-                raise FailedPrecondition(f"start container {id_}: it is being created")
-            if entry is not None and entry.exit is None and stop is None:
-                if entry.state == states.CREATED:
-                    return await self._tasks.start(namespace, id_)
-                return entry.pid
-            self._held.discard(key)
-            settled = entry.incarnation if entry is not None else ""
-            row = Restart(namespace, id_, settled=settled, due_at=time.time_ns())
-            self._put(row)
-            hit("restart.asked")
-            try:
-                if entry is not None and entry.exit is None:
-                    await self._end(key, *(stop or (None, None)))
-                return await self._make(row)
-            except asyncio.CancelledError:
-                if self._is_owed(row):  # who asked has gone; what was begun is finished
-                    self._arm(row)
-                raise
-            except Exception as err:
-                if self._is_owed(row):  # who asked hears of the failure: nobody tries on
-                    self._put(replace(row, due_at=None, error=str(err)))
-                raise
-
-    async def make_way(self, namespace: str, container_id: str) -> None:
-        """Forget an ended task, so that its caller makes the next one. Raises FailedPrecondition
-        while it runs.
-        """
-        key = namespace, container_id
-        async with self._alone(key):
-            row = self._store.get(*key)
-            if row is not None and row.due_at is not None:
-                self._put(replace(row, due_at=None))
-            self._held.discard(key)
-            entry = self._supervisor.entries.get(key)
-            if entry is None:
-                return
-            if entry.exit is None:
-                raise FailedPrecondition(
-                    f"start container {container_id}: it is {entry.view().status}"
-                )
-            await self._tasks.delete(namespace, container_id)
-
-    async def _end(self, key: Key, timeout_s: float | None, signum: int | None) -> None:
-        """Ended before its start, or meanwhile, is ended too."""
-        try:
-            await self._containers.stop(*key, timeout_s, signum)
-        except NotFound:
-            if key in self._supervisor.entries:
-                raise
-
-    async def stop(
-        self, namespace: str, container_id: str, timeout_s: float | None, signum: int | None = None
-    ) -> Exit:
-        """Stop it, and for good; see ContainerService.stop. A restart under way is called off."""
-        key = namespace, container_id
-        was_owed = self._stopped_by_hand(key)
-        try:
-            return await self._containers.stop(namespace, container_id, timeout_s, signum)
-        except NotFound:
-            async with self._alone(key):  # the next one was being made, and is not started
-                if key in self._supervisor.entries:
-                    return await self._containers.stop(namespace, container_id, timeout_s, signum)
-            row = self._store.get(*key)
-            if not was_owed or row is None:
-                raise
-            return Exit(row.exit_status or 0, 0)
-
-    async def kill(
-        self, namespace: str, container_id: str, exec_id: str, signum: int, everyone: bool
-    ) -> None:
-        """Send a signal. One that ends the container, SIGKILL or its stop signal, ends it for good.
-
-        One that waits to be started again is not any more.
-        """
-        was_owed = False
-        if not exec_id and self._ends(namespace, container_id, signum):
-            was_owed = self._stopped_by_hand((namespace, container_id))
-        try:
-            await self._tasks.kill(namespace, container_id, exec_id, signum, everyone)
-        except (NotFound, FailedPrecondition):
-            if not was_owed:
-                raise
-
-    def _ends(self, namespace: str, container_id: str, signum: int) -> bool:
-        if signum == signal.SIGKILL:
-            return True
-        definition = self._store.definition(namespace, container_id)
-        named = (definition.options.get("stop_signal") if definition else None) or "SIGTERM"
-        try:
-            return signum == signal_number(str(named))
-        except InvalidArgument:
-            return False
-
-    def _stopped_by_hand(self, key: Key) -> bool:
-        """Remember it, and forget what is owed; returns whether something was."""
-        row = self._store.get(*key)
-        if row is None and key not in self._supervisor.entries:
-            return False  # it never ran: it is no container that was stopped
-        row = row or Restart(*key)
-        was_owed = row.due_at is not None
-        self._put(replace(row, stopped=True, due_at=None, error=""))
-        hit("restart.stop-noted")
-        return was_owed
-
-    async def delete(
-        self, namespace: str, container_id: str, force: bool, *, volumes: bool = False
-    ) -> None:
-        """Remove the container. Refused while it waits to be started again, unless `force`."""
-        if force and self.is_owed(namespace, container_id):
-            self._stopped_by_hand((namespace, container_id))
-        async with self.at_rest(namespace, container_id, f"delete container {container_id}"):
-            await self._containers.delete(namespace, container_id, force, volumes=volumes)
-
-    @asynccontextmanager
-    async def at_rest(self, namespace: str, container_id: str, attempt: str) -> AsyncIterator[None]:
-        """While it is not started again. Raises FailedPrecondition when that is owed."""
-        key = namespace, container_id
-        if self.is_owed(*key):
-            raise FailedPrecondition(f"{attempt}: it is being started again; stop it first")
-        async with self._alone(key):
-            yield
-        if self._store.definition(*key) is None:
-            self._disarm(key)
-
-    def set_policy(self, namespace: str, container_id: str, policy: RestartPolicy) -> None:
-        """What the record says from now on: a start that it does not want is not owed."""
-        row = self._store.get(namespace, container_id)
-        if row is not None and row.due_at is not None:
-            status = row.exit_status if row.exit_status is not None else _FAILED
-            if not policy.wants(status, row.count - 1, row.stopped):
-                self._put(replace(row, due_at=None))
 
     def hold(self, namespace: str, container_id: str) -> None:
         """It is stopped with everything else: no restart before somebody, or the next manager,
         starts it. Its end is settled then.
         """
         self._held.add((namespace, container_id))
-        self._disarm((namespace, container_id))
+        self.disarm((namespace, container_id))
+
+    def release(self, key: Key) -> None:
+        """Somebody starts it: it is not held any more."""
+        self._held.discard(key)
+
+    def is_held(self, key: Key) -> bool:
+        return key in self._held
 
     def hold_owed(self) -> None:
         """Hold all that wait to be started again."""
@@ -500,22 +344,8 @@ class Restarts:
     # looking
 
     def describe(self, namespace: str, container_id: str) -> dict[str, Any]:
-        """What `inspect` shows: the policy, and what came of it."""
-        definition = self._store.definition(namespace, container_id)
-        row = self._store.get(namespace, container_id) or Restart(namespace, container_id)
-        problem = row.error
-        try:
-            policy = _policy(definition) if definition is not None else RestartPolicy()
-        except InvalidArgument as err:
-            policy, problem = RestartPolicy(), err.message
-        return {
-            "policy": policy.name,
-            "max_retries": policy.max_retries,
-            "count": row.count,
-            "stopped": row.stopped,
-            "due_at": row.due_at,
-            "error": problem,
-        }
+        """What `inspect` shows."""
+        return self._store.describe(namespace, container_id)
 
     def get(self, namespace: str, container_id: str) -> Restart | None:
         return self._store.get(namespace, container_id)
@@ -529,7 +359,7 @@ class Restarts:
         row = self._store.get(namespace, container_id)
         return row is not None and row.due_at is not None
 
-    # a manager's start, and containerd's way of looking
+    # a manager's start
 
     def recover(self) -> None:
         """Go on with what the manager before owed, and start what is to run when one starts."""
@@ -538,7 +368,7 @@ class Restarts:
             if row.due_at is not None:
                 if entry is not None and entry.incarnation != row.settled:
                     self._ours.add(entry.incarnation)
-                self._arm(row)
+                self.arm(row)
             elif entry is None or (entry.closed and row.settled == entry.incarnation):
                 self._start_with_manager(row)
 
@@ -547,68 +377,17 @@ class Restarts:
         if definition is None:
             return
         try:
-            policy = _policy(definition)
+            policy = definition.policy()
         except InvalidArgument as err:
             log.error("restart container %s: %s", row.id, err)
             return
-        stopped = row.stopped or labels.is_stopped(definition.labels)
-        if _by_labels(definition) and stopped:
+        stopped = row.stopped or definition.is_stopped
+        if definition.by_labels and stopped:
             return
         if policy.wants_at_start(stopped):
             again = replace(row, stopped=False, error="")
-            count = labels.count(definition.labels) + 1 if _by_labels(definition) else 0
-            self._arm(self._owe(again, definition, count, 0))
-
-    async def watch_labels(self) -> None:
-        """Keep tasks as containerd's labels have them, also where no end of a task was seen."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            for definition in self._store.labelled():
-                if _by_labels(definition):
-                    try:
-                        await self._look(definition)
-                    except LighterError as err:
-                        log.warning("look at labels of container %s: %s", definition.id, err)
-
-    async def _look(self, of: Definition) -> None:
-        key = of.namespace, of.id
-        entry = self._supervisor.entries.get(key)
-        if of.labels[labels.STATUS] == labels.STOPPED:
-            if entry is not None and entry.is_task and entry.exit is None:
-                await self._tasks.kill(of.namespace, of.id, "", signal.SIGKILL, True)
-            return
-        if entry is not None and not entry.closed:
-            return
-        if entry is None and time.time_ns() - of.updated_at < LOOK_S * 1e9:
-            return  # its client is about to make a task
-        row = self._store.get(*key) or Restart(*key)
-        if row.due_at is not None or key in self._held:
-            return
-        status = entry.exit.exit_status if entry is not None and entry.exit else 0
-        count = labels.count(of.labels)
-        if _policy(of).wants(status, count, labels.is_stopped(of.labels) or row.stopped):
-            settled = entry.incarnation if entry is not None else row.settled
-            delay_ms = next_delay_ms(row.delay_ms, 0)
-            self._arm(self._owe(replace(row, settled=settled), of, count + 1, delay_ms))
-
-
-def _by_labels(of: Definition) -> bool:
-    """Whether containerd's labels decide: a container has no policy of its own."""
-    return "restart" not in of.options and labels.STATUS in of.labels
-
-
-def _policy(of: Definition) -> RestartPolicy:
-    """Raises InvalidArgument for labels that cannot be read."""
-    if _by_labels(of):
-        return labels.policy(of.labels)
-    return from_record(of.options.get("restart") or {})
-
-
-def _count(of: Definition, row: Restart | None) -> int:
-    """Raises InvalidArgument."""
-    if _by_labels(of):
-        return labels.count(of.labels)
-    return row.count if row is not None else 0
+            count = definition.count(row) + 1 if definition.by_labels else 0
+            self.arm(self.owe(again, definition, count, 0))
 
 
 def _found(row: Restart, entry: Entry | None) -> tuple[str, bool]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.restarts import labels
+from lighter.daemon.restarts.policy import RestartPolicy, from_record
+from lighter.proto.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,28 @@ class Definition:
     labels: Mapping[str, str]
     options: Mapping[str, Any]
     updated_at: int
+
+    @property
+    def by_labels(self) -> bool:
+        """Whether containerd's labels decide: the container has no policy of its own."""
+        return "restart" not in self.options and labels.STATUS in self.labels
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a client of containerd's says that it has stopped the container."""
+        return self.by_labels and labels.is_stopped(self.labels)
+
+    def policy(self) -> RestartPolicy:
+        """Raises InvalidArgument for labels that cannot be read."""
+        if self.by_labels:
+            return labels.policy(self.labels)
+        return from_record(self.options.get("restart") or {})
+
+    def count(self, row: Restart | None) -> int:
+        """How often it was started again. Raises InvalidArgument."""
+        if self.by_labels:
+            return labels.count(self.labels)
+        return row.count if row is not None else 0
 
 
 class RestartStore:
@@ -107,6 +131,24 @@ class RestartStore:
             (namespace, container_id),
         )
         return None if row is None else _definition(row)
+
+    def describe(self, namespace: str, container_id: str) -> dict[str, Any]:
+        """What `inspect` shows: the policy, and what came of it."""
+        definition = self.definition(namespace, container_id)
+        row = self.get(namespace, container_id) or Restart(namespace, container_id)
+        problem = row.error
+        try:
+            policy = definition.policy() if definition is not None else RestartPolicy()
+        except InvalidArgument as err:
+            policy, problem = RestartPolicy(), err.message
+        return {
+            "policy": policy.name,
+            "max_retries": policy.max_retries,
+            "count": row.count,
+            "stopped": row.stopped,
+            "due_at": row.due_at,
+            "error": problem,
+        }
 
     def labelled(self) -> list[Definition]:
         """Containers of all namespaces that have containerd's restart labels."""

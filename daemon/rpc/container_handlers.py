@@ -5,6 +5,7 @@ from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.health.service import HealthService
+from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.rpc.create_request import create_request
 from lighter.daemon.rpc.fields import Fields
@@ -18,6 +19,7 @@ Body = Mapping[str, Any]
 
 def container_methods(
     containers: ContainerService,
+    by_hand: ByHand,
     restarts: Restarts,
     health: HealthService,
     network_of: Callable[[str, str], dict[str, Any]],
@@ -58,7 +60,7 @@ def container_methods(
 
     async def delete(call: Call, body: Body) -> Any:
         fields = Fields("containers.delete", body)
-        await restarts.delete(
+        await by_hand.delete(
             namespace_of(call), fields.id(), fields.flag("force"), volumes=fields.flag("volumes")
         )
         return {}

@@ -6,7 +6,7 @@ from typing import Any
 from lighter.daemon.containers.changing import ContainerChanges
 from lighter.daemon.oci.limits import read_limits
 from lighter.daemon.restarts import policy as restart_policy
-from lighter.daemon.restarts.service import Restarts
+from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
@@ -14,14 +14,14 @@ from lighter.daemon.rpc.server import Call, Method
 Body = Mapping[str, Any]
 
 
-def restart_methods(restarts: Restarts, changes: ContainerChanges) -> dict[str, Method]:
+def restart_methods(by_hand: ByHand, changes: ContainerChanges) -> dict[str, Method]:
     async def start(call: Call, body: Body) -> Any:
-        pid = await restarts.start(namespace_of(call), Fields("containers.start", body).id())
+        pid = await by_hand.start(namespace_of(call), Fields("containers.start", body).id())
         return {"pid": pid}
 
     async def restart(call: Call, body: Body) -> Any:
         fields = Fields("containers.restart", body)
-        pid = await restarts.restart(
+        pid = await by_hand.restart(
             namespace_of(call),
             fields.id(),
             fields.seconds_or_none("timeout_s"),
@@ -36,13 +36,13 @@ def restart_methods(restarts: Restarts, changes: ContainerChanges) -> dict[str, 
         restart_policy.parse(policy)  # before anything is changed
         await changes.limit(namespace, id_, read_limits(fields.mapping("limits")))
         if policy:
-            restarts.set_policy(namespace, id_, changes.set_restart(namespace, id_, policy))
+            by_hand.set_policy(namespace, id_, changes.set_restart(namespace, id_, policy))
         return {}
 
     async def rename(call: Call, body: Body) -> Any:
         fields = Fields("containers.rename", body)
         namespace, id_, name = namespace_of(call), fields.id(), fields.id("name")
-        async with restarts.at_rest(namespace, id_, f"rename container {id_}"):
+        async with by_hand.at_rest(namespace, id_, f"rename container {id_}"):
             await changes.rename(namespace, id_, name)
         return {}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.oci.process import ExecRequest
-from lighter.daemon.restarts.service import Restarts
+from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import SIGNALS, Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
@@ -26,7 +26,7 @@ def task_methods(
     tasks: TaskService,
     execs: ExecService,
     containers: ContainerService,
-    restarts: Restarts,
+    by_hand: ByHand,
     views: TaskViews,
     network_of: Callable[[str, str], dict[str, Any]],
 ) -> dict[str, Method]:
@@ -37,7 +37,7 @@ def task_methods(
             criu.check_written(directory)
             stdio["restore"] = directory
         if fields.flag("replace"):
-            await restarts.make_way(namespace, id_)
+            await by_hand.make_way(namespace, id_)
         pid = await containers.start_task(namespace, id_, stdio)
         return {"pid": pid}
 
@@ -72,7 +72,7 @@ def task_methods(
         signum = fields.integer("signal", 15)
         if signum not in SIGNALS:
             raise InvalidArgument(f"kill task: {signum} is no signal number")
-        await restarts.kill(
+        await by_hand.kill(
             namespace_of(call),
             fields.id(),
             fields.exec_id(),
@@ -83,7 +83,7 @@ def task_methods(
 
     async def stop(call: Call, body: Body) -> Any:
         fields = Fields("tasks.stop", body)
-        ended = await restarts.stop(
+        ended = await by_hand.stop(
             namespace_of(call),
             fields.id(),
             fields.seconds_or_none("timeout_s"),

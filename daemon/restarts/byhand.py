@@ -1,0 +1,198 @@
+"""Starts, stops, restarts and removals by hand: what somebody asks for goes before any policy.
+
+A start or restart stands in the container's row as owed before it is begun, as one by policy does:
+a manager that is killed over it leaves it to the next. A stop is noted before its signal is sent.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from lighter.daemon.containers.request import signal_number
+from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.restarts.policy import RestartPolicy
+from lighter.daemon.restarts.service import FAILED, Key, Restarts
+from lighter.daemon.restarts.store import Restart, RestartStore
+from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.types import Exit
+from lighter.proto import states
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.faults import hit
+
+
+class ByHand:
+    """What front ends for people ask for. Every method takes the namespace first."""
+
+    def __init__(
+        self,
+        *,
+        restarts: Restarts,
+        store: RestartStore,
+        containers: ContainerService,
+        tasks: TaskService,
+        supervisor: Supervisor,
+    ) -> None:
+        self._restarts = restarts
+        self._store = store
+        self._containers = containers
+        self._tasks = tasks
+        self._supervisor = supervisor
+
+    async def start(self, namespace: str, container_id: str) -> int:
+        """Start a container that does not run, an ended task making way; returns init's pid.
+
+        One that runs is left as it is. Raises NotFound, or what the runtime says.
+        """
+        return await self._start_by_hand((namespace, container_id), None)
+
+    async def restart(
+        self, namespace: str, container_id: str, timeout_s: float | None, signum: int | None = None
+    ) -> int:
+        """End the task, if there is one, as `stop` does, and start another; returns init's pid.
+
+        `timeout_s` None: the container's own. A manager that is killed over it does the rest when
+        it is there again.
+        """
+        return await self._start_by_hand((namespace, container_id), (timeout_s, signum))
+
+    async def _start_by_hand(self, key: Key, stop: tuple[float | None, int | None] | None) -> int:
+        namespace, id_ = key
+        await self._containers.get(namespace, id_)
+        async with self._restarts.alone(key):
+            entry = self._supervisor.entries.get(key)
+            if entry is not None and not entry.is_task:
+                raise FailedPrecondition(f"start container {id_}: it is being created")
+            if entry is not None and entry.exit is None and stop is None:
+                if entry.state == states.CREATED:
+                    return await self._tasks.start(namespace, id_)
+                return entry.pid
+            self._restarts.release(key)
+            settled = entry.incarnation if entry is not None else ""
+            row = Restart(namespace, id_, settled=settled, due_at=time.time_ns())
+            self._restarts.put(row)
+            hit("restart.asked")
+            try:
+                if entry is not None and entry.exit is None:
+                    await self._end(key, *(stop or (None, None)))
+                return await self._restarts.make(row)
+            except asyncio.CancelledError:
+                if self._restarts.owes(row):  # who asked has gone; what was begun is finished
+                    self._restarts.arm(row)
+                raise
+            except Exception as err:
+                if self._restarts.owes(row):  # who asked hears of the failure: nobody tries on
+                    self._restarts.put(replace(row, due_at=None, error=str(err)))
+                raise
+
+    async def make_way(self, namespace: str, container_id: str) -> None:
+        """Forget an ended task, so that its caller makes the next one. Raises FailedPrecondition
+        while it runs.
+        """
+        key = namespace, container_id
+        async with self._restarts.alone(key):
+            row = self._store.get(*key)
+            if row is not None and row.due_at is not None:
+                self._restarts.put(replace(row, due_at=None))
+            self._restarts.release(key)
+            entry = self._supervisor.entries.get(key)
+            if entry is None:
+                return
+            if entry.exit is None:
+                raise FailedPrecondition(
+                    f"start container {container_id}: it is {entry.view().status}"
+                )
+            await self._tasks.delete(namespace, container_id)
+
+    async def _end(self, key: Key, timeout_s: float | None, signum: int | None) -> None:
+        """Ended before its start, or meanwhile, is ended too."""
+        try:
+            await self._containers.stop(*key, timeout_s, signum)
+        except NotFound:
+            if key in self._supervisor.entries:
+                raise
+
+    async def stop(
+        self, namespace: str, container_id: str, timeout_s: float | None, signum: int | None = None
+    ) -> Exit:
+        """Stop it, and for good; see ContainerService.stop. A restart under way is called off."""
+        key = namespace, container_id
+        was_owed = self._stopped_by_hand(key)
+        try:
+            return await self._containers.stop(namespace, container_id, timeout_s, signum)
+        except NotFound:
+            async with self._restarts.alone(key):  # the next one was being made, and is not started
+                if key in self._supervisor.entries:
+                    return await self._containers.stop(namespace, container_id, timeout_s, signum)
+            row = self._store.get(*key)
+            if not was_owed or row is None:
+                raise
+            return Exit(row.exit_status or 0, 0)
+
+    async def kill(
+        self, namespace: str, container_id: str, exec_id: str, signum: int, everyone: bool
+    ) -> None:
+        """Send a signal. One that ends the container, SIGKILL or its stop signal, ends it for good.
+
+        One that waits to be started again is not any more.
+        """
+        was_owed = False
+        if not exec_id and self._ends(namespace, container_id, signum):
+            was_owed = self._stopped_by_hand((namespace, container_id))
+        try:
+            await self._tasks.kill(namespace, container_id, exec_id, signum, everyone)
+        except (NotFound, FailedPrecondition):
+            if not was_owed:
+                raise
+
+    def _ends(self, namespace: str, container_id: str, signum: int) -> bool:
+        if signum == signal.SIGKILL:
+            return True
+        definition = self._store.definition(namespace, container_id)
+        named = (definition.options.get("stop_signal") if definition else None) or "SIGTERM"
+        try:
+            return signum == signal_number(str(named))
+        except InvalidArgument:
+            return False
+
+    def _stopped_by_hand(self, key: Key) -> bool:
+        """Remember it, and forget what is owed; returns whether something was."""
+        row = self._store.get(*key)
+        if row is None and key not in self._supervisor.entries:
+            return False  # it never ran: it is no container that was stopped
+        row = row or Restart(*key)
+        was_owed = row.due_at is not None
+        self._restarts.put(replace(row, stopped=True, due_at=None, error=""))
+        hit("restart.stop-noted")
+        return was_owed
+
+    async def delete(
+        self, namespace: str, container_id: str, force: bool, *, volumes: bool = False
+    ) -> None:
+        """Remove the container. Refused while it waits to be started again, unless `force`."""
+        if force and self._restarts.is_owed(namespace, container_id):
+            self._stopped_by_hand((namespace, container_id))
+        async with self.at_rest(namespace, container_id, f"delete container {container_id}"):
+            await self._containers.delete(namespace, container_id, force, volumes=volumes)
+
+    @asynccontextmanager
+    async def at_rest(self, namespace: str, container_id: str, attempt: str) -> AsyncIterator[None]:
+        """While it is not started again. Raises FailedPrecondition when that is owed."""
+        key = namespace, container_id
+        if self._restarts.is_owed(*key):
+            raise FailedPrecondition(f"{attempt}: it is being started again; stop it first")
+        async with self._restarts.alone(key):
+            yield
+        if self._store.definition(*key) is None:
+            self._restarts.disarm(key)
+
+    def set_policy(self, namespace: str, container_id: str, policy: RestartPolicy) -> None:
+        """What the record says from now on: a start that it does not want is not owed."""
+        row = self._store.get(namespace, container_id)
+        if row is not None and row.due_at is not None:
+            status = row.exit_status if row.exit_status is not None else FAILED
+            if not policy.wants(status, row.count - 1, row.stopped):
+                self._restarts.put(replace(row, due_at=None))
