@@ -113,10 +113,10 @@ def list_(session: Session, quiet: bool) -> None:
 @format_option
 @click.pass_obj
 def ps(session: Session, container_id: str) -> None:
-    """list the processes of a container, with the host's pids"""
+    """list the processes of a container, with the host's pids; as JSON with their own ones too"""
     listing(
         session.json,
-        session.call("tasks.pids", id=container_id)["processes"],
+        session.call("tasks.top" if session.json else "tasks.pids", id=container_id)["processes"],
         ("PID", "INFO"),
         lambda row: (row["pid"], f"ExecID:{row['exec_id']}" if row["exec_id"] else "-"),
     )

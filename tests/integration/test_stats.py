@@ -140,3 +140,11 @@ def test_a_shim_by_ctrs_words(lighterd: Lighterd) -> None:
     refused = lighterd.ctl("shim", "--id", "idle", "delete")
     assert refused.returncode == 1 and b"running" in refused.stderr
     assert b"uuid" in lighterd.ctl("info", check=True).stdout
+
+
+def test_ps_has_ctrs_columns_and_as_json_the_containers_own_numbers(lighterd: Lighterd) -> None:
+    table = lighterd.ctl("tasks", "ps", "idle", check=True).stdout.split(b"\n")
+    assert table[0].split() == [b"PID", b"INFO"]
+    found = json.loads(lighterd.ctl("tasks", "ps", "--format", "json", "idle", check=True).stdout)
+    (first,) = [row for row in found if row["args"] == ["sleep", "1000"]]
+    assert first["container_pid"] == 1 and first["pid"] > 1
