@@ -318,7 +318,7 @@ def test_an_attempt_that_fails_inside_the_manager_is_made_again(manager: Lighter
     assert failing.runs == 2
 
 
-BY_HAND = ["restart.asked", "event.exit", "restart.task-deleted", "restart.task-created"]
+BY_HAND = ["restart.asked", "event.exit", "restart.task-created"]
 FIRST = {"event.exit-committed", "event.closed", "restart.owed"}
 
 
