@@ -165,7 +165,7 @@ class ContainerFiles:
 
 
 def _mount_namespace(entry: Entry) -> int:
-    """Of a process whose number nobody else has by now. Raises Unavailable."""
+    """Of a process whose number nobody else has by now. Raises Unavailable, FailedPrecondition."""
     try:
         fd = os.open(f"/proc/{entry.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
@@ -174,6 +174,9 @@ def _mount_namespace(entry: Entry) -> int:
     if entry.pidfd < 0 or _parent(entry.pid) != entry.shim_pid:
         os.close(fd)
         raise Unavailable(f"read files of {entry.id}: its process is gone")
+    if os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/mnt")):
+        os.close(fd)
+        raise FailedPrecondition(f"read files of {entry.id}: it has no mounts of its own")
     return fd
 
 

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lighter.daemon.containers.placing import cgroups_path, check_programs, record
@@ -22,6 +23,7 @@ from lighter.daemon.health import check as health_check
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import Worker
+from lighter.daemon.looks import Looks
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.network.request import NetworkRequest
 from lighter.daemon.oci import cdi, cdi_edits, idmaps
@@ -30,12 +32,16 @@ from lighter.daemon.oci.blockio import class_limits
 from lighter.daemon.oci.checks import encode
 from lighter.daemon.oci.confinement import AppArmor, check_rdt
 from lighter.daemon.oci.controls import read_controls
-from lighter.daemon.oci.devices import granted
+from lighter.daemon.oci.devices import DeviceGrant, granted
 from lighter.daemon.oci.given import read_spec
 from lighter.daemon.oci.host import Host, check_oom_score, read_devices
 from lighter.daemon.oci.initprogram import find_init, put_before
 from lighter.daemon.oci.limits import NONE, resources
-from lighter.daemon.oci.propagation import read_mountinfo, set_root_propagation
+from lighter.daemon.oci.propagation import (
+    asks_propagation,
+    read_mountinfo,
+    set_root_propagation,
+)
 from lighter.daemon.oci.users import Identity
 from lighter.daemon.orphans import Orphans
 from lighter.daemon.runtimes import Runtimes
@@ -86,6 +92,7 @@ class ContainerMaker:
         self._host = host
         self._defaults = defaults
         self._making: set[tuple[str, str]] = set()
+        self._looks = Looks()
         self.orphans = Orphans(root, snapshotters, self.is_owner)
         self._roots = RootMaker(images, snapshotters, worker, self.orphans)
 
@@ -146,10 +153,12 @@ class ContainerMaker:
                     options["volumes"] = claim.rows
                 cgroup = cgroups_path(placing, namespace, id_, own)
                 spec = await self._spec(namespace, id_, request, made, cgroup)
-                set_root_propagation(spec, read_mountinfo())
+                if asks_propagation(spec):
+                    set_it = partial(set_root_propagation, spec, read_mountinfo())
+                    await self._looks.at("look at what is mounted", set_it)
                 options |= record(placing, cgroup, own)
             options |= of_id_maps(idmaps.from_spec(spec), options)
-            _check_sources(spec)
+            await self._check_sources(spec)
             told = Telling(
                 self._events,
                 namespace,
@@ -195,7 +204,8 @@ class ContainerMaker:
         if request.spec:
             return MadeRoot("", ImageConfig(), (), ())
         if request.root.directory:
-            return self._roots.directory(request.root)
+            what = f"use root directory {request.root.directory}"
+            return await self._looks.at(what, partial(self._roots.directory, request.root))
         if not request.image:
             raise InvalidArgument(f"create container {id_}: no image is named")
         snapshotter = request.snapshotter or self._defaults.snapshotter
@@ -245,8 +255,8 @@ class ContainerMaker:
                 rlimits=request.rlimits,
                 oom_score_adj=request.oom_score_adj or 0,
                 shm_bytes=request.shm_bytes,
-                resources=_resources(request),
-                devices=granted(request.devices),
+                resources=await self._resources(request),
+                devices=await self._granted(request),
                 id_maps=request.root.id_maps,
                 root_path=made.path,
                 rootfs_propagation=request.rootfs_propagation,
@@ -257,10 +267,33 @@ class ContainerMaker:
         )
         if request.init:
             put_before(spec, find_init())
-        devices = (*request.cdi, *cdi.gpu_devices(request.gpus))
+        gpus = request.gpus and await self._looks.at(
+            "look for devices of CDI", partial(cdi.gpu_devices, request.gpus)
+        )
+        devices = (*request.cdi, *gpus)
         if devices:
-            cdi_edits.apply(spec, cdi.find(devices))
+            found = await self._looks.at("look for devices of CDI", partial(cdi.find, devices))
+            cdi_edits.apply(spec, found)
         return spec
+
+    async def _resources(self, request: CreateRequest) -> dict[str, Any]:
+        if request.limits == NONE and not request.blockio_class:
+            return {}
+        return await self._looks.at("limit container", partial(_resources, request))
+
+    async def _granted(self, request: CreateRequest) -> tuple[DeviceGrant, ...]:
+        if not request.devices:
+            return ()
+        names = ", ".join(wish.path for wish in request.devices)
+        return await self._looks.at(f"use devices {names}", partial(granted, request.devices))
+
+    async def _check_sources(self, spec: Mapping[str, Any]) -> None:
+        """Refuse what is missing on the host now: the runtime would blame the program for it."""
+        for path, purpose in _sources(spec).items():
+            try:
+                await self._looks.at(f"use {path} to {purpose}", partial(os.stat, path))
+            except OSError as err:
+                raise InvalidArgument(f"use {path} to {purpose}: {err.strerror}") from err
 
     def is_owner(self, namespace: str, id_: str) -> bool:
         """Whether such a container is recorded, being made, or has a task."""
@@ -283,8 +316,8 @@ def _resources(request: CreateRequest) -> dict[str, Any]:
     return resources(limits, read_controls()) if limits != NONE else {}
 
 
-def _check_sources(spec: Mapping[str, Any]) -> None:
-    """Refuse what is missing on the host now: the runtime would blame the program for it."""
+def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Path of the host → what it is for."""
     binds = [
         m
         for m in spec.get("mounts") or ()
@@ -293,8 +326,4 @@ def _check_sources(spec: Mapping[str, Any]) -> None:
     wanted = {mount["source"]: f"mount it at {mount['destination']}" for mount in binds}
     joined = [n for n in spec["linux"].get("namespaces") or () if n.get("path")]
     wanted.update({n["path"]: f"join it as {n['type']} namespace" for n in joined})
-    for path, purpose in wanted.items():
-        try:
-            os.stat(path)
-        except OSError as err:
-            raise InvalidArgument(f"use {path} to {purpose}: {err.strerror}") from err
+    return wanted

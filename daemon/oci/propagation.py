@@ -35,6 +35,11 @@ def read_mountinfo() -> tuple[Point, ...]:
         return tuple(found)
 
 
+def asks_propagation(spec: dict[str, Any]) -> bool:
+    """Whether a mount is to be shared with the host, or a slave of it."""
+    return any((_SHARED | _SLAVE).intersection(one.get("options") or ()) for one in spec["mounts"])
+
+
 def set_root_propagation(spec: dict[str, Any], points: Sequence[Point]) -> None:
     """Put `linux.rootfsPropagation` in, unless it was asked for.
 

@@ -214,6 +214,20 @@ def test_an_exec_is_kept_when_its_client_goes_before_the_runtime_has_answered(
     nothing_is_left(lighterd)
 
 
+def test_a_bind_from_a_file_system_that_does_not_answer_holds_its_caller_alone(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    bind = {"type": "bind", "destination": "/x", "options": ["rbind"]}
+    with StuckFs(lighterd.base / "dead") as dead:
+        mount = {**bind, "source": str(dead.path / "data")}
+        with nobody_else_waits(lighterd, busybox):
+            body = {"id": "c", "image": busybox, "mounts": [mount]}
+            message = refused(lighterd, errors.DeadlineExceeded, "containers.create", **body)
+            assert message.startswith(f"use {mount['source']} to mount it at /x: ")
+        assert dead.waiting
+    assert "c" not in [row["id"] for row in ask(lighterd, "containers.list")["containers"]]
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_f44_pause_and_resume_hang(lighterd: Lighterd, busybox: str, verb: str) -> None:
     runtime = Hanging(lighterd.base, verb)
