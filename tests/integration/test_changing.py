@@ -93,6 +93,8 @@ def test_a_rename_takes_all_with_it(manager: Lighterd) -> None:
     define(manager, IMAGE, "taken", "true")
     assert b"taken exists already" in manager.ctl("rename", "old", "taken").stderr
     manager.ctl("rename", "old", "new", check=True)
+    inspected = json.loads(manager.ctl("inspect", "new", check=True).stdout)
+    assert inspected["restart"]["stopped"], "what is known of it goes with it"
     names = set(manager.ctl("ls", "-q", check=True).stdout.decode().split())
     assert names == {"new", "taken"}
     assert manager.ctl("logs", "new", check=True).stdout == b"hello\n"

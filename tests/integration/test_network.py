@@ -6,13 +6,14 @@ removes its containers; that nothing of them stays is looked at after each.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests import census
+from tests import census, lives
 from tests.harness import await_that, settled
 from tests.networks import NetworkedLighterd, inside, run
 
@@ -506,3 +507,14 @@ def test_mapped_ids_have_a_network_of_their_own(net: NetworkedLighterd) -> None:
     argv = ("run", "-d", *maps, "--network", "odd", IMAGE, "fails", "true")
     assert net.ctl(*argv).returncode == 125
     assert "fails" not in net.ctl("ps", "-a").stdout.decode()
+
+
+def test_a_container_that_is_started_again_has_its_network_again(net: NetworkedLighterd) -> None:
+    net.write("10-a.conflist", net.bridge("a", "10.21.0.0/24"))
+    run(net, "--network", "a", "--restart", "always", "web", command=SERVE)
+    for count in (1, 2):
+        os.kill(lives.task(net, "web")["pid"], signal.SIGKILL)
+        await_that(lambda n=count: lives.task(net, "web")["restarts"] == n, 30, "it is again")
+        await_that(lambda: lives.task(net, "web")["status"] == "running", 30, "it runs")
+        (address,) = net.addresses_of("web")
+        await_that(lambda at=address: net.fetch(f"http://{at}/"), 30, "httpd answers")

@@ -6,7 +6,9 @@ the manager says.
 
 import contextlib
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 
 from lighter.proto import errors
 from tests import census, lives
-from tests.harness import Lighterd, await_that
+from tests.harness import Lighterd, await_that, kill_by_pidfd
 from tests.lives import ask
 
 RUNS_S = 30.0
@@ -183,6 +185,45 @@ def test_what_runs_is_not_touched_by_a_manager_that_starts(manager: Lighterd) ->
     assert (kept.runs, kept.task["restarts"]) == (2, 1)
 
 
+def test_after_a_reboot_each_policy_does_what_it_says(manager: Lighterd) -> None:
+    """As after a real one: no process, mount, cgroup, state; rows tell of another boot."""
+    kept = {
+        name: Container(manager, name, "sleep 1000", policy)
+        for name, policy in (
+            ("no", ""),
+            ("always", "always"),
+            ("stopped", "unless-stopped"),
+            ("unless", "unless-stopped"),
+            ("failing", "on-failure:3"),
+        )
+    }
+    for container in kept.values():
+        container.start()
+        container.await_runs(1)
+    ask(manager, "tasks.kill", id="stopped", exec_id="", signal=9, all=False)
+    kept["stopped"].await_rest()
+    pids = [container.task["pid"] for container in kept.values()]
+    shims = manager.shims()
+    manager.stop()
+    for pid in (*shims, *pids):
+        kill_by_pidfd(pid)
+    for mount in reversed(list(census.marked_mounts(manager.owners_of_this()))):
+        subprocess.run(["umount", mount], check=True)
+    for path in sorted(census.marked_cgroups(manager.owners_of_this()), key=len, reverse=True):
+        await_that(lambda path=path: removed(path), RUNS_S, f"{path} is empty")
+    shutil.rmtree(manager.state)
+    with contextlib.closing(sqlite3.connect(manager.root / "lighter.db")) as database, database:
+        database.execute("UPDATE tasks SET boot_id = 'another'")
+    manager.start()
+    for name in ("always", "unless", "failing"):
+        kept[name].await_runs(2)
+        kept[name].await_running()
+        assert kept[name].task["restarts"] == 1
+    for name in ("no", "stopped"):
+        assert (kept[name].task["status"], kept[name].runs) == ("stopped", 1)
+    assert kept["no"].task["cause"] == "reboot"
+
+
 def test_a_lost_shim_is_an_end_too(manager: Lighterd) -> None:
     kept = Container(manager, "kept", "sleep 1000", "unless-stopped")
     kept.start()
@@ -320,6 +361,15 @@ def test_an_attempt_that_fails_inside_the_manager_is_made_again(manager: Lighter
 
 BY_HAND = ["restart.asked", "event.exit", "restart.task-created"]
 FIRST = {"event.exit-committed", "event.closed", "restart.owed"}
+
+
+def removed(cgroup: str) -> bool:
+    """Whether it is gone; a process that is being taken apart keeps it for a moment."""
+    try:
+        os.rmdir(cgroup)
+    except OSError:
+        return not os.path.exists(cgroup)
+    return True
 
 
 def events(lighterd: Lighterd, topic: str) -> list[dict[str, Any]]:
