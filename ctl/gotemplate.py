@@ -145,7 +145,11 @@ class _Pipeline:
             found = _TOKEN.match(text, at)
             if found is None or found.end() == at or found.lastgroup is None:
                 raise self._fail(f"{text[at:][:40]!r} is not understood")
-            tokens.append((found.lastgroup, found[found.lastgroup]))
+            kind, word = found.lastgroup, found[found.lastgroup]
+            start = found.start(kind)
+            if word.startswith(".") and text[start - 1 : start] == ")":
+                kind = "field"  # of what the parentheses are
+            tokens.append((kind, word))
             at = found.end()
         return [token for token in tokens if token[1]]
 
@@ -173,10 +177,7 @@ class _Pipeline:
             kind, text = self._tokens[self._at]
             self._at += 1
             if text == "(":
-                words.append(self._pipeline())
-                if self._peek() != ")":
-                    raise self._fail("a ) is missing")
-                self._at += 1
+                words.append(self._parenthesis())
             elif kind == "text":
                 plain = text[1:-1] if text.startswith("`") else json.loads(text)
                 words.append(lambda _value, _scope, plain=plain: plain)  # type: ignore[misc]
@@ -197,6 +198,18 @@ class _Pipeline:
         if len(words) != 1 or not first:
             raise self._fail(f"{self._text!r} is not understood")
         return lambda value, scope, _last: words[0](value, scope)
+
+    def _parenthesis(self) -> Callable[[Any, Scope], Any]:
+        """`(pipeline)`, or a field of it: `(index .Ports "80/tcp").HostPort`."""
+        inner = self._pipeline()
+        if self._peek() != ")":
+            raise self._fail("a ) is missing")
+        self._at += 1
+        if self._at < len(self._tokens) and self._tokens[self._at][0] == "field":
+            find = self._path(self._tokens[self._at][1])
+            self._at += 1
+            return lambda value, scope: find(inner(value, scope), scope)
+        return inner
 
     def _call(
         self, name: str, words: list[Callable[[Any, Scope], Any]]

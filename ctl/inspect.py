@@ -10,11 +10,10 @@ from typing import Any
 import click
 
 from lighter.ctl.cli import HELP_OPTIONS, Session
+from lighter.ctl.dockernames import as_docker
 from lighter.ctl.output import plain, print_json
 from lighter.ctl.resolve import resolved
 from lighter.proto.errors import InvalidArgument, LighterError, NotFound
-
-_NO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time, which docker shows for none
 
 
 @click.command("inspect", context_settings=HELP_OPTIONS)
@@ -75,7 +74,7 @@ def _found(session: Session, ref: str, kind: str | None) -> Look:
 
 
 def _container(session: Session, ref: str) -> Look:
-    return resolved(session, ref, lambda id_: _everything(session, id_)), container_as_docker
+    return resolved(session, ref, lambda id_: _everything(session, id_)), as_docker
 
 
 def _everything(session: Session, container_id: str) -> dict[str, Any]:
@@ -85,80 +84,6 @@ def _everything(session: Session, container_id: str) -> dict[str, Any]:
     except NotFound:
         task = None
     return {**container, "spec": json.loads(container["spec"]), "task": task}
-
-
-def container_as_docker(shown: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of docker's own inspect that scripts ask for, of what our inspect shows."""
-    spec, task, options = shown["spec"], shown["task"] or {}, shown.get("options") or {}
-    process = spec.get("process") or {}
-    status = {"": "created", "stopped": "exited"}.get(task.get("status", ""), task.get("status"))
-    args = list(process.get("args") or ("",))
-    return {
-        "Id": shown["id"],
-        "Name": "/" + shown["id"],
-        "Created": shown["created_at"],
-        "Path": args[0],
-        "Args": args[1:],
-        "Image": shown["image"],
-        "State": {
-            "Status": status,
-            "Running": status in ("running", "paused"),
-            "Paused": status == "paused",
-            "OOMKilled": task.get("cause") == "oom",
-            "Dead": False,
-            "Pid": 0 if status == "exited" else task.get("pid") or 0,
-            "ExitCode": task.get("exit_status") or 0,
-            "Error": task.get("reason") or "",
-            "StartedAt": task.get("started_at") or _NO_TIME,
-            "FinishedAt": task.get("exited_at") or _NO_TIME,
-        },
-        "Config": {
-            "Image": shown["image"],
-            "Hostname": spec.get("hostname", ""),
-            "User": _user(process.get("user") or {}),
-            "Tty": bool(process.get("terminal")),
-            "OpenStdin": bool(options.get("stdin_open")),
-            "Env": process.get("env") or [],
-            "Cmd": args,
-            "WorkingDir": process.get("cwd", ""),
-            "Labels": shown["labels"],
-            "StopSignal": options.get("stop_signal", ""),
-        },
-        "HostConfig": {
-            "AutoRemove": bool(options.get("auto_remove")),
-            "ReadonlyRootfs": bool((spec.get("root") or {}).get("readonly")),
-            "LogConfig": {"Type": (options.get("log") or {}).get("driver", "")},
-            "CgroupParent": (spec.get("linux") or {}).get("cgroupsPath", ""),
-        },
-        "Driver": shown["snapshotter"],
-        "Platform": "linux",
-        "Mounts": list(_mounts(spec, options)),
-    }
-
-
-def _user(user: Mapping[str, Any]) -> str:
-    uid, gid = user.get("uid", 0), user.get("gid", 0)
-    return f"{uid}:{gid}" if uid or gid else ""
-
-
-def _mounts(spec: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    named = {row["destination"]: row["name"] for row in options.get("volumes") or ()}
-    for mount in spec.get("mounts") or ():
-        words = mount.get("options") or ()
-        if not {"bind", "rbind"}.intersection(words):
-            continue
-        name = named.get(mount["destination"], "")
-        propagation = [word for word in words if word.endswith(("private", "shared", "slave"))]
-        yield {
-            "Type": "volume" if name else "bind",
-            "Name": name,
-            "Source": mount["source"],
-            "Destination": mount["destination"],
-            "Driver": "local" if name else "",
-            "Mode": ",".join(words),
-            "RW": "ro" not in words,
-            "Propagation": propagation[-1] if propagation else "",
-        }
 
 
 def _image(session: Session, ref: str) -> Look:
@@ -181,10 +106,10 @@ def image_as_docker(shown: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _volume(session: Session, ref: str) -> Look:
-    from lighter.ctl.volume import as_docker
+    from lighter.ctl import volume
 
     found: dict[str, Any] = session.call("volumes.get", name=ref)["volume"]
-    return found, as_docker
+    return found, volume.as_docker
 
 
 def _network(session: Session, ref: str) -> Look:
