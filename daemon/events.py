@@ -42,7 +42,8 @@ class EventLog:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._subscribers: set[asyncio.Event] = set()
-        self._unweighed = 0  # bytes that were appended since all were last counted
+        self._unweighed = 0  # bytes that were appended since the last trim
+        self._weighed: int | None = None  # bytes of all at the last trim, or more
         self._first = self.newest()
         self._replay_until = time.monotonic() + REPLAY_S
 
@@ -82,10 +83,15 @@ class EventLog:
     def _trim(self, tx: sqlite3.Connection, newest: int) -> None:
         """Remove the oldest until both bounds hold; the newest stays whatever it has."""
         tx.execute("DELETE FROM events WHERE sequence <= ?", (newest - KEEP_EVENTS,))
-        self._unweighed = 0
-        (kept,) = tx.execute("SELECT total(length(body)) FROM events").fetchone()
-        if kept <= MAX_BYTES:
+        added, self._unweighed = self._unweighed, 0
+        if self._weighed is None or self._weighed + added > MAX_BYTES:
+            (weight,) = tx.execute("SELECT total(length(body)) FROM events").fetchone()
+            self._weighed = int(weight)
+        else:
+            self._weighed += added
+        if self._weighed <= MAX_BYTES:
             return
+        self._weighed = None
         weight, oldest = 0, newest
         sizes = tx.execute("SELECT sequence, length(body) FROM events ORDER BY sequence DESC")
         for sequence, size in sizes:

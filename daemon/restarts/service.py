@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -114,6 +114,7 @@ class Restarts:
 
     def on_started(self, entry: Entry) -> None:
         """A task runs. One that nothing was owed for was started by hand: a count begins anew."""
+        self.release(entry.key)
         row = self._store.get(entry.namespace, entry.id)
         if row is None:
             return
@@ -253,7 +254,8 @@ class Restarts:
         if definition is None:
             raise NotFound(f"start container {id_}: it was deleted")
         if row.key in self._supervisor.entries:
-            await self._tasks.delete(namespace, id_)
+            with suppress(NotFound):  # a client that had waited for it was faster
+                await self._tasks.delete(namespace, id_)
         hit("restart.task-deleted")
         streams = self._streams(definition)
         pid = await self._containers.start_task(namespace, id_, streams)
