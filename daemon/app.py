@@ -44,9 +44,11 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.namespaces import NamespaceService
+from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.catalog import NetworkCatalog, network_view
 from lighter.daemon.network.chain import Chain
 from lighter.daemon.network.configs import Configs
+from lighter.daemon.network.ending import Endings
 from lighter.daemon.network.live import LiveNetworks
 from lighter.daemon.network.netns import NetworkNamespaces
 from lighter.daemon.network.plugin import search_path
@@ -152,7 +154,8 @@ class Services:
     label_watch: LabelWatch
     health: HealthService
     recovery: Recovery
-    networks: NetworkService
+    attachments: Attachments
+    endings: Endings
     live_networks: LiveNetworks
     network_catalog: NetworkCatalog
     reloader: Reloader
@@ -257,17 +260,18 @@ def build(
     execs = ExecService(
         db=db, store=store, log=event_log, supervisor=supervisor, bundle_of=bundle_of
     )
-    networks = NetworkService(
+    network_configs = Configs((config.network_conf_dir,))
+    attachments = Attachments(
         instance=root.instance,
         boot_id=boot_id,
-        configs=Configs((config.network_conf_dir,)),
         chain=Chain(search_path(config.network_bin_dir, os.environ), config.network_timeout_s),
-        records=Records(root),
+        store=Records(root),
         netns=NetworkNamespaces(state, spawner),
-        find_task=supervisor.find,
         bundle_of=bundle_of,
     )
-    supervisor.on_forgotten = networks.on_over
+    endings = Endings(attachments, network_configs)
+    networks = NetworkService(attachments, endings, network_configs, supervisor.find)
+    supervisor.on_forgotten = endings.on_over
     tasks = TaskService(
         db=db,
         store=store,
@@ -275,7 +279,7 @@ def build(
         supervisor=supervisor,
         execs=execs,
         bundle_of=bundle_of,
-        network_released=networks.task_released,
+        network_released=endings.task_released,
     )
     creator = TaskCreator(
         root=root,
@@ -366,7 +370,7 @@ def build(
     )
 
     def on_closed(entry: Entry) -> None:
-        networks.on_over(entry)
+        endings.on_over(entry)
         removal.on_closed(entry)
         restarts.on_closed(entry)
 
@@ -426,10 +430,17 @@ def build(
         ),
         health=health,
         recovery=recovery,
-        networks=networks,
-        live_networks=LiveNetworks(networks, container_store, supervisor.entry),
+        attachments=attachments,
+        endings=endings,
+        live_networks=LiveNetworks(
+            networks, attachments, network_configs, container_store, supervisor.entry
+        ),
         network_catalog=NetworkCatalog(
-            networks, db, pool=config.network_subnet, addresses=root.addresses
+            attachments,
+            network_configs,
+            db,
+            pool=config.network_subnet,
+            addresses=root.addresses,
         ),
         reloader=reloader,
         host=host,
@@ -448,7 +459,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         "root": s.root.dir,
         "state": s.state.dir,
     }
-    network_of = network_view(s.networks)
+    network_of = network_view(s.attachments)
     return {
         **handlers.version_method(facts),
         **handlers.namespace_methods(s.namespaces),

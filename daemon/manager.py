@@ -133,7 +133,7 @@ class Manager:
         # From here on things happen.
         services.spawner.start()
         undo.push_async_callback(services.spawner.close)
-        services.networks.load()
+        services.attachments.load()
         found = services.recovery.run()
         services.changes.recover()
         services.restarts.recover()
@@ -155,7 +155,7 @@ class Manager:
         in_background(
             self._notifier.keep_telling(partial(_status, services.supervisor, self._stands_in))
         )
-        in_background(services.networks.recover(services.supervisor.entry))
+        in_background(services.endings.recover(services.supervisor.entry))
         in_background(self._tidy(services))
         in_background(services.label_watch.run())
         in_background(_keep_listening(server.listen_again, router.listen_again))

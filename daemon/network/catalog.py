@@ -9,9 +9,9 @@ from typing import Any
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.network import made
-from lighter.daemon.network.configs import Network, Unusable, from_json
+from lighter.daemon.network.attachments import Attachments
+from lighter.daemon.network.configs import Configs, Network, Unusable, from_json
 from lighter.daemon.network.made import NewNetwork
-from lighter.daemon.network.service import NetworkService
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, LighterError
 from lighter.proto.names import check_name
 
@@ -35,13 +35,15 @@ class NetworkCatalog:
 
     def __init__(
         self,
-        service: NetworkService,
+        attachments: Attachments,
+        configs: Configs,
         db: Database,
         *,
         pool: str,
         addresses: str,
     ) -> None:
-        self._service = service
+        self._attachments = attachments
+        self._configs = configs
         self._db = db
         self._pool = pool
         self._addresses = addresses
@@ -49,7 +51,7 @@ class NetworkCatalog:
 
     async def list(self) -> "tuple[builtins.list[Listed], builtins.list[Unusable]]":
         """All networks in the order of their files, and the files that are none."""
-        networks, unusable = await asyncio.to_thread(self._service.configs.read)
+        networks, unusable = await asyncio.to_thread(self._configs.read)
         default = self._default(networks)
         return [await self._listed(network, default) for network in networks], unusable
 
@@ -60,8 +62,8 @@ class NetworkCatalog:
     async def _listed(self, network: Network, default: str) -> Listed:
         reason = ""
         try:
-            self._service.chain.check_plugins(network)
-            await self._service.chain.status(network)
+            self._attachments.chain.check_plugins(network)
+            await self._attachments.chain.status(network)
         except LighterError as err:
             reason = err.message
         return Listed(
@@ -79,8 +81,8 @@ class NetworkCatalog:
         self, name: str
     ) -> tuple[Listed, dict[str, Any], "builtins.list[dict[str, Any]]"]:
         """The network, its configuration, and who is attached in which namespace."""
-        network = self._service.configs.find(name)
-        networks, _ = self._service.configs.read()
+        network = self._configs.find(name)
+        networks, _ = self._configs.read()
         return (
             await self._listed(network, self._default(networks)),
             network.as_json(),
@@ -91,7 +93,7 @@ class NetworkCatalog:
                     "ifname": one.ifname,
                     "addresses": [address.address for address in one.view().addresses],
                 }
-                for record in self._service.records()
+                for record in self._attachments.all()
                 for one in record.attached
                 if one.network.name == network.name
             ],
@@ -104,20 +106,19 @@ class NetworkCatalog:
 
     def _create(self, new: NewNetwork) -> Network:
         check_name(new.name, "network")
-        configs = self._service.configs
-        networks, _ = configs.read()
+        networks, _ = self._configs.read()
         if any(network.name == new.name for network in networks):
             raise AlreadyExists(f"create network {new.name}: there is one")
         taken = made.taken_subnets(networks)
         document = made.configuration(new, self._pool, taken, self._addresses)
         network = from_json(document, new.name)
-        self._service.chain.check_plugins(network)
-        return made.write(configs.directories[0], document)
+        self._attachments.chain.check_plugins(network)
+        return made.write(self._configs.directories[0], document)
 
     async def remove(self, name: str) -> None:
         """Delete a configuration that `create` made. Refused with who uses it."""
         async with self._changing:
-            network = self._service.configs.find(name, exact=True)
+            network = self._configs.find(name, exact=True)
             users = self.users(network.name)
             if users:
                 raise FailedPrecondition(
@@ -135,7 +136,7 @@ class NetworkCatalog:
         ]
         attached = [
             f"{record.namespace}/{record.id}"
-            for record in self._service.records()
+            for record in self._attachments.all()
             if any(one.network.name == name for one in record.attached)
         ]
         return list(dict.fromkeys((*defined, *attached)))
@@ -164,11 +165,11 @@ def _subnets(network: Network) -> tuple[str, ...]:
 OfTask = Callable[[str, str], dict[str, Any]]
 
 
-def network_view(service: NetworkService) -> OfTask:
+def network_view(attachments: Attachments) -> OfTask:
     """What lists and inspections show of a container's networks."""
 
     def view(namespace: str, container_id: str) -> dict[str, Any]:
-        record = service.record_of(namespace, container_id)
+        record = attachments.of(namespace, container_id)
         if record is None:
             return {"networks": [], "ports": []}
         return {

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lighter.daemon.metadata.containers import ContainerStore
-from lighter.daemon.network.configs import Network
+from lighter.daemon.network.attachments import Attachments, Wanted, not_attached
+from lighter.daemon.network.configs import Configs, Network
 from lighter.daemon.network.netns import is_own_network
 from lighter.daemon.network.records import Attached, Record
 from lighter.daemon.network.request import NetworkRequest, from_option
-from lighter.daemon.network.service import NetworkService, Wanted, not_attached
+from lighter.daemon.network.service import NetworkService
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.types import Container
 from lighter.proto import states
@@ -47,10 +48,14 @@ class LiveNetworks:
     def __init__(
         self,
         service: NetworkService,
+        attachments: Attachments,
+        configs: Configs,
         store: ContainerStore,
         find_entry: Callable[[str, str], Entry | None],
     ) -> None:
         self._service = service
+        self._attachments = attachments
+        self._configs = configs
         self._store = store
         self._find_entry = find_entry
 
@@ -64,8 +69,8 @@ class LiveNetworks:
         """
         container = self._store.get(namespace, container_id)
         request = from_option(container.options.get("network"))
-        network = await asyncio.to_thread(self._service.configs.find, network_name)
-        self._service.chain.check_plugins(network)
+        network = await asyncio.to_thread(self._configs.find, network_name)
+        self._attachments.chain.check_plugins(network)
         if request.container:
             raise FailedPrecondition(
                 f"connect {container_id}: it shares the network of {request.container}"
@@ -92,19 +97,19 @@ class LiveNetworks:
         wanted: Wanted,
         request: NetworkRequest,
     ) -> Attached:
-        record = self._service.record_of(entry.namespace, entry.id)
+        record = self._attachments.of(entry.namespace, entry.id)
         if record is None or not record.path:
             # Files alone are no namespace; they stay mounted in the container as they are.
             if not is_own_network(entry.pid):
                 raise FailedPrecondition(f"connect {entry.id}: it uses the host's network")
             record = await self._service.keep(entry)
-        async with self._service.lock(record.key):
+        async with self._attachments.lock(record.key):
             names = {one.network.name for one in self._now(record).attached}
             if network.name in names:
                 raise AlreadyExists(f"connect {entry.id}: it is in network {network.name} already")
             before = {one.ifname for one in self._now(record).attached}
             try:
-                attached = await self._service.add(record.key, network, wanted)
+                attached = await self._attachments.add(record.key, network, wanted)
             except BaseException:
                 await asyncio.shield(self._undo(record, before))
                 raise
@@ -115,10 +120,10 @@ class LiveNetworks:
     async def _undo(self, record: Record, before: set[str]) -> None:
         for one in self._now(record).attached:
             if one.ifname not in before:
-                await self._service.remove(record.key, one)
+                await self._attachments.remove(record.key, one)
 
     def _now(self, record: Record) -> Record:
-        now = self._service.record_of(record.namespace, record.id)
+        now = self._attachments.of(record.namespace, record.id)
         if now is None or now.key != record.key:
             raise FailedPrecondition(f"change network of {record.id}: it has ended")
         return now
@@ -127,15 +132,15 @@ class LiveNetworks:
         """Detach now, if it runs, and from the next start on. Raises NotFound."""
         container = self._store.get(namespace, container_id)
         request = from_option(container.options.get("network"))
-        record = self._service.record_of(namespace, container_id)
+        record = self._attachments.of(namespace, container_id)
         found = record and self._find(record, network_name)
         name = found.network.name if found else network_name
         if record is not None and found is not None:
-            async with self._service.lock(record.key):
+            async with self._attachments.lock(record.key):
                 now = self._find(self._now(record), network_name)
                 if now is not None:
                     hit("network.disconnecting")
-                    await self._service.remove(record.key, now)
+                    await self._attachments.remove(record.key, now)
             await self._rewrite(record.key, container, request)
         elif name not in request.networks:
             raise not_attached(network_name, container_id)
@@ -162,18 +167,18 @@ class LiveNetworks:
 
     async def check(self, namespace: str, container_id: str) -> list[Checked]:
         """What every plugin says of every attachment; nothing is changed."""
-        record = self._service.record_of(namespace, container_id)
+        record = self._attachments.of(namespace, container_id)
         if record is None:
             return []
-        async with self._service.lock(record.key):
+        async with self._attachments.lock(record.key):
             return [await self._check(record, one) for one in self._now(record).attached]
 
     async def _check(self, record: Record, one: Attached) -> Checked:
         said = Checked(record.namespace, record.id, one.network.name, one.ifname, "ok")
-        if not self._service.netns.is_there(record.path):
+        if not self._attachments.netns.is_there(record.path):
             return replace(said, status="failed", reason=f"{record.path} is no namespace any more")
         try:
-            await self._service.chain.check(one.network, record.attachment(one), one.result)
+            await self._attachments.chain.check(one.network, record.attachment(one), one.result)
         except Unimplemented as err:
             return replace(said, status="unknown", reason=err.message)
         except LighterError as err:
@@ -186,11 +191,11 @@ class LiveNetworks:
         Rules of the host that somebody has flushed come back; the interface is made anew, and
         connections go on once it is there.
         """
-        record = self._service.record_of(namespace, container_id)
+        record = self._attachments.of(namespace, container_id)
         if record is None:
             raise NotFound(f"reload networks of {container_id}: it has none")
         done = []
-        async with self._service.lock(record.key):
+        async with self._attachments.lock(record.key):
             for one in self._now(record).attached:
                 said = await self._check(record, one)
                 if force or said.status == "failed":
@@ -204,10 +209,10 @@ class LiveNetworks:
         ports = record.ports if "portMappings" in one.capabilities else ()
         wanted = Wanted(ips, view.mac.lower(), ports)
         try:
-            await self._service.chain.delete(one.network, record.attachment(one), one.result)
+            await self._attachments.chain.delete(one.network, record.attachment(one), one.result)
             hit("network.reloading")
-            again = self._service.anew(one, wanted)
-            await self._service.attach(record.key, again, wanted)
+            again = self._attachments.anew(one, wanted)
+            await self._attachments.attach(record.key, again, wanted)
         except LighterError as err:
             return replace(said, status="failed", reason=err.message)
         return replace(said, status="ok", repaired=True)

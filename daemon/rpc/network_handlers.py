@@ -5,11 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.network.attachments import Wanted
 from lighter.daemon.network.catalog import Listed, NetworkCatalog
 from lighter.daemon.network.live import Checked, LiveNetworks
 from lighter.daemon.network.made import NewNetwork
 from lighter.daemon.network.request import parse
-from lighter.daemon.network.service import Wanted
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method

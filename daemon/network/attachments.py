@@ -1,0 +1,235 @@
+"""What is attached now: the records in memory and on disk, and each single change of one.
+
+A change of an attachment is ADD or DEL of one interface, with its record written before and after.
+What a start or an end is made of stands in service.py and ending.py.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lighter.daemon.network.chain import Chain
+from lighter.daemon.network.configs import Network
+from lighter.daemon.network.netns import NetworkNamespaces
+from lighter.daemon.network.records import Attached, Record, Records
+from lighter.daemon.network.request import Port
+from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.entry import Entry
+from lighter.proto.errors import FailedPrecondition, NotFound
+from lighter.proto.faults import hit
+from lighter.proto.paths import cgroup_path
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one attachment is asked to have; "" leaves it to the plugins."""
+
+    ips: tuple[str, ...] = ()
+    mac: str = ""
+    ports: tuple[Port, ...] = ()
+    dns: tuple[str, ...] = ()
+
+
+class Attachments:
+    """Owns the records. Who changes one holds its lock, or is the only one who knows its key."""
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        boot_id: str,
+        chain: Chain,
+        store: Records,
+        netns: NetworkNamespaces,
+        bundle_of: Callable[[str, str], Bundle],
+    ) -> None:
+        self.instance = instance
+        self._boot_id = boot_id
+        self.chain = chain
+        self._store = store
+        self.netns = netns
+        self.bundle_of = bundle_of
+        self._records: dict[str, Record] = {}
+        self._by_owner: dict[tuple[str, str], str] = {}
+        self._of_task: dict[str, str] = {}  # incarnation → key, of connected tasks
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._leaving: set[str] = set()
+        self.making: set[str] = set()  # keys of starts under way
+
+    # looking
+
+    def of(self, namespace: str, container_id: str) -> Record | None:
+        """The network of the container's task, None when it has none of ours."""
+        key = self._by_owner.get((namespace, container_id))
+        return self._records.get(key) if key else None
+
+    def all(self) -> list[Record]:
+        """All records, of those that are being removed too."""
+        return list(self._records.values())
+
+    def get(self, key: str) -> Record:
+        return self._records[key]
+
+    def knows(self, key: str) -> bool:
+        """Whether there is such a record; any thread may ask."""
+        return key in self._records
+
+    def directory(self, key: str) -> str:
+        """Where the container's files are."""
+        return self._store.directory(key)
+
+    def lock(self, key: str) -> asyncio.Lock:
+        """Orders what changes one task's network."""
+        return self._locks.setdefault(key, asyncio.Lock())
+
+    def keys_of(self, entry: Entry) -> list[str]:
+        """What the task has, by its row, or by its incarnation when it was connected later."""
+        keys = [entry.options.get("network"), self._of_task.get(entry.incarnation)]
+        if entry.from_hello:  # its row, and what stood there, were lost
+            owned = self._by_owner.get((entry.namespace, entry.id))
+            keys.append(None if owned in self.making else owned)
+        return [key for key in dict.fromkeys(keys) if key in self._records]
+
+    def cgroup_of(self, entry: Entry) -> str:
+        """The cgroup of a task, which tells its processes from others."""
+        called = self.bundle_of(entry.namespace, entry.id).runtime()
+        default = cgroup_path(self.instance, entry.namespace, entry.id)
+        return str(called.get("cgroup") or entry.options.get("cgroup") or default)
+
+    # records come and go
+
+    def new(self, namespace: str, container_id: str, **fields: Any) -> Record:
+        """A record of a new key, in memory; `save` makes it last."""
+        key = f"{self.instance}-{secrets.token_hex(8)}"
+        record = Record(
+            key=key,
+            namespace=namespace,
+            id=container_id,
+            boot_id=self._boot_id,
+            token=secrets.token_hex(16),
+            **{"path": self.netns.path(key), **fields},
+        )
+        self.own(record)
+        return record
+
+    def own(self, record: Record) -> None:
+        """This is the one that its container has now."""
+        self._records[record.key] = record
+        self._by_owner[record.namespace, record.id] = record.key
+        if record.incarnation:
+            self._of_task[record.incarnation] = record.key
+
+    def disown(self, record: Record) -> None:
+        """Nobody is shown what is being removed; who starts meanwhile has another."""
+        self._leaving.add(record.key)
+        owner = (record.namespace, record.id)
+        if self._by_owner.get(owner) != record.key:
+            return
+        del self._by_owner[owner]
+        for other in self._records.values():  # of two starts at once, the one that came first
+            if (other.namespace, other.id) == owner and other.key not in self._leaving:
+                self._by_owner[owner] = other.key
+
+    async def forget(self, record: Record) -> None:
+        """All of it has been undone."""
+        await asyncio.to_thread(self._store.delete, record.key)
+        hit("network.record-gone")
+        self._records.pop(record.key, None)
+        self._leaving.discard(record.key)
+        self._locks.pop(record.key, None)
+        self._of_task.pop(record.incarnation, None)
+
+    def load(self) -> None:
+        """Read what the manager before has left. Blocking; once, before anything is served."""
+        for record in self._store.load():
+            self.own(record)
+
+    async def save(self, record: Record, *, durable: bool = True) -> None:
+        await asyncio.to_thread(self._store.save, record, durable=durable)
+
+    # one network of a task
+
+    async def add(self, key: str, network: Network, wanted: Wanted) -> Attached:
+        """Attach to one network more. What a failure leaves is pending in the record."""
+        one = Attached(network, self._records[key].next_ifname(), **_given(network, wanted))
+        return await self.attach(key, one, wanted)
+
+    def anew(self, one: Attached, wanted: Wanted) -> Attached:
+        """The same interface, to be attached again."""
+        return Attached(one.network, one.ifname, **_given(one.network, wanted))
+
+    async def attach(self, key: str, one: Attached, wanted: Wanted) -> Attached:
+        """Run ADD for an interface that the record may have already. Raises what plugins say."""
+        await self._change(key, lambda record: record.with_attached(one))
+
+        async def note(result: dict[str, Any]) -> None:
+            part = replace(one, result=result)
+            await self._change(key, lambda record: record.with_attached(part), durable=False)
+
+        attachment = self._records[key].attachment(one)
+        result = await self.chain.add(one.network, attachment, note)
+        done = replace(one, result=result, pending=False)
+        _check_wanted(done, wanted)
+        await self._change(key, lambda record: record.with_attached(done))
+        hit("network.added")
+        return done
+
+    async def remove(self, key: str, one: Attached) -> None:
+        """Detach from one network. Raises what a plugin says; the record keeps it then."""
+        await self.detach(key, one)
+        await self.save(self._records[key])
+
+    async def detach(self, key: str, one: Attached) -> None:
+        """As `remove`, but on disk the record is what it was: DEL may be asked twice."""
+        record = self._records[key]
+        gone = not self.netns.is_there(record.path)
+        attachment = record.attachment(one, gone=gone)
+        await self.chain.delete(one.network, attachment, one.result, was_added=not one.pending)
+        self._records[key] = self._records[key].without(one.ifname)
+        hit("network.removed")
+
+    async def _change(
+        self, key: str, change: Callable[[Record], Record], *, durable: bool = True
+    ) -> None:
+        record = self._records[key] = change(self._records[key])
+        await self.save(record, durable=durable)
+
+
+def _given(network: Network, wanted: Wanted) -> dict[str, Any]:
+    """What plugins are told, by the capabilities they have declared, else by CNI_ARGS."""
+    capabilities: dict[str, Any] = {}
+    args: dict[str, str] = {}
+    if wanted.ports:
+        capabilities["portMappings"] = [port.as_cni() for port in wanted.ports]
+    if wanted.dns and network.has_capability("dns"):
+        capabilities["dns"] = {"servers": list(wanted.dns)}
+    if wanted.ips and network.has_capability("ips"):
+        capabilities["ips"] = list(wanted.ips)
+    elif wanted.ips:
+        args["IP"] = ",".join(wanted.ips)
+    if wanted.mac and network.has_capability("mac"):
+        capabilities["mac"] = wanted.mac
+    elif wanted.mac:
+        args["MAC"] = wanted.mac
+    return {"capabilities": capabilities, "args": args}
+
+
+def _check_wanted(one: Attached, wanted: Wanted) -> None:
+    view = one.view()
+    got = {address.ip for address in view.addresses}
+    for ip in wanted.ips:
+        if ip not in got:
+            raise FailedPrecondition(
+                f"attach to network {one.network.name}: its plugins gave "
+                f"{', '.join(sorted(got)) or 'no address'}, not {ip}"
+            )
+    if wanted.mac and view.mac.lower() not in ("", wanted.mac):
+        raise FailedPrecondition(
+            f"attach to network {one.network.name}: its plugins gave {view.mac}, not {wanted.mac}"
+        )
+
+
+def not_attached(network: str, container_id: str) -> NotFound:
+    return NotFound(f"find network {network} of container {container_id}: it is not attached to it")

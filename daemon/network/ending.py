@@ -1,0 +1,221 @@
+"""The end of a task's network, and what a manager finds of ends that never came.
+
+    for each network in reverse: DEL … DEL → namespace → record
+
+A failing end is tried again until it works, and its record is kept till then. It needs neither the
+container nor its namespace, and no room on the disk.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+
+from lighter.daemon import files
+from lighter.daemon.network import leftovers, plugin
+from lighter.daemon.network.attachments import Attachments
+from lighter.daemon.network.configs import Configs, Network
+from lighter.daemon.network.records import Record
+from lighter.daemon.tasks.entry import Entry
+from lighter.proto.codec import MAX_MESSAGE_BYTES
+from lighter.proto.errors import LighterError
+from lighter.proto.faults import hit
+
+log = logging.getLogger("lighter.network")
+
+RELEASED_S = 60.0
+DOUBT_S = 5.0
+
+FindEntry = Callable[[str, str], Entry | None]
+
+
+class Endings:
+    """Releases what records say, each in the background and one try after the other."""
+
+    def __init__(self, attachments: Attachments, configs: Configs) -> None:
+        self._attachments = attachments
+        self._configs = configs
+        self._releases: dict[str, asyncio.Task[None]] = {}
+        self._tried: dict[str, asyncio.Event] = {}
+        self._strays_ended = asyncio.Event()
+
+    def on_over(self, entry: Entry) -> None:
+        """Told by the supervisor of each task that is cleaned up or forgotten."""
+        for key in self._attachments.keys_of(entry):
+            self.release(key)
+
+    async def task_released(self, entry: Entry) -> None:
+        """Until its addresses and ports are free, or a first try has failed."""
+        for key in self._attachments.keys_of(entry):
+            await self.released(key)
+
+    def release(self, key: str) -> None:
+        """Begin to undo all that the record says; tried until it works."""
+        if self._attachments.knows(key) and key not in self._releases:
+            self._attachments.disown(self._attachments.get(key))
+            self._tried[key] = asyncio.Event()
+            task = asyncio.get_running_loop().create_task(self._release_until_done(key))
+            self._releases[key] = task
+
+    async def released(self, key: str) -> None:
+        """`release`, and wait for the end of its first try."""
+        self.release(key)
+        tried = self._tried.get(key)
+        if tried is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELEASED_S):
+                    await tried.wait()
+
+    async def _release_until_done(self, key: str) -> None:
+        try:
+            await self._strays_ended.wait()
+            for pause_s in _pauses():
+                try:
+                    await self._release(key)
+                    return
+                except LighterError as err:
+                    log.error("remove network of %s: %s", self._attachments.get(key).id, err)
+                except Exception:
+                    log.exception("remove network of %s", self._attachments.get(key).id)
+                self._tried[key].set()
+                await asyncio.sleep(pause_s)
+        finally:
+            if tried := self._tried.pop(key, None):
+                tried.set()
+            self._releases.pop(key, None)
+
+    async def _release(self, key: str) -> None:
+        async with self._attachments.lock(key):
+            record = self._attachments.get(key)
+            there = bool(record.path) and self._attachments.netns.is_there(record.path)
+            had = bool(record.attached)
+            cut_short = [one.network for one in record.attached if one.pending]
+            hit("network.releasing")
+            failure: LighterError | None = None
+            for one in reversed(record.attached):
+                try:
+                    # Not written down each time: an end must not need a disk with room.
+                    await self._attachments.detach(key, one)
+                except LighterError as err:
+                    failure = failure or err
+            if failure is not None:
+                raise failure
+            await self._attachments.netns.remove(key)
+            hit("network.netns-gone")
+            if cut_short:
+                await self._free_addresses(cut_short)
+            if had and not there:
+                # Plugins that find no namespace cannot tell which rules were theirs.
+                await asyncio.to_thread(self._free_rules, key)
+            await self._attachments.forget(record)
+
+    def _free_rules(self, key: str) -> None:
+        attachments = self._attachments
+        leftovers.free_rules(
+            attachments.instance, lambda other: other != key and attachments.knows(other)
+        )
+
+    async def earlier_released(self, namespace: str, container_id: str) -> None:
+        """A container that starts again may want its address again."""
+        for record in self._attachments.all():
+            same = (record.namespace, record.id) == (namespace, container_id)
+            if same and record.key in self._releases:
+                await self.released(record.key)
+
+    # a manager starts
+
+    async def recover(self, find_entry: FindEntry) -> None:
+        """Undo what no task has, once after a start.
+
+        Running containers are not touched, only what was begun on their networks and not ended.
+        """
+        old = self._attachments.all()
+        if old:
+            strays = await asyncio.to_thread(plugin.end_strays, {record.token for record in old})
+            if strays:
+                log.warning("ended plugins of the manager before: %s", strays)
+        self._strays_ended.set()
+        doubtful = []
+        releases = []
+        for record in old:
+            if not self._attachments.knows(record.key):
+                continue  # its task was found to be over meanwhile
+            entry = find_entry(record.namespace, record.id)
+            if entry is not None and self._is_of(record, entry):
+                # Others of the same name may be left, whose removal has failed.
+                self._attachments.own(self._attachments.get(record.key))
+                await self._undo_pending(record)
+            elif entry is None and self._bundle_names(record):
+                self._attachments.own(self._attachments.get(record.key))
+                doubtful.append(record)
+            elif record.key not in self._attachments.making:
+                releases.append(record.key)
+        hit("network.recovering")
+        for key in releases:
+            self.release(key)
+        await self._sweep()
+        if doubtful:
+            await self._wait_for(doubtful, find_entry)
+
+    def _is_of(self, record: Record, entry: Entry) -> bool:
+        if entry.closed or entry.is_abandoned:
+            return False
+        return record.key in self._attachments.keys_of(entry)
+
+    async def _undo_pending(self, record: Record) -> None:
+        async with self._attachments.lock(record.key):
+            for one in record.attached:
+                if one.pending:
+                    try:
+                        await self._attachments.remove(record.key, one)
+                    except LighterError as err:
+                        log.error("undo attachment of %s: %s", record.id, err)
+
+    async def _sweep(self) -> None:
+        """What has no record at all: namespaces' files, and addresses that were being given."""
+        for key in [
+            key for key in self._attachments.netns.kept() if not self._attachments.knows(key)
+        ]:
+            try:
+                await self._attachments.netns.remove(key)
+            except LighterError as err:
+                log.warning("remove network namespace %s: %s", key, err)
+        networks, _ = await asyncio.to_thread(self._configs.read)
+        recorded = [one.network for record in self._attachments.all() for one in record.attached]
+        await self._free_addresses([*networks, *recorded])
+
+    async def _free_addresses(self, networks: Iterable[Network]) -> None:
+        directories = leftovers.address_directories(networks)
+        await asyncio.to_thread(
+            leftovers.free_addresses,
+            directories,
+            self._attachments.instance,
+            self._attachments.knows,
+        )
+
+    async def _wait_for(
+        self,
+        doubtful: list[Record],
+        find_entry: FindEntry,
+    ) -> None:
+        """The database was lost: shims come back and are tasks again, or their bundles go."""
+        while doubtful:
+            await asyncio.sleep(DOUBT_S)
+            doubtful = [r for r in doubtful if find_entry(r.namespace, r.id) is None]
+            for record in doubtful:
+                if not self._bundle_names(record):
+                    self.release(record.key)
+            doubtful = [r for r in doubtful if r.key not in self._releases]
+
+    def _bundle_names(self, record: Record) -> bool:
+        """Whether a task's directory is there whose spec has this network."""
+        bundle = self._attachments.bundle_of(record.namespace, record.id)
+        spec = files.read_capped(bundle.dir + "/config.json", MAX_MESSAGE_BYTES) or b""
+        return record.key.encode() in spec
+
+
+def _pauses() -> Iterator[float]:
+    """Between one try and the next, in seconds, without an end."""
+    yield from (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+    while True:
+        yield 60.0
