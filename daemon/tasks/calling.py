@@ -157,6 +157,32 @@ def _check_entries(root: Root, path: str, container_id: str, others: Iterable[En
             )
 
 
+# Those that every runtime knows; a hierarchy of another kind may be there, and is left alone.
+_LIMITING = frozenset(
+    ("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids"),
+)
+
+
+def check_placed(pid: int, path: str, container_id: str) -> None:
+    """That a created container's init is where its limits are (CVE-2025-47291 and others).
+
+    Below the place of an outer container the kernel's paths begin with that. Raises
+    FailedPrecondition.
+    """
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [line.rstrip("\n").split(":", 2) for line in file]
+    except (FileNotFoundError, ProcessLookupError):
+        return  # it is dead, which its shim tells
+    limited = [row for row in rows if not _LIMITING.isdisjoint(row[1].split(","))]
+    for _, names, place in limited or [row for row in rows if not row[1]]:
+        if not place.endswith(path):
+            raise FailedPrecondition(
+                f"create task {container_id}: the runtime has put it into cgroup {place} "
+                f"of {names or 'the one hierarchy'}, not into {path}"
+            )
+
+
 def make_root(path: str, container_id: str) -> None:
     """The runtime's own directory, when a client chose one.
 

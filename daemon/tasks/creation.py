@@ -21,6 +21,7 @@ from lighter.daemon.tasks.calling import (
     Calling,
     check_alone,
     check_apart,
+    check_placed,
     make_root,
     place,
     runtime_root,
@@ -200,6 +201,7 @@ class TaskCreator:
             answer.cancel()
             bundle.remove_console(order["console"])
         hit("create.done")
+        check_placed(int(created["pid"]), calling.cgroup, entry.id)
         return int(created["pid"])
 
     async def _answer_or_end(self, entry: Entry, answer: "asyncio.Future[Any]") -> Any:

@@ -3,6 +3,7 @@
 SEC-48 to 53, 55 to 59, 61 to 63; the specs alone, with every runtime, are in tests/security.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -142,6 +143,28 @@ def test_sec53_a_container_is_in_its_cgroup_everywhere(ctl: Ctl) -> None:
     rows = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
     places = {names: path for _, names, path in rows if names or cgroups.IS_V2}
     assert set(places.values()) == {own}, places
+
+
+def test_sec53_a_runtime_that_puts_it_elsewhere_is_not_believed(ctl: Ctl, tmp_path: Path) -> None:
+    memory = cgroups.MOUNT if cgroups.IS_V2 else cgroups.MOUNT / "memory"
+    runtime = tmp_path / "runc"
+    runtime.write_text(
+        f"""#!/bin/sh
+{shutil.which("runc")} "$@" || exit
+while [ $# -gt 0 ]; do
+    case $1 in --pid-file) cat "$2" > {memory}/cgroup.procs;; esac
+    shift
+done
+"""
+    )
+    runtime.chmod(0o755)
+    assert "the runtime has put it into cgroup /" in ctl.refuses("--runtime", str(runtime))
+    await_that(lambda: ctl.lighterd.shims() == [], 30, "its shim has ended")
+    # Of the place that it did not take nobody knew any more.
+    place = Path(f"{memory}{cgroup_path(ctl.lighterd.instance, 'default', 'x')}")
+    for directory in (place, *place.parents[:2]):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 @pytest.mark.parametrize("inside", ["", "/inside"], ids=["absolute", "of the root"])
