@@ -16,6 +16,9 @@ from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.types import Exit, Task
 from lighter.proto import states
 
+# Execs that a shim is asked for at a time: more wait for their turn. It takes 16 requests at once,
+# and a kill has to get through.
+EXECS_AT_ONCE = 8
 SHOWN_AFTER_S = 2.0  # a process may take a while to be taken apart
 PROBE_PREFIX = "lighter-health-"  # of the ids of execs that ask for a container's health
 
@@ -82,6 +85,7 @@ class Entry:
     removed: asyncio.Event = field(default_factory=asyncio.Event)  # of one that removes itself
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    exec_turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(EXECS_AT_ONCE))
 
     @property
     def key(self) -> tuple[str, str]:

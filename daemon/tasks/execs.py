@@ -154,16 +154,15 @@ class ExecService:
         try:
             path = bundle.write_process(exec_id, process)
             hit("exec.asked")
-            answer = await peer.call(
-                "exec",
-                {
-                    "exec_id": exec_id,
-                    "process": path,
-                    "terminal": terminal,
-                    "console": console,
-                    **stdio,
-                },
-            )
+            request = {
+                "exec_id": exec_id,
+                "process": path,
+                "terminal": terminal,
+                "console": console,
+                **stdio,
+            }
+            async with entry.exec_turns:
+                answer = await peer.call("exec", request)
             hit("exec.done")
             return int(answer["pid"])
         finally:
