@@ -87,7 +87,7 @@ def ps(
             image_text(row, no_trunc),
             row["pid"] or "-",
             status_text(row, now_ns),
-            ago(row["created_at"], now_ns),
+            ago(_made_at(row), now_ns),
             addresses_text(row) or "-",
         ),
     )
@@ -250,7 +250,7 @@ class Filter:
         return lambda row: self._age(row) > self.made(value)
 
     def _age(self, row: Row) -> int:
-        return self._born.get(row["id"], int(row["created_at"]))
+        return self._born.get(row["id"], _made_at(row))
 
 
 _FILTERS: dict[str, Callable[[Filter, str], Test]] = {
@@ -292,6 +292,11 @@ def _definition(container: Row) -> dict[str, Any]:
     }
 
 
+def _made_at(row: Row) -> int:
+    """When the container was made; its task is made anew with each start."""
+    return int(row.get("defined_at") or row["created_at"])
+
+
 def ps_fields(now_ns: int, no_trunc: bool) -> Fields:
     """What a template of `ps` may name: docker's words, and Pid."""
     return {
@@ -301,8 +306,8 @@ def ps_fields(now_ns: int, no_trunc: bool) -> Fields:
         "Pid": ("PID", lambda row: str(row["pid"] or "")),
         "State": ("STATE", lambda row: str(row["status"])),
         "Status": ("STATUS", lambda row: status_text(row, now_ns)),
-        "CreatedAt": ("CREATED AT", lambda row: rfc3339(row["created_at"]) or ""),
-        "RunningFor": ("CREATED", lambda row: ago(row["created_at"], now_ns)),
+        "CreatedAt": ("CREATED AT", lambda row: rfc3339(_made_at(row)) or ""),
+        "RunningFor": ("CREATED", lambda row: ago(_made_at(row), now_ns)),
         "Labels": ("LABELS", lambda row: labels_text(row.get("labels") or {})),
         "Networks": ("NETWORKS", networks_text),
         "Addresses": ("ADDRESSES", addresses_text),

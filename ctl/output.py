@@ -16,6 +16,7 @@ _TIME_KEYS = (
     "created_at",
     "updated_at",
     "started_at",
+    "defined_at",
     "ended_at",
     "due_at",
     "restart_at",

@@ -144,6 +144,7 @@ class Services:
     execs: ExecService
     tasks: TaskService
     containers: ContainerService
+    container_store: ContainerStore
     maker: ContainerMaker
     volumes: Volumes
     files: ContainerFiles
@@ -410,6 +411,7 @@ def build(
         execs=execs,
         tasks=tasks,
         containers=containers,
+        container_store=container_store,
         maker=maker,
         volumes=volumes,
         files=ContainerFiles(containers, tasks, snapshots, spawner),
@@ -473,7 +475,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
             s.execs,
             s.containers,
             s.by_hand,
-            TaskViews(s.tasks, s.restarts, s.health),
+            TaskViews(s.tasks, s.restarts, s.health, s.container_store.born),
             network_of,
         ),
         **handlers.event_methods(s.event_log),

@@ -4,6 +4,7 @@ A container that waits to be started again is listed while it has no task too: b
 one and the start of the next its users look for it.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lighter.daemon.health.service import HealthService
@@ -19,8 +20,16 @@ from lighter.proto.errors import NotFound
 class TaskViews:
     """Reads memory and the database alone: no container can hold a list up."""
 
-    def __init__(self, tasks: TaskService, restarts: Restarts, health: HealthService) -> None:
+    def __init__(
+        self,
+        tasks: TaskService,
+        restarts: Restarts,
+        health: HealthService,
+        born: Callable[[str], Mapping[str, tuple[str, int]]],
+    ) -> None:
+        """`born` gives image and time of making for each container of a namespace."""
         self._tasks = tasks
+        self._born = born
         self._restarts = restarts
         self._health = health
 
@@ -33,11 +42,13 @@ class TaskViews:
             for entry in self._tasks.entries(namespace)
         ]
         there = {task.id for task in listed}
-        return listed + [
+        listed += [
             _between(row)
             for row in restarts.values()
             if row.due_at is not None and row.id not in there
         ]
+        born = self._born(namespace)
+        return [_defined(task, born) for task in listed]
 
     def get(self, namespace: str, container_id: str) -> Task:
         """Raises NotFound."""
@@ -47,8 +58,10 @@ class TaskViews:
         except NotFound:
             if row is None or row.due_at is None:
                 raise
-            return _between(row)
-        return _seen(entry, row, self._health.statuses(namespace))
+            task = _between(row)
+        else:
+            task = _seen(entry, row, self._health.statuses(namespace))
+        return _defined(task, self._born(namespace))
 
 
 def _seen(entry: Entry, row: Restart | None, statuses: dict[str, str]) -> Task:
@@ -57,6 +70,12 @@ def _seen(entry: Entry, row: Restart | None, statuses: dict[str, str]) -> Task:
     if row is None:
         return replace(view, health=health)
     return replace(view, health=health, restarts=row.count, restart_at=row.due_at)
+
+
+def _defined(task: Task, born: Mapping[str, tuple[str, int]]) -> Task:
+    """With what its container's record says."""
+    image, at = born.get(task.id, (task.image, 0))
+    return replace(task, image=task.image or image, defined_at=at)
 
 
 def _between(row: Restart) -> Task:

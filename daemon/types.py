@@ -156,6 +156,7 @@ class Exit:
 class Task:
     """A container's running side, as listed. `reason` says why a status is "unknown".
 
+    `created_at` is the task's, `defined_at` the container's (0 when that is not recorded).
     `health`: "" without a check. `restarts`: since it was last started by hand; `restart_at`: when
     the next start is due, None when none is.
     """
@@ -174,3 +175,4 @@ class Task:
     health: str = ""
     restarts: int = 0
     restart_at: int | None = None
+    defined_at: int = 0

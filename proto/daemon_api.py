@@ -138,7 +138,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     tasks.start         {id} -> {pid}
     tasks.get           {id} -> {task}
     tasks.list          {} -> {tasks: [{id, pid, status, image, exit_status, exited_at, cause, reason,
-                        created_at, started_at, health, restarts, restart_at, networks: [{network, ifname, addresses, gateways,
+                        created_at, started_at, defined_at, health, restarts, restart_at, networks: [{network, ifname, addresses, gateways,
                         mac}], ports: [{host_ip, host_port, container_port, protocol}]}]}
     tasks.kill          {id, exec_id, signal, all} -> {}
     tasks.stop          {id, timeout_s, signal} -> {exit_status, exited_at, cause}    null: the container's own;

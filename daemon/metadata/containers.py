@@ -101,6 +101,13 @@ class ContainerStore:
         )
         return tuple(map(_container, rows))
 
+    def born(self, namespace: str) -> dict[str, tuple[str, int]]:
+        """Of each container of a namespace its image and when it was made, by id."""
+        rows = self._db.rows(
+            "SELECT id, image, created_at FROM containers WHERE namespace = ?", (namespace,)
+        )
+        return {row["id"]: (row["image"], row["created_at"]) for row in rows}
+
     def replace(self, container: Container, also: Also = nothing) -> Container:
         """Record all fields anew but its times; returns it with them. Raises NotFound."""
         check_labels(dict(container.labels))

@@ -5,8 +5,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.harness import Lighterd, await_that
+from tests.lives import ask
 
 
 @contextmanager
@@ -187,3 +189,20 @@ def test_a_log_without_a_limit_of_files_keeps_all(lighterd: Lighterd, busybox: s
     lighterd.ctl("tasks", "wait", "x", check=True)
     wanted = "".join(f"{number}\n" for number in range(1, 40001)).encode()
     await_that(lambda: lighterd.ctl("logs", "x").stdout == wanted, 20, "all of it is kept")
+
+
+def test_a_container_between_two_starts_is_listed_as_it_was_made(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lighterd.ctl("run", "-d", "--restart", "always", "--name", "again", busybox, "false")
+    made = ask(lighterd, "containers.get", id="again")["container"]["created_at"]
+
+    def waiting() -> list[dict[str, Any]]:
+        tasks = ask(lighterd, "tasks.list")["tasks"]
+        return [task for task in tasks if task["id"] == "again" and not task["pid"]]
+
+    await_that(waiting, 30, "it waits for its next start")
+    await_that(lambda: any(task["restarts"] > 3 for task in waiting()), 30, "its waits are long")
+    (task,) = waiting()
+    assert (task["image"], task["defined_at"]) == (busybox, made)
+    ask(lighterd, "containers.delete", id="again", force=True)
