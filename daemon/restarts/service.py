@@ -114,7 +114,8 @@ class Restarts:
 
     def on_started(self, entry: Entry) -> None:
         """A task runs. One that nothing was owed for was started by hand: a count begins anew."""
-        self.release(entry.key)
+        if entry.incarnation not in self._ours:
+            self.release(entry.key)
         row = self._store.get(entry.namespace, entry.id)
         if row is None:
             return
@@ -263,7 +264,7 @@ class Restarts:
         self._ours.add(entry.incarnation)
         hit("restart.task-created")
         try:
-            if not self.owes(row):
+            if not self.owes(row) or row.key in self._held:
                 raise Aborted(f"start container {id_}: it was stopped")
             await self._tasks.start(namespace, id_)
         except BaseException:
@@ -302,7 +303,7 @@ class Restarts:
     def _failed(self, row: Restart, error: LighterError) -> None:
         """An attempt at a start failed: as an end of the container, it has its pause and limit."""
         definition = self._store.definition(*row.key)
-        if definition is None or not self.owes(row):
+        if definition is None or not self.owes(row) or row.key in self._held:
             return
         log.warning("start container %s again: %s", row.id, error.message)
         row = replace(row, error=error.message)
