@@ -1,14 +1,13 @@
 """The wiring: which object gets which. Nothing else in the manager builds services.
 
-`build` makes the services, `native_methods` hands them to the front end that `ctl` speaks to; the
-one of containerd's API is wired in daemon/grpc/wiring.py. How a manager lives is manager.py.
+`build` makes the services; which of them the front ends get is in daemon/rpc/wiring.py (`ctl`) and
+daemon/grpc/wiring.py (containerd's API). How a manager lives is manager.py.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.config import Config
@@ -26,11 +25,7 @@ from lighter.daemon.health.probe import Prober
 from lighter.daemon.health.service import HealthService
 from lighter.daemon.health.store import HealthStore
 from lighter.daemon.identity import IdentityService
-from lighter.daemon.images.commit import Committer
-from lighter.daemon.images.convert import Converter
 from lighter.daemon.images.downloads import Downloads
-from lighter.daemon.images.exporter import Exporter
-from lighter.daemon.images.inspection import Inspection
 from lighter.daemon.images.mounted import MountedImages
 from lighter.daemon.images.pull import Puller
 from lighter.daemon.images.push import Pusher
@@ -45,7 +40,7 @@ from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.network.attachments import Attachments
-from lighter.daemon.network.catalog import NetworkCatalog, network_view
+from lighter.daemon.network.catalog import NetworkCatalog
 from lighter.daemon.network.chain import Chain
 from lighter.daemon.network.configs import Configs
 from lighter.daemon.network.ending import Endings
@@ -56,7 +51,6 @@ from lighter.daemon.network.records import Records
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.oci.host import Host, read_host
 from lighter.daemon.placement import Placement
-from lighter.daemon.plugins import SERVICES, plugins
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
@@ -64,27 +58,6 @@ from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.restarts.labelwatch import LabelWatch
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.restarts.store import RestartStore
-from lighter.daemon.rpc import (
-    archive_handlers,
-    container_handlers,
-    content_handlers,
-    disk_handlers,
-    file_handlers,
-    handlers,
-    image_handlers,
-    metrics_handlers,
-    network_handlers,
-    oci_handlers,
-    registry_handlers,
-    restart_handlers,
-    shim_handlers,
-    snapshot_handlers,
-    system_handlers,
-    task_handlers,
-    transfer_handlers,
-    volume_handlers,
-)
-from lighter.daemon.rpc.server import Method
 from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
 from lighter.daemon.snapshots.erofs import ErofsSnapshotter
@@ -93,7 +66,6 @@ from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.spawn import Inherited, Spawner
-from lighter.daemon.stopping import StopAll
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
@@ -104,12 +76,9 @@ from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.taskviews import TaskViews
-from lighter.daemon.version import NAME, REVISION
 from lighter.daemon.volumes import Volumes
 from lighter.proto import events
 from lighter.proto.paths import Root, State
-from lighter.proto.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -447,71 +416,3 @@ def build(
         reloader=reloader,
         host=host,
     )
-
-
-def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[str, Method]:
-    """The methods of proto/daemon_api, by name."""
-    facts = {
-        "name": NAME,
-        "version": VERSION,
-        "revision": REVISION,
-        "uuid": s.db.uuid,
-        "generation": s.generation,
-        "instance": s.root.instance,
-        "root": s.root.dir,
-        "state": s.state.dir,
-    }
-    network_of = network_view(s.attachments)
-    return {
-        **handlers.version_method(facts),
-        **handlers.namespace_methods(s.namespaces),
-        **metrics_handlers.metrics_methods(s.tasks),
-        **container_handlers.container_methods(
-            s.containers, s.by_hand, s.restarts, s.health, network_of
-        ),
-        **restart_handlers.restart_methods(s.by_hand, s.changes),
-        **task_handlers.task_methods(
-            s.tasks,
-            s.execs,
-            s.containers,
-            s.by_hand,
-            TaskViews(s.tasks, s.restarts, s.health, s.container_store.born),
-            network_of,
-        ),
-        **handlers.event_methods(s.event_log),
-        **handlers.log_methods(s.root, s.tasks, s.containers, s.restarts.is_owed),
-        **image_handlers.image_methods(
-            s.images, Inspection(s.images, s.content), s.mounted, s.event_log
-        ),
-        **archive_handlers.archive_methods(
-            s.images,
-            Exporter(s.content, s.image_store, s.images.collector),
-            Converter(s.content, s.image_store, s.images.collector, s.spawner),
-            s.event_log,
-        ),
-        **network_handlers.network_methods(s.network_catalog, s.live_networks, s.containers),
-        **transfer_handlers.transfer_methods(s.puller, s.pusher, s.event_log),
-        **file_handlers.file_methods(
-            s.files,
-            Committer(s.content, s.images, s.image_store, s.images.collector, s.snapshots),
-            s.containers,
-            s.tasks,
-            s.event_log,
-        ),
-        **volume_handlers.volume_methods(s.volumes),
-        **snapshot_handlers.snapshot_methods(s.snapshots, s.images),
-        **registry_handlers.registry_methods(s.registries),
-        **shim_handlers.shim_methods(s.supervisor, s.bundle_of, s.root, s.state),
-        **content_handlers.content_methods(s.content, s.ingests, s.leases, s.images.collector),
-        **content_handlers.lease_methods(s.leases, s.images.collector),
-        **oci_handlers.oci_methods(s.host),
-        **disk_handlers.disk_methods(s.housekeeping),
-        **system_handlers.system_methods(
-            health,
-            s.reloader,
-            StopAll(s.supervisor, s.containers, s.tasks, s.restarts),
-            s.db.accept_loss,
-            lambda: plugins(s.snapshotters, SERVICES),
-            lambda: {"manager": os.getpid(), "spawner": s.spawner.pid},
-        ),
-    }

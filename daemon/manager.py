@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from lighter.daemon import files
-from lighter.daemon.app import Services, build, native_methods
+from lighter.daemon.app import Services, build
 from lighter.daemon.config import Config
 from lighter.daemon.limits import raise_descriptor_limit
 from lighter.daemon.locks import take_lock
@@ -28,6 +28,7 @@ from lighter.daemon.placement import remove_empty
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc.server import ClientServer
+from lighter.daemon.rpc.wiring import native_methods
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.sockets import context
 from lighter.daemon.spawn import Inherited

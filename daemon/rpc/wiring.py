@@ -1,0 +1,106 @@
+"""Which method of proto/daemon_api gets which of the manager's services."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from lighter.daemon.app import Services
+from lighter.daemon.images.commit import Committer
+from lighter.daemon.images.convert import Converter
+from lighter.daemon.images.exporter import Exporter
+from lighter.daemon.images.inspection import Inspection
+from lighter.daemon.network.catalog import network_view
+from lighter.daemon.plugins import SERVICES, plugins
+from lighter.daemon.rpc import (
+    archive_handlers,
+    container_handlers,
+    content_handlers,
+    disk_handlers,
+    file_handlers,
+    handlers,
+    image_handlers,
+    metrics_handlers,
+    network_handlers,
+    oci_handlers,
+    registry_handlers,
+    restart_handlers,
+    shim_handlers,
+    snapshot_handlers,
+    system_handlers,
+    task_handlers,
+    transfer_handlers,
+    volume_handlers,
+)
+from lighter.daemon.rpc.server import Method
+from lighter.daemon.stopping import StopAll
+from lighter.daemon.taskviews import TaskViews
+from lighter.daemon.version import NAME, REVISION
+from lighter.proto.version import VERSION
+
+
+def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[str, Method]:
+    """The methods of proto/daemon_api, by name."""
+    facts = {
+        "name": NAME,
+        "version": VERSION,
+        "revision": REVISION,
+        "uuid": s.db.uuid,
+        "generation": s.generation,
+        "instance": s.root.instance,
+        "root": s.root.dir,
+        "state": s.state.dir,
+    }
+    network_of = network_view(s.attachments)
+    return {
+        **handlers.version_method(facts),
+        **handlers.namespace_methods(s.namespaces),
+        **metrics_handlers.metrics_methods(s.tasks),
+        **container_handlers.container_methods(
+            s.containers, s.by_hand, s.restarts, s.health, network_of
+        ),
+        **restart_handlers.restart_methods(s.by_hand, s.changes),
+        **task_handlers.task_methods(
+            s.tasks,
+            s.execs,
+            s.containers,
+            s.by_hand,
+            TaskViews(s.tasks, s.restarts, s.health, s.container_store.born),
+            network_of,
+        ),
+        **handlers.event_methods(s.event_log),
+        **handlers.log_methods(s.root, s.tasks, s.containers, s.restarts.is_owed),
+        **image_handlers.image_methods(
+            s.images, Inspection(s.images, s.content), s.mounted, s.event_log
+        ),
+        **archive_handlers.archive_methods(
+            s.images,
+            Exporter(s.content, s.image_store, s.images.collector),
+            Converter(s.content, s.image_store, s.images.collector, s.spawner),
+            s.event_log,
+        ),
+        **network_handlers.network_methods(s.network_catalog, s.live_networks, s.containers),
+        **transfer_handlers.transfer_methods(s.puller, s.pusher, s.event_log),
+        **file_handlers.file_methods(
+            s.files,
+            Committer(s.content, s.images, s.image_store, s.images.collector, s.snapshots),
+            s.containers,
+            s.tasks,
+            s.event_log,
+        ),
+        **volume_handlers.volume_methods(s.volumes),
+        **snapshot_handlers.snapshot_methods(s.snapshots, s.images),
+        **registry_handlers.registry_methods(s.registries),
+        **shim_handlers.shim_methods(s.supervisor, s.bundle_of, s.root, s.state),
+        **content_handlers.content_methods(s.content, s.ingests, s.leases, s.images.collector),
+        **content_handlers.lease_methods(s.leases, s.images.collector),
+        **oci_handlers.oci_methods(s.host),
+        **disk_handlers.disk_methods(s.housekeeping),
+        **system_handlers.system_methods(
+            health,
+            s.reloader,
+            StopAll(s.supervisor, s.containers, s.tasks, s.restarts),
+            s.db.accept_loss,
+            lambda: plugins(s.snapshotters, SERVICES),
+            lambda: {"manager": os.getpid(), "spawner": s.spawner.pid},
+        ),
+    }
