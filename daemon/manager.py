@@ -138,6 +138,7 @@ class Manager:
         found = services.recovery.run()
         services.changes.recover()
         services.restarts.recover()
+        services.by_hand.recover()
         services.health.recover()
         hit("start.recovered")
         zmq_context = context()

@@ -25,6 +25,7 @@ from lighter.daemon.grpc.pb import tasks_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Metric
 from lighter.daemon.grpc.translate import timestamp
 from lighter.daemon.records import ContainerRecords
+from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.runtimes import NAMES
 from lighter.daemon.tasks import metrics, processes
 from lighter.daemon.tasks.clientstdio import stdio_of
@@ -65,7 +66,9 @@ class TasksService:
         containers: ContainerService,
         tasks: TaskService,
         execs: ExecService,
+        by_hand: ByHand,
     ) -> None:
+        self._by_hand = by_hand
         self._records = records
         self._containers = containers
         self._tasks = tasks
@@ -116,7 +119,7 @@ class TasksService:
         else:
             with _refused(entry, "start"):
                 try:
-                    pid = await self._tasks.start(call.namespace, id_)
+                    pid = await self._by_hand.start_task(call.namespace, id_)
                 except LighterError as err:
                     raise _of_runtime(err, "OCI runtime start failed") from err
         return pb.StartResponse(pid=pid)

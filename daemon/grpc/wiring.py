@@ -33,7 +33,7 @@ def grpc_server(s: Services) -> GrpcServer:
             s.images.collector,
         ),
         ContainersService(s.records),
-        TasksService(s.records, s.containers, s.tasks, s.execs),
+        TasksService(s.records, s.containers, s.tasks, s.execs, s.by_hand),
         EventsService(s.event_log),
     ]
     services.append(IntrospectionService(s.db.uuid, services, s.snapshotters))

@@ -105,6 +105,7 @@ CREATE TABLE events(
 # volumes: no foreign key to namespaces, since the release before, which does not know them, would
 # fail to remove a namespace instead of refusing to. Who uses one stands in containers.options.
 # restarts.settled: the incarnation of the task whose end was dealt with. due_at: a start is owed.
+# removal: it is being removed by force, which the next manager finishes.
 _SECOND = """
 CREATE TABLE volumes(
     namespace TEXT NOT NULL, name TEXT NOT NULL, labels TEXT NOT NULL,
@@ -116,6 +117,7 @@ CREATE TABLE restarts(
     namespace TEXT NOT NULL, id TEXT NOT NULL,
     count INTEGER NOT NULL, stopped INTEGER NOT NULL, settled TEXT NOT NULL,
     exit_status INTEGER, delay_ms INTEGER NOT NULL, due_at INTEGER, error TEXT NOT NULL,
+    removal TEXT NOT NULL,
     PRIMARY KEY(namespace, id),
     FOREIGN KEY(namespace, id) REFERENCES containers(namespace, id)
         ON UPDATE CASCADE ON DELETE CASCADE

@@ -1,27 +1,31 @@
 """Starts, stops, restarts and removals by hand: what somebody asks for goes before any policy.
 
 A start or restart stands in the container's row as owed before it is begun, as one by policy does:
-a manager that is killed over it leaves it to the next. A stop is noted before its signal is sent.
+a manager that is killed over it leaves it to the next. A stop is noted before its signal is sent,
+and so is the removal of what a policy would start again: the next manager finishes that.
 """
 
 import asyncio
+import contextlib
+import logging
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from lighter.daemon.containers.request import signal_number
 from lighter.daemon.containers.service import ContainerService
-from lighter.daemon.restarts.policy import RestartPolicy
+from lighter.daemon.restarts.policy import NO, RestartPolicy
 from lighter.daemon.restarts.service import FAILED, Key, Restarts
-from lighter.daemon.restarts.store import Restart, RestartStore
+from lighter.daemon.restarts.store import CONTAINER, WITH_VOLUMES, Restart, RestartStore
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.types import Exit
 from lighter.proto import states
-from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
 from lighter.proto.faults import hit
+
+log = logging.getLogger("lighter.restarts")
 
 
 class ByHand:
@@ -68,7 +72,7 @@ class ByHand:
                 raise FailedPrecondition(f"start container {id_}: it is being created")
             if entry is not None and entry.exit is None and stop is None:
                 if entry.state == states.CREATED:
-                    return await self._tasks.start(namespace, id_)
+                    return await self.start_task(namespace, id_)
                 return entry.pid
             self._restarts.release(key)
             settled = entry.incarnation if entry is not None else ""
@@ -87,6 +91,21 @@ class ByHand:
                 if self._restarts.owes(row):  # who asked hears of the failure: nobody tries on
                     self._restarts.put(replace(row, due_at=None, error=str(err)))
                 raise
+
+    async def start_task(self, namespace: str, container_id: str) -> int:
+        """Start a task that somebody has made; returns init's pid. A count begins anew."""
+        key = namespace, container_id
+        return await self._tasks.start(*key, asked=lambda: self._begin_anew(key))
+
+    def _begin_anew(self, key: Key) -> None:
+        """Noted before the shim hears of it: a stop that comes while it starts is noted after."""
+        self._restarts.release(key)
+        row = self._store.get(*key)
+        if row is None:
+            return
+        anew = Restart(*key, settled=row.settled, removal=row.removal)
+        if row != anew:
+            self._restarts.put(anew)
 
     async def make_way(self, namespace: str, container_id: str) -> None:
         """Forget an ended task, so that its caller makes the next one. Raises FailedPrecondition
@@ -173,12 +192,50 @@ class ByHand:
         self, namespace: str, container_id: str, force: bool, *, volumes: bool = False
     ) -> None:
         """Remove the container. Refused while it waits to be started again, unless `force`."""
-        if force and self._restarts.is_owed(namespace, container_id):
-            self._stopped_by_hand((namespace, container_id))
-        async with self.at_rest(namespace, container_id, f"delete container {container_id}"):
-            await self._containers.delete(namespace, container_id, force, volumes=volumes)
+        key = namespace, container_id
+        noted = force and self._note_removal(key, WITH_VOLUMES if volumes else CONTAINER)
+        try:
+            async with self.at_rest(namespace, container_id, f"delete container {container_id}"):
+                await self._containers.delete(namespace, container_id, force, volumes=volumes)
+        except BaseException:  # who asked hears of it, or has gone: no later manager tries on
+            row = self._store.get(*key)
+            if noted and row is not None:
+                with contextlib.suppress(LighterError):
+                    self._restarts.put(replace(row, removal=""))
+            raise
 
-    @asynccontextmanager
+    def _note_removal(self, key: Key, removal: str) -> bool:
+        """Of one that would be started again between its end and the removal of its record."""
+        definition, row = self._store.definition(*key), self._store.get(*key)
+        if definition is None:
+            return False
+        try:
+            starts_again = definition.policy().name != NO
+        except InvalidArgument:
+            starts_again = False
+        if not starts_again and (row is None or row.due_at is None):
+            return False
+        row = row or Restart(*key)
+        self._restarts.put(replace(row, stopped=True, due_at=None, error="", removal=removal))
+        hit("restart.removal-noted")
+        return True
+
+    def recover(self) -> None:
+        """Finish the removals that the manager before had begun."""
+        for row in self._store.all():
+            if row.removal:
+                self._supervisor.in_background(self._finish_removal(row))
+
+    async def _finish_removal(self, row: Restart) -> None:
+        try:
+            volumes = row.removal == WITH_VOLUMES
+            await self.delete(row.namespace, row.id, force=True, volumes=volumes)
+        except NotFound:
+            pass  # somebody else was faster
+        except LighterError as err:
+            log.warning("remove container %s, as was asked before: %s", row.id, err)
+
+    @contextlib.asynccontextmanager
     async def at_rest(self, namespace: str, container_id: str, attempt: str) -> AsyncIterator[None]:
         """While it is not started again. Raises FailedPrecondition when that is owed."""
         key = namespace, container_id

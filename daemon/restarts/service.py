@@ -113,16 +113,10 @@ class Restarts:
             return None
 
     def on_started(self, entry: Entry) -> None:
-        """A task runs. One that nothing was owed for was started by hand: a count begins anew."""
-        if entry.incarnation not in self._ours:
-            self.release(entry.key)
+        """A task runs, perhaps one that was made for what is owed."""
         row = self._store.get(entry.namespace, entry.id)
-        if row is None:
-            return
-        if entry.incarnation in self._ours:
+        if row is not None and entry.incarnation in self._ours:
             self._started(row)
-        elif row.count or row.stopped or row.delay_ms or row.due_at is not None:
-            self.put(Restart(row.namespace, row.id, settled=row.settled))
 
     # deciding
 
@@ -368,6 +362,8 @@ class Restarts:
         """Go on with what the manager before owed, and start what is to run when one starts."""
         for row in self._store.all():
             entry = self._supervisor.entries.get(row.key)
+            if row.removal:
+                continue
             if row.due_at is not None:
                 if entry is not None and entry.incarnation != row.settled:
                     self._ours.add(entry.incarnation)

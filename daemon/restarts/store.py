@@ -16,13 +16,16 @@ from lighter.daemon.restarts import labels
 from lighter.daemon.restarts.policy import RestartPolicy, from_record
 from lighter.proto.errors import InvalidArgument
 
+# What of a container is being removed by force.
+CONTAINER, WITH_VOLUMES = "container", "container and volumes"
+
 
 @dataclass(frozen=True)
 class Restart:
     """`count`: restarts since the last start by hand. `stopped`: by hand. `settled`: incarnation of
     the task whose end was dealt with. `exit_status`: how that ended. `delay_ms`: the pause before
     the last restart. `due_at`: when a start is owed, in ns, None: none is. `error`: why the last
-    attempt at one failed.
+    attempt at one failed. `removal`: CONTAINER or WITH_VOLUMES while it is removed by force.
     """
 
     namespace: str
@@ -34,6 +37,7 @@ class Restart:
     delay_ms: int = 0
     due_at: int | None = None
     error: str = ""
+    removal: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -103,12 +107,13 @@ class RestartStore:
         """Write it in the place of the one before; False when its container is gone."""
         done = tx.execute(
             "INSERT INTO restarts(namespace, id, count, stopped, settled, exit_status, delay_ms,"
-            " due_at, error) SELECT ?,?,?,?,?,?,?,?,?"
+            " due_at, error, removal) SELECT ?,?,?,?,?,?,?,?,?,?"
             " WHERE EXISTS(SELECT 1 FROM containers WHERE namespace = ? AND id = ?)"
             " ON CONFLICT(namespace, id) DO UPDATE SET count = excluded.count,"
             " stopped = excluded.stopped, settled = excluded.settled,"
             " exit_status = excluded.exit_status, delay_ms = excluded.delay_ms,"
-            " due_at = excluded.due_at, error = excluded.error",
+            " due_at = excluded.due_at, error = excluded.error,"
+            " removal = excluded.removal",
             (
                 row.namespace,
                 row.id,
@@ -119,6 +124,7 @@ class RestartStore:
                 row.delay_ms,
                 row.due_at,
                 row.error,
+                row.removal,
                 *row.key,
             ),
         )
@@ -179,6 +185,7 @@ def _restart(row: sqlite3.Row) -> Restart:
         delay_ms=row["delay_ms"],
         due_at=row["due_at"],
         error=row["error"],
+        removal=row["removal"],
     )
 
 

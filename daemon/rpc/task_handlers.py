@@ -52,7 +52,7 @@ def task_methods(
         return {}
 
     async def start(call: Call, body: Body) -> Any:
-        pid = await tasks.start(namespace_of(call), Fields("tasks.start", body).id())
+        pid = await by_hand.start_task(namespace_of(call), Fields("tasks.start", body).id())
         return {"pid": pid}
 
     async def get(call: Call, body: Body) -> Any:

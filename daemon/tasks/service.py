@@ -90,11 +90,14 @@ class TaskService:
     def exists(self, namespace: str, container_id: str) -> bool:
         return (namespace, container_id) in self._supervisor.entries
 
-    async def start(self, namespace: str, container_id: str) -> int:
-        """Let init run; returns its pid."""
+    async def start(
+        self, namespace: str, container_id: str, asked: Callable[[], None] = lambda: None
+    ) -> int:
+        """Let init run; returns its pid. `asked` is called before the shim is."""
         entry = self.find(namespace, container_id)
         async with entry.lock:
             states.advance(states.TASK, entry.state, "start", entry.what)
+            asked()
             hit("start.asked")
             await (await connected(entry)).call("start")
             hit("start.done")
