@@ -109,6 +109,9 @@ def _place_here(path: bytes, target: str, *, is_directory: bool) -> tuple[str, b
         raise FailedPrecondition(f"copy to {target}: it is no directory")
     if target.endswith("/") and not is_directory:
         raise FailedPrecondition(f"copy to {target}: there is no such directory")
+    if os.path.exists(place) and not os.path.isfile(place):
+        # What is copied would take its place, and /dev/null would be a file from then on.
+        raise FailedPrecondition(f"copy to {target}: it is a device, a FIFO or a socket")
     folder, name = os.path.split(place)
     if not os.path.isdir(folder):
         raise NotFound(f"copy to {target}: there is no directory {folder}")

@@ -28,10 +28,12 @@ class Untar:
 
     def run(self, fd: int) -> None:
         """Unpack the tar that `fd` gives. Raises LighterError, OSError."""
-        with os.fdopen(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        with os.fdopen(os.dup(fd), "rb") as file:
             try:
-                for member in tar:
-                    self._member(tar, member)
+                # Of no byte at all it says already here that it is no tar.
+                with tarfile.open(fileobj=file, mode="r|") as tar:
+                    for member in tar:
+                        self._member(tar, member)
             except tarfile.TarError as err:
                 raise InvalidArgument(f"unpack: {err}") from err
             while file.read(_CHUNK):
@@ -94,8 +96,12 @@ class Untar:
 
     def _clear(self, parent: int, name: str, member: tarfile.TarInfo) -> None:
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+            mode = os.lstat(name, dir_fd=parent).st_mode
+            if stat.S_ISDIR(mode):
                 raise FailedPrecondition(f"unpack {member.name!r}: a directory is there")
+            is_plain = stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+            if not is_plain and not (stat.S_ISFIFO(mode) and member.isfifo()):
+                raise FailedPrecondition(f"unpack {member.name!r}: a special file is there")
             os.unlink(name, dir_fd=parent)
 
     def _dress(self, fd: int, member: tarfile.TarInfo) -> None:

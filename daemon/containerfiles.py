@@ -9,7 +9,7 @@ there no task is made of it, because two overlays on one upper directory destroy
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +125,11 @@ class ContainerFiles:
     ) -> AsyncIterator[tuple[dict[str, Any], list[int]]]:
         """Where a worker finds the container, and the descriptor that leads there if it lives."""
         container = await self._containers.get(namespace, id_)
-        # Held before it is known to be dead: nobody starts it between the two.
-        with self._held(container) if writable else contextlib.nullcontext():
-            living = self._living(namespace, id_)
+        living = self._living(namespace, id_)
+        # Nothing is awaited in between, so that nobody starts it between the two. A living one is
+        # held too: it may end while it is written to, and another task be made of it.
+        held = self._containers.held(namespace, id_, alone=living is None)
+        with held if writable else contextlib.nullcontext():
             if living is not None:
                 fd = _mount_namespace(living)
                 try:
@@ -153,15 +155,6 @@ class ContainerFiles:
         if not entry.cleaned.is_set():
             raise Unavailable(f"read files of {id_}: it has ended and is being cleaned up")
         return None
-
-    @contextlib.contextmanager
-    def _held(self, container: Container) -> Iterator[None]:
-        key = (container.namespace, container.id)
-        self._containers.hold(*key)
-        try:
-            yield
-        finally:
-            self._containers.let_go(*key)
 
 
 def _mount_namespace(entry: Entry) -> int:

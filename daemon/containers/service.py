@@ -1,10 +1,11 @@
 """Containers: from an image and a caller's wishes to a recorded spec and a writable snapshot."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +64,7 @@ class ContainerService:
         self._creator = creator
         self._events = events_log
         self._held: Counter[tuple[str, str]] = Counter()
+        self._held_alone: set[tuple[str, str]] = set()
 
     async def create(
         self, namespace: str, request: CreateRequest
@@ -102,14 +104,25 @@ class ContainerService:
         snapshotter = find_snapshotter(self._snapshotters, container.snapshotter)
         return await snapshotter.mounts(container.namespace, container.snapshot_key)
 
-    def hold(self, namespace: str, container_id: str) -> None:
-        """Keep tasks from being made of it while its files are written from outside."""
-        self._held[namespace, container_id] += 1
+    @contextlib.contextmanager
+    def held(self, namespace: str, container_id: str, *, alone: bool) -> Iterator[None]:
+        """Keep tasks from being made of it while its files are written from outside.
 
-    def let_go(self, namespace: str, container_id: str) -> None:
-        self._held[namespace, container_id] -= 1
-        if not self._held[namespace, container_id]:
-            del self._held[namespace, container_id]
+        `alone`: who writes has mounted them, and nobody else may meanwhile. Raises Unavailable.
+        """
+        key = (namespace, container_id)
+        if key in self._held_alone or (alone and self._held[key]):
+            raise Unavailable(f"write files of {container_id}: others are being copied into it")
+        self._held[key] += 1
+        if alone:
+            self._held_alone.add(key)
+        try:
+            yield
+        finally:
+            self._held_alone.discard(key)
+            self._held[key] -= 1
+            if not self._held[key]:
+                del self._held[key]
 
     def _check_free(self, namespace: str, container_id: str) -> None:
         if self._held[namespace, container_id]:

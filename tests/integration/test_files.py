@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import tarfile
 import threading
@@ -129,6 +130,24 @@ def test_cp_says_what_cannot_be(lighterd: Lighterd, tmp_path: Path) -> None:
         assert lighterd.ctl("cp", *wrong).returncode == 2
 
 
+def test_cp_puts_nothing_in_the_place_of_a_special_file(lighterd: Lighterd, tmp_path: Path) -> None:
+    in_state(lighterd, "running")
+    null = tmp_path / "null"
+    os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    (tmp_path / "data").mkdir()
+    os.mknod(tmp_path / "data/file", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    os.mkfifo(fifo := tmp_path / "fifo")
+    (tmp_path / "to-null").symlink_to(null)
+    for target in (null, fifo, tmp_path / "to-null"):
+        refused = lighterd.ctl("cp", "c:/data/file", str(target))
+        assert refused.returncode == 1 and b"it is a device" in refused.stderr, target
+    refused = lighterd.ctl("cp", "c:/data", str(tmp_path))
+    assert refused.returncode == 1 and b"a special file is there" in refused.stderr
+    for device in (null, tmp_path / "data/file"):
+        assert stat.S_ISCHR(device.stat().st_mode)
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+
+
 def test_a_hostile_container_swaps_links_while_it_is_copied(
     lighterd: Lighterd, tmp_path: Path
 ) -> None:
@@ -186,17 +205,48 @@ def test_a_container_is_not_started_while_it_is_written_to(lighterd: Lighterd) -
         await_that(lambda: _is_extracting(lighterd), 20, "a worker waits for more")
         refused = lighterd.ctl("tasks", "start", "-d", "c")
         assert refused.returncode == 1 and b"files are being copied into it" in refused.stderr
+        refused = lighterd.ctl("cp", "-", "c:/data", input=archive.getvalue())
+        assert refused.returncode == 1 and b"others are being copied into it" in refused.stderr
         os.write(write_end, archive.getvalue()[512:])
         os.close(write_end)
         assert copying.wait(20) == 0
     lighterd.ctl("tasks", "start", "-d", "c", check=True)
 
 
+def _workers(lighterd: Lighterd) -> list[int]:
+    return lighterd._titled(f"lighter-worker --instance {lighterd.instance}")
+
+
 def _is_extracting(lighterd: Lighterd) -> bool:
-    return bool(lighterd._titled(f"lighter-worker --instance {lighterd.instance}"))
+    return bool(_workers(lighterd))
+
+
+def test_a_worker_has_ended_before_what_it_wrote_is_let_go(lighterd: Lighterd) -> None:
+    """One that is held up in the middle keeps its mount of the container's upper directory."""
+    in_state(lighterd, "stopped")
+    lighterd.ctl("tasks", "delete", "c", check=True)
+    read_end, write_end = os.pipe()
+    with subprocess.Popen(lighterd.ctl_argv("cp", "-", "c:/data"), stdin=read_end) as copying:
+        os.close(read_end)
+        os.write(write_end, tarfile.TarInfo("late").tobuf())
+        await_that(lambda: _is_extracting(lighterd), 20, "a worker waits for more")
+        (worker,) = _workers(lighterd)
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            copying.kill()
+            copying.wait(20)
+            await_that(
+                lambda: lighterd.ctl("tasks", "start", "-d", "c").returncode == 0, 20, "it starts"
+            )
+            assert worker not in _workers(lighterd)
+        finally:
+            os.close(write_end)
+            if worker in _workers(lighterd):
+                os.kill(worker, signal.SIGKILL)
 
 
 def test_a_copy_that_is_given_up_leaves_no_worker(lighterd: Lighterd) -> None:
+    """Even one that waits for a reader who has the pipe and never reads."""
     in_state(lighterd, "running")
     lighterd.ctl("exec", "c", "sh", "-c", "dd if=/dev/zero of=/data/big bs=1M count=20 2>/dev/null",
                  check=True)  # fmt: skip
@@ -205,7 +255,8 @@ def test_a_copy_that_is_given_up_leaves_no_worker(lighterd: Lighterd) -> None:
     ) as copying:
         assert copying.stdout is not None and copying.stdout.read(512)
         copying.send_signal(signal.SIGKILL)
-    await_that(lambda: not _is_extracting(lighterd), 20, "the worker has gone")
+        copying.wait(20)
+        await_that(lambda: not _is_extracting(lighterd), 20, "the worker has gone")
 
 
 def test_diff_lists_what_was_added_changed_and_deleted(lighterd: Lighterd) -> None:
