@@ -235,7 +235,7 @@ def build(
         instance=root.instance,
         boot_id=boot_id,
         chain=Chain(search_path(config.network_bin_dir, os.environ), config.network_timeout_s),
-        store=Records(root),
+        store=Records(root, state),
         netns=NetworkNamespaces(state, spawner),
         bundle_of=bundle_of,
     )

@@ -156,9 +156,19 @@ class Attachments:
         one = Attached(network, self._records[key].next_ifname(), **_given(network, wanted))
         return await self.attach(key, one, wanted)
 
-    def anew(self, one: Attached, wanted: Wanted) -> Attached:
-        """The same interface, to be attached again."""
-        return Attached(one.network, one.ifname, **_given(one.network, wanted))
+    async def reattach(self, key: str, one: Attached) -> Attached:
+        """DEL and ADD of the same interface, with the same addresses and ports.
+
+        Its container runs: until that has worked it is pending `again`, for the next who tries,
+        or the next manager. Raises what plugins say.
+        """
+        wanted = wish_of(one, self._records[key].ports)
+        again = replace(one, **_given(one.network, wanted), pending=True, again=True)
+        await self._change(key, lambda record: record.with_attached(again))
+        attachment = self._records[key].attachment(one)
+        await self.chain.delete(one.network, attachment, one.result, was_added=not one.pending)
+        hit("network.reloading")
+        return await self.attach(key, again, wanted)
 
     async def attach(self, key: str, one: Attached, wanted: Wanted) -> Attached:
         """Run ADD for an interface that the record may have already. Raises what plugins say."""
@@ -170,7 +180,7 @@ class Attachments:
 
         attachment = self._records[key].attachment(one)
         result = await self.chain.add(one.network, attachment, note)
-        done = replace(one, result=result, pending=False)
+        done = replace(one, result=result, pending=False, again=False)
         _check_wanted(done, wanted)
         await self._change(key, lambda record: record.with_attached(done))
         hit("network.added")
@@ -195,6 +205,20 @@ class Attachments:
     ) -> None:
         record = self._records[key] = change(self._records[key])
         await self.save(record, durable=durable)
+
+
+def wish_of(one: Attached, ports: tuple[Port, ...]) -> Wanted:
+    """What it has, or was asked to have when plugins have not answered."""
+    view = one.view()
+    ips = tuple(address.ip for address in view.addresses)
+    asked = one.capabilities.get("ips") or filter(None, one.args.get("IP", "").split(","))
+    dns = one.capabilities.get("dns") or {}
+    return Wanted(
+        ips=ips or tuple(str(ip) for ip in asked),
+        mac=view.mac.lower() or str(one.capabilities.get("mac") or one.args.get("MAC", "")),
+        ports=ports if "portMappings" in one.capabilities else (),
+        dns=tuple(str(ip) for ip in dns.get("servers") or ()),
+    )
 
 
 def _given(network: Network, wanted: Wanted) -> dict[str, Any]:

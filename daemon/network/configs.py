@@ -13,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class Network:
         return any((plugin.get("capabilities") or {}).get(name) is True for plugin in self.plugins)
 
     def at_least(self, version: str) -> bool:
-        return VERSIONS.index(self.version) >= VERSIONS.index(version)
+        return _numbers(self.version) >= _numbers(version)
 
     @property
     def may_have_ipv6(self) -> bool:
@@ -178,6 +178,20 @@ def parse(data: bytes, path: str) -> Network:
 
 def from_json(document: object, path: str) -> Network:
     """A configuration from its parsed document. Raises InvalidArgument."""
+    return _network(document, path, _version)
+
+
+def recorded(document: object) -> Network:
+    """That of an attachment, from its record: in whichever version it was made.
+
+    Raises InvalidArgument.
+    """
+    return _network(document, "of a record", lambda found, _: str(found.get("cniVersion")))
+
+
+def _network(
+    document: object, path: str, version_of: Callable[[Mapping[str, Any], str], str]
+) -> Network:
     if not isinstance(document, dict):
         raise _wrong(path, "it is no object")
     plugins = document.get("plugins") if "plugins" in document else [document]
@@ -191,7 +205,7 @@ def from_json(document: object, path: str) -> Network:
     disable = document.get("disableCheck", False)
     return Network(
         name=name,
-        version=_version(document, path),
+        version=version_of(document, path),
         plugins=tuple(plugins),
         path=path,
         disable_check=disable is True or disable == "true",
@@ -240,6 +254,10 @@ def _version(document: Mapping[str, Any], path: str) -> str:
     if not known:
         raise _wrong(path, f"cniVersion is {str(given)[:40]!r}, known are {', '.join(VERSIONS)}")
     return known[-1]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in version.split(".") if word.isdecimal())
 
 
 def _wrong(path: str, reason: str) -> InvalidArgument:

@@ -104,7 +104,10 @@ class Endings:
             hit("network.netns-gone")
             if cut_short:
                 await self._free_addresses(cut_short)
-            if had and not there:
+            if record.unreadable:
+                networks, _ = await asyncio.to_thread(self._configs.read)
+                await self._free_addresses(networks, but=key)
+            if record.unreadable or (had and not there):
                 # Plugins that find no namespace cannot tell which rules were theirs.
                 await asyncio.to_thread(self._free_rules, key)
             await self._attachments.forget(record)
@@ -144,7 +147,7 @@ class Endings:
             if entry is not None and self._is_of(record, entry):
                 # Others of the same name may be left, whose removal has failed.
                 self._attachments.own(self._attachments.get(record.key))
-                await self._undo_pending(record)
+                await self._finish_pending(record.key)
             elif entry is None and self._bundle_names(record):
                 self._attachments.own(self._attachments.get(record.key))
                 doubtful.append(record)
@@ -162,14 +165,21 @@ class Endings:
             return False
         return record.key in self._attachments.keys_of(entry)
 
-    async def _undo_pending(self, record: Record) -> None:
-        async with self._attachments.lock(record.key):
-            for one in record.attached:
-                if one.pending:
-                    try:
-                        await self._attachments.remove(record.key, one)
-                    except LighterError as err:
-                        log.error("undo attachment of %s: %s", record.id, err)
+    async def _finish_pending(self, key: str) -> None:
+        """Attach again what was being attached again, undo what was new."""
+        async with self._attachments.lock(key):
+            if not self._attachments.knows(key):
+                return
+            record = self._attachments.get(key)
+            for one in [one for one in record.attached if one.pending]:
+                try:
+                    if one.again:
+                        await self._attachments.reattach(key, one)
+                    else:
+                        await self._attachments.remove(key, one)
+                except LighterError as err:
+                    what = "repair" if one.again else "undo"
+                    log.error("%s network %s of %s: %s", what, one.network.name, record.id, err)
 
     async def _sweep(self) -> None:
         """What has no record at all: namespaces' files, and addresses that were being given."""
@@ -184,13 +194,15 @@ class Endings:
         recorded = [one.network for record in self._attachments.all() for one in record.attached]
         await self._free_addresses([*networks, *recorded])
 
-    async def _free_addresses(self, networks: Iterable[Network]) -> None:
+    async def _free_addresses(self, networks: Iterable[Network], *, but: str = "") -> None:
+        """Those of keys that nobody knows, and of this one."""
+        attachments = self._attachments
         directories = leftovers.address_directories(networks)
         await asyncio.to_thread(
             leftovers.free_addresses,
             directories,
-            self._attachments.instance,
-            self._attachments.knows,
+            attachments.instance,
+            lambda key: key != but and attachments.knows(key),
         )
 
     async def _wait_for(

@@ -126,6 +126,8 @@ class LiveNetworks:
         now = self._attachments.of(record.namespace, record.id)
         if now is None or now.key != record.key:
             raise FailedPrecondition(f"change network of {record.id}: it has ended")
+        if now.unreadable:
+            raise FailedPrecondition(f"change network of {record.id}: {now.unreadable}")
         return now
 
     async def disconnect(self, namespace: str, container_id: str, network_name: str) -> None:
@@ -170,11 +172,15 @@ class LiveNetworks:
         record = self._attachments.of(namespace, container_id)
         if record is None:
             return []
+        if record.unreadable:
+            return [Checked(namespace, container_id, "", "", "failed", record.unreadable)]
         async with self._attachments.lock(record.key):
             return [await self._check(record, one) for one in self._now(record).attached]
 
     async def _check(self, record: Record, one: Attached) -> Checked:
         said = Checked(record.namespace, record.id, one.network.name, one.ifname, "ok")
+        if one.pending:
+            return replace(said, status="failed", reason="it could not be attached again")
         if not self._attachments.netns.is_there(record.path):
             return replace(said, status="failed", reason=f"{record.path} is no namespace any more")
         try:
@@ -204,15 +210,8 @@ class LiveNetworks:
         return done
 
     async def _attach_anew(self, record: Record, one: Attached, said: Checked) -> Checked:
-        view = one.view()
-        ips = tuple(address.ip for address in view.addresses)
-        ports = record.ports if "portMappings" in one.capabilities else ()
-        wanted = Wanted(ips, view.mac.lower(), ports)
         try:
-            await self._attachments.chain.delete(one.network, record.attachment(one), one.result)
-            hit("network.reloading")
-            again = self._attachments.anew(one, wanted)
-            await self._attachments.attach(record.key, again, wanted)
+            await self._attachments.reattach(record.key, one)
         except LighterError as err:
             return replace(said, status="failed", reason=err.message)
         return replace(said, status="ok", repaired=True)

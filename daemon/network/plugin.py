@@ -172,9 +172,9 @@ def end_strays(tokens: set[str]) -> list[int]:
     By the token that only they have in their environment, and in our own pid namespace: a container
     cannot know it, nor be mistaken for one.
     """
-    if not tokens:
+    marks = {f"{TOKEN}={token}".encode() for token in tokens if token}
+    if not marks:
         return []
-    marks = {f"{TOKEN}={token}".encode() for token in tokens}
     ours = os.readlink("/proc/self/ns/pid")
     found = []
     for name in filter(str.isdecimal, os.listdir("/proc")):

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lighter.daemon import files
@@ -24,8 +24,14 @@ from lighter.daemon.network.chain import Attachment
 from lighter.daemon.network.configs import Network
 from lighter.daemon.network.request import Port
 from lighter.daemon.network.result import Result, read
-from lighter.proto.errors import LighterError, ResourceExhausted, Unavailable
-from lighter.proto.paths import Root
+from lighter.proto.codec import MAX_MESSAGE_BYTES
+from lighter.proto.errors import (
+    FailedPrecondition,
+    LighterError,
+    ResourceExhausted,
+    Unavailable,
+)
+from lighter.proto.paths import Root, State
 
 log = logging.getLogger("lighter.network")
 
@@ -35,7 +41,8 @@ MAX_RECORD_BYTES = 8 << 20
 @dataclass(frozen=True)
 class Attached:
     """One interface. `result` is {} until a plugin has answered; `pending` while plugins are at it,
-    so whoever finds it after a crash undoes it."""
+    so whoever finds it after a crash undoes it. `again`: the container had it, so whoever finds it
+    attaches it again; `result` is then what it had, until plugins have answered anew."""
 
     network: Network
     ifname: str
@@ -43,6 +50,7 @@ class Attached:
     capabilities: dict[str, Any] = field(default_factory=dict)
     args: dict[str, str] = field(default_factory=dict)
     pending: bool = True
+    again: bool = False
 
     def view(self) -> Result:
         return read(self.result, self.network.name)
@@ -53,7 +61,8 @@ class Record:
     """The network of one task. `path` is "" where it has files alone.
 
     `made`: the namespace is ours, not only its path; else `incarnation` may name the task that it
-    is of. `token` marks its plugins' processes (plugin.py).
+    is of. `token` marks its plugins' processes (plugin.py). `unreadable`: why nothing but its
+    key, and whose it is, is known; it is never written, and keeps what the key stands for.
     """
 
     key: str
@@ -66,6 +75,7 @@ class Record:
     incarnation: str = ""
     attached: tuple[Attached, ...] = ()
     ports: tuple[Port, ...] = ()
+    unreadable: str = ""
 
     def attachment(self, one: Attached, *, gone: bool = False) -> Attachment:
         """How plugins are told of it; `gone`: the namespace is not there any more."""
@@ -96,14 +106,17 @@ class Record:
 class Records:
     """Reads and writes them. All methods block for a moment: for a thread."""
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, state: State) -> None:
         self._dir = root.networks
+        self._state = state
 
     def directory(self, key: str) -> str:
         return f"{self._dir}/{key}"
 
     def save(self, record: Record, *, durable: bool = True) -> None:
         """Raises ResourceExhausted, or Unavailable, when the disk does not take it."""
+        if record.unreadable:
+            raise FailedPrecondition(f"record network of {record.id}: {record.unreadable}")
         directory = self.directory(record.key)
         try:
             if not os.path.isdir(directory):
@@ -124,20 +137,42 @@ class Records:
         shutil.rmtree(directory, ignore_errors=True)
 
     def load(self) -> list[Record]:
-        """All of them. A damaged one is kept on disk and logged; one that is empty goes."""
+        """All of them. Of one that cannot be read its key stands for what it holds; a directory
+        without one goes.
+        """
         found = []
         for key in _names(self._dir):
             path = f"{self._dir}/{key}/record.json"
             data = files.read_capped(path, MAX_RECORD_BYTES)
             if data is None:
-                if not os.path.lexists(path):
+                if os.path.lexists(path):
+                    found.append(self._unreadable(key, "it cannot be read"))
+                else:
                     self.delete(key)
                 continue
             try:
-                found.append(_record(json.loads(data)))
-            except (ValueError, KeyError, TypeError, AttributeError, LighterError) as err:
-                log.error("read network record %s: %s", path, err)
+                found.append(_record(key, json.loads(data)))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+                found.append(self._unreadable(key, repr(err)))
+            except LighterError as err:
+                found.append(self._unreadable(key, err.message))
         return found
+
+    def _unreadable(self, key: str, reason: str) -> Record:
+        log.error("read network record %s/record.json: %s", self.directory(key), reason)
+        namespace, container_id = self._owner(key)
+        path = f"{self._state.netns}/{key}"
+        why = f"its record {self.directory(key)}/record.json: {reason}"
+        return Record(key, namespace, container_id, path, "", "", unreadable=why)
+
+    def _owner(self, key: str) -> tuple[str, str]:
+        """Whose bundle names it: a spec has the path of its namespace, or of its files."""
+        for namespace in _names(self._state.tasks):
+            for id_ in _names(f"{self._state.tasks}/{namespace}"):
+                spec = f"{self._state.task(namespace, id_)}/config.json"
+                if key.encode() in (files.read_capped(spec, MAX_MESSAGE_BYTES) or b""):
+                    return namespace, id_
+        return "", ""
 
 
 def _names(directory: str) -> list[str]:
@@ -166,32 +201,40 @@ def _document(record: Record) -> dict[str, Any]:
                 "capabilities": one.capabilities,
                 "args": one.args,
                 "pending": one.pending,
+                "again": one.again,
             }
             for one in record.attached
         ],
     }
 
 
-def _record(document: dict[str, Any]) -> Record:
+def _record(key: str, document: dict[str, Any]) -> Record:
+    """What this release knows of it; another may have written more, or less."""
     return Record(
-        key=str(document["key"]),
+        key=key,
         namespace=str(document["namespace"]),
         id=str(document["id"]),
         path=str(document["path"]),
-        boot_id=str(document["boot_id"]),
-        token=str(document["token"]),
-        made=bool(document["made"]),
-        incarnation=str(document["incarnation"]),
-        ports=tuple(Port(**port) for port in document["ports"]),
+        boot_id=str(document.get("boot_id", "")),
+        token=str(document.get("token", "")),
+        made=bool(document.get("made", True)),
+        incarnation=str(document.get("incarnation", "")),
+        ports=tuple(_port(port) for port in document.get("ports", ())),
         attached=tuple(
             Attached(
-                network=configs.from_json(one["network"], "of a record"),
+                network=configs.recorded(one["network"]),
                 ifname=str(one["ifname"]),
-                result=dict(one["result"]),
-                capabilities=dict(one["capabilities"]),
-                args=dict(one["args"]),
-                pending=bool(one["pending"]),
+                result=dict(one.get("result", {})),
+                capabilities=dict(one.get("capabilities", {})),
+                args=dict(one.get("args", {})),
+                pending=bool(one.get("pending")),
+                again=bool(one.get("again")),
             )
-            for one in document["attached"]
+            for one in document.get("attached", ())
         ),
     )
+
+
+def _port(document: dict[str, Any]) -> Port:
+    known = {one.name for one in fields(Port)}
+    return Port(**{name: value for name, value in document.items() if name in known})
