@@ -76,7 +76,7 @@ from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.volumes import Volumes
+from lighter.daemon.volumes.service import Volumes
 from lighter.proto import events
 from lighter.proto.paths import Root, State
 

@@ -140,6 +140,7 @@ class Manager:
         services.restarts.recover()
         services.by_hand.recover()
         services.health.recover()
+        services.volumes.recover()
         hit("start.recovered")
         zmq_context = context()
         undo.callback(zmq_context.destroy, 0)
@@ -190,7 +191,7 @@ class Manager:
     async def _tidy(self, services: Services) -> None:
         """Finish or undo what the manager before left half done on disk, then keep it tidy."""
         await services.mounted.recover()
-        await services.volumes.recover()
+        await services.volumes.tidy()
         await services.images.recover()
         names = [namespace.name for namespace in services.namespaces.list()]
         await services.snapshots.recover(names)

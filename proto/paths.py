@@ -47,8 +47,11 @@ class Root:
         return self.dir + "/volumes"
 
     def volume(self, namespace: str, name: str) -> str:
-        """A volume's directory; what containers see is `_data` in it."""
         return f"{self.volumes}/{namespace}/{name}"
+
+    def volume_data(self, namespace: str, name: str) -> str:
+        """What containers see of a volume."""
+        return self.volume(namespace, name) + "/_data"
 
     def exit_record(self, namespace: str, container_id: str) -> str:
         return f"{self.dir}/exits/{namespace}/{container_id}.json"

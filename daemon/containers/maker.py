@@ -47,7 +47,8 @@ from lighter.daemon.orphans import Orphans
 from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.types import Container, ImageConfig
-from lighter.daemon.volumes import Volumes
+from lighter.daemon.volumes.claim import Claim
+from lighter.daemon.volumes.service import Volumes
 from lighter.proto import events
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
 from lighter.proto.faults import hit
@@ -138,7 +139,7 @@ class ContainerMaker:
             signal_number(options["stop_signal"])
             if health := health_check.chosen(request.health, made.config.health, made.config.shell):
                 options["health"] = health
-            claim = await undo.enter_async_context(self._volumes.claim(namespace))
+            claim = await undo.enter_async_context(Claim(self._volumes, namespace))
             if request.spec:
                 spec = read_spec(request.spec)
                 options |= of_given_spec(spec)

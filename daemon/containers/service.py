@@ -27,7 +27,7 @@ from lighter.daemon.tasks.clientstdio import log_streams
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container, Exit, Mount, RuntimeOptions
-from lighter.daemon.volumes import Volumes
+from lighter.daemon.volumes.service import Volumes
 from lighter.proto import events
 from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable
 from lighter.proto.faults import hit

@@ -8,7 +8,7 @@ from lighter.daemon.metadata.volumes import Volume
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
-from lighter.daemon.volumes import Volumes, check_driver
+from lighter.daemon.volumes.service import Volumes, check_driver
 
 Body = Mapping[str, Any]
 

@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import stat
 from collections.abc import Iterator
 
 from lighter.daemon.types import Usage
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 512  # st_blocks counts these, whatever the file system's block is (stat(2))
 
 
@@ -66,15 +68,65 @@ def _version(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def _files(path: str) -> Iterator[os.stat_result]:
-    """All below `path` and itself, on its file system alone."""
-    device = os.lstat(path).st_dev
-    for _, folders, files, fd in os.fwalk(path, follow_symlinks=False, onerror=None):
-        for name in (*folders, *files, "."):
-            try:
-                found = os.lstat(name, dir_fd=fd)
-            except OSError:
-                continue
-            if found.st_dev == device:
-                yield found
-            elif name in folders:
-                folders.remove(name)
+    """All below `path` and itself, on its file system alone.
+
+    One descriptor is open at a time and no name is longer than one part, so that no depth is too
+    deep. The way back up is "..", which whoever moves directories about decides: where it leads
+    elsewhere than it came from, the rest is not looked at.
+    """
+    fd = os.open(path, _DIRECTORY)
+    try:
+        top = os.fstat(fd)
+        yield top
+        folders: list[str] = []
+        yield from _entries(fd, top.st_dev, folders)
+        above: list[tuple[tuple[int, int], list[str]]] = []
+        while folders or above:
+            if folders:
+                here = os.fstat(fd)
+                inner = _open_inside(fd, folders.pop())
+                if inner < 0:
+                    continue
+                os.close(fd)
+                fd = inner
+                above.append(((here.st_dev, here.st_ino), folders))
+                folders = []
+                if os.fstat(fd).st_dev == top.st_dev:
+                    yield from _entries(fd, top.st_dev, folders)
+            else:
+                whence, folders = above.pop()
+                outer = _open_inside(fd, "..")
+                if outer < 0:
+                    return
+                os.close(fd)
+                fd = outer
+                back = os.fstat(fd)
+                if (back.st_dev, back.st_ino) != whence:
+                    return
+    finally:
+        os.close(fd)
+
+
+def _entries(fd: int, device: int, folders: list[str]) -> Iterator[os.stat_result]:
+    """What is in the directory on this device; names of directories are added to `folders`."""
+    try:
+        names = os.listdir(fd)
+    except OSError:
+        return  # it was removed meanwhile
+    for name in names:
+        try:
+            found = os.lstat(name, dir_fd=fd)
+        except OSError:
+            continue
+        if found.st_dev == device:
+            if stat.S_ISDIR(found.st_mode):
+                folders.append(name)
+            yield found
+
+
+def _open_inside(fd: int, name: str) -> int:
+    """-1: it went, or is a link by now."""
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=fd)
+    except OSError:
+        return -1

@@ -1,0 +1,107 @@
+"""The volumes of one container that is being made."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from lighter.daemon.oci.checks import check_path
+from lighter.daemon.oci.propagation import PROPAGATIONS
+from lighter.daemon.types import Mount
+from lighter.daemon.volumes.service import Volumes
+from lighter.proto.errors import ResourceExhausted
+
+VOLUME = "volume"  # the type of a mount that asks for one
+NO_COPY = "nocopy"
+_MAX_MOUNTS = 1000
+
+
+class Claim:
+    """Makes the volumes that a new container asks for; what is new goes again unless kept.
+
+    `rows` is what its record says of them.
+    """
+
+    def __init__(self, volumes: Volumes, namespace: str) -> None:
+        self._volumes = volumes
+        self._namespace = namespace
+        self._held: list[str] = []
+        self._new: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+
+    async def mounts(
+        self,
+        asked: Sequence[Mapping[str, Any]],
+        image_volumes: Sequence[str],
+        snapshot: Sequence[Mount],
+        owner: tuple[int, int] = (0, 0),
+    ) -> tuple[Mapping[str, Any], ...]:
+        """`asked` with each volume as the bind that it is, outer directories before inner ones.
+
+        `owner`: the host's ids of the container's root, to whom an empty volume of nobody's goes.
+        The image's own volumes get one each where nothing else is asked for. Raises LighterError.
+        """
+        if len(asked) + len(image_volumes) > _MAX_MOUNTS:
+            raise ResourceExhausted(f"mount volumes: more than {_MAX_MOUNTS} mounts")
+        places = {_place(mount) for mount in asked}
+        wanted = list(asked)
+        for path in image_volumes:
+            # Written by whoever made the image, so taken as chroot would.
+            place = "/" + "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
+            if place not in places and place != "/":
+                places.add(place)
+                wanted.append({"type": VOLUME, "source": "", "destination": place, "options": []})
+        made = [
+            await self._mount(mount, snapshot, owner) if mount.get("type") == VOLUME else mount
+            for mount in wanted
+        ]
+        return tuple(sorted(made, key=lambda mount: _place(mount).count("/")))
+
+    async def _mount(
+        self, mount: Mapping[str, Any], snapshot: Sequence[Mount], owner: tuple[int, int]
+    ) -> Mapping[str, Any]:
+        given, options = str(mount.get("source") or ""), list(mount.get("options") or ())
+        name, destination = given or self._volumes.new_name(), _place(mount)
+        volume, is_new = self._volumes.create(self._namespace, name, anonymous=not given)
+        self._volumes.hold(self._namespace, name)
+        self._held.append(name)
+        if is_new:
+            self._new.append(name)
+        image = None if NO_COPY in options else (snapshot, destination)
+        await self._volumes.filling.settle(self._namespace, name, self, owner, image)
+        self.rows.append({"name": name, "destination": destination, "anonymous": not given})
+        plain = [option for option in options if option != NO_COPY]
+        if not PROPAGATIONS.intersection(plain):
+            plain.append("rprivate")  # docker's default; else it is what the root has
+        return {
+            "type": "bind",
+            "source": self._volumes.path(volume.namespace, volume.name),
+            "destination": destination,
+            "options": ["rbind", *(option for option in plain if option not in ("bind", "rbind"))],
+        }
+
+    def keep(self) -> None:
+        """The container is recorded: its volumes stay."""
+        self._new.clear()
+
+    async def __aenter__(self) -> "Claim":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in self._held:
+            self._volumes.filling.let_go(self._namespace, name, self)
+            self._volumes.let_go(self._namespace, name)
+        for name in self._new:
+            await self._volumes.delete_quietly(self._namespace, name)
+
+
+def _place(mount: Mapping[str, Any]) -> str:
+    """Where a mount goes; of what is no text the spec's own check will say so."""
+    destination = mount.get("destination")
+    if mount.get("type") != VOLUME and not isinstance(destination, str):
+        return ""
+    return check_path(destination, "mount destination")
