@@ -21,6 +21,7 @@ from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
+from lighter.daemon.freezing import Freezing
 from lighter.daemon.health.probe import Prober
 from lighter.daemon.health.service import HealthService
 from lighter.daemon.health.store import HealthStore
@@ -117,6 +118,7 @@ class Services:
     maker: ContainerMaker
     volumes: Volumes
     files: ContainerFiles
+    freezing: Freezing
     records: ContainerRecords
     changes: ContainerChanges
     restarts: Restarts
@@ -384,6 +386,7 @@ def build(
         maker=maker,
         volumes=volumes,
         files=ContainerFiles(containers, tasks, snapshots, spawner),
+        freezing=Freezing(db, tasks),
         records=ContainerRecords(
             root=root, store=container_store, tasks=tasks, events_log=event_log
         ),

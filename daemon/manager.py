@@ -159,6 +159,7 @@ class Manager:
             self._notifier.keep_telling(partial(_status, services.supervisor, self._stands_in))
         )
         in_background(services.endings.recover(services.supervisor.entry))
+        in_background(services.freezing.recover(services.supervisor.entry))
         in_background(self._tidy(services))
         in_background(services.label_watch.run())
         in_background(_keep_listening(server.listen_again, router.listen_again))

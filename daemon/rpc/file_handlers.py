@@ -8,14 +8,14 @@ from typing import Any
 from lighter.daemon.containerfiles import ContainerFiles
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.events import EventLog
+from lighter.daemon.freezing import Freezing
 from lighter.daemon.images.commit import CommitOptions, Committer
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_source, open_target
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
-from lighter.daemon.tasks.service import TaskService
 from lighter.proto import events
-from lighter.proto.errors import InvalidArgument, LighterError, NotFound
+from lighter.proto.errors import InvalidArgument
 
 Body = Mapping[str, Any]
 _IDS = range((1 << 32) - 1)
@@ -25,7 +25,7 @@ def file_methods(
     files: ContainerFiles,
     committer: Committer,
     containers: ContainerService,
-    tasks: TaskService,
+    freezing: Freezing,
     events_log: EventLog,
 ) -> dict[str, Method]:
     async def look(call: Call, body: Body) -> Any:
@@ -83,7 +83,8 @@ def file_methods(
             fields.text("author"), fields.text("message"), fields.texts("changes")
         )
         container = await containers.get(namespace, id_)
-        async with _paused(tasks, namespace, id_, fields.flag("pause")):
+        frozen = freezing.frozen(namespace, id_)
+        async with frozen if fields.flag("pause") else contextlib.nullcontext():
             image = await committer.run(container, fields.needed("name"), options)
         events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
         return {"image": image.name, "digest": image.target.digest}
@@ -116,20 +117,3 @@ def _owner(fields: Fields) -> tuple[int, int] | None:
     if uid not in _IDS or gid not in _IDS:
         raise InvalidArgument(f"copy: {uid}:{gid} is no owner")
     return uid, gid
-
-
-@contextlib.asynccontextmanager
-async def _paused(tasks: TaskService, namespace: str, id_: str, wanted: bool) -> Any:
-    """Frozen while it is read, if it runs and that is asked for."""
-    try:
-        runs = wanted and (await tasks.get(namespace, id_)).status == "running"
-    except NotFound:
-        runs = False
-    if runs:
-        await tasks.pause(namespace, id_)
-    try:
-        yield
-    finally:
-        if runs:
-            with contextlib.suppress(LighterError):
-                await tasks.resume(namespace, id_)

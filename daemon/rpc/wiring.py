@@ -84,7 +84,7 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
             s.files,
             Committer(s.content, s.images, s.image_store, s.images.collector, s.snapshots),
             s.containers,
-            s.tasks,
+            s.freezing,
             s.event_log,
         ),
         **volume_handlers.volume_methods(s.volumes),

@@ -315,6 +315,30 @@ def test_commit_makes_an_image_that_runs_and_travels(lighterd: Lighterd, tmp_pat
     assert lighterd.ctl("images", "ls", "-q", check=True).stdout.decode().split() == [REFERENCE]
 
 
+def test_a_manager_killed_in_a_commit_leaves_nothing_frozen(lighterd: Lighterd) -> None:
+    in_state(lighterd, "running")
+    try:
+        for point in ("freeze.frozen", "commit.layer"):
+            lighterd.restart(FAULT=f"{point}:abort")
+            assert lighterd.ctl("commit", "c", "cut:1").returncode != 0
+            assert lighterd.process is not None
+            lighterd.process.wait(20)
+            lighterd.start()
+            await_that(lambda: _status(lighterd) == "running", 20, f"{point}: thawed")
+        lighterd.ctl("pause", "c", check=True)
+        lighterd.ctl("commit", "c", "cut:1", check=True)
+        assert _status(lighterd) == "paused", "what a user paused stays so"
+        lighterd.ctl("rmi", "cut:1", check=True)
+    finally:
+        lighterd.restart()
+
+
+def _status(lighterd: Lighterd) -> str:
+    with lighterd.client() as client:
+        (task,) = client.call("tasks", "list")["tasks"]
+    return str(task["status"])
+
+
 def test_parallel_copies_of_one_container(lighterd: Lighterd, tmp_path: Path) -> None:
     in_state(lighterd, "running")
     results: list[int] = []

@@ -1,0 +1,85 @@
+"""A container's processes frozen while something of it is read, and never longer.
+
+That they are is noted durably before, so that the manager that comes after one that died thaws
+them. A task that a user has paused is left as it is.
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.reach import connected
+from lighter.daemon.tasks.service import TaskService
+from lighter.proto import states
+from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, Unavailable
+from lighter.proto.faults import hit
+
+log = logging.getLogger("lighter.freezing")
+
+_NOTES = "frozen:"  # in meta: namespace/container's id -> incarnation of the frozen task
+
+
+class Freezing:
+    """Freezes tasks for the length of a block."""
+
+    def __init__(self, db: Database, tasks: TaskService) -> None:
+        self._db = db
+        self._tasks = tasks
+
+    @contextlib.asynccontextmanager
+    async def frozen(self, namespace: str, container_id: str) -> AsyncIterator[None]:
+        """Frozen if it runs. Raises Unavailable when its shim does not freeze it."""
+        entry = self._running(namespace, container_id)
+        if entry is None:
+            yield
+            return
+        key = f"{_NOTES}{namespace}/{container_id}"
+        with self._db.durable_transaction() as tx:
+            tx.execute(
+                "INSERT OR REPLACE INTO meta(key, value) VALUES(?, ?)", (key, entry.incarnation)
+            )
+        try:
+            await self._tasks.pause(namespace, container_id)
+            hit("freeze.frozen")
+            yield
+        finally:
+            await self._thaw(key, entry)
+
+    def _running(self, namespace: str, container_id: str) -> Entry | None:
+        try:
+            entry = self._tasks.find(namespace, container_id)
+        except NotFound:
+            return None
+        return entry if entry.state == states.RUNNING else None
+
+    async def recover(self, entry_of: Callable[[str, str], Entry | None]) -> None:
+        """Thaw what the manager before has left frozen; its shim is waited for."""
+        for row in self._db.rows(
+            "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(_NOTES), _NOTES)
+        ):
+            namespace, _, container_id = row["key"].removeprefix(_NOTES).partition("/")
+            entry = entry_of(namespace, container_id)
+            if entry is not None and entry.incarnation == row["value"]:
+                await self._thaw(row["key"], entry)
+            else:
+                self._forget(row["key"])
+
+    async def _thaw(self, key: str, entry: Entry) -> None:
+        try:
+            await connected(entry)  # from then on it is known whether it is frozen
+            if entry.state == states.PAUSED:
+                await self._tasks.resume(entry.namespace, entry.id)
+        except (FailedPrecondition, NotFound):
+            pass  # it has ended, or somebody else has resumed it
+        except Unavailable as error:
+            log.warning("thaw %s: %s; the next start tries again", entry.what, error.message)
+            return
+        except LighterError as error:
+            log.error("thaw %s: %s", entry.what, error.message)
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        with self._db.durable_transaction() as tx:
+            tx.execute("DELETE FROM meta WHERE key = ?", (key,))
