@@ -1,4 +1,4 @@
-"""Volumes as they are recorded; the directories are those of daemon/volumes.py.
+"""Volumes as they are recorded; the directories are those of daemon/volumes/service.py.
 
 Which containers use one stands in the containers' own options, so that it goes with them, whichever
 release removes them. `trash` holds what was deleted and may still be on disk.
