@@ -186,20 +186,20 @@ class Volumes:
 
         Only names are changed here; `tidy` removes the files.
         """
-        notes = list(self._store.trash())
+        away, left = [], []
         try:
-            for namespace, name, removed_as in notes:
-                if not self._exists(namespace, name):
-                    self._put_away(namespace, name, removed_as)
+            for note in self._store.trash():
+                if not self._exists(*note[:2]):
+                    self._put_away(*note)
+                away.append(note)
             for part in self._parts():
                 files.make_directory(f"{self._root.volumes}/{_REMOVED}", 0o700)
                 os.rename(part, self._removed(secrets.token_hex(8)))
-        except OSError as err:
+        except OSError as err:  # a note that stays is heeded by whoever asks for the name
             log.warning("put volumes' remains away: %s", err)
-        left = []
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             left = os.listdir(f"{self._root.volumes}/{_REMOVED}")
-        self._left = notes, left
+        self._left = away, left
 
     async def tidy(self) -> None:
         """Remove the files of what `recover` found."""

@@ -150,6 +150,22 @@ def test_what_was_deleted_does_not_come_back_with_the_name(made: Made, recovered
     assert os.listdir(f"{made.root.volumes}/.removed") == []
 
 
+def test_what_cannot_be_put_away_yet_is_not_forgotten(made: Made) -> None:
+    made.volumes.create("default", "v")
+    (made.data() / "secret").touch()
+    made.store.delete("default", "v", "0123456789abcdef")
+    in_the_way = Path(made.root.volumes, ".removed")
+    in_the_way.touch()
+    made.again()
+    made.volumes.recover()
+    go(made.volumes.tidy())
+    with pytest.raises(LighterError, match="create volume v"):
+        made.volumes.create("default", "v")
+    in_the_way.unlink()
+    made.volumes.create("default", "v")
+    assert os.listdir(made.data()) == []
+
+
 def test_a_start_takes_no_copy_away_that_is_under_way(made: Made) -> None:
     async def work() -> None:
         made.volumes.create("default", "v")
