@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lighter.daemon.network import plugin as plugins
+from lighter.daemon.network import result as results
 from lighter.daemon.network.configs import Network
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, Unimplemented
 from lighter.proto.faults import hit
@@ -60,7 +61,7 @@ class Chain:
         """Attach; the last plugin's result. `note` keeps each one before the next plugin runs:
         what that one does can be undone only by who knows it.
 
-        Raises what plugin.call raises. Undoing is the caller's, who has the record.
+        Raises what plugin.call and result.read raise. Undoing is the caller's, who has the record.
         """
         result: dict[str, Any] = {}
         for plugin in network.plugins:
@@ -68,6 +69,7 @@ class Chain:
             answer = await self._call("ADD", network, plugin, attachment, result)
             hit("network.plugin-ended")
             if answer:
+                results.read(answer, network.name)
                 result = answer
                 await note(result)
             hit("network.plugin-added")
@@ -104,7 +106,7 @@ class Chain:
 
         Unless `was_added`, a plugin that does not speak the version is one that has done nothing.
         """
-        failures = []
+        failures: list[LighterError] = []
         for plugin in reversed(network.plugins):
             try:
                 await self._call(
@@ -119,6 +121,9 @@ class Chain:
                     continue
                 log.warning("detach %s from %s: %s", attachment.sandbox, network.name, err)
                 failures.append(err)
+            except Exception as err:  # the others are asked all the same
+                log.exception("detach %s from %s", attachment.sandbox, network.name)
+                failures.append(FailedPrecondition(f"detach from network {network.name}: {err!r}"))
             hit("network.plugin-deleted")
         if failures:
             raise failures[0]
@@ -166,7 +171,7 @@ def _is_false_alarm(
 
     It looks at those of IPv4 before, so nothing else is wrong then.
     """
-    has_ipv6 = any(":" in str(item.get("address")) for item in result.get("ips") or ())
+    has_ipv6 = any(":" in str(item.get("address")) for item in _ips(result))
     return plugin["type"] == "portmap" and not has_ipv6 and "ipv6 dnat" in error.message
 
 
@@ -190,13 +195,22 @@ def configuration(
 
 
 def in_version(result: Mapping[str, Any], version: str) -> dict[str, Any]:
-    """A result as a plugin of this version reads it: `ips[].version` was dropped with 1.0."""
+    """A result as a plugin of this version reads it: `ips[].version` was dropped with 1.0.
+
+    What is no address is left out: a record may have it, and its end must come all the same.
+    """
     if result.get("cniVersion") == version or "ip4" in result or "ip6" in result:
         return dict(result)
     ips = []
-    for item in result.get("ips") or ():
+    for item in _ips(result):
         ip = {key: value for key, value in item.items() if key != "version"}
         if version in ("0.3.0", "0.3.1", "0.4.0"):
             ip["version"] = "6" if ":" in str(item.get("address")) else "4"
         ips.append(ip)
-    return {**result, "cniVersion": version, **({"ips": ips} if ips else {})}
+    others = {key: value for key, value in result.items() if key != "ips"}
+    return {**others, "cniVersion": version, **({"ips": ips} if ips else {})}
+
+
+def _ips(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = result.get("ips")
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []

@@ -218,9 +218,13 @@ def _check_plugin(plugin: object, path: str) -> None:
     check_type(plugin.get("type"), path)
     if not isinstance(plugin.get("capabilities") or {}, dict):
         raise _wrong(path, "capabilities is no object")
+    if not isinstance(plugin.get("runtimeConfig") or {}, dict):
+        raise _wrong(path, "runtimeConfig is no object")
     ipam = plugin.get("ipam")
     if ipam is not None and not isinstance(ipam, dict):
         raise _wrong(path, "ipam is no object")
+    if ipam and not isinstance(ipam.get("ranges") or [], list):
+        raise _wrong(path, "ipam.ranges is no list")
     if ipam and ipam.get("type"):
         check_type(ipam["type"], path)
 

@@ -36,6 +36,8 @@ MAX_STDERR_BYTES = 64 << 10
 QUOTED = 400
 TOKEN = "LIGHTER_ATTACHMENT"  # noqa: S105 (a variable's name)
 KILLED_S = 5.0
+_POLL_S = 0.02
+_DRAIN_S = 0.5  # of a pipe whose writer has ended
 
 # Where plugins are looked for, after CNI_PATH and the configured directory.
 DIRECTORIES = ("/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni")
@@ -78,22 +80,38 @@ async def call(
     with the plugin's own words, ResourceExhausted for endless output.
     """
     what = f"{environ['CNI_COMMAND']} of CNI plugin {os.path.basename(program)}"
+    data = json.dumps(config).encode()
     process = await _start(program, environ, what)
+    out, err = bytearray(), bytearray()
+    pipes = asyncio.gather(
+        _read(process.stdout, out, MAX_OUTPUT_BYTES),
+        _read(process.stderr, err, MAX_STDERR_BYTES),
+        _write(process, data),
+    )
     try:
         async with asyncio.timeout(timeout_s):
-            out, err, _ = await asyncio.gather(
-                _read(process.stdout, MAX_OUTPUT_BYTES),
-                _read(process.stderr, MAX_STDERR_BYTES),
-                _write(process, json.dumps(config).encode()),
-            )
-            code = await process.wait()
+            code = await _ended(process, pipes)
     except TimeoutError as error:
         raise DeadlineExceeded(f"{what}: it did not end in {timeout_s:g} s") from error
     finally:
+        pipes.cancel()
         await _end(process)
+    if not pipes.done() or pipes.cancelled():
+        # A child of its own holds them open; who is asked for more waits for ever.
+        await asyncio.to_thread(end_strays, {environ.get(TOKEN, "")})
     if len(out) > MAX_OUTPUT_BYTES:
         raise ResourceExhausted(f"{what}: it wrote more than {MAX_OUTPUT_BYTES} bytes")
-    return _answer(what, code, out, err)
+    return _answer(what, code, bytes(out), bytes(err))
+
+
+async def _ended(process: asyncio.subprocess.Process, pipes: "asyncio.Future[Any]") -> int:
+    """Its exit status, when all it wrote is read. Process.wait would wait for its children too."""
+    while process.returncode is None:
+        if pipes.done():
+            return await process.wait()
+        await asyncio.wait([pipes], timeout=_POLL_S)
+    await asyncio.wait([pipes], timeout=_DRAIN_S)
+    return process.returncode
 
 
 async def _start(program: str, environ: Mapping[str, str], what: str) -> asyncio.subprocess.Process:
@@ -119,13 +137,11 @@ async def _write(process: asyncio.subprocess.Process, data: bytes) -> None:
     process.stdin.close()
 
 
-async def _read(stream: asyncio.StreamReader | None, most: int) -> bytes:
+async def _read(stream: asyncio.StreamReader | None, kept: bytearray, most: int) -> None:
     """All that comes, of which `most` bytes and one more are kept."""
     assert stream is not None
-    kept = bytearray()
     while chunk := await stream.read(65536):
         kept += chunk[: most + 1 - len(kept)]
-    return bytes(kept)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -74,6 +74,8 @@ def test_versions(fields: dict[str, Any], version: str) -> None:
         ({"type": ".."}, "is no plugin's name"),
         ({"type": "bridge", "ipam": {"type": "a/b"}}, "is no plugin's name"),
         ({"type": "bridge", "ipam": "host-local"}, "ipam is no object"),
+        ({"type": "bridge", "ipam": {"ranges": 5}}, "ipam.ranges is no list"),
+        ({"type": "bridge", "runtimeConfig": [1]}, "runtimeConfig is no object"),
         ({"plugins": []}, "plugins is no list"),
         ({"plugins": [BRIDGE] * 65}, "plugins is no list"),
         ({"plugins": ["bridge"]}, "a plugin is no object"),
