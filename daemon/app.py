@@ -242,7 +242,10 @@ def build(
         bundle_of=bundle_of,
     )
     endings = Endings(attachments, network_configs)
-    networks = NetworkService(attachments, endings, network_configs, supervisor.find)
+    container_store = ContainerStore(db)
+    networks = NetworkService(
+        attachments, endings, network_configs, supervisor.find, container_store.get
+    )
     supervisor.on_forgotten = endings.on_over
     tasks = TaskService(
         db=db,
@@ -252,6 +255,7 @@ def build(
         execs=execs,
         bundle_of=bundle_of,
         network_released=endings.task_released,
+        network_ready=networks.before_start,
     )
     creator = TaskCreator(
         root=root,
@@ -268,7 +272,6 @@ def build(
         has_room=budget.has_room,
         runtime_s=config.runc_timeout_s,
     )
-    container_store = ContainerStore(db)
     host = read_host()
     volumes = Volumes(root, VolumeStore(db), spawner, remover)
     identities = IdentityService(spawner)

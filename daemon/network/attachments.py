@@ -186,6 +186,21 @@ class Attachments:
         hit("network.added")
         return done
 
+    async def attached_late(self, key: str) -> None:
+        """The task may be started now."""
+        await self._change(key, lambda record: replace(record, late=False))
+
+    async def rekeep(self, record: Record, entry: Entry) -> bool:
+        """Keep its namespace by the path again, where that was taken off by hand; whether it was.
+
+        Raises FailedPrecondition when the task has ended.
+        """
+        if not record.path or self.netns.is_there(record.path):
+            return False
+        await self.netns.remove(record.key)
+        await self.netns.keep(record.key, entry.pid, self.cgroup_of(entry))
+        return True
+
     async def remove(self, key: str, one: Attached) -> None:
         """Detach from one network. Raises what a plugin says; the record keeps it then."""
         await self.detach(key, one)

@@ -15,6 +15,8 @@ from lighter.daemon.network.made import NewNetwork
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, LighterError
 from lighter.proto.names import check_name
 
+STATUS_S = 2.0  # who lists networks waits for all of them
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -53,7 +55,8 @@ class NetworkCatalog:
         """All networks in the order of their files, and the files that are none."""
         networks, unusable = await asyncio.to_thread(self._configs.read)
         default = self._default(networks)
-        return [await self._listed(network, default) for network in networks], unusable
+        listed = await asyncio.gather(*(self._listed(network, default) for network in networks))
+        return listed, unusable
 
     def _default(self, networks: Sequence[Network]) -> str:
         names = [network.name for network in networks]
@@ -63,9 +66,12 @@ class NetworkCatalog:
         reason = ""
         try:
             self._attachments.chain.check_plugins(network)
-            await self._attachments.chain.status(network)
+            async with asyncio.timeout(STATUS_S):
+                await self._attachments.chain.status(network)
         except LighterError as err:
             reason = err.message
+        except TimeoutError:
+            reason = f"status of network {network.name}: its plugins did not tell in {STATUS_S:g} s"
         return Listed(
             name=network.name,
             version=network.version,

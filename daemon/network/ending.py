@@ -118,6 +118,10 @@ class Endings:
             attachments.instance, lambda other: other != key and attachments.knows(other)
         )
 
+    async def strays_ended(self) -> None:
+        """Until no plugin runs that the manager before has called."""
+        await self._strays_ended.wait()
+
     async def earlier_released(self, namespace: str, container_id: str) -> None:
         """A container that starts again may want its address again."""
         for record in self._attachments.all():

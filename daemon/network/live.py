@@ -82,7 +82,11 @@ class LiveNetworks:
         elif network.name in request.networks:
             raise AlreadyExists(f"connect {container_id}: it is in network {network.name} already")
         names = tuple(dict.fromkeys((*request.networks, network.name)))
-        self._redefine(container, request.with_networks(names))
+        changed = request.with_networks(names)
+        if attached is not None and "portMappings" in attached.capabilities and not changed.ports:
+            record = self._attachments.of(namespace, container_id)
+            changed = replace(changed, ports=record.ports if record else ())
+        self._redefine(container, changed)
         return attached
 
     def _alive(self, namespace: str, container_id: str) -> Entry | None:
@@ -107,7 +111,9 @@ class LiveNetworks:
             names = {one.network.name for one in self._now(record).attached}
             if network.name in names:
                 raise AlreadyExists(f"connect {entry.id}: it is in network {network.name} already")
+            await self._attachments.rekeep(self._now(record), entry)
             before = {one.ifname for one in self._now(record).attached}
+            wanted = _with_ports(wanted, self._now(record), network)
             try:
                 attached = await self._attachments.add(record.key, network, wanted)
             except BaseException:
@@ -201,12 +207,14 @@ class LiveNetworks:
         if record is None:
             raise NotFound(f"reload networks of {container_id}: it has none")
         done = []
+        entry = self._alive(namespace, container_id)
         async with self._attachments.lock(record.key):
+            kept = entry is not None and await self._attachments.rekeep(self._now(record), entry)
             for one in self._now(record).attached:
                 said = await self._check(record, one)
                 if force or said.status == "failed":
                     said = await self._attach_anew(record, one, said)
-                done.append(said)
+                done.append(replace(said, repaired=said.repaired or (kept and said.status == "ok")))
         return done
 
     async def _attach_anew(self, record: Record, one: Attached, said: Checked) -> Checked:
@@ -215,3 +223,11 @@ class LiveNetworks:
         except LighterError as err:
             return replace(said, status="failed", reason=err.message)
         return replace(said, status="ok", repaired=True)
+
+
+def _with_ports(wanted: Wanted, record: Record, network: Network) -> Wanted:
+    """With the ports that the container has published, where no other network does that now."""
+    published = any("portMappings" in one.capabilities for one in record.attached)
+    if wanted.ports or published or not network.has_capability("portMappings"):
+        return wanted
+    return replace(wanted, ports=record.ports)

@@ -61,7 +61,8 @@ class Record:
     """The network of one task. `path` is "" where it has files alone.
 
     `made`: the namespace is ours, not only its path; else `incarnation` may name the task that it
-    is of. `token` marks its plugins' processes (plugin.py). `unreadable`: why nothing but its
+    is of. `token` marks its plugins' processes (plugin.py). `late`: its task makes the
+    namespace, and is not attached yet, nor to be started. `unreadable`: why nothing but its
     key, and whose it is, is known; it is never written, and keeps what the key stands for.
     """
 
@@ -75,6 +76,7 @@ class Record:
     incarnation: str = ""
     attached: tuple[Attached, ...] = ()
     ports: tuple[Port, ...] = ()
+    late: bool = False
     unreadable: str = ""
 
     def attachment(self, one: Attached, *, gone: bool = False) -> Attachment:
@@ -192,6 +194,7 @@ def _document(record: Record) -> dict[str, Any]:
         "token": record.token,
         "made": record.made,
         "incarnation": record.incarnation,
+        "late": record.late,
         "ports": [vars(port) for port in record.ports],
         "attached": [
             {
@@ -219,6 +222,7 @@ def _record(key: str, document: dict[str, Any]) -> Record:
         token=str(document.get("token", "")),
         made=bool(document.get("made", True)),
         incarnation=str(document.get("incarnation", "")),
+        late=bool(document.get("late")),
         ports=tuple(_port(port) for port in document.get("ports", ())),
         attached=tuple(
             Attached(

@@ -17,7 +17,7 @@ from lighter.daemon.network.attachments import Attachments, Wanted
 from lighter.daemon.network.configs import Configs, Network
 from lighter.daemon.network.ending import Endings
 from lighter.daemon.network.records import Record
-from lighter.daemon.network.request import NetworkRequest, Port
+from lighter.daemon.network.request import NetworkRequest, Port, from_option
 from lighter.daemon.network.specs import Prepared, default_hostname
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.types import Container
@@ -25,7 +25,9 @@ from lighter.proto import states
 from lighter.proto.errors import FailedPrecondition
 from lighter.proto.faults import hit
 
-AT_ONCE = 8  # attachments under way: plugins wait for each other's locks anyway
+# Attachments under way to one network: plugins wait for each other's locks anyway, and one network
+# that hangs is not to keep others waiting.
+AT_ONCE = 8
 
 FindTask = Callable[[str, str], Entry]
 
@@ -39,12 +41,14 @@ class NetworkService:
         endings: Endings,
         configs: Configs,
         find_task: FindTask,
+        find_container: Callable[[str, str], Container],
     ) -> None:
         self._attachments = attachments
         self._endings = endings
         self._configs = configs
         self._find_task = find_task
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._find_container = find_container
+        self._at_once: dict[str, asyncio.Semaphore] = {}
 
     async def check(self, request: NetworkRequest) -> None:
         """Whether such a container could start now. Raises NotFound, FailedPrecondition."""
@@ -73,7 +77,7 @@ class NetworkService:
         await self._endings.earlier_released(namespace, id_)
         networks = await asyncio.to_thread(self._networks, request)
         late = bool(networks) and "id_root" in container.options
-        fields: dict[str, Any] = {"made": not (request.container or late)}
+        fields: dict[str, Any] = {"made": not (request.container or late), "late": late}
         if networks:
             fields["ports"] = ports.choose(request.ports, self._taken_ports())
         elif not request.container:
@@ -82,10 +86,9 @@ class NetworkService:
         key = record.key
         self._attachments.making.add(key)
         try:
-            async with self._at_once:
-                await self._attachments.save(record)
-                hit("network.recorded")
-                places = await self._make(record, request, [] if late else networks, container)
+            await self._attachments.save(record)
+            hit("network.recorded")
+            places = await self._make(record, request, [] if late else networks, container)
         except BaseException:
             # Shielded: a caller that gives up does not leave half a network behind.
             await asyncio.shield(self.released(key))
@@ -99,15 +102,32 @@ class NetworkService:
 
     async def attach_created(self, prepared: Prepared, container: Container) -> None:
         """Attach a task that has been made and was not started. Raises what plugins say."""
-        key, request = prepared.key, prepared.request
-        if request is None:
-            return
+        if prepared.request is not None:
+            await self._attach_late(prepared.key, prepared.request, container)
+
+    async def before_start(self, entry: Entry) -> None:
+        """Attach a created task whose maker died before it did. Raises what plugins say."""
+        for key in self._attachments.keys_of(entry):
+            if self._attachments.get(key).late:
+                container = self._find_container(entry.namespace, entry.id)
+                request = from_option(container.options.get("network"))
+                await self._endings.strays_ended()
+                await self._attach_late(key, request, container)
+
+    async def _attach_late(self, key: str, request: NetworkRequest, container: Container) -> None:
         entry = self._find_task(container.namespace, container.id)
-        async with self._at_once, self._attachments.lock(key):
-            await self._attachments.netns.keep(key, entry.pid, self._attachments.cgroup_of(entry))
+        attachments = self._attachments
+        async with attachments.lock(key):
+            if not attachments.get(key).late:
+                return  # who asked at the same time has done it
+            for one in reversed(attachments.get(key).attached):
+                await attachments.remove(key, one)
+            await attachments.netns.remove(key)
+            await attachments.netns.keep(key, entry.pid, attachments.cgroup_of(entry))
             networks = await asyncio.to_thread(self._networks, request)
             await self._add_all(key, request, networks)
             await self.write_files(key, request, container)
+            await attachments.attached_late(key)
 
     async def _make(
         self,
@@ -133,7 +153,8 @@ class NetworkService:
             unpublished = () if here else unpublished
             ips = tuple(ip for ip in (request.ip, request.ip6) if ip) if number == 0 else ()
             mac = request.mac if number == 0 else ""
-            await self._attachments.add(key, network, Wanted(ips, mac, here, request.dns))
+            async with self._at_once.setdefault(network.name, asyncio.Semaphore(AT_ONCE)):
+                await self._attachments.add(key, network, Wanted(ips, mac, here, request.dns))
 
     async def write_files(
         self, key: str, request: NetworkRequest, container: Container
@@ -187,8 +208,9 @@ class NetworkService:
             entry.namespace, entry.id, made=False, incarnation=entry.incarnation
         )
         try:
-            await attachments.save(record)
-            await attachments.netns.keep(record.key, entry.pid, attachments.cgroup_of(entry))
+            async with attachments.lock(record.key):  # whoever finds it waits for its namespace
+                await attachments.save(record)
+                await attachments.netns.keep(record.key, entry.pid, attachments.cgroup_of(entry))
         except BaseException:
             await asyncio.shield(self.released(record.key))
             raise

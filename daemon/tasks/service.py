@@ -57,7 +57,9 @@ class TaskService:
         execs: ExecService,
         bundle_of: Callable[[str, str], Bundle],
         network_released: Callable[[Entry], Awaitable[None]],
+        network_ready: Callable[[Entry], Awaitable[None]],
     ) -> None:
+        self._network_ready = network_ready
         self._network_released = network_released
         self._db = db
         self._store = store
@@ -98,6 +100,7 @@ class TaskService:
         async with entry.lock:
             states.advance(states.TASK, entry.state, "start", entry.what)
             asked()
+            await self._network_ready(entry)
             hit("start.asked")
             await (await connected(entry)).call("start")
             hit("start.done")

@@ -1,14 +1,17 @@
 """Networks of running containers, kept and mended: odd records, cut repairs, odd plugins."""
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import census
+from tests import census, lives
 from tests.harness import await_that, settled
 from tests.networks import NetworkedLighterd, inside, run
 
@@ -18,7 +21,7 @@ MAPPED = ("--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536")
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[NetworkedLighterd]:
-    manager = NetworkedLighterd(census.Owners(), timeout_s=8).start()
+    manager = NetworkedLighterd(census.Owners(), timeout_s=60).start()
     try:
         manager.import_busybox()
         manager.base.chmod(0o711)  # mapped ids pass through it
@@ -134,3 +137,113 @@ def test_a_repair_that_fails_is_told_and_keeps_the_address(net: NetworkedLighter
     assert b"repaired" in net.ctl("network", "reload", "one", check=True).stdout
     assert net.addresses_of("one") == ["10.20.0.77"]
     assert has_network(net, "one", "10.20.0.77")
+
+
+@pytest.mark.parametrize("restarts", [True, False], ids=["by its policy", "by hand"])
+def test_mapped_ids_are_not_started_without_their_network(
+    net: NetworkedLighterd, restarts: bool
+) -> None:
+    """Its maker dies between the task's create and its attachment."""
+    policy = ("--restart", "always") if restarts else ()
+    if restarts:
+        run(net, *policy, *MAPPED, "--network", "a", "-p", "8080:80", "one")
+        net.restart(FAULT="network.adding:abort")
+        os.kill(lives.task(net, "one")["pid"], signal.SIGKILL)
+        await_death(net)
+    else:
+        net.restart(FAULT="network.adding:abort")
+        argv = net.ctl_argv("--connect-timeout", "1s", "run", "-d", *MAPPED, "--network", "a")
+        with subprocess.Popen(
+            [*argv, "-p", "8080:80", IMAGE, "one", "sleep", "600"], stderr=subprocess.DEVNULL
+        ):
+            await_death(net)
+    net.start()
+    if not restarts:
+        assert lives.task(net, "one")["status"] == "created"
+        net.ctl("start", "one", check=True)
+    await_that(lambda: lives.task(net, "one")["status"] == "running", 30, "it runs")
+    (address,) = net.addresses_of("one")
+    assert has_network(net, "one", address)
+    assert f"{address}\tone\n" in inside(net, "one", "cat /etc/hosts")
+    assert b"8080" in net.ctl("port", "one", check=True).stdout
+
+
+def test_a_network_that_hangs_keeps_no_other_waiting(net: NetworkedLighterd) -> None:
+    go, marks = net.bin_dir / "go", net.bin_dir / "marks"
+    net.plugin(
+        "slow",
+        f"#!/bin/bash\n[[ $CNI_COMMAND == ADD ]] || exit 0\necho >> {marks}\n"
+        f"while [[ ! -e {go} ]]; do sleep 0.1; done\nexit 1\n",
+    )
+    net.write("20-slow.conf", {"cniVersion": "1.0.0", "name": "slow", "type": "slow"})
+    argv = net.ctl_argv("run", "-d", "--network", "slow", IMAGE)
+    hanging = [
+        subprocess.Popen([*argv, f"slow-{n}", "true"], stderr=subprocess.DEVNULL) for n in range(8)
+    ]
+    try:
+        await_that(
+            lambda: marks.exists() and len(marks.read_text().splitlines()) == 8, 50, "all hang"
+        )
+        run(net, "--network", "a", "one")
+        assert all(process.poll() is None for process in hanging)
+    finally:
+        go.touch()
+        for process in hanging:
+            process.wait(60)
+
+
+def test_status_that_hangs_does_not_keep_a_list_waiting(net: NetworkedLighterd) -> None:
+    net.plugin("slow", '#!/bin/sh\ntest "$CNI_COMMAND" != STATUS || exec sleep 600\n')
+    net.write("20-slow.conf", {"cniVersion": "1.1.0", "name": "slow", "type": "slow"})
+    listed = net.ctl("network", "ls")
+    assert "did not tell in 2 s" in listed.stderr.decode()
+    assert b"a*" in listed.stdout.split()
+
+
+def test_an_odd_configuration_takes_away_no_other(net: NetworkedLighterd) -> None:
+    odd = {"type": "bridge", "ipam": {"type": "host-local", "ranges": 5}}
+    net.write("20-odd.conf", {"cniVersion": "1.0.0", "name": "odd", **odd})
+    listed = net.ctl("network", "ls")
+    assert "ipam.ranges is no list" in listed.stderr.decode()
+    assert b"a*" in listed.stdout.split()
+    net.ctl("network", "create", "more", check=True)
+    net.ctl("network", "rm", "more", check=True)
+
+
+def test_connected_again_it_has_its_ports_again(net: NetworkedLighterd) -> None:
+    run(net, "--network", "a", "-p", "8080:80", "one")
+    net.ctl("network", "disconnect", "a", "one", check=True)
+    assert "--dport 8080" not in net.host("iptables", "-t", "nat", "-S")
+    net.ctl("network", "connect", "a", "one", check=True)
+    assert "--dport 8080" in net.host("iptables", "-t", "nat", "-S")
+    net.ctl("stop", "-t", "0", "one", check=True)
+    net.ctl("start", "one", check=True)
+    assert "--dport 8080" in net.host("iptables", "-t", "nat", "-S")
+
+
+def test_a_namespace_taken_off_its_path_is_kept_again(net: NetworkedLighterd) -> None:
+    run(net, "--network", "a", "one")
+    (address,) = net.addresses_of("one")
+    (path,) = (net.state / "netns").glob("*")
+    subprocess.run(["umount", "-l", str(path)], check=True)
+    assert net.ctl("network", "check", "one").returncode == 1
+    assert b"repaired" in net.ctl("network", "reload", "one", check=True).stdout
+    assert net.ctl("network", "check", "one").returncode == 0
+    subprocess.run(["umount", "-l", str(path)], check=True)
+    net.write("20-b.conflist", net.bridge("b", "10.21.0.0/24"))
+    net.ctl("network", "connect", "b", "one", check=True)
+    assert "10.21.0." in inside(net, "one", "ip -o addr show eth1")
+    assert has_network(net, "one", address)
+
+
+def test_two_connects_at_once_of_a_container_without_a_network(net: NetworkedLighterd) -> None:
+    net.write("20-b.conflist", net.bridge("b", "10.21.0.0/24"))
+    run(net, "bare")
+
+    def connect(network: str) -> None:
+        with net.client() as client:
+            client.call("networks", "connect", id="bare", name=network)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(connect, ("a", "b")))
+    assert len(net.addresses_of("bare")) == 2
