@@ -255,7 +255,8 @@ class Applier:
         self._dress_unopened(parent, name, entry)
         if entry.mode & (stat.S_ISUID | stat.S_ISGID):
             # chown(2) took these bits away. The name was made just now, in a tree that nobody
-            # else writes, so it is no link that fchmodat(2) would follow.
+            # else writes (extract.py keeps them off where somebody does), so it is no link that
+            # fchmodat(2) would follow.
             os.chmod(name, entry.mode, dir_fd=parent.fd)
 
     def _dress_unopened(self, parent: Directory, name: bytes, entry: Entry) -> None:

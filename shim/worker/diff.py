@@ -7,7 +7,8 @@
 Both trees are mounted read-only in the worker and walked side by side. A name that only the lower
 has becomes a whiteout; a file is taken for the same when its status, its attributes and the time
 of its last change are, as containerd takes it. Names of one file in the upper are one file in the
-layer. The directories above a change are in the layer too: not everybody looks below for them.
+layer. The directories above a change are in the layer too: not everybody looks below for them. The
+container may go on meanwhile: a name that vanishes or changes its kind is left out.
 """
 
 import os
@@ -23,11 +24,12 @@ from lighter.shim.worker.failure import typed
 from lighter.shim.worker.metadata import copied_xattrs, link_xattrs
 from lighter.shim.worker.readfiles import read_only
 from lighter.shim.worker.tarwrite import TarWriter
+from lighter.shim.worker.walking import MAX_DEPTH, VANISHED, allow_depth
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CAPABILITIES = (syscalls.CAP_DAC_OVERRIDE, syscalls.CAP_SYS_ADMIN)
 _HARMLESS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-_MAX_DEPTH = 900  # of recursion; a path has at most 4096 bytes
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Writer(Protocol):
@@ -65,19 +67,23 @@ class Differ:
 
     def directory(self, lower: int, upper: int, path: bytes, depth: int = 0) -> None:
         """Write what is below `path`; `lower` is -1 where nothing is there."""
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise InvalidArgument(f"compare snapshots: {path[:64]!a}… is too deep")
         below = set(_names(lower)) if lower >= 0 else set()
         here = set(_names(upper))
         for name in sorted(below | here):
             child = path + b"/" + name if path else name
-            if name not in here:
+            old = os.lstat(name, dir_fd=lower) if name in below else None
+            status = _status(upper, name) if name in here else None
+            if status is not None:
+                try:
+                    self._one(lower, upper, name, child, old, status, depth)
+                except OSError as err:
+                    if err.errno not in VANISHED:
+                        raise
+            elif old is not None:
                 self._entry()
                 self._tar.whiteout(path, name)
-                continue
-            status = os.lstat(name, dir_fd=upper)
-            old = os.lstat(name, dir_fd=lower) if name in below else None
-            self._one(lower, upper, name, child, old, status, depth)
 
     def _one(
         self,
@@ -116,33 +122,48 @@ class Differ:
             and xattrs == link_xattrs(lower, name)
             and (not stat.S_ISLNK(new.st_mode) or _link(lower, name) == _link(upper, name))
         )
-        inode = (new.st_dev, new.st_ino)
-        if stat.S_ISREG(new.st_mode) and new.st_nlink > 1:
-            if inode in self._first:
-                self._entry()
-                self._tar.entry(path, new, {}, hardlink=self._first[inode])
-                return
-            if same:
-                self._unchanged.setdefault(inode, []).append((path, new))
-                return
-            self._first[inode] = path
-        elif same:
-            return
-        self._entry()
         if stat.S_ISREG(new.st_mode):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper)
-            try:
-                self._tar.entry(path, new, xattrs, content=fd)
-            finally:
-                os.close(fd)
-            # Names that come before and are as they were, but names of a file that is written anew.
-            for other, status in self._unchanged.pop(inode, ()):
-                self._entry()
-                self._tar.entry(other, status, {}, hardlink=path)
-        elif stat.S_ISLNK(new.st_mode):
-            self._tar.entry(path, new, xattrs, link=_link(upper, name))
-        elif not stat.S_ISSOCK(new.st_mode):  # a socket is nobody's file any more
-            self._tar.entry(path, new, xattrs)
+            self._file(upper, name, path, new, xattrs, same=same)
+        elif not same:
+            link = _link(upper, name) if stat.S_ISLNK(new.st_mode) else b""
+            self._entry()
+            if not stat.S_ISSOCK(new.st_mode):  # a socket is nobody's file any more
+                self._tar.entry(path, new, xattrs, link=link)
+
+    def _file(
+        self,
+        upper: int,
+        name: bytes,
+        path: bytes,
+        status: os.stat_result,
+        xattrs: dict[bytes, bytes],
+        *,
+        same: bool,
+    ) -> None:
+        inode = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and inode in self._first:
+            self._entry()
+            self._tar.entry(path, status, {}, hardlink=self._first[inode])
+            return
+        if same:
+            if status.st_nlink > 1:
+                self._unchanged.setdefault(inode, []).append((path, status))
+            return
+        fd = os.open(name, _FILE, dir_fd=upper)
+        try:
+            opened = os.fstat(fd)
+            if not stat.S_ISREG(opened.st_mode):
+                return  # something else was put there meanwhile
+            if status.st_nlink > 1:
+                self._first[inode] = path
+            self._entry()
+            self._tar.entry(path, status, xattrs, content=fd)
+        finally:
+            os.close(fd)
+        # Names that come before and are as they were, but names of a file that is written anew.
+        for other, earlier in self._unchanged.pop(inode, ()):
+            self._entry()
+            self._tar.entry(other, earlier, {}, hardlink=path)
 
     def _entry(self) -> None:
         """Before anything is written."""
@@ -154,7 +175,18 @@ class Differ:
 
 
 def _names(fd: int) -> list[bytes]:
-    return [os.fsencode(name) for name in os.listdir(fd)]
+    try:
+        return [os.fsencode(name) for name in os.listdir(fd)]
+    except FileNotFoundError:  # it was removed while it was open
+        return []
+
+
+def _status(fd: int, name: bytes) -> os.stat_result | None:
+    """None for what has vanished since its directory was listed."""
+    try:
+        return os.lstat(name, dir_fd=fd)
+    except FileNotFoundError:
+        return None
 
 
 def _link(fd: int, name: bytes) -> bytes:
@@ -199,6 +231,7 @@ def enter(job: dict[str, Any]) -> tuple[int, int]:
     """Mount both trees and lock in; returns their descriptors (-1: there is no lower one)."""
     if not job.get("upper"):
         raise InvalidArgument("compare snapshots: there is no upper one")
+    allow_depth()
     lockin.private_mounts()
     try:
         place = lockin.SPARE_DIR

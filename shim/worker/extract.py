@@ -75,6 +75,12 @@ class Extractor(Applier):
                 raise FailedPrecondition(f"{show(parent.child(name))} is there and no directory")
         super()._directory(parent, name, entry)
 
+    def _special(self, parent: Directory, name: bytes, entry: Entry) -> None:
+        # To a FIFO or a device they mean nothing; put on by name, after chown(2), they could come
+        # to a program that the container has put in its place.
+        entry.mode &= ~(stat.S_ISUID | stat.S_ISGID)
+        super()._special(parent, name, entry)
+
     def _clear(self, parent: Directory, name: bytes) -> None:
         if stat.S_ISDIR(os.lstat(name, dir_fd=parent.fd).st_mode):
             raise FailedPrecondition(f"{show(parent.child(name))} is a directory")

@@ -10,7 +10,6 @@ A link at the end of the path is followed with `follow` or a trailing slash. The
 on meanwhile: a name that vanishes or changes its kind is left out, a file that shrinks is an error.
 """
 
-import errno
 import os
 import stat
 from typing import Any
@@ -21,12 +20,10 @@ from lighter.shim.worker.channel import Channel
 from lighter.shim.worker.failure import show, typed
 from lighter.shim.worker.metadata import copied_xattrs, link_xattrs
 from lighter.shim.worker.tarwrite import TarWriter
+from lighter.shim.worker.walking import MAX_DEPTH, VANISHED, allow_depth
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_MAX_DEPTH = 900  # of recursion; a path has at most 4096 bytes
-# What becomes of a name that is swapped meanwhile; ELOOP by O_NOFOLLOW.
-_VANISHED = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 
 
 class Packer:
@@ -58,12 +55,12 @@ class Packer:
             elif not stat.S_ISSOCK(status.st_mode):  # a socket is nobody's file any more
                 self._entry(path, status, link_xattrs(parent, name))
         except OSError as err:
-            if err.errno not in _VANISHED:
+            if err.errno not in VANISHED:
                 raise typed(err, f"read {show(path)}") from err
 
     def directory(self, fd: int, path: bytes, depth: int = 0) -> None:
         """Write the open directory as `path`, with what is below it."""
-        if depth > _MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise InvalidArgument(f"read {show(path)}: it is too deep")
         self._entry(path, os.fstat(fd), copied_xattrs(fd))
         for name in sorted(map(os.fsencode, os.listdir(fd))):
@@ -134,6 +131,7 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
     if not fds or not isinstance(name, bytes) or not name or b"/" in name or name == b"..":
         raise InvalidArgument("pack: expected a name and where to write")
     namespace_fd = _namespace("pack", fds, 1)
+    allow_depth()
     lockin.close_all_but([channel.fileno(), *fds])
     root_fd = contained.enter(job, namespace_fd)
     out = _Out(fds[0])

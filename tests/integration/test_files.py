@@ -268,6 +268,41 @@ def test_diff_lists_what_was_added_changed_and_deleted(lighterd: Lighterd) -> No
     assert not [line for line in lines if "passwd" in line or "busybox" in line]
 
 
+def test_a_busy_container_and_a_deep_one_are_compared_and_copied(
+    lighterd: Lighterd, tmp_path: Path
+) -> None:
+    """800 directories in each other, and files that come and go all the time."""
+    script = """
+mkdir /deep /busy; cd /deep; i=0
+while [ $i -lt 800 ]; do mkdir d; cd -P d; i=$((i+1)); done
+echo bottom >file; touch /ready; cd /busy
+while :; do i=0; while [ $i -lt 300 ]; do mkdir d$i; echo >d$i/f; i=$((i+1)); done; rm -r d*; done
+"""
+    lighterd.ctl("run", "-d", "--name", "c", REFERENCE, "sh", "-c", script, check=True)
+    await_that(lambda: lighterd.ctl("exec", "c", "test", "-e", "/ready").returncode == 0, 20, "on")
+    bottom = "deep/" + "d/" * 800 + "file"
+    for _ in range(5):
+        assert f"A /{bottom}\n" in lighterd.ctl("diff", "c", check=True).stdout.decode()
+    for verb in (("cp", "c:/deep", "-"), ("export", "c")):
+        archive = lighterd.ctl(*verb, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            assert bottom in tar.getnames(), verb
+    lighterd.ctl("commit", "c", "deep:1", check=True)
+    lighterd.ctl("rmi", "deep:1", check=True)
+
+
+def test_set_id_bits_come_to_no_special_file(lighterd: Lighterd, tmp_path: Path) -> None:
+    """They are set by name, and the container may have put a program there by then."""
+    in_state(lighterd, "running")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        fifo = tarfile.TarInfo("fifo")
+        fifo.type, fifo.mode = tarfile.FIFOTYPE, 0o6755
+        tar.addfile(fifo)
+    lighterd.ctl("cp", "-", "c:/data", input=(tmp_path / "t.tar").read_bytes(), check=True)
+    shown = lighterd.ctl("exec", "c", "stat", "-c", "%a %F", "/data/fifo", check=True).stdout
+    assert shown == b"755 fifo\n"
+
+
 def test_export_is_the_root_without_its_mounts(lighterd: Lighterd, tmp_path: Path) -> None:
     in_state(lighterd, "running")
     archive = lighterd.ctl("export", "c", check=True).stdout
