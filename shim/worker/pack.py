@@ -20,19 +20,19 @@ from lighter.shim.worker.channel import Channel
 from lighter.shim.worker.failure import show, typed
 from lighter.shim.worker.metadata import copied_xattrs, link_xattrs
 from lighter.shim.worker.tarwrite import TarWriter
-from lighter.shim.worker.walking import MAX_DEPTH, VANISHED, allow_depth
+from lighter.shim.worker.walking import MAX_DEPTH, VANISHED, Opener, allow_depth
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Packer:
     """Walks a tree by descriptors and writes what is there."""
 
-    __slots__ = ("_channel", "_first", "_tar", "entries")
+    __slots__ = ("_channel", "_first", "_opener", "_tar", "entries")
 
-    def __init__(self, tar: TarWriter, channel: Channel) -> None:
+    def __init__(self, tar: TarWriter, opener: Opener, channel: Channel) -> None:
         self._tar = tar
+        self._opener = opener
         self._channel = channel
         self._first: dict[tuple[int, int], bytes] = {}
         self.entries = 0
@@ -67,11 +67,11 @@ class Packer:
             self.one(fd, name, path + b"/" + name if path != b"." else name, depth + 1)
 
     def _file(self, parent: int, name: bytes, path: bytes) -> None:
-        fd = os.open(name, _FILE, dir_fd=parent)
+        fd = self._opener.regular(parent, name)
+        if fd < 0:
+            return  # something else was put there meanwhile
         try:
-            status = os.fstat(fd)  # of what was opened: another may have been put there
-            if stat.S_ISREG(status.st_mode):
-                self.file(fd, path, status)
+            self.file(fd, path, os.fstat(fd))
         finally:
             os.close(fd)
 
@@ -133,9 +133,10 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
     namespace_fd = _namespace("pack", fds, 1)
     allow_depth()
     lockin.close_all_but([channel.fileno(), *fds])
+    opener = Opener()
     root_fd = contained.enter(job, namespace_fd)
     out = _Out(fds[0])
-    packer = Packer(TarWriter(out.write), channel)
+    packer = Packer(TarWriter(out.write), opener, channel)
     try:
         parent, last = _locate(root_fd, path, follow=bool(job.get("follow")))
         if last:

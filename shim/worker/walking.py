@@ -1,8 +1,13 @@
 """What walks down a tree that somebody else may change meanwhile have in common."""
 
 import errno
+import os
 import resource
+import stat
 import sys
+
+from lighter.shim import linux
+from lighter.shim.worker.failure import typed
 
 MAX_DEPTH = 900  # of directories in each other, each with its descriptors open
 # What becomes of a name that is removed or swapped meanwhile; ELOOP by O_NOFOLLOW.
@@ -21,3 +26,30 @@ def allow_depth() -> None:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Opener:
+    """Opens regular files and nothing else: what opening a device does cannot be undone.
+
+    A file is named first (O_PATH), looked at, and then opened through /proc's link to that very
+    one, whatever has its name by now. Made before the lock, which has no /proc: it keeps a mount
+    of this process's descriptors alone, which leads nowhere else.
+    """
+
+    __slots__ = ("_descriptors",)
+
+    def __init__(self) -> None:
+        try:
+            self._descriptors = linux.detached("/proc/self/fd")
+        except OSError as err:
+            raise typed(err, "lock worker in: open descriptors") from err
+
+    def regular(self, parent: int, name: bytes) -> int:
+        """The descriptor to read `name` by, -1 if it is no regular file. Raises OSError."""
+        named = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            if not stat.S_ISREG(os.fstat(named).st_mode):
+                return -1
+            return os.open(str(named), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptors)
+        finally:
+            os.close(named)
