@@ -75,8 +75,10 @@ class Place:
         shutil.rmtree(self.dir / str(number))
 
     def unmount(self) -> None:
+        # Not os.path.ismount: a btrfs subvolume has a device number of its own too.
+        mounts = Path("/proc/self/mountinfo").read_text()
         for entry in os.scandir(self.dir):
-            if os.path.ismount(f"{entry.path}/fs"):
+            if f" {entry.path}/fs " in mounts:
                 linux.umount(f"{entry.path}/fs")
 
     def close(self) -> None:
