@@ -12,6 +12,7 @@ to other files of its own.
 
 import errno
 import os
+import stat
 from typing import Any
 
 from lighter.proto.errors import Aborted, InvalidArgument
@@ -66,6 +67,8 @@ def _build(mounts: list[Any], binds: list[Any], *, writable: bool) -> None:
         root_fd = os.open(_PLACE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for source, destination, is_read_only in binds:
             if not source.startswith(_HIDDEN):
+                if writable:
+                    _make_place(root_fd, source, os.fsencode(destination))
                 _bind(root_fd, source, destination, is_read_only=is_read_only or not writable)
         os.close(root_fd)
     except OSError as err:
@@ -75,6 +78,33 @@ def _build(mounts: list[Any], binds: list[Any], *, writable: bool) -> None:
 
 def _to_write(mounts: list[Any]) -> list[tuple[str, str, list[str]]]:
     return [(fstype, source, [*options, "nosuid", "nodev"]) for fstype, source, options in mounts]
+
+
+def _make_place(root_fd: int, source: str, destination: bytes) -> None:
+    """Make what a bind is mounted on, as the runtime will: what is written there is the volume's.
+
+    Links are followed as the container sees them; one that leads nowhere gets nothing.
+    """
+    parts = [part for part in destination.split(b"/") if part]
+    for number, name in enumerate(parts, start=1):
+        path = b"/" + b"/".join(parts[:number])
+        try:
+            os.close(find(root_fd, path, os.O_PATH))
+            continue
+        except FileNotFoundError:
+            pass
+        except NotADirectoryError:
+            return
+        parent = find(root_fd, os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+        try:
+            if number < len(parts) or os.path.isdir(source):
+                os.mkdir(name, 0o755, dir_fd=parent)
+            else:
+                os.mknod(name, 0o644 | stat.S_IFREG, dir_fd=parent)
+        except FileExistsError:
+            return
+        finally:
+            os.close(parent)
 
 
 def _bind(root_fd: int, source: str, destination: str, *, is_read_only: bool) -> None:

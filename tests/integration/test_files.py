@@ -96,6 +96,12 @@ def test_cp_into_and_out_of_a_container_in_each_state(
     volume = lighterd.root / "volumes/default/v/_data"
     if state != "never":
         assert (volume / "from-host").read_text() == "hello", "what is mounted is part of it"
+    else:
+        (tmp_path / "root/v").mkdir(parents=True)
+        (tmp_path / "root/v/early").write_text("early")
+        lighterd.ctl("cp", f"{tmp_path}/root/.", "c:/", check=True)
+        assert (volume / "early").read_text() == "early", "nor where its place was not made yet"
+        lighterd.ctl("start", "c", check=True)
     if state in ("running", "paused", "stopped"):
         lighterd.ctl("cp", "c:/data", str(tmp_path), check=True)
         assert (tmp_path / "data/deep/inner").read_text() == "two\n"
