@@ -318,7 +318,6 @@ def build(
         boot_id=boot_id,
     )
     supervisor.on_stranger = recovery.on_stranger
-    removal = AutoRemoval(supervisor, containers)
     restart_store = RestartStore(db)
     restarts = Restarts(
         store=restart_store,
@@ -327,6 +326,7 @@ def build(
         supervisor=supervisor,
         events_log=event_log,
     )
+    removal = AutoRemoval(supervisor, containers, restarts.goes_on)
     health = HealthService(
         store=HealthStore(db),
         containers=container_store,

@@ -1,6 +1,7 @@
 """`--rm`: the manager removes such a container when its task is over."""
 
 import logging
+from collections.abc import Callable
 
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.tasks.entry import Entry
@@ -11,14 +12,27 @@ log = logging.getLogger("lighter.containers")
 
 
 class AutoRemoval:
-    """Told by the supervisor of each task that is over and cleaned up."""
+    """Told by the supervisor of each task that is over and cleaned up.
 
-    def __init__(self, supervisor: Supervisor, containers: ContainerService) -> None:
+    `goes_on`: whether another takes its place, as somebody restarts the container.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        containers: ContainerService,
+        goes_on: Callable[[Entry], bool],
+    ) -> None:
+        self._goes_on = goes_on
         self._supervisor = supervisor
         self._containers = containers
 
     def on_closed(self, entry: Entry) -> None:
-        if entry.options.get("auto_remove"):
+        if not entry.options.get("auto_remove"):
+            return
+        if self._goes_on(entry):
+            entry.removed.set()  # who waits for that has waited for the end
+        else:
             self._supervisor.in_background(self._remove(entry))
 
     async def _remove(self, entry: Entry) -> None:

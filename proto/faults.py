@@ -3,9 +3,10 @@
     FAULT=point:action[:n][,point:action[:n]…]     e.g. FAULT=create.row-committed:abort:2
 
 `n` (default 1) is the pass through the point at which the action happens; 0 means at each pass.
-Actions: `error` raises Internal, `delay` sleeps `FAULT_DELAY_S` seconds (default 1), `abort` ends
-the process at once as SIGKILL would, `stop` sends SIGSTOP to itself. `FAULT_TRACE=file` appends a
-line "pid point" at each pass, which is how a sweep learns the points there are.
+Actions: `error` raises Internal, `bug` an error that nobody expects, `delay` sleeps
+`FAULT_DELAY_S` seconds (default 1), `abort` ends the process at once as SIGKILL would, `stop` sends
+SIGSTOP to itself. `FAULT_TRACE=file` appends a line "pid point" at each pass, which is how a sweep
+learns the points there are.
 
 A packaged build sets ENABLED to False in this file; then `hit` is an empty call.
 """
@@ -24,7 +25,7 @@ def _parse(text: str) -> dict[str, tuple[str, int]]:
     for term in filter(None, text.split(",")):
         point, _, rest = term.partition(":")
         action, _, count = rest.partition(":")
-        if action not in ("error", "delay", "abort", "stop"):
+        if action not in ("error", "bug", "delay", "abort", "stop"):
             raise SystemExit(f"FAULT={text}: unknown action {action!r} at point {point!r}")
         plan[point] = (action, int(count or "1"))
     return plan
@@ -60,6 +61,8 @@ class Faults:
             return
         if action == "error":
             raise Internal(f"pass fault point {point}: asked to fail")
+        if action == "bug":
+            raise RuntimeError(f"pass fault point {point}: asked to be wrong")
         if action == "delay":
             time.sleep(self.delay_s)
         elif action == "abort":

@@ -6,9 +6,11 @@ would: it knows the order that clients are promised, not how it is kept.
 """
 
 import os
+import resource
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,17 @@ def begin(lighterd: Lighterd, image: str, container: str, *command: str, **optio
     ask(lighterd, "tasks.create", id=container, **NO_STDIO)
     pid: int = ask(lighterd, "tasks.start", id=container)["pid"]
     return pid
+
+
+@contextmanager
+def without_descriptors(lighterd: Lighterd) -> Iterator[None]:
+    """While the block runs, the manager can open no file; nothing can be asked of it either."""
+    before = resource.prlimit(lighterd.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(lighterd.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(lighterd.pid, resource.RLIMIT_NOFILE, before)
 
 
 def leave_delete_to_runtime(lighterd: Lighterd, container: str) -> None:

@@ -124,8 +124,12 @@ class ContainerService:
             if not self._held[key]:
                 del self._held[key]
 
-    def _check_free(self, namespace: str, container_id: str) -> None:
-        if self._held[namespace, container_id]:
+    def is_held(self, namespace: str, container_id: str) -> bool:
+        return bool(self._held[namespace, container_id])
+
+    def check_free(self, namespace: str, container_id: str) -> None:
+        """Raises Unavailable while its files are written from outside."""
+        if self.is_held(namespace, container_id):
             raise Unavailable(f"start task {container_id}: files are being copied into it")
 
     async def start_task(self, namespace: str, container_id: str, stdio: Mapping[str, Any]) -> int:
@@ -135,7 +139,7 @@ class ContainerService:
         mounts = await self.mounts(container)
         # It may have been deleted meanwhile; from here to the task's row nothing else runs.
         container = self._joined(self._store.get(namespace, container_id))
-        self._check_free(namespace, container_id)
+        self.check_free(namespace, container_id)
         options = from_record(container.options.get("runc") or {})
         # The record's URI comes from who made the container, never from its image or labels.
         if uri := (container.options.get("log") or {}).get("uri"):
@@ -159,7 +163,7 @@ class ContainerService:
         try:
             # Plugins took their time: what was looked at before may have changed.
             self._store.get(namespace, id_)
-            self._check_free(namespace, id_)
+            self.check_free(namespace, id_)
             container = replace(container, spec=with_network(container.spec, prepared))
             pid = await self._creator.create(
                 container, mounts, terminal, stdio, options, prepared.key
@@ -214,7 +218,7 @@ class ContainerService:
         if runtime:
             container = replace(container, runtime=runtime)
         container = self._joined(container)
-        self._check_free(namespace, container_id)
+        self.check_free(namespace, container_id)
         return await self._create_task(container, mounts, terminal, stdio, options)
 
     async def exec_spec(

@@ -217,7 +217,7 @@ class TasksService:
         if request.exec_id:
             _exec(entry, request.exec_id)
         try:
-            await self._tasks.kill(
+            await self._by_hand.signal(
                 call.namespace,
                 request.container_id,
                 request.exec_id,

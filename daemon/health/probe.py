@@ -43,7 +43,8 @@ class Prober:
 
     async def run(self, entry: Entry, check: HealthCheck) -> Probe:
         """Ask once, and leave no process behind that can be ended. Raises no error of the
-        container's: one that cannot be asked is not healthy.
+        container's: one that cannot be asked is not healthy. Raises OSError when this process
+        could not ask.
         """
         began = time.time_ns()
         exec_id = PROBE_PREFIX + secrets.token_hex(8)

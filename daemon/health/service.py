@@ -69,7 +69,11 @@ class HealthService:
             while await self._runs_on(entry, health.pause_s(check, _age_s(entry))):
                 if entry.state != states.RUNNING:
                     continue
-                probe = await self._prober.run(entry, check)
+                try:
+                    probe = await self._prober.run(entry, check)
+                except Exception:  # the manager's own failure, for one a lack of descriptors
+                    log.exception("ask for health of %s; trying on", entry.what)
+                    continue
                 if entry.state != states.RUNNING or entry.exit is not None:
                     continue
                 before, health = health, health.after(probe, check, entry.started_at or 0)
@@ -91,7 +95,7 @@ class HealthService:
         for exec_id in [name for name in entry.execs if name.startswith(PROBE_PREFIX)]:
             try:
                 await self._prober.end(entry, exec_id)
-            except LighterError as err:
+            except (LighterError, OSError) as err:
                 log.warning("end probe %s of %s: %s", exec_id, entry.what, err)
 
     def _keep(self, entry: Entry, health: Health, before: str) -> Health:

@@ -6,7 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lighter.daemon.network.request import Port
-from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from lighter.proto.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    LighterError,
+)
 
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _TRIES = 64
@@ -36,9 +41,12 @@ def choose(wanted: Sequence[Port], taken: Iterable[tuple[str, Port]]) -> tuple[P
 
 def _free(port: Port, used: Sequence[tuple[str, Port]]) -> int:
     for _ in range(_TRIES):
-        with _socket(port) as one:
-            one.bind((port.host_ip, 0))
-            number = int(one.getsockname()[1])
+        try:
+            with _socket(port) as one:
+                one.bind((port.host_ip, 0))
+                number = int(one.getsockname()[1])
+        except OSError as err:
+            raise _refused(port, err) from err
         candidate = replace(port, host_port=number)
         if not any(candidate.clashes(other) for _, other in used):
             return number
@@ -53,17 +61,16 @@ def _check_free(port: Port) -> None:
         with _socket(port) as one:
             one.bind((port.host_ip, port.host_port))
     except OSError as err:
-        if err.errno == errno.EADDRINUSE:
-            raise AlreadyExists(
-                f"publish port {port.where}/{port.protocol}: a process of the host has it"
-            ) from err
-        if err.errno == errno.EADDRNOTAVAIL:
-            raise InvalidArgument(
-                f"publish port {port.where}/{port.protocol}: the host has no such address"
-            ) from err
-        raise FailedPrecondition(
-            f"publish port {port.where}/{port.protocol}: {err.strerror}"
-        ) from err
+        raise _refused(port, err) from err
+
+
+def _refused(port: Port, error: OSError) -> LighterError:
+    attempt = f"publish port {port.where}/{port.protocol}"
+    if error.errno == errno.EADDRINUSE:
+        return AlreadyExists(f"{attempt}: a process of the host has it")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return InvalidArgument(f"{attempt}: the host has no such address")
+    return FailedPrecondition(f"{attempt}: {error.strerror}")
 
 
 def _socket(port: Port) -> socket.socket:

@@ -90,6 +90,7 @@ class ByHand:
             except Exception as err:
                 if self._restarts.owes(row):  # who asked hears of the failure: nobody tries on
                     self._restarts.put(replace(row, due_at=None, error=str(err)))
+                await self._restarts.remove_if_over(key)
                 raise
 
     async def start_task(self, namespace: str, container_id: str) -> int:
@@ -166,6 +167,27 @@ class ByHand:
         except (NotFound, FailedPrecondition):
             if not was_owed:
                 raise
+
+    async def signal(
+        self, namespace: str, container_id: str, exec_id: str, signum: int, everyone: bool
+    ) -> None:
+        """`kill` for containerd's clients, who say in a label what they have stopped, where a
+        container's labels decide.
+        """
+        definition = self._store.definition(namespace, container_id)
+        kill = self._tasks.kill if definition is None or definition.by_labels else self.kill
+        await kill(namespace, container_id, exec_id, signum, everyone)
+
+    async def delete_task(
+        self, namespace: str, container_id: str, exec_id: str, force: bool
+    ) -> Exit:
+        """See TaskService.delete. By force it is a stop too."""
+        key = namespace, container_id
+        entry = self._supervisor.entries.get(key)
+        alive = entry is not None and entry.is_task and entry.exit is None
+        if force and not exec_id and (alive or self._restarts.is_owed(*key)):
+            self._stopped_by_hand(key)
+        return await self._tasks.delete(namespace, container_id, exec_id, force)
 
     def _ends(self, namespace: str, container_id: str, signum: int) -> bool:
         if signum == signal.SIGKILL:
@@ -253,3 +275,13 @@ class ByHand:
             status = row.exit_status if row.exit_status is not None else FAILED
             if not policy.wants(status, row.count - 1, row.stopped):
                 self._restarts.put(replace(row, due_at=None))
+        entry = self._supervisor.entries.get((namespace, container_id))
+        if row is None and policy.name != NO and entry is not None and entry.exit is not None:
+            # It ended while nothing was to follow from that: the next manager knows that it ran.
+            ended = Restart(
+                namespace,
+                container_id,
+                settled=entry.incarnation,
+                exit_status=entry.exit.exit_status,
+            )
+            self._restarts.put(ended)

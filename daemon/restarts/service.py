@@ -37,6 +37,7 @@ from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.proto import events, states
 from lighter.proto.errors import (
     Aborted,
+    Internal,
     InvalidArgument,
     LighterError,
     NotFound,
@@ -46,6 +47,7 @@ from lighter.proto.faults import hit
 log = logging.getLogger("lighter.restarts")
 
 _AGAIN_S = 0.2
+_LATER_S = 5.0
 FAILED = 1  # a start that fails is a failure of the container's
 _NO_STREAMS = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
 
@@ -204,19 +206,36 @@ class Restarts:
             if row is None or row.due_at is None or key in self._held:
                 return
             try:
-                await self._step(row)
-            except NotFound as err:
-                if self._store.definition(*key) is not None:
-                    self._failed(row, err)
-            except LighterError as err:
+                await self._attempt(row)
+            except Exception as err:  # a full disk, or a mistake here: it is owed all the same
+                log.exception("start container %s again: %s", row.id, err)
+            if key not in self._timers and key not in self._held and self.is_owed(*key):
+                self._arm_in(key, _LATER_S)
+
+    async def _attempt(self, row: Restart) -> None:
+        try:
+            await self._step(row)
+        except NotFound as err:
+            if self._store.definition(*row.key) is not None:
                 self._failed(row, err)
+        except LighterError as err:
+            if self._containers.is_held(*row.key):
+                self._arm_in(row.key, _AGAIN_S)
+            else:
+                self._failed(row, err)
+        except Exception as err:
+            log.exception("start container %s again", row.id)
+            self._failed(row, Internal(f"start container {row.id}: {err}"))
 
     async def _step(self, row: Restart) -> None:
         """The next step towards what is owed."""
         entry = self._supervisor.entries.get(row.key)
         match _NEXT[_found(row, entry)]:
             case "make":
-                await self.make(row)
+                if self._containers.is_held(*row.key):
+                    self._arm_in(row.key, _AGAIN_S)
+                else:
+                    await self.make(row)
             case "start":
                 assert entry is not None
                 if entry.incarnation in self._ours:
@@ -248,6 +267,7 @@ class Restarts:
         definition = self._store.definition(namespace, id_)
         if definition is None:
             raise NotFound(f"start container {id_}: it was deleted")
+        self._containers.check_free(namespace, id_)
         if row.key in self._supervisor.entries:
             with suppress(NotFound):  # a client that had waited for it was faster
                 await self._tasks.delete(namespace, id_)
@@ -310,6 +330,23 @@ class Restarts:
             self.arm(self.owe(row, definition, count + 1, delay_ms))
         else:
             self.put(replace(row, due_at=None))
+            self._supervisor.in_background(self.remove_if_over(row.key))
+
+    def goes_on(self, entry: Entry) -> bool:
+        """Whether another task is owed in the place of this one: a restart by hand is under way."""
+        row = self._store.get(*entry.key)
+        return row is not None and row.due_at is not None and row.settled == entry.incarnation
+
+    async def remove_if_over(self, key: Key) -> None:
+        """Remove a container that is to remove itself and was not started again after all."""
+        definition, entry = self._store.definition(*key), self._supervisor.entries.get(key)
+        if definition is None or not definition.options.get("auto_remove") or self.is_owed(*key):
+            return
+        if entry is None or entry.closed:
+            try:
+                await self._containers.delete(*key, force=True, volumes=True)
+            except LighterError as err:
+                log.warning("remove container %s: %s", key[1], err)
 
     @asynccontextmanager
     async def alone(self, key: Key) -> AsyncIterator[None]:

@@ -151,7 +151,7 @@ def task_methods(
 
     async def delete(call: Call, body: Body) -> Any:
         fields = Fields("tasks.delete", body)
-        ended = await tasks.delete(
+        ended = await by_hand.delete_task(
             namespace_of(call), fields.id(), fields.exec_id(), fields.flag("force")
         )
         return _exit(ended)

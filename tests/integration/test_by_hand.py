@@ -4,11 +4,13 @@ that are under way, other ways to end a container, a full disk.
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lighter.proto import errors
 from tests import census, lives
 from tests.harness import Lighterd, await_that
 from tests.integration.test_restarts import RUNS_S, Container, events
@@ -69,6 +71,83 @@ def test_a_stop_stays_that_comes_while_the_first_start_is_under_way(manager: Lig
     manager.ctl("tasks", "delete", "kept", check=True)
     manager.ctl("tasks", "start", "-d", "kept", check=True)
     assert not kept.restart["stopped"]
+
+
+def test_what_removes_itself_is_restarted_and_then_removed(manager: Lighterd) -> None:
+    passing = Container(manager, "passing", SLEEPS, auto_remove=True)
+    passing.start()
+    passing.await_runs(1)
+    ask(manager, "containers.restart", id="passing")
+    passing.await_runs(2)
+    manager.restart(FAULT="restart.asked:abort")
+    with pytest.raises(lives.NoAnswer):
+        ask(manager, "containers.restart", id="passing")
+    assert manager.process is not None
+    manager.process.wait()
+    manager.start()
+    passing.await_runs(3)
+    passing.await_running()
+    passing.dir.rename(passing.dir.with_name("elsewhere"))
+    with pytest.raises(errors.LighterError, match="passing"):
+        ask(manager, "containers.restart", id="passing")
+    await_that(lambda: names(manager) == [], RUNS_S, "it is removed, as it is not started again")
+
+
+@pytest.mark.parametrize("way", ["ctl tasks delete --force", "ctr tasks kill"])
+def test_an_end_by_another_way_stays(manager: Lighterd, way: str) -> None:
+    kept = Container(manager, "kept", SLEEPS, "always")
+    kept.start()
+    kept.await_runs(1)
+    if way.startswith("ctl"):
+        manager.ctl("tasks", "delete", "--force", "kept", check=True)
+    else:
+        ctr = ("ctr", "--address", manager.grpc_address, "--namespace", "default")
+        subprocess.run([*ctr, "tasks", "kill", "--signal", "SIGKILL", "kept"], check=True)
+        lives.await_task(manager, "kept", "stopped")
+    assert kept.restart["stopped"]
+    assert kept.restart["due_at"] is None
+    assert events(manager, "/containers/restart") == []
+
+
+def test_a_restart_waits_for_files_that_are_copied(manager: Lighterd) -> None:
+    failing = Container(manager, "failing", "exit 1", "on-failure:7")
+    failing.start()
+    await_that(lambda: failing.restart["count"] == 6, RUNS_S, "it has a pause of seconds")
+    due_at = failing.restart["due_at"]
+    ended = failing.task["pid"]
+    with subprocess.Popen(
+        manager.ctl_argv("cp", "-", "failing:/tmp"), stdin=subprocess.PIPE
+    ) as copying:
+        assert copying.stdin is not None
+        await_that(lambda: time.time_ns() > due_at + 1_000_000_000, RUNS_S, "it is due")
+        assert (failing.restart["count"], failing.restart["error"]) == (6, "")
+        assert (failing.task["pid"], failing.runs) == (ended, 6)
+        copying.stdin.write(bytes(10240))  # an archive of nothing
+        copying.stdin.close()
+        copying.wait(RUNS_S)
+    failing.await_runs(7)
+
+
+def test_a_policy_that_comes_after_the_end_is_one_for_the_next_manager(manager: Lighterd) -> None:
+    ended = Container(manager, "ended", "exit 0")
+    ended.start()
+    ended.await_rest()
+    never = Container(manager, "never", "exit 0")
+    for name in ("ended", "never"):
+        manager.ctl("update", "--restart", "always", name, check=True)
+    manager.restart()
+    ended.await_runs(2)
+    assert never.runs == 0, "what was never started is not"
+
+
+def test_what_nobody_expects_loses_no_restart(manager: Lighterd) -> None:
+    failing = Container(manager, "failing", "exit 1", "on-failure:3")
+    # In the first attempt, and again when that is written down as failed.
+    manager.restart(FAULT="restart.task-deleted:bug:2,restart.owed:bug:2")
+    failing.start()
+    assert failing.await_rest()["restarts"] == 3
+    assert failing.runs == 3
+    assert "asked to be wrong" in manager.log.read_text()
 
 
 def slow_to_start(program: Path) -> Path:

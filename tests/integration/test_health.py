@@ -95,6 +95,19 @@ def test_health_follows_the_probe_over_a_restart_of_the_manager(
     assert not [e for e in told if "exec" in e["topic"]], "probes are no events"
 
 
+def test_a_manager_that_cannot_ask_asks_again(manager: Lighterd, switch: Path) -> None:
+    (switch / "up").touch()
+    run(manager, "web", switch, "--health-cmd", "cat /switch/up", "--health-retries", "1")
+    await_health(manager, "web", "healthy")
+    with lives.without_descriptors(manager):
+        await_that(
+            lambda: b"ask for health of" in manager.log.read_bytes(), SOON_S, "a probe fails"
+        )
+    assert health(manager, "web")["status"] == "healthy", "no fault of the container's"
+    (switch / "up").unlink()
+    await_health(manager, "web", "unhealthy")
+
+
 def test_a_probe_that_hangs_or_floods(manager: Lighterd, switch: Path) -> None:
     run(
         *(manager, "hangs", switch, "--health-cmd", "echo waiting; sleep 1000"),

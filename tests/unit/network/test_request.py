@@ -155,3 +155,6 @@ def test_ports_of_containers_clash_by_address() -> None:
         choose([here], [("web", everywhere)])
     chosen = choose([Port(80, 0, "tcp", "127.0.0.1"), Port(81, 0, "udp", "::1")], [])
     assert all(port.host_port for port in chosen)
+    for number in (0, 8080):
+        with pytest.raises(InvalidArgument, match="the host has no such address"):
+            choose([Port(80, number, "tcp", "203.0.113.7")], [])
