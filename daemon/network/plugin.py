@@ -37,7 +37,7 @@ QUOTED = 400
 TOKEN = "LIGHTER_ATTACHMENT"  # noqa: S105 (a variable's name)
 KILLED_S = 5.0
 _POLL_S = 0.02
-_DRAIN_S = 0.5  # of a pipe whose writer has ended
+_DRAIN_S = 2.0  # of a pipe whose writer has ended
 
 # Where plugins are looked for, after CNI_PATH and the configured directory.
 DIRECTORIES = ("/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni")

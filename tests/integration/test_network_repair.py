@@ -247,3 +247,17 @@ def test_two_connects_at_once_of_a_container_without_a_network(net: NetworkedLig
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(connect, ("a", "b")))
     assert len(net.addresses_of("bare")) == 2
+
+
+def test_killed_while_it_is_disconnected(net: NetworkedLighterd) -> None:
+    run(net, "--network", "a", "-p", "8080:80", "one")
+    (address,) = net.addresses_of("one")
+    net.restart(FAULT="network.disconnecting:abort")
+    argv = net.ctl_argv("--connect-timeout", "1s", "network", "disconnect", "a", "one")
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL):
+        await_death(net)
+    net.start()
+    assert net.addresses_of("one") == [address]
+    assert has_network(net, "one", address)
+    net.ctl("network", "disconnect", "a", "one", check=True)
+    assert not net.addresses_of("one")
