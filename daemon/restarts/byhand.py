@@ -206,7 +206,12 @@ class ByHand:
             return False  # it never ran: it is no container that was stopped
         row = row or Restart(*key)
         was_owed = row.due_at is not None
-        self._restarts.put(replace(row, stopped=True, due_at=None, error=""))
+        row = replace(row, stopped=True, due_at=None, error="")
+        try:
+            self._restarts.put(row)
+        except LighterError as err:  # a full disk keeps nobody from ending a container
+            log.error("note the stop of container %s: %s", row.id, err)
+            self._restarts.keep(row)
         hit("restart.stop-noted")
         return was_owed
 
@@ -267,6 +272,7 @@ class ByHand:
             yield
         if self._store.definition(*key) is None:
             self._restarts.disarm(key)
+            self._store.drop(key)
 
     def set_policy(self, namespace: str, container_id: str, policy: RestartPolicy) -> None:
         """What the record says from now on: a start that it does not want is not owed."""

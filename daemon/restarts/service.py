@@ -176,6 +176,23 @@ class Restarts:
         with self._store.changes() as tx:
             return self._store.put(tx, row)
 
+    def keep(self, row: Restart) -> None:
+        """As `put`, where the disk is full: it counts at once, and is written when that ends."""
+        self.disarm(row.key)
+        was_behind = self._store.is_behind
+        self._store.keep(row)
+        if not was_behind:
+            self._supervisor.in_background(self._write_kept())
+
+    async def _write_kept(self) -> None:
+        while self._store.is_behind:
+            await asyncio.sleep(_LATER_S)
+            try:
+                with self._store.changes():
+                    pass
+            except LighterError as err:
+                log.warning("write what was done by hand: %s", err)
+
     # doing what is owed
 
     def arm(self, row: Restart) -> None:

@@ -82,26 +82,45 @@ class RestartStore:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._unwritten: dict[tuple[str, str], Restart] = {}
 
     def get(self, namespace: str, container_id: str) -> Restart | None:
+        if (namespace, container_id) in self._unwritten:
+            return self._unwritten[namespace, container_id]
         row = self._db.row(
             "SELECT * FROM restarts WHERE namespace = ? AND id = ?", (namespace, container_id)
         )
         return None if row is None else _restart(row)
 
     def all(self) -> list[Restart]:
-        return [_restart(row) for row in self._db.rows("SELECT * FROM restarts")]
+        written = {row.key: row for row in map(_restart, self._db.rows("SELECT * FROM restarts"))}
+        return list({**written, **self._unwritten}.values())
 
     def of_namespace(self, namespace: str) -> dict[str, Restart]:
         """By container id."""
-        rows = self._db.rows("SELECT * FROM restarts WHERE namespace = ?", (namespace,))
-        return {row["id"]: _restart(row) for row in rows}
+        return {row.id: row for row in self.all() if row.namespace == namespace}
 
     @contextmanager
     def changes(self) -> Iterator[sqlite3.Connection]:
-        """A durable transaction for `put` and `count_label`, which events may join."""
+        """A durable transaction for `put` and `set_count_label`, which events may join."""
         with self._db.durable_transaction() as tx:
+            for row in self._unwritten.values():
+                self.put(tx, row)
             yield tx
+        self._unwritten.clear()
+
+    def keep(self, row: Restart) -> None:
+        """It counts from now on, and is written with the next change that finds space."""
+        self._unwritten[row.key] = row
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that was kept is not written."""
+        return bool(self._unwritten)
+
+    def drop(self, key: tuple[str, str]) -> None:
+        """Its container is gone."""
+        self._unwritten.pop(key, None)
 
     def put(self, tx: sqlite3.Connection, row: Restart) -> bool:
         """Write it in the place of the one before; False when its container is gone."""

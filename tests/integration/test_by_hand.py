@@ -2,10 +2,12 @@
 that are under way, other ways to end a container, a full disk.
 """
 
+import contextlib
+import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,52 @@ def test_what_nobody_expects_loses_no_restart(manager: Lighterd) -> None:
     assert failing.await_rest()["restarts"] == 3
     assert failing.runs == 3
     assert "asked to be wrong" in manager.log.read_text()
+
+
+def test_a_full_disk_keeps_nobody_from_ending_a_container(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    small = make_lighterd()
+    small.root.mkdir()
+    tmpfs = ("mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "lighter-test")
+    subprocess.run([*tmpfs, str(small.root)], check=True)
+    try:
+        small.start().import_busybox()
+        kept = Container(small, "kept", "sleep 1000", "unless-stopped")
+        pid = kept.start()
+        kept.await_runs(1)
+        filler = small.root / "filler"
+        fill(filler)
+        with pytest.raises(errors.ResourceExhausted):
+            while True:  # until what is held in reserve is used up too
+                manager_writes(small)
+                fill(filler)
+        ask(small, "tasks.kill", id="kept", exec_id="", signal=9, all=False)
+        await_that(lambda: lives.process_state(pid) in ("", "Z"), RUNS_S, "it has ended")
+        filler.unlink()
+        lives.await_task(small, "kept", "stopped")
+        assert (kept.restart["stopped"], kept.restart["due_at"]) == (True, None)
+        small.kill9()
+        small.start()
+        assert kept.restart["stopped"], "it is written once there is space"
+        assert kept.runs == 1
+    finally:
+        small.stop()
+        subprocess.run(["umount", str(small.root)], check=True)
+
+
+def manager_writes(manager: Lighterd) -> None:
+    labels = {"at": str(time.monotonic())}
+    ask(manager, "containers.label", id="kept", labels=labels)
+
+
+def fill(path: Path) -> None:
+    """Write to the file until the disk is full."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(fd, bytes(4096))
+    os.close(fd)
 
 
 def slow_to_start(program: Path) -> Path:
