@@ -132,7 +132,7 @@ def test_a_restart_waits_for_files_that_are_copied(manager: Lighterd) -> None:
 
 def test_a_policy_that_comes_after_the_end_is_one_for_the_next_manager(manager: Lighterd) -> None:
     ended = Container(manager, "ended", "exit 0")
-    ended.start()
+    manager.ctl("tasks", "start", "-d", "ended", check=True)
     ended.await_rest()
     never = Container(manager, "never", "exit 0")
     for name in ("ended", "never"):
