@@ -281,13 +281,3 @@ class ByHand:
             status = row.exit_status if row.exit_status is not None else FAILED
             if not policy.wants(status, row.count - 1, row.stopped):
                 self._restarts.put(replace(row, due_at=None))
-        entry = self._supervisor.entries.get((namespace, container_id))
-        if row is None and policy.name != NO and entry is not None and entry.exit is not None:
-            # It ended while nothing was to follow from that: the next manager knows that it ran.
-            ended = Restart(
-                namespace,
-                container_id,
-                settled=entry.incarnation,
-                exit_status=entry.exit.exit_status,
-            )
-            self._restarts.put(ended)
