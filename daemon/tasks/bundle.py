@@ -171,13 +171,21 @@ class Bundle:
                 os.unlink(path)
 
     def remove(self) -> None:
-        """Delete the directory. The root must not be mounted any more: then it is left alone."""
+        """Delete the directory, or leave it alone while its root is mounted.
+
+        Raises Unavailable then, and when it cannot be deleted: a later task could not have it.
+        """
         if os.path.ismount(self.rootfs):
             raise Unavailable(f"remove bundle {self.dir}: its rootfs is still mounted")
         # No descent into rootfs: it is empty, or something is in it that is not ours to delete.
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self.rootfs)
-        shutil.rmtree(self.dir, ignore_errors=True)
+        try:
+            shutil.rmtree(self.dir)
+        except FileNotFoundError:
+            pass
+        except OSError as err:
+            raise Unavailable(f"remove bundle {self.dir}: {err.strerror}") from err
 
     def remove_exit_record(self) -> None:
         """The record, and what a shim that died while it wrote one has left."""

@@ -148,11 +148,11 @@ class Recovery:
         for pause_s in retries():
             try:
                 await self._supervisor.free(entry, bundle)
+                bundle.remove()
                 break
             except LighterError as err:
                 log.error("remove bundle %s: %s", bundle.dir, err)
                 await asyncio.sleep(pause_s)
-        bundle.remove()
         bundle.remove_exit_record()
 
     def _entry(self, bundle: Bundle, record: dict[str, Any], state: str) -> Entry:
