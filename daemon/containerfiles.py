@@ -70,7 +70,7 @@ class ContainerFiles:
             done = await self._worker.run(job, [target_fd, *fds])
         return int(done["entries"])
 
-    async def extract(
+    async def put(
         self, namespace: str, id_: str, path: bytes, source_fd: int, owner: tuple[int, int] | None
     ) -> int:
         """Unpack a tar into the directory `path`; returns how many entries it had.

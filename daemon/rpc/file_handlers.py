@@ -57,7 +57,7 @@ def file_methods(
         owner = _owner(fields)
         source = open_source("copy", fields.needed("source"), call.pid)
         try:
-            entries = await files.extract(
+            entries = await files.put(
                 namespace_of(call), fields.id(), fields.raw("path"), source, owner
             )
         finally:
