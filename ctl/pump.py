@@ -237,6 +237,8 @@ class Pump:
             keys = DetachKeys(detach_keys) if terminal and detach_keys else None
             self._input = Flow(0, pipes.stdin, keys)
         self._stdin_closing: Call | None = None
+        self._resizing: Call | None = None
+        self._resize_wanted = False
 
     def run(self, wait: Call) -> Any:
         """Pump until `wait` is answered and the output has ended; returns the answer.
@@ -247,6 +249,7 @@ class Pump:
         while not (wait.done and not any(flow.open for flow in self._outputs)):
             self._close_stdin_again()
             self._manager.process()
+            self._resize()
             if wait.done and not any(flow.open for flow in self._outputs):
                 break
             self._turn()
@@ -304,13 +307,24 @@ class Pump:
 
     def _signal(self, number: int) -> None:
         if number == signal.SIGWINCH:
-            if self._manager.connected:
-                body: dict[str, Any] = {**self._process, **window_size()}
-                self._manager.begin("tasks.resize", **body)
+            self._resize_wanted = True
+            self._resize()
         elif self._terminal:
             raise Interrupted(number)
         else:
             self._forward(number)
+
+    def _resize(self) -> None:
+        """One at a time: who drags a window sends hundreds, of which the last one counts."""
+        call = self._resizing
+        if not self._resize_wanted or not self._manager.connected:
+            return
+        if call is not None and not call.done:
+            return
+        self._resize_wanted = False
+        body: dict[str, Any] = {**self._process, **window_size()}
+        with contextlib.suppress(LighterError):
+            self._resizing = self._manager.begin("tasks.resize", **body)
 
     def _forward(self, number: int) -> None:
         if self._manager.connected:

@@ -131,6 +131,13 @@ class NetworkedLighterd(Lighterd):
             left += [str(path) for path in directory.glob("*")]
         return left
 
+    def remove_bridges(self) -> None:
+        """Plugins leave them, with their addresses, to the next container."""
+        listed = json.loads(self.host("ip", "-json", "link", "show", "type", "bridge") or "[]")
+        for link in listed:
+            if name := link.get("ifname"):
+                self.host("ip", "link", "delete", name)
+
     def _is_of_one(self, rule: str) -> bool:
         if not rule.startswith(("-A", "-N")):
             return False

@@ -40,6 +40,7 @@ class Prober:
         self._containers = containers
         self._tasks = tasks
         self._execs = execs
+        self._ending: dict[str, asyncio.Task[None]] = {}  # by the task's incarnation
 
     async def run(self, entry: Entry, check: HealthCheck) -> Probe:
         """Ask once, and leave no process behind that can be ended. Raises no error of the
@@ -47,6 +48,8 @@ class Prober:
         could not ask.
         """
         began = time.time_ns()
+        if entry.incarnation in self._ending:
+            return Probe(began, time.time_ns(), ABORTED, "the check before has not ended yet")
         exec_id = PROBE_PREFIX + secrets.token_hex(8)
         with _Output() as output:
             try:
@@ -77,12 +80,18 @@ class Prober:
         except BaseException:
             asked.add_done_callback(lambda done: done.cancelled() or done.exception())
             if not entry.ended.is_set():
-                await asyncio.shield(self._end(entry, exec_id, asked))
+                self._end_later(entry, exec_id, asked)
             raise
         await output.drained(_DRAIN_S)
         code = exec_.exit.exit_status if exec_.exit is not None else ABORTED
         self._forget(entry, exec_id)
         return code
+
+    def _end_later(self, entry: Entry, exec_id: str, asked: "asyncio.Future[Any]") -> None:
+        """Nobody waits for it: of a stuck shim that may take as long as the shim is stuck."""
+        task = asyncio.get_running_loop().create_task(self._end(entry, exec_id, asked))
+        self._ending[entry.incarnation] = task
+        task.add_done_callback(lambda _done: self._ending.pop(entry.incarnation, None))
 
     async def _end(self, entry: Entry, exec_id: str, asked: "asyncio.Future[Any]") -> None:
         """End a probe that took too long, once it is there to be ended."""

@@ -145,7 +145,7 @@ def test_the_start_period_forgives(manager: Lighterd, switch: Path) -> None:
 
 
 def test_a_stuck_container_holds_up_no_other(manager: Lighterd, switch: Path) -> None:
-    run(manager, "stuck", switch, "--health-cmd", "true")
+    run(manager, "stuck", switch, "--health-cmd", "true", "--health-timeout", "500ms")
     await_health(manager, "stuck", "healthy")
     (shim,) = manager.shims()
     run(manager, "other", switch, "--health-cmd", "echo $RANDOM >> /switch/asked")

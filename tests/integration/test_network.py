@@ -40,6 +40,7 @@ def net(machine: NetworkedLighterd) -> Iterator[NetworkedLighterd]:
         for row in client.call("containers", "list", cursor="", limit=100)["containers"]:
             client.call("containers", "delete", id=row["id"], force=True)
     settled(machine.left_of_networks)
+    machine.remove_bridges()
     for path in (*machine.conf_dir.iterdir(), *machine.bin_dir.iterdir()):
         path.unlink()
 
