@@ -111,7 +111,7 @@ def test_containers_run_on_the_installed_programs_alone(
     [
         (["ctl", "ta"], {"tasks"}),
         (["ctl", "tasks", "k"], {"kill"}),
-        (["ctl", "run", "--net"], {"--net-host"}),
+        (["ctl", "run", "--net-"], {"--net-host"}),
         (["lighterd", "--sta"], {"--state"}),
         (["lighterd", "config", ""], {"check", "default", "dump"}),
     ],
