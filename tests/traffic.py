@@ -341,7 +341,7 @@ class Exits(Part):
                 self.refused += 1
             if not any(word in err for word in ("manager", "restarted", "ended meanwhile")):
                 raise Failure(f"run {name}: {err}")
-            self.ctl.try_("rm", "-f", name)
+            self.remove(name)
             return
         # Its code is asked for when it has ended long since, or is waited for: both must be exact.
         if life_us % 2:
@@ -356,7 +356,15 @@ class Exits(Part):
             raise Failure(f"{name} ended with {int(out)}, not {code}")
         with self.lock:
             self.ended += 1
-        self.ctl.try_("rm", "-f", name)
+        self.remove(name)
+
+    def remove(self, name):
+        """A manager that goes away meanwhile tells of it, and then it is to be said again."""
+        for _attempt in range(3):
+            status, _out, err = self.ctl.try_("rm", "-f", name)
+            if status == 0 or "there is none" in err:
+                return
+        raise Failure(f"rm {name}: {err}")
 
 
 class Idle(Part):
