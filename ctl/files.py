@@ -11,7 +11,7 @@ import click
 from lighter.ctl.cli import HELP_OPTIONS, Session
 from lighter.ctl.handing import Handed, emptied_pipe, filled_pipe, handed_source, handed_target
 from lighter.ctl.output import visible
-from lighter.ctl.resolve import resolved
+from lighter.ctl.resolve import remove_each, resolved
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
 
 _MAX_LINKS = 10
@@ -321,14 +321,4 @@ def commit(
 @click.pass_obj
 def rmi(session: Session, names: tuple[str, ...], force: bool) -> int:
     """Remove images. What containers stand on stays until they go."""
-    code = 0
-    for name in names:
-        try:
-            with contextlib.suppress(NotFound) if force else contextlib.nullcontext():
-                session.call("images.delete", name=name)
-        except LighterError as error:
-            session.complain(error.message)
-            code = 1
-        else:
-            print(name, flush=True)
-    return code
+    return remove_each(session, "images.delete", names, force=force)

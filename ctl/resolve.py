@@ -1,10 +1,11 @@
-"""Containers named by the beginning of their id, as the short verbs allow."""
+"""Names on the command line: containers by the beginning of their id, and many names of one verb."""
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 from lighter.ctl.cli import Session
-from lighter.proto.errors import NotFound
+from lighter.proto.errors import LighterError, NotFound
 
 Result = TypeVar("Result")
 
@@ -24,3 +25,22 @@ def resolved(session: Session, ref: str, act: Callable[[str], Result]) -> Result
         if container_id == ref:
             raise
     return act(container_id)
+
+
+def remove_each(session: Session, method: str, names: tuple[str, ...], *, force: bool) -> int:
+    """Call `method` for each full name and print those that went; returns the exit code.
+
+    Works through all of them, tells what failed, and fails if anything did. `force`: one that is
+    not there is no failure.
+    """
+    code = 0
+    for name in names:
+        try:
+            with suppress(NotFound) if force else nullcontext():
+                session.call(method, name=name)
+        except LighterError as error:
+            session.complain(error.message)
+            code = 1
+        else:
+            print(name, flush=True)
+    return code

@@ -1,6 +1,5 @@
 """`ctl volume`: directories that outlive containers."""
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +7,8 @@ import click
 
 from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option, key_values
 from lighter.ctl.output import labels_text, listing, plain, print_json, size_text
+from lighter.ctl.resolve import remove_each
 from lighter.ctl.template import Template
-from lighter.proto.errors import LighterError, NotFound
 
 _FIELDS = {
     "Name": ("VOLUME NAME", lambda row: row["name"]),
@@ -135,17 +134,7 @@ def as_docker(row: Mapping[str, Any]) -> dict[str, Any]:
 @click.pass_obj
 def rm(session: Session, names: tuple[str, ...], force: bool) -> int:
     """remove volumes that no container uses, with all that is in them"""
-    code = 0
-    for name in names:
-        try:
-            with contextlib.suppress(NotFound) if force else contextlib.nullcontext():
-                session.call("volumes.delete", name=name)
-        except LighterError as error:
-            session.complain(error.message)
-            code = 1
-        else:
-            print(name, flush=True)
-    return code
+    return remove_each(session, "volumes.delete", names, force=force)
 
 
 @volumes.verb("prune")
