@@ -73,3 +73,21 @@ def lighterd(
 def busybox(lighterd: Lighterd, one_lighterd: Lighterd | None) -> str:
     """The name of the imported test image."""
     return images.REFERENCE if one_lighterd else lighterd.import_busybox()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lighterd]:
+    """One running instance for all tests of a module, with the test image."""
+    lighterd = Lighterd(census.Owners()).start()
+    try:
+        lighterd.import_busybox()
+        yield lighterd
+    finally:
+        lighterd.close()
+
+
+@pytest.fixture
+def manager(shared: Lighterd) -> Iterator[Lighterd]:
+    """The module's instance, without what this test has made in it when it is over."""
+    yield shared
+    shared.clear()

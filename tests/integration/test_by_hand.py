@@ -7,35 +7,18 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lighter.proto import errors
-from tests import census, lives
+from tests import lives
 from tests.harness import Lighterd, await_that
 from tests.integration.test_restarts import RUNS_S, Container, events
 from tests.lives import ask
 
 SLEEPS = "trap 'exit 0' TERM; sleep 1000 & wait"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lighterd]:
-    """One instance for this module, with the test image."""
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
-@pytest.fixture
-def manager(shared: Lighterd) -> Iterator[Lighterd]:
-    yield shared
-    shared.clear()
 
 
 def names(manager: Lighterd) -> list[str]:

@@ -5,34 +5,16 @@ import os
 import pty
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import census, images, lives
+from tests import images, lives
 from tests.harness import Lighterd, await_that
 from tests.lives import NoAnswer, ask, begin, define
 
 IMAGE = images.REFERENCE
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lighterd]:
-    """One instance for this module, with the test image."""
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
-@pytest.fixture
-def manager(shared: Lighterd) -> Iterator[Lighterd]:
-    yield shared
-    shared.clear()
 
 
 def limit_of(lighterd: Lighterd, pid: int, controller: str, v1: str, v2: str) -> str:

@@ -5,26 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import census
 from tests.harness import Lighterd
 from tests.images import REFERENCE
 
 
-@pytest.fixture(scope="module")
-def one() -> Iterator[Lighterd]:
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
 @pytest.fixture
-def lighterd(one: Lighterd) -> Iterator[Lighterd]:
-    yield one
-    one.clear()
-    one.ctl("volume", "prune", "-af", check=True)
+def lighterd(shared: Lighterd) -> Iterator[Lighterd]:
+    yield shared
+    shared.clear()
+    shared.ctl("volume", "prune", "-af", check=True)
 
 
 def test_inspect_speaks_docker_to_templates(lighterd: Lighterd) -> None:

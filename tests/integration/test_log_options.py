@@ -8,25 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests import census
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 
 
-@pytest.fixture(scope="module")
-def one() -> Iterator[Lighterd]:
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
 @pytest.fixture
-def lighterd(one: Lighterd) -> Iterator[Lighterd]:
-    yield one
-    one.clear()
+def lighterd(shared: Lighterd) -> Iterator[Lighterd]:
+    yield shared
+    shared.clear()
 
 
 def options(lighterd: Lighterd, *flags: str) -> dict[str, object]:

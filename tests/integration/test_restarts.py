@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,23 +28,6 @@ POINTS = [
     *("restart.task-created", "start.asked", "event.start", "restart.settled", "start.done"),
     "restart.task-started",
 ]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lighterd]:
-    """One instance for this module, with the test image."""
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
-@pytest.fixture
-def manager(shared: Lighterd) -> Iterator[Lighterd]:
-    yield shared
-    shared.clear()
 
 
 class Container:

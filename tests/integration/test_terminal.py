@@ -16,27 +16,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import census
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 
 SHELL = ("run", "--name", "box", "-it", REFERENCE, "sh")
 
 
-@pytest.fixture(scope="module")
-def one() -> Iterator[Lighterd]:
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
 @pytest.fixture
-def lighterd(one: Lighterd) -> Iterator[Lighterd]:
-    yield one
-    one.clear()
+def lighterd(shared: Lighterd) -> Iterator[Lighterd]:
+    yield shared
+    shared.clear()
 
 
 class Typist:
