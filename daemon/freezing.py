@@ -4,6 +4,7 @@ That they are is noted durably before, so that the manager that comes after one 
 them. A task that a user has paused is left as it is.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -12,8 +13,9 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import connected
 from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.tasks.supervisor import retries
 from lighter.proto import states
-from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, Unavailable
+from lighter.proto.errors import FailedPrecondition, LighterError, NotFound
 from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.freezing")
@@ -27,6 +29,7 @@ class Freezing:
     def __init__(self, db: Database, tasks: TaskService) -> None:
         self._db = db
         self._tasks = tasks
+        self._later: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def frozen(self, namespace: str, container_id: str) -> AsyncIterator[None]:
@@ -67,18 +70,36 @@ class Freezing:
                 self._forget(row["key"])
 
     async def _thaw(self, key: str, entry: Entry) -> None:
+        """Now, or as soon as its shim can be reached."""
+        try:
+            await self._resume(entry)
+            self._forget(key)
+        except LighterError as error:
+            log.warning("thaw %s: %s; trying on", entry.what, error.message)
+            task = asyncio.get_running_loop().create_task(self._thaw_later(key, entry))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+
+    async def _thaw_later(self, key: str, entry: Entry) -> None:
+        resumed = False
+        for pause_s in retries():
+            await asyncio.sleep(pause_s)
+            try:
+                if not resumed:  # else it is a user's own pause
+                    await self._resume(entry)
+                    resumed = True
+                self._forget(key)
+                return
+            except LighterError as error:
+                log.warning("thaw %s: %s; trying on", entry.what, error.message)
+
+    async def _resume(self, entry: Entry) -> None:
         try:
             await connected(entry)  # from then on it is known whether it is frozen
             if entry.state == states.PAUSED:
                 await self._tasks.resume(entry.namespace, entry.id)
         except (FailedPrecondition, NotFound):
             pass  # it has ended, or somebody else has resumed it
-        except Unavailable as error:
-            log.warning("thaw %s: %s; the next start tries again", entry.what, error.message)
-            return
-        except LighterError as error:
-            log.error("thaw %s: %s", entry.what, error.message)
-        self._forget(key)
 
     def _forget(self, key: str) -> None:
         with self._db.durable_transaction() as tx:

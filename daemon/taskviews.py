@@ -25,9 +25,9 @@ class TaskViews:
         tasks: TaskService,
         restarts: Restarts,
         health: HealthService,
-        born: Callable[[str], Mapping[str, tuple[str, int]]],
+        born: Callable[[str, str], Mapping[str, tuple[str, int]]],
     ) -> None:
-        """`born` gives image and time of making for each container of a namespace."""
+        """`born` gives image and time of making, of one container or, for "", of a namespace's."""
         self._tasks = tasks
         self._born = born
         self._restarts = restarts
@@ -47,7 +47,7 @@ class TaskViews:
             for row in restarts.values()
             if row.due_at is not None and row.id not in there
         ]
-        born = self._born(namespace)
+        born = self._born(namespace, "")
         return [_defined(task, born) for task in listed]
 
     def get(self, namespace: str, container_id: str) -> Task:
@@ -61,7 +61,7 @@ class TaskViews:
             task = _between(row)
         else:
             task = _seen(entry, row, self._health.statuses(namespace))
-        return _defined(task, self._born(namespace))
+        return _defined(task, self._born(namespace, container_id))
 
 
 def _seen(entry: Entry, row: Restart | None, statuses: dict[str, str]) -> Task:

@@ -12,7 +12,6 @@ import secrets
 import signal
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
@@ -51,16 +50,19 @@ class Prober:
         if entry.incarnation in self._ending:
             return Probe(began, time.time_ns(), ABORTED, "the check before has not ended yet")
         exec_id = PROBE_PREFIX + secrets.token_hex(8)
-        with _Output() as output:
-            try:
-                code = await self._run(entry, exec_id, check, output)
-                text = output.text()
-            except TimeoutError:
-                code, text = ABORTED, f"Health check exceeded timeout ({check.timeout_s:g}s)"
-                if output.text():
-                    text += f": {output.text()}"
-            except LighterError as err:
-                code, text = ABORTED, err.message
+        output = _Output()
+        try:
+            code = await self._run(entry, exec_id, check, output)
+            text = output.text()
+        except TimeoutError:
+            code, text = ABORTED, f"Health check exceeded timeout ({check.timeout_s:g}s)"
+            if output.text():
+                text += f": {output.text()}"
+        except LighterError as err:
+            code, text = ABORTED, err.message
+        finally:
+            if entry.incarnation not in self._ending:
+                output.close()
         return Probe(began, time.time_ns(), code, text)
 
     async def _run(self, entry: Entry, exec_id: str, check: HealthCheck, output: "_Output") -> int:
@@ -79,19 +81,29 @@ class Prober:
                 await exec_.ended.wait()
         except BaseException:
             asked.add_done_callback(lambda done: done.cancelled() or done.exception())
-            if not entry.ended.is_set():
-                self._end_later(entry, exec_id, asked)
+            self._end_later(entry, exec_id, asked, output)
             raise
         await output.drained(_DRAIN_S)
         code = exec_.exit.exit_status if exec_.exit is not None else ABORTED
         self._forget(entry, exec_id)
         return code
 
-    def _end_later(self, entry: Entry, exec_id: str, asked: "asyncio.Future[Any]") -> None:
-        """Nobody waits for it: of a stuck shim that may take as long as the shim is stuck."""
+    def _end_later(
+        self, entry: Entry, exec_id: str, asked: "asyncio.Future[Any]", output: "_Output"
+    ) -> None:
+        """Nobody waits for it: of a stuck shim that may take as long as the shim is stuck.
+
+        The output stays open as long: the shim opens it by its number, which must be no other
+        file's by then.
+        """
+
+        def ended(_done: "asyncio.Task[None]") -> None:
+            del self._ending[entry.incarnation]
+            output.close()
+
         task = asyncio.get_running_loop().create_task(self._end(entry, exec_id, asked))
         self._ending[entry.incarnation] = task
-        task.add_done_callback(lambda _done: self._ending.pop(entry.incarnation, None))
+        task.add_done_callback(ended)
 
     async def _end(self, entry: Entry, exec_id: str, asked: "asyncio.Future[Any]") -> None:
         """End a probe that took too long, once it is there to be ended."""
@@ -156,15 +168,7 @@ class _Output:
     def text(self) -> str:
         return bytes(self._kept).decode(errors="replace") + ("..." if self._more else "")
 
-    def __enter__(self) -> "_Output":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._read_fd)
         os.close(self._read_fd)
         self.give_away()

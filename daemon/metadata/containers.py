@@ -101,11 +101,13 @@ class ContainerStore:
         )
         return tuple(map(_container, rows))
 
-    def born(self, namespace: str) -> dict[str, tuple[str, int]]:
-        """Of each container of a namespace its image and when it was made, by id."""
-        rows = self._db.rows(
-            "SELECT id, image, created_at FROM containers WHERE namespace = ?", (namespace,)
-        )
+    def born(self, namespace: str, container_id: str = "") -> dict[str, tuple[str, int]]:
+        """Image and time of making by id: of one container, or of all in the namespace."""
+        of = "SELECT id, image, created_at FROM containers WHERE namespace = ?"
+        if container_id:
+            rows = self._db.rows(f"{of} AND id = ?", (namespace, container_id))
+        else:
+            rows = self._db.rows(of, (namespace,))
         return {row["id"]: (row["image"], row["created_at"]) for row in rows}
 
     def replace(self, container: Container, also: Also = nothing) -> Container:

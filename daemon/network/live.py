@@ -81,6 +81,9 @@ class LiveNetworks:
             attached = await self._connect(container, entry, network, wanted, request)
         elif network.name in request.networks:
             raise AlreadyExists(f"connect {container_id}: it is in network {network.name} already")
+        # As it is now: plugins took their time, and somebody may have changed the rest.
+        container = self._store.get(namespace, container_id)
+        request = from_option(container.options.get("network"))
         names = tuple(dict.fromkeys((*request.networks, network.name)))
         changed = request.with_networks(names)
         if attached is not None and "portMappings" in attached.capabilities and not changed.ports:
@@ -152,6 +155,8 @@ class LiveNetworks:
             await self._rewrite(record.key, container, request)
         elif name not in request.networks:
             raise not_attached(network_name, container_id)
+        container = self._store.get(namespace, container_id)
+        request = from_option(container.options.get("network"))
         kept = [other for other in request.networks if other != name]
         changed = request.with_networks(kept)
         if not changed.attaches:

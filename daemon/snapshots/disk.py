@@ -53,10 +53,10 @@ def measure(path: str, below: str = "") -> Usage:
     and time of change is that one's. The trees may change meanwhile and their names may be hostile:
     only descriptors are followed.
     """
-    shared = {_version(found) for found in _files(below)} if below else set()
+    shared = {_version(found) for found in files(below)} if below else set()
     size_bytes = 0
     seen: set[int] = set()
-    for found in _files(path):
+    for found in files(path):
         if found.st_ino not in seen and _version(found) not in shared:
             seen.add(found.st_ino)
             size_bytes += found.st_blocks * _BLOCK
@@ -67,7 +67,7 @@ def _version(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _files(path: str) -> Iterator[os.stat_result]:
+def files(path: str) -> Iterator[os.stat_result]:
     """All below `path` and itself, on its file system alone.
 
     One descriptor is open at a time and no name is longer than one part, so that no depth is too

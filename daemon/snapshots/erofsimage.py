@@ -10,8 +10,10 @@ import errno
 import os
 import platform
 import shutil
+import stat
 
 from lighter.daemon.content.failures import from_os
+from lighter.daemon.snapshots import disk
 from lighter.daemon.types import Usage
 from lighter.proto.errors import FailedPrecondition, Internal, ResourceExhausted
 
@@ -62,12 +64,11 @@ def _look(tree: str) -> tuple[bool, int]:
     """Whether a file in the tree has holes, and how many inodes there are."""
     seen: set[int] = set()
     has_holes = False
-    for _, folders, files, fd in os.fwalk(tree, follow_symlinks=False):
-        for name in (*folders, *files):
-            found = os.lstat(name, dir_fd=fd)
-            seen.add(found.st_ino)
-            has_holes |= name in files and found.st_blocks * _BLOCK < found.st_size - 4096
-    return has_holes, len(seen) + 1
+    for found in disk.files(tree):
+        seen.add(found.st_ino)
+        short = found.st_blocks * _BLOCK < found.st_size - 4096
+        has_holes |= stat.S_ISREG(found.st_mode) and short
+    return has_holes, len(seen)
 
 
 def _settle(part: str, image: str) -> int:
@@ -95,16 +96,21 @@ def _remove(path: str) -> None:
 
 async def mount(image: str, target: str) -> None:
     """Mount it read-only. Raises FailedPrecondition, Internal."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not libc.mount(os.fsencode(image), os.fsencode(target), b"erofs", _MS_RDONLY, None):
-        return
-    number = ctypes.get_errno()
-    if number != errno.ENOTBLK:
+    number = await asyncio.to_thread(_mount, image, target)
+    if number == errno.ENOTBLK:  # before Linux 6.12 the kernel mounts block devices alone
+        argv = ("mount", "-t", "erofs", "-o", "ro,loop", "--", image, target)
+        async with asyncio.timeout(_MOUNT_S):
+            await _run(f"mount {image}", *argv)
+    elif number:
         raise FailedPrecondition(f"mount {image} at {target}: {os.strerror(number)}")
-    # Before Linux 6.12 the kernel mounts block devices alone.
-    argv = ("mount", "-t", "erofs", "-o", "ro,loop", "--", image, target)
-    async with asyncio.timeout(_MOUNT_S):
-        await _run(f"mount {image}", *argv)
+
+
+def _mount(image: str, target: str) -> int:
+    """errno, 0 when it is mounted; for a thread, since it reads the disk."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(os.fsencode(image), os.fsencode(target), b"erofs", _MS_RDONLY, None):
+        return ctypes.get_errno()
+    return 0
 
 
 def unmount(target: str) -> None:

@@ -13,29 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from tests import census
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
+from tests.lives import process_state
 
 STATES = ("created", "running", "paused", "stopped", "never")
 
 
-@pytest.fixture(scope="module")
-def one() -> Iterator[Lighterd]:
-    """One manager for all tests here; each removes what it made."""
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
 @pytest.fixture
-def lighterd(one: Lighterd) -> Iterator[Lighterd]:
-    yield one
-    one.clear()
-    one.ctl("volume", "prune", "-af", check=True)
+def lighterd(shared: Lighterd) -> Iterator[Lighterd]:
+    yield shared
+    shared.clear()
+    shared.ctl("volume", "prune", "-af", check=True)
 
 
 def in_state(lighterd: Lighterd, state: str, *flags: str) -> None:
@@ -372,6 +361,27 @@ def test_a_manager_killed_in_a_commit_leaves_nothing_frozen(lighterd: Lighterd) 
         lighterd.ctl("rmi", "cut:1", check=True)
     finally:
         lighterd.restart()
+
+
+def test_what_a_commit_froze_is_thawed_when_its_shim_can_be_reached_again(
+    lighterd: Lighterd,
+) -> None:
+    """The shim is stopped in the middle of a commit, and nobody starts another manager."""
+    in_state(lighterd, "running")
+    lighterd.restart(FAULT="commit.layer:stop")
+    (shim,) = lighterd.shims()
+    try:
+        with subprocess.Popen(lighterd.ctl_argv("commit", "c", "half:1")) as commit:
+            await_that(lambda: process_state(lighterd.pid) == "T", 20, "the manager stands")
+            os.kill(shim, signal.SIGSTOP)
+            os.kill(lighterd.pid, signal.SIGCONT)
+            assert commit.wait(30) == 0
+        os.kill(shim, signal.SIGCONT)
+        await_that(lambda: _status(lighterd) == "running", 30, "it is thawed")
+    finally:
+        os.kill(shim, signal.SIGCONT)
+        lighterd.restart()
+    lighterd.ctl("rmi", "half:1", check=True)
 
 
 def _status(lighterd: Lighterd) -> str:

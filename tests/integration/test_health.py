@@ -1,37 +1,20 @@
 """Health checks of real containers: probes that succeed, fail, hang and flood; dead managers."""
 
+import contextlib
 import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import census, images, lives
+from tests import images, lives
 from tests.harness import Lighterd, await_that
 from tests.lives import ask
 
 SOON_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lighterd]:
-    """One instance for this module, with the test image."""
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
-@pytest.fixture
-def manager(shared: Lighterd) -> Iterator[Lighterd]:
-    yield shared
-    shared.clear()
 
 
 @pytest.fixture
@@ -162,6 +145,39 @@ def test_a_stuck_container_holds_up_no_other(manager: Lighterd, switch: Path) ->
     finally:
         os.kill(shim, signal.SIGCONT)
     await_health(manager, "stuck", "healthy")
+
+
+def test_a_check_is_asked_over_a_pipe_until_its_shim_has_opened_it(
+    manager: Lighterd, switch: Path
+) -> None:
+    """The shim opens it by its number, which another file of the manager's might have by then."""
+    run(manager, "late", switch, "--health-cmd", "true", "--health-timeout", "500ms")
+    await_health(manager, "late", "healthy")
+    (shim,) = manager.shims()
+    manager.restart(FAULT="exec.asked:stop:10")  # not before it answers
+    try:
+        await_that(lambda: lives.process_state(manager.pid) == "T", SOON_S, "it is about to ask")
+        asked = whole_pipes(manager.pid)
+        assert asked
+        os.kill(shim, signal.SIGSTOP)
+        os.kill(manager.pid, signal.SIGCONT)
+        await_health(manager, "late", "unhealthy")
+        assert asked <= whole_pipes(manager.pid)
+        os.kill(shim, signal.SIGCONT)
+        await_that(lambda: not asked & whole_pipes(manager.pid), SOON_S, "the pipe is closed")
+        await_health(manager, "late", "healthy")
+    finally:
+        os.kill(shim, signal.SIGCONT)
+        manager.restart()
+
+
+def whole_pipes(pid: int) -> set[str]:
+    """Pipes of which a process has both ends."""
+    named = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            named.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return {name for name in named if name.startswith("pipe:") and named.count(name) > 1}
 
 
 def test_a_paused_container_is_not_asked(manager: Lighterd, switch: Path) -> None:

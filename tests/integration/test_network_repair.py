@@ -247,6 +247,31 @@ def test_two_connects_at_once_of_a_container_without_a_network(net: NetworkedLig
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(connect, ("a", "b")))
     assert len(net.addresses_of("bare")) == 2
+    assert set(defined(net, "bare")["network"]["networks"]) == {"a", "b"}
+
+
+def defined(net: NetworkedLighterd, container_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = lives.ask(net, "containers.get", id=container_id)["container"]
+    return dict(found["options"])
+
+
+def test_what_is_changed_while_a_network_is_connected_stays_changed(net: NetworkedLighterd) -> None:
+    go, marks = net.bin_dir / "go", net.bin_dir / "marks"
+    net.plugin(
+        "slow",
+        f"#!/bin/bash\n[[ $CNI_COMMAND == ADD ]] || exit 0\ntouch {marks}\n"
+        f"while [[ ! -e {go} ]]; do sleep 0.1; done\n"
+        """echo '{"cniVersion": "1.0.0"}'\n""",
+    )
+    net.write("20-slow.conf", {"cniVersion": "1.0.0", "name": "slow", "type": "slow"})
+    run(net, "one")
+    with subprocess.Popen(net.ctl_argv("network", "connect", "slow", "one")) as connecting:
+        await_that(marks.exists, 30, "the plugin runs")
+        net.ctl("update", "--restart", "on-failure:3", "one", check=True)
+        go.touch()
+        assert connecting.wait(60) == 0
+    assert defined(net, "one")["restart"]["max_retries"] == 3
+    assert defined(net, "one")["network"]["networks"] == ["slow"]
 
 
 def test_killed_while_it_is_disconnected(net: NetworkedLighterd) -> None:
