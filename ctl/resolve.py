@@ -1,4 +1,4 @@
-"""Names on the command line: containers by the beginning of their id, and many names of one verb."""
+"""Names on the command line: beginnings of containers' ids, and many names of one verb."""
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
