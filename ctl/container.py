@@ -25,6 +25,10 @@ def containers() -> None:
     """
 
 
+containers.later("checkpoint", "checkpoint", "checkpoint", "make an image of a container")
+containers.later("restore", "checkpoint", "restore", "make and start a container of a checkpoint")
+
+
 class FlagsAfterId(click.Command):
     """Takes flags that follow the id too; `--` ends them, and so does the first other word."""
 

@@ -24,6 +24,7 @@ from lighter.ctl.stdio import NO_STDIO, Pipes, Terminal, window_size
 from lighter.proto.errors import InvalidArgument, LighterError
 
 REFUSED = 125
+NEW: Mapping[str, Any] = {}
 
 
 @contextlib.contextmanager
@@ -41,15 +42,15 @@ def start_detached(
     container_id: str,
     pid_file: str = "",
     fifo_dir: str = "",
-    checkpoint: str = "",
+    origin: Mapping[str, Any] = NEW,
 ) -> None:
     """Create and start the task, with no streams of ctl's.
 
     `fifo_dir`: with FIFOs that are made in a new directory there, for whoever opens them;
-    `checkpoint`: a directory that it goes on from.
+    `origin`: the fields of tasks.create that say what it goes on from.
     """
     streams = make_fifos(fifo_dir, container_id) if fifo_dir else NO_STDIO
-    body = {"id": container_id, **streams, "checkpoint": checkpoint}
+    body = {"id": container_id, **streams, **origin}
     created = session.call("tasks.create", **body, rows=0, cols=0)
     with contextlib.ExitStack() as undo:
         undo.callback(_forget_task, session, container_id)
@@ -68,13 +69,13 @@ def start_attached(
     output: bool = True,
     pid_file: str = "",
     replace: bool = False,
-    checkpoint: str = "",
+    origin: Mapping[str, Any] = NEW,
     started: Callable[[], object] = lambda: None,
 ) -> int:
     """Create and start the task, and see it to its end; returns its exit code.
 
-    `replace`: an ended task makes way. `checkpoint`: a directory that it goes on from. `started`
-    is called once the task runs, so that a caller stops undoing what went before.
+    `replace`: an ended task makes way. `origin`: see `start_detached`. `started` is called once
+    the task runs, so that a caller stops undoing what went before.
     """
     manager = session.manager
     with (
@@ -83,8 +84,7 @@ def start_attached(
     ):
         outputs = output_flows(pipes)
         body: dict[str, Any] = {"id": container_id, **pipes.uris(), **_size(terminal)}
-        body["checkpoint"] = checkpoint
-        body["replace"] = replace
+        body |= {**origin, "replace": replace}
         created = answered(manager, manager.begin("tasks.create", **body), outputs)
         undo.callback(_forget_task, session, container_id)
         pipes.give_away()

@@ -71,9 +71,9 @@ def start(
     """start a container, attached unless -d; the exit code is its own"""
     if words:
         session.warn([f"start {container_id}: not used: {' '.join(words)}"])
-    from_here = absolute(checkpoint) if checkpoint else ""
+    origin = {"checkpoint": absolute(checkpoint)} if checkpoint else process.NEW
     if detach:
-        process.start_detached(session, container_id, pid_file, fifo_dir, from_here)
+        process.start_detached(session, container_id, pid_file, fifo_dir, origin)
         return 0
     terminal = process.has_terminal(session, container_id)
     code = process.start_attached(
@@ -83,7 +83,7 @@ def start(
         stdin=not null_io,
         output=not null_io,
         pid_file=pid_file,
-        checkpoint=from_here,
+        origin=origin,
     )
     process.forget(session, container_id)
     return code

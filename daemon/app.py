@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lighter.daemon.autoremoval import AutoRemoval
+from lighter.daemon.checkpoints.service import Checkpoints
 from lighter.daemon.config import Config
 from lighter.daemon.containerfiles import ContainerFiles
 from lighter.daemon.containers.changing import ContainerChanges
@@ -27,6 +28,7 @@ from lighter.daemon.health.service import HealthService
 from lighter.daemon.health.store import HealthStore
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.downloads import Downloads
+from lighter.daemon.images.layers import Layers
 from lighter.daemon.images.mounted import MountedImages
 from lighter.daemon.images.pull import Puller
 from lighter.daemon.images.push import Pusher
@@ -121,6 +123,7 @@ class Services:
     freezing: Freezing
     records: ContainerRecords
     changes: ContainerChanges
+    checkpoints: Checkpoints
     restarts: Restarts
     by_hand: ByHand
     label_watch: LabelWatch
@@ -335,6 +338,20 @@ def build(
         events_log=event_log,
     )
 
+    freezing = Freezing(db, tasks)
+    checkpoints = Checkpoints(
+        uuid=db.uuid,
+        containers=container_store,
+        maker=maker,
+        tasks=tasks,
+        freezing=freezing,
+        content=content,
+        images=image_store,
+        snapshots=snapshots,
+        layers=Layers(content, snapshots, images.collector, spawner, config.layer_limits),
+        collector=images.collector,
+        worker=spawner,
+    )
     changes = ContainerChanges(
         root=root,
         db=db,
@@ -389,11 +406,12 @@ def build(
         maker=maker,
         volumes=volumes,
         files=ContainerFiles(containers, tasks, snapshots, spawner),
-        freezing=Freezing(db, tasks),
+        freezing=freezing,
         records=ContainerRecords(
             root=root, store=container_store, tasks=tasks, events_log=event_log
         ),
         changes=changes,
+        checkpoints=checkpoints,
         restarts=restarts,
         by_hand=ByHand(
             restarts=restarts,

@@ -117,6 +117,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
     containers.delete   {id, force, volumes} -> {}      refused while a task exists; force kills and deletes it;
                         volumes: those too that were made for it without a name
+    containers.checkpoint {id, name, rw, image, task, ends} -> {image, digest}   as an image called `name`; ends: with task
+    containers.restore  {id, name, rw, live, trust} -> {id}   trust: what another manager has made, too
     files.look          {id, path} -> {mode, size_bytes, mtime_ns, link, target_mode}   paths are bytes;
                         target_mode: of what a link leads to, 0: nothing
     files.pack          {id, path, name, follow, target} -> {entries}   a tar whose first entry is `name`
@@ -131,9 +133,10 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     volumes.delete      {name} -> {}                    refused while a container's record names it
     volumes.prune       {all} -> {names, size_bytes, problems: [text]}  all: named ones too
     oci.spec            {} -> {spec: text}              what a container starts from
-    tasks.create        {id, stdin, stdout, stderr, rows, cols, replace, checkpoint} -> {pid}
+    tasks.create        {id, stdin, stdout, stderr, rows, cols, replace, checkpoint,
+                        checkpoint_image, trust} -> {pid}
                         replace: an ended task makes way; checkpoint: a directory to go on from,
-                        "" for none: it runs before it is started
+                        "" for none, or checkpoint_image: it runs before it is started
     tasks.checkpoint    {id, directory, leave_running} -> {}    the directory is there and empty
     tasks.start         {id} -> {pid}
     tasks.get           {id} -> {task}

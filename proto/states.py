@@ -33,6 +33,7 @@ TASK: dict[tuple[str, str], str] = {
     (RUNNING, "update"): RUNNING,
     (RUNNING, "checkpoint"): RUNNING,  # one that ends with it is heard of by its exit
     (PAUSED, "resume"): RUNNING,
+    (PAUSED, "checkpoint"): PAUSED,
     (PAUSED, "exit"): STOPPED,
     (PAUSED, "kill"): PAUSED,
     (PAUSED, "attach"): PAUSED,

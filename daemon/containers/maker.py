@@ -1,10 +1,11 @@
 """From an image and a caller's wishes to a recorded spec and a writable snapshot."""
 
+import contextlib
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from lighter.daemon.containers.request import (
     options_of,
     signal_number,
 )
-from lighter.daemon.containers.roots import MadeRoot, RootMaker
+from lighter.daemon.containers.roots import MadeRoot, RootMaker, RootWish
 from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.health import check as health_check
 from lighter.daemon.identity import IdentityService
@@ -46,7 +47,7 @@ from lighter.daemon.oci.users import Identity
 from lighter.daemon.orphans import Orphans
 from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.snapshots.types import Snapshotter
-from lighter.daemon.types import Container, ImageConfig
+from lighter.daemon.types import Container, ImageConfig, Mount, RuntimeOptions
 from lighter.daemon.volumes.claim import Claim
 from lighter.daemon.volumes.service import Volumes
 from lighter.proto import events
@@ -58,6 +59,22 @@ from lighter.proto.paths import Root, cgroup_path
 # containerd's labels of a namespace (its docs/namespaces.md).
 DEFAULT_RUNTIME_LABEL = "containerd.io/defaults/runtime"
 DEFAULT_SNAPSHOTTER_LABEL = "containerd.io/defaults/snapshotter"
+
+
+# Fills the snapshot that has these mounts and stands on this parent.
+Fill = Callable[[tuple[Mount, ...], str], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A container as it was recorded elsewhere; `runtime` and `snapshotter` may be ""."""
+
+    image: str
+    runtime: str
+    snapshotter: str
+    spec: dict[str, Any]
+    labels: Mapping[str, str]
+    options: Mapping[str, Any]
 
 
 class ContainerMaker:
@@ -107,13 +124,62 @@ class ContainerMaker:
         check_name(namespace, "namespace")
         id_ = secrets.token_hex(6) if request.id is None else check_name(request.id, "container")
         check_labels(dict(request.labels))
+        with self._claimed(namespace, id_):
+            return await self._create(namespace, id_, request)
+
+    @contextlib.contextmanager
+    def _claimed(self, namespace: str, id_: str) -> Iterator[None]:
+        """Raises AlreadyExists."""
         if self.is_owner(namespace, id_):
             raise AlreadyExists(f"create container {id_}: it already exists")
         self._making.add((namespace, id_))
         try:
-            return await self._create(namespace, id_, request)
+            yield
         finally:
             self._making.discard((namespace, id_))
+
+    async def recreate(
+        self, namespace: str, id_: str, definition: Definition, fill: Fill
+    ) -> Container:
+        """Record a container as another one was defined, on a new snapshot that `fill` fills.
+
+        Its cgroup is its own, and so are its networks when it starts. Raises as `create`.
+        """
+        check_name(id_, "container")
+        check_labels(dict(definition.labels))
+        with self._claimed(namespace, id_):
+            return await self._recreate(namespace, id_, definition, fill)
+
+    async def _recreate(
+        self, namespace: str, id_: str, definition: Definition, fill: Fill
+    ) -> Container:
+        runtime = definition.runtime or self._defaults.runtime
+        check_programs(runtime, RuntimeOptions(), self._runtimes)
+        spec = definition.spec
+        spec["linux"]["cgroupsPath"] = cgroup_path(self._root.instance, namespace, id_)
+        maps = idmaps.from_spec(spec)
+        plain = CreateRequest(
+            image=definition.image, terminal=spec["process"].get("terminal") is True
+        )
+        options = {**options_of(plain, self._defaults), **definition.options}
+        options |= of_id_maps(maps, options)
+        async with AsyncExitStack() as undo:
+            made = await self._roots.snapshot(
+                namespace,
+                id_,
+                definition.image,
+                definition.snapshotter or self._defaults.snapshotter,
+                RootWish(id_maps=maps),
+                undo,
+            )
+            await fill(made.mounts, made.chain_id)
+            await self._check_sources(spec)
+            labels = definition.labels
+            container, told = self._record(namespace, id_, made, runtime, spec, labels, options)
+            undo.pop_all()
+        hit("containers.row-committed")
+        self._events.announce(*told.events)
+        return container
 
     async def _create(
         self, namespace: str, id_: str, request: CreateRequest
@@ -160,33 +226,43 @@ class ContainerMaker:
                 options |= record(placing, cgroup, own)
             options |= of_id_maps(idmaps.from_spec(spec), options)
             await self._check_sources(spec)
-            told = Telling(
-                self._events,
-                namespace,
-                events.CONTAINER_CREATE,
-                {"id": id_, "image": made.image, "runtime": runtime},
-            )
-            container = self._store.create(
-                Container(
-                    namespace=namespace,
-                    id=id_,
-                    image=made.image,
-                    runtime=runtime,
-                    snapshotter=made.snapshotter,
-                    snapshot_key=made.key,
-                    spec=encode(spec),
-                    labels={**made.config.labels, **request.labels},
-                    options=options,
-                    created_at=0,
-                    updated_at=0,
-                ),
-                told,
-            )
+            labels = {**made.config.labels, **request.labels}
+            container, told = self._record(namespace, id_, made, runtime, spec, labels, options)
             claim.keep()
             root_undo.pop_all()
         hit("containers.row-committed")
         self._events.announce(*told.events)
         return container, made.warnings
+
+    def _record(
+        self,
+        namespace: str,
+        id_: str,
+        made: MadeRoot,
+        runtime: str,
+        spec: dict[str, Any],
+        labels: Mapping[str, str],
+        options: Mapping[str, Any],
+    ) -> tuple[Container, Telling]:
+        body = {"id": id_, "image": made.image, "runtime": runtime}
+        told = Telling(self._events, namespace, events.CONTAINER_CREATE, body)
+        container = self._store.create(
+            Container(
+                namespace=namespace,
+                id=id_,
+                image=made.image,
+                runtime=runtime,
+                snapshotter=made.snapshotter,
+                snapshot_key=made.key,
+                spec=encode(spec),
+                labels=labels,
+                options=options,
+                created_at=0,
+                updated_at=0,
+            ),
+            told,
+        )
+        return container, told
 
     def _of_namespace(self, namespace: str, request: CreateRequest) -> CreateRequest:
         """With what the namespace's labels say for requests that leave it open."""

@@ -5,23 +5,16 @@ the image's, with Dockerfile instructions applied to it; what the container was 
 command, its environment) does not get into it.
 """
 
-import asyncio
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lighter.daemon.content.blobs import Arrival
-from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
-from lighter.daemon.content.gc import Collector, Pin
-from lighter.daemon.content.ingest import Ingest
+from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.content.whole import whole
-from lighter.daemon.files import write_whole
+from lighter.daemon.images.additions import Additions, entry, parent_of
 from lighter.daemon.images.documents import DOCKER_MANIFEST, MAX_DOCUMENT_BYTES, descriptor, load
 from lighter.daemon.images.graph import labels_for
 from lighter.daemon.images.reference import normalise
@@ -70,64 +63,31 @@ class Committer:
         whose image is not the one any more that it was made from.
         """
         namespace = container.namespace
+        what = f"commit container {container.id}"
         if container.options.get("id_root"):
-            raise FailedPrecondition(
-                f"commit container {container.id}: its ids are mapped, and so are its files' owners"
-            )
+            raise FailedPrecondition(f"{what}: its ids are mapped, and so are its files' owners")
         name = normalise(name)
         base = await self._images.config(namespace, container.image)
-        parent = await self._parent(container)
-        if parent != base.chain_id:
+        if await parent_of(self._snapshots, container, what) != base.chain_id:
             raise FailedPrecondition(
-                f"commit container {container.id}: the image {container.image} is another one now "
+                f"{what}: the image {container.image} is another one now "
                 "than the container was made from"
             )
         config = load(base.config, f"config of {base.name}")
         config["config"] = changed(config.get("config") or {}, options.changes)
         with self._content.new_ingest() as ingest, self._collector.pin() as pin:
             pin.content(namespace, base.manifest.digest)
-            layer, diff_id, blob = await self._layer(container, parent, ingest, pin)
+            new = Additions(what, self._content, namespace, ingest, pin)
+            of_docker = base.manifest.media_type == DOCKER_MANIFEST
+            media_type = _DOCKER_LAYER if of_docker else _OCI_LAYER
+            layer, diff_id = await new.layer(self._snapshots, container, media_type)
             hit("commit.layer")
             _extend(config, options, diff_id)
-            target, documents = await self._documents(
-                namespace, base.manifest, config, layer, ingest, pin
-            )
-            await self._content.adopt_all(namespace, [blob, *documents])
+            target = await self._documents(namespace, base.manifest, config, layer, new)
+            await new.adopt()
             hit("commit.adopted")
             (made,) = self._store.put_all(namespace, {name: target})
         return made
-
-    async def _parent(self, container: Container) -> str:
-        if not container.snapshot_key:
-            raise FailedPrecondition(
-                f"commit container {container.id}: its root is no snapshot of this manager"
-            )
-        where = (container.namespace, container.snapshotter, container.snapshot_key)
-        return (await self._snapshots.get(*where)).parent
-
-    async def _layer(
-        self, container: Container, parent: str, ingest: Ingest, pin: Pin
-    ) -> tuple[Descriptor, str, Arrival]:
-        path = ingest.file("layer")
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as err:
-            raise from_os(f"commit container {container.id}", err) from err
-        try:
-            made = await self._snapshots.diff(
-                container.namespace,
-                container.snapshotter,
-                (parent, container.snapshot_key),
-                fd,
-                "gzip",
-            )
-            await asyncio.to_thread(os.fsync, fd)
-        finally:
-            os.close(fd)
-        digest, size = str(Digest.parse(made["digest"])), int(made["size_bytes"])
-        pin.content(container.namespace, digest)
-        labels = {"containerd.io/uncompressed": made["diff_id"]}
-        return Descriptor("", digest, size), made["diff_id"], Arrival(path, digest, size, labels)
 
     async def _documents(
         self,
@@ -135,52 +95,24 @@ class Committer:
         old: Descriptor,
         config: dict[str, Any],
         layer: Descriptor,
-        ingest: Ingest,
-        pin: Pin,
-    ) -> tuple[Descriptor, list[Arrival]]:
-        """The new manifest, and the files of it and of its config."""
+        new: Additions,
+    ) -> Descriptor:
+        """The new manifest, with its config."""
         data = await self._content.read_document(namespace, old.digest, MAX_DOCUMENT_BYTES)
         what = f"manifest {old.digest}"
         manifest = load(data, what)
-        of_docker = old.media_type == DOCKER_MANIFEST
-        media_type = _DOCKER_LAYER if of_docker else _OCI_LAYER
-        entry = {"mediaType": media_type, "digest": layer.digest, "size": layer.size}
-        manifest["layers"] = [*manifest["layers"], entry]
+        manifest["layers"] = [*manifest["layers"], entry(layer)]
         manifest.pop("annotations", None)  # they speak of the image before
         config_type = manifest["config"]["mediaType"]
-        made = await self._document(namespace, config_type, config, {}, ingest, pin)
-        manifest["config"] = {
-            "mediaType": config_type,
-            "digest": made.digest,
-            "size": made.size_bytes,
-        }
+        manifest["config"] = entry(await new.document(config_type, _compact(config)))
         children = {"config": descriptor(manifest["config"], what)}
         for number, one in enumerate(manifest["layers"]):
             children[f"l.{number}"] = descriptor(one, what)
-        labels = labels_for(children)
-        top = await self._document(namespace, old.media_type, manifest, labels, ingest, pin)
-        return Descriptor(old.media_type, top.digest, top.size_bytes), [made, top]
+        return await new.document(old.media_type, _compact(manifest), labels_for(children))
 
-    async def _document(
-        self,
-        namespace: str,
-        media_type: str,
-        document: Mapping[str, Any],
-        labels: Mapping[str, str],
-        ingest: Ingest,
-        pin: Pin,
-    ) -> Arrival:
-        data = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(data) > MAX_DOCUMENT_BYTES:
-            raise InvalidArgument(f"commit container: its {media_type} becomes too large")
-        digest = Digest.of(data)
-        pin.content(namespace, digest)
-        path = ingest.file(f"document-{digest.hex}")
-        try:
-            await whole(asyncio.to_thread(write_whole, path, data, 0o600, True))
-        except OSError as err:
-            raise from_os("commit container", err) from err
-        return Arrival(path, digest, len(data), labels)
+
+def _compact(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _extend(config: dict[str, Any], options: CommitOptions, diff_id: str) -> None:

@@ -1,10 +1,12 @@
 """Methods about tasks and their execs: the maps of proto/daemon_api around TaskService."""
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lighter.daemon.checkpoints.service import Checkpoints
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.oci.process import ExecRequest
 from lighter.daemon.restarts.byhand import ByHand
@@ -27,6 +29,7 @@ def task_methods(
     execs: ExecService,
     containers: ContainerService,
     by_hand: ByHand,
+    checkpoints: Checkpoints,
     views: TaskViews,
     network_of: Callable[[str, str], dict[str, Any]],
 ) -> dict[str, Method]:
@@ -38,7 +41,11 @@ def task_methods(
             stdio["restore"] = directory
         if fields.flag("replace"):
             await by_hand.make_way(namespace, id_)
-        pid = await containers.start_task(namespace, id_, stdio)
+        async with contextlib.AsyncExitStack() as undo:
+            if name := fields.text("checkpoint_image"):
+                opened = checkpoints.opened(namespace, name, trust=fields.flag("trust"))
+                stdio["restore"] = await undo.enter_async_context(opened)
+            pid = await containers.start_task(namespace, id_, stdio)
         return {"pid": pid}
 
     async def checkpoint(call: Call, body: Body) -> Any:

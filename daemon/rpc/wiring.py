@@ -13,6 +13,7 @@ from lighter.daemon.network.catalog import network_view
 from lighter.daemon.plugins import SERVICES, plugins
 from lighter.daemon.rpc import (
     archive_handlers,
+    checkpoint_handlers,
     container_handlers,
     content_handlers,
     disk_handlers,
@@ -58,12 +59,14 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         **container_handlers.container_methods(
             s.containers, s.by_hand, s.restarts, s.health, network_of
         ),
+        **checkpoint_handlers.checkpoint_methods(s.checkpoints, s.event_log),
         **restart_handlers.restart_methods(s.by_hand, s.changes),
         **task_handlers.task_methods(
             s.tasks,
             s.execs,
             s.containers,
             s.by_hand,
+            s.checkpoints,
             TaskViews(s.tasks, s.restarts, s.health, s.container_store.born),
             network_of,
         ),

@@ -183,6 +183,8 @@ class TaskService:
         entry = self.find(namespace, container_id)
         async with entry.lock:
             states.advance(states.TASK, entry.state, "checkpoint", entry.what)
+            if entry.state == states.PAUSED and not leave_running:
+                raise FailedPrecondition(f"checkpoint {entry.what}: it is paused and cannot end")
             peer = await connected(entry)
             body = {"image": directory, "leave_running": leave_running}
             try:

@@ -1,5 +1,6 @@
 """Checkpoints: by CRIU where it works, told why where it does not, and by a stand-in everywhere."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +20,14 @@ def test_a_checkpoint_by_criu_or_the_reason_why_not(lighterd: Lighterd, busybox:
     await_that(lambda: _numbers(lighterd)[-1:] > [3], 20, "it counts")
     directory = lighterd.base / "share" / "image"
     live = lighterd.ctl("tasks", "checkpoint", "--image-path", str(directory), "c", timeout=60)
-    if live.returncode:
+    if live.returncode and not os.environ.get("CRIU_WORKS"):
         said = live.stderr.decode()
         assert said.startswith("ctl: checkpoint task c: criu ") and said.count("\n") == 1, said
         assert len(said) > len("ctl: checkpoint task c: criu \n")
         before = _numbers(lighterd)[-1]
         await_that(lambda: _numbers(lighterd)[-1] > before, 20, "it was left alone")
         return
+    assert live.returncode == 0, live.stderr
     (last := lighterd.base / "share" / "last").mkdir()
     lighterd.ctl("tasks", "checkpoint", "--exit", "--image-path", str(last), "c", check=True)
     with lighterd.client() as client:

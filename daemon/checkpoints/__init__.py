@@ -1,0 +1,1 @@
+"""Checkpoints of containers as images: written, and containers made of them."""

@@ -1,0 +1,44 @@
+"""Methods about checkpoints: containers to images and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lighter.daemon.checkpoints.service import Checkpoints
+from lighter.daemon.events import EventLog
+from lighter.daemon.rpc.fields import Fields
+from lighter.daemon.rpc.methods import methods, namespace_of
+from lighter.daemon.rpc.server import Call, Method
+from lighter.proto import events
+
+Body = Mapping[str, Any]
+
+
+def checkpoint_methods(checkpoints: Checkpoints, events_log: EventLog) -> dict[str, Method]:
+    async def checkpoint(call: Call, body: Body) -> Any:
+        fields = Fields("containers.checkpoint", body)
+        namespace = namespace_of(call)
+        image = await checkpoints.write(
+            namespace,
+            fields.id(),
+            fields.needed("name"),
+            rw=fields.flag("rw"),
+            image=fields.flag("image"),
+            task=fields.flag("task"),
+            ends=fields.flag("ends"),
+        )
+        events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
+        return {"image": image.name, "digest": image.target.digest}
+
+    async def restore(call: Call, body: Body) -> Any:
+        fields = Fields("containers.restore", body)
+        container = await checkpoints.restore(
+            namespace_of(call),
+            fields.id(),
+            fields.needed("name"),
+            rw=fields.flag("rw"),
+            live=fields.flag("live"),
+            trust=fields.flag("trust"),
+        )
+        return {"id": container.id}
+
+    return methods("containers", checkpoint=checkpoint, restore=restore)
