@@ -7,29 +7,36 @@ n    the process's own code, of an attached run, exec, attach or start
 128+n  ended by signal n: 130 for Ctrl-C, 141 when nobody reads standard output any more
 """
 
+from __future__ import annotations
+
 import gc
 import os
-import signal
 import sys
-from typing import NoReturn
-
-import click
 
 from lighter.ctl.cli import Interrupted, Session, ctl
+from lighter.ctl.grammar import Done, UsageError
+from lighter.ctl.reading import read
 from lighter.proto.errors import DeadlineExceeded, LighterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 COMPLETE = "_CTL_COMPLETE"  # what the installed completion scripts set
 
+NAME = "ctl"
 FAILURE = 1
-USAGE = 2
 TIMEOUT = 124
+# signal(7); the enums of `signal` would take as long to load as all of ctl.
+SIGINT = 2
+SIGPIPE = 13
 
 
 def main() -> NoReturn:
     """Run the command line of this process, and end with its exit code.
 
     Everything is closed and flushed by then, so the interpreter is not taken apart, which would
-    take 9 ms of the 65 that a short command has.
+    take longer than most commands do.
     """
     gc.disable()  # nothing here lives long enough to be worth a search
     _open_standard_descriptors()
@@ -40,30 +47,27 @@ def main() -> NoReturn:
             if stream is not None:
                 stream.flush()
     except BrokenPipeError:
-        code = 128 + signal.SIGPIPE
+        code = 128 + SIGPIPE
     os._exit(code)
 
 
 def _complete(instruction: str) -> int:
     """Print what the shell asks for: words that fit, or its completion script."""
-    from click.shell_completion import shell_complete
+    from lighter.ctl import clicked
 
-    return shell_complete(ctl, {"obj": Session()}, "ctl", COMPLETE, instruction)
+    return clicked.complete(ctl, NAME, COMPLETE, instruction)
 
 
 def _run(args: list[str]) -> int:
     session = Session()
     try:
-        with session, ctl.make_context("ctl", args, obj=session) as context:
-            result = ctl.invoke(context)
+        with session:
+            result = _result(args, session)
             return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
-    except click.ClickException as error:
-        error.show()
-        return USAGE
-    except (KeyboardInterrupt, click.Abort):
-        return 128 + signal.SIGINT
+    except Done:
+        return 0
+    except KeyboardInterrupt:
+        return 128 + SIGINT
     except Interrupted as interrupted:
         return 128 + interrupted.signum
     except LighterError as error:
@@ -79,6 +83,24 @@ def _run(args: list[str]) -> int:
         place = error.filename or "standard input or output"
         session.complain(f"use {place}: {error.strerror}")
         return FAILURE
+
+
+def _result(args: list[str], session: Session) -> Any:
+    """What the command's function returns, or the exit code of wrong usage."""
+    steps = read(ctl, args)
+    if steps is None:
+        from lighter.ctl import clicked
+
+        return clicked.run(ctl, NAME, args, session)
+    try:
+        result = None
+        for step in steps:
+            result = step.take(session)
+        return result
+    except UsageError as error:
+        from lighter.ctl import clicked
+
+        return clicked.explain([step.command for step in steps], NAME, error)
 
 
 def _exit_code(error: LighterError) -> int:

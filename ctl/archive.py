@@ -3,38 +3,38 @@
 from collections.abc import Callable
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option
 from lighter.ctl.handing import handed_source, handed_target
 from lighter.ctl.output import print_json_line, progress
 
 
 def _platforms(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(
+    return grammar.option(
         "--platform", "platforms", multiple=True, metavar="OS/ARCH[/VARIANT]", help=what
     )
 
 
-@click.command("import")
-@click.argument("file", type=click.Path(), metavar="FILE")
-@click.option(
+@grammar.command("import")
+@grammar.argument("file", type=grammar.PATH, metavar="FILE")
+@grammar.option(
     "--base-name",
     default="",
     help="Name for images of the archive that have none; images of other names are left out.",
 )
-@click.option("--index-name", default="", help="Name for the archive's index.")
-@click.option("--digests", is_flag=True, help="Name images by digest too.")
-@click.option(
+@grammar.option("--index-name", default="", help="Name for the archive's index.")
+@grammar.option("--digests", is_flag=True, help="Name images by digest too.")
+@grammar.option(
     "--skip-digest-for-named", is_flag=True, help="With --digests: not those that have a name."
 )
 @_platforms("Import these platforms' content.")
-@click.option("--all-platforms", is_flag=True, help="Import the content of all platforms.")
-@click.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
-@click.option("--compress-blobs", is_flag=True, help="Compress layers (docker archives only).")
-@click.option("--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="Where to unpack.")
+@grammar.option("--all-platforms", is_flag=True, help="Import the content of all platforms.")
+@grammar.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
+@grammar.option("--compress-blobs", is_flag=True, help="Compress layers (docker archives only).")
+@grammar.option(
+    "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="Where to unpack."
+)
 @format_option
-@click.pass_obj
 def import_(session: Session, /, file: str, no_unpack: bool, **options: Any) -> None:
     """import images from an OCI or docker archive
 
@@ -87,17 +87,16 @@ class ImportProgress:
             progress("done")
 
 
-@click.command("export")
-@click.argument("file", type=click.Path(), metavar="FILE")
-@click.argument("names", nargs=-1, required=True, metavar="REF...")
+@grammar.command("export")
+@grammar.argument("file", type=grammar.PATH, metavar="FILE")
+@grammar.argument("names", nargs=-1, required=True, metavar="REF...")
 @_platforms("Export these platforms' content.")
-@click.option("--all-platforms", is_flag=True, help="Export the content of all platforms.")
-@click.option("--skip-manifest-json", is_flag=True, help="Leave out docker's manifest.json.")
-@click.option(
+@grammar.option("--all-platforms", is_flag=True, help="Export the content of all platforms.")
+@grammar.option("--skip-manifest-json", is_flag=True, help="Leave out docker's manifest.json.")
+@grammar.option(
     "--skip-non-distributable", is_flag=True, help="Leave out layers that may not be handed on."
 )
 @format_option
-@click.pass_obj
 def export(session: Session, /, file: str, **options: Any) -> None:
     """export images as one OCI archive, which docker, podman, skopeo and ctr load
 
@@ -117,17 +116,16 @@ def export(session: Session, /, file: str, **options: Any) -> None:
         print_json_line(call.value)
 
 
-@click.command("convert")
-@click.argument("name", metavar="SOURCE")
-@click.argument("target", metavar="TARGET")
-@click.option("--uncompress", "compression", flag_value="none", help="Layers as plain tars.")
-@click.option("--zstd", "compression", flag_value="zstd", help="Layers compressed with zstd.")
-@click.option("--gzip", "compression", flag_value="gzip", help="Layers compressed with gzip.")
-@click.option("--oci", is_flag=True, help="Docker's media types become OCI's.")
+@grammar.command("convert")
+@grammar.argument("name", metavar="SOURCE")
+@grammar.argument("target", metavar="TARGET")
+@grammar.option("--uncompress", "compression", flag_value="none", help="Layers as plain tars.")
+@grammar.option("--zstd", "compression", flag_value="zstd", help="Layers compressed with zstd.")
+@grammar.option("--gzip", "compression", flag_value="gzip", help="Layers compressed with gzip.")
+@grammar.option("--oci", is_flag=True, help="Docker's media types become OCI's.")
 @_platforms("Convert these platforms' images.")
-@click.option("--all-platforms", is_flag=True, help="Convert all images of an index.")
+@grammar.option("--all-platforms", is_flag=True, help="Convert all images of an index.")
 @format_option
-@click.pass_obj
 def convert(session: Session, /, compression: str | None, **options: Any) -> None:
     """make an image with other media types or another compression of another one
 

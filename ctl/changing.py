@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, SIZE, Session
+from lighter.ctl import grammar
+from lighter.ctl.cli import SIZE, Session
 from lighter.ctl.flags.resources import SizeOrNone
 from lighter.ctl.flags.restart import RESTART
 from lighter.ctl.resolve import resolved
@@ -29,15 +28,14 @@ _SHORT = {"memory": ("-m", "--memory-limit")}
 def _limit_options(command: Any) -> Any:
     for name, (flag, kind, text) in reversed(_LIMITS.items()):
         names = (flag, *_SHORT.get(name, ()), name)
-        command = click.option(*names, type=kind, help=text)(command)
+        command = grammar.option(*names, type=kind, help=text)(command)
     return command
 
 
-@click.command("update", context_settings=HELP_OPTIONS)
+@grammar.command("update")
 @_limit_options
 @RESTART
-@click.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
-@click.pass_obj
+@grammar.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
 def update(session: Session, /, refs: tuple[str, ...], restart: str, **flags: Any) -> int:
     """Change the limits of containers, at once and for later, and their restart policy.
 
@@ -47,7 +45,7 @@ def update(session: Session, /, refs: tuple[str, ...], restart: str, **flags: An
     """
     limits = {name: value for name, value in flags.items() if value is not None}
     if not limits and not restart:
-        raise click.UsageError("update: at least one flag must say what to change")
+        raise grammar.UsageError("update: at least one flag must say what to change")
     return each(
         session,
         refs,
@@ -55,10 +53,9 @@ def update(session: Session, /, refs: tuple[str, ...], restart: str, **flags: An
     )
 
 
-@click.command("rename", context_settings=HELP_OPTIONS)
-@click.argument("ref", metavar="CONTAINER")
-@click.argument("name", metavar="NEW-NAME")
-@click.pass_obj
+@grammar.command("rename")
+@grammar.argument("ref", metavar="CONTAINER")
+@grammar.argument("name", metavar="NEW-NAME")
 def rename(session: Session, ref: str, name: str) -> None:
     """Give a container that does not run another name, which is its id too.
 

@@ -1,21 +1,18 @@
 """`ctl containers checkpoint` and `restore`: containers to images and back, as ctr does it."""
 
-import click
-
-from lighter.ctl import process
-from lighter.ctl.cli import HELP_OPTIONS, Session, detach_keys_option
+from lighter.ctl import grammar, process
+from lighter.ctl.cli import Session, detach_keys_option
 from lighter.ctl.container import remove
 from lighter.proto.errors import LighterError
 
 
-@click.command("checkpoint", context_settings=HELP_OPTIONS)
-@click.option("--rw", is_flag=True, help="With what it has written to its root.")
-@click.option("--image", is_flag=True, help="With the image that it was made from.")
-@click.option("--task", is_flag=True, help="With its processes and their memory, by CRIU.")
-@click.option("--exit", "ends", is_flag=True, help="With --task: it ends with it.")
-@click.argument("container_id", metavar="CONTAINER")
-@click.argument("ref")
-@click.pass_obj
+@grammar.command("checkpoint")
+@grammar.option("--rw", is_flag=True, help="With what it has written to its root.")
+@grammar.option("--image", is_flag=True, help="With the image that it was made from.")
+@grammar.option("--task", is_flag=True, help="With its processes and their memory, by CRIU.")
+@grammar.option("--exit", "ends", is_flag=True, help="With --task: it ends with it.")
+@grammar.argument("container_id", metavar="CONTAINER")
+@grammar.argument("ref")
 def checkpoint(
     session: Session, container_id: str, ref: str, rw: bool, image: bool, task: bool, ends: bool
 ) -> None:
@@ -31,15 +28,14 @@ def checkpoint(
     print(made["image"])
 
 
-@click.command("restore", context_settings=HELP_OPTIONS)
-@click.option("--rw", is_flag=True, help="With the files that were written to its root.")
-@click.option("--live", is_flag=True, help="Go on with its processes.")
-@click.option("--trust", is_flag=True, help="Take one that this manager has not made.")
-@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@grammar.command("restore")
+@grammar.option("--rw", is_flag=True, help="With the files that were written to its root.")
+@grammar.option("--live", is_flag=True, help="Go on with its processes.")
+@grammar.option("--trust", is_flag=True, help="Take one that this manager has not made.")
+@grammar.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
 @detach_keys_option
-@click.argument("container_id", metavar="CONTAINER")
-@click.argument("ref")
-@click.pass_obj
+@grammar.argument("container_id", metavar="CONTAINER")
+@grammar.argument("ref")
 def restore(
     session: Session, container_id: str, ref: str, rw: bool, live: bool, trust: bool, detach: bool
 ) -> int:

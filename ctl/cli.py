@@ -1,28 +1,31 @@
-"""What every command shares: the global options, groups loaded on first use, argument types.
+"""What every command shares: the global options, groups loaded on first use, kinds of words.
 
 Loading a group's module only when one of its commands is named keeps `ctl version` from paying
 for all others; the table below is all that the top-level help needs.
 """
 
+from __future__ import annotations
+
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.proto.errors import InvalidArgument
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Any
+
     from lighter.ctl.connect import Manager
+else:
+    import _signal as signal  # the same numbers, without enums, which take 5 ms to load
 
 DEFAULT_ADDRESS = "/run/lighter/lighter.sock"
 CONNECT_TIMEOUT_S = 5.0
 FORMATS = ("table", "json")
-
-HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 # names (the first is the canonical one), module, attribute, short help
 _COMMANDS = (
@@ -97,10 +100,12 @@ class Session:
         self.format = "table"
         self.detach_keys = b"\x10\x11"
         self.debug = False
+        self.given: dict[str, str] = {}  # how the command's options were spelt that were given
+        self.scope = ""  # what the words of a group chose for its commands
         self._manager: Manager | None = None
 
     @property
-    def manager(self) -> "Manager":
+    def manager(self) -> Manager:
         """The conversation with lighterd. Raises Unavailable when it cannot be reached."""
         if self._manager is None:
             from lighter.ctl.connect import Manager
@@ -133,7 +138,7 @@ class Session:
         for message in messages:
             self.complain(f"warning: {message}")
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> Session:
         return self
 
     def __exit__(
@@ -146,112 +151,73 @@ class Session:
             self._manager.close()
 
 
-class Commands(click.Group):
-    """A group whose commands may have further names and may be loaded when first used."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("context_settings", HELP_OPTIONS)
-        super().__init__(*args, **kwargs)
-        self._aliases: dict[str, str] = {}
-        self._lazy: dict[str, tuple[str, str, str]] = {}
-
-    def later(self, names: str, module: str, attribute: str, help_line: str) -> None:
-        """Add a command that stands in `lighter.ctl.<module>`."""
-        name, *aliases = names.split()
-        self._lazy[name] = (module, attribute, help_line)
-        self._aliases.update(dict.fromkeys(aliases, name))
-
-    def verb(self, names: str, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
-        """Like `command`, with all names in one text, the canonical one first."""
-        name, *aliases = names.split()
-        self._aliases.update(dict.fromkeys(aliases, name))
-        attributes.setdefault("context_settings", HELP_OPTIONS)
-        return self.command(name, **attributes)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self._lazy, *self.commands]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        name = self._aliases.get(cmd_name, cmd_name)
-        if name not in self._lazy:
-            return super().get_command(ctx, name)
-        from importlib import import_module
-
-        module, attribute, _help = self._lazy[name]
-        command = getattr(import_module(f"lighter.ctl.{module}"), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = []
-        for name in self.list_commands(ctx):
-            names = [name, *(alias for alias, to in self._aliases.items() if to == name)]
-            if name in self._lazy:
-                text = self._lazy[name][2]
-            else:
-                text = self.commands[name].get_short_help_str(60)
-            rows.append((", ".join(names), text))
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-
-class Duration(click.ParamType[float]):
+class Duration(grammar.Kind):
     """Go's notation, `1m30s` or `500ms`, or a plain number of seconds; converts to seconds."""
 
     name = "duration"
     _UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        if isinstance(value, float):
-            return value
-        import re
-
-        if re.fullmatch(r"\d+(\.\d+)?", value, re.ASCII):
-            return float(value)
-        part = r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d)"
-        if not re.fullmatch(f"({part})+", value, re.ASCII):
-            self.fail(f"{value!r} is no duration such as 10s, 1m30s or 500ms", param, ctx)
-        return sum(float(n) * self._UNITS[unit] for n, unit in re.findall(part, value, re.ASCII))
+    def convert(self, text: str) -> float:
+        seconds, rest = 0.0, text
+        while True:
+            number = _leading(rest, _DIGITS + ".")
+            unit = _leading(rest[len(number) :], _LETTERS)
+            rest = rest[len(number) + len(unit) :]
+            if not _is_decimal(number) or (unit not in self._UNITS and number != text):
+                raise grammar.BadValue(f"{text!r} is no duration such as 10s, 1m30s or 500ms")
+            seconds += float(number) * self._UNITS.get(unit, 1.0)
+            if not rest:
+                return seconds
 
 
-class Size(click.ParamType[int]):
+class Size(grammar.Kind):
     """A number of bytes, or one with k, m, g or t (powers of 1024); converts to bytes."""
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        import re
-
-        found = re.fullmatch(r"(\d+)(?:([kmgt])(?:i?b)?|b)?", value.lower(), re.ASCII)
-        if not found:
-            self.fail(f"{value!r} is no size such as 65536, 512k, 10m or 1g", param, ctx)
-        return int(found[1]) << (10 * " kmgt".index(found[2] or " "))
+    def convert(self, text: str) -> int:
+        word = text.lower()
+        digits = _leading(word, _DIGITS)
+        unit = word[len(digits) :]
+        if not digits or unit not in _SIZE_UNITS:
+            raise grammar.BadValue(f"{text!r} is no size such as 65536, 512k, 10m or 1g")
+        return int(digits) << (10 * " kmgt".index(unit[:1].strip("b") or " "))
 
 
-class Signal(click.ParamType[int]):
+class Signal(grammar.Kind):
     """A signal by name, with or without SIG, or by number; converts to its number."""
 
     name = "signal"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        if value.isascii() and value.isdigit():
-            number = int(value)
+    def convert(self, text: str) -> int:
+        if text.isascii() and text.isdigit():
+            number = int(text)
         else:
-            name, plus, offset = value.upper().removeprefix("SIG").partition("+")
+            name, plus, offset = text.upper().removeprefix("SIG").partition("+")
             number = int(getattr(signal, f"SIG{name}", 0))
             if plus and name == "RTMIN" and offset.isascii() and offset.isdigit():
                 number += int(offset)
             elif plus:
                 number = 0
         if not 1 <= number <= signal.SIGRTMAX:
-            self.fail(f"{value!r} is no signal", param, ctx)
+            raise grammar.BadValue(f"{text!r} is no signal")
         return number
+
+
+_DIGITS = "0123456789"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_SIZE_UNITS = {"", "b", *(unit + tail for unit in "kmgt" for tail in ("", "b", "ib"))}
+
+
+def _is_decimal(number: str) -> bool:
+    """Whether digits and points are a number: `1`, `1.5`."""
+    whole, point, part = number.partition(".")
+    return bool(whole) and "." not in part and bool(part) == bool(point)
+
+
+def _leading(text: str, letters: str) -> str:
+    """What `text` begins with that consists of `letters`."""
+    return text[: len(text) - len(text.lstrip(letters))]
 
 
 DURATION = Duration()
@@ -259,39 +225,31 @@ SIZE = Size()
 SIGNAL = Signal()
 
 
+def _choose_format(session: Session, value: str) -> None:
+    session.format = value
+
+
 def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--format` after the verb too, where it is looked for first."""
-
-    def choose(context: click.Context, _param: click.Parameter, value: str | None) -> None:
-        if value:
-            context.ensure_object(Session).format = value
-
-    return click.option(
-        "--format",
-        type=click.Choice(FORMATS),
-        expose_value=False,
-        callback=choose,
-        help="A table, or JSON.",
+    return grammar.option(
+        "--format", type=grammar.Choice(FORMATS), apply=_choose_format, help="A table, or JSON."
     )(command)
+
+
+def _choose_detach_keys(session: Session, value: str) -> None:
+    from lighter.ctl.stdio import parse_keys
+
+    try:
+        session.detach_keys = parse_keys(value)
+    except ValueError as err:
+        raise grammar.UsageError(f"--detach-keys {value!r}: {str(err)!r} is no key") from err
 
 
 def detach_keys_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--detach-keys, for what may be left with its terminal."""
-
-    def choose(context: click.Context, _param: click.Parameter, value: str | None) -> None:
-        if value is None:
-            return
-        from lighter.ctl.stdio import parse_keys
-
-        try:
-            context.ensure_object(Session).detach_keys = parse_keys(value)
-        except ValueError as err:
-            raise click.UsageError(f"--detach-keys {value!r}: {str(err)!r} is no key") from err
-
-    return click.option(
+    return grammar.option(
         "--detach-keys",
-        expose_value=False,
-        callback=choose,
+        apply=_choose_detach_keys,
         metavar="KEYS",
         help='What leaves a terminal; "": nothing.  [default: ctrl-p,ctrl-q]',
     )(command)
@@ -299,9 +257,9 @@ def detach_keys_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def fifo_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--fifo-dir, for processes that are started and left."""
-    return click.option(
+    return grammar.option(
         "--fifo-dir",
-        type=click.Path(),
+        type=grammar.PATH,
         default="",
         help="With -d: make FIFOs for the streams in a new directory there.",
     )(command)
@@ -313,7 +271,7 @@ def key_values(words: Sequence[str], what: str, *, bare: bool = False) -> dict[s
     for word in words:
         key, sign, value = word.partition("=")
         if not key or not (sign or bare):
-            raise click.UsageError(f"{what} {word!r}: expected key=value")
+            raise grammar.UsageError(f"{what} {word!r}: expected key=value")
         labels[key] = value
     return labels
 
@@ -333,16 +291,15 @@ def read_text(path: str, what: str) -> str:
         raise InvalidArgument(f"read {what} {path}: {reason}") from err
 
 
-def _print_version(context: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        from lighter.proto.version import VERSION
+def _print_version(_session: Session, _value: bool) -> None:
+    from lighter.proto.version import VERSION
 
-        print(f"ctl version {VERSION}")
-        context.exit()
+    print(f"ctl version {VERSION}")
+    raise grammar.Done
 
 
-@click.group("ctl", cls=Commands)
-@click.option(
+@grammar.group("ctl")
+@grammar.option(
     "--address",
     "-a",
     envvar="LIGHTER_ADDRESS",
@@ -351,37 +308,35 @@ def _print_version(context: click.Context, _param: click.Parameter, value: bool)
     show_envvar=True,
     help="The manager's socket.",
 )
-@click.option(
+@grammar.option(
     "--namespace",
     "-n",
     envvar=["LIGHTER_NAMESPACE", "CONTAINERD_NAMESPACE"],
     help="Namespace of the containers and images.  [default: default]",
     show_envvar=True,
 )
-@click.option("--timeout", type=DURATION, default="0s", help="Limit for the whole command.")
-@click.option(
+@grammar.option("--timeout", type=DURATION, default="0s", help="Limit for the whole command.")
+@grammar.option(
     "--connect-timeout",
     type=DURATION,
     default="5s",
     show_default=True,
     help="How long to wait for a manager that is away.",
 )
-@click.option("--debug", is_flag=True, help="Show calls, their times, and where an error arose.")
-@click.option(
-    "--format", type=click.Choice(FORMATS), default="table", show_default=True, help="Of output."
+@grammar.option("--debug", is_flag=True, help="Show calls, their times, and where an error arose.")
+@grammar.option(
+    "--format", type=grammar.Choice(FORMATS), default="table", show_default=True, help="Of output."
 )
-@click.option(
+@grammar.option(
     "--version",
     "-v",
     is_flag=True,
     is_eager=True,
-    expose_value=False,
-    callback=_print_version,
+    apply=_print_version,
     help="Print ctl's version.",
 )
-@click.pass_context
 def ctl(
-    context: click.Context,
+    session: Session,
     address: str,
     namespace: str | None,
     timeout: float,
@@ -399,7 +354,6 @@ def ctl(
       ctl exec -it web sh
       ctl stop web && ctl rm web
     """
-    session = context.ensure_object(Session)
     session.address = address
     session.namespace = namespace or "default"
     session.namespace_given = bool(namespace)
@@ -411,21 +365,3 @@ def ctl(
 
 for _names, _module, _attribute, _help in _COMMANDS:
     ctl.later(_names, _module, _attribute, _help)
-
-
-@ctl.verb("help h", context_settings={"ignore_unknown_options": True, **HELP_OPTIONS})
-@click.argument("words", nargs=-1)
-@click.pass_context
-def help_(context: click.Context, words: tuple[str, ...]) -> None:
-    """show the help of a command"""
-    command: click.Command = ctl
-    parent = context.parent
-    assert parent is not None
-    where = parent
-    for word in words:
-        found = command.get_command(where, word) if isinstance(command, click.Group) else None
-        if found is None:
-            raise click.UsageError(f"no such command: {' '.join(words)}")
-        where = click.Context(found, info_name=found.name, parent=where)
-        command = found
-    print(command.get_help(where))

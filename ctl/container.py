@@ -4,17 +4,16 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option, key_values
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.definition import definition, definition_options
 from lighter.ctl.output import labels_text, listing, rfc3339
 from lighter.ctl.paging import pages
 from lighter.proto.errors import FailedPrecondition, NotFound
 
 
-@click.group("containers", cls=Commands)
-def containers() -> None:
+@grammar.group("containers")
+def containers(_session: Session) -> None:
     """Manage containers: what would run, as it was defined.
 
     \b
@@ -29,40 +28,9 @@ containers.later("checkpoint", "checkpoint", "checkpoint", "make an image of a c
 containers.later("restore", "checkpoint", "restore", "make and start a container of a checkpoint")
 
 
-class FlagsAfterId(click.Command):
-    """Takes flags that follow the id too; `--` ends them, and so does the first other word."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words = self._words(ctx, args)
-        if len(words) > 2 and words[2].startswith("-") and words[2] != "--":
-            head, tail = args[: len(args) - len(words)], words[2:]
-            rest = self._words(ctx, tail)
-            late = tail[: len(tail) - len(rest)]
-            ends = [word for word in (*head, *late) if word != "--"]
-            args = [*ends, "--", *words[:2], *rest]
-        elif len(words) > 2 and words[2] == "--":
-            args = [*args[: len(args) - len(words)], "--", *words[:2], *words[3:]]
-        return super().parse_args(ctx, args)
-
-    def _words(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """What follows the leading options. Raises click's own usage errors."""
-        parser = self.make_parser(ctx)
-        parser.allow_interspersed_args = False
-        values, _left, _order = parser.parse_args(args=list(args))
-        words = values["words"]
-        return list(words) if isinstance(words, tuple | list) else []
-
-
-@containers.command(
-    "create",
-    cls=FlagsAfterId,
-    context_settings={"allow_interspersed_args": False, **HELP_OPTIONS},
-)
+@containers.verb("create", interspersed=False, late_flags=2)
 @definition_options
-@click.argument(
-    "words", nargs=-1, type=click.UNPROCESSED, metavar="IMAGE CONTAINER [COMMAND] [ARG]..."
-)
-@click.pass_obj
+@grammar.argument("words", nargs=-1, type=grammar.RAW, metavar="IMAGE CONTAINER [COMMAND] [ARG]...")
 def create(session: Session, /, words: tuple[str, ...], **flags: Any) -> None:
     """create a container, which `tasks start` starts
 
@@ -74,15 +42,14 @@ def create(session: Session, /, words: tuple[str, ...], **flags: Any) -> None:
     if flags["config"] and len(words) == 1:  # the spec knows the root: the one word is the id
         words = ("", *words)
     if len(words) < 2:
-        raise click.UsageError("image and container id must be given")
-    body = definition(words[1], words[0], words[2:], flags)
+        raise grammar.UsageError("image and container id must be given")
+    body = definition(words[1], words[0], words[2:], flags, given=session.given)
     session.warn(session.call("containers.create", **body)["warnings"])
 
 
 @containers.verb("list ls")
-@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
 @format_option
-@click.pass_obj
 def list_(session: Session, quiet: bool) -> None:
     """list containers"""
     rows = pages(session, "containers.list", "containers")
@@ -99,9 +66,8 @@ def list_(session: Session, quiet: bool) -> None:
 
 
 @containers.verb("info")
-@click.argument("container_id", metavar="CONTAINER")
-@click.option("--spec", is_flag=True, help="The OCI spec alone.")
-@click.pass_obj
+@grammar.argument("container_id", metavar="CONTAINER")
+@grammar.option("--spec", is_flag=True, help="The OCI spec alone.")
 def info(session: Session, container_id: str, spec: bool) -> None:
     """print a container's definition and OCI spec, as ctr does"""
     import json
@@ -131,9 +97,8 @@ def _as_ctr(container: Mapping[str, Any], loads: Any) -> dict[str, Any]:
 
 
 @containers.verb("label")
-@click.argument("container_id", metavar="CONTAINER")
-@click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
-@click.pass_obj
+@grammar.argument("container_id", metavar="CONTAINER")
+@grammar.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
 def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
     """set labels of a container; an empty value clears one"""
     changes = key_values(labels, "label", bare=True)
@@ -142,9 +107,8 @@ def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
 
 
 @containers.verb("delete del remove rm")
-@click.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
-@click.option("--force", "-f", is_flag=True, help="End and delete its task first.")
-@click.pass_obj
+@grammar.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
+@grammar.option("--force", "-f", is_flag=True, help="End and delete its task first.")
 def delete(session: Session, container_ids: tuple[str, ...], force: bool) -> None:
     """delete containers that do not run"""
     for container_id in container_ids:

@@ -7,9 +7,8 @@ import tempfile
 import time
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import Commands, Session, format_option, key_values
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.handing import handed_source
 from lighter.ctl.output import (
     decimal_size_text,
@@ -24,8 +23,8 @@ from lighter.ctl.paging import pages
 from lighter.proto.errors import InvalidArgument, LighterError, NotFound
 
 
-@click.group("content", cls=Commands)
-def content() -> None:
+@grammar.group("content")
+def content(_session: Session) -> None:
     """Manage content.
 
     \b
@@ -36,9 +35,8 @@ def content() -> None:
 
 
 @content.verb("list ls")
-@click.option("--quiet", "-q", is_flag=True, help="Digests alone.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Digests alone.")
 @format_option
-@click.pass_obj
 def list_(session: Session, quiet: bool) -> None:
     """list all blobs"""
     rows = pages(session, "content.list", "content")
@@ -63,8 +61,7 @@ def list_(session: Session, quiet: bool) -> None:
 
 
 @content.verb("get")
-@click.argument("digest")
-@click.pass_obj
+@grammar.argument("digest")
 def get(session: Session, digest: str) -> None:
     """write a blob to standard output"""
     for item in session.manager.begin("content.read", digest=digest, offset=0):
@@ -72,12 +69,11 @@ def get(session: Session, digest: str) -> None:
 
 
 @content.verb("ingest")
-@click.argument("ref", metavar="REF")
-@click.option("--expected-size", type=int, default=0, help="Refuse another number of bytes.")
-@click.option("--expected-digest", default="", help="Refuse other content; makes it resumable.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to give it.")
-@click.option("--lease", default="", metavar="ID", help="A lease that is to hold it.")
-@click.pass_obj
+@grammar.argument("ref", metavar="REF")
+@grammar.option("--expected-size", type=int, default=0, help="Refuse another number of bytes.")
+@grammar.option("--expected-digest", default="", help="Refuse other content; makes it resumable.")
+@grammar.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to give it.")
+@grammar.option("--lease", default="", metavar="ID", help="A lease that is to hold it.")
 def ingest(
     session: Session,
     ref: str,
@@ -121,15 +117,14 @@ def _ingest(
 
 
 @content.verb("active")
-@click.argument("regexp", default="")
+@grammar.argument("regexp", default="")
 @format_option
-@click.pass_obj
 def active(session: Session, regexp: str) -> None:
     """list what is arriving, all or the refs that match"""
     try:
         wanted = re.compile(regexp)
     except re.error as err:
-        raise click.UsageError(f"regexp {regexp!r}: {err}") from err
+        raise grammar.UsageError(f"regexp {regexp!r}: {err}") from err
     rows = [row for row in session.call("content.active")["ingests"] if wanted.search(row["ref"])]
     now = time.time_ns()
     listing(
@@ -147,8 +142,7 @@ def active(session: Session, regexp: str) -> None:
 
 
 @content.verb("abort")
-@click.argument("refs", nargs=-1, required=True, metavar="REF...")
-@click.pass_obj
+@grammar.argument("refs", nargs=-1, required=True, metavar="REF...")
 def abort(session: Session, refs: tuple[str, ...]) -> None:
     """remove ingests that nobody writes, with what has arrived"""
     for ref in refs:
@@ -157,9 +151,8 @@ def abort(session: Session, refs: tuple[str, ...]) -> None:
 
 
 @content.verb("label edit-label")
-@click.argument("digest")
-@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
-@click.pass_obj
+@grammar.argument("digest")
+@grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def label(session: Session, digest: str, labels: tuple[str, ...]) -> None:
     """set labels of a blob, an empty value clears one; without any, print them"""
     changes = key_values(labels, "label", bare=True)
@@ -171,13 +164,12 @@ def label(session: Session, digest: str, labels: tuple[str, ...]) -> None:
 
 
 @content.verb("edit")
-@click.argument("digest")
-@click.option("--editor", envvar="EDITOR", default="", help="The program.  [env: EDITOR]")
-@click.pass_obj
+@grammar.argument("digest")
+@grammar.option("--editor", envvar="EDITOR", default="", help="The program.  [env: EDITOR]")
 def edit(session: Session, digest: str, editor: str) -> None:
     """edit a copy of a blob, and print the new digest"""
     if not editor:
-        raise click.UsageError("an editor is needed: --editor or EDITOR")
+        raise grammar.UsageError("an editor is needed: --editor or EDITOR")
     with tempfile.TemporaryDirectory(prefix="ctl-edit-") as folder:
         path = f"{folder}/content"
         with open(path, "wb") as file:
@@ -191,8 +183,7 @@ def edit(session: Session, digest: str, editor: str) -> None:
 
 
 @content.verb("delete del remove rm")
-@click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
-@click.pass_obj
+@grammar.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
 def delete(session: Session, digests: tuple[str, ...]) -> int:
     """remove blobs from the namespace, whatever needs them; missing ones are no error"""
     code = 0
@@ -210,21 +201,22 @@ def delete(session: Session, digests: tuple[str, ...]) -> int:
     return code
 
 
-@click.group("prune", cls=Commands)
-def prune() -> None:
+@grammar.group("prune")
+def prune(_session: Session) -> None:
     """Drop what makes blobs stay."""
 
 
-content.add_command(prune)
+content.add(prune)
 content.later("fetch", "transfer", "fetch", "fetch an image's content")
 content.later("push-object", "transfer", "push_object", "push one blob or manifest")
 
 
 @prune.verb("references")
-@click.option("--dry", is_flag=True, help="Only show what would go.")
-@click.option("--async", "is_async", is_flag=True, help="As ctr has it; it is done at once anyway.")
+@grammar.option("--dry", is_flag=True, help="Only show what would go.")
+@grammar.option(
+    "--async", "is_async", is_flag=True, help="As ctr has it; it is done at once anyway."
+)
 @format_option
-@click.pass_obj
 def references(session: Session, dry: bool, is_async: bool) -> None:
     """remove the labels that keep layers, and then the layers: snapshots stay
 
@@ -243,10 +235,9 @@ def references(session: Session, dry: bool, is_async: bool) -> None:
 
 
 @content.verb("why")
-@click.argument("name", metavar="DIGEST|SNAPSHOT")
-@click.option("--snapshotter", default="", help="Look at this one's snapshots alone.")
+@grammar.argument("name", metavar="DIGEST|SNAPSHOT")
+@grammar.option("--snapshotter", default="", help="Look at this one's snapshots alone.")
 @format_option
-@click.pass_obj
 def why(session: Session, name: str, snapshotter: str) -> None:
     """tell what keeps a blob or a snapshot: the chain from an image, container or lease to it"""
     kept = session.call("content.why", name=name, snapshotter=snapshotter)["kept"]

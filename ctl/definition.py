@@ -7,9 +7,7 @@ follow ctr, with docker's names beside them where the two agree.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import click
-from click.core import ParameterSource
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import absolute
 from lighter.ctl.flags import (
     devices,
@@ -48,12 +46,14 @@ def definition(
     command: tuple[str, ...],
     flags: Mapping[str, Any],
     *,
+    given: Mapping[str, str],
     auto_remove: bool = False,
     stdin_open: bool = True,
 ) -> dict[str, Any]:
-    """The body of containers.create; `flags` are the values of `definition_options`."""
+    """The body of containers.create; `flags` are the values of `definition_options`, `given` how
+    those were spelt that stand on the line. Raises UsageError."""
     if flags["config"]:
-        refuse_others_than_config()
+        refuse_others_than_config(given)
     body: dict[str, Any] = {
         "id": container_id,
         "image": "" if flags["rootfs"] or flags["config"] else image,
@@ -79,14 +79,10 @@ _BESIDE_CONFIG = frozenset(
 )
 
 
-def refuse_others_than_config() -> None:
-    """Raises click.UsageError for a flag that --config would leave without effect."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in _BESIDE_CONFIG:
-            raise click.UsageError(
-                f"--config is the whole specification: {max(parameter.opts, key=len)} "
-                "would not change it"
+def refuse_others_than_config(given: Mapping[str, str]) -> None:
+    """Raises UsageError for a flag that --config would leave without effect."""
+    for name, spelt in given.items():
+        if name not in _BESIDE_CONFIG:
+            raise grammar.UsageError(
+                f"--config is the whole specification: {spelt} would not change it"
             )

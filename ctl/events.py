@@ -5,64 +5,59 @@ import re
 import time
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import DURATION, HELP_OPTIONS, Session, format_option
+from lighter.ctl import grammar
+from lighter.ctl.cli import DURATION, Session, format_option
 from lighter.ctl.output import plain, print_json_line, progress, rfc3339
 from lighter.proto.errors import Unimplemented
 
 
-class Moment(click.ParamType[tuple[str, int]]):
+class Moment(grammar.Kind):
     """("sequence", number) of a plain number; ("time", ns) of RFC 3339, of @ and seconds since the
     epoch, or of how long ago it was (10m).
     """
 
     name = "moment"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        if isinstance(value, tuple):
-            return value
-        if re.fullmatch(r"[0-9]{1,18}", value, re.ASCII):
-            return "sequence", int(value)
-        if re.fullmatch(r"@[0-9]{1,10}(\.[0-9]{1,9})?", value, re.ASCII):
-            seconds, _, part = value[1:].partition(".")
+    def convert(self, text: str) -> tuple[str, int]:
+        if re.fullmatch(r"[0-9]{1,18}", text, re.ASCII):
+            return "sequence", int(text)
+        if re.fullmatch(r"@[0-9]{1,10}(\.[0-9]{1,9})?", text, re.ASCII):
+            seconds, _, part = text[1:].partition(".")
             return "time", int(seconds) * 1_000_000_000 + int(part.ljust(9, "0") or "0")
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}.*", value, re.ASCII):
-            return "time", self._date(value, param, ctx)
-        return "time", time.time_ns() - int(DURATION.convert(value, param, ctx) * 1e9)
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}.*", text, re.ASCII):
+            return "time", self._date(text)
+        return "time", time.time_ns() - int(DURATION.convert(text) * 1e9)
 
-    def _date(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def _date(self, text: str) -> int:
         from datetime import datetime
 
         # Nanoseconds, as our own output has them, are more than the standard library keeps.
-        whole, dot, rest = value.partition(".")
+        whole, dot, rest = text.partition(".")
         digits = re.match(r"[0-9]{1,9}", rest, re.ASCII)
         if dot and digits is None:
-            self.fail(f"{value!r} is no time", param, ctx)
+            raise grammar.BadValue(f"{text!r} is no time")
         fraction = digits[0] if digits else ""
         try:
             moment = datetime.fromisoformat(whole + rest[len(fraction) :])
         except ValueError:
-            self.fail(f"{value!r} is no time such as 2026-01-31T12:00:00Z", param, ctx)
+            raise grammar.BadValue(f"{text!r} is no time such as 2026-01-31T12:00:00Z") from None
         return int(moment.timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0"))
 
 
 MOMENT = Moment()
 
 
-@click.command("events", context_settings=HELP_OPTIONS)
-@click.option(
+@grammar.command("events")
+@grammar.option(
     "--since",
     type=MOMENT,
     metavar="SEQUENCE|TIME",
     help="All after this number, or from this time on, first.",
 )
-@click.option(
+@grammar.option(
     "--until", type=MOMENT, metavar="SEQUENCE|TIME", help="End after this number or time."
 )
-@click.option(
+@grammar.option(
     "--filter",
     "-f",
     "filters",
@@ -70,10 +65,9 @@ MOMENT = Moment()
     metavar="KEY=VALUE",
     help="container, event, type, image, topic, namespace.",
 )
-@click.option("--no-follow", is_flag=True, help="End after what is recorded already.")
+@grammar.option("--no-follow", is_flag=True, help="End after what is recorded already.")
 @format_option
-@click.argument("expressions", nargs=-1, metavar="[FILTER]...")
-@click.pass_obj
+@grammar.argument("expressions", nargs=-1, metavar="[FILTER]...")
 def events(
     session: Session,
     since: tuple[str, int] | None,

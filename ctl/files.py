@@ -6,9 +6,8 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Session
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session
 from lighter.ctl.handing import Handed, emptied_pipe, filled_pipe, handed_source, handed_target
 from lighter.ctl.output import visible
 from lighter.ctl.resolve import remove_each, resolved
@@ -17,13 +16,12 @@ from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterErr
 _MAX_LINKS = 10
 
 
-@click.command("cp", context_settings=HELP_OPTIONS)
-@click.option("--archive", "-a", is_flag=True, help="Keep uid, gid and all bits of the mode.")
-@click.option("--follow-link", "-L", is_flag=True, help="Copy what a link at SRC leads to.")
-@click.option("--quiet", "-q", is_flag=True, help="Docker's word; nothing is printed anyway.")
-@click.argument("source", metavar="CONTAINER:SRC|SRC|-")
-@click.argument("target", metavar="DST|-|CONTAINER:DST")
-@click.pass_obj
+@grammar.command("cp")
+@grammar.option("--archive", "-a", is_flag=True, help="Keep uid, gid and all bits of the mode.")
+@grammar.option("--follow-link", "-L", is_flag=True, help="Copy what a link at SRC leads to.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Docker's word; nothing is printed anyway.")
+@grammar.argument("source", metavar="CONTAINER:SRC|SRC|-")
+@grammar.argument("target", metavar="DST|-|CONTAINER:DST")
 def cp(
     session: Session, source: str, target: str, archive: bool, follow_link: bool, quiet: bool
 ) -> None:
@@ -41,7 +39,7 @@ def cp(
     from_ref, from_path = _split(source)
     to_ref, to_path = _split(target)
     if bool(from_ref) == bool(to_ref):
-        raise click.UsageError("exactly one of both must be CONTAINER:PATH")
+        raise grammar.UsageError("exactly one of both must be CONTAINER:PATH")
     if from_ref:
         path = os.fsencode(from_path)
         resolved(
@@ -64,7 +62,7 @@ def _split(word: str) -> tuple[str, str]:
     if not colon or word.startswith(("/", ".")) or "/" in ref:
         return "", word
     if not path:
-        raise click.UsageError(f"{word!r}: the path is missing")
+        raise grammar.UsageError(f"{word!r}: the path is missing")
     return ref, path
 
 
@@ -235,9 +233,8 @@ def _shown(path: bytes) -> str:
 # the others
 
 
-@click.command("diff", context_settings=HELP_OPTIONS)
-@click.argument("ref", metavar="CONTAINER")
-@click.pass_obj
+@grammar.command("diff")
+@grammar.argument("ref", metavar="CONTAINER")
 def diff(session: Session, ref: str) -> None:
     """List files that a container has added (A), changed (C) or deleted (D)."""
 
@@ -257,10 +254,9 @@ def _print_changes(fd: int) -> None:
             print(f"{record[:1].decode()} {_shown(record[1:])}")
 
 
-@click.command("export", context_settings=HELP_OPTIONS)
-@click.option("--output", "-o", default="-", help="Write to this file.  [default: stdout]")
-@click.argument("ref", metavar="CONTAINER")
-@click.pass_obj
+@grammar.command("export")
+@grammar.option("--output", "-o", default="-", help="Write to this file.  [default: stdout]")
+@grammar.argument("ref", metavar="CONTAINER")
 def export(session: Session, ref: str, output: str) -> None:
     """Write a container's root file system as a tar, without what is mounted in it.
 
@@ -277,14 +273,15 @@ def export(session: Session, ref: str, output: str) -> None:
     resolved(session, ref, run)
 
 
-@click.command("commit", context_settings=HELP_OPTIONS)
-@click.option("--author", "-a", default="", help='Such as "Ada <ada@example.com>".')
-@click.option("--message", "-m", default="", help="What was done.")
-@click.option("--change", "-c", "changes", multiple=True, help="A Dockerfile instruction.")
-@click.option("--pause/--no-pause", "-p", default=True, help="Freeze it meanwhile; on by default.")
-@click.argument("ref", metavar="CONTAINER")
-@click.argument("name", metavar="NAME[:TAG]")
-@click.pass_obj
+@grammar.command("commit")
+@grammar.option("--author", "-a", default="", help='Such as "Ada <ada@example.com>".')
+@grammar.option("--message", "-m", default="", help="What was done.")
+@grammar.option("--change", "-c", "changes", multiple=True, help="A Dockerfile instruction.")
+@grammar.option(
+    "--pause/--no-pause", "-p", default=True, help="Freeze it meanwhile; on by default."
+)
+@grammar.argument("ref", metavar="CONTAINER")
+@grammar.argument("name", metavar="NAME[:TAG]")
 def commit(
     session: Session,
     ref: str,
@@ -315,10 +312,9 @@ def commit(
     resolved(session, ref, run)
 
 
-@click.command("rmi", context_settings=HELP_OPTIONS)
-@click.option("--force", "-f", is_flag=True, help="One that is not there is no failure.")
-@click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
-@click.pass_obj
+@grammar.command("rmi")
+@grammar.option("--force", "-f", is_flag=True, help="One that is not there is no failure.")
+@grammar.argument("names", nargs=-1, required=True, metavar="IMAGE...")
 def rmi(session: Session, names: tuple[str, ...], force: bool) -> int:
     """Remove images. What containers stand on stays until they go."""
     return remove_each(session, "images.delete", names, force=force)

@@ -3,22 +3,21 @@
 import os
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import Commands, Session, format_option, key_values
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.handing import opened_directory
 from lighter.ctl.output import labels_text, listing, print_json, size_text, visible
 from lighter.ctl.paging import pages
 from lighter.ctl.tree import tree_lines
 from lighter.proto.errors import InvalidArgument, NotFound
 
-_snapshotter_option = click.option(
+_snapshotter_option = grammar.option(
     "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="By default the manager's."
 )
 
 
-@click.group("images", cls=Commands)
-def images() -> None:
+@grammar.group("images")
+def images(_session: Session) -> None:
     """Manage images.
 
     \b
@@ -36,10 +35,9 @@ images.later("push", "transfer", "push", "push an image to a registry")
 
 
 @images.verb("list ls")
-@click.argument("filters", nargs=-1, metavar="[FILTER]...")
-@click.option("--quiet", "-q", is_flag=True, help="References alone.")
+@grammar.argument("filters", nargs=-1, metavar="[FILTER]...")
+@grammar.option("--quiet", "-q", is_flag=True, help="References alone.")
 @format_option
-@click.pass_obj
 def list_(session: Session, filters: tuple[str, ...], quiet: bool) -> None:
     """list images
 
@@ -77,13 +75,12 @@ def _cells(row: Any) -> tuple[str, ...]:
 
 
 @images.verb("check")
-@click.argument("filters", nargs=-1, metavar="[FILTER]...")
-@click.option(
+@grammar.argument("filters", nargs=-1, metavar="[FILTER]...")
+@grammar.option(
     "--quiet", "-q", is_flag=True, help="References of the complete, unpacked ones alone."
 )
 @_snapshotter_option
 @format_option
-@click.pass_obj
 def check(session: Session, filters: tuple[str, ...], quiet: bool, snapshotter: str) -> None:
     """check that all content of images is here
 
@@ -121,10 +118,9 @@ def _check_cells(row: Any) -> tuple[str, ...]:
 
 
 @images.verb("tag")
-@click.argument("source", metavar="SOURCE")
-@click.argument("names", nargs=-1, required=True, metavar="TARGET...")
-@click.option("--force", is_flag=True, help="Let names that exist go over to SOURCE.")
-@click.pass_obj
+@grammar.argument("source", metavar="SOURCE")
+@grammar.argument("names", nargs=-1, required=True, metavar="TARGET...")
+@grammar.option("--force", is_flag=True, help="Let names that exist go over to SOURCE.")
 def tag(session: Session, source: str, names: tuple[str, ...], force: bool) -> None:
     """give an image further names
 
@@ -137,10 +133,9 @@ def tag(session: Session, source: str, names: tuple[str, ...], force: bool) -> N
 
 
 @images.verb("label")
-@click.argument("name", metavar="REF")
-@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--replace-all", "-r", is_flag=True, help="Remove all other labels.")
-@click.pass_obj
+@grammar.argument("name", metavar="REF")
+@grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
+@grammar.option("--replace-all", "-r", is_flag=True, help="Remove all other labels.")
 def label(session: Session, name: str, labels: tuple[str, ...], replace_all: bool) -> None:
     """set and clear labels of an image
 
@@ -155,10 +150,9 @@ def label(session: Session, name: str, labels: tuple[str, ...], replace_all: boo
 
 
 @images.verb("usage")
-@click.argument("name", metavar="REF")
+@grammar.argument("name", metavar="REF")
 @_snapshotter_option
 @format_option
-@click.pass_obj
 def usage(session: Session, name: str, snapshotter: str) -> None:
     """show what an image's snapshots take
 
@@ -176,10 +170,9 @@ def usage(session: Session, name: str, snapshotter: str) -> None:
 
 
 @images.verb("inspect i")
-@click.argument("names", nargs=-1, required=True, metavar="REF...")
-@click.option("--content", is_flag=True, help="Show the documents too.")
+@grammar.argument("names", nargs=-1, required=True, metavar="REF...")
+@grammar.option("--content", is_flag=True, help="Show the documents too.")
 @format_option
-@click.pass_obj
 def inspect(session: Session, names: tuple[str, ...], content: bool) -> None:
     """show what an image consists of
 
@@ -194,9 +187,8 @@ def inspect(session: Session, names: tuple[str, ...], content: bool) -> None:
 
 
 @images.verb("delete del remove rm")
-@click.argument("names", nargs=-1, required=True, metavar="REF...")
-@click.option("--sync", is_flag=True, help="As ctr has it: content is always gone then.")
-@click.pass_obj
+@grammar.argument("names", nargs=-1, required=True, metavar="REF...")
+@grammar.option("--sync", is_flag=True, help="As ctr has it: content is always gone then.")
 def delete(session: Session, names: tuple[str, ...], sync: bool) -> int:
     """remove images by reference
 
@@ -215,12 +207,13 @@ def delete(session: Session, names: tuple[str, ...], sync: bool) -> int:
 
 
 @images.verb("mount")
-@click.argument("name", metavar="REF")
-@click.argument("target", type=click.Path(), metavar="DIRECTORY")
-@click.option("--rw", is_flag=True, help="Let it be written to; unmount --rm removes what was.")
-@click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="By default this host's.")
+@grammar.argument("name", metavar="REF")
+@grammar.argument("target", type=grammar.PATH, metavar="DIRECTORY")
+@grammar.option("--rw", is_flag=True, help="Let it be written to; unmount --rm removes what was.")
+@grammar.option(
+    "--platform", default="", metavar="OS/ARCH[/VARIANT]", help="By default this host's."
+)
 @_snapshotter_option
-@click.pass_obj
 def mount(
     session: Session, name: str, target: str, rw: bool, platform: str, snapshotter: str
 ) -> None:
@@ -247,10 +240,9 @@ def mount(
 
 
 @images.verb("unmount umount")
-@click.argument("target", type=click.Path(), metavar="DIRECTORY")
-@click.option("--rm", is_flag=True, help="Remove the snapshot, and what was written to it, too.")
+@grammar.argument("target", type=grammar.PATH, metavar="DIRECTORY")
+@grammar.option("--rm", is_flag=True, help="Remove the snapshot, and what was written to it, too.")
 @_snapshotter_option
-@click.pass_obj
 def unmount(session: Session, target: str, rm: bool, snapshotter: str) -> None:
     """take an image off a directory"""
     session.call(

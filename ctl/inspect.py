@@ -7,31 +7,29 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Session
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session
 from lighter.ctl.dockernames import as_docker
 from lighter.ctl.output import plain, print_json
 from lighter.ctl.resolve import resolved
 from lighter.proto.errors import InvalidArgument, LighterError, NotFound
 
 
-@click.command("inspect", context_settings=HELP_OPTIONS)
-@click.option(
+@grammar.command("inspect")
+@grammar.option(
     "--type",
     "kind",
-    type=click.Choice(("container", "image", "volume", "network")),
+    type=grammar.Choice(("container", "image", "volume", "network")),
     help="What it is.  [default: the first of these that there is]",
 )
-@click.option(
+@grammar.option(
     "--format",
     "-f",
     "template",
     metavar="json|TEMPLATE",
     help="Or a Go template: '{{.State.Pid}}'.",
 )
-@click.argument("refs", nargs=-1, required=True, metavar="NAME...")
-@click.pass_obj
+@grammar.argument("refs", nargs=-1, required=True, metavar="NAME...")
 def inspect(
     session: Session, refs: tuple[str, ...], kind: str | None, template: str | None
 ) -> None:

@@ -2,16 +2,15 @@
 
 import time
 
-import click
-
-from lighter.ctl.cli import DURATION, Commands, Session, format_option, key_values
+from lighter.ctl import grammar
+from lighter.ctl.cli import DURATION, Session, format_option, key_values
 from lighter.ctl.output import labels_text, listing, local_time, rfc3339
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 
 
-@click.group("leases", cls=Commands)
-def leases() -> None:
+@grammar.group("leases")
+def leases(_session: Session) -> None:
     """Manage leases.
 
     \b
@@ -22,9 +21,8 @@ def leases() -> None:
 
 
 @leases.verb("list ls")
-@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
 @format_option
-@click.pass_obj
 def list_(session: Session, quiet: bool) -> None:
     """list leases"""
     rows = session.call("leases.list")["leases"]
@@ -43,8 +41,8 @@ def list_(session: Session, quiet: bool) -> None:
 
 
 @leases.verb("create")
-@click.option("--id", "lease_id", default="", help="Its id; one is made up.")
-@click.option(
+@grammar.option("--id", "lease_id", default="", help="Its id; one is made up.")
+@grammar.option(
     "--expires",
     "-x",
     type=DURATION,
@@ -52,8 +50,7 @@ def list_(session: Session, quiet: bool) -> None:
     show_default=True,
     help="When it ends by itself; 0: never.",
 )
-@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
-@click.pass_obj
+@grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def create(session: Session, lease_id: str, expires: float, labels: tuple[str, ...]) -> None:
     """create a lease, and print its id"""
     given = key_values(labels, "label", bare=True)
@@ -64,9 +61,8 @@ def create(session: Session, lease_id: str, expires: float, labels: tuple[str, .
 
 
 @leases.verb("resources")
-@click.argument("lease_id", metavar="ID")
+@grammar.argument("lease_id", metavar="ID")
 @format_option
-@click.pass_obj
 def resources(session: Session, lease_id: str) -> None:
     """list what a lease holds"""
     listing(
@@ -80,19 +76,17 @@ def resources(session: Session, lease_id: str) -> None:
 
 
 @leases.verb("add")
-@click.argument("lease_id", metavar="ID")
-@click.argument("type_", metavar="TYPE")
-@click.argument("resource", metavar="RESOURCE")
-@click.pass_obj
+@grammar.argument("lease_id", metavar="ID")
+@grammar.argument("type_", metavar="TYPE")
+@grammar.argument("resource", metavar="RESOURCE")
 def add(session: Session, lease_id: str, type_: str, resource: str) -> None:
     """hold one more resource: TYPE is content, images, ingests or snapshots/<snapshotter>"""
     session.call("leases.add_resource", id=lease_id, type=type_, resource=resource)
 
 
 @leases.verb("delete rm")
-@click.argument("lease_ids", nargs=-1, required=True, metavar="ID...")
-@click.option("--sync", is_flag=True, help="Return when what it held is collected.")
-@click.pass_obj
+@grammar.argument("lease_ids", nargs=-1, required=True, metavar="ID...")
+@grammar.option("--sync", is_flag=True, help="Return when what it held is collected.")
 def delete(session: Session, lease_ids: tuple[str, ...], sync: bool) -> None:
     """delete leases"""
     for lease_id in lease_ids:

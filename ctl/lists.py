@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Session
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session
 from lighter.ctl.output import ago, for_how_long, labels_text, listing, rfc3339
 from lighter.ctl.paging import pages
 from lighter.ctl.template import Fields, Template
@@ -26,14 +25,14 @@ Test = Callable[[Row], bool]
 def list_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """-q, -f, --no-trunc and --format, which lists of containers share."""
     for option in (
-        click.option(
+        grammar.option(
             "--format",
             "template",
             metavar="table|json|TEMPLATE",
             help="A table, JSON, or a Go template such as '{{.ID}} {{.Status}}'.",
         ),
-        click.option("--no-trunc", is_flag=True, help="Digests in full."),
-        click.option(
+        grammar.option("--no-trunc", is_flag=True, help="Digests in full."),
+        grammar.option(
             "--filter",
             "-f",
             "filters",
@@ -41,16 +40,15 @@ def list_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="KEY=VALUE",
             help="id, name, ancestor, label, status, exited, health, before, since.",
         ),
-        click.option("--quiet", "-q", is_flag=True, help="Ids alone."),
+        grammar.option("--quiet", "-q", is_flag=True, help="Ids alone."),
     ):
         command = option(command)
     return command
 
 
-@click.command("ps", context_settings=HELP_OPTIONS)
-@click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run too.")
+@grammar.command("ps")
+@grammar.option("--all", "-a", "everything", is_flag=True, help="Those that do not run too.")
 @list_options
-@click.pass_obj
 def ps(
     session: Session,
     everything: bool,
@@ -93,9 +91,8 @@ def ps(
     )
 
 
-@click.command("ls", context_settings=HELP_OPTIONS)
+@grammar.command("ls")
 @list_options
-@click.pass_obj
 def ls(
     session: Session,
     filters: tuple[str, ...],
@@ -143,7 +140,7 @@ class _Shape:
 
 class Filter:
     """All --filter words of one list. Values of one key are alternatives, keys add up; of labels
-    every one must be there, as docker has it. Raises click.UsageError.
+    every one must be there, as docker has it. Raises grammar.UsageError.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -154,7 +151,7 @@ class Filter:
             key, sign, value = word.partition("=")
             make = _FILTERS.get(key)
             if make is None or not sign:
-                raise click.UsageError(
+                raise grammar.UsageError(
                     f"--filter {word!r}: expected one of {', '.join(_FILTERS)}, = and a value"
                 )
             self._keys.add(key)
@@ -187,7 +184,7 @@ class Filter:
 
     def made(self, container_id: str) -> int:
         if container_id not in self._born:
-            raise click.UsageError(f"--filter: there is no container {container_id}")
+            raise grammar.UsageError(f"--filter: there is no container {container_id}")
         return self._born[container_id]
 
     def of_name(self, value: str) -> Test:
@@ -195,7 +192,7 @@ class Filter:
         try:
             pattern = re.compile(value)
         except re.error as err:
-            raise click.UsageError(f"--filter name={value!r}: {err}") from err
+            raise grammar.UsageError(f"--filter name={value!r}: {err}") from err
         return lambda row: pattern.search(row["id"]) is not None
 
     def of_id(self, value: str) -> Test:
@@ -222,7 +219,7 @@ class Filter:
 
     def of_status(self, value: str) -> Test:
         if value not in _STATUS_WORDS:
-            raise click.UsageError(
+            raise grammar.UsageError(
                 f"--filter status={value!r}: expected one of {', '.join(_STATUS_WORDS)}"
             )
         if value == "restarting":
@@ -232,13 +229,13 @@ class Filter:
 
     def of_code(self, value: str) -> Test:
         if not re.fullmatch(r"[0-9]+", value):
-            raise click.UsageError(f"--filter exited={value!r}: expected an exit code")
+            raise grammar.UsageError(f"--filter exited={value!r}: expected an exit code")
         code = int(value)
         return lambda row: row["status"] == "stopped" and row["exit_status"] == code
 
     def of_health(self, value: str) -> Test:
         if value not in _HEALTH_WORDS:
-            raise click.UsageError(
+            raise grammar.UsageError(
                 f"--filter health={value!r}: expected one of {', '.join(_HEALTH_WORDS)}"
             )
         return lambda row: (row.get("health") or "none") == value

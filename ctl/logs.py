@@ -3,9 +3,8 @@
 import time
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import DURATION, HELP_OPTIONS, Session, format_option
+from lighter.ctl import grammar
+from lighter.ctl.cli import DURATION, Session, format_option
 from lighter.ctl.output import print_json_line, rfc3339, write_bytes
 from lighter.ctl.resolve import resolved
 from lighter.proto.daemon_api import NOTICE, STDERR, STDOUT
@@ -13,52 +12,47 @@ from lighter.proto.daemon_api import NOTICE, STDERR, STDOUT
 _NAMES = {STDOUT: "stdout", STDERR: "stderr", NOTICE: "notice"}
 
 
-class Tail(click.ParamType["int | None"]):
+class Tail(grammar.Kind):
     """A number of lines, or `all`."""
 
     name = "lines"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value is None or value == "all":
+    def convert(self, text: str) -> int | None:
+        if text == "all":
             return None
-        if not (str(value).isascii() and str(value).isdigit()):
-            self.fail(f"{value!r} is no number of lines", param, ctx)
-        return int(value)
+        if not (text.isascii() and text.isdigit()):
+            raise grammar.BadValue(f"{text!r} is no number of lines")
+        return int(text)
 
 
-class Since(click.ParamType[int]):
+class Since(grammar.Kind):
     """A duration before now, or an RFC 3339 time; converts to nanoseconds since the epoch."""
 
     name = "time"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        if value[:1].isdigit() and "-" in value:
+    def convert(self, text: str) -> int:
+        if text[:1].isdigit() and "-" in text:
             from datetime import UTC, datetime
 
             try:
-                moment = datetime.fromisoformat(value)
+                moment = datetime.fromisoformat(text)
             except ValueError:
-                self.fail(f"{value!r} is no RFC 3339 time", param, ctx)
+                raise grammar.BadValue(f"{text!r} is no RFC 3339 time") from None
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
             return int(moment.timestamp() * 1_000_000) * 1000
-        return time.time_ns() - int(DURATION.convert(value, param, ctx) * 1e9)
+        return time.time_ns() - int(DURATION.convert(text) * 1e9)
 
 
-@click.command("logs", context_settings=HELP_OPTIONS)
-@click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
-@click.option(
+@grammar.command("logs")
+@grammar.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
+@grammar.option(
     "--tail", "-n", type=Tail(), default=None, help="The last lines alone.  [default: all]"
 )
-@click.option("--since", type=Since(), help="From this time on: 10m, or 2026-01-31T12:00:00Z.")
-@click.option("--until", type=Since(), help="Up to this time: 10m (ago), or an RFC 3339 time.")
-@click.option("--timestamps", "-t", is_flag=True, help="Begin each line with its time.")
-@click.argument("ref", metavar="CONTAINER")
+@grammar.option("--since", type=Since(), help="From this time on: 10m, or 2026-01-31T12:00:00Z.")
+@grammar.option("--until", type=Since(), help="Up to this time: 10m (ago), or an RFC 3339 time.")
+@grammar.option("--timestamps", "-t", is_flag=True, help="Begin each line with its time.")
+@grammar.argument("ref", metavar="CONTAINER")
 @format_option
-@click.pass_obj
 def logs(
     session: Session,
     ref: str,

@@ -1,13 +1,12 @@
 """`ctl namespaces`: worlds of images and containers that do not see each other."""
 
-import click
-
-from lighter.ctl.cli import Commands, Session, format_option, key_values
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.output import labels_text, listing
 
 
-@click.group("namespaces", cls=Commands)
-def namespaces() -> None:
+@grammar.group("namespaces")
+def namespaces(_session: Session) -> None:
     """Manage namespaces. They come into being by use; at first there is `default`.
 
     \b
@@ -18,9 +17,8 @@ def namespaces() -> None:
 
 
 @namespaces.verb("list ls")
-@click.option("--quiet", "-q", is_flag=True, help="Names alone.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Names alone.")
 @format_option
-@click.pass_obj
 def list_(session: Session, quiet: bool) -> None:
     """list namespaces"""
     rows = session.call("namespaces.list")["namespaces"]
@@ -39,26 +37,23 @@ def list_(session: Session, quiet: bool) -> None:
 
 
 @namespaces.verb("create c")
-@click.argument("name")
-@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
-@click.pass_obj
+@grammar.argument("name")
+@grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def create(session: Session, name: str, labels: tuple[str, ...]) -> None:
     """create a namespace"""
     session.call("namespaces.create", name=name, labels=key_values(labels, "label"))
 
 
 @namespaces.verb("label")
-@click.argument("name")
-@click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
-@click.pass_obj
+@grammar.argument("name")
+@grammar.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
 def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
     """set labels of a namespace; an empty value clears one"""
     session.call("namespaces.label", name=name, labels=key_values(labels, "label", bare=True))
 
 
 @namespaces.verb("remove rm delete del")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.pass_obj
+@grammar.argument("names", nargs=-1, required=True, metavar="NAME...")
 def remove(session: Session, names: tuple[str, ...]) -> None:
     """remove namespaces, which must be empty"""
     for name in names:

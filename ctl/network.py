@@ -3,20 +3,19 @@
 import re
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option
 from lighter.ctl.lists import where
 from lighter.ctl.output import listing, print_json
 from lighter.ctl.resolve import resolved
 
-_NAME = click.argument("name", metavar="NETWORK")
-_REF = click.argument("ref", metavar="CONTAINER")
-_REFS = click.argument("refs", nargs=-1, metavar="[CONTAINER...]")
+_NAME = grammar.argument("name", metavar="NETWORK")
+_REF = grammar.argument("ref", metavar="CONTAINER")
+_REFS = grammar.argument("refs", nargs=-1, metavar="[CONTAINER...]")
 
 
-@click.group("network", cls=Commands)
-def network() -> None:
+@grammar.group("network")
+def network(_session: Session) -> None:
     """Manage networks: CNI's configurations, and who is attached to them.
 
     \b
@@ -28,9 +27,8 @@ def network() -> None:
 
 
 @network.verb("list ls")
-@click.option("--quiet", "-q", is_flag=True, help="Names alone.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Names alone.")
 @format_option
-@click.pass_obj
 def list_(session: Session, quiet: bool) -> None:
     """list networks; * is the default one"""
     answer = session.call("networks.list")
@@ -56,9 +54,8 @@ def list_(session: Session, quiet: bool) -> None:
 
 
 @network.verb("inspect")
-@click.argument("names", nargs=-1, required=True, metavar="NETWORK...")
+@grammar.argument("names", nargs=-1, required=True, metavar="NETWORK...")
 @format_option
-@click.pass_obj
 def inspect(session: Session, names: tuple[str, ...]) -> None:
     """print configurations and who is attached, as JSON"""
     for name in names:
@@ -66,23 +63,24 @@ def inspect(session: Session, names: tuple[str, ...]) -> None:
 
 
 @network.verb("create")
-@click.option(
+@grammar.option(
     "--driver",
     "-d",
-    type=click.Choice(("bridge", "macvlan", "ipvlan", "ptp")),
+    type=grammar.Choice(("bridge", "macvlan", "ipvlan", "ptp")),
     default="bridge",
     show_default=True,
     help="How containers are connected.",
 )
-@click.option("--subnet", multiple=True, metavar="CIDR", help="Addresses; IPv4, IPv6 or both.")
-@click.option("--gateway", multiple=True, metavar="ADDRESS", help="The host's own in a subnet.")
-@click.option("--ip-range", metavar="CIDR", default="", help="Give out only these of the subnet.")
-@click.option("--ipv6", is_flag=True, help="IPv6 too; a subnet is made up unless one is named.")
-@click.option("--internal", is_flag=True, help="No way out, and nothing is published.")
-@click.option("--parent", default="", metavar="INTERFACE", help="The host's, of macvlan or ipvlan.")
-@click.option("--mtu", type=int, default=0, help="Largest packet.  [default: the plugin's]")
+@grammar.option("--subnet", multiple=True, metavar="CIDR", help="Addresses; IPv4, IPv6 or both.")
+@grammar.option("--gateway", multiple=True, metavar="ADDRESS", help="The host's own in a subnet.")
+@grammar.option("--ip-range", metavar="CIDR", default="", help="Give out only these of the subnet.")
+@grammar.option("--ipv6", is_flag=True, help="IPv6 too; a subnet is made up unless one is named.")
+@grammar.option("--internal", is_flag=True, help="No way out, and nothing is published.")
+@grammar.option(
+    "--parent", default="", metavar="INTERFACE", help="The host's, of macvlan or ipvlan."
+)
+@grammar.option("--mtu", type=int, default=0, help="Largest packet.  [default: the plugin's]")
 @_NAME
-@click.pass_obj
 def create(session: Session, /, name: str, subnet: tuple[str, ...], **options: Any) -> None:
     """write a configuration for a new network"""
     gateways = options.pop("gateway")
@@ -93,8 +91,7 @@ def create(session: Session, /, name: str, subnet: tuple[str, ...], **options: A
 
 
 @network.verb("remove rm delete del")
-@click.argument("names", nargs=-1, required=True, metavar="NETWORK...")
-@click.pass_obj
+@grammar.argument("names", nargs=-1, required=True, metavar="NETWORK...")
 def remove(session: Session, names: tuple[str, ...]) -> None:
     """remove networks that ctl created and nobody uses"""
     for name in names:
@@ -103,12 +100,11 @@ def remove(session: Session, names: tuple[str, ...]) -> None:
 
 
 @network.verb("connect")
-@click.option("--ip", default="", metavar="ADDRESS", help="Its IPv4 address.")
-@click.option("--ip6", default="", metavar="ADDRESS", help="Its IPv6 address.")
-@click.option("--mac-address", default="", metavar="MAC", help="Its hardware address.")
+@grammar.option("--ip", default="", metavar="ADDRESS", help="Its IPv4 address.")
+@grammar.option("--ip6", default="", metavar="ADDRESS", help="Its IPv6 address.")
+@grammar.option("--mac-address", default="", metavar="MAC", help="Its hardware address.")
 @_NAME
 @_REF
-@click.pass_obj
 def connect(session: Session, name: str, ref: str, ip: str, ip6: str, mac_address: str) -> None:
     """attach a container, running or not, to one network more"""
     made = resolved(
@@ -125,7 +121,6 @@ def connect(session: Session, name: str, ref: str, ip: str, ip6: str, mac_addres
 @network.verb("disconnect")
 @_NAME
 @_REF
-@click.pass_obj
 def disconnect(session: Session, name: str, ref: str) -> None:
     """detach a container from a network"""
     resolved(session, ref, lambda id_: session.call("networks.disconnect", id=id_, name=name))
@@ -134,17 +129,15 @@ def disconnect(session: Session, name: str, ref: str) -> None:
 @network.verb("check")
 @_REFS
 @format_option
-@click.pass_obj
 def check(session: Session, refs: tuple[str, ...]) -> int:
     """have the plugins look at what is attached; fails when something is broken"""
     return _print_checked(session, _all(session, "networks.check", refs))
 
 
 @network.verb("reload")
-@click.option("--force", "-f", is_flag=True, help="What is not broken too.")
+@grammar.option("--force", "-f", is_flag=True, help="What is not broken too.")
 @_REFS
 @format_option
-@click.pass_obj
 def reload(session: Session, refs: tuple[str, ...], force: bool) -> int:
     """attach anew what is broken, for one after the host's rules were flushed"""
     return _print_checked(session, _all(session, "networks.reload", refs, force=force))
@@ -179,14 +172,13 @@ def _print_checked(session: Session, rows: list[Any]) -> int:
     return int(any(row["status"] == "failed" for row in rows))
 
 
-@click.command("port", context_settings=HELP_OPTIONS)
+@grammar.command("port")
 @_REF
-@click.argument("wanted", required=False, metavar="[PORT[/PROTO]]")
-@click.pass_obj
+@grammar.argument("wanted", required=False, metavar="[PORT[/PROTO]]")
 def port(session: Session, ref: str, wanted: str | None) -> int:
     """List a container's published ports, or where one of them is."""
     if wanted is not None and not re.fullmatch(r"\d+(/[a-z]+)?", wanted, re.ASCII):
-        raise click.UsageError(f"port {wanted}: expected PORT or PORT/PROTO")
+        raise grammar.UsageError(f"port {wanted}: expected PORT or PORT/PROTO")
     task = resolved(session, ref, lambda id_: session.call("tasks.get", id=id_)["task"])
     found = 0
     for one in task["ports"]:

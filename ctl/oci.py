@@ -1,12 +1,11 @@
 """`ctl oci`: OCI specs."""
 
-import click
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session
 
-from lighter.ctl.cli import Commands, Session
 
-
-@click.group("oci", cls=Commands)
-def oci() -> None:
+@grammar.group("oci")
+def oci(_session: Session) -> None:
     """Look at OCI specs.
 
     \b
@@ -16,7 +15,6 @@ def oci() -> None:
 
 
 @oci.verb("spec")
-@click.pass_obj
 def spec(session: Session) -> None:
     """print the spec that a container starts from"""
     import json

@@ -1,13 +1,12 @@
 """`ctl plugins`: the manager's parts, by the names that ctr prints."""
 
-import click
-
-from lighter.ctl.cli import Commands, Session, format_option
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option
 from lighter.ctl.output import listing
 
 
-@click.group("plugins", cls=Commands)
-def plugins() -> None:
+@grammar.group("plugins")
+def plugins(_session: Session) -> None:
     """Look at the manager's parts.
 
     \b
@@ -16,10 +15,9 @@ def plugins() -> None:
 
 
 @plugins.verb("list ls")
-@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
-@click.option("--detailed", "-d", is_flag=True, help="Why a part cannot be used, too.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@grammar.option("--detailed", "-d", is_flag=True, help="Why a part cannot be used, too.")
 @format_option
-@click.pass_obj
 def list_(session: Session, quiet: bool, detailed: bool) -> None:
     """list parts: skip is what this host cannot use"""
     rows = session.call("system.plugins")["plugins"]

@@ -3,9 +3,8 @@
 import sys
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option
 from lighter.ctl.credentials import CredentialFile, password_of
 from lighter.ctl.output import print_json_line, visible
 from lighter.ctl.transfer import access, registry_options
@@ -15,17 +14,16 @@ from lighter.proto.references import DEFAULT_REGISTRY, split_registry
 _MAX_PASSWORD_BYTES = 64 << 10
 
 
-@click.command("login", context_settings=HELP_OPTIONS, short_help="keep a registry's credential")
+@grammar.command("login", short_help="keep a registry's credential")
 @registry_options
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
-@click.option(
+@grammar.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@grammar.option(
     "--allow-realm",
     multiple=True,
     metavar="HOST[:PORT]",
     help="Another host that may be given the password for a token.",
 )
-@click.argument("server", required=False, default=DEFAULT_REGISTRY)
-@click.pass_obj
+@grammar.argument("server", required=False, default=DEFAULT_REGISTRY)
 def login(
     session: Session,
     /,
@@ -41,9 +39,11 @@ def login(
       ctl login -u admin --password-stdin harbor.example < password
       ctl login --allow-realm auth.example:5001 harbor.example
     """
+    from lighter.ctl.asking import ask, confirm
+
     host = split_registry(f"{server.partition('://')[2].rstrip('/') or server}/x")[0]
     name, colon, secret = flags.pop("user").partition(":")
-    name = name or click.prompt("User name", err=True)
+    name = name or ask("User name")
     if password_stdin:
         secret = _from_stdin()
     elif not colon:
@@ -62,7 +62,7 @@ def login(
             if not realm or realm in realms or not sys.stdin.isatty() or password_stdin:
                 raise
             question = f"{host} wants the password sent to {visible(realm)}. Send it there?"
-            if not click.confirm(question, err=True):
+            if not confirm(question):
                 raise
             realms += (realm,)
     place = file.keep(host, name, secret, realms)
@@ -79,9 +79,9 @@ def _from_stdin() -> str:
         raise InvalidArgument("read password: it is not UTF-8 text") from err
 
 
-@click.command("logout", context_settings=HELP_OPTIONS, short_help="forget a registry's credential")
-@click.argument("server", required=False, default=DEFAULT_REGISTRY)
-def logout(server: str) -> None:
+@grammar.command("logout", short_help="forget a registry's credential")
+@grammar.argument("server", required=False, default=DEFAULT_REGISTRY)
+def logout(_session: Session, server: str) -> None:
     """Remove a registry's credential from docker's file or its helper."""
     host = split_registry(f"{server.partition('://')[2].rstrip('/') or server}/x")[0]
     file = CredentialFile.of_this_user()
@@ -90,8 +90,8 @@ def logout(server: str) -> None:
     print(f"The credential for {host} is removed")
 
 
-@click.group("registry", cls=Commands)
-def registry() -> None:
+@grammar.group("registry")
+def registry(_session: Session) -> None:
     """Look at registries.
 
     \b
@@ -102,8 +102,7 @@ def registry() -> None:
 @registry.verb("test")
 @registry_options
 @format_option
-@click.argument("ref")
-@click.pass_obj
+@grammar.argument("ref")
 def test(session: Session, /, ref: str, **flags: Any) -> int:
     """show how a registry is reached: hosts, files, certificates, credentials, answers"""
     call = session.manager.begin("registry.test", name=ref, access=access(session, ref, flags))

@@ -3,42 +3,39 @@
 import contextlib
 from typing import Any
 
-import click
-
-from lighter.ctl import process
-from lighter.ctl.cli import HELP_OPTIONS, Session, detach_keys_option, fifo_dir_option
+from lighter.ctl import grammar, process
+from lighter.ctl.cli import Session, detach_keys_option, fifo_dir_option
 from lighter.ctl.definition import definition, definition_options
 from lighter.proto.errors import LighterError, NotFound
 
-PULL = click.option(
+PULL = grammar.option(
     "--pull",
     "pull_when",
-    type=click.Choice(("missing", "always", "never")),
+    type=grammar.Choice(("missing", "always", "never")),
     default="missing",
     show_default=True,
     help="When to pull the image.",
 )
 
 
-@click.command(
+@grammar.command(
     "run",
-    context_settings={"allow_interspersed_args": False, **HELP_OPTIONS},
+    interspersed=False,
     short_help="run a container",
     options_metavar="[OPTIONS]",
 )
 @definition_options
-@click.option("--rm", is_flag=True, help="Remove the container when it has ended.")
-@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
-@click.option("--interactive", "-i", is_flag=True, help="docker's form; pass standard input on.")
-@click.option("--name", help="docker's form: the container's id.")
-@click.option("--null-io", is_flag=True, help="Neither streams nor a log.")
+@grammar.option("--rm", is_flag=True, help="Remove the container when it has ended.")
+@grammar.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@grammar.option("--interactive", "-i", is_flag=True, help="docker's form; pass standard input on.")
+@grammar.option("--name", help="docker's form: the container's id.")
+@grammar.option("--null-io", is_flag=True, help="Neither streams nor a log.")
 @PULL
 @fifo_dir_option
 @detach_keys_option
-@click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
-@click.argument("image")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="ID [COMMAND] [ARG]...")
-@click.pass_obj
+@grammar.option("--pid-file", type=grammar.PATH, default="", help="Write the pid to this file.")
+@grammar.argument("image")
+@grammar.argument("words", nargs=-1, type=grammar.RAW, metavar="ID [COMMAND] [ARG]...")
 def run(
     session: Session,
     /,
@@ -68,15 +65,17 @@ def run(
     as_docker = name is not None or interactive
     if flags["config"]:  # the spec knows the root: the one word is the id
         if as_docker or words:
-            raise click.UsageError("run --config: the container's id alone is expected")
+            raise grammar.UsageError("run --config: the container's id alone is expected")
         words, image = (image,), ""
     if not as_docker and not words:
-        raise click.UsageError(both_spellings(image))
+        raise grammar.UsageError(both_spellings(image))
     container_id, command = (name, words) if as_docker else (words[0], words[1:])
     stdin = not null_io and (not as_docker or interactive or flags["tty"])
     if null_io:
         flags["log_driver"] = "none"
-    body = definition(container_id, image, command, flags, auto_remove=rm, stdin_open=stdin)
+    body = definition(
+        container_id, image, command, flags, given=session.given, auto_remove=rm, stdin_open=stdin
+    )
     if body["spec"]:
         flags["tty"] = has_terminal(body["spec"])
     session.manager.connect()

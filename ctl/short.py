@@ -6,12 +6,9 @@ Each works through all containers it is given, tells what failed, and fails if a
 from collections.abc import Callable
 from typing import Any
 
-import click
-
-from lighter.ctl import process
+from lighter.ctl import grammar, process
 from lighter.ctl.cli import (
     DURATION,
-    HELP_OPTIONS,
     SIGNAL,
     Session,
     detach_keys_option,
@@ -21,7 +18,7 @@ from lighter.ctl.resolve import resolved
 from lighter.ctl.task import exec_request
 from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable
 
-_REFS = click.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
+_REFS = grammar.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
 
 
 def each(session: Session, refs: tuple[str, ...], act: Callable[[str], object]) -> int:
@@ -40,17 +37,16 @@ def each(session: Session, refs: tuple[str, ...], act: Callable[[str], object]) 
     return code
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False, **HELP_OPTIONS})
-@click.option("--interactive", "-i", is_flag=True, help="Pass standard input on.")
-@click.option("--tty", "-t", is_flag=True, help="Give it a terminal; standard input too.")
-@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
-@click.option("--env", "-e", multiple=True, help="KEY=value; KEY alone takes ctl's own.")
-@click.option("--cwd", "--workdir", "-w", help="Working directory.")
-@click.option("--user", "-u", help="User or uid[:group or gid].")
+@grammar.command("exec", interspersed=False)
+@grammar.option("--interactive", "-i", is_flag=True, help="Pass standard input on.")
+@grammar.option("--tty", "-t", is_flag=True, help="Give it a terminal; standard input too.")
+@grammar.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@grammar.option("--env", "-e", multiple=True, help="KEY=value; KEY alone takes ctl's own.")
+@grammar.option("--cwd", "--workdir", "-w", help="Working directory.")
+@grammar.option("--user", "-u", help="User or uid[:group or gid].")
 @detach_keys_option
-@click.argument("ref", metavar="CONTAINER")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
-@click.pass_obj
+@grammar.argument("ref", metavar="CONTAINER")
+@grammar.argument("command", nargs=-1, required=True, type=grammar.RAW, metavar="CMD [ARG]...")
 def exec_(
     session: Session,
     /,
@@ -78,20 +74,18 @@ def exec_(
     return resolved(session, ref, act)
 
 
-@click.command("attach", context_settings=HELP_OPTIONS)
-@click.option("--no-stdin", is_flag=True, help="Look only.")
+@grammar.command("attach")
+@grammar.option("--no-stdin", is_flag=True, help="Look only.")
 @detach_keys_option
-@click.argument("ref", metavar="CONTAINER")
-@click.pass_obj
+@grammar.argument("ref", metavar="CONTAINER")
 def attach(session: Session, ref: str, no_stdin: bool) -> int:
     """Attach to a running container; the keys to detach leave a terminal."""
     return resolved(session, ref, lambda id_: process.attach(session, id_, "", stdin=not no_stdin))
 
 
-@click.command("kill", context_settings=HELP_OPTIONS)
-@click.option("--signal", "-s", "signum", type=SIGNAL, default="KILL", show_default=True)
+@grammar.command("kill")
+@grammar.option("--signal", "-s", "signum", type=SIGNAL, default="KILL", show_default=True)
 @_REFS
-@click.pass_obj
 def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
     """Send a signal to containers.
 
@@ -106,13 +100,12 @@ def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
     )
 
 
-@click.command("stop", context_settings=HELP_OPTIONS)
-@click.option(
+@grammar.command("stop")
+@grammar.option(
     "--timeout", "--time", "-t", type=DURATION, help="Until KILL is sent.  [default: its own]"
 )
-@click.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
+@grammar.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
 @_REFS
-@click.pass_obj
 def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum: int | None) -> int:
     """Stop containers: their stop signal, then KILL. They are not started again by themselves."""
     return each(
@@ -122,27 +115,24 @@ def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum:
     )
 
 
-@click.command("pause", context_settings=HELP_OPTIONS)
+@grammar.command("pause")
 @_REFS
-@click.pass_obj
 def pause(session: Session, refs: tuple[str, ...]) -> int:
     """Freeze containers."""
     return each(session, refs, lambda id_: session.call("tasks.pause", id=id_))
 
 
-@click.command("resume", context_settings=HELP_OPTIONS)
+@grammar.command("resume")
 @_REFS
-@click.pass_obj
 def resume(session: Session, refs: tuple[str, ...]) -> int:
     """Let paused containers go on."""
     return each(session, refs, lambda id_: session.call("tasks.resume", id=id_))
 
 
-@click.command("rm", context_settings=HELP_OPTIONS)
-@click.option("--force", "-f", is_flag=True, help="Running ones too.")
-@click.option("--volumes", "-v", is_flag=True, help="Its anonymous volumes too.")
+@grammar.command("rm")
+@grammar.option("--force", "-f", is_flag=True, help="Running ones too.")
+@grammar.option("--volumes", "-v", is_flag=True, help="Its anonymous volumes too.")
 @_REFS
-@click.pass_obj
 def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> int:
     """Remove containers."""
     return each(session, refs, lambda id_: remove(session, id_, force, volumes=volumes))

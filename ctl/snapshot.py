@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import Commands, Session, format_option, key_values
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.output import labels_text, listing, print_json, progress, size_text
 from lighter.ctl.paging import pages
 
@@ -15,12 +14,11 @@ from lighter.ctl.paging import pages
 _ROOT_LABEL = "containerd.io/gc.root"
 
 
-@click.group("snapshots", cls=Commands)
-@click.option(
+@grammar.group("snapshots")
+@grammar.option(
     "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="Whose.  [default: set]"
 )
-@click.pass_context
-def snapshots(context: click.Context, snapshotter: str) -> None:
+def snapshots(session: Session, snapshotter: str) -> None:
     """Manage snapshots: active ones are written to, views read, committed ones are parents.
 
     \b
@@ -28,22 +26,16 @@ def snapshots(context: click.Context, snapshotter: str) -> None:
       ctl snapshots view look sha256:2d0f…
       ctl snapshots mounts /mnt look | sh
     """
-    context.meta["snapshotter"] = snapshotter
-
-
-def _whose() -> str:
-    whose: str = click.get_current_context().meta["snapshotter"]
-    return whose
+    session.scope = snapshotter
 
 
 def _rows(session: Session) -> list[dict[str, Any]]:
-    return pages(session, "snapshots.list", "snapshots", snapshotter=_whose())
+    return pages(session, "snapshots.list", "snapshots", snapshotter=session.scope)
 
 
 @snapshots.verb("list ls")
-@click.option("--quiet", "-q", is_flag=True, help="Keys alone.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Keys alone.")
 @format_option
-@click.pass_obj
 def list_(session: Session, quiet: bool) -> None:
     """list snapshots"""
     rows = _rows(session)
@@ -62,22 +54,20 @@ def list_(session: Session, quiet: bool) -> None:
 
 
 @snapshots.verb("info")
-@click.argument("key")
-@click.pass_obj
+@grammar.argument("key")
 def info(session: Session, key: str) -> None:
     """print what is recorded of a snapshot"""
-    print_json(session.call("snapshots.get", snapshotter=_whose(), key=key)["snapshot"])
+    print_json(session.call("snapshots.get", snapshotter=session.scope, key=key)["snapshot"])
 
 
 @snapshots.verb("usage")
-@click.option("-b", "in_bytes", is_flag=True, help="Sizes in bytes.")
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@grammar.option("-b", "in_bytes", is_flag=True, help="Sizes in bytes.")
+@grammar.argument("keys", nargs=-1, metavar="[KEY]...")
 @format_option
-@click.pass_obj
 def usage(session: Session, in_bytes: bool, keys: tuple[str, ...]) -> None:
     """print the disk space of snapshots, each without its parents (all of them without a KEY)"""
     rows = [
-        {"key": key, **session.call("snapshots.usage", snapshotter=_whose(), key=key)}
+        {"key": key, **session.call("snapshots.usage", snapshotter=session.scope, key=key)}
         for key in keys or [row["key"] for row in _rows(session)]
     ]
 
@@ -90,17 +80,17 @@ def usage(session: Session, in_bytes: bool, keys: tuple[str, ...]) -> None:
 
 def _makes(command: Callable[..., None]) -> Callable[..., None]:
     """The options of the two verbs that make a snapshot."""
-    command = click.argument("key")(click.argument("parent", default="")(command))
-    command = click.option(
+    command = grammar.argument("key")(grammar.argument("parent", default="")(command))
+    command = grammar.option(
         "--target", "-t", default="", help="Print the commands that mount it there."
     )(command)
-    return click.option("--mounts", is_flag=True, help="Print the mounts as JSON.")(command)
+    return grammar.option("--mounts", is_flag=True, help="Print the mounts as JSON.")(command)
 
 
 def _make(session: Session, verb: str, key: str, parent: str, target: str, mounts: bool) -> None:
     answer = session.call(
         f"snapshots.{verb}",
-        snapshotter=_whose(),
+        snapshotter=session.scope,
         key=key,
         parent=parent,
         labels={_ROOT_LABEL: _now()},
@@ -113,7 +103,6 @@ def _make(session: Session, verb: str, key: str, parent: str, target: str, mount
 
 @snapshots.verb("prepare")
 @_makes
-@click.pass_obj
 def prepare(session: Session, key: str, parent: str, target: str, mounts: bool) -> None:
     """make an active snapshot, on a committed PARENT or on nothing"""
     _make(session, "prepare", key, parent, target, mounts)
@@ -121,19 +110,17 @@ def prepare(session: Session, key: str, parent: str, target: str, mounts: bool) 
 
 @snapshots.verb("view")
 @_makes
-@click.pass_obj
 def view(session: Session, key: str, parent: str, target: str, mounts: bool) -> None:
     """make a read-only snapshot of a committed PARENT"""
     _make(session, "view", key, parent, target, mounts)
 
 
 @snapshots.verb("mounts mount m")
-@click.argument("target")
-@click.argument("key")
-@click.pass_obj
+@grammar.argument("target")
+@grammar.argument("key")
 def mounts(session: Session, target: str, key: str) -> None:
     """print the commands that mount a snapshot at TARGET"""
-    answer = session.call("snapshots.mounts", snapshotter=_whose(), key=key)
+    answer = session.call("snapshots.mounts", snapshotter=session.scope, key=key)
     if session.json:
         print_json(answer["mounts"])
     else:
@@ -151,14 +138,13 @@ def _print_commands(mounts: Sequence[Mapping[str, Any]], target: str) -> None:
 
 
 @snapshots.verb("commit")
-@click.argument("name", metavar="KEY")
-@click.argument("active")
-@click.pass_obj
+@grammar.argument("name", metavar="KEY")
+@grammar.argument("active")
 def commit(session: Session, name: str, active: str) -> None:
     """freeze the snapshot ACTIVE under the name KEY"""
     session.call(
         "snapshots.commit",
-        snapshotter=_whose(),
+        snapshotter=session.scope,
         name=name,
         key=active,
         labels={_ROOT_LABEL: _now()},
@@ -166,12 +152,11 @@ def commit(session: Session, name: str, active: str) -> None:
 
 
 @snapshots.verb("unpack")
-@click.argument("image", metavar="REF|DIGEST")
+@grammar.argument("image", metavar="REF|DIGEST")
 @format_option
-@click.pass_obj
 def unpack(session: Session, image: str) -> None:
     """unpack an image that is here, by its reference or its manifest's digest"""
-    call = session.manager.begin("snapshots.unpack", snapshotter=_whose(), image=image)
+    call = session.manager.begin("snapshots.unpack", snapshotter=session.scope, image=image)
     if not session.json:
         progress(f"unpacking {image}...", end="")
     for _ in call:
@@ -183,15 +168,14 @@ def unpack(session: Session, image: str) -> None:
 
 
 @snapshots.verb("diff")
-@click.argument("key")
-@click.argument("other", default="")
-@click.option(
+@grammar.argument("key")
+@grammar.argument("other", default="")
+@grammar.option(
     "--compression",
-    type=click.Choice(("gzip", "zstd", "none")),
+    type=grammar.Choice(("gzip", "zstd", "none")),
     default="gzip",
     show_default=True,
 )
-@click.pass_obj
 def diff(session: Session, key: str, other: str, compression: str) -> None:
     """write to standard output the layer that makes OTHER of KEY, or KEY of its parent
 
@@ -199,10 +183,10 @@ def diff(session: Session, key: str, other: str, compression: str) -> None:
       ctl snapshots diff work > layer.tar.gz
     """
     if os.isatty(1):
-        raise click.UsageError("standard output is a terminal; send the layer to a file or pipe")
+        raise grammar.UsageError("standard output is a terminal; send the layer to a file or pipe")
     session.call(
         "snapshots.diff",
-        snapshotter=_whose(),
+        snapshotter=session.scope,
         lower=key if other else "",
         parent=not other,
         key=other or key,
@@ -212,17 +196,15 @@ def diff(session: Session, key: str, other: str, compression: str) -> None:
 
 
 @snapshots.verb("remove rm delete del")
-@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
-@click.pass_obj
+@grammar.argument("keys", nargs=-1, required=True, metavar="KEY...")
 def remove(session: Session, keys: tuple[str, ...]) -> None:
     """remove snapshots on which no other one stands"""
     for key in keys:
-        session.call("snapshots.delete", snapshotter=_whose(), key=key)
+        session.call("snapshots.delete", snapshotter=session.scope, key=key)
         print(key)
 
 
 @snapshots.verb("tree")
-@click.pass_obj
 def tree(session: Session) -> None:
     """print snapshots below their parents"""
     children: dict[str, list[str]] = {}
@@ -240,13 +222,12 @@ def tree(session: Session) -> None:
 
 
 @snapshots.verb("label")
-@click.argument("key")
-@click.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
-@click.pass_obj
+@grammar.argument("key")
+@grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def label(session: Session, key: str, labels: tuple[str, ...]) -> None:
     """set labels of a snapshot and print all; an empty value clears one"""
     changes = key_values(labels, "label", bare=True)
-    answer = session.call("snapshots.label", snapshotter=_whose(), key=key, labels=changes)
+    answer = session.call("snapshots.label", snapshotter=session.scope, key=key, labels=changes)
     print(labels_text(answer["snapshot"]["labels"]))
 
 

@@ -3,10 +3,8 @@
 from collections import deque
 from typing import Any
 
-import click
-
-from lighter.ctl import process
-from lighter.ctl.cli import DURATION, HELP_OPTIONS, SIGNAL, Session, format_option
+from lighter.ctl import grammar, process
+from lighter.ctl.cli import DURATION, SIGNAL, Session, format_option
 from lighter.ctl.definition import definition, definition_options
 from lighter.ctl.output import print_json
 from lighter.ctl.resolve import resolved
@@ -15,22 +13,21 @@ from lighter.ctl.short import each
 from lighter.proto.errors import LighterError, NotFound
 
 AT_ONCE = 32
-_REFS = click.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
+_REFS = grammar.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
 
 
-@click.command(
+@grammar.command(
     "create",
-    context_settings={"allow_interspersed_args": False, **HELP_OPTIONS},
+    interspersed=False,
     options_metavar="[OPTIONS]",
 )
 @definition_options
-@click.option("--name", help="The container's id.  [default: made up]")
-@click.option("--rm", is_flag=True, help="Remove the container when it has ended.")
-@click.option("--interactive", "-i", is_flag=True, help="Keep standard input open.")
+@grammar.option("--name", help="The container's id.  [default: made up]")
+@grammar.option("--rm", is_flag=True, help="Remove the container when it has ended.")
+@grammar.option("--interactive", "-i", is_flag=True, help="Keep standard input open.")
 @PULL
-@click.argument("image")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND] [ARG]...")
-@click.pass_obj
+@grammar.argument("image")
+@grammar.argument("words", nargs=-1, type=grammar.RAW, metavar="[COMMAND] [ARG]...")
 def create(
     session: Session,
     /,
@@ -50,18 +47,19 @@ def create(
       ctl create --name web --restart unless-stopped docker.io/library/nginx:alpine
       ctl start web
     """
-    body = definition(name, image, words, flags, auto_remove=rm, stdin_open=interactive)
+    body = definition(
+        name, image, words, flags, given=session.given, auto_remove=rm, stdin_open=interactive
+    )
     with process.refusals():
         created = create_or_pull(session, body, image, pull_when)
     session.warn(created["warnings"])
     print(created["id"], flush=True)
 
 
-@click.command("start", context_settings=HELP_OPTIONS)
-@click.option("--attach", "-a", is_flag=True, help="Show its output; its exit code is ctl's.")
-@click.option("--interactive", "-i", is_flag=True, help="Attach, and pass standard input on.")
+@grammar.command("start")
+@grammar.option("--attach", "-a", is_flag=True, help="Show its output; its exit code is ctl's.")
+@grammar.option("--interactive", "-i", is_flag=True, help="Attach, and pass standard input on.")
 @_REFS
-@click.pass_obj
 def start(session: Session, refs: tuple[str, ...], attach: bool, interactive: bool) -> int:
     """Start containers that do not run.
 
@@ -72,7 +70,7 @@ def start(session: Session, refs: tuple[str, ...], attach: bool, interactive: bo
     if not (attach or interactive):
         return each(session, refs, lambda id_: session.call("containers.start", id=id_))
     if len(refs) > 1:
-        raise click.UsageError("start: one container alone can be attached to")
+        raise grammar.UsageError("start: one container alone can be attached to")
 
     def act(container_id: str) -> int:
         return process.start_attached(
@@ -86,13 +84,12 @@ def start(session: Session, refs: tuple[str, ...], attach: bool, interactive: bo
     return resolved(session, refs[0], act)
 
 
-@click.command("restart", context_settings=HELP_OPTIONS)
-@click.option(
+@grammar.command("restart")
+@grammar.option(
     "--timeout", "--time", "-t", type=DURATION, help="Until KILL is sent.  [default: its own]"
 )
-@click.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
+@grammar.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
 @_REFS
-@click.pass_obj
 def restart(
     session: Session, refs: tuple[str, ...], timeout: float | None, signum: int | None
 ) -> int:
@@ -104,10 +101,9 @@ def restart(
     )
 
 
-@click.command("wait", context_settings=HELP_OPTIONS)
+@grammar.command("wait")
 @_REFS
 @format_option
-@click.pass_obj
 def wait(session: Session, refs: tuple[str, ...]) -> int:
     """Wait for the end of containers, and print their exit codes, in the order of the words."""
     code = 0

@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Session, format_option
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option
 from lighter.ctl.output import decimal_size_text, listing, size_text, table
 from lighter.ctl.resolve import resolved
 from lighter.ctl.template import Template
@@ -19,18 +18,17 @@ _HEADER = ("CONTAINER", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK
 Row = Mapping[str, Any]
 
 
-@click.command("stats", context_settings=HELP_OPTIONS)
-@click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run too.")
-@click.option("--no-stream", is_flag=True, help="Once.")
-@click.option("--no-trunc", is_flag=True, help="Docker's word; nothing is cut anyway.")
-@click.option(
+@grammar.command("stats")
+@grammar.option("--all", "-a", "everything", is_flag=True, help="Those that do not run too.")
+@grammar.option("--no-stream", is_flag=True, help="Once.")
+@grammar.option("--no-trunc", is_flag=True, help="Docker's word; nothing is cut anyway.")
+@grammar.option(
     "--format",
     "template",
     metavar="table|json|TEMPLATE",
     help="A table, JSON, or a Go template such as '{{.Name}} {{.CPUPerc}}'.",
 )
-@click.argument("refs", nargs=-1, metavar="[CONTAINER]...")
-@click.pass_obj
+@grammar.argument("refs", nargs=-1, metavar="[CONTAINER]...")
 def stats(
     session: Session,
     refs: tuple[str, ...],
@@ -195,10 +193,9 @@ class _Printer:
         sys.stdout.flush()
 
 
-@click.command("top", context_settings=HELP_OPTIONS)
-@click.argument("ref", metavar="CONTAINER")
+@grammar.command("top")
+@grammar.argument("ref", metavar="CONTAINER")
 @format_option
-@click.pass_obj
 def top(session: Session, ref: str) -> None:
     """List a container's processes: PID is the host's number, INSIDE the container's own.
 

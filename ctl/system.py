@@ -2,16 +2,14 @@
 
 import time
 
-import click
-
-from lighter.ctl.cli import DURATION, HELP_OPTIONS, Commands, Session, format_option
+from lighter.ctl import grammar
+from lighter.ctl.cli import DURATION, Session, format_option
 from lighter.ctl.output import for_how_long, listing, print_json, rfc3339, size_text, table
 from lighter.proto.version import VERSION
 
 
-@click.command("version", context_settings=HELP_OPTIONS)
+@grammar.command("version")
 @format_option
-@click.pass_obj
 def version(session: Session) -> None:
     """Print the client and server versions.
 
@@ -30,14 +28,13 @@ def version(session: Session) -> None:
     print(f"  {'UUID:':<9} {server['uuid']}")
 
 
-@click.group("system", cls=Commands)
-def system() -> None:
+@grammar.group("system")
+def system(_session: Session) -> None:
     """Look at the manager itself."""
 
 
 @system.verb("info")
 @format_option
-@click.pass_obj
 def info(session: Session) -> None:
     """show the manager's identity, directories and health"""
     facts = {**session.call("version.get"), **session.call("system.health")}
@@ -51,7 +48,6 @@ def info(session: Session) -> None:
 
 @system.verb("shims")
 @format_option
-@click.pass_obj
 def shims(session: Session) -> None:
     """list the shims: one process per container"""
     now = time.time_ns()
@@ -75,7 +71,6 @@ def shims(session: Session) -> None:
 
 @system.verb("overhead")
 @format_option
-@click.pass_obj
 def overhead(session: Session) -> None:
     """show what running containers costs beside the containers
 
@@ -113,7 +108,6 @@ def overhead(session: Session) -> None:
 
 @system.verb("reload")
 @format_option
-@click.pass_obj
 def reload(session: Session) -> None:
     """make the manager read its configuration again"""
     done = session.call("system.reload")
@@ -127,7 +121,6 @@ def reload(session: Session) -> None:
 
 @system.verb("accept-loss")
 @format_option
-@click.pass_obj
 def accept_loss(session: Session) -> None:
     """let go of what lost rows of a mended database may have needed
 
@@ -142,11 +135,12 @@ def accept_loss(session: Session) -> None:
 
 
 @system.verb("stop-containers")
-@click.option(
+@grammar.option(
     "--timeout", "-t", type=DURATION, default="60s", show_default=True, help="Until KILL is sent."
 )
-@click.option("--manager", default="", metavar="COMMAND", help="Run this manager when none serves.")
-@click.pass_obj
+@grammar.option(
+    "--manager", default="", metavar="COMMAND", help="Run this manager when none serves."
+)
 def stop_containers(session: Session, timeout: float, manager: str) -> int:
     """stop all containers of all namespaces, and print which
 
@@ -168,7 +162,6 @@ def stop_containers(session: Session, timeout: float, manager: str) -> int:
 
 @system.verb("df")
 @format_option
-@click.pass_obj
 def df(session: Session) -> None:
     """show what takes the disk space below the manager's root"""
     from lighter.ctl import disk
@@ -177,9 +170,8 @@ def df(session: Session) -> None:
 
 
 @system.verb("prune")
-@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+@grammar.option("--dry-run", is_flag=True, help="Only show what would go.")
 @format_option
-@click.pass_obj
 def prune(session: Session, dry_run: bool) -> None:
     """remove what nothing needs, in all namespaces
 

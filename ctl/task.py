@@ -3,13 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
-from lighter.ctl import process
+from lighter.ctl import grammar, process
 from lighter.ctl.cli import (
-    HELP_OPTIONS,
     SIGNAL,
-    Commands,
     Session,
     absolute,
     detach_keys_option,
@@ -20,8 +16,8 @@ from lighter.ctl.output import listing, print_json, rfc3339, table
 from lighter.proto.errors import InvalidArgument, NotFound
 
 
-@click.group("tasks", cls=Commands)
-def tasks() -> None:
+@grammar.group("tasks")
+def tasks(_session: Session) -> None:
     """Manage tasks: containers that run, or have run.
 
     \b
@@ -49,15 +45,14 @@ def exec_request(
 
 
 @tasks.verb("start")
-@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
-@click.option("--null-io", is_flag=True, help="Pass no streams.")
-@click.option("--pid-file", type=click.Path(), default="", help="Write the pid to this file.")
-@click.option("--checkpoint", type=click.Path(), default="", help="Go on from this directory.")
+@grammar.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@grammar.option("--null-io", is_flag=True, help="Pass no streams.")
+@grammar.option("--pid-file", type=grammar.PATH, default="", help="Write the pid to this file.")
+@grammar.option("--checkpoint", type=grammar.PATH, default="", help="Go on from this directory.")
 @fifo_dir_option
 @detach_keys_option
-@click.argument("container_id", metavar="CONTAINER")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="")
-@click.pass_obj
+@grammar.argument("container_id", metavar="CONTAINER")
+@grammar.argument("words", nargs=-1, type=grammar.RAW, metavar="")
 def start(
     session: Session,
     container_id: str,
@@ -90,9 +85,8 @@ def start(
 
 
 @tasks.verb("list ls")
-@click.option("--quiet", "-q", is_flag=True, help="Ids alone.")
+@grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
 @format_option
-@click.pass_obj
 def list_(session: Session, quiet: bool) -> None:
     """list tasks"""
     rows = session.call("tasks.list")["tasks"]
@@ -109,9 +103,8 @@ def list_(session: Session, quiet: bool) -> None:
 
 
 @tasks.verb("ps")
-@click.argument("container_id", metavar="CONTAINER")
+@grammar.argument("container_id", metavar="CONTAINER")
 @format_option
-@click.pass_obj
 def ps(session: Session, container_id: str) -> None:
     """list the processes of a container, with the host's pids; as JSON with their own ones too"""
     listing(
@@ -123,10 +116,9 @@ def ps(session: Session, container_id: str) -> None:
 
 
 @tasks.verb("checkpoint")
-@click.option("--image-path", type=click.Path(), required=True, help="A new directory for it.")
-@click.option("--exit", "ends", is_flag=True, help="End the container with it.")
-@click.argument("container_id", metavar="CONTAINER")
-@click.pass_obj
+@grammar.option("--image-path", type=grammar.PATH, required=True, help="A new directory for it.")
+@grammar.option("--exit", "ends", is_flag=True, help="End the container with it.")
+@grammar.argument("container_id", metavar="CONTAINER")
 def checkpoint(session: Session, container_id: str, image_path: str, ends: bool) -> None:
     """write a container's processes and memory to a directory, by CRIU
 
@@ -148,9 +140,8 @@ def checkpoint(session: Session, container_id: str, image_path: str, ends: bool)
 
 
 @tasks.verb("metrics metric")
-@click.option("--format", "shape", type=click.Choice(("table", "json")), help="Of output.")
-@click.argument("container_id", metavar="CONTAINER")
-@click.pass_obj
+@grammar.option("--format", "shape", type=grammar.Choice(("table", "json")), help="Of output.")
+@grammar.argument("container_id", metavar="CONTAINER")
 def metrics(session: Session, container_id: str, shape: str | None) -> None:
     """print what a task has used, as ctr does"""
     (found,) = session.call("tasks.metrics", ids=[container_id])["metrics"]
@@ -197,17 +188,16 @@ def metric_rows(version: int, values: Mapping[str, Any]) -> list[tuple[str, obje
     ]
 
 
-@tasks.verb("exec", context_settings={"allow_interspersed_args": False, **HELP_OPTIONS})
-@click.option("--exec-id", help="Id of the new process.  [default: made up]")
-@click.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
-@click.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
-@click.option("--cwd", help="Working directory.")
-@click.option("--user", "-u", help="User or uid[:group or gid].")
+@tasks.verb("exec", interspersed=False)
+@grammar.option("--exec-id", help="Id of the new process.  [default: made up]")
+@grammar.option("--tty", "-t", is_flag=True, help="Give it a terminal.")
+@grammar.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
+@grammar.option("--cwd", help="Working directory.")
+@grammar.option("--user", "-u", help="User or uid[:group or gid].")
 @fifo_dir_option
 @detach_keys_option
-@click.argument("container_id", metavar="CONTAINER")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
-@click.pass_obj
+@grammar.argument("container_id", metavar="CONTAINER")
+@grammar.argument("command", nargs=-1, required=True, type=grammar.RAW, metavar="CMD [ARG]...")
 def exec_(
     session: Session,
     /,
@@ -227,27 +217,24 @@ def exec_(
 
 
 @tasks.verb("kill")
-@click.option("--signal", "-s", "signum", type=SIGNAL, default="TERM", show_default=True)
-@click.option("--exec-id", default="", help="Signal this process instead of the first one.")
-@click.option("--all", "-a", "everyone", is_flag=True, help="Signal all its processes.")
-@click.argument("container_id", metavar="CONTAINER")
-@click.pass_obj
+@grammar.option("--signal", "-s", "signum", type=SIGNAL, default="TERM", show_default=True)
+@grammar.option("--exec-id", default="", help="Signal this process instead of the first one.")
+@grammar.option("--all", "-a", "everyone", is_flag=True, help="Signal all its processes.")
+@grammar.argument("container_id", metavar="CONTAINER")
 def kill(session: Session, container_id: str, signum: int, exec_id: str, everyone: bool) -> None:
     """send a signal to a container"""
     session.call("tasks.kill", id=container_id, exec_id=exec_id, signal=signum, all=everyone)
 
 
 @tasks.verb("pause")
-@click.argument("container_id", metavar="CONTAINER")
-@click.pass_obj
+@grammar.argument("container_id", metavar="CONTAINER")
 def pause(session: Session, container_id: str) -> None:
     """freeze a container"""
     session.call("tasks.pause", id=container_id)
 
 
 @tasks.verb("resume")
-@click.argument("container_id", metavar="CONTAINER")
-@click.pass_obj
+@grammar.argument("container_id", metavar="CONTAINER")
 def resume(session: Session, container_id: str) -> None:
     """let a paused container go on"""
     session.call("tasks.resume", id=container_id)
@@ -255,19 +242,17 @@ def resume(session: Session, container_id: str) -> None:
 
 @tasks.verb("attach")
 @detach_keys_option
-@click.option("--exec-id", default="", help="This process instead of the first one.")
-@click.argument("container_id", metavar="CONTAINER")
-@click.pass_obj
+@grammar.option("--exec-id", default="", help="This process instead of the first one.")
+@grammar.argument("container_id", metavar="CONTAINER")
 def attach(session: Session, container_id: str, exec_id: str) -> int:
     """attach to a running container; the keys to detach leave a terminal"""
     return process.attach(session, container_id, exec_id, stdin=True)
 
 
 @tasks.verb("wait")
-@click.option("--exec-id", default="", help="This process instead of the first one.")
-@click.argument("container_id", metavar="CONTAINER")
+@grammar.option("--exec-id", default="", help="This process instead of the first one.")
+@grammar.argument("container_id", metavar="CONTAINER")
 @format_option
-@click.pass_obj
 def wait(session: Session, container_id: str, exec_id: str) -> None:
     """wait for the end of a container and print its exit code"""
     end = session.call("tasks.wait", id=container_id, exec_id=exec_id)
@@ -278,10 +263,9 @@ def wait(session: Session, container_id: str, exec_id: str) -> None:
 
 
 @tasks.verb("delete del remove rm")
-@click.option("--force", "-f", is_flag=True, help="End it first.")
-@click.option("--exec-id", default="", help="Forget this process instead.")
-@click.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
-@click.pass_obj
+@grammar.option("--force", "-f", is_flag=True, help="End it first.")
+@grammar.option("--exec-id", default="", help="Forget this process instead.")
+@grammar.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
 def delete(session: Session, container_ids: tuple[str, ...], force: bool, exec_id: str) -> None:
     """delete tasks that have ended; the containers stay"""
     for container_id in container_ids:

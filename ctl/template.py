@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.output import table, visible
 
 Row = Mapping[str, Any]
@@ -39,7 +38,7 @@ _ESCAPES = {"\\t": "\t", "\\n": "\n", "\\\\": "\\"}
 
 
 class Template:
-    """One parsed `--format`. Raises click.UsageError for what it does not know."""
+    """One parsed `--format`. Raises grammar.UsageError for what it does not know."""
 
     def __init__(self, text: str, fields: Fields) -> None:
         self._fields = fields
@@ -56,7 +55,7 @@ class Template:
 
     def _add_text(self, text: str) -> None:
         if "{{" in text:
-            raise click.UsageError(f"--format {self._text!r}: a {{{{ is not closed")
+            raise grammar.UsageError(f"--format {self._text!r}: a {{{{ is not closed")
         self._parts.append(re.sub(r"\\[tn\\]", lambda found: _ESCAPES[found[0]], text))
 
     def _parse(self, action: str) -> tuple[str, Render]:
@@ -78,7 +77,7 @@ class Template:
         found = self._fields.get(word.removeprefix(".")) if word.startswith(".") else None
         if found is None:
             known = " ".join(f".{name}" for name in self._fields)
-            raise click.UsageError(f"--format: {{{{{action}}}}} is not known; there are {known}")
+            raise grammar.UsageError(f"--format: {{{{{action}}}}} is not known; there are {known}")
         return found
 
     def _object(self, row: Row) -> str:

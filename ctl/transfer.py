@@ -3,22 +3,21 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Session, absolute, format_option, key_values
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, absolute, format_option, key_values
 from lighter.ctl.output import print_json_line
 
 Decorated = Callable[..., Any]
 
 _REGISTRY_OPTIONS = (
-    click.option("--user", "-u", default="", metavar="USER[:PASSWORD]", help="Credentials."),
-    click.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS."),
-    click.option("--skip-verify", "-k", is_flag=True, help="Do not verify the certificate."),
-    click.option("--tlscacert", type=click.Path(), default="", help="CA to trust."),
-    click.option("--tlscert", type=click.Path(), default="", help="Client certificate."),
-    click.option("--tlskey", type=click.Path(), default="", help="Its key."),
-    click.option("--hosts-dir", type=click.Path(), default="", help="Directory with hosts.toml."),
-    click.option("--refresh", default="", help="Refresh token for the authorization server."),
+    grammar.option("--user", "-u", default="", metavar="USER[:PASSWORD]", help="Credentials."),
+    grammar.option("--plain-http", is_flag=True, help="Speak HTTP, not HTTPS."),
+    grammar.option("--skip-verify", "-k", is_flag=True, help="Do not verify the certificate."),
+    grammar.option("--tlscacert", type=grammar.PATH, default="", help="CA to trust."),
+    grammar.option("--tlscert", type=grammar.PATH, default="", help="Client certificate."),
+    grammar.option("--tlskey", type=grammar.PATH, default="", help="Its key."),
+    grammar.option("--hosts-dir", type=grammar.PATH, default="", help="Directory with hosts.toml."),
+    grammar.option("--refresh", default="", help="Refresh token for the authorization server."),
 )
 
 
@@ -62,23 +61,22 @@ NO_FLAGS: dict[str, Any] = {
 }
 
 
-@click.command("pull", context_settings=HELP_OPTIONS, short_help="pull an image from a registry")
+@grammar.command("pull", short_help="pull an image from a registry")
 @registry_options
-@click.option("--platform", default="", help="Of this platform instead of this host's.")
-@click.option("--all-platforms", is_flag=True, help="All that the image is there for.")
-@click.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
-@click.option("--snapshotter", default="", help="Where to unpack.")
-@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
-@click.option(
+@grammar.option("--platform", default="", help="Of this platform instead of this host's.")
+@grammar.option("--all-platforms", is_flag=True, help="All that the image is there for.")
+@grammar.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
+@grammar.option("--snapshotter", default="", help="Where to unpack.")
+@grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
+@grammar.option(
     "--max-concurrent-downloads",
-    type=click.IntRange(1, 64),
+    type=grammar.Integer(1, 64),
     default=3,
     show_default=True,
     help="Layers at a time.",
 )
 @format_option
-@click.argument("ref")
-@click.pass_obj
+@grammar.argument("ref")
 def pull(
     session: Session,
     /,
@@ -100,7 +98,7 @@ def pull(
       ctl images pull --plain-http -u admin:Harbor12345 harbor.example/library/nginx:latest
     """
     if platform and all_platforms:
-        raise click.UsageError("--platform and --all-platforms exclude each other")
+        raise grammar.UsageError("--platform and --all-platforms exclude each other")
     pull_image(
         session,
         ref,
@@ -139,21 +137,20 @@ def pull_image(
     return name
 
 
-@click.command("push", context_settings=HELP_OPTIONS, short_help="push an image to a registry")
+@grammar.command("push", short_help="push an image to a registry")
 @registry_options
-@click.option("--platform", default="", help="The manifest of one platform alone.")
-@click.option("--manifest", default="", metavar="DIGEST", help="A document of the image's.")
-@click.option(
+@grammar.option("--platform", default="", help="The manifest of one platform alone.")
+@grammar.option("--manifest", default="", metavar="DIGEST", help="A document of the image's.")
+@grammar.option(
     "--max-concurrent-uploaded-layers",
-    type=click.IntRange(1, 64),
+    type=grammar.Integer(1, 64),
     default=3,
     show_default=True,
     help="Layers at a time.",
 )
 @format_option
-@click.argument("remote", metavar="REF")
-@click.argument("local", metavar="[LOCAL]", required=False, default="")
-@click.pass_obj
+@grammar.argument("remote", metavar="REF")
+@grammar.argument("local", metavar="[LOCAL]", required=False, default="")
 def push(
     session: Session,
     /,
@@ -172,7 +169,7 @@ def push(
       ctl images push --platform linux/amd64 --plain-http harbor.example/library/nginx:latest
     """
     if platform and manifest:
-        raise click.UsageError("--platform and --manifest exclude each other")
+        raise grammar.UsageError("--platform and --manifest exclude each other")
     _push(
         session,
         "images.push",
@@ -200,16 +197,15 @@ def _push(session: Session, method: str, **body: Any) -> None:
         display.finish(call.value)
 
 
-@click.command("fetch", context_settings=HELP_OPTIONS, short_help="fetch an image's content")
+@grammar.command("fetch", short_help="fetch an image's content")
 @registry_options
-@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
-@click.option("--platform", default="", help="Of this platform instead of this host's.")
-@click.option("--all-platforms", is_flag=True, help="All that the image is there for.")
-@click.option("--all-metadata", is_flag=True, help="Also other platforms' manifests and configs.")
-@click.option("--metadata-only", is_flag=True, help="Manifests and configs alone, no layer.")
+@grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
+@grammar.option("--platform", default="", help="Of this platform instead of this host's.")
+@grammar.option("--all-platforms", is_flag=True, help="All that the image is there for.")
+@grammar.option("--all-metadata", is_flag=True, help="Also other platforms' manifests and configs.")
+@grammar.option("--metadata-only", is_flag=True, help="Manifests and configs alone, no layer.")
 @format_option
-@click.argument("ref")
-@click.pass_obj
+@grammar.argument("ref")
 def fetch(
     session: Session,
     /,
@@ -228,7 +224,7 @@ def fetch(
       ctl content fetch --metadata-only --plain-http harbor.example/library/nginx:latest
     """
     if platform and all_platforms:
-        raise click.UsageError("--platform and --all-platforms exclude each other")
+        raise grammar.UsageError("--platform and --all-platforms exclude each other")
     pull_image(
         session,
         ref,
@@ -242,13 +238,12 @@ def fetch(
     )
 
 
-@click.command("push-object", context_settings=HELP_OPTIONS, short_help="push one piece of content")
+@grammar.command("push-object", short_help="push one piece of content")
 @registry_options
 @format_option
-@click.argument("ref")
-@click.argument("digest")
-@click.argument("media_type", metavar="TYPE")
-@click.pass_obj
+@grammar.argument("ref")
+@grammar.argument("digest")
+@grammar.argument("media_type", metavar="TYPE")
 def push_object(session: Session, /, ref: str, digest: str, media_type: str, **flags: Any) -> None:
     """Push one blob or manifest to the repository of REF; a manifest under REF's tag.
 

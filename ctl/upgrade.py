@@ -4,9 +4,8 @@ import os
 import subprocess
 from collections.abc import Sequence
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option
 from lighter.ctl.output import print_json
 from lighter.proto.errors import InvalidArgument, Unavailable
 from lighter.proto.release import OWN, Release, checked, release_at
@@ -17,8 +16,8 @@ _PROTOCOL, _SCHEMA, _NEWEST = "lighter(protocol)", "lighter(schema)", "lighter(s
 _QUERY = r"%{NAME}\n%{VERSION}\n[%{PROVIDENAME} %{PROVIDEVERSION}\n]"
 
 
-@click.group("upgrade", cls=Commands, context_settings=HELP_OPTIONS)
-def upgrade() -> None:
+@grammar.group("upgrade")
+def upgrade(_session: Session) -> None:
     """Look ahead to another version.
 
     \b
@@ -29,8 +28,7 @@ def upgrade() -> None:
 
 @upgrade.verb("check")
 @format_option
-@click.argument("path", metavar="[RPM|DIR]", required=False)
-@click.pass_obj
+@grammar.argument("path", metavar="[RPM|DIR]", required=False)
 def check(session: Session, path: str | None) -> int:
     """tell whether a version can adopt every running shim and open the database
 

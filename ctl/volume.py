@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
-from lighter.ctl.cli import HELP_OPTIONS, Commands, Session, format_option, key_values
+from lighter.ctl import grammar
+from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.output import labels_text, listing, plain, print_json, size_text
 from lighter.ctl.resolve import remove_each
 from lighter.ctl.template import Template
@@ -20,8 +19,8 @@ _FIELDS = {
 }
 
 
-@click.group("volume", cls=Commands)
-def volumes() -> None:
+@grammar.group("volume")
+def volumes(_session: Session) -> None:
     """Manage volumes.
 
     \b
@@ -33,11 +32,10 @@ def volumes() -> None:
 
 
 @volumes.verb("create")
-@click.option("--driver", "-d", default="local", show_default=True, help="There is one.")
-@click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the volume.")
-@click.option("--opt", "-o", multiple=True, metavar="KEY=VALUE", help="None is taken.")
-@click.argument("name", required=False)
-@click.pass_obj
+@grammar.option("--driver", "-d", default="local", show_default=True, help="There is one.")
+@grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the volume.")
+@grammar.option("--opt", "-o", multiple=True, metavar="KEY=VALUE", help="None is taken.")
+@grammar.argument("name", required=False)
 def create(
     session: Session, name: str | None, driver: str, label: tuple[str, ...], opt: tuple[str, ...]
 ) -> None:
@@ -52,13 +50,12 @@ def create(
     print(made["volume"]["name"])
 
 
-@volumes.command("ls", context_settings=HELP_OPTIONS)
-@click.option("--quiet", "-q", is_flag=True, help="Names alone.")
-@click.option(
+@volumes.verb("ls")
+@grammar.option("--quiet", "-q", is_flag=True, help="Names alone.")
+@grammar.option(
     "--filter", "-f", "filters", multiple=True, metavar="KEY=VALUE", help="name, label, dangling."
 )
-@click.option("--format", "template", metavar="table|json|TEMPLATE", help="Or a Go template.")
-@click.pass_obj
+@grammar.option("--format", "template", metavar="table|json|TEMPLATE", help="Or a Go template.")
 def ls(session: Session, quiet: bool, filters: tuple[str, ...], template: str | None) -> None:
     """list volumes"""
     tests = [_test(word) for word in filters]
@@ -84,7 +81,9 @@ def ls(session: Session, quiet: bool, filters: tuple[str, ...], template: str | 
 def _test(word: str) -> Any:
     key, sign, value = word.partition("=")
     if not sign or key not in ("name", "label", "dangling"):
-        raise click.UsageError(f"--filter {word!r}: expected name=, label= or dangling=true|false")
+        raise grammar.UsageError(
+            f"--filter {word!r}: expected name=, label= or dangling=true|false"
+        )
     if key == "name":
         return lambda row: value in row["name"]
     if key == "dangling":
@@ -95,10 +94,9 @@ def _test(word: str) -> Any:
 
 
 @volumes.verb("inspect")
-@click.option("--size", "-s", is_flag=True, help="What it takes on the disk, too.")
-@click.option("--format", "template", metavar="TEMPLATE", help="A Go template.")
-@click.argument("names", nargs=-1, required=True, metavar="VOLUME...")
-@click.pass_obj
+@grammar.option("--size", "-s", is_flag=True, help="What it takes on the disk, too.")
+@grammar.option("--format", "template", metavar="TEMPLATE", help="A Go template.")
+@grammar.argument("names", nargs=-1, required=True, metavar="VOLUME...")
 def inspect(session: Session, names: tuple[str, ...], size: bool, template: str | None) -> None:
     """print all that is known about volumes, as JSON"""
     shape = Template(template, _FIELDS) if template and template != "json" else None
@@ -129,24 +127,25 @@ def as_docker(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @volumes.verb("rm remove delete del")
-@click.option("--force", "-f", is_flag=True, help="One that is not there is no failure.")
-@click.argument("names", nargs=-1, required=True, metavar="VOLUME...")
-@click.pass_obj
+@grammar.option("--force", "-f", is_flag=True, help="One that is not there is no failure.")
+@grammar.argument("names", nargs=-1, required=True, metavar="VOLUME...")
 def rm(session: Session, names: tuple[str, ...], force: bool) -> int:
     """remove volumes that no container uses, with all that is in them"""
     return remove_each(session, "volumes.delete", names, force=force)
 
 
 @volumes.verb("prune")
-@click.option("--all", "-a", "everything", is_flag=True, help="Named ones too.")
-@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@grammar.option("--all", "-a", "everything", is_flag=True, help="Named ones too.")
+@grammar.option("--force", "-f", is_flag=True, help="Do not ask.")
 @format_option
-@click.pass_obj
 def prune(session: Session, everything: bool, force: bool) -> int:
     """remove all volumes without a name that no container uses"""
     if not force:
         what = "all volumes" if everything else "all anonymous volumes"
-        click.confirm(f"This removes {what} that no container uses. Go on?", abort=True, err=True)
+        from lighter.ctl.asking import confirm
+
+        if not confirm(f"This removes {what} that no container uses. Go on?"):
+            raise KeyboardInterrupt
     done = session.call("volumes.prune", all=everything)
     if session.json:
         print_json(done)

@@ -3,18 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import absolute
 
 OPTIONS = (
-    click.option(
+    grammar.option(
         "--device",
         multiple=True,
         metavar="PATH[:INSIDE][:rwm]",
         help="A device, a directory of devices, or vendor/class=name (CDI).",
     ),
-    click.option("--gpus", multiple=True, metavar="N,…|all", help="Graphic processors, by CDI."),
+    grammar.option("--gpus", multiple=True, metavar="N,…|all", help="Graphic processors, by CDI."),
 )
 
 
@@ -38,7 +37,7 @@ def gpus(text: str) -> list[str]:
     """`0`, `0,1`, `all`, and docker's `device=0,1`."""
     words = text.strip('"').removeprefix("device=").split(",")
     if "" in words or any("=" in word for word in words):
-        raise click.UsageError(f"--gpus {text!r}: expected numbers, ids or all")
+        raise grammar.UsageError(f"--gpus {text!r}: expected numbers, ids or all")
     return words
 
 
@@ -53,5 +52,5 @@ def device(text: str) -> dict[str, str]:
     elif len(rest) == 1:
         inside = rest[0]
     if not path or len(rest) > 2 or "" in rest:
-        raise click.UsageError(f"--device {text!r}: expected PATH[:INSIDE][:rwm]")
+        raise grammar.UsageError(f"--device {text!r}: expected PATH[:INSIDE][:rwm]")
     return {"path": absolute(path), "destination": inside, "access": access}

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import absolute, key_values, read_text
 
 _MOUNT_KEYS = {
@@ -32,19 +31,21 @@ _TRUE = {"": True, "true": True, "1": True, "false": False, "0": False}
 _PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 
 OPTIONS = (
-    click.option(
+    grammar.option(
         "--mount",
         multiple=True,
         help="type=bind,src=/tmp,dst=/hostdir,options=rbind:rw; type=volume,src=NAME,dst=/data",
     ),
-    click.option("--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="/run:size=64m,mode=755"),
-    click.option("--config", "-c", metavar="FILE", help="The OCI spec; then IMAGE is left out."),
-    click.option("--rootfs", is_flag=True, help="IMAGE is a directory, the container's root."),
-    click.option("--rootfs-propagation", default="", help="Of the root: private, rslave, …"),
-    click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Of the image."),
-    click.option("--snapshotter-label", multiple=True, metavar="KEY=VALUE", help="Of its files."),
-    click.option("--read-only", is_flag=True, help="Root filesystem cannot be written."),
-    click.option(
+    grammar.option(
+        "--tmpfs", multiple=True, metavar="PATH[:OPTIONS]", help="/run:size=64m,mode=755"
+    ),
+    grammar.option("--config", "-c", metavar="FILE", help="The OCI spec; then IMAGE is left out."),
+    grammar.option("--rootfs", is_flag=True, help="IMAGE is a directory, the container's root."),
+    grammar.option("--rootfs-propagation", default="", help="Of the root: private, rslave, …"),
+    grammar.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Of the image."),
+    grammar.option("--snapshotter-label", multiple=True, metavar="KEY=VALUE", help="Of its files."),
+    grammar.option("--read-only", is_flag=True, help="Root filesystem cannot be written."),
+    grammar.option(
         "--snapshotter",
         envvar=["LIGHTER_SNAPSHOTTER", "CONTAINERD_SNAPSHOTTER"],
         help="Keeper of the root filesystem.",
@@ -69,7 +70,7 @@ def tmpfs(text: str) -> dict[str, Any]:
     """One --tmpfs: `path[:option,…]`, with docker's defaults."""
     path, _, words = text.partition(":")
     if not path.startswith("/"):
-        raise click.UsageError(f"--tmpfs {text!r}: an absolute path is expected")
+        raise grammar.UsageError(f"--tmpfs {text!r}: an absolute path is expected")
     return _tmpfs(path, [word for word in words.split(",") if word])
 
 
@@ -85,7 +86,7 @@ def _tmpfs(path: str, options: list[str]) -> dict[str, Any]:
 
 
 def mount(text: str) -> dict[str, Any]:
-    """One --mount as {type, source, destination, options}. Raises click.UsageError.
+    """One --mount as {type, source, destination, options}. Raises grammar.UsageError.
 
     Fields are separated by commas, a field with a comma is quoted as in CSV; options are separated
     by colons. A relative source of a bind mount is seen from ctl's working directory.
@@ -101,26 +102,26 @@ def mount(text: str) -> dict[str, Any]:
             continue
         name = _MOUNT_KEYS.get(key)
         if name is None or not sign:
-            raise click.UsageError(f"--mount {text!r}: {field!r} is not known here")
+            raise grammar.UsageError(f"--mount {text!r}: {field!r} is not known here")
         if name == "options":
             options += [option for option in value.split(":") if option]
         else:
             found[name] = value
     kind = found.get("type") or "bind"
     if not found.get("destination"):
-        raise click.UsageError(f"--mount {text!r}: dst is missing")
+        raise grammar.UsageError(f"--mount {text!r}: dst is missing")
     if "propagation" in found:
         if found["propagation"] not in _PROPAGATIONS or kind != "bind":
-            raise click.UsageError(f"--mount {text!r}: bind-propagation cannot be this")
+            raise grammar.UsageError(f"--mount {text!r}: bind-propagation cannot be this")
         options.append(found["propagation"])
     if {"size", "mode"} & found.keys():
         if kind != "tmpfs":
-            raise click.UsageError(f"--mount {text!r}: tmpfs-size and -mode are for type=tmpfs")
+            raise grammar.UsageError(f"--mount {text!r}: tmpfs-size and -mode are for type=tmpfs")
         options += [f"{key}={found[key]}" for key in ("size", "mode") if key in found]
     source = found.get("source", "")
     if kind == "bind":
         if not source:
-            raise click.UsageError(f"--mount {text!r}: src is missing")
+            raise grammar.UsageError(f"--mount {text!r}: src is missing")
         source = absolute(source)
         if not {"bind", "rbind"} & set(options):
             options.append("rbind")

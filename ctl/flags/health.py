@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import DURATION
 
 _TIMES = {
@@ -15,18 +14,18 @@ _TIMES = {
 }
 
 OPTIONS = (
-    click.option("--health-cmd", help="Shell command that tells: 0 is healthy."),
-    click.option("--health-interval", type=DURATION, help="Between two.  [default: 30s]"),
-    click.option("--health-timeout", type=DURATION, help="For each.  [default: 30s]"),
-    click.option("--health-retries", type=click.IntRange(1), help="Failures.  [default: 3]"),
-    click.option("--health-start-period", type=DURATION, help="Failures do not count in it."),
-    click.option("--health-start-interval", type=DURATION, help="Until then.  [default: 5s]"),
-    click.option("--no-healthcheck", is_flag=True, help="None, also not the image's."),
+    grammar.option("--health-cmd", help="Shell command that tells: 0 is healthy."),
+    grammar.option("--health-interval", type=DURATION, help="Between two.  [default: 30s]"),
+    grammar.option("--health-timeout", type=DURATION, help="For each.  [default: 30s]"),
+    grammar.option("--health-retries", type=grammar.Integer(1), help="Failures.  [default: 3]"),
+    grammar.option("--health-start-period", type=DURATION, help="Failures do not count in it."),
+    grammar.option("--health-start-interval", type=DURATION, help="Until then.  [default: 5s]"),
+    grammar.option("--no-healthcheck", is_flag=True, help="None, also not the image's."),
 )
 
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Their part of the body of containers.create. Raises click.UsageError."""
+    """Their part of the body of containers.create. Raises grammar.UsageError."""
     times = {name: flags[flag] for flag, name in _TIMES.items() if flags[flag]}
     asked = {**times, "retries": flags["health_retries"]}
     if flags["health_cmd"]:
@@ -34,6 +33,6 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in asked.items() if value is not None}
     if flags["no_healthcheck"]:
         if given:
-            raise click.UsageError("--no-healthcheck: it conflicts with --health-* flags")
+            raise grammar.UsageError("--no-healthcheck: it conflicts with --health-* flags")
         given = {"test": ["NONE"]}
     return {"health": given}

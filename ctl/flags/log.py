@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import SIZE
 
 # Docker's words beside ours. Its `local` and `json-file` keep output in files that `logs` reads, as
@@ -14,40 +13,40 @@ LOG_MAX_SIZE = 10 * 1024 * 1024
 LOG_MAX_FILE = 5
 
 
-class LogDriver(click.ParamType[str]):
+class LogDriver(grammar.Kind):
     """A driver by docker's name or ours; converts to ours."""
 
     name = "driver"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in _DRIVERS:
-            self.fail(
-                f"there is no driver {value!r}, only {', '.join(_DRIVERS)}; "
-                "--log-uri binary:///PROGRAM hands the output to a program of yours",
-                param,
-                ctx,
+    def convert(self, text: str) -> str:
+        if text not in _DRIVERS:
+            raise grammar.BadValue(
+                f"there is no driver {text!r}, only {', '.join(_DRIVERS)}; "
+                "--log-uri binary:///PROGRAM hands the output to a program of yours"
             )
-        return _DRIVERS[value]
+        return _DRIVERS[text]
 
 
 OPTIONS = (
-    click.option(
+    grammar.option(
         "--log-driver",
         type=LogDriver(),
         default="file",
         show_default=True,
         help="file, or none. json-file and local mean file.",
     ),
-    click.option(
+    grammar.option(
         "--log-opt",
         "log_opt",
         multiple=True,
         metavar="KEY=VALUE",
         help="max-size=10m, max-file=5: docker's way to say the following two.",
     ),
-    click.option("--log-max-size", type=SIZE, default="10m", help="Per file; 0: no limit."),
-    click.option("--log-max-file", type=click.IntRange(0), default=5, help="Files; 0: no limit."),
-    click.option(
+    grammar.option("--log-max-size", type=SIZE, default="10m", help="Per file; 0: no limit."),
+    grammar.option(
+        "--log-max-file", type=grammar.Integer(0), default=5, help="Files; 0: no limit."
+    ),
+    grammar.option(
         "--log-uri",
         metavar="URI",
         help="In place of a log: file:///PATH, or binary:///PROGRAM?KEY=VALUE as containerd's.",
@@ -56,7 +55,7 @@ OPTIONS = (
 
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Their part of the body of containers.create. Raises click.UsageError."""
+    """Their part of the body of containers.create. Raises grammar.UsageError."""
     return {
         "log": {
             "driver": flags["log_driver"],
@@ -74,11 +73,11 @@ def _docker_options(words: tuple[str, ...]) -> dict[str, int]:
         key, sign, value = word.partition("=")
         if key == "max-size" and sign:
             # -1 is docker's "no limit".
-            found["max_size"] = 0 if value == "-1" else int(SIZE.convert(value, None, None))
+            found["max_size"] = 0 if value == "-1" else int(SIZE.convert(value))
         elif key == "max-file" and value.isascii() and value.isdigit() and int(value):
             found["max_file"] = int(value)
         elif (key, value) not in (("mode", "blocking"), ("compress", "false")):
-            raise click.UsageError(
+            raise grammar.UsageError(
                 f"--log-opt {word!r}: it cannot be had; there are max-size=SIZE, max-file=NUMBER, "
                 "mode=blocking and compress=false"
             )

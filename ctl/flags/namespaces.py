@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import key_values
 
 _MODES = {
@@ -14,16 +13,16 @@ _MODES = {
 }
 
 OPTIONS = (
-    click.option("--with-ns", multiple=True, help="Join: pid:/proc/PID/ns/pid, net:, ipc:, …"),
-    click.option("--pid", metavar="MODE", help="private, host or container:ID."),
-    click.option("--ipc", metavar="MODE", help="private, host or container:ID."),
-    click.option("--uts", metavar="MODE", help="private or host."),
-    click.option("--cgroupns", metavar="MODE", help="private or host.  [default: host]"),
-    click.option("--userns", metavar="MODE", help="host (no mapped ids, which is the default)."),
-    click.option("--uidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped user ids."),
-    click.option("--gidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped group ids."),
-    click.option("--remap-labels", is_flag=True, help="Tell the snapshotter of the mapping."),
-    click.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Of its own namespaces."),
+    grammar.option("--with-ns", multiple=True, help="Join: pid:/proc/PID/ns/pid, net:, ipc:, …"),
+    grammar.option("--pid", metavar="MODE", help="private, host or container:ID."),
+    grammar.option("--ipc", metavar="MODE", help="private, host or container:ID."),
+    grammar.option("--uts", metavar="MODE", help="private or host."),
+    grammar.option("--cgroupns", metavar="MODE", help="private or host.  [default: host]"),
+    grammar.option("--userns", metavar="MODE", help="host (no mapped ids, which is the default)."),
+    grammar.option("--uidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped user ids."),
+    grammar.option("--gidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped group ids."),
+    grammar.option("--remap-labels", is_flag=True, help="Tell the snapshotter of the mapping."),
+    grammar.option("--sysctl", multiple=True, metavar="NAME=VALUE", help="Of its own namespaces."),
 )
 
 
@@ -31,11 +30,11 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
     asked = {"pid": "pid", "ipc": "ipc", "uts": "uts", "cgroupns": "cgroup"}
     if flags["userns"] not in (None, "host"):
-        raise click.UsageError("--userns: only host is known here; --uidmap and --gidmap map ids")
+        raise grammar.UsageError("--userns: only host is known here; --uidmap and --gidmap map ids")
     if flags["userns"] and (flags["uidmap"] or flags["gidmap"]):
-        raise click.UsageError("--userns host: ids are mapped")
+        raise grammar.UsageError("--userns host: ids are mapped")
     if bool(flags["uidmap"]) != bool(flags["gidmap"]):
-        raise click.UsageError("--uidmap and --gidmap are given together")
+        raise grammar.UsageError("--uidmap and --gidmap are given together")
     return {
         "with_ns": joined_namespaces(flags["with_ns"]),
         "namespaces": {
@@ -52,7 +51,7 @@ def id_range(text: str, flag: str) -> list[int]:
     """`inside:host:size` as numbers."""
     words = text.split(":")
     if len(words) != 3 or not all(word.isascii() and word.isdigit() for word in words):
-        raise click.UsageError(f"{flag} {text!r}: expected INSIDE:HOST:SIZE")
+        raise grammar.UsageError(f"{flag} {text!r}: expected INSIDE:HOST:SIZE")
     return [int(word) for word in words]
 
 
@@ -61,7 +60,7 @@ def mode(word: str, flag: str) -> str:
     if word.startswith("container:") and flag in ("pid", "ipc"):
         return word
     if word not in _MODES:
-        raise click.UsageError(f"--{flag} {word!r}: expected private, host or container:ID")
+        raise grammar.UsageError(f"--{flag} {word!r}: expected private, host or container:ID")
     return _MODES[word]
 
 
@@ -71,6 +70,6 @@ def joined_namespaces(words: tuple[str, ...]) -> dict[str, str]:
     for word in words:
         kind, sign, path = word.partition(":")
         if not (kind and sign and path):
-            raise click.UsageError(f"--with-ns {word!r}: expected kind:path")
+            raise grammar.UsageError(f"--with-ns {word!r}: expected kind:path")
         joined[kind] = path
     return joined

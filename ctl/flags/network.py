@@ -3,36 +3,38 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import click
+from lighter.ctl import grammar
 
 HOST, NONE, CONTAINER = "host", "none", "container:"
 MAX_PORTS = 4096
 
 OPTIONS = (
-    click.option("--hostname", help="Host name in the container."),
-    click.option("--net-host", is_flag=True, help="Use the host's network."),
-    click.option("--cni", is_flag=True, help="Attach it to the first network that CNI has here."),
-    click.option(
+    grammar.option("--hostname", help="Host name in the container."),
+    grammar.option("--net-host", is_flag=True, help="Use the host's network."),
+    grammar.option("--cni", is_flag=True, help="Attach it to the first network that CNI has here."),
+    grammar.option(
         "--network",
         "--net",
         multiple=True,
         metavar="NAME",
         help="Attach it to a network; also: none, host, container:ID, default.",
     ),
-    click.option(
+    grammar.option(
         "--publish",
         "-p",
         multiple=True,
         metavar="[IP:][HOST:]PORT[/PROTO]",
         help="Publish ports of the container, 8080:80 or 8000-8010:80-90/udp.",
     ),
-    click.option("--ip", metavar="ADDRESS", help="IPv4 address in its first network."),
-    click.option("--ip6", metavar="ADDRESS", help="IPv6 address in its first network."),
-    click.option("--mac-address", metavar="MAC", help="Hardware address in its first network."),
-    click.option("--dns", multiple=True, metavar="ADDRESS", help="Name server."),
-    click.option("--dns-search", multiple=True, metavar="DOMAIN", help="Search domain; '.': none."),
-    click.option("--dns-option", "--dns-opt", multiple=True, help="Option of resolv.conf."),
-    click.option(
+    grammar.option("--ip", metavar="ADDRESS", help="IPv4 address in its first network."),
+    grammar.option("--ip6", metavar="ADDRESS", help="IPv6 address in its first network."),
+    grammar.option("--mac-address", metavar="MAC", help="Hardware address in its first network."),
+    grammar.option("--dns", multiple=True, metavar="ADDRESS", help="Name server."),
+    grammar.option(
+        "--dns-search", multiple=True, metavar="DOMAIN", help="Search domain; '.': none."
+    ),
+    grammar.option("--dns-option", "--dns-opt", multiple=True, help="Option of resolv.conf."),
+    grammar.option(
         "--add-host",
         multiple=True,
         metavar="NAME:ADDRESS",
@@ -46,9 +48,9 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     names = list(flags["network"])
     words = [name for name in names if name in (HOST, NONE) or name.startswith(CONTAINER)]
     if words and (len(names) > 1 or flags["cni"]):
-        raise click.UsageError(f"--network {words[0]}: it goes with no other network")
+        raise grammar.UsageError(f"--network {words[0]}: it goes with no other network")
     if flags["publish"] and (flags["net_host"] or words):
-        raise click.UsageError(
+        raise grammar.UsageError(
             f"-p: with --network {words[0] if words else HOST} there is nothing to publish from"
         )
     network = {
@@ -75,7 +77,7 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ports(text: str) -> Iterator[dict[str, Any]]:
-    """Each port of one -p word, as docker writes them. Raises click.UsageError.
+    """Each port of one -p word, as docker writes them. Raises grammar.UsageError.
 
     A host address of IPv6 stands in brackets. Ranges have the same length on both sides.
     """
@@ -93,7 +95,7 @@ def ports(text: str) -> Iterator[dict[str, Any]]:
     inside = _range(text, words[-1])
     outside = _range(text, words[0]) if len(words) == 2 and words[0] else [0] * len(inside)
     if len(outside) != len(inside):
-        raise click.UsageError(f"-p {text}: both ranges must have as many ports")
+        raise grammar.UsageError(f"-p {text}: both ranges must have as many ports")
     for host, container in zip(outside, inside, strict=True):
         yield {
             "host_ip": host_ip,
@@ -113,8 +115,8 @@ def _range(text: str, word: str) -> list[int]:
     return list(numbers)
 
 
-def _no_port(text: str) -> click.UsageError:
-    return click.UsageError(f"-p {text}: expected [IP:][HOST:]PORT[/PROTO], ports up to 65535")
+def _no_port(text: str) -> grammar.UsageError:
+    return grammar.UsageError(f"-p {text}: expected [IP:][HOST:]PORT[/PROTO], ports up to 65535")
 
 
 def added_host(text: str) -> list[str]:
@@ -122,5 +124,5 @@ def added_host(text: str) -> list[str]:
     separator = "=" if "=" in text else ":"
     name, sign, address = text.partition(separator)
     if not (name and sign and address):
-        raise click.UsageError(f"--add-host {text}: expected NAME:ADDRESS")
+        raise grammar.UsageError(f"--add-host {text}: expected NAME:ADDRESS")
     return [name, address.removeprefix("[").removesuffix("]")]

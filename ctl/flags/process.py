@@ -4,20 +4,19 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import read_text
 
 OPTIONS = (
-    click.option("--tty", "-t", is_flag=True, help="Give the container a terminal."),
-    click.option("--env", "-e", multiple=True, help="KEY=value; KEY alone takes ctl's own."),
-    click.option("--env-file", multiple=True, type=click.Path(), help="File of KEY=value lines."),
-    click.option("--cwd", "--workdir", "-w", help="Working directory."),
-    click.option("--user", "-u", help="User or uid[:group or gid]."),
-    click.option("--group-add", multiple=True, help="Further group, a name or a number."),
-    click.option("--entrypoint", help='Program instead of the image\'s; "": none.'),
-    click.option("--init", is_flag=True, help="A small init as process 1, which reaps (tini)."),
-    click.option("--stop-signal", help="What `stop` sends.  [default: the image's]"),
+    grammar.option("--tty", "-t", is_flag=True, help="Give the container a terminal."),
+    grammar.option("--env", "-e", multiple=True, help="KEY=value; KEY alone takes ctl's own."),
+    grammar.option("--env-file", multiple=True, type=grammar.PATH, help="File of KEY=value lines."),
+    grammar.option("--cwd", "--workdir", "-w", help="Working directory."),
+    grammar.option("--user", "-u", help="User or uid[:group or gid]."),
+    grammar.option("--group-add", multiple=True, help="Further group, a name or a number."),
+    grammar.option("--entrypoint", help='Program instead of the image\'s; "": none.'),
+    grammar.option("--init", is_flag=True, help="A small init as process 1, which reaps (tini)."),
+    grammar.option("--stop-signal", help="What `stop` sends.  [default: the image's]"),
 )
 
 
@@ -50,7 +49,7 @@ def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
     for item in (*given, *words):
         key, sign, _value = item.partition("=")
         if not key:
-            raise click.UsageError(f"--env {item!r}: the name is empty")
+            raise grammar.UsageError(f"--env {item!r}: the name is empty")
         if sign:
             env.append(item)
         elif key in os.environ:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import key_values
 
 OPTIONS = (
-    click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the container."),
-    click.option("--annotation", multiple=True, metavar="KEY=VALUE", help="Of the OCI spec."),
+    grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the container."),
+    grammar.option("--annotation", multiple=True, metavar="KEY=VALUE", help="Of the OCI spec."),
 )
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import SIZE, Size, read_text
 
 UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
@@ -13,35 +12,41 @@ UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
 class SizeOrNone(Size):
     """A size, or -1 for no limit."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return -1 if value == "-1" else super().convert(value, param, ctx)
+    def convert(self, text: str) -> int:
+        return -1 if text == "-1" else super().convert(text)
 
 
 OPTIONS = (
-    click.option("--memory-limit", "--memory", "-m", type=SIZE, default=0, help="512m, 2g, bytes."),
-    click.option("--memory-swap", type=SizeOrNone(), default=0, help="Memory and swap; -1: free."),
-    click.option("--memory-reservation", type=SIZE, default=0, help="Goal when memory is short."),
-    click.option("--cpus", type=float, default=0.0, help="How many processors' time, 1.5."),
-    click.option("--cpu-shares", type=int, default=0, help="Weight among others; kernel: 1024."),
-    click.option("--cpu-quota", type=int, default=-1, help="Microseconds in each period."),
-    click.option("--cpu-period", type=int, default=0, help="Microseconds."),
-    click.option("--cpuset-cpus", default="", help="Processors that may be used, 0-2,5."),
-    click.option("--cpuset-mems", default="", help="Memory nodes that may be used, 0,1."),
-    click.option("--pids-limit", type=int, default=0, help="Processes and threads; -1: free."),
-    click.option("--blkio-weight", type=int, default=0, help="Share of disk time, 10 to 1000."),
-    click.option("--blkio-weight-device", multiple=True, metavar="DEVICE:WEIGHT", help="Of one."),
-    click.option("--device-read-bps", multiple=True, metavar="DEVICE:SIZE", help="Per second."),
-    click.option("--device-write-bps", multiple=True, metavar="DEVICE:SIZE", help="Per second."),
-    click.option("--device-read-iops", multiple=True, metavar="DEVICE:N", help="Per second."),
-    click.option("--device-write-iops", multiple=True, metavar="DEVICE:N", help="Per second."),
-    click.option("--blockio-config-file", metavar="FILE", help="Classes of disk use (YAML)."),
-    click.option("--blockio-class", default="", help="One of that file's classes."),
-    click.option("--rdt-class", default="", help="Class of cache and memory bandwidth (resctrl)."),
-    click.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="nofile=1024:2048"),
-    click.option("--shm-size", type=SIZE, default=0, help="Of /dev/shm.  [default: 64m]"),
-    click.option(
+    grammar.option(
+        "--memory-limit", "--memory", "-m", type=SIZE, default=0, help="512m, 2g, bytes."
+    ),
+    grammar.option(
+        "--memory-swap", type=SizeOrNone(), default=0, help="Memory and swap; -1: free."
+    ),
+    grammar.option("--memory-reservation", type=SIZE, default=0, help="Goal when memory is short."),
+    grammar.option("--cpus", type=float, default=0.0, help="How many processors' time, 1.5."),
+    grammar.option("--cpu-shares", type=int, default=0, help="Weight among others; kernel: 1024."),
+    grammar.option("--cpu-quota", type=int, default=-1, help="Microseconds in each period."),
+    grammar.option("--cpu-period", type=int, default=0, help="Microseconds."),
+    grammar.option("--cpuset-cpus", default="", help="Processors that may be used, 0-2,5."),
+    grammar.option("--cpuset-mems", default="", help="Memory nodes that may be used, 0,1."),
+    grammar.option("--pids-limit", type=int, default=0, help="Processes and threads; -1: free."),
+    grammar.option("--blkio-weight", type=int, default=0, help="Share of disk time, 10 to 1000."),
+    grammar.option("--blkio-weight-device", multiple=True, metavar="DEVICE:WEIGHT", help="Of one."),
+    grammar.option("--device-read-bps", multiple=True, metavar="DEVICE:SIZE", help="Per second."),
+    grammar.option("--device-write-bps", multiple=True, metavar="DEVICE:SIZE", help="Per second."),
+    grammar.option("--device-read-iops", multiple=True, metavar="DEVICE:N", help="Per second."),
+    grammar.option("--device-write-iops", multiple=True, metavar="DEVICE:N", help="Per second."),
+    grammar.option("--blockio-config-file", metavar="FILE", help="Classes of disk use (YAML)."),
+    grammar.option("--blockio-class", default="", help="One of that file's classes."),
+    grammar.option(
+        "--rdt-class", default="", help="Class of cache and memory bandwidth (resctrl)."
+    ),
+    grammar.option("--ulimit", multiple=True, metavar="NAME=SOFT[:HARD]", help="nofile=1024:2048"),
+    grammar.option("--shm-size", type=SIZE, default=0, help="Of /dev/shm.  [default: 64m]"),
+    grammar.option(
         "--oom-score-adj",
-        type=click.IntRange(-1000, 1000),
+        type=grammar.Integer(-1000, 1000),
         help="-1000 to 1000: killed last, first.",
     ),
 )
@@ -51,7 +56,7 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
     config = flags["blockio_config_file"]
     if bool(config) != bool(flags["blockio_class"]):
-        raise click.UsageError("--blockio-config-file and --blockio-class are given together")
+        raise grammar.UsageError("--blockio-config-file and --blockio-class are given together")
     return {
         "blockio_config": read_text(config, "block io classes") if config else "",
         "blockio_class": flags["blockio_class"],
@@ -95,20 +100,20 @@ def pairs(words: Sequence[str], flag: str, kind: Size | None = None) -> list[lis
     for word in words:
         device, sign, number = word.rpartition(":")
         if not (sign and device and number):
-            raise click.UsageError(f"{flag} {word!r}: expected DEVICE:NUMBER")
+            raise grammar.UsageError(f"{flag} {word!r}: expected DEVICE:NUMBER")
         try:
-            found.append([device, kind.convert(number, None, None) if kind else int(number)])
-        except (ValueError, click.BadParameter) as err:
-            raise click.UsageError(f"{flag} {word!r}: {number!r} is no number") from err
+            found.append([device, kind.convert(number) if kind else int(number)])
+        except (ValueError, grammar.BadValue) as err:
+            raise grammar.UsageError(f"{flag} {word!r}: {number!r} is no number") from err
     return found
 
 
 def rlimit(text: str) -> dict[str, Any]:
-    """One --ulimit as an OCI rlimit. Raises click.UsageError."""
+    """One --ulimit as an OCI rlimit. Raises grammar.UsageError."""
     name, sign, value = text.partition("=")
     soft, colon, hard = value.partition(":")
     if not (name and sign and soft) or (colon and not hard):
-        raise click.UsageError(f"--ulimit {text!r}: expected NAME=SOFT[:HARD]")
+        raise grammar.UsageError(f"--ulimit {text!r}: expected NAME=SOFT[:HARD]")
     kind = "RLIMIT_" + name.upper().removeprefix("RLIMIT_")
     return {"type": kind, "soft": _number(soft, text), "hard": _number(hard or soft, text)}
 
@@ -117,5 +122,5 @@ def _number(word: str, text: str) -> int:
     if word in ("-1", "unlimited"):
         return UNLIMITED
     if not (word.isascii() and word.isdigit()):
-        raise click.UsageError(f"--ulimit {text!r}: {word!r} is no number")
+        raise grammar.UsageError(f"--ulimit {text!r}: {word!r} is no number")
     return int(word)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
+from lighter.ctl import grammar
 
-RESTART = click.option(
+RESTART = grammar.option(
     "--restart",
     default="",
     metavar="no|on-failure[:N]|always|unless-stopped",
@@ -14,7 +14,7 @@ RESTART = click.option(
 
 OPTIONS = (
     RESTART,
-    click.option(
+    grammar.option(
         "--stop-timeout",
         type=int,
         metavar="SECONDS",

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import read_text
 from lighter.proto.errors import InvalidArgument
 
@@ -20,18 +19,18 @@ _CONFIG_KEYS = {
 }
 
 OPTIONS = (
-    click.option("--runtime", help="runc, crun, or a program's path.  [default: the manager's]"),
-    click.option(
+    grammar.option("--runtime", help="runc, crun, or a program's path.  [default: the manager's]"),
+    grammar.option(
         "--runtime-config-path",
         metavar="FILE",
         help="TOML with runc's options as containerd has them: BinaryName, Root, SystemdCgroup, …",
     ),
-    click.option("--runc-binary", default="", help="The runtime's program."),
-    click.option("--runc-root", default="", help="Where the runtime keeps its state."),
-    click.option("--runc-systemd-cgroup", is_flag=True, help="Let systemd make the cgroup."),
-    click.option("--no-pivot", is_flag=True, help="No pivot_root, for a root on a ramdisk."),
-    click.option("--cgroup", help="The cgroup's path; with systemd slice:prefix:name."),
-    click.option("--cgroup-parent", default="", help="The cgroup (slice) that it is made in."),
+    grammar.option("--runc-binary", default="", help="The runtime's program."),
+    grammar.option("--runc-root", default="", help="Where the runtime keeps its state."),
+    grammar.option("--runc-systemd-cgroup", is_flag=True, help="Let systemd make the cgroup."),
+    grammar.option("--no-pivot", is_flag=True, help="No pivot_root, for a root on a ramdisk."),
+    grammar.option("--cgroup", help="The cgroup's path; with systemd slice:prefix:name."),
+    grammar.option("--cgroup-parent", default="", help="The cgroup (slice) that it is made in."),
 )
 
 

@@ -3,26 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-import click
-
+from lighter.ctl import grammar
 from lighter.ctl.cli import read_text
 from lighter.proto.errors import InvalidArgument
 
 OPTIONS = (
-    click.option("--privileged", is_flag=True, help="All capabilities and devices."),
-    click.option("--cap-add", multiple=True, help="Add a capability, CAP_… or ALL."),
-    click.option("--cap-drop", multiple=True, help="Drop a capability, CAP_… or ALL."),
-    click.option("--seccomp", is_flag=True, help="Use the default profile (which is on anyway)."),
-    click.option("--seccomp-profile", help="A profile's file, or 'unconfined' for none."),
-    click.option("--apparmor-profile", default="", help="A profile that is loaded on this host."),
-    click.option("--apparmor-default-profile", default="", help="The same; ctr's name of it."),
-    click.option(
+    grammar.option("--privileged", is_flag=True, help="All capabilities and devices."),
+    grammar.option("--cap-add", multiple=True, help="Add a capability, CAP_… or ALL."),
+    grammar.option("--cap-drop", multiple=True, help="Drop a capability, CAP_… or ALL."),
+    grammar.option("--seccomp", is_flag=True, help="Use the default profile (which is on anyway)."),
+    grammar.option("--seccomp-profile", help="A profile's file, or 'unconfined' for none."),
+    grammar.option("--apparmor-profile", default="", help="A profile that is loaded on this host."),
+    grammar.option("--apparmor-default-profile", default="", help="The same; ctr's name of it."),
+    grammar.option(
         "--security-opt",
         multiple=True,
         metavar="NAME=VALUE",
         help="seccomp=, apparmor=, no-new-privileges, label=disable, systempaths=unconfined.",
     ),
-    click.option("--allow-new-privs", is_flag=True, help="Let setuid programs gain privileges."),
+    grammar.option("--allow-new-privs", is_flag=True, help="Let setuid programs gain privileges."),
 )
 
 
@@ -34,7 +33,7 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
         options.get("apparmor", ""),
     } - {""}
     if len(profiles) > 1:
-        raise click.UsageError(f"AppArmor: one profile is expected, not {len(profiles)}")
+        raise grammar.UsageError(f"AppArmor: one profile is expected, not {len(profiles)}")
     profile = flags["seccomp_profile"] or options.get("seccomp")
     allowed = flags["allow_new_privs"] or options.get("no-new-privileges") == "false"
     return {
@@ -65,11 +64,11 @@ def security_options(words: tuple[str, ...]) -> dict[str, str]:
         known = name in ("seccomp", "apparmor") or name in _VALUES
         if not known or not value or value not in _VALUES.get(name, (value,)):
             if name == "label":
-                raise click.UsageError(
+                raise grammar.UsageError(
                     f"--security-opt {word!r}: this manager sets no SELinux labels; "
                     "label=disable is all that can be asked"
                 )
-            raise click.UsageError(f"--security-opt {word!r} is not known here")
+            raise grammar.UsageError(f"--security-opt {word!r} is not known here")
         options[name] = value
     return options
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import click
+from lighter.ctl import grammar
 
 _ACCESS = ("ro", "rw", "rro")
 _PROPAGATION = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
@@ -16,7 +16,7 @@ _OF_MACS = ("consistent", "cached", "delegated")  # docker takes and ignores the
 _SELINUX = "/sys/fs/selinux/enforce"
 
 OPTIONS = (
-    click.option(
+    grammar.option(
         "--volume",
         "-v",
         "volumes",
@@ -33,16 +33,16 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def volume(text: str) -> dict[str, Any]:
-    """One -v as {type, source, destination, options}. Raises click.UsageError.
+    """One -v as {type, source, destination, options}. Raises grammar.UsageError.
 
     As docker does it, a directory that is missing on the host is made, by the caller.
     """
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
-        raise click.UsageError(f"--volume {text!r}: expected [SOURCE:]PATH[:OPTIONS]")
+        raise grammar.UsageError(f"--volume {text!r}: expected [SOURCE:]PATH[:OPTIONS]")
     source, destination = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0])
     if not destination.startswith("/"):
-        raise click.UsageError(f"--volume {text!r}: {destination!r} is no absolute path")
+        raise grammar.UsageError(f"--volume {text!r}: {destination!r} is no absolute path")
     is_path = source.startswith(("/", "."))
     options = _options(text, parts[2] if len(parts) > 2 else "", is_path=is_path)
     if is_path:
@@ -51,7 +51,9 @@ def volume(text: str) -> dict[str, Any]:
             try:
                 os.makedirs(source)
             except OSError as err:
-                raise click.UsageError(f"--volume {text!r}: make {source}: {err.strerror}") from err
+                raise grammar.UsageError(
+                    f"--volume {text!r}: make {source}: {err.strerror}"
+                ) from err
         if not {"bind", "rbind"} & set(options):
             options.insert(0, "rbind")
     if not set(options).intersection(_PROPAGATION):
@@ -67,17 +69,19 @@ def _options(text: str, words: str, *, is_path: bool) -> list[str]:
             continue
         if word in _RELABEL:
             if os.path.exists(_SELINUX):
-                raise click.UsageError(
+                raise grammar.UsageError(
                     f"--volume {text!r}: labels are not changed here; "
                     "`chcon -Rt container_file_t` the directory"
                 )
             continue
         if word not in (*_ACCESS, *_PROPAGATION, *_BINDING, *_FLAGS, *_COPYING):
-            raise click.UsageError(f"--volume {text!r}: option {word!r} is not known here")
+            raise grammar.UsageError(f"--volume {text!r}: option {word!r} is not known here")
         if word == "nocopy" and is_path:
-            raise click.UsageError(f"--volume {text!r}: nocopy is for volumes")
+            raise grammar.UsageError(f"--volume {text!r}: nocopy is for volumes")
         options.append(word)
     for group in (_ACCESS, _PROPAGATION, _BINDING):
         if len(set(options).intersection(group)) > 1:
-            raise click.UsageError(f"--volume {text!r}: {' and '.join(options)} exclude each other")
+            raise grammar.UsageError(
+                f"--volume {text!r}: {' and '.join(options)} exclude each other"
+            )
     return options

@@ -108,13 +108,14 @@ def licenses(site: Path, target: Path) -> None:
 def main(site: str, target: str) -> None:
     sys.path.insert(0, site)
     from lighter.ctl.cli import ctl  # type: ignore[import-untyped, unused-ignore]
+    from lighter.ctl.clicked import clicked  # type: ignore[import-untyped, unused-ignore]
     from lighter.daemon.__main__ import cli  # type: ignore[import-untyped, unused-ignore]
     from lighter.proto.version import VERSION  # type: ignore[import-untyped, unused-ignore]
 
     out = Path(target)
     out.mkdir(parents=True, exist_ok=True)
     cli.name = "lighterd"
-    for command, page in ((ctl, "ctl.1"), (cli, "lighterd.8")):
+    for command, page in ((clicked(ctl), "ctl.1"), (cli, "lighterd.8")):
         text = manual_page(command, HERE / "man" / f"{page}.in", VERSION)
         (out / page).write_text(text)
         completions(command, page[:-2], out)

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-import click
 import pytest
 
 from lighter.ctl.cli import DURATION, SIGNAL, SIZE
 from lighter.ctl.flags import filesystem, namespaces, process, security
+from lighter.ctl.grammar import BadValue, UsageError
 from lighter.ctl.logs import Since
 
 
@@ -35,7 +35,7 @@ def test_a_tmpfs_needs_no_source() -> None:
     "text", ["", "src=/a", "type=bind,dst=/b", "src=/a,dst=/b,colour=red", "nonsense"]
 )
 def test_a_wrong_mount_is_wrong_usage(text: str) -> None:
-    with pytest.raises(click.UsageError):
+    with pytest.raises(UsageError):
         filesystem.mount(text)
 
 
@@ -55,7 +55,7 @@ def test_namespaces_to_join() -> None:
         "pid": "/proc/7/ns/pid",
         "net": "/run/n",
     }
-    with pytest.raises(click.UsageError):
+    with pytest.raises(UsageError):
         namespaces.joined_namespaces(("pid",))
 
 
@@ -71,39 +71,39 @@ def test_a_seccomp_profile_is_read_by_ctl(tmp_path: Path) -> None:
     ("text", "seconds"), [("10", 10), ("1.5s", 1.5), ("1m30s", 90), ("500ms", 0.5), ("1h", 3600)]
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert DURATION.convert(text, None, None) == pytest.approx(seconds)
+    assert DURATION.convert(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "s", "10x", "-1s", "1m s", "١"])
 def test_no_durations(text: str) -> None:
-    with pytest.raises(click.BadParameter):
-        DURATION.convert(text, None, None)
+    with pytest.raises(BadValue):
+        DURATION.convert(text)
 
 
 @pytest.mark.parametrize(
     ("text", "size_bytes"), [("7", 7), ("1k", 1024), ("10M", 10 << 20), ("2GiB", 2 << 30)]
 )
 def test_sizes(text: str, size_bytes: int) -> None:
-    assert SIZE.convert(text, None, None) == size_bytes
+    assert SIZE.convert(text) == size_bytes
 
 
 @pytest.mark.parametrize(
     ("text", "number"), [("TERM", 15), ("sigkill", 9), ("9", 9), ("SIGRTMIN+3", 37), ("64", 64)]
 )
 def test_signals(text: str, number: int) -> None:
-    assert SIGNAL.convert(text, None, None) == number
+    assert SIGNAL.convert(text) == number
 
 
 @pytest.mark.parametrize("text", ["", "0", "65", "SIGNONE", "TERM+1", "_DFL", "-9"])
 def test_no_signals(text: str) -> None:
-    with pytest.raises(click.BadParameter):
-        SIGNAL.convert(text, None, None)
+    with pytest.raises(BadValue):
+        SIGNAL.convert(text)
 
 
 def test_since_takes_a_time_with_its_zone() -> None:
     since = Since()
-    assert since.convert("1970-01-01T01:00:01+01:00", None, None) == 1_000_000_000
-    assert since.convert("1970-01-01T00:00:01", None, None) == 1_000_000_000
+    assert since.convert("1970-01-01T01:00:01+01:00") == 1_000_000_000
+    assert since.convert("1970-01-01T00:00:01") == 1_000_000_000
 
 
 def test_the_names_in_proc_are_this_processs_own() -> None:

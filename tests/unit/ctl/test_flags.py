@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from lighter.ctl.flags import devices, filesystem, namespaces, resources, runtime, security
+from lighter.ctl.grammar import UsageError
 from lighter.proto.errors import InvalidArgument
 
 
@@ -33,8 +33,8 @@ def test_limits() -> None:
     assert resources.rlimit("core=-1")["hard"] == resources.UNLIMITED
     assert resources.rlimit("RLIMIT_CPU=9") == {"type": "RLIMIT_CPU", "soft": 9, "hard": 9}
     assert resources.pairs(["/dev/a:b:1m"], "--x", resources.SIZE) == [["/dev/a:b", 1 << 20]]
-    assert resources.SizeOrNone().convert("-1", None, None) == -1
-    assert resources.SizeOrNone().convert("1g", None, None) == 1 << 30
+    assert resources.SizeOrNone().convert("-1") == -1
+    assert resources.SizeOrNone().convert("1g") == 1 << 30
 
 
 def test_namespaces_and_ids() -> None:
@@ -96,5 +96,5 @@ def test_a_runtimes_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_usage(read: Callable[[str], Any], text: str) -> None:
-    with pytest.raises(click.UsageError):
+    with pytest.raises(UsageError):
         read(text)

@@ -1,7 +1,11 @@
 """What a short command loads: its start is most of its time."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import lighter.ctl.cli
 
 # Each costs milliseconds in every command, or is another command's.
 COSTLY = {
@@ -15,6 +19,17 @@ COSTLY = {
     "logging",
     "subprocess",
 }
+# The only modules that may load click: for help and mistakes, and for questions.
+OF_CLICK = {"clicked.py", "asking.py"}
+
+
+def test_commands_are_declared_in_our_grammar_and_not_to_click() -> None:
+    folder = Path(lighter.ctl.cli.__file__).parent
+    for file in folder.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        loads = any("click" in ast.unparse(node).replace(",", " ").split() for node in imports)
+        assert not loads or file.name in OF_CLICK, f"{file}: declare it with lighter.ctl.grammar"
 
 
 def test_version_loads_little() -> None:

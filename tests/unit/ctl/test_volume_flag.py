@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import click
 import pytest
 
 from lighter.ctl.flags.volume import volume
+from lighter.ctl.grammar import UsageError
 
 
 def test_what_a_source_is_says_its_first_character(
@@ -37,5 +37,5 @@ def test_what_a_source_is_says_its_first_character(
     ],
 )
 def test_a_wrong_volume_is_wrong_usage(text: str, tmp_path: Path) -> None:
-    with pytest.raises(click.UsageError):
+    with pytest.raises(UsageError):
         volume(text)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lighter.ctl.flags import network as flags
+from lighter.ctl.grammar import UsageError
 from lighter.daemon.network.ports import choose
 from lighter.daemon.network.request import NetworkRequest, Port, from_option, parse
 from lighter.proto.errors import AlreadyExists, InvalidArgument
@@ -64,7 +64,7 @@ def test_published_ports(text: str, published: list[tuple[str, int, int, str]]) 
     ],
 )
 def test_ports_that_are_none(text: str) -> None:
-    with pytest.raises(click.UsageError):
+    with pytest.raises(UsageError):
         list(flags.ports(text))
 
 
@@ -74,7 +74,7 @@ def test_no_word_after_p_breaks_the_reader(text: str) -> None:
         for port in flags.ports(text):
             assert 1 <= port["container_port"] <= 65535
             assert 0 <= port["host_port"] <= 65535
-    except click.UsageError:
+    except UsageError:
         pass
 
 
@@ -95,7 +95,7 @@ def test_words_for_networks() -> None:
         {"net_host": True, "publish": ("80",)},
         {"add_host": ("db",)},
     ):
-        with pytest.raises(click.UsageError):
+        with pytest.raises(UsageError):
             fields(**refused)
 
 
