@@ -21,8 +21,12 @@ class NamespacesService:
         self._namespaces = namespaces
 
     async def get(self, _call: Call, request: pb.GetNamespaceRequest) -> pb.GetNamespaceResponse:
-        with _words(request.name):
-            return pb.GetNamespaceResponse(namespace=_message(self._namespaces.get(request.name)))
+        """One that is not there yet has no labels: dockerd asks for them before its first use."""
+        try:
+            found = self._namespaces.get(request.name)
+        except NotFound:
+            found = Namespace(identifier(request.name), {}, 0)
+        return pb.GetNamespaceResponse(namespace=_message(found))
 
     async def list(
         self, _call: Call, _request: pb.ListNamespacesRequest

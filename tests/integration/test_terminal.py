@@ -1,15 +1,9 @@
 """Terminals through a real pty: detach, come back, type on, resize; and many execs at once."""
 
 import contextlib
-import fcntl
-import os
-import pty
 import re
-import select
 import signal
-import struct
 import subprocess
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +12,7 @@ import pytest
 
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
+from tests.typist import Typist
 
 SHELL = ("run", "--name", "box", "-it", REFERENCE, "sh")
 
@@ -28,63 +23,6 @@ def lighterd(shared: Lighterd) -> Iterator[Lighterd]:
     shared.clear()
 
 
-class Typist:
-    """A ctl on a terminal of its own, and somebody who types and reads there."""
-
-    def __init__(self, lighterd: Lighterd, *args: str) -> None:
-        self.seen = b""
-        argv = lighterd.ctl_argv(*args)
-        self._pid, self.fd = pty.fork()
-        if not self._pid:
-            try:
-                os.execv(argv[0], argv)
-            finally:
-                os._exit(99)
-        self._code: int | None = None
-
-    def type(self, data: bytes) -> None:
-        os.write(self.fd, data)
-
-    def expect(self, pattern: bytes, timeout_s: float = 20) -> bytes:
-        """Read until `pattern` has come; returns what came up to its end, and forgets that."""
-        end = time.monotonic() + timeout_s
-        while not (found := re.search(pattern, self.seen)):
-            ready, _, _ = select.select([self.fd], [], [], max(0, end - time.monotonic()))
-            assert ready, f"{pattern!r} has not come: {self.seen!r}"
-            try:
-                data = os.read(self.fd, 1 << 16)
-            except OSError:  # EIO: nobody has the terminal any more
-                data = b""
-            assert data, f"the terminal ended without {pattern!r}: {self.seen!r}"
-            self.seen += data
-        before, self.seen = self.seen[: found.end()], self.seen[found.end() :]
-        return before
-
-    def resize(self, rows: int, cols: int) -> None:
-        """The kernel sends SIGWINCH to the terminal's foreground: ioctl_tty(2)."""
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
-
-    def wait(self, timeout_s: float = 20) -> int:
-        """ctl's exit code; what it still writes is read meanwhile."""
-        end = time.monotonic() + timeout_s
-        while self._code is None:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            if pid:
-                self._code = os.waitstatus_to_exitcode(status)
-                break
-            assert time.monotonic() < end, f"ctl runs on: {self.seen!r}"
-            if select.select([self.fd], [], [], 0.02)[0]:
-                with contextlib.suppress(OSError):
-                    self.seen += os.read(self.fd, 1 << 16)
-        return self._code
-
-    def close(self) -> None:
-        if self._code is None:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        os.close(self.fd)
-
-
 @pytest.fixture
 def typists(lighterd: Lighterd) -> Iterator["contextlib.ExitStack"]:
     with contextlib.ExitStack() as stack:
@@ -92,7 +30,7 @@ def typists(lighterd: Lighterd) -> Iterator["contextlib.ExitStack"]:
 
 
 def typist(stack: contextlib.ExitStack, lighterd: Lighterd, *args: str) -> Typist:
-    made = Typist(lighterd, *args)
+    made = Typist(lighterd.ctl_argv(*args))
     stack.callback(made.close)
     return made
 

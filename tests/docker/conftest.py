@@ -1,0 +1,92 @@
+"""Docker on Lighter: real dockerds of two releases, and one with its images in the manager."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests import census
+from tests.docker.enclosure import Enclosure
+from tests.docker.engine import Engine, load_image
+from tests.harness import Lighterd
+from tests.integration.conftest import owners
+
+__all__ = ["owners"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A release of Debian's, and whether the manager keeps its images (from Docker 23 on)."""
+
+    release: str
+    snapshotter: bool
+
+
+VARIANTS = {
+    "20.10": Variant("20.10", False),
+    "26": Variant("26.1", False),
+    "26-snapshotter": Variant("26.1", True),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "/tests/docker/" in str(item.path):
+            item.add_marker(pytest.mark.root)
+            if shutil.which("apt-get") is None:
+                item.add_marker(pytest.mark.skip(reason="Docker is fetched from Debian"))
+
+
+@dataclass(frozen=True)
+class Host:
+    """One enclosure with a manager and a dockerd that uses it."""
+
+    enclosure: Enclosure
+    lighterd: Lighterd
+    engine: Engine
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """One per variant for all tests."""
+    variant = VARIANTS[request.param]
+    enclosure = Enclosure()
+    lighterd = Lighterd(census.Owners())
+    lighterd.prefix = enclosure.prefix
+    engine = Engine(
+        enclosure, lighterd.grpc_address, variant.release, snapshotter=variant.snapshotter
+    )
+    lighterd.start()
+    try:
+        engine.start()
+        load_image(engine, lighterd)
+        yield Host(enclosure, lighterd, engine)
+    finally:
+        try:
+            engine.close()
+        finally:
+            try:
+                lighterd.close()
+            finally:
+                enclosure.close()
+
+
+@pytest.fixture
+def engine(host: Host) -> Iterator[Engine]:
+    """Without containers; when the test is over, the manager holds nothing of any either."""
+    yield host.engine
+    host.engine.clear()
+    with host.lighterd.client("moby") as client:
+        left = client.call("containers", "list", cursor="", limit=100)["containers"]
+    assert not left, f"left: {left}\n{host.engine.log_end()}"
+
+
+@pytest.fixture
+def lighterd(host: Host) -> Lighterd:
+    return host.lighterd
+
+
+@pytest.fixture
+def enclosure(host: Host) -> Enclosure:
+    return host.enclosure

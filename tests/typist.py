@@ -1,0 +1,68 @@
+"""A program on a terminal, and somebody who types and reads there."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import termios
+import time
+
+
+class Typist:
+    """Executes `argv` on a terminal of its own."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.seen = b""
+        self._pid, self.fd = pty.fork()
+        if not self._pid:
+            try:
+                os.execv(argv[0], argv)
+            finally:
+                os._exit(99)
+        self._code: int | None = None
+
+    def type(self, data: bytes) -> None:
+        os.write(self.fd, data)
+
+    def expect(self, pattern: bytes, timeout_s: float = 20) -> bytes:
+        """Read until `pattern` has come; returns what came up to its end, and forgets that."""
+        end = time.monotonic() + timeout_s
+        while not (found := re.search(pattern, self.seen)):
+            ready, _, _ = select.select([self.fd], [], [], max(0, end - time.monotonic()))
+            assert ready, f"{pattern!r} has not come: {self.seen!r}"
+            try:
+                data = os.read(self.fd, 1 << 16)
+            except OSError:  # EIO: nobody has the terminal any more
+                data = b""
+            assert data, f"the terminal ended without {pattern!r}: {self.seen!r}"
+            self.seen += data
+        before, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return before
+
+    def resize(self, rows: int, cols: int) -> None:
+        """The kernel sends SIGWINCH to the terminal's foreground: ioctl_tty(2)."""
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+
+    def wait(self, timeout_s: float = 20) -> int:
+        """The program's exit code; what it still writes is read meanwhile."""
+        end = time.monotonic() + timeout_s
+        while self._code is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+                break
+            assert time.monotonic() < end, f"it runs on: {self.seen!r}"
+            if select.select([self.fd], [], [], 0.02)[0]:
+                with contextlib.suppress(OSError):
+                    self.seen += os.read(self.fd, 1 << 16)
+        return self._code
+
+    def close(self) -> None:
+        if self._code is None:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self.fd)
