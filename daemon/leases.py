@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in
+from lighter.daemon.snapshots.types import COMMITTED, UNDER_LEASE_LABEL
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
 from lighter.proto.names import check_labels
 
@@ -103,8 +104,13 @@ class Leases:
         return tuple(map(_lease, rows))
 
     def delete(self, namespace: str, lease_id: str) -> None:
-        """What it held goes at the next collection. Raises NotFound."""
+        """What it held goes at the next collection. Raises NotFound.
+
+        So do snapshots in use that neither a container nor another lease has: who ends a lease by
+        name says that nobody works there any more. One that expires says nothing.
+        """
         with self._db.durable_transaction() as tx:
+            _release_snapshots(tx, namespace, lease_id)
             done = tx.execute(
                 "DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, lease_id)
             )
@@ -122,6 +128,7 @@ class Leases:
         """Hold a resource no longer. Raises NotFound."""
         self.get(namespace, lease_id)
         with self._db.durable_transaction() as tx:
+            _release_snapshots(tx, namespace, lease_id, resource)
             done = tx.execute(
                 "DELETE FROM lease_resources"
                 " WHERE namespace = ? AND lease = ? AND type = ? AND resource = ?",
@@ -168,6 +175,31 @@ def _add(
         " VALUES(?, ?, ?, ?)",
         [(namespace, lease_id, type_, resource) for type_, resource in resources],
     )
+
+
+def _release_snapshots(
+    tx: sqlite3.Connection, namespace: str, lease_id: str, resource: str | None = None
+) -> None:
+    """Let active snapshots and views that this lease alone holds (or the one named) be collected.
+
+    They are roots by themselves otherwise (content/references.py). dockerd keeps a container's
+    root file system by a lease of its own and removes it by ending that.
+    """
+    held = tx.execute(
+        "SELECT number, labels FROM snapshots AS s JOIN lease_resources AS r"
+        " ON r.namespace = s.namespace AND r.resource = s.key"
+        " AND r.type = 'snapshots/' || s.snapshotter"
+        " WHERE r.namespace = ? AND r.lease = ? AND (? IS NULL OR r.resource = ?)"
+        " AND s.kind != ?"
+        " AND NOT EXISTS (SELECT 1 FROM containers AS c WHERE c.namespace = s.namespace"
+        " AND c.snapshotter = s.snapshotter AND c.snapshot_key = s.key)"
+        " AND NOT EXISTS (SELECT 1 FROM lease_resources AS o WHERE o.namespace = r.namespace"
+        " AND o.type = r.type AND o.resource = r.resource AND o.lease != r.lease)",
+        (namespace, lease_id, resource, resource, COMMITTED),
+    ).fetchall()
+    for row in held:
+        labels = json.dumps({**json.loads(row["labels"]), UNDER_LEASE_LABEL: "true"})
+        tx.execute("UPDATE snapshots SET labels = ? WHERE number = ?", (labels, row["number"]))
 
 
 def _expiry(lease_id: str, labels: Mapping[str, str]) -> int | None:

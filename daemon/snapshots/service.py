@@ -92,7 +92,7 @@ class SnapshotService:
 
         `leased`: a lease of the client's is about to hold it. What is made for a layer goes with
         that lease, so that a client that died while it unpacked leaves nothing for ever; what may
-        be somebody's root file system stays until it is removed.
+        be somebody's root file system stays until it is removed, or its lease ended by name.
         """
         chosen = self.snapshotter(snapshotter)
         await self._check_target(chosen, namespace, labels)

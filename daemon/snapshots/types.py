@@ -19,7 +19,8 @@ ACTIVE = "active"
 VIEW = "view"
 COMMITTED = "committed"
 
-# On an active snapshot that a client unpacks a layer to: it is kept by its lease, not by itself.
+# On an active snapshot that a client unpacks a layer to, or that lost its lease by name: it is kept
+# by leases and containers, not by itself.
 UNDER_LEASE_LABEL = "io.lighter/under-lease"
 
 # Removes a directory tree of hostile content, without following links or crossing mounts.

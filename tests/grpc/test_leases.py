@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
-from lighter.daemon.grpc.pb import content_pb2, diff_pb2, images_pb2, leases_pb2, snapshots_pb2
+from google.protobuf.any_pb2 import Any as Any_
+
+from lighter.daemon.grpc.pb import (
+    containers_pb2,
+    content_pb2,
+    diff_pb2,
+    images_pb2,
+    leases_pb2,
+    snapshots_pb2,
+)
 from tests.grpc.space import LEASE, SNAPSHOTTER, Space, descriptor, digest_of, refused
 from tests.grpc.test_content import Writing
 from tests.harness import Lighterd, await_that
@@ -86,7 +95,7 @@ def test_a_lease_holds_what_is_made_under_it(space: Space) -> None:
     space.images("Delete", name="i")
     space.leases("Delete", id=LEASE, sync=True)
     assert not space.digests()
-    assert space.keys() == ["view"]
+    assert not space.keys()
 
 
 def test_what_a_dead_client_unpacked_to_goes_with_its_lease(space: Space) -> None:
@@ -96,7 +105,6 @@ def test_what_a_dead_client_unpacked_to_goes_with_its_lease(space: Space) -> Non
         for key, labels in (
             (f"extract-1-x {chain}", {}),
             ("mine", {"containerd.io/snapshot.ref": chain}),
-            ("a container's", {}),
         ):
             api.call(
                 snapshots_pb2,
@@ -109,9 +117,45 @@ def test_what_a_dead_client_unpacked_to_goes_with_its_lease(space: Space) -> Non
     unleased = f"extract-2-x {chain}"
     space.bare.call(snapshots_pb2, "Snapshots", "Prepare", snapshotter=SNAPSHOTTER, key=unleased)
     space.collect()
-    assert len(space.keys()) == 4
+    assert len(space.keys()) == 3
     space.leases("Delete", id="l1", sync=True)
-    assert space.keys() == ["a container's", unleased]
+    assert space.keys() == [unleased]
+
+
+def test_a_root_file_system_goes_with_its_lease_once_no_container_has_it(space: Space) -> None:
+    """dockerd removes those of its containers so. A lease that expires takes none away."""
+
+    def prepare(lease: str, *keys: str, **labels: str) -> None:
+        space.leases("Create", id=lease, labels=labels)
+        with space.leased(lease) as api:
+            for key in keys:
+                snapshot = {"snapshotter": SNAPSHOTTER, "key": key}
+                api.call(snapshots_pb2, "Snapshots", "Prepare", **snapshot)
+
+    prepare("over", "of a dead client", **OVER)
+    prepare("l1", "root", "twice")
+    held = leases_pb2.Resource(id="twice", type=f"snapshots/{SNAPSHOTTER}")
+    space.leases("AddResource", id=LEASE, resource=held)
+    container = containers_pb2.Container(
+        id="c", spec=Any_(value=b"{}"), snapshotter=SNAPSHOTTER, snapshot_key="root"
+    )
+    container.runtime.name = "io.containerd.runc.v2"
+    space.api.call(containers_pb2, "Containers", "Create", container=container)
+    space.leases("Delete", id="l1", sync=True)
+    assert space.keys() == ["of a dead client", "root", "twice"]
+    space.api.call(containers_pb2, "Containers", "Delete", id="c")
+    space.collect()
+    assert space.keys() == ["of a dead client", "root", "twice"]
+
+    prepare("l2")
+    held.id = "root"
+    space.leases("AddResource", id="l2", resource=held)
+    space.leases("Delete", id="l2", sync=True)
+    assert space.keys() == ["of a dead client", "twice"]
+    held.id = "twice"
+    space.leases("DeleteResource", id=LEASE, resource=held)
+    space.collect()
+    assert space.keys() == ["of a dead client"]
 
 
 def test_what_exists_is_held_too(space: Space) -> None:
