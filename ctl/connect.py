@@ -5,20 +5,24 @@ the manager's welcome, which ctl answers with a hello; nothing is sent before. W
 over a restart is asked again where that is safe (see resume.py), and fails where it is not.
 """
 
+from __future__ import annotations
+
 import os
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
 
-from lighter.ctl import probe
 from lighter.ctl.resume import Resumption, resumption
 from lighter.proto import codec
 from lighter.proto.calls import PendingCalls
 from lighter.proto.dealer import RECONNECT_S, Dealer
 from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, from_wire
 from lighter.proto.version import VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 # A manager that lives answers its welcome long before this, so a probe is rarely made.
 PROBE_AFTER_S = 0.15
@@ -31,7 +35,7 @@ READ_BYTES = 256 * 1024
 class Call:
     """One request and what came of it. Iterating takes the items of a stream as they come."""
 
-    def __init__(self, manager: "Manager", method: str, body: dict[str, Any], namespace: str):
+    def __init__(self, manager: Manager, method: str, body: dict[str, Any], namespace: str):
         self.method = method
         self.body = body
         self.namespace = namespace
@@ -259,6 +263,8 @@ class Manager:
         reason = ""
         while not self.connected:
             if not reason and time.monotonic() >= begun + PROBE_AFTER_S:
+                from lighter.ctl import probe  # brings `socket`, which takes 7 ms to load
+
                 reason = probe.why_silent(self.path)
             left = (until if reason else min(until, begun + PROBE_AFTER_S)) - time.monotonic()
             if reason and left <= 0:

@@ -4,8 +4,7 @@ Each module of ctl/flags has one group: its `OPTIONS`, and `fields`, its part of
 follow ctr, with docker's names beside them where the two agree.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import absolute
@@ -24,6 +23,11 @@ from lighter.ctl.flags import (
     security,
     volume,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 # In the order that help shows.
 _GROUPS = (

@@ -5,10 +5,15 @@ Tables are Go's tabwriter: a column is as wide as its widest cell and the paddin
 snake_case, times RFC 3339 in UTC or null.
 """
 
+from __future__ import annotations
+
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
 
 _TIME_KEYS = (
     "timestamp",
@@ -72,7 +77,7 @@ def print_json_line(value: Any) -> None:
 
 def plain(value: Any, key: str = "") -> Any:
     """`value` with its times as text and its bytes as UTF-8 with replacements."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: plain(item, name) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]

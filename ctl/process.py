@@ -4,10 +4,10 @@ The order of an attached start: the pipes, tasks.create with their names, tasks.
 tasks.start; then the pump, until the output has ended and the wait is answered.
 """
 
+from __future__ import annotations
+
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from lighter.ctl.cli import Session
 from lighter.ctl.connect import Call, Manager
@@ -22,6 +22,11 @@ from lighter.ctl.pump import (
 )
 from lighter.ctl.stdio import NO_STDIO, Pipes, Terminal, window_size
 from lighter.proto.errors import InvalidArgument, LighterError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
 
 REFUSED = 125
 NEW: Mapping[str, Any] = {}

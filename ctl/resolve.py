@@ -1,13 +1,18 @@
 """Names on the command line: beginnings of containers' ids, and many names of one verb."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from contextlib import nullcontext, suppress
-from typing import TypeVar
 
 from lighter.ctl.cli import Session
 from lighter.proto.errors import LighterError, NotFound
 
-Result = TypeVar("Result")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    Result = TypeVar("Result")
 
 
 def resolved(session: Session, ref: str, act: Callable[[str], Result]) -> Result:

@@ -4,8 +4,14 @@ A call without a resumption fails then, because nobody knows how far it came. On
 sees each item as it arrives, and names the body of the request that brings the rest.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Protocol
+else:
+    from lighter.proto.light import Protocol
 
 
 class Resumption(Protocol):

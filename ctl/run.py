@@ -1,12 +1,17 @@
 """`ctl run`: create a container and start it, attached or not."""
 
+from __future__ import annotations
+
 import contextlib
-from typing import Any
 
 from lighter.ctl import grammar, process
 from lighter.ctl.cli import Session, detach_keys_option, fifo_dir_option
 from lighter.ctl.definition import definition, definition_options
 from lighter.proto.errors import LighterError, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PULL = grammar.option(
     "--pull",

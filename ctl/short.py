@@ -3,20 +3,22 @@
 Each works through all containers it is given, tells what failed, and fails if anything did.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-from lighter.ctl import grammar, process
+from lighter.ctl import grammar
 from lighter.ctl.cli import (
     DURATION,
     SIGNAL,
     Session,
     detach_keys_option,
 )
-from lighter.ctl.container import remove
 from lighter.ctl.resolve import resolved
-from lighter.ctl.task import exec_request
 from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _REFS = grammar.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
 
@@ -62,6 +64,9 @@ def exec_(
       ctl exec web cat /etc/hosts
       ctl exec -it web sh
     """
+    from lighter.ctl import process
+    from lighter.ctl.task import exec_request
+
     request = exec_request(None, command, flags)
     stdin = interactive or flags["tty"]
 
@@ -80,6 +85,8 @@ def exec_(
 @grammar.argument("ref", metavar="CONTAINER")
 def attach(session: Session, ref: str, no_stdin: bool) -> int:
     """Attach to a running container; the keys to detach leave a terminal."""
+    from lighter.ctl import process
+
     return resolved(session, ref, lambda id_: process.attach(session, id_, "", stdin=not no_stdin))
 
 
@@ -135,4 +142,6 @@ def resume(session: Session, refs: tuple[str, ...]) -> int:
 @_REFS
 def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> int:
     """Remove containers."""
+    from lighter.ctl.container import remove
+
     return each(session, refs, lambda id_: remove(session, id_, force, volumes=volumes))

@@ -5,12 +5,17 @@ it anew, so after that ctl closes its copy: then the shim's close is ctl's end o
 close is the shim's.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import termios
 import tty
-from types import TracebackType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
 
 # Fewer and longer turns for a container that writes much; refused over
 # /proc/sys/fs/pipe-user-pages-soft, which costs speed alone.
@@ -70,7 +75,7 @@ class Pipes:
             os.close(self.stdout)
             self.stdout = -1
 
-    def __enter__(self) -> "Pipes":
+    def __enter__(self) -> Pipes:
         return self
 
     def __exit__(
@@ -100,7 +105,7 @@ class Terminal:
     def __init__(self) -> None:
         self._before: list[Any] | None = None
 
-    def __enter__(self) -> "Terminal":
+    def __enter__(self) -> Terminal:
         if os.isatty(0):
             self._before = termios.tcgetattr(0)
             # TCSANOW: what was typed ahead is for the container.

@@ -1,9 +1,8 @@
 """`ctl tasks`: the running side of containers."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-from lighter.ctl import grammar, process
+from lighter.ctl import grammar
 from lighter.ctl.cli import (
     SIGNAL,
     Session,
@@ -14,6 +13,11 @@ from lighter.ctl.cli import (
 )
 from lighter.ctl.output import listing, print_json, rfc3339, table
 from lighter.proto.errors import InvalidArgument, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 
 @grammar.group("tasks")
@@ -64,6 +68,8 @@ def start(
     checkpoint: str,
 ) -> int:
     """start a container, attached unless -d; the exit code is its own"""
+    from lighter.ctl import process
+
     if words:
         session.warn([f"start {container_id}: not used: {' '.join(words)}"])
     origin = {"checkpoint": absolute(checkpoint)} if checkpoint else process.NEW
@@ -209,6 +215,8 @@ def exec_(
     **flags: Any,
 ) -> int:
     """run a command in a running container; its exit code is ctl's"""
+    from lighter.ctl import process
+
     request = exec_request(exec_id, command, flags)
     if detach:
         process.exec_detached(session, container_id, request, fifo_dir)
@@ -246,6 +254,8 @@ def resume(session: Session, container_id: str) -> None:
 @grammar.argument("container_id", metavar="CONTAINER")
 def attach(session: Session, container_id: str, exec_id: str) -> int:
     """attach to a running container; the keys to detach leave a terminal"""
+    from lighter.ctl import process
+
     return process.attach(session, container_id, exec_id, stdin=True)
 
 

@@ -5,9 +5,15 @@ test use the same rules: an answer is matched by (generation, ident), an answer 
 for is counted and dropped, and when the peer is gone every waiting call is failed, none is left.
 """
 
-from typing import Generic, TypeVar
+from __future__ import annotations
 
 from lighter.proto.errors import Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Generic, TypeVar
+else:
+    from lighter.proto.light import Generic, TypeVar
 
 Slot = TypeVar("Slot")
 

@@ -6,12 +6,18 @@ version that the handshake chose. Whatever comes in is checked here, field by fi
 code behind sees well-formed messages or none.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 import msgpack
 
 from lighter.proto.compat import PROTOCOLS
 from lighter.proto.errors import ResourceExhausted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NamedTuple
+else:
+    from lighter.proto.light import NamedTuple
 
 HANDSHAKE = 0
 SUPPORTED = PROTOCOLS

@@ -6,11 +6,17 @@ nothing: what the kernel did not take whole is finished before the next message 
 forgotten with the connection. So the next manager never executes what was asked of the last.
 """
 
-import socket
-from collections.abc import Iterator
+from __future__ import annotations
 
 from lighter.proto import zmtp
 from lighter.proto.paths import check_socket_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+else:
+    import _socket as socket  # without enums and selectors, which take 7 ms to load
 
 RECONNECT_S = 0.02
 RECONNECT_MAX_S = 0.2

@@ -4,7 +4,11 @@ The codes are gRPC's canonical ones (https://grpc.io/docs/guides/status-codes/),
 case. A class per code, because a caller decides by class; a message reads "verb object: cause".
 """
 
-from typing import Any
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class LighterError(Exception):

@@ -1,10 +1,14 @@
 """Flags of what the container sees as its files."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import absolute, key_values, read_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _MOUNT_KEYS = {
     "type": "type",

@@ -1,10 +1,14 @@
 """Flags of how the container's health is asked for: Docker's."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import DURATION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _TIMES = {
     "health_interval": "interval_s",

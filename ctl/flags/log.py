@@ -1,10 +1,14 @@
 """Flags of what is kept of the container's output."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 # Docker's words beside ours. Its `local` and `json-file` keep output in files that `logs` reads, as
 # `file` does; their formats are not promised to anybody.

@@ -1,10 +1,14 @@
 """Flags of the namespaces that the container has for itself or shares."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import key_values
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _MODES = {
     "private": "own",

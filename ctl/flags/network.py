@@ -1,9 +1,13 @@
 """Flags of the container's network."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 HOST, NONE, CONTAINER = "host", "none", "container:"
 MAX_PORTS = 4096

@@ -1,11 +1,16 @@
 """Flags of the container's own process."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import read_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 OPTIONS = (
     grammar.option("--tty", "-t", is_flag=True, help="Give the container a terminal."),

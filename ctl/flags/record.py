@@ -1,10 +1,14 @@
 """Flags of the container's record."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import key_values
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 OPTIONS = (
     grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the container."),

@@ -1,10 +1,14 @@
 """Flags of how much the container may use."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import SIZE, Size, read_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
 

@@ -1,9 +1,13 @@
 """Flags of how the container is kept running, and how it is stopped."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 RESTART = grammar.option(
     "--restart",

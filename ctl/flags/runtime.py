@@ -1,11 +1,15 @@
 """Flags of the program that runs the container, and of its place among the cgroups."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import read_text
 from lighter.proto.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 # Of containerd's table for runc's options, and what the request calls them.
 _CONFIG_KEYS = {

@@ -1,11 +1,15 @@
 """Flags of what the container's processes may do."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import read_text
 from lighter.proto.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 OPTIONS = (
     grammar.option("--privileged", is_flag=True, help="All capabilities and devices."),

@@ -1,10 +1,15 @@
 """Docker's -v: directories of the host and volumes in the container."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from lighter.ctl import grammar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _ACCESS = ("ro", "rw", "rro")
 _PROPAGATION = ("private", "rprivate", "shared", "rshared", "slave", "rslave")

@@ -89,3 +89,52 @@ def test_every_module_says_what_it_is() -> None:
         for file in sources(folder):
             tree = ast.parse(file.read_text(), str(file))
             assert not tree.body or ast.get_docstring(tree), f"{file} opens without its reason"
+
+
+class WithoutAnnotations(ast.NodeTransformer):
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        self.generic_visit(node)
+        node.annotation = ast.Constant(None)
+        return node
+
+
+def unchecked_names(tree: ast.Module) -> set[str]:
+    """Names that a module has for the type checker alone, and uses beyond annotations."""
+    absent: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            absent |= {name for kind in node.body for name in _bound(kind)}
+            node.body = [ast.Pass()]
+    present = {name for node in ast.walk(tree) for name in _bound(node)}
+    used = WithoutAnnotations().visit(tree)
+    return {n.id for n in ast.walk(used) if isinstance(n, ast.Name)} & (absent - present)
+
+
+def _bound(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return [alias.asname or alias.name for alias in names]
+        case ast.Assign(targets=[ast.Name(id=name)]):
+            return [name]
+    return []
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_what_is_there_for_the_type_checker_stands_in_annotations_alone(folder: str) -> None:
+    for file in sources(folder):
+        if "TYPE_CHECKING = False" in (text := file.read_text()):
+            assert not unchecked_names(ast.parse(text)), file
+
+
+def test_that_rule_sees_a_use() -> None:
+    head = "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    from typing import Any\n"
+    assert not unchecked_names(ast.parse(head + "def f(x: Any) -> Any:\n    y: Any = x"))
+    assert unchecked_names(ast.parse(head + "def f(x):\n    return isinstance(x, Any)")) == {"Any"}
