@@ -9,7 +9,8 @@
 
 A list of filters wants any of them; an empty filter takes all. A field is a path of names joined
 by dots, a name with other characters in double quotes; a value that holds a comma or a quote is
-quoted too (Go's rules of quoting, those that JSON shares).
+quoted too (Go's rules of quoting, those that JSON shares). Space may stand before a name, an
+operator or a value, and nowhere else: newer clients write it after a comma.
 """
 
 import json
@@ -31,6 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _OPERATOR = re.compile(r"==|!=|~=")
 _OTHER_QUOTES = re.compile(r"(?:\|[^|]*\||/[^/]*/)(?=,|$)")  # around a regular expression
 _PLAIN = re.compile(r'[^,"\s]+')
+_SPACE = re.compile(r"\s*")
 
 
 def any_of(texts: Sequence[str]) -> Filter:
@@ -97,9 +99,13 @@ def _selector(text: _Text) -> Filter:
     while text.skip("."):
         path.append(_name(text))
     field = tuple(path)
+    after = text.at
+    text.take(_SPACE)
     operator = text.take(_OPERATOR)
     if operator is None:
+        text.at = after
         return lambda look: look(field) is not None
+    text.take(_SPACE)
     value = text.take_quoted()
     other = text.take(_OTHER_QUOTES) if value is None and operator == "~=" else None
     if other is not None:
@@ -131,6 +137,7 @@ def _expression(value: str, text: _Text) -> Callable[[str], bool]:
 
 
 def _name(text: _Text) -> str:
+    text.take(_SPACE)
     name = text.take_quoted()
     if name is None:
         name = text.take(_NAME)
