@@ -17,12 +17,16 @@ _PARTS = (
     ("io.containerd.differ.v1", "walking", True),
     ("io.containerd.gc.v1", "scheduler", False),
     ("io.containerd.runtime.v2", "task", True),
+    ("io.containerd.sandbox.store.v1", "local", False),
+    ("io.containerd.streaming.v1", "manager", False),
+    ("io.containerd.transfer.v1", "local", False),
 )
 
 # containerd's services that daemon/grpc answers.
 SERVICES = (
     *("containers", "content", "diff", "events", "images", "introspection", "leases"),
-    *("namespaces", "snapshots", "tasks", "version"),
+    *("namespaces", "sandbox-controllers", "sandboxes", "snapshots", "streaming", "tasks"),
+    *("transfer", "version"),
 )
 
 

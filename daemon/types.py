@@ -4,7 +4,7 @@ Times are nanoseconds since the epoch (int). All are frozen: a service hands out
 own state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,26 @@ class ContentInfo:
     labels: Mapping[str, str]
     created_at: int
     updated_at: int
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What a client records of a group of containers that share what a pod shares.
+
+    `options`, `spec` and each of `extensions` are values of protobuf's Any: [type url, base64 of
+    the value], [] for none.
+    """
+
+    namespace: str
+    id: str
+    runtime: str
+    sandboxer: str
+    labels: Mapping[str, str]
+    options: Sequence[str] = ()
+    spec: Sequence[str] = ()
+    extensions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    created_at: int = 0
+    updated_at: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,12 @@ from lighter.daemon.grpc.server import Service
 from lighter.daemon.plugins import plugins
 from lighter.daemon.snapshots.types import Snapshotter
 
+# The one service file of containerd's that has two services, and two plugins.
+_SANDBOX_PLUGINS = {
+    "containerd.services.sandbox.v1.Store": "sandboxes",
+    "containerd.services.sandbox.v1.Controller": "sandbox-controllers",
+}
+
 
 class IntrospectionService:
     """Tells which parts there are, by the names that containerd's plugins have."""
@@ -39,8 +45,7 @@ class IntrospectionService:
         )
 
     def _plugins(self) -> Iterable[pb.Plugin]:
-        # "containerd.services.images.v1.Images" is the plugin "images".
-        ids = tuple(service.NAME.split(".")[2] for service in self._services)
+        ids = tuple(_plugin_of(service.NAME) for service in self._services)
         for part in plugins(self._snapshotters, ids):
             host = [Platform(os="linux", architecture=part.architecture)]
             plugin = pb.Plugin(
@@ -51,6 +56,11 @@ class IntrospectionService:
                 plugin.init_err.message = f"{part.problem}: skip plugin"
                 plugin.init_err.code = 2  # UNKNOWN, as of all errors without a kind
             yield plugin
+
+
+def _plugin_of(service: str) -> str:
+    """ "containerd.services.images.v1.Images" is the plugin "images"."""
+    return _SANDBOX_PLUGINS.get(service) or service.split(".")[2]
 
 
 def _look(plugin: pb.Plugin, path: tuple[str, ...]) -> str | None:

@@ -88,5 +88,5 @@ def _held(err: FailedPrecondition) -> str:
     known += [
         f"snapshots on {quoted(name)} snapshotter" for name in err.details.get("snapshotters", ())
     ]
-    known += [table for table in ("tasks", "leases") if table in held]
+    known += [table for table in ("tasks", "leases", "sandboxes") if table in held]
     return f"must be empty, but it still has {', '.join(known)}" if known else ""

@@ -9,17 +9,23 @@ from lighter.daemon.grpc.images import ImagesService
 from lighter.daemon.grpc.introspection import IntrospectionService
 from lighter.daemon.grpc.leases import LeasesService
 from lighter.daemon.grpc.namespaces import NamespacesService
+from lighter.daemon.grpc.sandboxes import SandboxControllerService, SandboxesService
 from lighter.daemon.grpc.server import GrpcServer, Service, Settings
 from lighter.daemon.grpc.snapshots import SnapshotsService
+from lighter.daemon.grpc.streams import StreamingService, Streams
 from lighter.daemon.grpc.tasks import TasksService
+from lighter.daemon.grpc.transfer import Parts, TransferService
 from lighter.daemon.grpc.version import VersionService
+from lighter.daemon.images.exporter import Exporter
 from lighter.daemon.images.layers import Layers
+from lighter.daemon.metadata.sandboxes import SandboxStore
 from lighter.daemon.version import REVISION
 from lighter.proto.version import VERSION
 
 
 def grpc_server(s: Services) -> GrpcServer:
     """The front end, not started yet."""
+    streams, sandboxes = Streams(), SandboxStore(s.db)
     services: list[Service] = [
         VersionService(VERSION, REVISION),
         NamespacesService(s.namespaces),
@@ -35,6 +41,21 @@ def grpc_server(s: Services) -> GrpcServer:
         ContainersService(s.records),
         TasksService(s.records, s.containers, s.tasks, s.execs, s.by_hand),
         EventsService(s.event_log),
+        StreamingService(streams),
+        TransferService(
+            streams,
+            Parts(
+                content=s.content,
+                images=s.images,
+                puller=s.puller,
+                pusher=s.pusher,
+                exporter=Exporter(s.content, s.image_store, s.images.collector),
+                leases=s.leases,
+                events_log=s.event_log,
+            ),
+        ),
+        SandboxesService(sandboxes),
+        SandboxControllerService(sandboxes),
     ]
     services.append(IntrospectionService(s.db.uuid, services, s.snapshotters))
     return GrpcServer(

@@ -12,6 +12,7 @@ are, the layout). Names are what the caller's request makes of the annotations (
     digests                               adds <base name>@<digest> for each image;
                                           skip_digest_for_named: for those without a name
     index_name                            names the whole index
+    names off                             leaves it at that: the archive's own names are not taken
 """
 
 import json
@@ -53,9 +54,12 @@ class ImportOptions:
     """What the caller of an import chooses; the meaning of names is at the module's head.
 
     Without `platforms` it is this host's. `compress_blobs`: layers of docker archives become gzip.
+    `any_name`: a base name that is given keeps no other name out.
     """
 
+    names: bool = True
     base_name: str = ""
+    any_name: bool = False
     index_name: str = ""
     digests: bool = False
     skip_digest_for_named: bool = False
@@ -112,7 +116,7 @@ class Importer:
             await arrived.load()
             is_layout = bool(kinds.get("index"))
             targets = await self._targets(arrived, is_layout, options)
-            names = names_of(targets, options)
+            names = names_of(targets, options) if options.names else {}
             if options.index_name:
                 names[options.index_name] = await _add_index(arrived, targets)
             if not names:
@@ -201,7 +205,8 @@ def names_of(targets: Iterable[Descriptor], options: ImportOptions) -> dict[str,
         name = target.annotations.get(NAME_ANNOTATION, "")
         if not name and (ref := target.annotations.get(REF_ANNOTATION, "")):
             name = ref if set(ref) & set("/:@") else f"{base}:{ref}"
-        is_named = bool(name) and (not options.base_name or _is_within(name, options.base_name))
+        keeps_out = options.base_name and not options.any_name
+        is_named = bool(name) and (not keeps_out or _is_within(name, options.base_name))
         if is_named:
             names[name] = target
         if options.digests and not (is_named and options.skip_digest_for_named):

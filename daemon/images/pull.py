@@ -54,7 +54,7 @@ class PullOptions:
     """`platform` None is this host's; `all_platforms` takes what the index has.
 
     `all_metadata` takes the manifests and configs of the other platforms too; `metadata_only` those
-    alone, of all platforms and no layer.
+    alone, of all platforms and no layer. `names`: what it is called here instead of its full name.
     """
 
     platform: Platform | None = None
@@ -65,6 +65,7 @@ class PullOptions:
     snapshotter: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     at_once: int = AT_ONCE
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,13 @@ class Puller:
                 self._hold(work, ((CONTENT, digest) for digest in graph.found))
                 hit("pull.leased")
                 await self._bring(work, target, graph, documents, snapshotter)
-            is_new = not self._images.exists(namespace, ref)
-            (image,) = self._images.put_all(namespace, {ref: target})
+            names = options.names or (ref,)
+            is_new = not self._images.exists(namespace, names[0])
+            image, *_ = self._images.put_all(namespace, dict.fromkeys(names, target))
+            for name in names if options.labels else ():
+                self._images.label(namespace, name, options.labels)
             if options.labels:
-                image = self._images.label(namespace, ref, options.labels)
+                image = self._images.get(namespace, names[0])
             hit("pull.named")
             self._let_go(namespace, lease)
             board.say("done", target.digest)

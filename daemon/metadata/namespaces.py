@@ -15,7 +15,10 @@ from lighter.proto.names import check_labels, check_name
 
 DEFAULT = "default"
 
-_HOLDERS = ("containers", "tasks", "images", "snapshots", "content", "leases", "volumes")
+_HOLDERS = (
+    *("containers", "tasks", "images", "snapshots", "content", "leases", "volumes"),
+    "sandboxes",
+)
 
 
 def ensure_in(tx: sqlite3.Connection, name: str) -> None:

@@ -106,6 +106,7 @@ CREATE TABLE events(
 # fail to remove a namespace instead of refusing to. Who uses one stands in containers.options.
 # restarts.settled: the incarnation of the task whose end was dealt with. due_at: a start is owed.
 # removal: it is being removed by force, which the next manager finishes.
+# sandboxes.record: what a client wrote of it, as JSON (daemon/metadata/sandboxes.py).
 _SECOND = """
 CREATE TABLE volumes(
     namespace TEXT NOT NULL, name TEXT NOT NULL, labels TEXT NOT NULL,
@@ -131,6 +132,12 @@ CREATE TABLE health(
     FOREIGN KEY(namespace, id) REFERENCES containers(namespace, id)
         ON UPDATE CASCADE ON DELETE CASCADE
 );
+
+CREATE TABLE sandboxes(
+    namespace TEXT NOT NULL, id TEXT NOT NULL, labels TEXT NOT NULL, record TEXT NOT NULL,
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL,
+    PRIMARY KEY(namespace, id)
+) WITHOUT ROWID;
 """
 
 MIGRATIONS: tuple[str, ...] = (_FIRST, _SECOND)

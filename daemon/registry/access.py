@@ -4,6 +4,7 @@
 it as long as the request lasts, and writes it nowhere. So it has no repr.
 """
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -28,6 +29,9 @@ class Credential:
 
 NO_CREDENTIAL = Credential()
 
+# Asks whoever made the request for the credential of a host; raises LighterError.
+Ask = Callable[[str], Awaitable[Credential]]
+
 
 @dataclass(frozen=True)
 class Access:
@@ -35,6 +39,8 @@ class Access:
 
     `hosts_dir` is looked in before the configured directories. `ca`, `cert` and `key` are paths of
     PEM files. `realms`: hosts that the user has agreed to give this credential to for a token.
+    `ask` is for a request that brings no credential, and asked only when the registry asks us.
+    `headers` go to the registry with all else.
     """
 
     credential: Credential = NO_CREDENTIAL
@@ -45,6 +51,8 @@ class Access:
     key: str = ""
     hosts_dir: str = ""
     realms: tuple[str, ...] = ()
+    ask: Ask | None = field(default=None, repr=False)
+    headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
 
 ANONYMOUS = Access()

@@ -51,6 +51,20 @@ class Authorizer:
         self._transport = transport
         self._redactor = redactor
         self._known: dict[Origin, _Known] = {}
+        self._told: dict[Origin, Credential] = {}
+
+    def credential(self, endpoint: Endpoint) -> Credential:
+        """What is known by now of who we are there."""
+        return self._told.get(endpoint.origin, endpoint.credential)
+
+    async def _be_told(self, endpoint: Endpoint) -> None:
+        """Ask the request's own client, once, for a host that wants to know."""
+        if endpoint.ask is not None and endpoint.origin not in self._told:
+            async with self._known[endpoint.origin].lock:
+                if endpoint.origin not in self._told:
+                    told = await endpoint.ask(endpoint.host) or endpoint.credential
+                    self.learn(told)
+                    self._told[endpoint.origin] = told
 
     def learn(self, credential: Credential) -> None:
         """A credential that may be used: its parts are never told from now on."""
@@ -64,7 +78,7 @@ class Authorizer:
         if known is None:
             return ""
         if known.basic:
-            return _basic(endpoint.credential)
+            return _basic(self.credential(endpoint))
         if known.realm is None:
             return ""
         async with known.lock:
@@ -83,9 +97,11 @@ class Authorizer:
         known = self._known.setdefault(endpoint.origin, _Known())
         bearer = next((one for one in found if one.scheme == "bearer"), None)
         if bearer is not None and bearer.parameters.get("realm"):
+            await self._be_told(endpoint)
             return self._take_bearer(known, bearer, scopes, sent, what)
         if any(one.scheme == "basic" for one in found):
-            if not endpoint.credential.secret or sent.startswith("Basic "):
+            await self._be_told(endpoint)
+            if not self.credential(endpoint).secret or sent.startswith("Basic "):
                 return False
             known.basic, known.realm = True, None
             return True
@@ -131,7 +147,7 @@ class Authorizer:
             if realm.origin.scheme == "http" and endpoint.origin.scheme == "https":
                 raise PermissionDenied(f"{what}: a registry with TLS has a token realm without")
             self._transport.check_target(realm, what)
-        credential = endpoint.credential
+        credential = self.credential(endpoint)
         if credential and not endpoint.may_give_secret_to(realm.origin):
             raise PermissionDenied(
                 f"{what}: {endpoint.host} wants the {credential.kind} sent there, which is "

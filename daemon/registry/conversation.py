@@ -125,7 +125,7 @@ class Conversation:
             what += f", which sent us to {answer.origin}"
         error = from_answer(what, answer.status, body, answer.header("Retry-After"), self.redactor)
         if answer.status in (401, 403) and answer.origin == endpoint.origin:
-            kind = endpoint.credential.kind
+            kind = self._authorizer.credential(endpoint).kind
             said = f"{kind} of {endpoint.credential_source}" if kind != "none" else "no credential"
             return type(error)(f"{error.message} ({said})", status=answer.status)
         return error

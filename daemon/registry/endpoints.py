@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lighter.daemon.registry.access import NO_CREDENTIAL, Credential
+from lighter.daemon.registry.access import NO_CREDENTIAL, Ask, Credential
 from lighter.daemon.registry.addresses import DEFAULT_PORTS, Link, Origin
 
 PULL = "pull"
@@ -32,7 +32,8 @@ class Endpoint:
     """`base` is everything before the repository, "https://host/v2".
 
     `namespace`: the registry a mirror is to serve, as its `ns` parameter, or "". `realms`: origins
-    or host:port to which the credential may go for a token. `is_server`: a file names it as the
+    or host:port to which the credential may go for a token. `ask` tells one in place of
+    `credential` once the host wants to know who we are. `is_server`: a file names it as the
     registry's own server. `source` says which file, or what rule,
     it is from; `credential_source` and `tls_source` the same of those.
     """
@@ -42,6 +43,7 @@ class Endpoint:
     tls: Tls = Tls()
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     credential: Credential = NO_CREDENTIAL
+    ask: Ask | None = field(default=None, repr=False)
     realms: tuple[str, ...] = ()
     namespace: str = ""
     connect_s: float = CONNECT_S

@@ -276,8 +276,12 @@ def _complete(found: Endpoint, domain: str, access: Access, settings: RegistrySe
         credential = config.credential
         credential_source = f"registry.configs of {settings.file}"
     realms = found.realms + settings.allowed_realms
+    headers = {**settings.headers, **found.headers}
     if is_own:
-        if access.credential:
+        headers |= access.headers
+        if access.ask is not None:
+            credential_source = "the client's answer"
+        elif access.credential:
             credential, credential_source = access.credential, "the request"
         realms += access.realms
         tls, tls_source = _with_access(tls, tls_source, access)
@@ -289,8 +293,9 @@ def _complete(found: Endpoint, domain: str, access: Access, settings: RegistrySe
         found,
         base=base,
         tls=tls,
-        headers={**settings.headers, **found.headers},
+        headers=headers,
         credential=credential,
+        ask=access.ask if is_own else None,
         credential_source=credential_source,
         realms=realms,
         namespace="" if _is_at(found, origin_host(domain)) else domain,

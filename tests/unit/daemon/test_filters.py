@@ -40,7 +40,7 @@ IMAGE = {
         (["labels.empty=="], True),
         (["name~=nginx, labels.tier==db"], False),
         (["name~=nginx, labels.tier == web"], True),
-        ([" labels.tier== \"web\""], True),
+        ([' labels.tier== "web"'], True),
     ],
 )
 def test_what_a_filter_takes(texts: list[str], wanted: bool) -> None:
