@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from pyroute2 import IPRoute
+
+from tests.processes import Process, every_process
 
 DEADLINE_S = 30.0
 _POLL_S = 0.05
@@ -96,45 +97,38 @@ def report(left: dict[str, list[str]]) -> str:
     return "\n".join(f"left {kind}: {thing}" for kind, things in left.items() for thing in things)
 
 
-def processes(owners: Owners) -> list[psutil.Process]:
+def processes(owners: Owners) -> list[Process]:
     """Processes of the owners' instances: by title, by a path in their arguments, by cgroup."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        if process.info["status"] == psutil.STATUS_ZOMBIE:
-            continue
-        if owners.own(" ".join(process.info["cmdline"] or ())) or _in_our_cgroup(
-            process.pid, owners
-        ):
-            found.append(process)
-    return found
+    return _marked(list(every_process()), owners)
+
+
+def _marked(everyone: list[Process], owners: Owners) -> list[Process]:
+    cgroups = tuple(
+        f"/{parent}/{instance}"
+        for instance in owners.instances
+        for parent in ("lighter", "lighter-shims")
+    )
+    return [
+        process
+        for process in everyone
+        if not process.is_zombie and (owners.own(process.title) or process.is_in_cgroup(cgroups))
+    ]
 
 
 def marked_processes(owners: Owners) -> Iterator[str]:
     for process in processes(owners):
-        yield f"{process.pid} {' '.join(process.info['cmdline'] or ['?'])[:160]}"
-
-
-def _in_our_cgroup(pid: int, owners: Owners) -> bool:
-    try:
-        text = Path(f"/proc/{pid}/cgroup").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return any(
-        f"/lighter/{instance}" in text or f"/lighter-shims/{instance}" in text
-        for instance in owners.instances
-    )
+        yield f"{process.pid} {(process.title or '?')[:160]}"
 
 
 def zombies(owners: Owners) -> Iterator[str]:
     """Dead children nobody waits for: this process's, and those of our own programs."""
-    parents = {os.getpid(), *(process.pid for process in processes(owners))}
-    for process in psutil.process_iter(["status", "ppid", "name"]):
-        info = process.info
-        if info["status"] == psutil.STATUS_ZOMBIE and (
-            info["ppid"] in parents
-            or (owners.exclusive and (info["name"] or "").startswith(_OUR_COMMS))
+    everyone = list(every_process())
+    parents = {os.getpid(), *(process.pid for process in _marked(everyone, owners))}
+    for process in everyone:
+        if process.is_zombie and (
+            process.ppid in parents or (owners.exclusive and process.name.startswith(_OUR_COMMS))
         ):
-            yield f"{process.pid} {info['name']} of {info['ppid']}"
+            yield f"{process.pid} {process.name} of {process.ppid}"
 
 
 def mounts() -> Iterator[tuple[str, str]]:

@@ -18,13 +18,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import psutil
+from typing import Any
 
 from lighter.proto import errors
 from lighter.proto.paths import Root, State
 from tests import census, images
 from tests.client import Client
+from tests.processes import with_title
 from tests.storecheck import store_problems
 
 BIN = Path(sys.executable).parent
@@ -153,7 +153,7 @@ class Lighterd:
 
     def _await_spawner(self) -> None:
         title = f"lighter-spawner --instance {self.instance}"
-        await_that(lambda: not self._titled(title), 30, "the spawner ends with its manager")
+        await_that(lambda: not with_title(title), 30, "the spawner ends with its manager")
 
     # -- its clients
 
@@ -203,17 +203,15 @@ class Lighterd:
         assert images.REFERENCE in stream.result["images"], stream.result
         return images.REFERENCE
 
+    def events(self, namespace: str = "default") -> list[dict[str, Any]]:
+        """Those of this test until now, in their order."""
+        with self.client(namespace) as client:
+            stream = client.stream("events", "subscribe", since=self.first_event, follow=False)
+            return list(stream)
+
     def shims(self) -> list[int]:
         """Pids of this instance's shims, by title."""
-        return self._titled(f"lighter-shim --instance {self.instance}")
-
-    def _titled(self, title: str) -> list[int]:
-        return [
-            process.pid
-            for process in psutil.process_iter(["cmdline", "status"])
-            if process.info["status"] != psutil.STATUS_ZOMBIE
-            and " ".join(process.info["cmdline"] or ()).startswith(title)
-        ]
+        return with_title(f"lighter-shim --instance {self.instance}")
 
     # -- its end
 
@@ -242,9 +240,8 @@ class Lighterd:
         self._remove_containers()
         settled(lambda: [*self._left_on_disk(), *(f"shim {pid}" for pid in self.shims())])
         shutil.rmtree(self.base / "share", ignore_errors=True)
-        with self.client("") as client:
-            for event in client.stream("events", "subscribe", since=0, follow=False):
-                self.first_event = event["sequence"]
+        if told := self.events(""):
+            self.first_event = told[-1]["sequence"]
 
     def _remove_containers(self) -> None:
         """Through the manager, started once more when the test left it dead."""

@@ -58,21 +58,25 @@ def one_lighterd(request: pytest.FixtureRequest) -> Iterator[Lighterd | None]:
 
 
 @pytest.fixture
-def lighterd(
-    make_lighterd: Callable[..., Lighterd], one_lighterd: Lighterd | None
-) -> Iterator[Lighterd]:
-    """A running instance without images (see --one-lighterd)."""
-    if one_lighterd is None:
-        yield make_lighterd().start()
-    else:
+def lighterd(request: pytest.FixtureRequest, one_lighterd: Lighterd | None) -> Iterator[Lighterd]:
+    """A running instance; without images, unless tests share it: all of a module that is marked
+    `shared_lighterd`, or all with --one-lighterd.
+    """
+    if one_lighterd is not None:
         yield one_lighterd
         one_lighterd.clear()
+    elif request.node.get_closest_marker("shared_lighterd"):
+        yield request.getfixturevalue("manager")
+    else:
+        yield request.getfixturevalue("make_lighterd")().start()
 
 
 @pytest.fixture
-def busybox(lighterd: Lighterd, one_lighterd: Lighterd | None) -> str:
+def busybox(lighterd: Lighterd) -> str:
     """The name of the imported test image."""
-    return images.REFERENCE if one_lighterd else lighterd.import_busybox()
+    with lighterd.client() as client:
+        there = {row["name"] for row in client.call("images", "list")["images"]}
+    return images.REFERENCE if images.REFERENCE in there else lighterd.import_busybox()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The census itself: it must see a leak of each kind, or a clean report would mean nothing."""
 
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -38,6 +39,7 @@ def leak_zombie(scratch: Path, undo: ExitStack) -> None:
 def leak_mount(scratch: Path, undo: ExitStack) -> None:
     point = scratch / "s" / "rootfs"
     point.mkdir(parents=True)
+    undo.callback(shutil.rmtree, scratch / "s")
     subprocess.run(["mount", "-t", "tmpfs", "none", str(point)], check=True)
     undo.callback(subprocess.run, ["umount", str(point)], check=True)
 

@@ -15,6 +15,8 @@ from tests.harness import Lighterd, await_that
 from tests.integration.test_adoption import shim_of
 from tests.lives import NO_STDIO, ask
 
+pytestmark = pytest.mark.shared_lighterd
+
 # `delete` returns long after it has removed the cgroup.
 SLOW_TO_DELETE = """\
 #!/bin/sh

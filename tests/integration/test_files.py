@@ -16,6 +16,7 @@ import pytest
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.lives import process_state
+from tests.processes import with_title
 
 STATES = ("created", "running", "paused", "stopped", "never")
 
@@ -209,7 +210,7 @@ def test_a_container_is_not_started_while_it_is_written_to(lighterd: Lighterd) -
 
 
 def _workers(lighterd: Lighterd) -> list[int]:
-    return lighterd._titled(f"lighter-worker --instance {lighterd.instance}")
+    return with_title(f"lighter-worker --instance {lighterd.instance}")
 
 
 def _is_extracting(lighterd: Lighterd) -> bool:

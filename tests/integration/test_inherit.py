@@ -17,6 +17,8 @@ import pytest
 from tests import images
 from tests.harness import Lighterd, await_that
 
+pytestmark = pytest.mark.shared_lighterd
+
 PROBE = """
 ulimit -a; ulimit -H -a
 umask

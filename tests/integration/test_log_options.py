@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,11 +10,7 @@ import pytest
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 
-
-@pytest.fixture
-def lighterd(shared: Lighterd) -> Iterator[Lighterd]:
-    yield shared
-    shared.clear()
+pytestmark = pytest.mark.shared_lighterd
 
 
 def options(lighterd: Lighterd, *flags: str) -> dict[str, object]:

@@ -11,6 +11,8 @@ import pytest
 from lighter.proto import errors
 from tests.harness import BIN, Lighterd, await_that
 
+pytestmark = pytest.mark.shared_lighterd
+
 
 def tasks(lighterd: Lighterd) -> dict[str, dict[str, Any]]:
     with lighterd.client() as client:
@@ -124,9 +126,8 @@ def test_logs_hold_every_byte_in_order(lighterd: Lighterd, busybox: str) -> None
 
 def test_events_of_a_life_come_in_order(lighterd: Lighterd, busybox: str) -> None:
     lighterd.ctl("run", "--rm", busybox, "c", "true", check=True)
-    with lighterd.client() as client:
-        stream = client.stream("events", "subscribe", since=0, follow=False)
-        topics = [item["topic"] for item in stream if item["topic"].startswith("/tasks/")]
+    topics = [event["topic"] for event in lighterd.events()]
+    topics = [topic for topic in topics if topic.startswith("/tasks/")]
     assert topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 
 

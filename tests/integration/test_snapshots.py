@@ -14,6 +14,7 @@ from lighter.daemon.images.chain import chain_ids
 from tests.containerd import Containerd
 from tests.harness import Lighterd, await_that
 from tests.loopdisk import btrfs_at
+from tests.processes import with_title
 from tests.security.images import DIR, FILE, archive, diff_id, entry
 from tests.unit.images.build import LAYER, Layout
 
@@ -68,7 +69,7 @@ def test_zstd_layers_run(lighterd: Lighterd, tmp_path: Path) -> None:
     done = lighterd.ctl("run", "--rm", name, "c", "/bin/busybox", "cat", "/f1", "/f2", check=True)
     assert done.stdout == b"12"
     maps = Path(
-        f"/proc/{lighterd._titled(f'lighter-spawner --instance {lighterd.instance}')[0]}/maps"
+        f"/proc/{with_title(f'lighter-spawner --instance {lighterd.instance}')[0]}/maps"
     ).read_text()
     assert "isal" in maps
     assert "zstandard" not in maps

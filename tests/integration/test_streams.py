@@ -18,6 +18,8 @@ from tests.client import Client
 from tests.harness import Lighterd, await_that
 from tests.integration.test_adoption import shim_of
 
+pytestmark = pytest.mark.shared_lighterd
+
 NO_STDIO = {"stdin": "", "stdout": "", "stderr": ""}
 
 
@@ -90,9 +92,8 @@ def log_of(client: Client, name: str, stream: int = 1) -> bytes:
     return b"".join(item["data"] for item in items if item["stream"] == stream)
 
 
-def events_of(client: Client) -> list[tuple[str, dict[str, Any]]]:
-    stream = client.stream("events", "subscribe", since=0, follow=False)
-    return [(item["topic"], item["event"]) for item in stream]
+def events_of(lighterd: Lighterd) -> list[tuple[str, dict[str, Any]]]:
+    return [(event["topic"], event["event"]) for event in lighterd.events()]
 
 
 @contextmanager
@@ -113,9 +114,9 @@ def reading(path: Path) -> Iterator[list[bytes]]:
 
 
 def test_8_mib_then_exit_reach_the_log_and_a_slow_reader(
-    lighterd: Lighterd, busybox: str, client: Client
+    busybox: str, client: Client, tmp_path: Path
 ) -> None:
-    fifo = lighterd.base / "out"
+    fifo = tmp_path / "out"
     os.mkfifo(fifo)
     script = "head -c 8388608 /dev/urandom | tee /dev/stderr"
     create(client, busybox, "c", "sh", "-c", script)
@@ -132,9 +133,9 @@ def test_8_mib_then_exit_reach_the_log_and_a_slow_reader(
 
 
 def test_a_reader_that_comes_after_the_end_gets_everything(
-    lighterd: Lighterd, busybox: str, client: Client
+    busybox: str, client: Client, tmp_path: Path
 ) -> None:
-    fifo = lighterd.base / "out"
+    fifo = tmp_path / "out"
     os.mkfifo(fifo)
     create(client, busybox, "c", "seq", "100000", log={"driver": "none"})
     task(client, "c", stdout=str(fifo))
@@ -178,7 +179,7 @@ def test_f45_lives_of_true_keep_their_order_and_code(
         assert wait(client, f"c{number}")["exit_status"] == number
         client.call("tasks", "delete", id=f"c{number}", exec_id="", force=False)
     seen: dict[str, list[str]] = {}
-    for topic, body in events_of(client):
+    for topic, body in events_of(lighterd):
         if topic.startswith("/tasks/"):
             seen.setdefault(body["container_id"], []).append(topic.removeprefix("/tasks/"))
     assert seen == {f"c{n}": ["create", "start", "exit", "delete"] for n in range(25)}
@@ -207,7 +208,7 @@ def test_f45_a_storm_of_short_execs_loses_no_exit(
         thread.join()
     assert problems == []
     counts = Counter(
-        (topic, body["exec_id"]) for topic, body in events_of(client) if body.get("exec_id")
+        (topic, body["exec_id"]) for topic, body in events_of(lighterd) if body.get("exec_id")
     )
     assert len(counts) == 3 * 60
     assert set(counts.values()) == {1}
@@ -252,7 +253,7 @@ def test_a_created_task_is_deleted_without_a_start(
     pid = task(client, "c")
     client.call("tasks", "delete", id="c", exec_id="", force=False)
     assert not Path(f"/proc/{pid}").exists()
-    topics = [topic for topic, body in events_of(client) if topic.startswith("/tasks/")]
+    topics = [topic for topic, body in events_of(lighterd) if topic.startswith("/tasks/")]
     assert topics == ["/tasks/create", "/tasks/exit", "/tasks/delete"]
 
 
@@ -302,7 +303,7 @@ def test_sec_76_oom_kills_the_container_and_is_told(
         assert ended["exit_status"] == 137
         assert ended["cause"] == "oom"
         # Once each, with a cause that only a shim that outlived it can tell.
-        told = [(t, body) for t, body in events_of(client) if body.get("container_id") == name]
+        told = [(t, body) for t, body in events_of(lighterd) if body.get("container_id") == name]
         assert [topic for topic, _body in told].count("/tasks/oom") == 1
         assert [topic for topic, _body in told].count("/tasks/exit") == 1
         client.call("tasks", "delete", id=name, exec_id="", force=False)

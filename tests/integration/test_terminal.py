@@ -16,11 +16,7 @@ from tests.typist import Typist
 
 SHELL = ("run", "--name", "box", "-it", REFERENCE, "sh")
 
-
-@pytest.fixture
-def lighterd(shared: Lighterd) -> Iterator[Lighterd]:
-    yield shared
-    shared.clear()
+pytestmark = pytest.mark.shared_lighterd
 
 
 @pytest.fixture

@@ -7,8 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.harness import Lighterd, await_that
 from tests.lives import ask
+
+pytestmark = pytest.mark.shared_lighterd
 
 
 @contextmanager
@@ -115,10 +119,9 @@ def test_events_now_and_replayed(lighterd: Lighterd, busybox: str) -> None:
             seen += topics(follower.stdout.readline())
     assert [topic for topic in seen if topic in life] == life
     lighterd.restart()
-    with lighterd.client() as client:
-        stream = client.stream("events", "subscribe", since=0, follow=False)
-        kept = [(item["sequence"], item["topic"]) for item in stream]
-    assert [number for number, _ in kept] == list(range(1, len(kept) + 1))
+    kept = [(event["sequence"], event["topic"]) for event in lighterd.events("")]
+    first = lighterd.first_event + 1
+    assert [number for number, _ in kept] == list(range(first, first + len(kept)))
     assert [topic for _, topic in kept if topic in life] == life
 
 
