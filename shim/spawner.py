@@ -22,7 +22,7 @@ import setproctitle
 
 from lighter.proto import shim_api
 from lighter.proto.errors import LighterError
-from lighter.shim import files, guard, packing, reaper, rehearsal, shim, spare
+from lighter.shim import files, guard, immortal, packing, reaper, rehearsal, shim, spare
 from lighter.shim.spare import Spare
 from lighter.shim.worker.main import serve as serve_job
 
@@ -247,8 +247,9 @@ def main() -> None:
     except (OSError, LighterError) as err:
         sys.stderr.write(rehearsal.problem(err))
     gc.collect()
-    gaps = packing.fill_gaps()
-    gc.freeze()
     gc.disable()
+    immortal.make_immortal()
+    _gaps = packing.fill_gaps()
+    gc.freeze()
     Spawner(manager, settings).serve()
-    del gaps  # until here
+    os._exit(0)  # with the gaps filled until here; immortal objects are not for taking apart
