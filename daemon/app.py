@@ -14,6 +14,7 @@ from lighter.daemon.checkpoints.service import Checkpoints
 from lighter.daemon.config import Config
 from lighter.daemon.containerfiles import ContainerFiles
 from lighter.daemon.containers.changing import ContainerChanges
+from lighter.daemon.containers.idpool import IdPool
 from lighter.daemon.containers.maker import ContainerMaker
 from lighter.daemon.containers.request import Defaults
 from lighter.daemon.containers.service import ContainerService
@@ -298,6 +299,7 @@ def build(
         ),
         check_network=networks.check,
         labels_of=namespaces.labels,
+        id_pool=IdPool(container_store, config.userns_ids),
     )
     containers = ContainerService(
         root=root,

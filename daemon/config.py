@@ -21,6 +21,7 @@ from typing import Any
 import toml
 
 from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
+from lighter.daemon.oci.idspan import parse_span
 from lighter.daemon.registry import settings as registry_settings
 from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto.errors import InvalidArgument
@@ -65,6 +66,7 @@ class Config:
     network_bin_dir: str = ""
     network_subnet: str = "10.77.0.0/16"
     network_timeout_s: int = 60
+    userns_ids: str = ""
     gc_pause_threshold: float = 0.02
     gc_deletion_threshold: int = 0
     gc_mutation_threshold: int = 100
@@ -120,6 +122,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "network_bin_dir": ("plugins", PLUGIN, "network", "bin_dir"),
     "network_subnet": ("plugins", PLUGIN, "network", "subnet"),
     "network_timeout_s": ("plugins", PLUGIN, "network", "timeout_s"),
+    "userns_ids": ("plugins", PLUGIN, "userns", "ids"),
     "content_sharing": ("plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"),
     **{
         f"gc_{name}": ("plugins", "io.containerd.gc.v1.scheduler", name)
@@ -262,6 +265,11 @@ def _checked(config: Config, name: str) -> Config:
             f"read config {name}: {key_of('address')} is {config.address!r}, "
             "expected the absolute path of a socket"
         )
+    if config.userns_ids:
+        try:
+            parse_span(config.userns_ids)
+        except InvalidArgument as err:
+            raise InvalidArgument(f"read config {name}: userns.ids: {err.message}") from err
     if config.max_layer_bytes < 0 or config.max_layer_entries < 0:
         raise InvalidArgument(
             f"read config {name}: images.max_layer_bytes or images.max_layer_entries is negative"

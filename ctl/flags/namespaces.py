@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+_ALL_IDS = 65536
 _MODES = {
     "private": "own",
     "shareable": "own",  # docker's word; here every namespace can be joined
@@ -22,7 +23,7 @@ OPTIONS = (
     grammar.option("--ipc", metavar="MODE", help="private, host or container:ID."),
     grammar.option("--uts", metavar="MODE", help="private or host."),
     grammar.option("--cgroupns", metavar="MODE", help="private or host.  [default: host]"),
-    grammar.option("--userns", metavar="MODE", help="host (no mapped ids, which is the default)."),
+    grammar.option("--userns", metavar="MODE", help="auto[:size=N]: free ids; host: none."),
     grammar.option("--uidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped user ids."),
     grammar.option("--gidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped group ids."),
     grammar.option("--remap-labels", is_flag=True, help="Tell the snapshotter of the mapping."),
@@ -33,10 +34,8 @@ OPTIONS = (
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
     asked = {"pid": "pid", "ipc": "ipc", "uts": "uts", "cgroupns": "cgroup"}
-    if flags["userns"] not in (None, "host"):
-        raise grammar.UsageError("--userns: only host is known here; --uidmap and --gidmap map ids")
     if flags["userns"] and (flags["uidmap"] or flags["gidmap"]):
-        raise grammar.UsageError("--userns host: ids are mapped")
+        raise grammar.UsageError("--userns: ids are mapped by --uidmap already")
     if bool(flags["uidmap"]) != bool(flags["gidmap"]):
         raise grammar.UsageError("--uidmap and --gidmap are given together")
     return {
@@ -46,9 +45,24 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
         },
         "uid_maps": [id_range(text, "--uidmap") for text in flags["uidmap"]],
         "gid_maps": [id_range(text, "--gidmap") for text in flags["gidmap"]],
+        "free_ids": free_ids(flags["userns"] or "host"),
         "remap_labels": flags["remap_labels"],
         "sysctls": key_values(flags["sysctl"], "sysctl"),
     }
+
+
+def free_ids(word: str) -> int:
+    """How many ids `host`, `auto` or podman's `auto:size=N` asks for."""
+    if word == "host":
+        return 0
+    if word == "auto":
+        return _ALL_IDS
+    size = word.removeprefix("auto:size=")
+    if size == word or not (size.isascii() and size.isdigit() and int(size)):
+        raise grammar.UsageError(
+            f"--userns {word!r}: expected host, auto or auto:size=N; --uidmap and --gidmap map ids"
+        )
+    return int(size)
 
 
 def id_range(text: str, flag: str) -> list[int]:

@@ -39,7 +39,7 @@ MAX_SPEC_BYTES = 16 << 20
 _OPTIONS = frozenset(
     (
         *("log", "stdin_open", "terminal", "network", "joins", "restart", "stop_timeout_s"),
-        *("stop_signal", "health", "volumes"),
+        *("stop_signal", "health", "volumes", "userns"),
     )
 )
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from lighter.daemon.containers import idpool
+from lighter.daemon.containers.idpool import IdPool
 from lighter.daemon.containers.placing import cgroups_path, check_programs, record
 from lighter.daemon.containers.request import (
     CreateRequest,
@@ -97,7 +99,9 @@ class ContainerMaker:
         defaults: Defaults,
         check_network: Callable[[NetworkRequest], Awaitable[None]],
         labels_of: Callable[[str], Mapping[str, str]],
+        id_pool: IdPool,
     ) -> None:
+        self._id_pool = id_pool
         self._labels_of = labels_of
         self._check_network = check_network
         self._root = root
@@ -162,6 +166,8 @@ class ContainerMaker:
             image=definition.image, terminal=spec["process"].get("terminal") is True
         )
         options = {**options_of(plain, self._defaults), **definition.options}
+        if ids := options.get(idpool.OPTION):
+            idpool.check_apart(self._store, ids)
         options |= of_id_maps(maps, options)
         async with AsyncExitStack() as undo:
             made = await self._roots.snapshot(
@@ -198,6 +204,12 @@ class ContainerMaker:
             await self._check_network(request.network)
         own = cgroup_path(self._root.instance, namespace, id_)
         async with AsyncExitStack() as undo:
+            if request.free_ids:
+                if request.root.id_maps or request.spec:
+                    raise InvalidArgument("map ids: both free ones and given ones were asked for")
+                maps, noted = undo.enter_context(self._id_pool.claim(request.free_ids))
+                request = replace(request, root=replace(request.root, id_maps=maps))
+                options |= noted
             root_undo = await undo.enter_async_context(AsyncExitStack())
             made = await self._make_root(namespace, id_, request, root_undo)
             hit("containers.snapshot-made")

@@ -26,7 +26,10 @@ LONGEST_STOP_S = 10 * 365 * 86400
 
 @dataclass(frozen=True)
 class CreateRequest:
-    """What a caller asks for; the fields are those of `containers.create` in proto/daemon_api."""
+    """What a caller asks for; the fields are those of `containers.create` in proto/daemon_api.
+
+    `free_ids`: how many ids of the pool it gets; 0: none.
+    """
 
     image: str
     id: str | None = None
@@ -58,6 +61,7 @@ class CreateRequest:
     devices: tuple[DeviceWish, ...] = ()
     sharing: Sharing = field(default_factory=Sharing)
     root: RootWish = field(default_factory=RootWish)
+    free_ids: int = 0
     rootfs_propagation: str = ""
     placing: Placing = field(default_factory=Placing)
     spec: str = ""

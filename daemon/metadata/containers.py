@@ -3,8 +3,9 @@
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
@@ -100,6 +101,14 @@ class ContainerStore:
             "SELECT * FROM containers WHERE namespace = ? ORDER BY id", (namespace,)
         )
         return tuple(map(_container, rows))
+
+    def option(self, key: str) -> Iterator[Any]:
+        """What the options of all containers that have `key` say under it."""
+        rows = self._db.rows(
+            "SELECT options -> ? AS value FROM containers WHERE options -> ? IS NOT NULL",
+            (key, key),
+        )
+        return (json.loads(row["value"]) for row in rows)
 
     def born(self, namespace: str, container_id: str = "") -> dict[str, tuple[str, int]]:
         """Image and time of making by id: of one container, or of all in the namespace."""

@@ -58,6 +58,7 @@ def create_request(fields: Fields) -> CreateRequest:
             ),
             remap_labels=fields.flag("remap_labels"),
         ),
+        free_ids=fields.integer("free_ids"),
         rootfs_propagation=fields.text("rootfs_propagation"),
         placing=Placing(
             fields.name_or_none("cgroup"),

@@ -1,0 +1,30 @@
+"""Ids of the host that are set aside for containers, as files and settings write them."""
+
+from dataclasses import dataclass
+
+from lighter.proto.errors import InvalidArgument
+
+_MAX_ID = (1 << 32) - 2  # 4294967295 is "no id"
+
+
+@dataclass(frozen=True)
+class Span:
+    """`size` ids of the host from `first` on."""
+
+    first: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.first + self.size
+
+
+def parse_span(text: str) -> Span:
+    """`FIRST:SIZE`. Raises InvalidArgument."""
+    first, sign, size = text.partition(":")
+    if not (sign and first.isascii() and first.isdigit() and size.isascii() and size.isdigit()):
+        raise InvalidArgument(f"read id range {text!r}: expected FIRST:SIZE")
+    span = Span(int(first), int(size))
+    if not span.first or not span.size or span.end - 1 > _MAX_ID:
+        raise InvalidArgument(f"read id range {text!r}: expected ids from 1 to {_MAX_ID}")
+    return span

@@ -1,0 +1,71 @@
+"""`--userns=auto`: ids that no other container has, free again when it is gone."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lighter.daemon.containers.idpool import IdPool
+from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.metadata.db import Database
+from lighter.proto.errors import FailedPrecondition, ResourceExhausted
+from tests.harness import Lighterd
+
+CONFIG = 'version = 3\n[plugins."io.lighter.v1".userns]\nids = "300000:196608"\n'
+
+
+def _ids(lighterd: Lighterd, name: str) -> Any:
+    with lighterd.client() as client:
+        return client.call("containers", "get", id=name)["container"]["options"]["userns"]
+
+
+def test_containers_get_ids_of_their_own_and_give_them_back(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd(config=CONFIG).start()
+    os.chmod(lighterd.base, 0o711)
+    image = lighterd.import_busybox()
+
+    def run(name: str) -> int:
+        words = ("run", "-d", "--userns", "auto", "--name", name, image, "sleep", "600")
+        return lighterd.ctl(*words).returncode
+
+    with ThreadPoolExecutor(3) as pool:  # at once: none is recorded yet when the others ask
+        assert list(pool.map(run, ("a", "b", "c"))) == [0, 0, 0]
+    given = sorted(_ids(lighterd, name)["uid"] for name in ("a", "b", "c"))
+    assert given == [300000, 365536, 431072]
+    seen = lighterd.ctl("exec", "a", "cat", "/proc/self/uid_map", check=True).stdout.split()
+    assert list(map(int, seen)) == [0, _ids(lighterd, "a")["uid"], 65536]
+    full = lighterd.ctl("run", "-d", "--userns=auto", image, "d", "true")
+    assert full.returncode == 125 and b"no 65536 user ids are free" in full.stderr
+    lighterd.restart()
+    freed = _ids(lighterd, "b")["uid"]
+    lighterd.ctl("rm", "-f", "b", check=True)
+    small = ("--userns", "auto:size=40000")
+    lighterd.ctl("run", "-d", *small, image, "d", "sleep", "600", check=True)
+    assert _ids(lighterd, "d") == {"uid": freed, "gid": freed, "size": 40000}
+    refused = lighterd.ctl("run", "--userns", "auto", "--uidmap", "0:1:1", image, "e", "true")
+    assert refused.returncode == 2 and b"--uidmap" in refused.stderr
+
+
+def test_ids_come_from_the_files_of_subordinate_ones(tmp_path: Path) -> None:
+    uids, gids = tmp_path / "subuid", tmp_path / "subgid"
+    db = Database(str(tmp_path / "db"))
+    pool = IdPool(ContainerStore(db), "", (str(uids), str(gids)))
+    try:
+        uids.write_text("root:1:5\ncontainers:900:10\ncontainers:x:9\ncontainers:100:20\n")
+        with pytest.raises(FailedPrecondition, match="no ids are set aside"):
+            pool.claim(10).__enter__()
+        gids.write_text("containers:7000:15\n")
+        with pool.claim(15) as (maps, noted):
+            assert noted == {"userns": {"uid": 100, "gid": 7000, "size": 15}}
+            assert maps.root == (100, 7000)
+            with pytest.raises(ResourceExhausted, match="group"):
+                pool.claim(1).__enter__()
+        with pool.claim(15):
+            pass  # it was given back
+    finally:
+        db.close()
