@@ -16,6 +16,9 @@ from lighter.daemon.types import Task
 from lighter.proto import states
 from lighter.proto.errors import NotFound
 
+# What containers' records say, by id: image and time of making.
+Born = Mapping[str, tuple[str, int]]
+
 
 class TaskViews:
     """Reads memory and the database alone: no container can hold a list up."""
@@ -25,7 +28,7 @@ class TaskViews:
         tasks: TaskService,
         restarts: Restarts,
         health: HealthService,
-        born: Callable[[str, str], Mapping[str, tuple[str, int]]],
+        born: Callable[[str, str], Born],
     ) -> None:
         """`born` gives image and time of making, of one container or, for "", of a namespace's."""
         self._tasks = tasks
@@ -37,56 +40,56 @@ class TaskViews:
         """All tasks of a namespace."""
         restarts = self._restarts.of_namespace(namespace)
         statuses = self._health.statuses(namespace)
+        born = self._born(namespace, "")
         listed = [
-            _seen(entry, restarts.get(entry.id), statuses)
+            _seen(entry, restarts.get(entry.id), statuses, born)
             for entry in self._tasks.entries(namespace)
         ]
         there = {task.id for task in listed}
-        listed += [
-            _between(row)
+        return listed + [
+            _between(row, born)
             for row in restarts.values()
             if row.due_at is not None and row.id not in there
         ]
-        born = self._born(namespace, "")
-        return [_defined(task, born) for task in listed]
 
     def get(self, namespace: str, container_id: str) -> Task:
         """Raises NotFound."""
         row = self._restarts.get(namespace, container_id)
+        born = self._born(namespace, container_id)
         try:
             entry = self._tasks.find(namespace, container_id)
         except NotFound:
             if row is None or row.due_at is None:
                 raise
-            task = _between(row)
-        else:
-            task = _seen(entry, row, self._health.statuses(namespace))
-        return _defined(task, self._born(namespace, container_id))
+            return _between(row, born)
+        return _seen(entry, row, self._health.statuses(namespace), born)
 
 
-def _seen(entry: Entry, row: Restart | None, statuses: dict[str, str]) -> Task:
+def _seen(entry: Entry, row: Restart | None, statuses: dict[str, str], born: Born) -> Task:
     view = entry.view()
-    health = statuses.get(entry.incarnation, "") if entry.exit is None else ""
-    if row is None:
-        return replace(view, health=health)
-    return replace(view, health=health, restarts=row.count, restart_at=row.due_at)
+    image, defined_at = born.get(entry.id, (view.image, 0))
+    return replace(
+        view,
+        image=view.image or image,
+        health=statuses.get(entry.incarnation, "") if entry.exit is None else "",
+        restarts=row.count if row else 0,
+        restart_at=row.due_at if row else None,
+        defined_at=defined_at,
+    )
 
 
-def _defined(task: Task, born: Mapping[str, tuple[str, int]]) -> Task:
-    """With what its container's record says."""
-    image, at = born.get(task.id, (task.image, 0))
-    return replace(task, image=task.image or image, defined_at=at)
-
-
-def _between(row: Restart) -> Task:
+def _between(row: Restart, born: Born) -> Task:
+    image, defined_at = born.get(row.id, ("", 0))
     return Task(
         namespace=row.namespace,
         id=row.id,
         pid=0,
         status=states.STOPPED,
+        image=image,
         exit_status=row.exit_status,
         exited_at=row.due_at,
         reason=row.error,
         restarts=row.count,
         restart_at=row.due_at,
+        defined_at=defined_at,
     )

@@ -267,6 +267,9 @@ def _text_keys(value: dict[Any, Any]) -> bool:
     return all(isinstance(key, str) for key in value)
 
 
+_CONTAINERS = (dict, list)
+
+
 def too_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
     """Whether containers nest deeper than `limit`; walks without recursion."""
     level = [value]
@@ -274,9 +277,9 @@ def too_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                below.extend(v for v in item.values() if isinstance(v, dict | list))
+                below += [v for v in item.values() if isinstance(v, _CONTAINERS)]
             elif isinstance(item, list):
-                below.extend(v for v in item if isinstance(v, dict | list))
+                below += [v for v in item if isinstance(v, _CONTAINERS)]
         if not below:
             return False
         level = below

@@ -198,7 +198,7 @@ def _stdio(fields: Fields, call: Call) -> dict[str, Any]:
 
 
 def _task(task: Task) -> dict[str, Any]:
-    values = asdict(task)
+    values = dict(vars(task))  # plain values; asdict would copy each, 20 times slower
     del values["namespace"]
     return values
 
