@@ -7,6 +7,7 @@ Errors are one line on standard error and exit status 1, wrong usage is status 2
 process detaches before anything that costs time or holds a descriptor is loaded.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -198,7 +199,6 @@ def _serve(
 ) -> None:
     import asyncio
     import faulthandler
-    import gc
 
     from lighter.daemon.journal import configure
     from lighter.daemon.manager import Manager
@@ -210,9 +210,6 @@ def _serve(
     manager = Manager(
         config, inherited, notifier, given.installed.spawner, lambda: _load(given), stands_in
     )
-    # What is loaded now stays: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
     asyncio.run(manager.run())
 
 
@@ -230,6 +227,8 @@ def main(spawner: Sequence[str] = SPAWNER, cores: str = "") -> None:
 
     `cores`: the directory of the installed versions, for a launcher that may choose another.
     """
+    # A start makes much and drops little. The collector is turned on when all is there.
+    gc.disable()
     try:
         cli(prog_name="lighterd", obj=Installed(tuple(spawner), cores))
     except (LighterError, OSError) as err:

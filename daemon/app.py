@@ -1,13 +1,13 @@
 """The wiring: which object gets which. Nothing else in the manager builds services.
 
-`build` makes the services; which of them the front ends get is in daemon/rpc/wiring.py (`ctl`) and
+`build` makes the services on top of the core (core.py), which serves already when this module is
+loaded. Which of them the front ends get is in daemon/rpc/wiring.py (`ctl`) and
 daemon/grpc/wiring.py (containerd's API). How a manager lives is manager.py.
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.checkpoints.service import Checkpoints
@@ -22,11 +22,11 @@ from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.core import Core
 from lighter.daemon.events import EventLog
 from lighter.daemon.freezing import Freezing
 from lighter.daemon.health.probe import Prober
 from lighter.daemon.health.service import HealthService
-from lighter.daemon.health.store import HealthStore
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.downloads import Downloads
 from lighter.daemon.images.layers import Layers
@@ -37,31 +37,24 @@ from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.worker import tree_remover
 from lighter.daemon.leases import Leases
-from lighter.daemon.limits import DescriptorBudget
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.catalog import NetworkCatalog
-from lighter.daemon.network.chain import Chain
 from lighter.daemon.network.configs import Configs
 from lighter.daemon.network.ending import Endings
 from lighter.daemon.network.live import LiveNetworks
-from lighter.daemon.network.netns import NetworkNamespaces
-from lighter.daemon.network.plugin import search_path
-from lighter.daemon.network.records import Records
 from lighter.daemon.network.service import NetworkService
+from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import Host, read_host
-from lighter.daemon.placement import Placement
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.restarts.labelwatch import LabelWatch
 from lighter.daemon.restarts.service import Restarts
-from lighter.daemon.restarts.store import RestartStore
 from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
 from lighter.daemon.snapshots.erofs import ErofsSnapshotter
@@ -69,17 +62,15 @@ from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.snapshots.types import Snapshotter
-from lighter.daemon.spawn import Inherited, Spawner
+from lighter.daemon.spawn import Spawner
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.execs import ExecService
-from lighter.daemon.tasks.recovery import Recovery, read_boot_id
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.tasks.shims import ShimRouter
-from lighter.daemon.tasks.store import TaskStore
-from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.tasks.supervisor import Followers, Settler, Supervisor
 from lighter.daemon.volumes.service import Volumes
 from lighter.proto import events
 from lighter.proto.paths import Root, State
@@ -94,7 +85,6 @@ class Services:
     state: State
     generation: int
     db: Database
-    budget: DescriptorBudget
     spawner: Spawner
     event_log: EventLog
     namespaces: NamespaceService
@@ -129,7 +119,9 @@ class Services:
     by_hand: ByHand
     label_watch: LabelWatch
     health: HealthService
-    recovery: Recovery
+    followers: Followers
+    settler: Settler
+    network_of: Callable[[str, str], dict[str, Any]]
     attachments: Attachments
     endings: Endings
     live_networks: LiveNetworks
@@ -138,32 +130,43 @@ class Services:
     host: Host
 
 
-def build(
-    config: Config,
-    db: Database,
-    generation: int,
-    locks: Sequence[int],
-    inherited: Inherited,
-    spawner_argv: Sequence[str],
-    registries: Registries,
-    reloader: Reloader,
-) -> Services:
-    """Make all services of one manager. Nothing runs yet but reads of the database."""
-    root, state = Root(config.root), State(config.state)
-    budget = DescriptorBudget()
+@dataclass(frozen=True)
+class _Followers:
+    """Who hears of the tasks' steps, in which order."""
+
+    restarts: Restarts
+    health: HealthService
+    endings: Endings
+    removal: AutoRemoval
+
+    def on_started(self, entry: Entry) -> None:
+        self.restarts.on_started(entry)
+        self.health.on_started(entry)
+
+    def on_exit(self, entry: Entry) -> None:
+        self.restarts.on_exit(entry)
+
+    def on_closed(self, entry: Entry) -> None:
+        self.endings.on_over(entry)
+        self.removal.on_closed(entry)
+        self.restarts.on_closed(entry)
+
+    def on_forgotten(self, entry: Entry) -> None:
+        self.endings.on_over(entry)
+
+
+def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Services:
+    """Make all services of one manager. Nothing runs yet but reads of the database.
+
+    `reread` reads the configuration again, as it was read for the core.
+    """
+    config, root, state, db = core.config, core.root, core.state, core.db
+    spawner, event_log, supervisor = core.spawner, core.event_log, core.supervisor
+    attachments, container_store = core.attachments, core.container_store
+    namespaces, store, bundle_of = core.namespace_store, core.task_store, core.bundle_of
+    registries = Registries(config.registry)
+    reloader = Reloader(config, reread, notifier, registries)
     runtimes = Runtimes({"runc": config.runc_path, "crun": config.crun_path})
-    boot_id = read_boot_id()
-    spawner = Spawner(
-        root.instance,
-        state.rehearsal,
-        inherited,
-        locks,
-        spawner_argv,
-        Placement.of_this_process(root.instance, generation),
-    )
-    event_log = EventLog(db)
-    namespaces = NamespaceStore(db)
-    namespaces.ensure("default")
     content = ContentStore(root.content, db, share_all=config.content_sharing == "shared")
     ingests = Ingests(root.content + "/writes", content)
     leases = Leases(db)
@@ -217,40 +220,14 @@ def build(
     )
 
     # Tasks.
-    store = TaskStore(db)
-    bundle_of = partial(Bundle, state, root)
-    supervisor = Supervisor(
-        db,
-        store,
-        event_log,
-        WorkerSettler(spawner, state, boot_id, config.runc_timeout_s),
-        bundle_of,
-    )
-    router = ShimRouter(
-        generation,
-        supervisor.on_hello,
-        supervisor.on_event,
-        runtime_s=config.runc_timeout_s,
-    )
-    supervisor.router = router
     execs = ExecService(
         db=db, store=store, log=event_log, supervisor=supervisor, bundle_of=bundle_of
     )
     network_configs = Configs((config.network_conf_dir,))
-    attachments = Attachments(
-        instance=root.instance,
-        boot_id=boot_id,
-        chain=Chain(search_path(config.network_bin_dir, os.environ), config.network_timeout_s),
-        store=Records(root, state),
-        netns=NetworkNamespaces(state, spawner),
-        bundle_of=bundle_of,
-    )
     endings = Endings(attachments, network_configs)
-    container_store = ContainerStore(db)
     networks = NetworkService(
         attachments, endings, network_configs, supervisor.find, container_store.get
     )
-    supervisor.on_forgotten = endings.on_over
     tasks = TaskService(
         db=db,
         store=store,
@@ -267,13 +244,13 @@ def build(
         db=db,
         store=store,
         supervisor=supervisor,
-        router=router,
+        router=core.router,
         spawner=spawner,
         bundle_of=bundle_of,
-        generation=generation,
-        boot_id=boot_id,
+        generation=core.generation,
+        boot_id=core.boot_id,
         runtimes=runtimes,
-        has_room=budget.has_room,
+        has_room=core.budget.has_room,
         runtime_s=config.runc_timeout_s,
     )
     host = read_host()
@@ -314,18 +291,8 @@ def build(
         events_log=event_log,
         networks=networks,
     )
-    recovery = Recovery(
-        db=db,
-        store=store,
-        supervisor=supervisor,
-        bundle_of=bundle_of,
-        state=state,
-        boot_id=boot_id,
-    )
-    supervisor.on_stranger = recovery.on_stranger
-    restart_store = RestartStore(db)
     restarts = Restarts(
-        store=restart_store,
+        store=core.restart_store,
         containers=containers,
         tasks=tasks,
         supervisor=supervisor,
@@ -333,7 +300,7 @@ def build(
     )
     removal = AutoRemoval(supervisor, containers, restarts.goes_on)
     health = HealthService(
-        store=HealthStore(db),
+        store=core.health_store,
         containers=container_store,
         prober=Prober(containers, tasks, execs),
         supervisor=supervisor,
@@ -363,25 +330,12 @@ def build(
         is_owner=maker.is_owner,
     )
 
-    def on_closed(entry: Entry) -> None:
-        endings.on_over(entry)
-        removal.on_closed(entry)
-        restarts.on_closed(entry)
-
-    def on_started(entry: Entry) -> None:
-        restarts.on_started(entry)
-        health.on_started(entry)
-
-    supervisor.on_exit = restarts.on_exit
-    supervisor.on_closed = on_closed
-    supervisor.on_started = on_started
     return Services(
         config=config,
         root=root,
         state=state,
-        generation=generation,
+        generation=core.generation,
         db=db,
-        budget=budget,
         spawner=spawner,
         event_log=event_log,
         namespaces=NamespaceService(namespaces, ingests, images.collector, event_log),
@@ -400,7 +354,7 @@ def build(
         pusher=pusher,
         bundle_of=bundle_of,
         supervisor=supervisor,
-        router=router,
+        router=core.router,
         execs=execs,
         tasks=tasks,
         containers=containers,
@@ -417,16 +371,18 @@ def build(
         restarts=restarts,
         by_hand=ByHand(
             restarts=restarts,
-            store=restart_store,
+            store=core.restart_store,
             containers=containers,
             tasks=tasks,
             supervisor=supervisor,
         ),
         label_watch=LabelWatch(
-            restarts=restarts, store=restart_store, tasks=tasks, supervisor=supervisor
+            restarts=restarts, store=core.restart_store, tasks=tasks, supervisor=supervisor
         ),
         health=health,
-        recovery=recovery,
+        followers=_Followers(restarts, health, endings, removal),
+        settler=WorkerSettler(spawner, state, core.boot_id, config.runc_timeout_s),
+        network_of=core.network_of,
         attachments=attachments,
         endings=endings,
         live_networks=LiveNetworks(

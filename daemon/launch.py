@@ -35,11 +35,11 @@ class StandIn(NamedTuple):
 
 def stand_in(cores: str, root: Root, state: State, own: Release = OWN) -> StandIn | None:
     """The version to become, or None when this one is the right one, or no other is better."""
-    shims = running_shims(state.tasks)
     schema = schema_of(root.database)
+    if judge(own, running_shims(state.tasks, but=own), schema).can_take_over:
+        return None  # nearly always: so nothing more than that was looked at
+    shims = running_shims(state.tasks)
     verdict = judge(own, shims, schema)
-    if verdict.can_take_over:
-        return None
     others = [kept for kept in kept_cores(cores) if kept[1].version != own.version]
     # Who started the shims has served them; a newer one that is kept was left on purpose.
     served = {shim.version for shim in shims}

@@ -1,11 +1,13 @@
 """One manager's life: its start, what it keeps doing, its end.
 
 The order of a start: limits and locks, directories, database and generation, recovery from rows,
-the shims' socket, the spawner, the clients' sockets, READY. Adoption goes on behind that.
+the sockets of shims and clients, the spawner. From here on tasks are listed and shims adopted; then
+all other modules are loaded and services made, containerd's API is served, READY.
 """
 
 import asyncio
 import contextlib
+import gc
 import grp
 import importlib
 import logging
@@ -15,21 +17,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 from lighter.daemon import files
-from lighter.daemon.app import Services, build
 from lighter.daemon.config import Config
+from lighter.daemon.core import Core
 from lighter.daemon.limits import raise_descriptor_limit
 from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.notify import Notifier
 from lighter.daemon.placement import remove_empty
-from lighter.daemon.registry.registries import Registries
-from lighter.daemon.reload import Reloader
+from lighter.daemon.rpc.first_handlers import first_methods
 from lighter.daemon.rpc.server import ClientServer
-from lighter.daemon.rpc.wiring import native_methods
-from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.sockets import context
 from lighter.daemon.spawn import Inherited
 from lighter.daemon.tasks.supervisor import Supervisor
@@ -42,6 +42,11 @@ from lighter.proto.errors import (
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root, State, check_socket_path
 from lighter.proto.version import VERSION
+
+if TYPE_CHECKING:
+    from lighter.daemon.app import Services
+    from lighter.daemon.reload import Reloader
+    from lighter.daemon.snapshots.types import Snapshotter
 
 log = logging.getLogger("lighter.app")
 
@@ -74,8 +79,8 @@ class Manager:
         self._notifier = notifier
         self._spawner = spawner
         self._stands_in = stands_in
-        self._registries = Registries(config.registry)
-        self._reloader = Reloader(config, reread, notifier, self._registries)
+        self._reread = reread
+        self._reloader: Reloader | None = None  # until all is there
         self._root = Root(config.root)
         self._state = State(config.state)
         self._stopping = asyncio.Event()
@@ -117,49 +122,43 @@ class Manager:
         generation: int,
         locks: list[int],
     ) -> None:
-        services = build(
-            self._config,
-            db,
-            generation,
-            locks,
-            self._inherited,
-            self._spawner,
-            self._registries,
-            self._reloader,
-        )
-        undo.callback(services.supervisor.close)
+        core = Core(self._config, db, generation, locks, self._inherited, self._spawner)
+        undo.callback(core.supervisor.close)
         server = ClientServer(
-            generation, native_methods(services, lambda: self._health(services, server))
+            generation,
+            first_methods(core, lambda: self._health(core, server)),
+            more_to_come=True,
         )
         # From here on things happen.
-        services.spawner.start()
-        undo.push_async_callback(services.spawner.close)
-        services.attachments.load()
-        found = services.recovery.run()
-        services.changes.recover()
-        services.restarts.recover()
-        services.by_hand.recover()
-        services.health.recover()
-        services.volumes.recover()
+        found = core.recovery.run()
         hit("start.recovered")
         zmq_context = context()
         undo.callback(zmq_context.destroy, 0)
-        router = services.router
+        router = core.router
+        router.hold_events()
         router.bind(zmq_context, check_socket_path(self._state.shims_socket))
         undo.callback(router.close)
         gid, mode = self._client_access()
         server.bind(zmq_context, check_socket_path(self._state.client_socket), gid, mode)
         undo.callback(server.close)
         self._handle_signals()
+        log.info("manager answers tasks=%d socket=%s", found, self._state.client_socket)
+        core.spawner.start()
+        undo.push_async_callback(core.spawner.close)
+        services = await self._complete(core, server)
         await self._serve_grpc(undo, services)
+        # What is there now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.enable()
         self._notifier.ready()
-        log.info("manager is ready tasks=%d socket=%s", found, self._state.client_socket)
-        in_background = services.supervisor.in_background
+        log.info("manager is ready")
+        in_background = core.supervisor.in_background
         in_background(
-            self._notifier.keep_telling(partial(_status, services.supervisor, self._stands_in))
+            self._notifier.keep_telling(partial(_status, core.supervisor, self._stands_in))
         )
-        in_background(services.endings.recover(services.supervisor.entry))
-        in_background(services.freezing.recover(services.supervisor.entry))
+        in_background(services.endings.recover(core.supervisor.entry))
+        in_background(services.freezing.recover(core.supervisor.entry))
         in_background(self._tidy(services))
         in_background(services.label_watch.run())
         in_background(_keep_listening(server.listen_again, router.listen_again))
@@ -168,19 +167,42 @@ class Manager:
         self._notifier.stopping()
         log.info("manager stops; containers go on")
 
-    async def _serve_grpc(self, undo: AsyncExitStack, services: Services) -> None:
+    async def _complete(self, core: Core, server: ClientServer) -> "Services":
+        """Make all other services, and take up what the manager before has left to them."""
+        await _loaded("lighter.daemon.rpc.wiring")
+        from lighter.daemon.app import build
+        from lighter.daemon.rpc.wiring import native_methods
+
+        services = build(core, self._reread, self._notifier)
+        self._reloader = services.reloader
+        methods = native_methods(services)
+        # Without a wait from here on: events come after what was found.
+        core.supervisor.follow(services.followers, services.settler)
+        services.changes.recover()
+        services.restarts.recover()
+        services.by_hand.recover()
+        services.health.recover()
+        services.volumes.recover()
+        hit("start.completed")
+        core.router.release_events()
+        server.complete(methods)
+        return services
+
+    async def _serve_grpc(self, undo: AsyncExitStack, services: "Services") -> None:
         """Serve containerd's API too.
 
         grpc takes a tenth of a second to load, in which all else comes late: shims come back first,
         and `ctl` is answered meanwhile.
         """
         await _adopted(services.supervisor)
-        wiring = await asyncio.to_thread(importlib.import_module, "lighter.daemon.grpc.wiring")
-        server = wiring.grpc_server(services)
+        await _loaded("lighter.daemon.grpc.wiring")
+        from lighter.daemon.grpc.wiring import grpc_server
+
+        server = grpc_server(services)
         await server.start(self._config.address or self._state.grpc_socket)
         undo.push_async_callback(server.close)
 
-    async def _finish_removals(self, snapshotters: Mapping[str, Snapshotter]) -> None:
+    async def _finish_removals(self, snapshotters: "Mapping[str, Snapshotter]") -> None:
         """Let removals end while the database is open; the next start does the rest."""
         for name, snapshotter in snapshotters.items():
             try:
@@ -189,7 +211,7 @@ class Manager:
             except (TimeoutError, LighterError):
                 log.info("removed snapshots of %s are swept at the next start", name)
 
-    async def _tidy(self, services: Services) -> None:
+    async def _tidy(self, services: "Services") -> None:
         """Finish or undo what the manager before left half done on disk, then keep it tidy."""
         await services.mounted.recover()
         await services.volumes.tidy()
@@ -201,17 +223,17 @@ class Manager:
         hit("start.tidied")
         await services.scheduler.run()
 
-    def _health(self, services: Services, server: ClientServer) -> "dict[str, object]":
+    def _health(self, core: Core, server: ClientServer) -> "dict[str, object]":
         return {
             "status": "serving",
-            "generation": services.generation,
+            "generation": core.generation,
             "clients": server.client_count,
-            "shims": len(services.router.peers),
-            "fds": services.budget.used,
-            "dropped": server.dropped + services.router.dropped,
-            "subscribers": services.event_log.subscribers,
+            "shims": len(core.router.peers),
+            "fds": core.budget.used,
+            "dropped": server.dropped + core.router.dropped,
+            "subscribers": core.event_log.subscribers,
             "stands_in": self._stands_in,
-            "loss": services.db.loss,
+            "loss": core.db.loss,
         }
 
     def _handle_signals(self) -> None:
@@ -221,6 +243,8 @@ class Manager:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_hangup(self) -> None:
+        if self._reloader is None:
+            return  # what there is to read was read this moment
         with contextlib.suppress(LighterError):  # the log says it
             self._reloader.reload()
 
@@ -274,6 +298,11 @@ def _status(supervisor: Supervisor, stands_in: str) -> str:
     adopted = sum(entry.peer is not None and entry.peer.version > 0 for entry in shims)
     instead = f"; stands in for version {stands_in}" if stands_in else ""
     return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}{instead}"
+
+
+async def _loaded(module: str) -> None:
+    """Load it and all that it needs, in a thread: clients and shims are answered meanwhile."""
+    await asyncio.to_thread(importlib.import_module, module)
 
 
 async def _adopted(supervisor: Supervisor) -> None:

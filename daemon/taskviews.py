@@ -7,11 +7,10 @@ one and the start of the next its users look for it.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from lighter.daemon.health.service import HealthService
-from lighter.daemon.restarts.service import Restarts
-from lighter.daemon.restarts.store import Restart
+from lighter.daemon.health.store import HealthStore
+from lighter.daemon.restarts.store import Restart, RestartStore
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.service import TaskService
+from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.types import Task
 from lighter.proto import states
 from lighter.proto.errors import NotFound
@@ -25,13 +24,13 @@ class TaskViews:
 
     def __init__(
         self,
-        tasks: TaskService,
-        restarts: Restarts,
-        health: HealthService,
+        supervisor: Supervisor,
+        restarts: RestartStore,
+        health: HealthStore,
         born: Callable[[str, str], Born],
     ) -> None:
         """`born` gives image and time of making, of one container or, for "", of a namespace's."""
-        self._tasks = tasks
+        self._supervisor = supervisor
         self._born = born
         self._restarts = restarts
         self._health = health
@@ -39,11 +38,12 @@ class TaskViews:
     def list(self, namespace: str) -> list[Task]:
         """All tasks of a namespace."""
         restarts = self._restarts.of_namespace(namespace)
-        statuses = self._health.statuses(namespace)
+        statuses = self._statuses(namespace)
         born = self._born(namespace, "")
         listed = [
             _seen(entry, restarts.get(entry.id), statuses, born)
-            for entry in self._tasks.entries(namespace)
+            for entry in self._supervisor.entries.values()
+            if entry.namespace == namespace and entry.is_task
         ]
         there = {task.id for task in listed}
         return listed + [
@@ -57,12 +57,16 @@ class TaskViews:
         row = self._restarts.get(namespace, container_id)
         born = self._born(namespace, container_id)
         try:
-            entry = self._tasks.find(namespace, container_id)
+            entry = self._supervisor.find(namespace, container_id)
         except NotFound:
             if row is None or row.due_at is None:
                 raise
             return _between(row, born)
-        return _seen(entry, row, self._health.statuses(namespace), born)
+        return _seen(entry, row, self._statuses(namespace), born)
+
+    def _statuses(self, namespace: str) -> dict[str, str]:
+        """Health by incarnation: what is remembered may be of the task before."""
+        return dict(self._health.statuses(namespace).values())
 
 
 def _seen(entry: Entry, row: Restart | None, statuses: dict[str, str], born: Born) -> Task:

@@ -43,14 +43,19 @@ class Verdict(NamedTuple):
         return not self.problems
 
 
-def running_shims(tasks_dir: str) -> list[RunningShim]:
-    """The shims of this boot that live; a record that cannot be read is no shim."""
+def running_shims(tasks_dir: str, but: Release | None = None) -> list[RunningShim]:
+    """The shims of this boot that live; a record that cannot be read is no shim.
+
+    `but`: without those that this version speaks with, whose processes need no look then.
+    """
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot_id = file.read(64).strip()
     found = []
     for namespace in _names(tasks_dir):
         for id_ in _names(f"{tasks_dir}/{namespace}"):
             record = _read(f"{tasks_dir}/{namespace}/{id_}/shim.json")
+            if but is not None and but.speaks_with(protocols_of(record)):
+                continue
             if record.get("boot_id") == boot_id and is_alive(record):
                 version = str(record.get("version", _FIRST_VERSION))
                 pid = int(record["pid"])

@@ -65,6 +65,35 @@ class Attachments:
         key = self._by_owner.get((namespace, container_id))
         return self._records.get(key) if key else None
 
+    def view(self, namespace: str, container_id: str) -> dict[str, Any]:
+        """What lists and inspections show of a container's networks."""
+        record = self.of(namespace, container_id)
+        if record is None:
+            return {"networks": [], "ports": []}
+        return {
+            "networks": [
+                {
+                    "network": one.network.name,
+                    "ifname": one.ifname,
+                    "addresses": [address.address for address in result.addresses],
+                    "gateways": [a.gateway for a in result.addresses if a.gateway],
+                    "mac": result.mac,
+                }
+                for one in record.attached
+                if not one.pending
+                for result in (one.view(),)
+            ],
+            "ports": [
+                {
+                    "host_ip": port.host_ip,
+                    "host_port": port.host_port,
+                    "container_port": port.container_port,
+                    "protocol": port.protocol,
+                }
+                for port in record.ports
+            ],
+        }
+
     def all(self) -> list[Record]:
         """All records, of those that are being removed too."""
         return list(self._records.values())

@@ -3,7 +3,7 @@
 import asyncio
 import builtins
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,40 +166,3 @@ def _subnets(network: Network) -> tuple[str, ...]:
             if isinstance(one, dict) and "subnet" in one
         ]
     return tuple(found)
-
-
-OfTask = Callable[[str, str], dict[str, Any]]
-
-
-def network_view(attachments: Attachments) -> OfTask:
-    """What lists and inspections show of a container's networks."""
-
-    def view(namespace: str, container_id: str) -> dict[str, Any]:
-        record = attachments.of(namespace, container_id)
-        if record is None:
-            return {"networks": [], "ports": []}
-        return {
-            "networks": [
-                {
-                    "network": one.network.name,
-                    "ifname": one.ifname,
-                    "addresses": [address.address for address in result.addresses],
-                    "gateways": [a.gateway for a in result.addresses if a.gateway],
-                    "mac": result.mac,
-                }
-                for one in record.attached
-                if not one.pending
-                for result in (one.view(),)
-            ],
-            "ports": [
-                {
-                    "host_ip": port.host_ip,
-                    "host_port": port.host_port,
-                    "container_port": port.container_port,
-                    "protocol": port.protocol,
-                }
-                for port in record.ports
-            ],
-        }
-
-    return view

@@ -1,6 +1,5 @@
-"""Methods about namespaces, events, logs and the version. Nothing is decided here."""
+"""Methods about namespaces, events and logs. Nothing is decided here."""
 
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -102,12 +101,3 @@ def log_methods(
             yield {"timestamp": chunk.timestamp, "stream": chunk.stream, "data": chunk.data}
 
     return {"logs.read": Method(stream=read)}
-
-
-def version_method(facts: Mapping[str, Any]) -> dict[str, Method]:
-    started_at = time.time_ns()
-
-    async def get(_call: Call, _body: Body) -> Any:
-        return {**facts, "started_at": started_at}
-
-    return methods("version", get=get)

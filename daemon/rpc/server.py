@@ -101,9 +101,14 @@ class ClientServer:
         methods: Mapping[str, Method],
         max_silent: int = MAX_SILENT,
         hello_s: float = HELLO_S,
+        more_to_come: bool = False,
     ) -> None:
+        """With `more_to_come`, calls of methods that are not there wait for `complete`."""
         self._generation = generation
-        self._methods = methods
+        self._methods = dict(methods)
+        self._complete = asyncio.Event()
+        if not more_to_come:
+            self._complete.set()
         self._max_silent = max_silent
         self._hello_s = hello_s
         self._socket: zmq.Socket[bytes] | None = None
@@ -125,6 +130,11 @@ class ClientServer:
     @property
     def client_count(self) -> int:
         return len(self._clients)
+
+    def complete(self, methods: Mapping[str, Method]) -> None:
+        """The other methods."""
+        self._methods.update(methods)
+        self._complete.set()
 
     def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str, gid: int, mode: int) -> None:
         """Listen. Without a group (gid -1) only the manager's own user is served."""
@@ -292,9 +302,8 @@ class ClientServer:
         method = self._methods.get(name)
         if request.ident in client.calls:
             self.dropped += 1  # a repeat of what is under way already
-        elif method is None:
-            error: LighterError = Unimplemented(f"call {name}: there is no such method")
-            self._fail(client, request.generation, request.ident, error)
+        elif method is None and self._complete.is_set():
+            self._fail(client, request.generation, request.ident, _unknown(name))
         elif len(client.calls) >= MAX_CALLS:
             error = ResourceExhausted(f"call {name}: {MAX_CALLS} calls of this client are open")
             self._fail(client, request.generation, request.ident, error)
@@ -308,7 +317,7 @@ class ClientServer:
         if task.cancelled():  # before its first step, where it could not answer itself
             self._fail(client, request.generation, request.ident, _canceled(request))
 
-    async def _run(self, client: _Client, request: codec.Request, method: Method) -> None:
+    async def _run(self, client: _Client, request: codec.Request, method: Method | None) -> None:
         name = f"{request.service}.{request.method}"
         call = Call(request.metadata.get("namespace", ""), client.pid, client.uid)
         deadline_s = None
@@ -318,6 +327,8 @@ class ClientServer:
             if deadline_s == 0:  # a timeout of 0 would let it run up to its first wait
                 raise TimeoutError
             async with asyncio.timeout(deadline_s):
+                if method is None:
+                    method = await self._method(name)
                 if method.unary is not None:
                     answer = await method.unary(call, request.body)
                     self._answer(client, codec.Response(self._generation, request.ident, answer))
@@ -337,6 +348,13 @@ class ClientServer:
             log.exception("call %s", name)
             broken = Internal(f"call {name}: {type(err).__name__}: {err}")
             self._fail(client, request.generation, request.ident, broken)
+
+    async def _method(self, name: str) -> Method:
+        """One that is not among the first, as soon as all are there."""
+        await self._complete.wait()
+        if name not in self._methods:
+            raise _unknown(name)
+        return self._methods[name]
 
     async def _stream(
         self, client: _Client, request: codec.Request, items: AsyncIterator[Any]
@@ -420,6 +438,10 @@ class ClientServer:
                 self._waiting.discard(client)
         if self._waiting:
             self._retry_later()
+
+
+def _unknown(name: str) -> Unimplemented:
+    return Unimplemented(f"call {name}: there is no such method")
 
 
 def _canceled(request: codec.Request) -> Canceled:

@@ -1,4 +1,4 @@
-"""Methods about the manager itself: its health, its configuration, and its last one."""
+"""Methods about the manager itself: its parts and processes, its configuration, its last one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -18,7 +18,6 @@ STOP_S = 60.0
 
 
 def system_methods(
-    health: Callable[[], dict[str, Any]],
     reloader: Reloader,
     stop_all: StopAll,
     accept_loss: Callable[[], str],
@@ -32,9 +31,6 @@ def system_methods(
         pids = own_pids()
         measured = await asyncio.to_thread(lambda: [_measure(pid) for pid in pids.values()])
         return {"processes": dict(zip(pids, measured, strict=True))}
-
-    async def health_(_call: Call, _body: Mapping[str, Any]) -> Any:
-        return health()
 
     async def reload(_call: Call, _body: Mapping[str, Any]) -> Any:
         return asdict(reloader.reload())
@@ -57,7 +53,6 @@ def system_methods(
         yield Result({"stopped": stopped, "failed": failed})
 
     return {
-        "system.health": Method(unary=health_),
         "system.reload": Method(unary=reload),
         "system.plugins": Method(unary=plugins),
         "system.processes": Method(unary=processes),

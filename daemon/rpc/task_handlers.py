@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +16,7 @@ from lighter.daemon.rpc.server import Call, Method
 from lighter.daemon.tasks import criu, processes
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.service import TaskService
-from lighter.daemon.taskviews import TaskViews
-from lighter.daemon.types import Exit, Task
+from lighter.daemon.types import Exit
 from lighter.proto.errors import InvalidArgument
 
 STDIO = ("stdin", "stdout", "stderr")
@@ -30,8 +29,6 @@ def task_methods(
     containers: ContainerService,
     by_hand: ByHand,
     checkpoints: Checkpoints,
-    views: TaskViews,
-    network_of: Callable[[str, str], dict[str, Any]],
 ) -> dict[str, Method]:
     async def create(call: Call, body: Body) -> Any:
         fields = Fields("tasks.create", body)
@@ -61,18 +58,6 @@ def task_methods(
     async def start(call: Call, body: Body) -> Any:
         pid = await by_hand.start_task(namespace_of(call), Fields("tasks.start", body).id())
         return {"pid": pid}
-
-    async def get(call: Call, body: Body) -> Any:
-        task = views.get(namespace_of(call), Fields("tasks.get", body).id())
-        return {"task": {**_task(task), **network_of(task.namespace, task.id)}}
-
-    async def list_(call: Call, _body: Body) -> Any:
-        return {
-            "tasks": [
-                {**_task(task), **network_of(task.namespace, task.id)}
-                for task in views.list(namespace_of(call))
-            ]
-        }
 
     async def kill(call: Call, body: Body) -> Any:
         fields = Fields("tasks.kill", body)
@@ -168,7 +153,7 @@ def task_methods(
         return {"processes": processes.of_task(entry)}
 
     return {
-        **methods("tasks", create=create, start=start, get=get, list=list_, kill=kill, stop=stop),
+        **methods("tasks", create=create, start=start, kill=kill, stop=stop),
         **methods("tasks", pause=pause, resume=resume, exec=exec_, attach=attach, resize=resize),
         **methods("tasks", close_stdin=close_stdin, wait=wait, delete=delete, pids=pids),
         **methods("tasks", checkpoint=checkpoint),
@@ -195,12 +180,6 @@ def _stdio(fields: Fields, call: Call) -> dict[str, Any]:
         if plain.startswith("/proc/") and (uri != plain or not own):
             raise InvalidArgument(f"use {uri} as {name}: it is no descriptor of process {call.pid}")
     return stdio
-
-
-def _task(task: Task) -> dict[str, Any]:
-    values = dict(vars(task))  # plain values; asdict would copy each, 20 times slower
-    del values["namespace"]
-    return values
 
 
 def _exit(ended: Exit) -> dict[str, Any]:

@@ -1,15 +1,12 @@
 """Which method of proto/daemon_api gets which of the manager's services."""
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 from lighter.daemon.app import Services
 from lighter.daemon.images.commit import Committer
 from lighter.daemon.images.convert import Converter
 from lighter.daemon.images.exporter import Exporter
 from lighter.daemon.images.inspection import Inspection
-from lighter.daemon.network.catalog import network_view
 from lighter.daemon.plugins import SERVICES, plugins
 from lighter.daemon.rpc import (
     archive_handlers,
@@ -34,30 +31,15 @@ from lighter.daemon.rpc import (
 )
 from lighter.daemon.rpc.server import Method
 from lighter.daemon.stopping import StopAll
-from lighter.daemon.taskviews import TaskViews
-from lighter.daemon.version import NAME, REVISION
-from lighter.proto.version import VERSION
 
 
-def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[str, Method]:
-    """The methods of proto/daemon_api, by name."""
-    facts = {
-        "name": NAME,
-        "version": VERSION,
-        "revision": REVISION,
-        "uuid": s.db.uuid,
-        "generation": s.generation,
-        "instance": s.root.instance,
-        "root": s.root.dir,
-        "state": s.state.dir,
-    }
-    network_of = network_view(s.attachments)
+def native_methods(s: Services) -> dict[str, Method]:
+    """The methods of proto/daemon_api, by name, but for the first ones (first_handlers.py)."""
     return {
-        **handlers.version_method(facts),
         **handlers.namespace_methods(s.namespaces),
         **metrics_handlers.metrics_methods(s.tasks),
         **container_handlers.container_methods(
-            s.containers, s.by_hand, s.restarts, s.health, network_of
+            s.containers, s.by_hand, s.restarts, s.health, s.network_of
         ),
         **checkpoint_handlers.checkpoint_methods(s.checkpoints, s.event_log),
         **restart_handlers.restart_methods(s.by_hand, s.changes),
@@ -67,8 +49,6 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
             s.containers,
             s.by_hand,
             s.checkpoints,
-            TaskViews(s.tasks, s.restarts, s.health, s.container_store.born),
-            network_of,
         ),
         **handlers.event_methods(s.event_log),
         **handlers.log_methods(s.root, s.tasks, s.containers, s.restarts.is_owed),
@@ -99,7 +79,6 @@ def native_methods(s: Services, health: Callable[[], dict[str, Any]]) -> dict[st
         **oci_handlers.oci_methods(s.host),
         **disk_handlers.disk_methods(s.housekeeping),
         **system_handlers.system_methods(
-            health,
             s.reloader,
             StopAll(s.supervisor, s.containers, s.tasks, s.restarts),
             s.db.accept_loss,

@@ -6,6 +6,7 @@ block one.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,11 +29,22 @@ def is_probe(exec_id: str) -> bool:
     return exec_id.startswith(PROBE_PREFIX)
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether the process is held by a stop signal or a debugger (proc(5), state T or t)."""
+def stat_of(pid: int) -> list[bytes]:
+    """The fields of proc_pid_stat(5) from the state on, which is its third. Raises OSError.
+
+    Lists and starts read it for every task: plain calls take half of what a file object does.
+    """
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read(512).rpartition(b")")[2][1:2] in (b"T", b"t")
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(fd)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process is held by a stop signal or a debugger (state T or t)."""
+    try:
+        return stat_of(pid)[0] in (b"T", b"t")
     except OSError:
         return False
 

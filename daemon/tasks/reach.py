@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lighter.daemon.spawn import Child
-from lighter.daemon.tasks.entry import Entry, is_stopped
+from lighter.daemon.tasks.entry import Entry, is_stopped, stat_of
 from lighter.daemon.tasks.shims import Peer
 from lighter.proto.errors import FailedPrecondition, Unavailable
 
@@ -69,22 +69,19 @@ def _has_told(entry: Entry, peer: Peer) -> bool:
 def is_alive(record: Mapping[str, Any]) -> bool:
     """Whether the recorded process still is that process: same pid, same start time (proc(5))."""
     try:
-        with open(f"/proc/{int(record['pid'])}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read(4096).rpartition(")")[2].split()
+        fields = stat_of(int(record["pid"]))
     except (OSError, KeyError, ValueError, TypeError):
         return False
-    return fields[0] != "Z" and int(fields[19]) == record.get("start")
+    return fields[0] != b"Z" and int(fields[19]) == record.get("start")
 
 
 def find_process(record: Mapping[str, Any]) -> Child | None:
     """The living process of a shim's record {pid, start}; the caller closes its pidfd."""
-    if not is_alive(record):
-        return None
     try:
         pidfd = os.pidfd_open(int(record["pid"]))
-    except OSError:
+    except (OSError, KeyError, ValueError, TypeError):
         return None
-    # Between the look and the open the pid could have come round: look again.
+    # Looked at with the pidfd open: if that was of another process, its start is another too.
     if not is_alive(record):
         os.close(pidfd)
         return None

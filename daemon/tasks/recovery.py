@@ -9,13 +9,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.spawn import Child
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.reach import HELLO_S, find_process, is_alive, kill_process
+from lighter.daemon.tasks.reach import HELLO_S, find_process, is_alive, kill_process, kill_shim
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor, retries
@@ -73,17 +74,21 @@ class Recovery:
     def _recover(self, entry: Entry, bundle: Bundle) -> None:
         exit_record = bundle.read_exit()
         has_record = exit_record is not None and exit_record.get("incarnation") == entry.incarnation
-        shim, shim_record = self._find_shim(entry, bundle)
+        shim, process = self._find_shim(entry, bundle)
         step = states.adoption_step(entry.state, shim, has_record)
-        log.info(
+        log.log(
+            logging.DEBUG if step == "wait" else logging.INFO,
             "recover task namespace=%s id=%s state=%s shim=%s record=%s step=%s",
             *(entry.namespace, entry.id, entry.state, shim, has_record, step),
         )
         entry.orphan = entry.state == states.CREATING or entry.is_abandoned
-        if step == "wait" and entry.is_abandoned:
-            kill_process(shim_record)
+        if process is not None:
+            self._supervisor.watch_shim(entry, process.pid, process.start, process.pidfd)
+            if step == "wait" and entry.is_abandoned:
+                kill_shim(entry)
         if step == "wait":
-            self._wait_for(entry, shim_record)
+            entry.unknown_from = time.monotonic() + HELLO_S
+            entry.unknown_reason = "its shim has not connected"
         elif step == "settle-reboot":
             lost = Exit(LOST_UNKNOWN, time.time_ns(), "reboot")
             self._supervisor.record_exit(entry, lost, lost)
@@ -94,24 +99,20 @@ class Recovery:
             # Its shim may still wait to hear that this is known; what follows does not.
             self._supervisor.on_loaded_closed(entry)
 
-    def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[str, dict[str, Any]]:
+    def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[str, Child | None]:
+        """What is known of it, and its process when that lives."""
         if entry.boot_id != self._boot_id:
-            return states.REBOOT, {}
-        # The claim goes first: after this no order of a dead manager can make a shim.
-        if bundle.withdraw(entry.incarnation):
-            return states.NEVER, {}
-        record = bundle.shim_record() or {"pid": entry.shim_pid, "start": entry.shim_start}
-        return (states.SILENT if is_alive(record) else states.DEAD), record
-
-    def _wait_for(self, entry: Entry, record: dict[str, Any]) -> None:
-        shim = find_process(record)
-        if shim is None:  # it has ended this moment
-            if not entry.closed:
-                self._supervisor.in_background(self._supervisor.settle(entry))
-            return
-        entry.unknown_from = time.monotonic() + HELLO_S
-        entry.unknown_reason = "its shim has not connected"
-        self._supervisor.watch_shim(entry, shim.pid, shim.start, shim.pidfd)
+            return states.REBOOT, None
+        record: Mapping[str, Any] = {"pid": entry.shim_pid, "start": entry.shim_start}
+        # One that has told something has claimed its task, and its row knows its process: nothing
+        # has to be read, of hundreds of them.
+        if not (entry.last_sequence and entry.shim_pid):
+            # The claim goes first: after this no order of a dead manager can make a shim.
+            if bundle.withdraw(entry.incarnation):
+                return states.NEVER, None
+            record = bundle.shim_record() or record
+        process = find_process(record)
+        return (states.SILENT if process is not None else states.DEAD), process
 
     def _recover_unrecorded(self, known: set[str]) -> None:
         """Bundles without a row: a delete or create was cut short, or the database lost."""

@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import shutil
-from typing import Any, Protocol
+from typing import Any
 
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.tasks import processes
@@ -26,18 +26,8 @@ WORKER_TRIES = 3
 MOST_S = 30.0  # for a runtime to delete what is dead already
 
 
-class Settler(Protocol):
-    """How `Supervisor` frees the resources of a task whose shim is gone."""
-
-    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
-        """Free everything; True when processes of the container had to be ended.
-
-        Raises Unavailable, with the reason, while something of it cannot be freed.
-        """
-
-
 class WorkerSettler:
-    """Settles with a worker process and the runtime's own `delete --force`."""
+    """Settles a lost shim's task with a worker process and the runtime's own `delete --force`."""
 
     def __init__(self, worker: Worker, state: State, boot_id: str, runtime_s: float) -> None:
         self._worker = worker

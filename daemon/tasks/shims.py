@@ -112,6 +112,7 @@ class ShimRouter:
         self._on_event = on_event
         self._idents = 0
         self._creates: dict[int, asyncio.Future[Any]] = {}
+        self._held: list[tuple[Peer, codec.Event]] | None = None
         self._due: dict[Peer, int] = {}  # up to which number each shim's events are committed
         self._socket: zmq.Socket[bytes] | None = None
         self._path = ""
@@ -124,6 +125,20 @@ class ShimRouter:
         fd = int(self._socket.getsockopt(zmq.FD))
         asyncio.get_running_loop().add_reader(fd, self._pump)
         asyncio.get_running_loop().call_soon(self._pump)
+
+    def hold_events(self) -> None:
+        """Shims are welcomed, and what they tell is kept for `release_events`."""
+        self._held = []
+
+    def release_events(self) -> None:
+        """Those who follow events are there."""
+        held, self._held = self._held or [], None
+        for peer, message in held:
+            try:
+                if not peer.stalled:
+                    self._event(peer, message)
+            except Exception:
+                log.exception("message of shim %s", peer.incarnation)
 
     def listen_again(self) -> None:
         """Put the socket's file back if somebody deleted it: new shims could not connect."""
@@ -213,7 +228,9 @@ class ShimRouter:
             self._answer(incarnation, message)
         elif isinstance(message, codec.Event):
             peer = self.peers.get(incarnation)
-            if peer is not None and not peer.stalled:
+            if peer is not None and self._held is not None:
+                self._held.append((peer, message))
+            elif peer is not None and not peer.stalled:
                 self._event(peer, message)
         else:
             self.dropped += 1

@@ -12,14 +12,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from lighter.daemon.events import Event, EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec, is_probe
 from lighter.daemon.tasks.reach import kill_shim
-from lighter.daemon.tasks.settle import Settler
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.types import Exit
@@ -38,6 +37,35 @@ _DURABLE = {events.EXIT}
 _INTERNAL = {events.CLOSED}
 
 
+class Followers(Protocol):
+    """Whom the supervisor tells of the tasks' steps, in the same turn of the loop."""
+
+    def on_started(self, entry: Entry) -> None:
+        """It runs."""
+
+    def on_exit(self, entry: Entry) -> None:
+        """Init has ended, which is recorded."""
+
+    def on_closed(self, entry: Entry) -> None:
+        """Nothing of it is left on the host."""
+
+    def on_forgotten(self, entry: Entry) -> None:
+        """It is deleted, or its create was undone."""
+
+
+class Settler(Protocol):
+    """How the resources of a task whose shim is gone are freed."""
+
+    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+        """Free everything; True when processes of the container had to be ended.
+
+        Raises Unavailable, with the reason, while something of it cannot be freed.
+        """
+
+
+Telling = Callable[[Followers], None]
+
+
 class Supervisor:
     """Owns the entries. Services read them; only this class and TaskService change them."""
 
@@ -46,23 +74,44 @@ class Supervisor:
         db: Database,
         store: TaskStore,
         log_: EventLog,
-        settler: Settler,
         bundle_of: Callable[[str, str], Bundle],
     ) -> None:
         self._db = db
         self._store = store
         self._events = log_
-        self._settler = settler
         self._bundle_of = bundle_of
         self.entries: dict[tuple[str, str], Entry] = {}
         self.by_incarnation: dict[str, Entry] = {}
         self.router: ShimRouter
         self.on_stranger: Callable[[Peer], None] = _unexpected
-        self.on_forgotten: Callable[[Entry], None] = _nothing
-        self.on_started: Callable[[Entry], None] = _nothing
-        self.on_exit: Callable[[Entry], None] = _nothing
-        self.on_closed: Callable[[Entry], None] = _nothing
+        self._settler: Settler
+        self._followers: Followers | None = None
+        self._early: list[tuple[Entry, Telling]] = []  # what there was to tell before `follow`
+        self._followed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
+
+    # who follows
+
+    def follow(self, followers: "Followers", settler: "Settler") -> None:
+        """All services are there: they hear of what the start has found, and from now on at once.
+
+        Until then no dead shim's task is settled, since that takes them.
+        """
+        self._followers, self._settler = followers, settler
+        early, self._early = self._early, []
+        for entry, telling in early:
+            try:
+                telling(followers)
+            except LighterError as err:  # no start fails for one task
+                log.error("remove %s: %s; trying on", entry.what, err)
+                self.in_background(self.settle(entry))
+        self._followed.set()
+
+    def _tell(self, entry: Entry, telling: "Telling") -> None:
+        if self._followers is None:
+            self._early.append((entry, telling))
+        else:
+            telling(self._followers)
 
     # entries
 
@@ -209,11 +258,11 @@ class Supervisor:
             exec_id = message.body.get("exec_id")
             (entry.execs[exec_id].ended if exec_id else entry.ended).set()
             if not exec_id:
-                self.on_exit(entry)
+                self._tell(entry, lambda followers: followers.on_exit(entry))
         elif message.topic == events.CLOSED:
             self._closed(entry)
         elif message.topic == events.START:
-            self.on_started(entry)
+            self._tell(entry, lambda followers: followers.on_started(entry))
 
     def on_hello(self, peer: Peer) -> None:
         """A shim of ours is there, new or found again."""
@@ -292,6 +341,7 @@ class Supervisor:
 
     async def free(self, entry: Entry, bundle: Bundle) -> bool:
         """Give back what a dead shim held; True when processes had to be ended for it."""
+        await self._followed.wait()
         return await self._settler.settle(entry, bundle)
 
     def on_loaded_closed(self, entry: Entry) -> None:
@@ -320,7 +370,7 @@ class Supervisor:
         for exec_ in execs:
             exec_.ended.set()
         entry.ended.set()
-        self.on_exit(entry)
+        self._tell(entry, lambda followers: followers.on_exit(entry))
 
     def _append_exit(
         self, tx: sqlite3.Connection, entry: Entry, exec_id: str, pid: int, exit_: Exit
@@ -347,7 +397,7 @@ class Supervisor:
         if entry.orphan and not entry.is_task:
             self.forget(entry)
         else:
-            self.on_closed(entry)
+            self._tell(entry, lambda followers: followers.on_closed(entry))
 
     def forget(self, entry: Entry) -> None:
         """Remove a task that is cleaned up: its files, then its rows.
@@ -378,7 +428,7 @@ class Supervisor:
         for exec_ in entry.execs.values():
             exec_.ended.set()  # of one that was added and never started
         self._events.announce(*seen)
-        self.on_forgotten(entry)
+        self._tell(entry, lambda followers: followers.on_forgotten(entry))
         # It is done, or has not begun; one that is stopped would stay for ever, seen by nobody.
         kill_shim(entry)
 
@@ -411,10 +461,6 @@ def retries() -> Iterator[float]:
     yield from (1.0, 2.0, 4.0, 8.0)
     while True:
         yield 15.0
-
-
-def _nothing(_entry: Entry) -> None:
-    """Nobody is to be told."""
 
 
 def _unexpected(peer: Peer) -> None:
