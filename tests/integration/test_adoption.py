@@ -127,7 +127,7 @@ def test_f38_a_manager_killed_during_its_own_start_makes_progress(
     points = [
         *(f"recover.entry:abort:{n}" for n in range(1, 6)),
         *("start.locked:abort", "start.recovered:abort", "settle.freed:abort"),
-        *("settle.exit-recorded:abort", "start.tidied:abort"),
+        *("start.completed:abort", "settle.exit-recorded:abort", "start.tidied:abort"),
     ]
     files: list[int] = []
     for n in range(count):

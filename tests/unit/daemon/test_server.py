@@ -346,3 +346,26 @@ def test_many_small_items_are_not_paced_by_a_timer(at: Setting) -> None:
         assert sum(1 for _ in stream) == 20_000
     # By the retry timer alone it would be 16 messages in 20 ms: 25 s.
     assert time.monotonic() - started < 12
+
+
+def test_a_call_of_a_method_that_is_still_loaded_waits_for_it(tmp_path: Path) -> None:
+    service = Service()
+    with client_server(tmp_path, service, more_to_come=True) as (serving, server):
+        at = Setting(serving, server, service)
+        with at.client() as client:
+            client.send(request(11, "later"))
+            client.send(request(12, "never"))
+            client.send(request(13, "later", deadline_ns=time.monotonic_ns() + 50_000_000))
+            message, _ = client.receive(time.monotonic() + 20, "answer")
+            assert isinstance(message, codec.Error)
+            assert (message.ident, message.code) == (13, "deadline-exceeded")
+            assert client.call("test", "echo") == {}  # the first ones are answered
+            methods = {"test.later": service.methods()["test.echo"]}
+            serving.do(lambda: server.complete(methods))
+            answers = {}
+            for _ in range(2):
+                message, _ = client.receive(time.monotonic() + 20, "answer")
+                assert isinstance(message, codec.Response | codec.Error)
+                answers[message.ident] = message
+            assert isinstance(answers[11], codec.Response)
+            assert isinstance(answers[12], codec.Error) and answers[12].code == "unimplemented"

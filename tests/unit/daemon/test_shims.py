@@ -150,3 +150,20 @@ def test_no_common_version_is_a_hello_too(at: Setting) -> None:
     with at.shim(chosen=0, protocols=[77]):
         await_that(lambda: at.hellos, 30, "the hello is taken")
     assert (at.hellos[0]["protocols"], at.router.peers[ME].version) == ([77], 0)
+
+
+def test_events_wait_for_those_who_follow_them(at: Setting) -> None:
+    """A manager that is not complete greets shims, and hears in their order what they told it."""
+    at.serving.do(at.router.hold_events)
+    with at.shim() as socket:
+        for number in (1, 2):
+            socket.send_multipart(codec.encode(event(number)))
+        await_that(lambda: at.hellos, 30, "the hello is taken")
+        assert not socket.poll(200)
+        assert at.events == []
+        at.serving.do(at.router.release_events)
+        assert socket.poll(20_000)
+        assert codec.decode(socket.recv_multipart()) == codec.Ack(GENERATION, 2)
+        socket.send_multipart(codec.encode(event(3)))
+        assert socket.poll(20_000)
+    assert [seen.sequence for seen in at.events] == [1, 2, 3]
