@@ -14,6 +14,7 @@ from lighter.proto.daemon_api import STDERR, STDOUT
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import READ, Future, Loop
+from lighter.shim.sender import SentLog
 from lighter.shim.sinks import Sink
 from lighter.shim.streams import InputStream, OutputStream, SharedBuffer
 
@@ -30,7 +31,7 @@ class Stdio:
         buffer: SharedBuffer,
         spool_prefix: str,
         policy: str,
-        log: LogFile | None,
+        log: LogFile | SentLog | None,
         owner: tuple[int, int] = (0, 0),
     ) -> None:
         self._owner = owner

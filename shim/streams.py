@@ -13,6 +13,7 @@ from functools import partial
 from lighter.proto.logchunks import MAX_CHUNK
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import READ, WRITE, Loop
+from lighter.shim.sender import SentLog
 from lighter.shim.sinks import FifoSink, Sink, is_callers_pipe, open_fifo, open_sink
 
 _SPLICE_BYTES = 1 << 20
@@ -51,7 +52,7 @@ class OutputStream:
         loop: Loop,
         fd: int,
         number: int,
-        log: LogFile | None,
+        log: LogFile | SentLog | None,
         buffer: SharedBuffer,
         on_end: Callable[[], None],
     ) -> None:

@@ -35,6 +35,7 @@ from lighter.shim.oom import OomWatch
 from lighter.shim.process import Process, read_pid
 from lighter.shim.reaper import Reaper
 from lighter.shim.rootfs import Rootfs
+from lighter.shim.sender import SentLog
 from lighter.shim.stdio import Stdio
 from lighter.shim.streams import SharedBuffer
 
@@ -99,7 +100,7 @@ class Task:
             "execs": {name: exec_.pid for name, exec_ in self._execs.items() if exec_.pid},
         }
 
-    def _stdio(self, prefix: str, log: LogFile | None) -> Stdio:
+    def _stdio(self, prefix: str, log: LogFile | SentLog | None) -> Stdio:
         policy = self.order.get("io_policy", "drop")
         owner = (self.order.get("io_uid") or 0, self.order.get("io_gid") or 0)
         return Stdio(self._loop, self._buffer, f"{self._bundle}/{prefix}", policy, log, owner)
@@ -434,8 +435,11 @@ class Task:
         return "oom" if exit_status == 128 + signal.SIGKILL and self._oom.killed else ""
 
 
-def _log_file(log: dict[str, Any] | None) -> LogFile | None:
-    return LogFile(log["dir"], log["max_bytes"], log["max_files"]) if log else None
+def _log_file(log: dict[str, Any] | None) -> LogFile | SentLog | None:
+    if not log:
+        return None
+    file = LogFile(log["dir"], log["max_bytes"], log["max_files"])
+    return SentLog(file, log["send"]) if log.get("send") else file
 
 
 def _unlink(path: str) -> None:

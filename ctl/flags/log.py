@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 # Docker's words beside ours. Its `local` and `json-file` keep output in files that `logs` reads, as
 # `file` does; their formats are not promised to anybody.
 _DRIVERS = {"file": "file", "json-file": "file", "local": "file", "none": "none"}
+_SENDING = ("journald", "syslog")
+_DRIVERS |= {name: name for name in _SENDING}
+# Of drivers that send: docker's option and our field.
+_SENT = {
+    "tag": "tag",
+    "syslog-address": "address",
+    "syslog-format": "format",
+    "syslog-facility": "facility",
+}
 LOG_MAX_SIZE = 10 * 1024 * 1024
 LOG_MAX_FILE = 5
 
@@ -37,7 +46,7 @@ OPTIONS = (
         type=LogDriver(),
         default="file",
         show_default=True,
-        help="file, or none. json-file and local mean file.",
+        help="file, none, journald or syslog. json-file and local mean file.",
     ),
     grammar.option(
         "--log-opt",
@@ -66,13 +75,13 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
             "max_size": flags["log_max_size"],
             "max_file": flags["log_max_file"],
             "uri": flags["log_uri"] or "",
-            **_docker_options(flags["log_opt"]),
+            **_docker_options(flags["log_opt"], flags["log_driver"]),
         }
     }
 
 
-def _docker_options(words: tuple[str, ...]) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _docker_options(words: tuple[str, ...], driver: str) -> dict[str, int | str]:
+    found: dict[str, int | str] = {}
     for word in words:
         key, sign, value = word.partition("=")
         if key == "max-size" and sign:
@@ -80,6 +89,10 @@ def _docker_options(words: tuple[str, ...]) -> dict[str, int]:
             found["max_size"] = 0 if value == "-1" else int(SIZE.convert(value))
         elif key == "max-file" and value.isascii() and value.isdigit() and int(value):
             found["max_file"] = int(value)
+        elif driver in _SENDING and key in _SENT and value:
+            found[_SENT[key]] = value
+        elif driver in _SENDING and (key, value) == ("mode", "non-blocking"):
+            pass  # they never block
         elif (key, value) not in (("mode", "blocking"), ("compress", "false")):
             raise grammar.UsageError(
                 f"--log-opt {word!r}: it cannot be had; there are max-size=SIZE, max-file=NUMBER, "

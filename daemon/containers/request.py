@@ -15,6 +15,7 @@ from lighter.daemon.oci.limits import Limits
 from lighter.daemon.oci.mounts import SHM_BYTES
 from lighter.daemon.oci.sharing import Sharing
 from lighter.daemon.restarts import policy as restart_policy
+from lighter.daemon.tasks import logsending
 from lighter.daemon.tasks.clientstdio import log_streams
 from lighter.proto.errors import InvalidArgument
 
@@ -96,10 +97,13 @@ def options_of(request: CreateRequest, defaults: Defaults) -> dict[str, Any]:
     """What of a request is recorded beside the spec. Raises InvalidArgument."""
     driver = request.log.get("driver")
     driver = LOG_DRIVERS[0] if driver in (None, "") else driver
+    sending = {}
+    if driver in logsending.DRIVERS:
+        sending = {"send": logsending.read_sending(driver, request.log)}
+        driver = LOG_DRIVERS[0]  # which is kept beside it, so that `logs` has something to show
     if driver not in LOG_DRIVERS:
-        raise InvalidArgument(
-            f"choose log driver {driver!r}: there are {' and '.join(LOG_DRIVERS)}"
-        )
+        known = ", ".join((*LOG_DRIVERS, *logsending.DRIVERS))
+        raise InvalidArgument(f"choose log driver {driver!r}: there are {known}")
     max_size = request.log.get("max_size")
     max_file = request.log.get("max_file")
     sizes = {
@@ -116,9 +120,11 @@ def options_of(request: CreateRequest, defaults: Defaults) -> dict[str, Any]:
         raise InvalidArgument("choose log uri: it is no text")
     if uri:
         log_streams(uri)
+        if sending:
+            raise InvalidArgument("choose log uri: a log driver that sends was asked for too")
         driver = "none"
     return {
-        "log": {"driver": driver, **sizes, **({"uri": uri} if uri else {})},
+        "log": {"driver": driver, **sizes, **sending, **({"uri": uri} if uri else {})},
         "auto_remove": request.auto_remove,
         "stdin_open": request.stdin_open,
         "terminal": request.terminal,

@@ -27,6 +27,7 @@ from lighter.daemon.tasks.calling import (
     runtime_root,
 )
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.logsending import order_of
 from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, cleaned_or_stuck, find_process, kill_shim
 from lighter.daemon.tasks.shims import MARGIN_S, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
@@ -290,4 +291,5 @@ class TaskCreator:
             "dir": self._root.logs(container.namespace, container.id),
             "max_bytes": int(log["max_size"]),
             "max_files": int(log["max_file"]),
+            **({"send": order_of(container, log["send"])} if log.get("send") else {}),
         }

@@ -1,6 +1,8 @@
 """Where output goes: docker's log drivers and options, log URIs, FIFOs; what `logs` shows of it."""
 
 import os
+import re
+import socket
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +30,7 @@ def test_dockers_words_for_a_log(lighterd: Lighterd) -> None:
     assert options(lighterd, "--log-driver", "local", *docker) == ours
     assert options(lighterd, "--log-opt", "max-size=-1")["max_size"] == 0
     for wrong, words in (
-        (("--log-driver", "journald"), b"--log-uri binary:///PROGRAM"),
+        (("--log-driver", "awslogs"), b"--log-uri binary:///PROGRAM"),
         (("--log-opt", "tag=x"), b"it cannot be had"),
         (("--log-opt", "max-file=0"), b"it cannot be had"),
         (("--log-opt", "compress=true"), b"it cannot be had"),
@@ -38,6 +40,41 @@ def test_dockers_words_for_a_log(lighterd: Lighterd) -> None:
     for uri in ("syslog://x", "file://relative", "binary://", "/tmp/x", "binary:///proc/1/exe"):
         refused = lighterd.ctl("run", "--log-uri", uri, REFERENCE, "c", "true")
         assert refused.returncode == 125 and refused.stderr.count(b"\n") == 1, uri
+
+
+def test_syslog_gets_each_line_and_logs_shows_them_too(lighterd: Lighterd, tmp_path: Path) -> None:
+    """Over a datagram socket and over UDP; a receiver that is away or slow holds up nothing."""
+    path = tmp_path / "log"
+    local = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    local.bind(str(path))
+    net = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    net.bind(("127.0.0.1", 0))
+    script = "echo one; echo -n two >&2"
+    with local, net:
+        for receiver, address, pattern in (
+            (local, f"unixgram://{path}", r"<%d>\w{3} [ \d]\d [\d:]{8} t/c: %s"),
+            (net, f"udp://127.0.0.1:{net.getsockname()[1]}", r"<%d>1 \S+Z \S+ t/c - - - %s"),
+        ):
+            receiver.settimeout(20)
+            words = ("--log-driver", "syslog", "--log-opt", f"syslog-address={address}")
+            words += ("--log-opt", "syslog-facility=local1", "--log-opt", "tag=t/{{.Name}}")
+            lighterd.ctl("run", "-d", *words, REFERENCE, "c", "sh", "-c", script, check=True)
+            got = sorted(receiver.recv(4096).decode() for _ in range(2))
+            for said, (priority, line) in zip(got, ((17 << 3 | 3, "two"), (17 << 3 | 6, "one")),
+                                              strict=True):  # fmt: skip
+                assert re.fullmatch(pattern % (priority, line), said), said
+            await_that(lambda: b"one\n" in lighterd.ctl("logs", "c").stdout, 20, "logs")
+            lighterd.ctl("rm", "-f", "c", check=True)
+    path.unlink()
+    words = ("--log-driver", "syslog", "--log-opt", f"syslog-address=unixgram://{path}")
+    done = lighterd.ctl("run", *words, REFERENCE, "c", "sh", "-c", "seq 3", check=True)
+    assert done.stdout == b"1\n2\n3\n"
+    shown = lighterd.ctl("logs", "c", check=True)
+    assert b"3 lines were not taken by syslog" in shown.stdout + shown.stderr
+    for wrong in ("tcp://127.0.0.1:514", "udp://localhost", "/dev/log", "udp://"):
+        words = ("--log-driver", "syslog", "--log-opt", f"syslog-address={wrong}")
+        refused = lighterd.ctl("run", *words, REFERENCE, "d", "true")
+        assert refused.returncode == 125 and b"udp://ADDRESS" in refused.stderr
 
 
 def test_a_log_uri_takes_the_output_of_each_start(lighterd: Lighterd) -> None:
