@@ -6,7 +6,6 @@ tasks.start; then the pump, until the output has ended and the wait is answered.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 
 from lighter.ctl.cli import Session
@@ -21,25 +20,33 @@ from lighter.ctl.pump import (
     watched_signals,
 )
 from lighter.ctl.stdio import NO_STDIO, Pipes, Terminal, window_size
+from lighter.ctl.undo import Undo
 from lighter.proto.errors import InvalidArgument, LighterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
     from typing import Any
 
 REFUSED = 125
 NEW: Mapping[str, Any] = {}
 
 
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Give what the manager refuses the exit code 125, unless it knows a better one."""
-    try:
-        yield
-    except LighterError as error:
-        error.details.setdefault("exit_code", REFUSED)
-        raise
+class Refusals:
+    """Gives what the manager refuses in its block the exit code 125, unless it knows a better."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, LighterError):
+            error.details.setdefault("exit_code", REFUSED)
 
 
 def start_detached(
@@ -57,12 +64,12 @@ def start_detached(
     streams = make_fifos(fifo_dir, container_id) if fifo_dir else NO_STDIO
     body = {"id": container_id, **streams, **origin}
     created = session.call("tasks.create", **body, rows=0, cols=0)
-    with contextlib.ExitStack() as undo:
-        undo.callback(_forget_task, session, container_id)
+    with Undo() as undo:
+        undo.add(lambda: _forget_task(session, container_id))
         if pid_file:
             _write_pid(pid_file, created["pid"])
         session.call("tasks.start", id=container_id)
-        undo.pop_all()
+        undo.keep()
 
 
 def start_attached(
@@ -85,13 +92,13 @@ def start_attached(
     manager = session.manager
     with (
         Pipes(stdin=stdin, stdout=output, stderr=output and not terminal) as pipes,
-        contextlib.ExitStack() as undo,
+        Undo() as undo,
     ):
         outputs = output_flows(pipes)
         body: dict[str, Any] = {"id": container_id, **pipes.uris(), **_size(terminal)}
         body |= {**origin, "replace": replace}
         created = answered(manager, manager.begin("tasks.create", **body), outputs)
-        undo.callback(_forget_task, session, container_id)
+        undo.add(lambda: _forget_task(session, container_id))
         pipes.give_away()
         if pid_file:
             _write_pid(pid_file, created["pid"])
@@ -99,10 +106,29 @@ def start_attached(
 
         def start() -> None:
             session.call("tasks.start", id=container_id)
-            undo.pop_all()
+            undo.keep()
             started()
 
         return _attend(session, container_id, "", pipes, outputs, wait, terminal, start)
+
+
+def exec_request(
+    exec_id: str | None, command: tuple[str, ...], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of tasks.exec that the command line decides."""
+    env: list[str] = []
+    if flags.get("env"):
+        from lighter.ctl.flags.process import environment
+
+        env = environment(flags["env"], ())
+    return {
+        "exec_id": exec_id,
+        "args": list(command),
+        "env": env,
+        "cwd": flags["cwd"] or "",
+        "user": flags["user"] or "",
+        "terminal": flags["tty"],
+    }
 
 
 def exec_attached(
@@ -117,15 +143,14 @@ def exec_attached(
     with Pipes(stdin=stdin, stdout=True, stderr=not terminal) as pipes:
         outputs = output_flows(pipes)
         body = {"id": container_id, **request, **pipes.uris(), **_size(terminal)}
-        with refusals():
+        with Refusals():
             answer = answered(manager, manager.begin("tasks.exec", **body), outputs)
         pipes.give_away()
         exec_id = answer["exec_id"]
-        wait = manager.begin("tasks.wait", id=container_id, exec_id=exec_id)
+        wait = manager.begin("tasks.wait", id=container_id, exec_id=exec_id, delete=True)
         code = _attend(session, container_id, exec_id, pipes, outputs, wait, terminal)
-        if wait.done:
-            with contextlib.suppress(LighterError):
-                session.call("tasks.delete", id=container_id, exec_id=exec_id, force=False)
+        if wait.done and not wait.value.get("deleted"):  # a manager of the release before
+            forget(session, container_id, exec_id)
         return code
 
 
@@ -134,7 +159,7 @@ def exec_detached(
 ) -> None:
     """As `start_detached`, for one more process of a container that runs."""
     streams = make_fifos(fifo_dir, container_id) if fifo_dir else NO_STDIO
-    with refusals():
+    with Refusals():
         session.call("tasks.exec", id=container_id, **request, **streams, rows=0, cols=0)
 
 
@@ -191,7 +216,7 @@ def _attend(
     try:
         with Signals(watched_signals(terminal)) as signals:
             start()
-            with Terminal() if terminal else contextlib.nullcontext():
+            with Terminal(raw=terminal):
                 pump = Pump(
                     manager,
                     process,
@@ -221,16 +246,20 @@ def has_terminal(session: Session, container_id: str) -> bool:
     return bool(spec.get("process", {}).get("terminal"))
 
 
-def forget(session: Session, container_id: str) -> None:
-    """Delete an ended task, as ctr does after an attached one; its log stays."""
-    with contextlib.suppress(LighterError):
-        session.call("tasks.delete", id=container_id, exec_id="", force=False)
+def forget(session: Session, container_id: str, exec_id: str = "") -> None:
+    """Delete an ended task, as ctr does after an attached one, or exec; the task's log stays."""
+    try:
+        session.call("tasks.delete", id=container_id, exec_id=exec_id, force=False)
+    except LighterError:
+        pass
 
 
 def _forget_task(session: Session, container_id: str) -> None:
     """A task that was created but could not be started does not stay."""
-    with contextlib.suppress(LighterError):
+    try:
         session.manager.undo("tasks.delete", id=container_id, exec_id="", force=True)
+    except LighterError:
+        pass
 
 
 def _size(terminal: bool) -> dict[str, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
-
 from lighter.ctl.cli import Session
 from lighter.proto.errors import LighterError, NotFound
 
@@ -41,8 +39,11 @@ def remove_each(session: Session, method: str, names: tuple[str, ...], *, force:
     code = 0
     for name in names:
         try:
-            with suppress(NotFound) if force else nullcontext():
+            try:
                 session.call(method, name=name)
+            except NotFound:
+                if not force:
+                    raise
         except LighterError as error:
             session.complain(error.message)
             code = 1

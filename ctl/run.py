@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from lighter.ctl import grammar, process
 from lighter.ctl.cli import Session, detach_keys_option, fifo_dir_option
 from lighter.ctl.definition import definition, definition_options
+from lighter.ctl.undo import Undo
 from lighter.proto.errors import LighterError, NotFound
 
 TYPE_CHECKING = False
@@ -84,13 +83,13 @@ def run(
     if body["spec"]:
         flags["tty"] = has_terminal(body["spec"])
     session.manager.connect()
-    with process.refusals(), contextlib.ExitStack() as undo:
+    with process.Refusals(), Undo() as undo:
         created = create_or_pull(session, body, image, pull_when)
-        undo.callback(_remove, session, created["id"])
+        undo.add(lambda: _remove(session, created["id"]))
         session.warn(created["warnings"])
         if detach:
             process.start_detached(session, created["id"], pid_file, fifo_dir)
-            undo.pop_all()
+            undo.keep()
             if as_docker:
                 print(created["id"], flush=True)
             return 0
@@ -101,7 +100,7 @@ def run(
             stdin=stdin,
             output=not (null_io or flags["log_uri"]),
             pid_file=pid_file,
-            started=undo.pop_all,
+            started=undo.keep,
         )
     if not as_docker and not rm:
         process.forget(session, created["id"])
@@ -148,5 +147,7 @@ def both_spellings(image: str) -> str:
 
 
 def _remove(session: Session, container_id: str) -> None:
-    with contextlib.suppress(LighterError):
+    try:
         session.manager.undo("containers.delete", id=container_id, force=True)
+    except LighterError:
+        pass

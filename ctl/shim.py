@@ -5,7 +5,6 @@ from typing import Any
 from lighter.ctl import grammar, process
 from lighter.ctl.cli import Session
 from lighter.ctl.output import print_json
-from lighter.ctl.task import exec_request
 from lighter.proto.errors import NotFound
 
 
@@ -44,7 +43,7 @@ def exec_(
     session: Session, /, command: tuple[str, ...], exec_id: str | None, stdin: bool, **flags: Any
 ) -> int:
     """run a command in the container; its exit code is ctl's"""
-    request = exec_request(exec_id, command, {**flags, "user": None})
+    request = process.exec_request(exec_id, command, {**flags, "user": None})
     return process.exec_attached(session, session.scope, request, stdin=stdin or flags["tty"])
 
 

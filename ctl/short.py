@@ -65,9 +65,8 @@ def exec_(
       ctl exec -it web sh
     """
     from lighter.ctl import process
-    from lighter.ctl.task import exec_request
 
-    request = exec_request(None, command, flags)
+    request = process.exec_request(None, command, flags)
     stdin = interactive or flags["tty"]
 
     def act(container_id: str) -> int:

@@ -50,7 +50,7 @@ def create(
     body = definition(
         name, image, words, flags, given=session.given, auto_remove=rm, stdin_open=interactive
     )
-    with process.refusals():
+    with process.Refusals():
         created = create_or_pull(session, body, image, pull_when)
     session.warn(created["warnings"])
     print(created["id"], flush=True)

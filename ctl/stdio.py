@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import termios
-import tty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,13 +98,20 @@ def _output_pipe() -> tuple[int, int]:
 
 
 class Terminal:
-    """ctl's terminal in raw mode for as long as the context lasts; nothing when it has none."""
+    """ctl's terminal in raw mode for as long as the context lasts; nothing when it has none.
 
-    def __init__(self) -> None:
+    `raw`: whether it is wanted.
+    """
+
+    def __init__(self, *, raw: bool) -> None:
+        self._raw = raw
         self._before: list[Any] | None = None
 
     def __enter__(self) -> Terminal:
-        if os.isatty(0):
+        if self._raw and os.isatty(0):
+            import termios
+            import tty
+
             self._before = termios.tcgetattr(0)
             # TCSANOW: what was typed ahead is for the container.
             tty.setraw(0, termios.TCSANOW)
@@ -119,6 +124,8 @@ class Terminal:
         trace: TracebackType | None,
     ) -> None:
         if self._before is not None:
+            import termios
+
             termios.tcsetattr(0, termios.TCSANOW, self._before)
 
 

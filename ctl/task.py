@@ -32,22 +32,6 @@ def tasks(_session: Session) -> None:
     """
 
 
-def exec_request(
-    exec_id: str | None, command: tuple[str, ...], flags: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The fields of tasks.exec that the command line decides."""
-    from lighter.ctl.flags.process import environment
-
-    return {
-        "exec_id": exec_id,
-        "args": list(command),
-        "env": environment(flags.get("env", ()), ()),
-        "cwd": flags["cwd"] or "",
-        "user": flags["user"] or "",
-        "terminal": flags["tty"],
-    }
-
-
 @tasks.verb("start")
 @grammar.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
 @grammar.option("--null-io", is_flag=True, help="Pass no streams.")
@@ -217,7 +201,7 @@ def exec_(
     """run a command in a running container; its exit code is ctl's"""
     from lighter.ctl import process
 
-    request = exec_request(exec_id, command, flags)
+    request = process.exec_request(exec_id, command, flags)
     if detach:
         process.exec_detached(session, container_id, request, fifo_dir)
         return 0

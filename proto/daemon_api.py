@@ -153,9 +153,10 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     tasks.attach        {id, exec_id, stdin, stdout, stderr} -> {terminal}
     tasks.resize        {id, exec_id, rows, cols} -> {}
     tasks.close_stdin   {id, exec_id} -> {}
-    tasks.wait          {id, exec_id, reissued, until_removed} -> {exit_status, exited_at, cause}
+    tasks.wait          {id, exec_id, reissued, until_removed, delete} -> {exit_status, exited_at, cause}
                         reissued: asked before of a manager that is gone; until_removed: of a container
-                        with auto_remove, answered when it is gone too
+                        with auto_remove, answered when it is gone too; delete: of an exec, which
+                        is deleted when it has ended; the answer has `deleted`, true, then
     tasks.delete        {id, exec_id, force} -> {exit_status, exited_at, cause}
     tasks.pids          {id} -> {processes: [{pid, exec_id, args}]}
     tasks.metrics       {ids: [id]} -> {metrics: [{id, status, timestamp, version, values, network: {rx_bytes,

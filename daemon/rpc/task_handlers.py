@@ -17,7 +17,7 @@ from lighter.daemon.tasks import criu, processes
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Exit
-from lighter.proto.errors import InvalidArgument
+from lighter.proto.errors import InvalidArgument, LighterError
 
 STDIO = ("stdin", "stdout", "stderr")
 Body = Mapping[str, Any]
@@ -139,6 +139,10 @@ def task_methods(
             fields.flag("reissued"),
             fields.flag("until_removed"),
         )
+        if fields.flag("delete") and fields.exec_id():
+            with contextlib.suppress(LighterError):  # how it ended is told whatever becomes of it
+                await by_hand.delete_task(namespace_of(call), fields.id(), fields.exec_id(), False)
+            return {**_exit(ended), "deleted": True}
         return _exit(ended)
 
     async def delete(call: Call, body: Body) -> Any:

@@ -418,3 +418,20 @@ def test_what_a_runtime_prints_over_a_create_is_not_waited_for(
     manager.on("tasks.close_stdin", {})
     done = ctl("run", "--rm", "image", "c", "true") if verb == "run" else ctl("exec", "c", "true")
     assert (done.returncode, getattr(done, stream)) == (0, MEGABYTES)
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_an_ended_exec_is_deleted_by_the_wait_or_else_after_it(
+    manager: FakeManager, ctl: Ctl, deleted: bool
+) -> None:
+    def execute(ask: Ask) -> Any:
+        FakeProcess(ask.body).end()
+        return {"pid": 42, "exec_id": "x"}
+
+    end = {"exit_status": 3, "exited_at": 1, "cause": ""}
+    manager.on("tasks.exec", execute)
+    manager.on("tasks.wait", {**end, "deleted": True} if deleted else end)
+    manager.on("tasks.delete", end)
+    assert ctl("exec", "c", "true").returncode == 3
+    assert manager.asked("tasks.wait").body["delete"] is True
+    assert manager.was_asked("tasks.delete") is not deleted

@@ -23,17 +23,11 @@ LAUNCH = (
     f"import sys; sys.path.insert(0, {str(SITE)!r}); from lighter.ctl.__main__ import main; main()"
 )
 
+PROTO = ("calls", "codec", "compat", "dealer", "errors", "light", "paths", "version", "zmtp")
 EVERY_COMMAND = {
     *("lighter", "lighter.ctl", "lighter.ctl.__main__", "lighter.ctl.cli", "lighter.ctl.grammar"),
     *("lighter.ctl.reading", "lighter.ctl.connect", "lighter.ctl.resume", "lighter.proto"),
-    *("lighter.proto.calls", "lighter.proto.codec", "lighter.proto.compat", "lighter.proto.dealer"),
-    *(
-        "lighter.proto.errors",
-        "lighter.proto.light",
-        "lighter.proto.paths",
-        "lighter.proto.version",
-    ),
-    *("lighter.proto.zmtp",),
+    *(f"lighter.proto.{name}" for name in PROTO),
 }
 FLAGS = {
     f"lighter.ctl.flags.{name}"
@@ -42,35 +36,23 @@ FLAGS = {
         *("resources", "restart", "runtime", "security", "volume"),
     )
 }
-ATTACHED = {"lighter.ctl.process", "lighter.ctl.pump", "lighter.ctl.stdio"}
+ATTACHED = {f"lighter.ctl.{name}" for name in ("process", "pump", "stdio", "undo")}
 # Beside the verb's own module, which is loaded by name: importtime does not tell of that.
 OF = {
     "version": {"lighter.ctl.output"},
     "tasks ls": {"lighter.ctl.output"},
     "run --rm busybox c1 true": {
-        *("lighter.ctl.definition", "lighter.ctl.flags"),
-        *(*FLAGS, *ATTACHED),
+        *("lighter.ctl.definition", "lighter.ctl.flags", *FLAGS, *ATTACHED),
     },
-    "exec c1 true": {
-        *("lighter.ctl.task", "lighter.ctl.resolve", "lighter.ctl.output"),
-        *("lighter.ctl.flags", "lighter.ctl.flags.process", *ATTACHED),
-    },
+    "exec c1 true": {"lighter.ctl.resolve", *ATTACHED},
 }
 # Each of these costs milliseconds. `typing`, `re`, `socket` and `signal` (the last two by `enum`)
 # are what most of the standard library would bring.
 COSTLY = {
-    *(
-        "asyncio",
-        "argparse",
-        "click",
-        "csv",
-        "dataclasses",
-        "enum",
-        "hashlib",
-        "importlib.metadata",
-    ),
-    *("inspect", "json", "logging", "pathlib", "re", "selectors", "signal", "socket", "subprocess"),
-    *("tempfile", "threading", "traceback", "typing", "zmq"),
+    *("argparse", "asyncio", "click", "contextlib", "csv", "dataclasses", "enum", "functools"),
+    *("hashlib", "importlib.metadata", "inspect", "json", "logging", "pathlib", "re", "selectors"),
+    *("signal", "socket", "subprocess", "tempfile", "termios", "threading", "traceback", "typing"),
+    "zmq",
 }
 
 
