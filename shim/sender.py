@@ -88,7 +88,13 @@ class _Sender:
         self._tag = str(send["tag"]).encode()
         self._facility = int(str(send["facility"]))
         target = send["target"]
-        self._target = target if isinstance(target, str) else tuple(target)  # type: ignore[arg-type]
+        self._target: str | tuple[str, int]
+        if isinstance(target, str):
+            self._target = target
+        else:
+            assert isinstance(target, list)
+            host, port = target
+            self._target = (str(host), int(port))
         self.name = str(send["name"]).encode()
         fields = send["fields"]
         assert isinstance(fields, dict)
