@@ -22,7 +22,7 @@ KEEP_EVENTS = 100_000
 MAX_BYTES = 256 << 20
 TRIM_EVERY = 1000
 REPLAY_S = 30.0
-LOOK_BACK = 4096  # how far find_last searches
+LOOK_BACK = 4096  # how far find_last and of_topic search
 _PAGE = 500
 _PAGE_BYTES = 1 << 20
 
@@ -178,6 +178,15 @@ class EventLog:
                 return body
         return None
 
+    def of_topic(self, topic: str, until: int) -> list[Event]:
+        """Those of a topic among the LOOK_BACK events up to number `until`, oldest first."""
+        rows = self._db.rows(
+            "SELECT sequence, timestamp, namespace, topic, body FROM events"
+            " WHERE sequence > ? AND sequence <= ? AND topic = ? ORDER BY sequence",
+            (until - LOOK_BACK, until, topic),
+        )
+        return [_event(row) for row in rows]
+
     def _before(self, time_ns: int) -> int:
         """The number before the first event that happened then or later.
 
@@ -211,7 +220,11 @@ class EventLog:
             " WHERE sequence > ? AND sequence <= ? ORDER BY sequence",
             (since, until),
         )
-        return [Event(r[0], r[1], r[2], r[3], msgpack.unpackb(r[4])) for r in rows]
+        return [_event(row) for row in rows]
+
+
+def _event(row: sqlite3.Row) -> Event:
+    return Event(row[0], row[1], row[2], row[3], msgpack.unpackb(row[4]))
 
 
 async def _happens(news: asyncio.Event, until_time: int | None) -> bool:

@@ -1,13 +1,13 @@
 """containerd.services.events.v1.Events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from functools import partial
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events import Event, EventLog
 from lighter.daemon.filters import any_of
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.envelopes import envelope, field, published
@@ -15,7 +15,11 @@ from lighter.daemon.grpc.pb import event_service_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Envelope
 from lighter.daemon.grpc.translate import nanoseconds
 from lighter.daemon.grpc.words import identifier, quoted
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.service import TaskService
+from lighter.proto import states
 from lighter.proto.errors import InvalidArgument
+from lighter.proto.events import EXIT
 
 MAX_EVENT_BYTES = 64 << 10
 MAX_TOPIC = 1024
@@ -24,8 +28,9 @@ MAX_TOPIC = 1024
 class EventsService:
     NAME = "containerd.services.events.v1.Events"
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, tasks: TaskService) -> None:
         self._log = log
+        self._tasks = tasks
 
     async def publish(self, call: Call, request: pb.PublishRequest) -> Empty:
         namespace = call.namespace
@@ -44,13 +49,64 @@ class EventsService:
         return Empty()
 
     async def subscribe(self, _call: Call, request: pb.SubscribeRequest) -> AsyncIterator[Envelope]:
-        """New events of all namespaces, and what a start of the manager has brought just now."""
+        """New events of all namespaces; soon after a start of the manager, first what a stream
+        that broke with the manager before may have missed, and nobody has acted on.
+        """
         wanted = any_of(request.filters)
-        async with aclosing(self._log.subscribe("", self._log.since_start(), True)) as events:
-            async for event in events:
+        since, newest = self._log.since_start(), self._log.newest()
+        if since is not None:
+            for event in self._unsettled(since):
                 message = envelope(event)
                 if message is not None and wanted(partial(field, message)):
                     yield message
+        async with aclosing(self._log.subscribe("", since, True)) as events:
+            async for event in events:
+                if event.sequence <= newest and self._is_settled(event):
+                    continue
+                message = envelope(event)
+                if message is not None and wanted(partial(field, message)):
+                    yield message
+
+    def _unsettled(self, until: int) -> list[Event]:
+        """Exits of processes that nobody has deleted yet, told before event `until`.
+
+        The manager may have been killed when these were recorded and not sent, or before its
+        clients were back. dockerd deletes what it knows to have ended.
+        """
+        ended = {
+            (entry.namespace, entry.id, exec_id, pid)
+            for entry in self._tasks.all_entries()
+            for exec_id, pid, state in _processes(entry)
+            if state == states.STOPPED
+        }
+        if not ended:
+            return []
+        told = self._log.of_topic(EXIT, until)
+        return [event for event in told if _process(event) in ended]
+
+    def _is_settled(self, event: Event) -> bool:
+        """Whether it tells the end of a process that was deleted since: a client that is told
+        of it again may take it for the end of the container's next one.
+        """
+        if event.topic != EXIT or "type_url" in event.body:
+            return False
+        namespace, id_, exec_id, pid = _process(event)
+        entry = self._tasks.look_up(namespace, id_)
+        return entry is None or all(process[:2] != (exec_id, pid) for process in _processes(entry))
+
+
+def _processes(entry: Entry) -> Iterator[tuple[str, int, str]]:
+    """(exec id, pid, state) of init, whose exec id is "", and of what was added to it."""
+    yield "", entry.pid, entry.state
+    for exec_ in entry.execs.values():
+        yield exec_.exec_id, exec_.pid, exec_.state
+
+
+def _process(event: Event) -> tuple[str, str, str, int]:
+    """(namespace, task, exec id, pid) of the process that a /tasks/exit event is about."""
+    body = event.body
+    id_ = body.get("container_id", "")
+    return event.namespace, id_, body.get("exec_id") or "", body.get("pid", 0)
 
 
 def _checked(event: Any) -> dict[str, str]:

@@ -40,7 +40,7 @@ def grpc_server(s: Services) -> GrpcServer:
         ),
         ContainersService(s.records),
         TasksService(s.records, s.containers, s.tasks, s.execs, s.by_hand),
-        EventsService(s.event_log),
+        EventsService(s.event_log, s.tasks),
         StreamingService(streams),
         TransferService(
             streams,

@@ -89,6 +89,14 @@ class TaskService:
             if entry.namespace == namespace and entry.is_task
         ]
 
+    def all_entries(self) -> "builtins.list[Entry]":
+        """Those of all namespaces."""
+        return [entry for entry in self._supervisor.entries.values() if entry.is_task]
+
+    def look_up(self, namespace: str, container_id: str) -> Entry | None:
+        """The entry, or None when there is no such task."""
+        return self._supervisor.entries.get((namespace, container_id))
+
     def exists(self, namespace: str, container_id: str) -> bool:
         return (namespace, container_id) in self._supervisor.entries
 

@@ -31,7 +31,7 @@ class Engine:
         unpacked = _UNPACKED / release
         assert (unpacked / "usr/sbin/dockerd").exists(), f"{unpacked} is missing: .ci/docker"
         self.enclosure = enclosure
-        self.snapshotter = snapshotter
+        self.release = release
         base = enclosure.base
         self.log = base / "dockerd.log"
         self.cgroup = base.name
