@@ -168,6 +168,7 @@ def test_an_attached_run_goes_on_over_a_restart(engine: Engine, lighterd: Lighte
         assert (out, attached.returncode) == (b"after\n", 31)
     finally:
         attached.kill()
+        attached.wait()
 
 
 def test_a_restart_policy_holds_while_the_manager_comes_and_goes(
