@@ -39,6 +39,7 @@ from lighter.daemon.images.worker import tree_remover
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.network.attachments import Attachments
@@ -162,8 +163,10 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
     """
     config, root, state, db = core.config, core.root, core.state, core.db
     spawner, event_log, supervisor = core.spawner, core.event_log, core.supervisor
-    attachments, container_store = core.attachments, core.container_store
-    namespaces, store, bundle_of = core.namespace_store, core.task_store, core.bundle_of
+    attachments, store, bundle_of = core.attachments, core.task_store, core.bundle_of
+    container_store = ContainerStore(db)
+    namespaces = NamespaceStore(db)
+    namespaces.ensure("default")
     registries = Registries(config.registry)
     reloader = Reloader(config, reread, notifier, registries)
     runtimes = Runtimes({"runc": config.runc_path, "crun": config.crun_path})

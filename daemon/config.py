@@ -18,8 +18,6 @@ import tomllib
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import toml
-
 from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
 from lighter.daemon.oci.idspan import parse_span
 from lighter.daemon.registry import settings as registry_settings
@@ -360,6 +358,8 @@ def _unknown(table: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[str]:
 
 def dump(config: Config) -> str:
     """The configuration as a file that `load` reads back to the same."""
+    import toml  # no manager that serves writes a configuration
+
     table: dict[str, Any] = {"version": VERSION}
     for setting, place in _PLACES.items():
         inner = table

@@ -14,9 +14,7 @@ from lighter.daemon.config import Config
 from lighter.daemon.events import EventLog
 from lighter.daemon.health.store import HealthStore
 from lighter.daemon.limits import DescriptorBudget
-from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.placement import Placement
 from lighter.daemon.restarts.store import RestartStore
 from lighter.daemon.spawn import Inherited, Spawner
@@ -61,10 +59,7 @@ class Core:
             Placement.of_this_process(root.instance, generation),
         )
         self.event_log = EventLog(db)
-        self.namespace_store = NamespaceStore(db)
-        self.namespace_store.ensure("default")
         self.task_store = TaskStore(db)
-        self.container_store = ContainerStore(db)
         self.restart_store = RestartStore(db)
         self.health_store = HealthStore(db)
         self.bundle_of: Callable[[str, str], Bundle] = partial(Bundle, state, root)
@@ -84,9 +79,7 @@ class Core:
             boot_id=self.boot_id,
         )
         self.supervisor.on_stranger = self.recovery.on_stranger
-        self.views = TaskViews(
-            self.supervisor, self.restart_store, self.health_store, self.container_store.born
-        )
+        self.views = TaskViews(db, self.supervisor, self.restart_store, self.health_store)
         self._had_networks = os.path.isdir(root.networks) and any(os.scandir(root.networks))
 
     @cached_property

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import stat
 
 from lighter.proto.faults import hit
@@ -11,7 +10,7 @@ from lighter.proto.faults import hit
 def write_whole(path: str, data: bytes, mode: int = 0o600, durable: bool = False) -> None:
     """Replace `path` by temp file and rename; `durable` syncs file and directory."""
     directory = os.path.dirname(path)
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(temporary, flags, mode)
     try:

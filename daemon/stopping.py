@@ -18,7 +18,7 @@ from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import CLOSED_S, kill_shim
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.types import Exit
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 from lighter.proto.errors import DeadlineExceeded, LighterError, NotFound, Unavailable
 

@@ -4,14 +4,15 @@ A container that waits to be started again is listed while it has no task too: b
 one and the start of the next its users look for it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lighter.daemon.health.store import HealthStore
+from lighter.daemon.metadata.db import Database
 from lighter.daemon.restarts.store import Restart, RestartStore
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.types import Task
+from lighter.daemon.tasks.types import Task
 from lighter.proto import states
 from lighter.proto.errors import NotFound
 
@@ -24,14 +25,13 @@ class TaskViews:
 
     def __init__(
         self,
+        db: Database,
         supervisor: Supervisor,
         restarts: RestartStore,
         health: HealthStore,
-        born: Callable[[str, str], Born],
     ) -> None:
-        """`born` gives image and time of making, of one container or, for "", of a namespace's."""
+        self._db = db
         self._supervisor = supervisor
-        self._born = born
         self._restarts = restarts
         self._health = health
 
@@ -39,7 +39,7 @@ class TaskViews:
         """All tasks of a namespace."""
         restarts = self._restarts.of_namespace(namespace)
         statuses = self._statuses(namespace)
-        born = self._born(namespace, "")
+        born = self._born(namespace)
         listed = [
             _seen(entry, restarts.get(entry.id), statuses, born)
             for entry in self._supervisor.entries.values()
@@ -63,6 +63,15 @@ class TaskViews:
                 raise
             return _between(row, born)
         return _seen(entry, row, self._statuses(namespace), born)
+
+    def _born(self, namespace: str, container_id: str = "") -> Born:
+        """Of one container, or of all in the namespace."""
+        of = "SELECT id, image, created_at FROM containers WHERE namespace = ?"
+        if container_id:
+            rows = self._db.rows(f"{of} AND id = ?", (namespace, container_id))
+        else:
+            rows = self._db.rows(of, (namespace,))
+        return {row["id"]: (row["image"], row["created_at"]) for row in rows}
 
     def _statuses(self, namespace: str) -> dict[str, str]:
         """Health by incarnation: what is remembered may be of the task before."""

@@ -1,7 +1,7 @@
 """The plain typed objects that services take and return, and front ends translate.
 
 Times are nanoseconds since the epoch (int). All are frozen: a service hands out values, never its
-own state.
+own state. Those of tasks are in tasks/types.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -161,38 +161,3 @@ class Container:
     options: Mapping[str, Any]
     created_at: int
     updated_at: int
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How a process ended. `cause`: "" for a plain exit, lost-shim, reboot, oom or unknown."""
-
-    exit_status: int
-    exited_at: int
-    cause: str = ""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A container's running side, as listed. `reason` says why a status is "unknown".
-
-    `created_at` is the task's, `defined_at` the container's (0 when that is not recorded).
-    `health`: "" without a check. `restarts`: since it was last started by hand; `restart_at`: when
-    the next start is due, None when none is.
-    """
-
-    namespace: str
-    id: str
-    pid: int
-    status: str
-    image: str = ""
-    exit_status: int | None = None
-    exited_at: int | None = None
-    cause: str = ""
-    reason: str = ""
-    created_at: int = 0
-    started_at: int | None = None
-    health: str = ""
-    restarts: int = 0
-    restart_at: int | None = None
-    defined_at: int = 0

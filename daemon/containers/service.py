@@ -26,7 +26,8 @@ from lighter.daemon.tasks.calling import from_record
 from lighter.daemon.tasks.clientstdio import log_streams
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.service import TaskService
-from lighter.daemon.types import Container, Exit, Mount, RuntimeOptions
+from lighter.daemon.tasks.types import Exit
+from lighter.daemon.types import Container, Mount, RuntimeOptions
 from lighter.daemon.volumes.service import Volumes
 from lighter.proto import events
 from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable

@@ -32,7 +32,8 @@ from lighter.daemon.tasks.clientstdio import stdio_of
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ExecService, find_exec
 from lighter.daemon.tasks.service import TaskService
-from lighter.daemon.types import Exit, Mount
+from lighter.daemon.tasks.types import Exit
+from lighter.daemon.types import Mount
 from lighter.proto import states
 from lighter.proto.errors import (
     AlreadyExists,

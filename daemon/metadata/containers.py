@@ -110,15 +110,6 @@ class ContainerStore:
         )
         return (json.loads(row["value"]) for row in rows)
 
-    def born(self, namespace: str, container_id: str = "") -> dict[str, tuple[str, int]]:
-        """Image and time of making by id: of one container, or of all in the namespace."""
-        of = "SELECT id, image, created_at FROM containers WHERE namespace = ?"
-        if container_id:
-            rows = self._db.rows(f"{of} AND id = ?", (namespace, container_id))
-        else:
-            rows = self._db.rows(of, (namespace,))
-        return {row["id"]: (row["image"], row["created_at"]) for row in rows}
-
     def replace(self, container: Container, also: Also = nothing) -> Container:
         """Record all fields anew but its times; returns it with them. Raises NotFound."""
         check_labels(dict(container.labels))

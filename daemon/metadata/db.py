@@ -10,9 +10,7 @@ another would wait for itself: it is refused, and no `await` may stand inside on
 
 import logging
 import os
-import secrets
 import sqlite3
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
@@ -110,7 +108,7 @@ class Database:
 
     def copy(self, target: str) -> None:
         """Write a whole copy to the file `target`, which appears only when it is complete."""
-        part = f"{target}.{secrets.token_hex(4)}"
+        part = f"{target}.{os.urandom(4).hex()}"
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             into = sqlite3.connect(part)
@@ -215,12 +213,15 @@ class Database:
         return loss
 
     def _first_uuid(self) -> str:
-        with self.durable_transaction() as tx:
-            tx.execute(
-                "INSERT OR IGNORE INTO meta(key, value) VALUES('uuid', ?)",
-                (str(uuid.uuid4()),),
-            )
-            return str(tx.execute("SELECT value FROM meta WHERE key = 'uuid'").fetchone()[0])
+        row = self.row("SELECT value FROM meta WHERE key = 'uuid'")
+        if row is None:
+            import uuid  # once in a database's life
+
+            with self.durable_transaction() as tx:
+                made = str(uuid.uuid4())
+                tx.execute("INSERT INTO meta(key, value) VALUES('uuid', ?)", (made,))
+                return made
+        return str(row["value"])
 
     def check(self) -> list[str]:
         """What SQLite's quick_check finds wrong, at most 100 lines; empty when sound."""

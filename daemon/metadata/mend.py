@@ -9,7 +9,6 @@ removed for that reason (see Database.loss) until an administrator has looked an
 
 import logging
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -59,7 +58,7 @@ def mend(path: str) -> str:
     Raises FailedPrecondition when that cannot be done; then all is as it was.
     """
     aside = f"{path}.damaged-{int(time.time())}"
-    made = f"{path}.{secrets.token_hex(4)}"
+    made = f"{path}.{os.urandom(4).hex()}"
     try:
         os.close(os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with closing(sqlite3.connect(made, isolation_level=None)) as new:

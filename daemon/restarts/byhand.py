@@ -20,7 +20,7 @@ from lighter.daemon.restarts.service import FAILED, Key, Restarts
 from lighter.daemon.restarts.store import CONTAINER, WITH_VOLUMES, Restart, RestartStore
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.types import Exit
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
 from lighter.proto.faults import hit

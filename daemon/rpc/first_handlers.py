@@ -12,7 +12,7 @@ from lighter.daemon.core import Core
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
-from lighter.daemon.types import Task
+from lighter.daemon.tasks.types import Task
 from lighter.daemon.version import NAME, REVISION
 from lighter.proto.version import VERSION
 

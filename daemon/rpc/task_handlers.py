@@ -16,7 +16,7 @@ from lighter.daemon.rpc.server import Call, Method
 from lighter.daemon.tasks import criu, processes
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.service import TaskService
-from lighter.daemon.types import Exit
+from lighter.daemon.tasks.types import Exit
 from lighter.proto.errors import InvalidArgument, LighterError
 
 STDIO = ("stdin", "stdout", "stderr")

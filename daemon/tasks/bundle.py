@@ -13,15 +13,11 @@
 import contextlib
 import json
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lighter.daemon import files
-from lighter.daemon.tasks.calling import Calling
-from lighter.daemon.types import Container, Mount
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, Unavailable
 from lighter.proto.paths import Root, State, check_socket_path
@@ -145,7 +141,7 @@ class Bundle:
     @contextlib.contextmanager
     def resources(self, resources: Mapping[str, Any]) -> Iterator[str]:
         """The path of a file that says this, while it is needed."""
-        path = f"{self.dir}/resources-{secrets.token_hex(4)}.json"
+        path = f"{self.dir}/resources-{os.urandom(4).hex()}.json"
         files.write_whole(path, json.dumps(resources).encode())
         try:
             yield path
@@ -162,7 +158,7 @@ class Bundle:
     def console(self) -> str:
         """A new short path for a terminal's socket (see proto/paths)."""
         files.make_directory(self._state.short_sockets, 0o700)
-        return check_socket_path(f"{self._state.short_sockets}/{secrets.token_hex(4)}")
+        return check_socket_path(f"{self._state.short_sockets}/{os.urandom(4).hex()}")
 
     def remove_console(self, path: str) -> None:
         """After the runtime was run: a shim that died over it has left its socket."""
@@ -180,6 +176,9 @@ class Bundle:
         # No descent into rootfs: it is empty, or something is in it that is not ours to delete.
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self.rootfs)
+        # With all that it knows of compression it takes 4 ms to load, and a start removes nothing.
+        import shutil
+
         try:
             shutil.rmtree(self.dir)
         except FileNotFoundError:
@@ -213,59 +212,3 @@ def _read_json(path: str, most_bytes: int = 1 << 20) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def create_order(
-    bundle: Bundle,
-    state: State,
-    container: Container,
-    mounts: Sequence[Mount],
-    *,
-    instance: str,
-    incarnation: str,
-    generation: int,
-    ident: int,
-    terminal: bool,
-    calling: Calling,
-    runtime_s: float,
-    log: Mapping[str, Any] | None,
-    stdio: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The order that travels with the fork; its fields are those of proto/shim_api."""
-    return {
-        "incarnation": incarnation,
-        "generation": generation,
-        "ident": ident,
-        "namespace": bundle.namespace,
-        "id": bundle.id,
-        "instance": instance,
-        "claim": bundle.claim(incarnation),
-        "record": bundle.record,
-        "bundle": bundle.dir,
-        "socket": state.shims_socket,
-        "console": bundle.console() if terminal else "",
-        "exit_record": bundle.exit_record,
-        "runc": calling.runtime,
-        "runc_root": calling.root,
-        # systemd has a unit for it, of which the runtime knows.
-        "runtime_deletes": calling.options.systemd_cgroup,
-        "runtime_flags": calling.flags,
-        "create_flags": calling.create_flags,
-        "cgroup": calling.cgroup,
-        "io_uid": calling.options.io_uid,
-        "io_gid": calling.options.io_gid,
-        "mounts": [[m.type, m.source, list(m.options)] for m in mounts],
-        "terminal": terminal,
-        "stdin_open": bool(container.options.get("stdin_open")),
-        "log": dict(log) if log else None,
-        "io_policy": stdio.get("io_policy", "drop"),
-        "logger": list(stdio.get("logger", ())),
-        "logger_for": [bundle.namespace, bundle.id],
-        "timeout_ns": int(runtime_s * 1e9),
-        "stdin": stdio.get("stdin", ""),
-        "restore": stdio.get("restore", ""),
-        "stdout": stdio.get("stdout", ""),
-        "stderr": stdio.get("stderr", ""),
-        "rows": stdio.get("rows", 0),
-        "cols": stdio.get("cols", 0),
-    }

@@ -14,7 +14,7 @@ from typing import Any
 
 from lighter.daemon.tasks import alive
 from lighter.daemon.tasks.shims import Peer
-from lighter.daemon.types import Exit, Task
+from lighter.daemon.tasks.types import Exit, Task
 from lighter.proto import states
 
 # Execs that a shim is asked for at a time: more wait for their turn. It takes 16 requests at once,

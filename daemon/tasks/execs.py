@@ -13,7 +13,7 @@ from lighter.daemon.tasks.entry import Entry, Exec, is_probe
 from lighter.daemon.tasks.reach import SIGNAL_S, connected
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.types import Exit
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import events, states
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
 from lighter.proto.faults import hit

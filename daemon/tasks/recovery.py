@@ -20,7 +20,7 @@ from lighter.daemon.tasks.reach import HELLO_S, find_process, is_alive, kill_pro
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor, retries
-from lighter.daemon.types import Exit
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 from lighter.proto.errors import LighterError
 from lighter.proto.faults import hit

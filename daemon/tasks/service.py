@@ -30,7 +30,7 @@ from lighter.daemon.tasks.reach import (
 )
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.types import Exit, Task
+from lighter.daemon.tasks.types import Exit, Task
 from lighter.proto import events, states
 from lighter.proto.errors import (
     DeadlineExceeded,

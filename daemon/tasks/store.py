@@ -9,7 +9,7 @@ import msgpack
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.entry import Entry, Exec
-from lighter.daemon.types import Exit
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 
 log = logging.getLogger("lighter.tasks")

@@ -21,7 +21,7 @@ from lighter.daemon.tasks.entry import Entry, Exec, is_probe
 from lighter.daemon.tasks.reach import kill_shim
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
-from lighter.daemon.types import Exit
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import codec, events, states
 from lighter.proto.errors import FailedPrecondition, LighterError, NotFound
 from lighter.proto.faults import hit

@@ -1,6 +1,7 @@
 """Starting lighterd: what it refuses and in which words, --daemon, stop, sockets, descriptors."""
 
 import os
+import re
 import resource
 import signal
 import stat
@@ -15,6 +16,8 @@ import pytest
 from lighter.proto import errors
 from tests import census
 from tests.harness import BIN, Lighterd, await_that
+
+LOADED = Path(__file__).parents[1] / "unit" / "daemon" / "loaded.txt"
 
 
 class Place:
@@ -262,3 +265,21 @@ def test_a_manager_that_a_watchdog_ends_says_where_it_was(
     hung.wait()
     assert "Fatal Python error: Aborted" in lighterd.log_end()
     assert "daemon/containers/maker.py" in lighterd.log_end()
+
+
+def test_what_is_loaded_before_it_answers_is_written_down(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    """Also what is imported on the way: the list itself is held in tests/unit/daemon."""
+    lighterd = make_lighterd()
+    # A database and a file system that are met for the second time: the first takes more.
+    lighterd.start().stop()
+    begin = lighterd.log.stat().st_size
+    lighterd.start(PYTHONPROFILEIMPORTTIME="1")
+    with lighterd.log.open() as log:
+        log.seek(begin)
+        before, answers, after = log.read().partition("manager answers")
+    assert answers, before[-2000:]
+    loaded = re.compile(r"^import time:.*\| +(lighter\.\S+)$", re.M)
+    assert set(loaded.findall(before)) <= set(LOADED.read_text().split())
+    assert "lighter.daemon.app" in loaded.findall(after)

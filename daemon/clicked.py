@@ -1,0 +1,68 @@
+"""lighterd's command line as click has it: help, completion, mistakes, the rarer ways to start."""
+
+import click
+
+from lighter.daemon.options import LEVELS, Given, load
+from lighter.daemon.program import start
+from lighter.proto.version import VERSION
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-c", "--config", "config_path", metavar="FILE", help="Configuration file.")
+@click.option("-l", "--log-level", type=click.Choice(LEVELS), help="How much is logged.")
+@click.option("-a", "--address", metavar="SOCKET", help="Where containerd's API is served.")
+@click.option("--root", metavar="DIR", help="What survives a reboot.")
+@click.option("--state", metavar="DIR", help="What a reboot may clear; holds the socket for ctl.")
+@click.option("--daemon", is_flag=True, help="Detach; writes <state>/lighterd.pid.")
+@click.version_option(VERSION, "-v", "--version", message="lighterd %(version)s")
+@click.pass_context
+def cli(
+    ctx: click.Context,
+    config_path: str | None,
+    log_level: str | None,
+    address: str | None,
+    root: str | None,
+    state: str | None,
+    daemon: bool,
+) -> None:
+    """The container manager: keeps containers, and lets them go on without it.
+
+    \b
+    lighterd                                   the instance in /var/lib/lighter
+    lighterd --root /srv/a --state /run/a      one of its own, beside others
+    lighterd config default > config.toml
+    """
+    given = Given(ctx.obj, config_path, log_level, address, root, state)
+    ctx.obj = given
+    if ctx.invoked_subcommand is None:
+        start(given, daemon)
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Show or check the configuration."""
+
+
+@config_group.command("default")
+def config_default() -> None:
+    """Print the built-in configuration."""
+    from lighter.daemon.config import Config, dump
+
+    click.echo(dump(Config()), nl=False)
+
+
+@config_group.command("dump")
+@click.pass_obj
+def config_dump(given: Given) -> None:
+    """Print the configuration that is in force: file and flags together."""
+    from lighter.daemon.config import dump
+
+    click.echo(dump(load(given)), nl=False)
+
+
+@config_group.command("check")
+@click.pass_obj
+def config_check(given: Given) -> None:
+    """Read the configuration and say whether a manager would start with it."""
+    load(given)
+    click.echo("configuration is valid")
