@@ -13,12 +13,12 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lighter.proto import codec, events, faults, zmtp
 from lighter.proto.errors import LighterError
-from lighter.shim import cgroup, linux, reaper, runcstate, shim
+from lighter.shim import cgroup, linux, packing, reaper, runcstate, shim
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.link import Link
 from lighter.shim.loop import READ, Loop
@@ -26,7 +26,8 @@ from lighter.shim.runc import ENVIRONMENT
 from lighter.shim.spawn import spawn
 from lighter.shim.task import Task
 
-# CPython 3.11 specialises a function after eight calls (PEP 659).
+# CPython 3.11 specialises a function after eight calls (PEP 659). One life more comes before: it
+# shows which code is run.
 LIVES = 10
 LIMIT_S = 2.0  # of one life
 RUNTIME = "/bin/echo"
@@ -41,11 +42,11 @@ _ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def rehearse(directory: str) -> None:
+def rehearse(directory: str, birth: Callable[[], None] = lambda: None) -> None:
     """Play it in `directory`, which is made and removed. Raises OSError, LighterError.
 
-    After an error only memory is lost. With fault points planned nothing is played, since they
-    are meant for shims.
+    `birth` is what a child of the spawner does before it is a shim. After an error only memory is
+    lost. With fault points planned nothing is played, since they are meant for shims.
     """
     if faults.planned():
         return
@@ -57,27 +58,43 @@ def rehearse(directory: str) -> None:
             listener.listen(1)
             reaper.arm()
             with _silence():
+                with packing.code_together():
+                    _live(directory, listener, birth)
                 for _ in range(LIVES):
-                    _touch_kernel(directory)
-                    with contextlib.ExitStack() as undo:
-                        _play(directory + "/task", listener, undo)
+                    _live(directory, listener, birth)
     finally:
         _clear(directory)
 
 
-def warm(directory: str) -> None:
+def _live(directory: str, listener: socket.socket, birth: Callable[[], None]) -> None:
+    """All that a process does from its fork on, but for what would change the spawner."""
+    birth()
+    nothing = no_order(directory)
+    warm(nothing)
+    shim.main(nothing, 0, "")  # as far as the claim, which is not there
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
+    _touch_kernel(directory)
+    with contextlib.ExitStack() as undo:
+        _play(directory + "/task", listener, undo)
+
+
+def no_order(directory: str) -> dict[str, Any]:
+    """An order that cannot be carried out, for `warm`: nothing of what it names is there."""
+    return {**_order(directory + "/nothing", directory + "/nothing/s"), "log": None}
+
+
+def warm(order: dict[str, Any]) -> None:
     """Touch, in a fresh fork, the memory that the first steps of a life touch.
 
-    Nothing comes of it: `directory` is not there, and the descriptors are given back.
+    Nothing comes of it: `order` is `no_order`'s, and the descriptors are given back.
     """
-    order = {**_order(directory, directory + "/s"), "log": None}
     shim.claim(order, 0, "")
     loop = Loop(_ignore)
     children = reaper.Reaper(loop)
     Task(loop, children, order, cgroup.of_process)
     Link(loop, order["socket"], order["incarnation"], dict, _ignore)
     with contextlib.suppress(FileNotFoundError):
-        linux.mount_all([("overlay", "overlay", ["ro", "lowerdir=/"])], directory)
+        linux.mount_all([("overlay", "overlay", ["ro", "lowerdir=/"])], order["bundle"])
     children.close()
     loop.close()
 

@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+from functools import partial
 from typing import Any, NoReturn
 
 import msgpack
@@ -68,16 +69,33 @@ def boot_id() -> str:
     return files.read_small("/proc/sys/kernel/random/boot_id").decode().strip()
 
 
-def _child_of_spawner(manager: socket.socket, keep: list[int]) -> None:
-    """Become a process of its own: nothing of the spawner's stays open but `keep`."""
+def _leave(keep: list[int], low: int) -> None:
+    """Become a process of its own: nothing of the spawner's stays open from `low` on but `keep`."""
     signal.set_wakeup_fd(-1)
-    os.setsid()
-    manager.close()
-    low = 3
+    try:
+        os.setsid()
+    except PermissionError:
+        pass  # the spawner itself, which rehearses this
     for fd in sorted(keep):
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def _entitle(kind: str, instance: str) -> None:
+    setproctitle.setproctitle(f"lighter-{kind} --instance {instance}")
+
+
+def _rehearse_birth(instance: str) -> None:
+    """What a child does before it is a shim, as far as it leaves the spawner what it is."""
+    none = 1 << 20  # above any descriptor that is open
+    _leave([none], none)
+    _entitle("spawner", instance)
+    start_time(os.getpid())
+    theirs, ours = os.pipe2(os.O_CLOEXEC)
+    os.write(ours, b"order")
+    os.close(ours)
+    spare.await_order(theirs)
 
 
 class Spawner:
@@ -91,6 +109,7 @@ class Spawner:
         self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         reaper.arm()
+        self._order = rehearsal.no_order(settings.rehearsal)
         self._spare: Spare | None = None
         self._wants_spare = True
 
@@ -184,9 +203,9 @@ class Spawner:
     def _run_child(self, request: dict[str, Any], fds: list[int]) -> NoReturn:
         status = 1
         try:
-            _child_of_spawner(self._manager, fds)
+            _leave(fds, KEEP_FD)  # the manager's socket included
             if request["kind"] == "worker":
-                setproctitle.setproctitle(f"lighter-worker --instance {self._settings.instance}")
+                _entitle("worker", self._settings.instance)
                 control = socket.socket(fileno=fds[0])
                 serve_job(control, self._pid)
             elif request["kind"] == "shim":
@@ -204,9 +223,9 @@ class Spawner:
         shim.main(msgpack.unpackb(order), start, self._boot_id)
 
     def _be_spare(self, pipe: int) -> None:
-        setproctitle.setproctitle(f"lighter-spare --instance {self._settings.instance}")
+        _entitle("spare", self._settings.instance)
         start = start_time(os.getpid())
-        rehearsal.warm(self._settings.rehearsal)
+        rehearsal.warm(self._order)
         order = spare.await_order(pipe)
         if order:
             self._be_shim(order, start)
@@ -235,7 +254,7 @@ def main() -> None:
     """Entry of the spawner's process: settings in argv[1], the manager's socket as descriptor 3."""
     settings = Settings(sys.argv[1])
     settings.apply()
-    setproctitle.setproctitle(f"lighter-spawner --instance {settings.instance}")
+    _entitle("spawner", settings.instance)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -243,7 +262,7 @@ def main() -> None:
     os.set_inheritable(KEEP_FD, False)
     guard.forbid_imports()
     try:
-        rehearsal.rehearse(settings.rehearsal)
+        rehearsal.rehearse(settings.rehearsal, partial(_rehearse_birth, settings.instance))
     except (OSError, LighterError) as err:
         sys.stderr.write(rehearsal.problem(err))
     gc.collect()
