@@ -116,7 +116,31 @@ def _place_here(path: bytes, target: str, *, is_directory: bool) -> tuple[str, b
     return folder, os.fsencode(name)
 
 
-def _unpacking(undo: contextlib.ExitStack, session: Session, folder: str, archive: bool) -> Handed:
+def unpack_from(
+    session: Session, id_: str, path: bytes, folder: str, *, replaces: bool = True
+) -> None:
+    """Copy what is in a directory of a container into one of the host.
+
+    Without `replaces`, raises FailedPrecondition for a file that is there.
+    """
+    with contextlib.ExitStack() as undo:
+        handed = _unpacking(undo, session, folder, False, replaces=replaces)
+        _pass(
+            handed,
+            lambda: session.call(
+                "files.pack", id=id_, path=path, name=b".", follow=False, target=handed.path
+            ),
+        )
+
+
+def _unpacking(
+    undo: contextlib.ExitStack,
+    session: Session,
+    folder: str,
+    archive: bool,
+    *,
+    replaces: bool = True,
+) -> Handed:
     from lighter.ctl.untar import Untar
 
     try:
@@ -124,7 +148,7 @@ def _unpacking(undo: contextlib.ExitStack, session: Session, folder: str, archiv
     except OSError as err:
         raise InvalidArgument(f"open {folder}: {err.strerror}") from err
     undo.callback(os.close, root)
-    untar = Untar(root, owner=archive, complain=session.complain)
+    untar = Untar(root, owner=archive, complain=session.complain, replaces=replaces)
     return emptied_pipe(undo, untar.run)
 
 

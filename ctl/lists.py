@@ -79,7 +79,7 @@ def ps(
     shape.print(
         wanted.chosen(rows),
         quiet,
-        ("CONTAINER", "IMAGE", "PID", "STATUS", "CREATED", "ADDRESS"),
+        ("CONTAINER", "IMAGE", "PID", "STATUS", "CREATED", "ADDRESS", "PORTS"),
         lambda row: (
             row["id"],
             image_text(row, no_trunc),
@@ -87,6 +87,7 @@ def ps(
             status_text(row, now_ns),
             ago(_made_at(row), now_ns),
             addresses_text(row) or "-",
+            ports_text(row) or "-",
         ),
     )
 

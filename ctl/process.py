@@ -179,8 +179,13 @@ def make_fifos(folder: str, name: str) -> dict[str, str]:
     return streams
 
 
-def attach(session: Session, container_id: str, exec_id: str, *, stdin: bool) -> int:
-    """Take part in a running process until it ends or the keys to detach are typed."""
+def attach(
+    session: Session, container_id: str, exec_id: str, *, stdin: bool, passes_signals: bool = True
+) -> int:
+    """Take part in a running process until it ends or the keys to detach are typed.
+
+    Without `passes_signals` they end ctl, and the process goes on.
+    """
     manager = session.manager
     process = {"id": container_id, "exec_id": exec_id}
     with Pipes(stdin=stdin, stdout=True, stderr=True) as pipes:
@@ -194,7 +199,15 @@ def attach(session: Session, container_id: str, exec_id: str, *, stdin: bool) ->
             session.call("tasks.resize", **process, **size)
         outputs = output_flows(pipes)
         return _attend(
-            session, container_id, exec_id, pipes, outputs, wait, terminal, ends_stdin=False
+            session,
+            container_id,
+            exec_id,
+            pipes,
+            outputs,
+            wait,
+            terminal,
+            ends_stdin=False,
+            passes_signals=passes_signals,
         )
 
 
@@ -209,6 +222,7 @@ def _attend(
     start: Callable[[], None] = lambda: None,
     *,
     ends_stdin: bool = True,
+    passes_signals: bool = True,
 ) -> int:
     """Pump a process's streams until its end, and say what is special about that."""
     manager: Manager = session.manager
@@ -224,6 +238,7 @@ def _attend(
                     outputs,
                     signals,
                     terminal=terminal,
+                    passes_signals=passes_signals and not terminal,
                     ends_stdin=ends_stdin,
                     detach_keys=session.detach_keys,
                 )

@@ -214,8 +214,8 @@ class Pump:
     """Moves everything between ctl and one attached process until that has ended.
 
     `process` is {id, exec_id}. `ends_stdin`: the end of ctl's standard input is the process's
-    too. Used inside `Signals`, so that no signal is missed between
-    the start of the process and the loop.
+    too. `passes_signals`: else they end ctl. Used inside `Signals`, so that no signal is missed
+    between the start of the process and the loop.
     """
 
     def __init__(
@@ -227,6 +227,7 @@ class Pump:
         signals: Signals,
         *,
         terminal: bool,
+        passes_signals: bool,
         ends_stdin: bool,
         detach_keys: bytes = DETACH_KEYS,
     ) -> None:
@@ -235,7 +236,7 @@ class Pump:
         self._process = process
         self._pipes = pipes
         self._signals = signals
-        self._terminal = terminal
+        self._passes_signals = passes_signals
         self._outputs = outputs
         self._input: Flow | None = None
         if pipes.stdin >= 0:
@@ -314,7 +315,7 @@ class Pump:
         if number == signal.SIGWINCH:
             self._resize_wanted = True
             self._resize()
-        elif self._terminal:
+        elif not self._passes_signals:
             raise Interrupted(number)
         else:
             self._forward(number)

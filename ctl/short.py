@@ -80,13 +80,25 @@ def exec_(
 
 @grammar.command("attach")
 @grammar.option("--no-stdin", is_flag=True, help="Look only.")
+@grammar.option(
+    "--sig-proxy",
+    type=grammar.Choice(("true", "false")),
+    default="true",
+    show_default=True,
+    help="Pass signals on; false: they end ctl alone.",
+)
 @detach_keys_option
 @grammar.argument("ref", metavar="CONTAINER")
-def attach(session: Session, ref: str, no_stdin: bool) -> int:
+def attach(session: Session, ref: str, no_stdin: bool, sig_proxy: str) -> int:
     """Attach to a running container; the keys to detach leave a terminal."""
     from lighter.ctl import process
 
-    return resolved(session, ref, lambda id_: process.attach(session, id_, "", stdin=not no_stdin))
+    passes = sig_proxy == "true"
+
+    def act(container_id: str) -> int:
+        return process.attach(session, container_id, "", stdin=not no_stdin, passes_signals=passes)
+
+    return resolved(session, ref, act)
 
 
 @grammar.command("kill")

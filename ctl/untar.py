@@ -18,10 +18,16 @@ _CHUNK = 1 << 18
 
 
 class Untar:
-    """Writes below the open directory `root`. `owner`: keep uid, gid and all bits of the mode."""
+    """Writes below the open directory `root`. `owner`: keep uid, gid and all bits of the mode.
 
-    def __init__(self, root: int, *, owner: bool, complain: Callable[[str], None]) -> None:
+    Without `replaces`, a file that is there is an error.
+    """
+
+    def __init__(
+        self, root: int, *, owner: bool, complain: Callable[[str], None], replaces: bool = True
+    ) -> None:
         self._root = root
+        self._replaces = replaces
         self._owner = owner
         self._complain = complain
         self._late: list[tuple[list[str], tarfile.TarInfo]] = []
@@ -99,6 +105,8 @@ class Untar:
             mode = os.lstat(name, dir_fd=parent).st_mode
             if stat.S_ISDIR(mode):
                 raise FailedPrecondition(f"unpack {member.name!r}: a directory is there")
+            if not self._replaces:
+                raise FailedPrecondition(f"unpack {member.name!r}: it is there already")
             is_plain = stat.S_ISREG(mode) or stat.S_ISLNK(mode)
             if not is_plain and not (stat.S_ISFIFO(mode) and member.isfifo()):
                 raise FailedPrecondition(f"unpack {member.name!r}: a special file is there")

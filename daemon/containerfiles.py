@@ -125,6 +125,9 @@ class ContainerFiles:
     ) -> AsyncIterator[tuple[dict[str, Any], list[int]]]:
         """Where a worker finds the container, and the descriptor that leads there if it lives."""
         container = await self._containers.get(namespace, id_)
+        if writable:
+            turn = self._containers.turn
+            await turn(namespace, id_, lambda: self._living(namespace, id_) is None)
         living = self._living(namespace, id_)
         # Nothing is awaited in between, so that nobody starts it between the two. A living one is
         # held too: it may end while it is written to, and another task be made of it.

@@ -5,7 +5,7 @@ import contextlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,8 @@ from lighter.proto import events
 from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root
+
+TURN_S = 300.0  # that one copy waits for another
 
 
 class ContainerService:
@@ -66,6 +68,7 @@ class ContainerService:
         self._events = events_log
         self._held: Counter[tuple[str, str]] = Counter()
         self._held_alone: set[tuple[str, str]] = set()
+        self._waiting: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
 
     async def create(
         self, namespace: str, request: CreateRequest
@@ -124,6 +127,23 @@ class ContainerService:
             self._held[key] -= 1
             if not self._held[key]:
                 del self._held[key]
+            for waiter in self._waiting.pop(key, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def turn(self, namespace: str, container_id: str, alone: Callable[[], bool]) -> None:
+        """Wait for as long as `held` would refuse. Raises Unavailable after TURN_S."""
+        key = (namespace, container_id)
+        try:
+            async with asyncio.timeout(TURN_S):
+                while key in self._held_alone or (self._held[key] and alone()):
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._waiting.setdefault(key, []).append(waiter)
+                    await waiter
+        except TimeoutError as err:
+            raise Unavailable(
+                f"write files of {container_id}: others are being copied into it"
+            ) from err
 
     def is_held(self, namespace: str, container_id: str) -> bool:
         return bool(self._held[namespace, container_id])
