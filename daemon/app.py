@@ -47,6 +47,7 @@ from lighter.daemon.network.catalog import NetworkCatalog
 from lighter.daemon.network.configs import Configs
 from lighter.daemon.network.ending import Endings
 from lighter.daemon.network.live import LiveNetworks
+from lighter.daemon.network.names import Names
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import Host, read_host
@@ -227,9 +228,10 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         db=db, store=store, log=event_log, supervisor=supervisor, bundle_of=bundle_of
     )
     network_configs = Configs((config.network_conf_dir,))
-    endings = Endings(attachments, network_configs)
+    names = Names(attachments, root.addresses)
+    endings = Endings(attachments, network_configs, names)
     networks = NetworkService(
-        attachments, endings, network_configs, supervisor.find, container_store.get
+        attachments, endings, network_configs, supervisor.find, container_store.get, names
     )
     tasks = TaskService(
         db=db,

@@ -98,6 +98,10 @@ class Attachments:
         """All records, of those that are being removed too."""
         return list(self._records.values())
 
+    def staying(self) -> list[Record]:
+        """All records but those that are being removed."""
+        return [record for key, record in self._records.items() if key not in self._leaving]
+
     def get(self, key: str) -> Record:
         return self._records[key]
 

@@ -15,6 +15,7 @@ from lighter.daemon import files
 from lighter.daemon.network import leftovers, plugin
 from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.configs import Configs, Network
+from lighter.daemon.network.names import Names
 from lighter.daemon.network.records import Record
 from lighter.daemon.tasks.entry import Entry
 from lighter.proto.codec import MAX_MESSAGE_BYTES
@@ -32,8 +33,9 @@ FindEntry = Callable[[str, str], Entry | None]
 class Endings:
     """Releases what records say, each in the background and one try after the other."""
 
-    def __init__(self, attachments: Attachments, configs: Configs) -> None:
+    def __init__(self, attachments: Attachments, configs: Configs, names: Names) -> None:
         self._attachments = attachments
+        self._names = names
         self._configs = configs
         self._releases: dict[str, asyncio.Task[None]] = {}
         self._tried: dict[str, asyncio.Event] = {}
@@ -111,6 +113,7 @@ class Endings:
                 # Plugins that find no namespace cannot tell which rules were theirs.
                 await asyncio.to_thread(self._free_rules, key)
             await self._attachments.forget(record)
+            await self._names.renew(record.namespace, self._names.networks(record))
 
     def _free_rules(self, key: str) -> None:
         attachments = self._attachments

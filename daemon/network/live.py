@@ -153,6 +153,7 @@ class LiveNetworks:
                     hit("network.disconnecting")
                     await self._attachments.remove(record.key, now)
             await self._rewrite(record.key, container, request)
+            await self._service.names.renew(namespace, [name])
         elif name not in request.networks:
             raise not_attached(network_name, container_id)
         container = self._store.get(namespace, container_id)

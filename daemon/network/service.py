@@ -16,6 +16,7 @@ from lighter.daemon.network import hostfiles, ports
 from lighter.daemon.network.attachments import Attachments, Wanted
 from lighter.daemon.network.configs import Configs, Network
 from lighter.daemon.network.ending import Endings
+from lighter.daemon.network.names import Names
 from lighter.daemon.network.records import Record
 from lighter.daemon.network.request import NetworkRequest, Port, from_option
 from lighter.daemon.network.specs import Prepared, default_hostname
@@ -42,7 +43,9 @@ class NetworkService:
         configs: Configs,
         find_task: FindTask,
         find_container: Callable[[str, str], Container],
+        names: Names,
     ) -> None:
+        self.names = names
         self._attachments = attachments
         self._endings = endings
         self._configs = configs
@@ -173,6 +176,8 @@ class NetworkService:
             (int(owner[0]), int(owner[1])),
         )
         hit("network.files-written")
+        record = self._attachments.get(key)
+        await self.names.renew(record.namespace, self.names.networks(record))
         return places
 
     async def _share(self, record: Record, other: str) -> list[tuple[str, str]]:

@@ -337,6 +337,34 @@ def test_the_hosts_file_follows_a_connect(net: NetworkedLighterd) -> None:
     assert second not in inside(net, "one", "cat /etc/hosts")
 
 
+def test_containers_of_a_network_find_each_other_by_name(net: NetworkedLighterd) -> None:
+    """From the start on, after a connect and a new address, until one has gone; not across."""
+    net.ctl("network", "create", "one", check=True)
+    net.ctl("network", "create", "two", check=True)
+    run(net, "--network", "one", "my_web", command=SERVE)
+    run(net, "--network", "one", "client", command="echo 192.0.2.1 mine >>/etc/hosts; sleep 600")
+    run(net, "--network", "two", "stranger")
+
+    def hosts(name: str) -> str:
+        return inside(net, name, "cat /etc/hosts")
+
+    for called in ("my_web", "my-web"):
+        inside(net, "client", f"ping -c 1 -W 5 {called}")
+    (address,) = net.addresses_of("client")
+    assert f"{address}\tclient\n" in hosts("my_web"), "who was there first knows it too"
+    assert "web" not in hosts("stranger") and "stranger" not in hosts("my_web")
+    net.ctl("network", "connect", "one", "stranger", check=True)
+    assert "stranger" in hosts("client") and "my_web" in hosts("stranger")
+    net.ctl("network", "disconnect", "one", "stranger", check=True)
+    assert "stranger" not in hosts("client") and "my_web" not in hosts("stranger")
+    net.kill9()
+    net.start()
+    net.ctl("rm", "-f", "my_web", check=True)
+    await_that(lambda: "web" not in hosts("client"), 20, "the name goes with its container")
+    run(net, "--network", "one", "later")
+    assert "later" in hosts("client") and "192.0.2.1 mine" in hosts("client")
+
+
 def test_restarted_it_has_its_network_again(net: NetworkedLighterd) -> None:
     plugin = {"capabilities": {"ips": True}}
     net.write("10-a.conflist", net.bridge("a", "10.20.0.0/24", **plugin))
