@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lighter.daemon.snapshots.types import Snapshotter
 
 SNAPSHOT_PLUGIN = "io.containerd.snapshotter.v1"
+RUNTIME_PLUGIN = "io.containerd.runtime.v2"
 GRPC_PLUGIN = "io.containerd.grpc.v1"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -16,7 +17,7 @@ _PARTS = (
     ("io.containerd.metadata.v1", "bolt", False),
     ("io.containerd.differ.v1", "walking", True),
     ("io.containerd.gc.v1", "scheduler", False),
-    ("io.containerd.runtime.v2", "task", True),
+    (RUNTIME_PLUGIN, "task", True),
     ("io.containerd.sandbox.store.v1", "local", False),
     ("io.containerd.streaming.v1", "manager", False),
     ("io.containerd.transfer.v1", "local", False),
