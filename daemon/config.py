@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
+from lighter.daemon.listening import prefixed, tcp_address
 from lighter.daemon.oci.idspan import parse_span
 from lighter.daemon.registry import settings as registry_settings
 from lighter.daemon.registry.settings import RegistrySettings
@@ -44,6 +45,11 @@ class Config:
     state: str = "/run/lighter"
     level: str = "info"
     address: str = ""
+    tcp_address: str = ""
+    tcp_tls_cert: str = ""
+    tcp_tls_key: str = ""
+    tcp_tls_ca: str = ""
+    metrics_address: str = ""
     grpc_uid: int = 0
     grpc_gid: int = 0
     max_recv_message_size: int = 16 << 20
@@ -101,6 +107,11 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "state": ("state",),
     "level": ("debug", "level"),
     "address": ("grpc", "address"),
+    "tcp_address": ("grpc", "tcp_address"),
+    "tcp_tls_cert": ("grpc", "tcp_tls_cert"),
+    "tcp_tls_key": ("grpc", "tcp_tls_key"),
+    "tcp_tls_ca": ("grpc", "tcp_tls_ca"),
+    "metrics_address": ("metrics", "address"),
     "grpc_uid": ("grpc", "uid"),
     "grpc_gid": ("grpc", "gid"),
     "max_recv_message_size": ("grpc", "max_recv_message_size"),
@@ -299,6 +310,7 @@ def _checked(config: Config, name: str) -> Config:
             f"read config {name}: {key_of('gc_pause_threshold')} is {config.gc_pause_threshold}, "
             f"expected 0 to {MAX_PAUSE_THRESHOLD}"
         )
+    _check_listening(config, name)
     _check_network(config, name)
     if not 1 <= config.runc_timeout_s <= MAX_TIMEOUT_S:
         raise InvalidArgument(
@@ -306,6 +318,23 @@ def _checked(config: Config, name: str) -> Config:
             f"expected 1 to {MAX_TIMEOUT_S}"
         )
     return config
+
+
+def _check_listening(config: Config, name: str) -> None:
+    """TCP is for those with certificates, or within this host (SEC-71)."""
+    for setting in ("tcp_address", "metrics_address"):
+        if text := str(getattr(config, setting)):
+            with prefixed(f"read config {name}: {key_of(setting)}"):
+                address = tcp_address(text)
+                if setting == "metrics_address" and not address.host.is_loopback:
+                    raise InvalidArgument(f"{text} is no address of this host alone")
+    for setting in ("tcp_tls_cert", "tcp_tls_key", "tcp_tls_ca"):
+        path = str(getattr(config, setting))
+        if not path.startswith("/") and (path or config.tcp_address):
+            raise InvalidArgument(
+                f"read config {name}: {key_of(setting)} is {path!r}, expected the absolute path "
+                "of a PEM file: over TCP, server and clients prove who they are"
+            )
 
 
 def _check_network(config: Config, name: str) -> None:

@@ -196,11 +196,17 @@ class Manager:
         """
         await _adopted(services.supervisor)
         await _loaded("lighter.daemon.grpc.wiring")
-        from lighter.daemon.grpc.wiring import grpc_server
+        from lighter.daemon.grpc import wiring
 
-        server = grpc_server(services)
+        counts = wiring.CallCounts() if self._config.metrics_address else None
+        server = wiring.grpc_server(services, counts)
         await server.start(self._config.address or self._state.grpc_socket)
         undo.push_async_callback(server.close)
+        if counts is not None:
+            await _loaded("lighter.daemon.metricserver")
+            page = wiring.metric_server(services, counts)
+            await page.start()
+            undo.push_async_callback(page.close)
 
     async def _finish_removals(self, snapshotters: "Mapping[str, Snapshotter]") -> None:
         """Let removals end while the database is open; the next start does the rest."""

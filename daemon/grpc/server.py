@@ -17,7 +17,9 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from lighter.daemon.grpc.callcounts import CallCounts, counted_stream, counted_unary
 from lighter.daemon.grpc.calls import streaming, unary
+from lighter.daemon.grpc.tls import Tls, credentials
 from lighter.daemon.limits import descriptor_limit
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
 from lighter.proto.paths import check_socket_path
@@ -35,12 +37,13 @@ MAX_METADATA = 16 << 10  # bytes of a call's headers
 
 @dataclass(frozen=True)
 class Settings:
-    """containerd's `[grpc]`: sizes in bytes, 0 for 16 MiB."""
+    """containerd's `[grpc]`: sizes in bytes, 0 for 16 MiB. Without `tcp` there is no TCP."""
 
     uid: int
     gid: int
     max_recv_message_size: int
     max_send_message_size: int
+    tcp: Tls | None = None
 
 
 class Service(Protocol):
@@ -59,8 +62,11 @@ class Service(Protocol):
 class GrpcServer:
     """Serves on one path; `close` ends what is under way and waits for its clean-up."""
 
-    def __init__(self, services: Sequence[Service], settings: Settings) -> None:
+    def __init__(
+        self, services: Sequence[Service], settings: Settings, counts: CallCounts | None = None
+    ) -> None:
         self._services = services
+        self._counts = counts
         self._settings = settings
         self._server: grpc.aio.Server | None = None
 
@@ -98,7 +104,9 @@ class GrpcServer:
                 ("grpc.http2.max_ping_strikes", 0),
             ]
         )
-        server.add_generic_rpc_handlers(tuple(_handlers(service) for service in self._services))
+        server.add_generic_rpc_handlers(
+            tuple(_handlers(service, self._counts) for service in self._services)
+        )
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         names = [service.NAME for service in self._services]
@@ -115,6 +123,13 @@ class GrpcServer:
             raise FailedPrecondition(f"bind {path}: {err}") from err
         finally:
             os.umask(mask)
+        if settings.tcp is not None:
+            shown = await asyncio.to_thread(credentials, settings.tcp)
+            try:
+                server.add_secure_port(settings.tcp.address, shown)
+            except RuntimeError as err:
+                raise FailedPrecondition(f"bind {settings.tcp.address}: {err}") from err
+            log.info("containerd's API is served by TLS too address=%s", settings.tcp.address)
         await server.start()
         self._server = server
         await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -150,31 +165,39 @@ def _size(configured: int) -> int:
     return configured or DEFAULT_MESSAGE_SIZE
 
 
-def _handlers(service: Service) -> grpc.GenericRpcHandler:
+def _handlers(service: Service, counts: CallCounts | None) -> grpc.GenericRpcHandler:
     """What grpc asks for a method of this service, made from the descriptors of pb/."""
     described: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(service.NAME)
     methods = {}
     for rpc in described.methods:
         method = getattr(service, _snake(rpc.name), None)
         if method is not None:
-            methods[rpc.name] = _handler(rpc, method)
+            methods[rpc.name] = _handler(rpc, method, counts)
     return grpc.method_handlers_generic_handler(service.NAME, methods)
 
 
-def _handler(rpc: MethodDescriptor, method: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+def _handler(
+    rpc: MethodDescriptor, method: Any, counts: CallCounts | None
+) -> "grpc.RpcMethodHandler[Any, Any]":
     name = f"{rpc.containing_service.full_name}/{rpc.name}"
     read = GetMessageClass(rpc.input_type).FromString
     write = GetMessageClass(rpc.output_type).SerializeToString
     if rpc.client_streaming and not rpc.server_streaming:
         raise InvalidArgument(f"serve {name}: no rpc of this API streams to one answer")
     if not rpc.server_streaming:
-        return grpc.unary_unary_rpc_method_handler(unary(name, method), read, write)
+        answer = unary(name, method)
+        if counts is not None:
+            answer = counted_unary(answer, counts, rpc)
+        return grpc.unary_unary_rpc_method_handler(answer, read, write)
     make = (
         grpc.stream_stream_rpc_method_handler
         if rpc.client_streaming
         else grpc.unary_stream_rpc_method_handler
     )
-    return make(streaming(name, method), read, write)
+    answers = streaming(name, method)
+    if counts is not None:
+        answers = counted_stream(answers, counts, rpc)
+    return make(answers, read, write)
 
 
 def _snake(name: str) -> str:

@@ -277,10 +277,12 @@ class TasksService:
         return Empty()
 
     async def checkpoint(
-        self, call: Call, request: pb.CheckpointTaskRequest
+        self, _call: Call, request: pb.CheckpointTaskRequest
     ) -> pb.CheckpointTaskResponse:
-        self._entry(call, request.container_id)
-        raise Unimplemented(f"checkpoint task {request.container_id}: there are no checkpoints")
+        raise Unimplemented(
+            f"checkpoint task {request.container_id}: not by this call, "
+            "but `ctl containers checkpoint` makes them"
+        )
 
 
 # What containerd's runtime says when a step does not fit the state; its code is Unknown there.

@@ -1,6 +1,10 @@
 """Which service of the API gets which of the manager's."""
 
+from typing import TYPE_CHECKING
+
 from lighter.daemon.app import Services
+from lighter.daemon.config import Config
+from lighter.daemon.grpc.callcounts import CallCounts
 from lighter.daemon.grpc.containers import ContainersService
 from lighter.daemon.grpc.content import ContentService
 from lighter.daemon.grpc.diff import DiffService
@@ -14,17 +18,22 @@ from lighter.daemon.grpc.server import GrpcServer, Service, Settings
 from lighter.daemon.grpc.snapshots import SnapshotsService
 from lighter.daemon.grpc.streams import StreamingService, Streams
 from lighter.daemon.grpc.tasks import TasksService
+from lighter.daemon.grpc.tls import Tls
 from lighter.daemon.grpc.transfer import Parts, TransferService
 from lighter.daemon.grpc.version import VersionService
 from lighter.daemon.images.exporter import Exporter
 from lighter.daemon.images.layers import Layers
+from lighter.daemon.listening import tcp_address
 from lighter.daemon.metadata.sandboxes import SandboxStore
 from lighter.daemon.version import REVISION
 from lighter.proto.version import VERSION
 
+if TYPE_CHECKING:
+    from lighter.daemon.metricserver import MetricServer
 
-def grpc_server(s: Services) -> GrpcServer:
-    """The front end, not started yet."""
+
+def grpc_server(s: Services, counts: CallCounts | None = None) -> GrpcServer:
+    """The front end, not started yet; `counts` are kept of its calls."""
     streams, sandboxes = Streams(), SandboxStore(s.db)
     services: list[Service] = [
         VersionService(VERSION, REVISION),
@@ -65,5 +74,20 @@ def grpc_server(s: Services) -> GrpcServer:
             s.config.grpc_gid,
             s.config.max_recv_message_size,
             s.config.max_send_message_size,
+            _tcp(s.config),
         ),
+        counts,
     )
+
+
+def _tcp(config: Config) -> Tls | None:
+    if not config.tcp_address:
+        return None
+    return Tls(config.tcp_address, config.tcp_tls_cert, config.tcp_tls_key, config.tcp_tls_ca)
+
+
+def metric_server(s: Services, counts: CallCounts) -> "MetricServer":
+    """The page for Prometheus, not started yet. An HTTP server is loaded for it."""
+    from lighter.daemon.metricserver import MetricServer
+
+    return MetricServer(tcp_address(s.config.metrics_address), s.supervisor, counts.families)

@@ -1,0 +1,73 @@
+"""The page that Prometheus reads, at containerd's path: for this host alone, if asked for."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from aiohttp import web
+
+from lighter.daemon.listening import TcpAddress
+from lighter.daemon.prometheus import CONTENT_TYPE, Family, Sample, of_containers, text
+from lighter.daemon.tasks import metrics
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.version import REVISION
+from lighter.proto.errors import FailedPrecondition, NotFound
+from lighter.proto.version import VERSION
+
+log = logging.getLogger("lighter.metrics")
+
+PATH = "/v1/metrics"
+STOP_S = 1.0
+_BUILD = "containerd_build_info_total"
+
+
+class MetricServer:
+    """One reader is answered at a time; others wait. `more` adds what is not of containers."""
+
+    def __init__(
+        self, address: TcpAddress, supervisor: Supervisor, more: Callable[[], list[Family]]
+    ) -> None:
+        self._address = address
+        self._supervisor = supervisor
+        self._more = more
+        self._one = asyncio.Lock()
+        application = web.Application(client_max_size=1024)
+        application.router.add_get(PATH, self._page)
+        self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=15
+        )
+
+    async def start(self) -> None:
+        """Raises FailedPrecondition when the address cannot be had."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, str(self._address.host), self._address.port)
+        try:
+            await site.start()
+        except OSError as err:
+            await self._runner.cleanup()
+            raise FailedPrecondition(f"bind {self._address}: {err.strerror or err}") from err
+        log.info("metrics are served address=%s path=%s", self._address, PATH)
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def _page(self, _request: web.Request) -> web.Response:
+        async with self._one:
+            entries = list(self._supervisor.entries.values())
+            body = await asyncio.to_thread(self._written, entries)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    def _written(self, entries: list[Entry]) -> bytes:
+        measured = []
+        for entry in entries:
+            try:
+                measured.append((entry.namespace, entry.id, metrics.of_task(entry)))
+            except NotFound:
+                continue  # it does not run
+        return text([_build(), *self._more(), *of_containers(measured)]).encode()
+
+
+def _build() -> Family:
+    """With a constant value: what it tells is in its labels."""
+    return Family(_BUILD, "counter", [Sample({"revision": REVISION, "version": VERSION}, 1)])
