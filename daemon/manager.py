@@ -197,8 +197,9 @@ class Manager:
         await _adopted(services.supervisor)
         await _loaded("lighter.daemon.grpc.wiring")
         from lighter.daemon.grpc import wiring
+        from lighter.daemon.grpc.callcounts import CallCounts
 
-        counts = wiring.CallCounts() if self._config.metrics_address else None
+        counts = CallCounts() if self._config.metrics_address else None
         server = wiring.grpc_server(services, counts)
         await server.start(self._config.address or self._state.grpc_socket)
         undo.push_async_callback(server.close)
