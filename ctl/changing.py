@@ -3,7 +3,7 @@
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import SIZE, Session
+from lighter.ctl.cli import SIZE, Session, force_option
 from lighter.ctl.flags.resources import SizeOrNone
 from lighter.ctl.flags.restart import RESTART
 from lighter.ctl.resolve import resolved
@@ -33,6 +33,7 @@ def _limit_options(command: Any) -> Any:
 
 
 @grammar.command("update")
+@force_option
 @_limit_options
 @RESTART
 @grammar.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
@@ -54,6 +55,7 @@ def update(session: Session, /, refs: tuple[str, ...], restart: str, **flags: An
 
 
 @grammar.command("rename")
+@force_option
 @grammar.argument("ref", metavar="CONTAINER")
 @grammar.argument("name", metavar="NEW-NAME")
 def rename(session: Session, ref: str, name: str) -> None:

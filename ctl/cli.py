@@ -98,6 +98,7 @@ class Session:
         self.address = DEFAULT_ADDRESS
         self.namespace = "default"
         self.namespace_given = False
+        self.forced = False  # what is another program's too
         self.timeout_s = 0.0
         self.connect_timeout_s = CONNECT_TIMEOUT_S
         self.format = "table"
@@ -119,6 +120,7 @@ class Session:
                 connect_timeout_s=self.connect_timeout_s or CONNECT_TIMEOUT_S,
                 timeout_s=self.timeout_s or None,
                 trace=self.complain if self.debug else None,
+                forced=self.forced,
             )
         return self._manager
 
@@ -236,6 +238,17 @@ def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--format` after the verb too, where it is looked for first."""
     return grammar.option(
         "--format", type=grammar.Choice(FORMATS), apply=_choose_format, help="A table, or JSON."
+    )(command)
+
+
+def _force(session: Session, _value: bool) -> None:
+    session.forced = True
+
+
+def force_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--force, for what is refused in a namespace of another program's."""
+    return grammar.option(
+        "--force", is_flag=True, apply=_force, help="What is Docker's or Kubernetes's too."
     )(command)
 
 

@@ -77,8 +77,9 @@ class Manager:
     """A connection to the manager at `path`; to be closed.
 
     `timeout_s` limits everything that is done with it, None does not. `trace` gets a line per
-    call. A call waits up to `connect_timeout_s` for a manager that is away, then raises
-    Unavailable; an outstanding wait is not limited.
+    call. `forced`: calls mean what is another program's too. A call waits up to
+    `connect_timeout_s` for a manager that is away, then raises Unavailable; an outstanding wait is
+    not limited.
     """
 
     def __init__(
@@ -89,9 +90,11 @@ class Manager:
         connect_timeout_s: float,
         timeout_s: float | None = None,
         trace: Callable[[str], None] | None = None,
+        forced: bool = False,
     ) -> None:
         self.path = path
         self.namespace = namespace
+        self._forced = forced
         self._connect_timeout_s = connect_timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._timeout_s = timeout_s
@@ -167,7 +170,7 @@ class Manager:
             service,
             method,
             None if self._deadline is None else int(self._deadline * 1e9),
-            {"namespace": call.namespace},
+            {"namespace": call.namespace, **({"force": "true"} if self._forced else {})},
             body,
         )
         self._pending.open(self._generation, call.ident, call, f"call {call.method}")

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, format_option, key_values
+from lighter.ctl.cli import Session, force_option, format_option, key_values
 from lighter.ctl.handing import handed_source
 from lighter.ctl.output import (
     decimal_size_text,
@@ -183,6 +183,7 @@ def edit(session: Session, digest: str, editor: str) -> None:
 
 
 @content.verb("delete del remove rm")
+@force_option
 @grammar.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
 def delete(session: Session, digests: tuple[str, ...]) -> int:
     """remove blobs from the namespace, whatever needs them; missing ones are no error"""

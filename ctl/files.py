@@ -341,4 +341,5 @@ def commit(
 @grammar.argument("names", nargs=-1, required=True, metavar="IMAGE...")
 def rmi(session: Session, names: tuple[str, ...], force: bool) -> int:
     """Remove images. What containers stand on stays until they go."""
+    session.forced = force
     return remove_each(session, "images.delete", names, force=force)

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, format_option, key_values
+from lighter.ctl.cli import Session, force_option, format_option, key_values
 from lighter.ctl.handing import opened_directory
 from lighter.ctl.output import labels_text, listing, print_json, size_text, visible
 from lighter.ctl.paging import pages
@@ -187,6 +187,7 @@ def inspect(session: Session, names: tuple[str, ...], content: bool) -> None:
 
 
 @images.verb("delete del remove rm")
+@force_option
 @grammar.argument("names", nargs=-1, required=True, metavar="REF...")
 @grammar.option("--sync", is_flag=True, help="As ctr has it: content is always gone then.")
 def delete(session: Session, names: tuple[str, ...], sync: bool) -> int:

@@ -3,7 +3,7 @@
 import time
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import DURATION, Session, format_option, key_values
+from lighter.ctl.cli import DURATION, Session, force_option, format_option, key_values
 from lighter.ctl.output import labels_text, listing, local_time, rfc3339
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
@@ -85,6 +85,7 @@ def add(session: Session, lease_id: str, type_: str, resource: str) -> None:
 
 
 @leases.verb("delete rm")
+@force_option
 @grammar.argument("lease_ids", nargs=-1, required=True, metavar="ID...")
 @grammar.option("--sync", is_flag=True, help="Return when what it held is collected.")
 def delete(session: Session, lease_ids: tuple[str, ...], sync: bool) -> None:

@@ -1,7 +1,7 @@
 """`ctl namespaces`: worlds of images and containers that do not see each other."""
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, format_option, key_values
+from lighter.ctl.cli import Session, force_option, format_option, key_values
 from lighter.ctl.output import labels_text, listing
 
 
@@ -53,6 +53,7 @@ def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 
 
 @namespaces.verb("remove rm delete del")
+@force_option
 @grammar.argument("names", nargs=-1, required=True, metavar="NAME...")
 def remove(session: Session, names: tuple[str, ...]) -> None:
     """remove namespaces, which must be empty"""

@@ -90,7 +90,7 @@ def _step(command: Command, args: list[str]) -> tuple[Step, list[str]]:
         value = _value(parameter, said)
         if parameter.apply is None:
             step.values[parameter.dest] = value
-        elif value is not None:
+        elif value is not None and value is not False:  # a flag that was not given
             step.effects.append((parameter.apply, value))
     return step, words
 

@@ -11,6 +11,7 @@ from lighter.ctl.cli import (
     SIGNAL,
     Session,
     detach_keys_option,
+    force_option,
 )
 from lighter.ctl.resolve import resolved
 from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable
@@ -102,6 +103,7 @@ def attach(session: Session, ref: str, no_stdin: bool, sig_proxy: str) -> int:
 
 
 @grammar.command("kill")
+@force_option
 @grammar.option("--signal", "-s", "signum", type=SIGNAL, default="KILL", show_default=True)
 @_REFS
 def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
@@ -119,6 +121,7 @@ def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
 
 
 @grammar.command("stop")
+@force_option
 @grammar.option(
     "--timeout", "--time", "-t", type=DURATION, help="Until KILL is sent.  [default: its own]"
 )
@@ -134,6 +137,7 @@ def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum:
 
 
 @grammar.command("pause")
+@force_option
 @_REFS
 def pause(session: Session, refs: tuple[str, ...]) -> int:
     """Freeze containers."""
@@ -141,6 +145,7 @@ def pause(session: Session, refs: tuple[str, ...]) -> int:
 
 
 @grammar.command("resume")
+@force_option
 @_REFS
 def resume(session: Session, refs: tuple[str, ...]) -> int:
     """Let paused containers go on."""

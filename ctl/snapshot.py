@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, format_option, key_values
+from lighter.ctl.cli import Session, force_option, format_option, key_values
 from lighter.ctl.output import labels_text, listing, print_json, progress, size_text
 from lighter.ctl.paging import pages
 
@@ -196,6 +196,7 @@ def diff(session: Session, key: str, other: str, compression: str) -> None:
 
 
 @snapshots.verb("remove rm delete del")
+@force_option
 @grammar.argument("keys", nargs=-1, required=True, metavar="KEY...")
 def remove(session: Session, keys: tuple[str, ...]) -> None:
     """remove snapshots on which no other one stands"""

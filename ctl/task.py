@@ -9,6 +9,7 @@ from lighter.ctl.cli import (
     absolute,
     detach_keys_option,
     fifo_dir_option,
+    force_option,
     format_option,
 )
 from lighter.ctl.output import listing, print_json, rfc3339, table
@@ -209,6 +210,7 @@ def exec_(
 
 
 @tasks.verb("kill")
+@force_option
 @grammar.option("--signal", "-s", "signum", type=SIGNAL, default="TERM", show_default=True)
 @grammar.option("--exec-id", default="", help="Signal this process instead of the first one.")
 @grammar.option("--all", "-a", "everyone", is_flag=True, help="Signal all its processes.")
@@ -219,6 +221,7 @@ def kill(session: Session, container_id: str, signum: int, exec_id: str, everyon
 
 
 @tasks.verb("pause")
+@force_option
 @grammar.argument("container_id", metavar="CONTAINER")
 def pause(session: Session, container_id: str) -> None:
     """freeze a container"""
@@ -226,6 +229,7 @@ def pause(session: Session, container_id: str) -> None:
 
 
 @tasks.verb("resume")
+@force_option
 @grammar.argument("container_id", metavar="CONTAINER")
 def resume(session: Session, container_id: str) -> None:
     """let a paused container go on"""

@@ -1,6 +1,7 @@
 """The manager's services as its own clients see them: names, fields, meanings.
 
-Every request travels with the metadata key `namespace`. Times are nanoseconds since the epoch,
+Every request travels with the metadata key `namespace`. In those of Docker and Kubernetes, what ends or
+changes something wants the key `force` too. Times are nanoseconds since the epoch,
 `null` when there is none. Signals are numbers. A stdio value is "" (nothing), an absolute path
 of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the caller holds), or a
 `file://` URI. A name with `(stream)` answers with items and then an end that carries the result.

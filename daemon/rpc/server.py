@@ -50,11 +50,15 @@ RETRY_S = 0.02
 
 @dataclass(frozen=True)
 class Call:
-    """Who asks, and in which namespace. `pid` is the kernel's word."""
+    """Who asks, and in which namespace. `pid` is the kernel's word.
+
+    `forced`: they mean what is another program's too (owners.py).
+    """
 
     namespace: str
     pid: int
     uid: int
+    forced: bool = False
 
 
 @dataclass(frozen=True)
@@ -319,7 +323,9 @@ class ClientServer:
 
     async def _run(self, client: _Client, request: codec.Request, method: Method | None) -> None:
         name = f"{request.service}.{request.method}"
-        call = Call(request.metadata.get("namespace", ""), client.pid, client.uid)
+        metadata = request.metadata
+        forced = bool(metadata.get("force"))
+        call = Call(metadata.get("namespace", ""), client.pid, client.uid, forced)
         deadline_s = None
         if request.deadline_ns is not None:
             deadline_s = max(0.0, (request.deadline_ns - time.monotonic_ns()) / 1e9)

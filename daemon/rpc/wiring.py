@@ -29,13 +29,14 @@ from lighter.daemon.rpc import (
     transfer_handlers,
     volume_handlers,
 )
+from lighter.daemon.rpc.owners import guarded
 from lighter.daemon.rpc.server import Method
 from lighter.daemon.stopping import StopAll
 
 
 def native_methods(s: Services) -> dict[str, Method]:
     """The methods of proto/daemon_api, by name, but for the first ones (first_handlers.py)."""
-    return {
+    methods = {
         **handlers.namespace_methods(s.namespaces),
         **metrics_handlers.metrics_methods(s.tasks),
         **container_handlers.container_methods(
@@ -86,3 +87,4 @@ def native_methods(s: Services) -> dict[str, Method]:
             lambda: {"manager": os.getpid(), "spawner": s.spawner.pid},
         ),
     }
+    return guarded(methods)

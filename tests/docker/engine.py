@@ -32,6 +32,7 @@ class Engine:
         assert (unpacked / "usr/sbin/dockerd").exists(), f"{unpacked} is missing: .ci/docker"
         self.enclosure = enclosure
         self.release = release
+        self.snapshotter = snapshotter
         base = enclosure.base
         self.log = base / "dockerd.log"
         self.cgroup = base.name
