@@ -16,7 +16,7 @@ from lighter.proto.errors import FailedPrecondition
 
 WAIT_S = 5.0
 KILL_AFTER_S = 1.0
-_POLL_S = 0.02
+_POLL_S = 0.005
 _SPAWNER = b"lighter-spawner"
 _SPAWNER_TO_BE = b"--unit=lighter-shims-"  # systemd-run, which becomes one (see placement.py)
 
@@ -48,14 +48,14 @@ def _lock(fd: int, path: str, deadline: float) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError as err:
-            holders = _holders(fd)
             written = os.pread(fd, 64, 0).decode(errors="replace").strip()
-            manager = written.isdigit() and int(written) in holders
+            holder = int(written) if written.isdigit() else 0
+            manager = holder not in (0, os.getpid()) and _has_open(holder, fd)
             if manager or time.monotonic() > deadline:
                 who = f"manager with pid {written}" if manager else "another process"
                 raise FailedPrecondition(f"lock {path}: {who} holds it") from err
             if time.monotonic() > kill_at:
-                for pid in holders:
+                for pid in _holders(fd):
                     _end_spawner(pid, fd)
             time.sleep(_POLL_S)
 
