@@ -3,11 +3,14 @@
     lighterd [--config FILE] [--root DIR] [--state DIR] [--address SOCKET] [--log-level LEVEL]
     lighterd config default|dump|check
 
+Called by the name `containerd` it is the same, and says its version in containerd's form.
+
 Errors are one line on standard error and exit status 1, wrong usage is status 2. With --daemon the
 process detaches before anything that costs time or holds a descriptor is loaded.
 """
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +34,8 @@ def main(spawner: Sequence[str] = SPAWNER, cores: str = "") -> None:
             return
         from lighter.daemon.clicked import cli
 
-        cli(prog_name="lighterd", obj=installed)
+        called = os.path.basename(sys.argv[0])
+        cli(prog_name="containerd" if called == "containerd" else "lighterd", obj=installed)
     except (LighterError, OSError) as err:
         sys.stderr.write(f"lighterd: {reason_of(err)}\n")
         sys.exit(1)

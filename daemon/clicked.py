@@ -4,6 +4,7 @@ import click
 
 from lighter.daemon.options import LEVELS, Given, load
 from lighter.daemon.program import start
+from lighter.daemon.version import REVISION
 from lighter.proto.version import VERSION
 
 
@@ -14,7 +15,14 @@ from lighter.proto.version import VERSION
 @click.option("--root", metavar="DIR", help="What survives a reboot.")
 @click.option("--state", metavar="DIR", help="What a reboot may clear; holds the socket for ctl.")
 @click.option("--daemon", is_flag=True, help="Detach; writes <state>/lighterd.pid.")
-@click.version_option(VERSION, "-v", "--version", message="lighterd %(version)s")
+@click.option(
+    *("-v", "--version"),
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _option, asked: _tell_version(ctx) if asked else None,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def cli(
     ctx: click.Context,
@@ -36,6 +44,15 @@ def cli(
     ctx.obj = given
     if ctx.invoked_subcommand is None:
         start(given, daemon)
+
+
+def _tell_version(ctx: click.Context) -> None:
+    """As who it was called: scripts take the third word of containerd's for its version."""
+    if ctx.find_root().info_name == "containerd":
+        click.echo(f"containerd lighter {VERSION} {REVISION}")
+    else:
+        click.echo(f"lighterd {VERSION}")
+    ctx.exit()
 
 
 @cli.group("config")
