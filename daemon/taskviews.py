@@ -5,7 +5,6 @@ one and the start of the next its users look for it.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from lighter.daemon.health.store import HealthStore
 from lighter.daemon.metadata.db import Database
@@ -79,11 +78,9 @@ class TaskViews:
 
 
 def _seen(entry: Entry, row: Restart | None, statuses: dict[str, str], born: Born) -> Task:
-    view = entry.view()
-    image, defined_at = born.get(entry.id, (view.image, 0))
-    return replace(
-        view,
-        image=view.image or image,
+    image, defined_at = born.get(entry.id, ("", 0))
+    return entry.view(
+        image=image,
         health=statuses.get(entry.incarnation, "") if entry.exit is None else "",
         restarts=row.count if row else 0,
         restart_at=row.due_at if row else None,

@@ -125,8 +125,8 @@ class Entry:
     def what(self) -> str:
         return f"task {self.id}"
 
-    def view(self) -> Task:
-        """The task as it is listed."""
+    def view(self, image: str = "", **more: Any) -> Task:
+        """The task as it is listed; `image` and `more` are fields that others know."""
         status, reason = self.state, ""
         silent_s = -1.0 if self.unknown_from is None else time.monotonic() - self.unknown_from
         if self.stuck:
@@ -148,11 +148,12 @@ class Entry:
             id=self.id,
             pid=self.pid,
             status=status,
-            image=self.image,
+            image=self.image or image,
             exit_status=self.exit.exit_status if self.exit else None,
             exited_at=self.exit.exited_at if self.exit else None,
             cause=self.exit.cause if self.exit else "",
             reason=reason,
             created_at=self.created_at,
             started_at=self.started_at,
+            **more,
         )
