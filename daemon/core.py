@@ -60,7 +60,7 @@ class Core:
         )
         self.event_log = EventLog(db)
         self.task_store = TaskStore(db)
-        self.restart_store = RestartStore(db)
+        self.restart_store = RestartStore(db, f"{state.dir}/restarts.json")
         self.health_store = HealthStore(db)
         self.bundle_of: Callable[[str, str], Bundle] = partial(Bundle, state, root)
         self.supervisor = Supervisor(db, self.task_store, self.event_log, self.bundle_of)

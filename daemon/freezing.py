@@ -7,7 +7,8 @@ them. A task that a user has paused is left as it is.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.entry import Entry
@@ -15,11 +16,19 @@ from lighter.daemon.tasks.reach import connected
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.supervisor import retries
 from lighter.proto import states
-from lighter.proto.errors import FailedPrecondition, LighterError, NotFound
+from lighter.proto.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    LighterError,
+    NotFound,
+    Unavailable,
+)
 from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.freezing")
 
+# A runtime is ended by its shim after its own deadline, which is minutes at most.
+LATE_S = 600.0
 _NOTES = "frozen:"  # in meta: namespace/container's id -> incarnation of the frozen task
 
 
@@ -43,12 +52,20 @@ class Freezing:
             tx.execute(
                 "INSERT OR REPLACE INTO meta(key, value) VALUES(?, ?)", (key, entry.incarnation)
             )
+        late = False
         try:
-            await self._tasks.pause(namespace, container_id)
+            try:
+                await self._tasks.pause(namespace, container_id)
+            except (DeadlineExceeded, Unavailable):
+                late = True  # its shim, or the runtime, may freeze it yet
+                raise
             hit("freeze.frozen")
             yield
         finally:
-            await self._thaw(key, entry)
+            if late:
+                self._in_background(self._thaw_what_froze_late(key, entry))
+            else:
+                await self._thaw(key, entry)
 
     def _running(self, namespace: str, container_id: str) -> Entry | None:
         try:
@@ -76,9 +93,21 @@ class Freezing:
             self._forget(key)
         except LighterError as error:
             log.warning("thaw %s: %s; trying on", entry.what, error.message)
-            task = asyncio.get_running_loop().create_task(self._thaw_later(key, entry))
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
+            self._in_background(self._thaw_later(key, entry))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def _thaw_what_froze_late(self, key: str, entry: Entry) -> None:
+        """After a pause that was given up: for as long as the runtime may take to do it."""
+        end = time.monotonic() + LATE_S
+        for pause_s in retries():
+            if time.monotonic() > end or entry.exit is not None or entry.state == states.PAUSED:
+                break
+            await asyncio.sleep(pause_s)
+        await self._thaw(key, entry)
 
     async def _thaw_later(self, key: str, entry: Entry) -> None:
         resumed = False

@@ -236,5 +236,7 @@ class Database:
         self.fast.close()
         try:
             self.durable.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as err:  # a full disk: the log is whole, and is read at the next start
+            log.warning("move the log into the database: %s", err)
         finally:
             self.durable.close()

@@ -48,6 +48,11 @@ class VolumeStore:
             if not done.rowcount:
                 raise AlreadyExists(f"create volume {volume.name}: it already exists")
 
+    def database_born_at(self) -> int:
+        """When the first namespace of this database was made, in ns; 0 without any."""
+        row = self._db.row("SELECT min(created_at) AS at FROM namespaces", ())
+        return int(row["at"] or 0) if row is not None else 0
+
     def get(self, namespace: str, name: str) -> Volume:
         """Raises NotFound, which names the other namespaces that have such a volume."""
         row = self._db.row(

@@ -414,6 +414,8 @@ class Restarts:
 
     def recover(self) -> None:
         """Go on with what the manager before owed, and start what is to run when one starts."""
+        if self._store.is_behind:
+            self._supervisor.in_background(self._write_kept())
         for row in self._store.all():
             entry = self._supervisor.entries.get(row.key)
             if row.removal:

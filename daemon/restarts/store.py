@@ -5,16 +5,22 @@ that is killed leaves word of what it owes.
 """
 
 import json
+import logging
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from lighter.daemon import files
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.restarts import labels
 from lighter.daemon.restarts.policy import RestartPolicy, from_record
 from lighter.proto.errors import InvalidArgument
+
+log = logging.getLogger("lighter.restarts")
+
+_MAX_NOTES_BYTES = 16 << 20
 
 # What of a container is being removed by force.
 CONTAINER, WITH_VOLUMES = "container", "container and volumes"
@@ -78,11 +84,16 @@ class Definition:
 
 
 class RestartStore:
-    """Rows of restarts, and the parts of containers that they hang on."""
+    """Rows of restarts, and the parts of containers that they hang on.
 
-    def __init__(self, db: Database) -> None:
+    `notes` is a file on another file system than the database's, of what a full disk has not taken:
+    a manager that dies before there is space leaves it to the next.
+    """
+
+    def __init__(self, db: Database, notes: str) -> None:
         self._db = db
-        self._unwritten: dict[tuple[str, str], Restart] = {}
+        self._notes = notes
+        self._unwritten = {row.key: row for row in _read_notes(notes)}
 
     def get(self, namespace: str, container_id: str) -> Restart | None:
         if (namespace, container_id) in self._unwritten:
@@ -107,11 +118,18 @@ class RestartStore:
             for row in self._unwritten.values():
                 self.put(tx, row)
             yield tx
-        self._unwritten.clear()
+        if self._unwritten:
+            self._unwritten.clear()
+            files.remove(self._notes)
 
     def keep(self, row: Restart) -> None:
         """It counts from now on, and is written with the next change that finds space."""
         self._unwritten[row.key] = row
+        data = json.dumps([asdict(one) for one in self._unwritten.values()]).encode()
+        try:
+            files.write_whole(self._notes, data)
+        except OSError as err:
+            log.warning("note what was done by hand in %s: %s", self._notes, err.strerror)
 
     @property
     def is_behind(self) -> bool:
@@ -191,6 +209,16 @@ class RestartStore:
             "UPDATE containers SET labels = ? WHERE namespace = ? AND id = ?",
             (json.dumps(changed), of.namespace, of.id),
         )
+
+
+def _read_notes(path: str) -> list[Restart]:
+    """Of what a manager has left; what cannot be read is of another release."""
+    data = files.read_capped(path, _MAX_NOTES_BYTES)
+    try:
+        return [Restart(**one) for one in json.loads(data)] if data else []
+    except (ValueError, TypeError) as err:
+        log.warning("read %s: %s", path, err)
+        return []
 
 
 def _restart(row: sqlite3.Row) -> Restart:

@@ -22,6 +22,7 @@ from lighter.proto.errors import FailedPrecondition, LighterError
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root
 
+ADOPTED_LABEL = "io.lighter/adopted"  # of a volume whose directory was there before its record
 PART = "filling-"  # + hex: a copy that is under way, beside `_data`
 
 
@@ -57,7 +58,13 @@ class Filling:
             others = self._settled.get(key, set()) - {user}
             path = self._root.volume_data(namespace, name)
             used = others or self._store.users(namespace).get(name)
-            if not used and await asyncio.to_thread(_is_empty, path):
+            labels = self._store.get(namespace, name).labels
+            # A container whose record was lost too may run on the directory of a lost database.
+            if (
+                not used
+                and ADOPTED_LABEL not in labels
+                and await asyncio.to_thread(_is_empty, path)
+            ):
                 try:
                     _give(path, owner)
                     if image is not None:

@@ -30,7 +30,7 @@ from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.volumes import Volume, VolumeStore
 from lighter.daemon.snapshots import disk
 from lighter.daemon.snapshots.types import TreeRemover
-from lighter.daemon.volumes.filling import PART, Filling
+from lighter.daemon.volumes.filling import ADOPTED_LABEL, PART, Filling
 from lighter.proto.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -117,7 +117,7 @@ class Volumes:
         check_name(name, "volume")
         with contextlib.suppress(NotFound):
             return self._store.get(namespace, name), False
-        is_new = False
+        is_new, kept = False, self._is_of_lost_database(namespace, name)
         try:
             for of, removed, removed_as in self._store.trash():
                 if (of, removed) == (namespace, name):
@@ -130,9 +130,18 @@ class Volumes:
         except OSError as err:
             raise ResourceExhausted(f"create volume {name}: {err.strerror}") from err
         hit("volume.directory-made")
-        volume = Volume(namespace, name, dict(labels or {}), anonymous, time.time_ns())
+        adopted = {ADOPTED_LABEL: "true"} if kept and not is_new else {}
+        volume = Volume(namespace, name, {**(labels or {}), **adopted}, anonymous, time.time_ns())
         self._store.create(volume)
         return volume, is_new
+
+    def _is_of_lost_database(self, namespace: str, name: str) -> bool:
+        """Whether its directory is older than all that is known; nobody but we change that one."""
+        try:
+            made_at = os.stat(self._root.volume(namespace, name)).st_mtime_ns
+        except OSError:
+            return False
+        return made_at < self._store.database_born_at()
 
     async def delete(self, namespace: str, name: str) -> None:
         """Remove a volume with its files. Raises NotFound, FailedPrecondition with its users."""

@@ -155,13 +155,20 @@ def test_a_full_disk_keeps_nobody_from_ending_a_container(
                 fill(filler)
         ask(small, "tasks.kill", id="kept", exec_id="", signal=9, all=False)
         await_that(lambda: lives.process_state(pid) in ("", "Z"), RUNS_S, "it has ended")
+        small.kill9()  # before there is space: the note of it is on another disk
         filler.unlink()
+        small.start()
         lives.await_task(small, "kept", "stopped")
         assert (kept.restart["stopped"], kept.restart["due_at"]) == (True, None)
+        notes = small.state / "restarts.json"
+        await_that(lambda: not notes.exists(), RUNS_S, "it is written once there is space")
         small.kill9()
         small.start()
-        assert kept.restart["stopped"], "it is written once there is space"
+        assert kept.restart["stopped"]
         assert kept.runs == 1
+        fill(filler)
+        assert small.stop() == 0, "a full disk keeps no manager from ending as it should"
+        assert "Traceback" not in small.log.read_text()
     finally:
         small.stop()
         subprocess.run(["umount", str(small.root)], check=True)

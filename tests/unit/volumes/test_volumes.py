@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.snapshots import disk
 from lighter.daemon.types import Mount
@@ -178,6 +179,28 @@ def test_a_start_takes_no_copy_away_that_is_under_way(made: Made) -> None:
         made.workers.may_end.set()
         await filling
         assert os.listdir(made.data()) == ["of-the-image"]
+
+    go(work())
+
+
+def test_an_empty_directory_of_a_lost_database_is_never_replaced(made: Made) -> None:
+    """A container whose record was lost too may run on it; what a dead manager made is another."""
+
+    async def work() -> None:
+        made.data().mkdir(parents=True)
+        os.utime(made.data().parent, (1, 1))
+        NamespaceStore(made.db).ensure("default")
+        before = made.data().stat().st_ino
+        made.workers.may_end.set()
+        async with claimed(made) as claim:
+            claim.keep()
+        made.again()
+        async with claimed(made):
+            pass
+        assert (made.data().stat().st_ino, os.listdir(made.data())) == (before, [])
+        assert made.store.get("default", "v").labels == {"io.lighter/adopted": "true"}
+        made.data("w").mkdir(parents=True)
+        assert made.volumes.create("default", "w")[0].labels == {}
 
     go(work())
 
