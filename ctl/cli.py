@@ -26,6 +26,8 @@ else:
 DEFAULT_ADDRESS = "/run/lighter/lighter.sock"
 CONNECT_TIMEOUT_S = 5.0
 FORMATS = ("table", "json")
+MAX_DIGITS = 18  # of a number that a message can carry
+MAX_SECONDS = 1e9
 
 # names (the first is the canonical one), module, attribute, short help
 _COMMANDS = (
@@ -171,6 +173,8 @@ class Duration(grammar.Kind):
             if not _is_decimal(number) or (unit not in self._UNITS and number != text):
                 raise grammar.BadValue(f"{text!r} is no duration such as 10s, 1m30s or 500ms")
             seconds += float(number) * self._UNITS.get(unit, 1.0)
+            if seconds > MAX_SECONDS:
+                raise grammar.BadValue(f"{text!r} is longer than any computer runs")
             if not rest:
                 return seconds
 
@@ -186,7 +190,10 @@ class Size(grammar.Kind):
         unit = word[len(digits) :]
         if not digits or unit not in _SIZE_UNITS:
             raise grammar.BadValue(f"{text!r} is no size such as 65536, 512k, 10m or 1g")
-        return int(digits) << (10 * " kmgt".index(unit[:1].strip("b") or " "))
+        size = int(digits[-MAX_DIGITS:]) << (10 * " kmgt".index(unit[:1].strip("b") or " "))
+        if len(digits) > MAX_DIGITS or size > grammar.MAX_INTEGER:
+            raise grammar.BadValue(f"{text!r} is more than any disk has")
+        return size
 
 
 class Signal(grammar.Kind):
@@ -196,12 +203,12 @@ class Signal(grammar.Kind):
 
     def convert(self, text: str) -> int:
         if text.isascii() and text.isdigit():
-            number = int(text)
+            number = int(text[:MAX_DIGITS])
         else:
             name, plus, offset = text.upper().removeprefix("SIG").partition("+")
             number = int(getattr(signal, f"SIG{name}", 0))
             if plus and name == "RTMIN" and offset.isascii() and offset.isdigit():
-                number += int(offset)
+                number += int(offset[:MAX_DIGITS])
             elif plus:
                 number = 0
         if not 1 <= number <= signal.SIGRTMAX:

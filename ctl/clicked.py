@@ -140,14 +140,24 @@ class _Kind(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+class _Range(click.IntRange):
+    """With help's words for bounds, and never more than a message can carry."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not grammar.MIN_INTEGER <= number <= grammar.MAX_INTEGER:
+            self.fail(f"{value!r} is more than a message can carry", param, ctx)
+        return number
+
+
 def _type(parameter: grammar.Parameter) -> Any:
     match parameter.kind:
         case grammar.Choice(words=words):
             return click.Choice(words)
         case grammar.Integer(low=None, high=None):
-            return int
+            return _Kind(parameter.kind)
         case grammar.Integer(low=low, high=high):
-            return click.IntRange(low, high)
+            return _Range(low, high)
         case grammar.Float():
             return float
         case grammar.PATH:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+# What a message can carry.
+MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1
+
+
 class UsageError(Exception):
     """The command line asks for what cannot be meant; shown with the command's usage."""
 
@@ -41,7 +45,7 @@ class Kind:
 
 
 class Integer(Kind):
-    """A whole number, within bounds where they are given."""
+    """A whole number, within bounds where they are given; a message has 64 bits for it."""
 
     name = "integer"
 
@@ -54,9 +58,10 @@ class Integer(Kind):
             number = int(text)
         except ValueError:
             raise BadValue(f"{text!r} is no number") from None
-        below = self.low is not None and number < self.low
-        if below or (self.high is not None and number > self.high):
-            raise BadValue(f"{number} is out of range")
+        low = MIN_INTEGER if self.low is None else self.low
+        high = MAX_INTEGER if self.high is None else self.high
+        if not low <= number <= high:
+            raise BadValue(f"{text!r} is not in the range {low} to {high}")
         return number
 
 

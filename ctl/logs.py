@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import DURATION, Session, format_option
+from lighter.ctl.cli import DURATION, MAX_DIGITS, Session, format_option
 from lighter.ctl.output import print_json_line, rfc3339, write_bytes
 from lighter.ctl.resolve import resolved
 from lighter.proto.daemon_api import NOTICE, STDERR, STDOUT
@@ -20,7 +20,7 @@ class Tail(grammar.Kind):
     def convert(self, text: str) -> int | None:
         if text == "all":
             return None
-        if not (text.isascii() and text.isdigit()):
+        if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
             raise grammar.BadValue(f"{text!r} is no number of lines")
         return int(text)
 

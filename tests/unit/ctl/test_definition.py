@@ -1,14 +1,17 @@
 """Options into the request for a container."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lighter.ctl.cli import DURATION, SIGNAL, SIZE
 from lighter.ctl.flags import filesystem, namespaces, process, security
-from lighter.ctl.grammar import BadValue, UsageError
-from lighter.ctl.logs import Since
+from lighter.ctl.grammar import BadValue, Integer, UsageError
+from lighter.ctl.logs import Since, Tail
 
 
 def test_the_tutorials_mount() -> None:
@@ -48,6 +51,29 @@ def test_environment_files_come_first_and_bare_names_are_taken_from_here(
     monkeypatch.delenv("ABSENT", raising=False)
     env = process.environment(("A=2", "ABSENT"), (str(file),))
     assert env == ["A=1", "HERE=here", "B=x=y", "A=2"]
+
+
+PLAIN_DURATION = re.compile(r"\d+(\.\d+)?|(\d+(\.\d+)?(ns|us|ms|s|m|h|d))+", re.ASCII)
+PLAIN_SIZE = re.compile(r"\d+([kmgt](i?b)?|b)?", re.ASCII | re.IGNORECASE)
+
+
+@given(st.text("0159.nusmhdkgtiKBx", max_size=8))
+def test_what_is_a_duration_and_what_a_size(text: str) -> None:
+    for kind, pattern in ((DURATION, PLAIN_DURATION), (SIZE, PLAIN_SIZE)):
+        try:
+            assert kind.convert(text) >= 0 and pattern.fullmatch(text)
+        except BadValue:
+            assert not pattern.fullmatch(text)
+
+
+@pytest.mark.parametrize("digits", ["9" * 19, "9" * 5000])
+def test_a_number_that_no_message_can_carry_is_wrong_usage(digits: str) -> None:
+    for kind in (DURATION, SIZE, SIGNAL, Integer(), Integer(0), Tail()):
+        with pytest.raises(BadValue):
+            kind.convert(digits)
+    for size in ("999999999999999999t", "9" * 17 + "g"):
+        with pytest.raises(BadValue):
+            SIZE.convert(size)
 
 
 def test_namespaces_to_join() -> None:

@@ -55,7 +55,7 @@ FITTING = {
     "duration": ("10s", "1m30s", "500ms", "1.5", "0"),
     "size": ("512k", "2GiB", "0", "65536"),
     "signal": ("TERM", "sigkill", "9", "RTMIN+1"),
-    "integer": ("7", "0", "-1", "١"),
+    "integer": ("7", "0", "-1", "١", "9" * 20),
     "float": ("1.5", "7", "nan"),
     "driver": ("file", "none", "local"),
     "lines": ("all", "7"),
