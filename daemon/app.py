@@ -51,6 +51,7 @@ from lighter.daemon.network.names import Names
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import Host, read_host
+from lighter.daemon.oci.selinux import SELinux
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
@@ -282,6 +283,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         check_network=networks.check,
         labels_of=namespaces.labels,
         id_pool=IdPool(container_store, config.userns_ids),
+        selinux=SELinux(config.selinux),
     )
     containers = ContainerService(
         root=root,

@@ -71,6 +71,7 @@ class Config:
     network_subnet: str = "10.77.0.0/16"
     network_timeout_s: int = 60
     userns_ids: str = ""
+    selinux: bool = False
     gc_pause_threshold: float = 0.02
     gc_deletion_threshold: int = 0
     gc_mutation_threshold: int = 100
@@ -131,6 +132,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "network_bin_dir": ("plugins", PLUGIN, "network", "bin_dir"),
     "network_subnet": ("plugins", PLUGIN, "network", "subnet"),
     "network_timeout_s": ("plugins", PLUGIN, "network", "timeout_s"),
+    "selinux": ("plugins", PLUGIN, "selinux"),
     "userns_ids": ("plugins", PLUGIN, "userns", "ids"),
     "content_sharing": ("plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"),
     **{
@@ -231,7 +233,7 @@ def parse(table: dict[str, Any], name: str) -> Config:
     return _checked(Config(**values), name)
 
 
-_KIND_NAMES = {str: "text", int: "a whole number", float: "a number"}
+_KIND_NAMES = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
 SHARING = ("isolated", "shared")
 # Go's notation, as containerd's files have it.
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+|0", re.ASCII)

@@ -23,7 +23,7 @@ OPTIONS = (
         "--security-opt",
         multiple=True,
         metavar="NAME=VALUE",
-        help="seccomp=, apparmor=, no-new-privileges, label=disable, systempaths=unconfined.",
+        help="seccomp=, apparmor=, no-new-privileges, label=, systempaths=unconfined.",
     ),
     grammar.option("--allow-new-privs", is_flag=True, help="Let setuid programs gain privileges."),
 )
@@ -46,6 +46,7 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
         "cap_drop": list(flags["cap_drop"]),
         "seccomp": seccomp(profile),
         "apparmor": next(iter(profiles), ""),
+        "selinux": labels(flags["security_opt"]),
         "unmask": options.get("systempaths") == "unconfined",
         "allow_new_privs": allowed,
     }
@@ -54,8 +55,8 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
 _VALUES = {
     "no-new-privileges": ("true", "false"),
     "systempaths": ("unconfined",),
-    "label": ("disable",),
 }
+_LABEL_PARTS = ("user", "role", "type", "level", "filetype")
 
 
 def security_options(words: tuple[str, ...]) -> dict[str, str]:
@@ -65,16 +66,33 @@ def security_options(words: tuple[str, ...]) -> dict[str, str]:
         name, sign, value = word.partition("=" if "=" in word else ":")
         if name == "no-new-privileges" and not sign:
             value = "true"
+        if name == "label":
+            continue
         known = name in ("seccomp", "apparmor") or name in _VALUES
         if not known or not value or value not in _VALUES.get(name, (value,)):
-            if name == "label":
-                raise grammar.UsageError(
-                    f"--security-opt {word!r}: this manager sets no SELinux labels; "
-                    "label=disable is all that can be asked"
-                )
             raise grammar.UsageError(f"--security-opt {word!r} is not known here")
         options[name] = value
     return options
+
+
+def labels(words: tuple[str, ...]) -> dict[str, str]:
+    """docker's label=disable, label=type:NAME, … as a map."""
+    found = {}
+    for word in words:
+        name, _, value = word.partition("=" if "=" in word else ":")
+        if name != "label":
+            continue
+        part, sign, text = value.partition(":")
+        if value == "disable":
+            found["disable"] = "true"
+        elif part in _LABEL_PARTS and sign and text:
+            found[part] = text
+        else:
+            raise grammar.UsageError(
+                f"--security-opt {word!r}: expected label=disable or label="
+                f"{'|'.join(_LABEL_PARTS)}:VALUE"
+            )
+    return found
 
 
 def seccomp(profile: str | None) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 from lighter.daemon.containers import idpool
 from lighter.daemon.containers.idpool import IdPool
+from lighter.daemon.containers.levels import Levels
+from lighter.daemon.containers.looked import resources_of, sources
 from lighter.daemon.containers.placing import cgroups_path, check_programs, record
 from lighter.daemon.containers.request import (
     CreateRequest,
@@ -29,22 +31,21 @@ from lighter.daemon.images.worker import Worker
 from lighter.daemon.looks import Looks
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.network.request import NetworkRequest
-from lighter.daemon.oci import cdi, cdi_edits, idmaps
+from lighter.daemon.oci import cdi, cdi_edits, idmaps, selinux
 from lighter.daemon.oci import spec as oci_spec
-from lighter.daemon.oci.blockio import class_limits
 from lighter.daemon.oci.checks import encode
 from lighter.daemon.oci.confinement import AppArmor, check_rdt
-from lighter.daemon.oci.controls import read_controls
 from lighter.daemon.oci.devices import DeviceGrant, granted
 from lighter.daemon.oci.given import read_spec
 from lighter.daemon.oci.host import Host, check_oom_score, read_devices
 from lighter.daemon.oci.initprogram import find_init, put_before
-from lighter.daemon.oci.limits import NONE, resources
+from lighter.daemon.oci.limits import NONE
 from lighter.daemon.oci.propagation import (
     asks_propagation,
     read_mountinfo,
     set_root_propagation,
 )
+from lighter.daemon.oci.selinux import Labels, SELinux
 from lighter.daemon.oci.users import Identity
 from lighter.daemon.orphans import Orphans
 from lighter.daemon.runtimes import Runtimes
@@ -100,7 +101,9 @@ class ContainerMaker:
         check_network: Callable[[NetworkRequest], Awaitable[None]],
         labels_of: Callable[[str], Mapping[str, str]],
         id_pool: IdPool,
+        selinux: SELinux,
     ) -> None:
+        self._levels = Levels(store, selinux)
         self._id_pool = id_pool
         self._labels_of = labels_of
         self._check_network = check_network
@@ -231,7 +234,12 @@ class ContainerMaker:
                 if claim.rows:
                     options["volumes"] = claim.rows
                 cgroup = cgroups_path(placing, namespace, id_, own)
-                spec = await self._spec(namespace, id_, request, made, cgroup)
+                confined = undo.enter_context(
+                    self._levels.claim(request.selinux, privileged=request.privileged)
+                )
+                if confined.level:
+                    options[selinux.OPTION] = {"level": confined.level}
+                spec = await self._spec(namespace, id_, request, made, cgroup, confined)
                 if asks_propagation(spec):
                     set_it = partial(set_root_propagation, spec, read_mountinfo())
                     await self._looks.at("look at what is mounted", set_it)
@@ -311,7 +319,13 @@ class ContainerMaker:
         return await self._identities.of_image(user, made.chain_id, made.mounts, request.groups)
 
     async def _spec(
-        self, namespace: str, id_: str, request: CreateRequest, made: MadeRoot, cgroup: str
+        self,
+        namespace: str,
+        id_: str,
+        request: CreateRequest,
+        made: MadeRoot,
+        cgroup: str,
+        labels: Labels,
     ) -> dict[str, Any]:
         if request.oom_score_adj is not None:
             check_oom_score(request.oom_score_adj)
@@ -351,6 +365,7 @@ class ContainerMaker:
                 rootfs_propagation=request.rootfs_propagation,
                 unmask=request.confinement.unmask,
                 apparmor=AppArmor().profile(request.confinement.apparmor),
+                selinux=labels,
                 rdt_class=check_rdt(request.confinement.rdt_class),
             )
         )
@@ -368,7 +383,7 @@ class ContainerMaker:
     async def _resources(self, request: CreateRequest) -> dict[str, Any]:
         if request.limits == NONE and not request.blockio_class:
             return {}
-        return await self._looks.at("limit container", partial(_resources, request))
+        return await self._looks.at("limit container", partial(resources_of, request))
 
     async def _granted(self, request: CreateRequest) -> tuple[DeviceGrant, ...]:
         if not request.devices:
@@ -378,7 +393,7 @@ class ContainerMaker:
 
     async def _check_sources(self, spec: Mapping[str, Any]) -> None:
         """Refuse what is missing on the host now: the runtime would blame the program for it."""
-        for path, purpose in _sources(spec).items():
+        for path, purpose in sources(spec).items():
             try:
                 await self._looks.at(f"use {path} to {purpose}", partial(os.stat, path))
             except OSError as err:
@@ -393,26 +408,3 @@ class ContainerMaker:
         except NotFound:
             return False
         return True
-
-
-def _resources(request: CreateRequest) -> dict[str, Any]:
-    limits = request.limits
-    if request.blockio_class:
-        if limits.block != NONE.block:
-            raise InvalidArgument("limit container: a block io class and its limits were given")
-        block = class_limits(request.blockio_config, request.blockio_class)
-        limits = replace(limits, block=block)
-    return resources(limits, read_controls()) if limits != NONE else {}
-
-
-def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Path of the host → what it is for."""
-    binds = [
-        m
-        for m in spec.get("mounts") or ()
-        if not {"bind", "rbind"}.isdisjoint(m.get("options") or ())
-    ]
-    wanted = {mount["source"]: f"mount it at {mount['destination']}" for mount in binds}
-    joined = [n for n in spec["linux"].get("namespaces") or () if n.get("path")]
-    wanted.update({n["path"]: f"join it as {n['type']} namespace" for n in joined})
-    return wanted

@@ -13,6 +13,7 @@ from lighter.daemon.oci.devices import DeviceWish
 from lighter.daemon.oci.idmaps import IdMaps
 from lighter.daemon.oci.limits import Limits
 from lighter.daemon.oci.mounts import SHM_BYTES
+from lighter.daemon.oci.selinux import Labelling
 from lighter.daemon.oci.sharing import Sharing
 from lighter.daemon.restarts import policy as restart_policy
 from lighter.daemon.tasks import logsending
@@ -67,6 +68,7 @@ class CreateRequest:
     placing: Placing = field(default_factory=Placing)
     spec: str = ""
     confinement: Confinement = field(default_factory=Confinement)
+    selinux: Labelling = field(default_factory=Labelling)
     cdi: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
     init: bool = False

@@ -19,6 +19,7 @@ from lighter.daemon.network.request import from_option
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.network.specs import with_network
 from lighter.daemon.oci.process import ExecRequest, exec_process
+from lighter.daemon.oci.selinux import labelled
 from lighter.daemon.oci.sharing import join
 from lighter.daemon.snapshots.removal import remove_quietly
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
@@ -106,7 +107,11 @@ class ContainerService:
         if not container.snapshot_key:
             return ()
         snapshotter = find_snapshotter(self._snapshotters, container.snapshotter)
-        return await snapshotter.mounts(container.namespace, container.snapshot_key)
+        mounts = await snapshotter.mounts(container.namespace, container.snapshot_key)
+        if "selinux" not in container.options:
+            return mounts
+        label = json.loads(container.spec)["linux"].get("mountLabel", "")
+        return tuple(labelled(mount, label) for mount in mounts)
 
     @contextlib.contextmanager
     def held(self, namespace: str, container_id: str, *, alone: bool) -> Iterator[None]:

@@ -27,6 +27,7 @@ from lighter.daemon.oci.host import Host
 from lighter.daemon.oci.idmaps import IdMaps
 from lighter.daemon.oci.mounts import SHM_BYTES, container_mounts
 from lighter.daemon.oci.paths import masked, readonly
+from lighter.daemon.oci.selinux import Labels
 from lighter.daemon.oci.sharing import HOST, Sharing
 from lighter.daemon.oci.users import Identity
 from lighter.daemon.types import ImageConfig
@@ -83,6 +84,7 @@ class SpecRequest:
     oom_score_adj: int = 0
     unmask: bool = False
     apparmor: str = ""
+    selinux: Labels = field(default_factory=Labels)
     rdt_class: str = ""
     root_path: str = ""
     rootfs_propagation: str = ""
@@ -172,6 +174,8 @@ def _process(request: SpecRequest) -> dict[str, Any]:
         process["noNewPrivileges"] = True
     if request.apparmor:
         process["apparmorProfile"] = request.apparmor
+    if request.selinux.process:
+        process["selinuxLabel"] = request.selinux.process
     return process
 
 
@@ -239,6 +243,8 @@ def _linux(request: SpecRequest) -> dict[str, Any]:
                 f"expected {', '.join(_PROPAGATIONS)}"
             )
         linux["rootfsPropagation"] = request.rootfs_propagation
+    if request.selinux.mount:
+        linux["mountLabel"] = request.selinux.mount
     if request.rdt_class:
         linux["intelRdt"] = {"closID": request.rdt_class}
     if request.sysctls:

@@ -12,6 +12,7 @@ from lighter.daemon.oci.devices import ALL_ACCESS, DeviceWish
 from lighter.daemon.oci.idmaps import id_maps, read_ranges
 from lighter.daemon.oci.limits import read_limits
 from lighter.daemon.oci.mounts import SHM_BYTES
+from lighter.daemon.oci.selinux import read_labelling
 from lighter.daemon.oci.sharing import Sharing
 from lighter.daemon.rpc.fields import Fields
 
@@ -69,6 +70,7 @@ def create_request(fields: Fields) -> CreateRequest:
         confinement=Confinement(
             fields.text("apparmor"), fields.text("rdt_class"), fields.flag("unmask")
         ),
+        selinux=read_labelling(fields.labels("selinux")),
         cdi=fields.texts("cdi"),
         gpus=fields.texts("gpus"),
         init=fields.flag("init"),

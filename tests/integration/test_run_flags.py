@@ -356,7 +356,7 @@ def test_what_this_host_cannot_confine(ctl: Ctl) -> None:
         assert "no AppArmor" in ctl.refuses("--security-opt", "apparmor=p")
     if not Path("/sys/fs/resctrl/schemata").exists():
         assert "this host has no resctrl" in ctl.refuses("--rdt-class", "gold")
-    assert "no SELinux labels" in ctl.refuses("--security-opt", "label=type:x_t")
+    assert "has no SELinux" in ctl.refuses("--security-opt", "label=type:x_t")
     assert "is not known here" in ctl.refuses("--security-opt", "sausages")
 
 

@@ -48,9 +48,9 @@ def test_security_options() -> None:
     assert security.security_options(words) == {
         "seccomp": "a=b",
         "no-new-privileges": "true",
-        "label": "disable",
         "apparmor": "p",
     }
+    assert security.labels(words) == {"disable": "true"}
 
 
 def test_a_file_system_in_memory() -> None:
@@ -88,9 +88,10 @@ def test_a_runtimes_file(tmp_path: Path) -> None:
         (lambda text: namespaces.mode(text, "pid"), "container"),
         (lambda text: namespaces.mode(text, "uts"), "container:a"),
         *((lambda text: namespaces.id_range(text, "--uidmap"), t) for t in ("0:1", "a:b:c")),
+        (lambda text: security.labels((text,)), "label=nested:x"),
         *(
             (lambda text: security.security_options((text,)), text)
-            for text in ("label=type:x", "sausages=1", "no-new-privileges=maybe", "seccomp=")
+            for text in ("sausages=1", "no-new-privileges=maybe", "seccomp=")
         ),
         (filesystem.tmpfs, "run"),
     ],

@@ -1,0 +1,27 @@
+"""SELinux levels: each container's is its own, as long as its record stands."""
+
+import contextlib
+from collections.abc import Iterator
+
+from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.oci.selinux import OPTION, Labelling, Labels, SELinux
+
+
+class Levels:
+    def __init__(self, store: ContainerStore, selinux: SELinux) -> None:
+        self._store = store
+        self._selinux = selinux
+        self._claimed: set[str] = set()  # of containers that are being made
+
+    @contextlib.contextmanager
+    def claim(self, asked: Labelling, *, privileged: bool) -> Iterator[Labels]:
+        """Labels whose level nobody else gets until this container is recorded."""
+        labels = self._selinux.labels(asked, self._taken, privileged=privileged)
+        self._claimed.add(labels.level)
+        try:
+            yield labels
+        finally:
+            self._claimed.discard(labels.level)
+
+    def _taken(self) -> set[str]:
+        return self._claimed | {one["level"] for one in self._store.option(OPTION)}
