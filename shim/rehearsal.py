@@ -16,6 +16,8 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import setproctitle
+
 from lighter.proto import codec, events, faults, zmtp
 from lighter.proto.errors import LighterError
 from lighter.shim import cgroup, linux, packing, reaper, runcstate, shim
@@ -52,6 +54,7 @@ def rehearse(directory: str, birth: Callable[[], None] = lambda: None) -> None:
         return
     _clear(directory)
     os.mkdir(directory, 0o700)
+    before = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
             listener.bind(directory + "/s")
@@ -63,16 +66,14 @@ def rehearse(directory: str, birth: Callable[[], None] = lambda: None) -> None:
                 for _ in range(LIVES):
                     _live(directory, listener, birth)
     finally:
+        os.fchdir(before)
+        os.close(before)
         _clear(directory)
 
 
 def _live(directory: str, listener: socket.socket, birth: Callable[[], None]) -> None:
     """All that a process does from its fork on, but for what would change the spawner."""
     birth()
-    nothing = no_order(directory)
-    warm(nothing)
-    shim.main(nothing, 0, "")  # as far as the claim, which is not there
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
     _touch_kernel(directory)
     with contextlib.ExitStack() as undo:
         _play(directory + "/task", listener, undo)
@@ -162,10 +163,13 @@ def _play(bundle: str, listener: socket.socket, undo: contextlib.ExitStack) -> N
     with open(order["claim"], "wb"):
         pass
     shim.claim(order, 0, "")
+    shim.title(order)
+    shim.enter(setproctitle.getproctitle(), bundle)
     group = _nobodys_cgroup(bundle + "/cgroup")
     one = shim.Shim(order, 0, "", find_cgroup=lambda _pid, _path: group)
     undo.callback(one.close)
     undo.callback(_Manager(one, listener, f"/proc/{os.getpid()}/fd/{output[1]}").close)
+    shim.to_null(1)  # as it does already
     one.loop.call_later(LIMIT_S, one.loop.stop)
     one.run()
 

@@ -246,18 +246,29 @@ def main(order: dict[str, Any], start_time: int, boot_id: str) -> None:
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     if not claim(order, start_time, boot_id):
         return
-    setproctitle.setproctitle(
-        f"lighter-shim --instance {order['instance']} "
-        f"--namespace {order['namespace']} --id {order['id']}"
-    )
+    enter(title(order), order["bundle"])
     hit("shim.claimed")
-    os.chdir(order["bundle"])
     shim = Shim(order, start_time, boot_id)
-    _to_null(0, 1, 2)  # the manager's; until here a failure could still be told there
+    to_null(0, 1, 2)  # the manager's; until here a failure could still be told there
     shim.run()
 
 
-def _to_null(*fds: int) -> None:
+def title(order: dict[str, Any]) -> str:
+    """Whose shim it is, for ps(1)."""
+    return (
+        f"lighter-shim --instance {order['instance']} "
+        f"--namespace {order['namespace']} --id {order['id']}"
+    )
+
+
+def enter(its_title: str, directory: str) -> None:
+    """Be called so, and be there."""
+    setproctitle.setproctitle(its_title)
+    os.chdir(directory)
+
+
+def to_null(*fds: int) -> None:
+    """Let descriptors lead nowhere."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in fds:
         os.dup2(null, fd)

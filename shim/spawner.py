@@ -23,7 +23,7 @@ import setproctitle
 
 from lighter.proto import shim_api
 from lighter.proto.errors import LighterError
-from lighter.shim import files, guard, immortal, packing, reaper, rehearsal, shim, spare
+from lighter.shim import files, guard, immortal, linux, packing, reaper, rehearsal, shim, spare
 from lighter.shim.spare import Spare
 from lighter.shim.worker.main import serve as serve_job
 
@@ -86,22 +86,38 @@ def _entitle(kind: str, instance: str) -> None:
     setproctitle.setproctitle(f"lighter-{kind} --instance {instance}")
 
 
-def _rehearse_birth(instance: str) -> None:
+def _await_order(
+    title: str, instance: str, no_order: dict[str, Any], pipe: int
+) -> tuple[bytes, int]:
+    """As a spare: touch what a shim touches first; an order, b"" for none, and the start time."""
+    _entitle(title, instance)
+    start = start_time(os.getpid())
+    rehearsal.warm(no_order)
+    return spare.await_order(pipe), start
+
+
+def _be_shim(order: bytes, start: int, boot: str) -> None:
+    shim.main(msgpack.unpackb(order), start, boot)
+
+
+def _rehearse_birth(instance: str, no_order: dict[str, Any]) -> None:
     """What a child does before it is a shim, as far as it leaves the spawner what it is."""
     none = 1 << 20  # above any descriptor that is open
     _leave([none], none)
-    _entitle("spawner", instance)
-    start_time(os.getpid())
     theirs, ours = os.pipe2(os.O_CLOEXEC)
-    os.write(ours, b"order")
+    os.write(ours, msgpack.packb(no_order))
     os.close(ours)
-    spare.await_order(theirs)
+    order, start = _await_order("spawner", instance, no_order, theirs)
+    _be_shim(order, start, "")  # as far as the claim, which is not there
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
 
 
 class Spawner:
     """Serves one manager until it is gone."""
 
-    def __init__(self, manager: socket.socket, settings: Settings) -> None:
+    def __init__(
+        self, manager: socket.socket, settings: Settings, no_order: dict[str, Any]
+    ) -> None:
         self._manager = manager
         self._pid = os.getpid()
         self._settings = settings
@@ -109,7 +125,7 @@ class Spawner:
         self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         reaper.arm()
-        self._order = rehearsal.no_order(settings.rehearsal)
+        self._no_order = no_order
         self._spare: Spare | None = None
         self._wants_spare = True
 
@@ -209,26 +225,18 @@ class Spawner:
                 control = socket.socket(fileno=fds[0])
                 serve_job(control, self._pid)
             elif request["kind"] == "shim":
-                self._be_shim(request["order"], start_time(os.getpid()))
+                _be_shim(request["order"], start_time(os.getpid()), self._boot_id)
             else:
-                self._be_spare(fds[0])
+                instance, no_order = self._settings.instance, self._no_order
+                order, start = _await_order("spare", instance, no_order, fds[0])
+                if order:
+                    _be_shim(order, start, self._boot_id)
             status = 0
         except BaseException as err:
             # Nobody reads a child's standard error in production; in a test this is the only word.
             os.write(2, f"{guard.format_error(err)}\n".encode(errors="replace"))
         finally:
             os._exit(status)
-
-    def _be_shim(self, order: bytes, start: int) -> None:
-        shim.main(msgpack.unpackb(order), start, self._boot_id)
-
-    def _be_spare(self, pipe: int) -> None:
-        _entitle("spare", self._settings.instance)
-        start = start_time(os.getpid())
-        rehearsal.warm(self._order)
-        order = spare.await_order(pipe)
-        if order:
-            self._be_shim(order, start)
 
     def _reply(self, ident: int, pid: int, start: int, pidfd: int) -> None:
         answer = {"ident": ident, "pid": pid, "start": start}
@@ -261,8 +269,11 @@ def main() -> None:
     manager = socket.socket(fileno=KEEP_FD)
     os.set_inheritable(KEEP_FD, False)
     guard.forbid_imports()
+    no_order = rehearsal.no_order(settings.rehearsal)
     try:
-        rehearsal.rehearse(settings.rehearsal, partial(_rehearse_birth, settings.instance))
+        rehearsal.rehearse(
+            settings.rehearsal, partial(_rehearse_birth, settings.instance, no_order)
+        )
     except (OSError, LighterError) as err:
         sys.stderr.write(rehearsal.problem(err))
     gc.collect()
@@ -270,5 +281,5 @@ def main() -> None:
     immortal.make_immortal()
     _gaps = packing.fill_gaps()
     gc.freeze()
-    Spawner(manager, settings).serve()
+    Spawner(manager, settings, no_order).serve()
     os._exit(0)  # with the gaps filled until here; immortal objects are not for taking apart
