@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,24 @@ from tests.harness import Lighterd, await_that
 START_S = 60.0
 STOP_S = 60.0
 IMAGE = images.REFERENCE.removeprefix("docker.io/library/")
-_UNPACKED = Path(__file__).resolve().parents[2] / ".cache" / "docker"
+UNPACKED = Path(__file__).resolve().parents[2] / ".cache" / "docker"
 
 Done = subprocess.CompletedProcess[bytes]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A release of Debian's, and whether the manager keeps its images (from Docker 23 on)."""
+
+    release: str
+    snapshotter: bool
+
+
+VARIANTS = {
+    "20.10": Variant("20.10", False),
+    "26": Variant("26.1", False),
+    "26-snapshotter": Variant("26.1", True),
+}
 
 
 class Engine:
@@ -28,7 +44,7 @@ class Engine:
     def __init__(
         self, enclosure: Enclosure, address: str, release: str, *, snapshotter: bool
     ) -> None:
-        unpacked = _UNPACKED / release
+        unpacked = UNPACKED / release
         assert (unpacked / "usr/sbin/dockerd").exists(), f"{unpacked} is missing: .ci/docker"
         self.enclosure = enclosure
         self.release = release
