@@ -72,7 +72,7 @@ def engine(host: Host, request: pytest.FixtureRequest) -> Iterator[Engine]:
         # to ask.
         if request.node.get_closest_marker("away"):
             for row in left:
-                client.call("containers", "delete", id=row["id"], force=False)
+                client.call("containers", "delete", id=row["id"], force=True)
             left = []
     assert not tasks and not left, f"left: {tasks} {left}\n{host.engine.log_end()}"
 
