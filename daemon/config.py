@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
-from lighter.daemon.listening import prefixed, tcp_address
+from lighter.daemon.listening import check_pem, check_tcp, prefixed
 from lighter.daemon.oci.idspan import parse_span
 from lighter.daemon.registry import settings as registry_settings
 from lighter.daemon.registry.settings import RegistrySettings
@@ -312,7 +312,11 @@ def _checked(config: Config, name: str) -> Config:
             f"read config {name}: {key_of('gc_pause_threshold')} is {config.gc_pause_threshold}, "
             f"expected 0 to {MAX_PAUSE_THRESHOLD}"
         )
-    _check_listening(config, name)
+    with prefixed(f"read config {name}"):
+        check_tcp(key_of("tcp_address"), config.tcp_address)
+        check_tcp(key_of("metrics_address"), config.metrics_address, only_here=True)
+        for setting in ("tcp_tls_cert", "tcp_tls_key", "tcp_tls_ca"):
+            check_pem(key_of(setting), getattr(config, setting), needed=bool(config.tcp_address))
     _check_network(config, name)
     if not 1 <= config.runc_timeout_s <= MAX_TIMEOUT_S:
         raise InvalidArgument(
@@ -320,23 +324,6 @@ def _checked(config: Config, name: str) -> Config:
             f"expected 1 to {MAX_TIMEOUT_S}"
         )
     return config
-
-
-def _check_listening(config: Config, name: str) -> None:
-    """TCP is for those with certificates, or within this host (SEC-71)."""
-    for setting in ("tcp_address", "metrics_address"):
-        if text := str(getattr(config, setting)):
-            with prefixed(f"read config {name}: {key_of(setting)}"):
-                address = tcp_address(text)
-                if setting == "metrics_address" and not address.host.is_loopback:
-                    raise InvalidArgument(f"{text} is no address of this host alone")
-    for setting in ("tcp_tls_cert", "tcp_tls_key", "tcp_tls_ca"):
-        path = str(getattr(config, setting))
-        if not path.startswith("/") and (path or config.tcp_address):
-            raise InvalidArgument(
-                f"read config {name}: {key_of(setting)} is {path!r}, expected the absolute path "
-                "of a PEM file: over TCP, server and clients prove who they are"
-            )
 
 
 def _check_network(config: Config, name: str) -> None:

@@ -34,6 +34,22 @@ def tcp_address(text: str) -> TcpAddress:
     return TcpAddress(address, int(port))
 
 
+def check_tcp(key: str, text: str, *, only_here: bool = False) -> None:
+    """Whether a setting is "" or such an address; with `only_here`, of loopback (SEC-71)."""
+    if text:
+        with prefixed(key):
+            if not tcp_address(text).host.is_loopback and only_here:
+                raise InvalidArgument(f"{text} is no address of this host alone")
+
+
+def check_pem(key: str, path: str, *, needed: bool) -> None:
+    if not path.startswith("/") and (path or needed):
+        raise InvalidArgument(
+            f"{key} is {path!r}, expected the absolute path of a PEM file: over TCP, server and "
+            "clients prove who they are"
+        )
+
+
 @contextmanager
 def prefixed(what: str) -> Iterator[None]:
     """Errors of the block say what they are about."""

@@ -33,6 +33,7 @@ MAX_STREAMS = 256  # of all clients
 MAX_ID = 256
 INIT_S = 10.0
 TAKE_S = 60.0
+CLOSE_S = 5.0
 _WAITING = 4  # messages of each direction
 
 T = TypeVar("T")
@@ -67,11 +68,12 @@ class Stream:
         """Raises Unavailable when the client has gone."""
         await self._unless_gone("write to", self._out.put(message))
 
-    async def close(self) -> None:
-        """End it, once the client was sent what was said."""
-        with suppress(Unavailable):
-            await self._unless_gone("end", self._out.put(None))
-            await self._unless_gone("end", self._sent.wait())
+    async def close(self, wait_s: float = CLOSE_S) -> None:
+        """End it, once the client was sent what was said; one that does not read is left to it."""
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._unless_gone("end", self._out.put(None))
+                await self._unless_gone("end", self._sent.wait())
 
     async def _unless_gone(self, verb: str, step: Coroutine[object, object, T]) -> T:
         doing = asyncio.ensure_future(step)

@@ -102,6 +102,8 @@ def access(registry: pb.OCIRegistry, stream: Stream | None) -> Access:
     resolver = registry.resolver
     if resolver.default_scheme not in ("", "http", "https"):
         raise InvalidArgument(f"reach registry: {resolver.default_scheme!r} is no scheme")
+    if resolver.host_dir and not resolver.host_dir.startswith("/"):
+        raise InvalidArgument(f"reach registry: {resolver.host_dir!r} is no absolute path")
     for name, value in resolver.headers.items():
         if not name.isascii() or not name.isprintable() or {*"\r\n\0"} & {*value}:
             raise InvalidArgument(f"reach registry: {name[:80]!r} is no header")

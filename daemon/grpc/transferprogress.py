@@ -40,13 +40,12 @@ class Telling:
         self._news.set()
 
     async def close(self) -> None:
-        """Say what is left, to a client that listens, and end the stream."""
+        """Say what is left, to a client that listens."""
         self._is_over = True
         self._news.set()
         try:
             async with asyncio.timeout(FLUSH_S):
                 await self._sending
-                await self._stream.close()
         except TimeoutError:
             pass  # it does not read: it is not waited for
         finally:
