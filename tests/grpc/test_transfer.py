@@ -1,6 +1,7 @@
 """Transfer and Streaming as other clients than ctr use them, and as hostile ones do."""
 
 import base64
+import json
 import os
 import queue
 from collections.abc import Iterator
@@ -24,9 +25,19 @@ from lighter.daemon.grpc.pb import (
 from lighter.daemon.grpc.pb import transfer_types_pb2 as ends
 from tests import images
 from tests.grpc.client import Api, code
-from tests.grpc.space import LEASE, Space, refused
+from tests.grpc.space import LEASE, Space, digest_of, refused
 from tests.harness import await_that
-from tests.registries import BASIC, PASSWORD, USER, Reply, Request, Scripted, small_image
+from tests.registries import (
+    BASIC,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    PASSWORD,
+    USER,
+    Reply,
+    Request,
+    Scripted,
+    small_image,
+)
 
 HOST = types_pb2.Platform(os="linux", architecture="amd64")
 PIECE = 32 << 10
@@ -317,3 +328,61 @@ def test_a_stream_that_nobody_takes_costs_no_memory(space: Space) -> None:
 def resident_kib(space: Space) -> int:
     with open(f"/proc/{space.lighterd.pid}/status", encoding="ascii") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+
+def index_of(**by_architecture: Any) -> tuple[bytes, list[Any]]:
+    """(an index, its images)."""
+    entries = [
+        {
+            "mediaType": OCI_MANIFEST,
+            "digest": image.descriptor.digest,
+            "size": image.descriptor.size,
+            "platform": {"os": "linux", "architecture": architecture},
+        }
+        for architecture, image in by_architecture.items()
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    return json.dumps(document).encode(), list(by_architecture.values())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "all_metadata", "layers"),
+    [
+        (("amd64",), False, 1),
+        (("amd64", "arm64"), False, 2),
+        (("amd64",), True, 1),  # the others' manifests and configs come too
+        ((), False, 3),
+    ],
+)
+def test_platforms_of_a_pull(
+    space: Space, wanted: tuple[str, ...], all_metadata: bool, layers: int
+) -> None:
+    index, each = index_of(
+        amd64=small_image(1000, seed=1),
+        arm64=small_image(1000, seed=2),
+        s390x=small_image(1000, seed=3),
+    )
+    platforms = [types_pb2.Platform(os="linux", architecture=name) for name in wanted]
+    with Scripted() as registry:
+        for image in each:
+            registry.serve(image, "app")
+        reply = Reply(body=index, headers=(("Content-Type", OCI_INDEX),))
+        registry.route("/v2/app/manifests/1", reply)
+        registry.route(f"/v2/app/manifests/{digest_of(index)}", reply)
+        source = ends.OCIRegistry(
+            reference=f"{registry.host}/app:1",
+            resolver=ends.RegistryResolver(default_scheme="http"),
+        )
+        store = ends.ImageStore(
+            name="example.com/app:1",
+            platforms=platforms,
+            all_metadata=all_metadata,
+            unpacks=[ends.UnpackConfiguration(platform=HOST)],
+        )
+        transfer(space.api, source, store).result()
+    have = space.digests()
+    assert digest_of(index) in have
+    assert sum(image.layers[0].digest in have for image in each) == layers
+    manifests = sum(image.descriptor.digest in have for image in each)
+    assert manifests == (3 if all_metadata else layers)
+    assert len(space.snapshot_infos("kind==Committed")) == 1
