@@ -12,6 +12,7 @@ __all__ = ["make_lighterd", "owners"]
 
 TEST_S = 600  # the first test of all builds
 CORE = f"lighter-core-{VERSION}"
+COMPAT = "lighter-containerd-compat"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ import toml
 from lighter.daemon.config import Config, dump, load
 from lighter.proto.release import OWN
 from lighter.proto.version import VERSION
-from tests.packaging.conftest import CORE
+from tests.packaging.conftest import COMPAT, CORE
 from tests.packaging.rpms import query
 
 TOP = Path(__file__).resolve().parents[2]
@@ -30,8 +30,29 @@ def lines(text: str) -> set[str]:
     return set(text.splitlines())
 
 
-def test_there_are_three_packages_and_their_source(rpms: dict[str, Path]) -> None:
-    assert set(rpms) == {"lighter", CORE, "lighter-selinux", "src"}
+def test_there_are_four_packages_and_their_source(rpms: dict[str, Path]) -> None:
+    assert set(rpms) == {"lighter", CORE, COMPAT, "lighter-selinux", "src"}
+
+
+def test_a_package_puts_it_in_containerds_place(rpms: dict[str, Path]) -> None:
+    form = "[%{FILENAMES} %{FILELINKTOS}\n]"
+    named = {
+        path: link
+        for path, _, link in (line.partition(" ") for line in lines(query(rpms[COMPAT], form)))
+        if not path.startswith(("/usr/share/doc", "/usr/share/lic"))
+    }
+    assert named == {
+        "/usr/bin/containerd": "lighterd",
+        "/usr/lib/systemd/system/containerd.service": "lighterd.service",
+        "/usr/lib/systemd/system/lighterd.service.d": "",
+        "/usr/lib/systemd/system/lighterd.service.d/containerd.conf": "",
+    }
+    offers = lines(query(rpms[COMPAT], "", "--provides"))
+    assert {"containerd = 2.1.0", "containerd.io = 2.1.0"} <= offers
+    assert lines(query(rpms[COMPAT], "", "--conflicts")) == {"containerd", "containerd.io"}
+    assert any(
+        need.startswith("lighter = ") for need in lines(query(rpms[COMPAT], "", "--requires"))
+    )
 
 
 def test_the_command_package_has_the_commands_and_no_program(rpms: dict[str, Path]) -> None:
@@ -80,7 +101,7 @@ def test_all_of_a_version_is_in_a_directory_of_its_own(rpms: dict[str, Path]) ->
 def test_only_root_can_change_anything(rpms: dict[str, Path]) -> None:
     form = "[%{FILEMODES:octal} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILENAMES}\n]"
     modes = {}
-    for name in ("lighter", CORE, "lighter-selinux"):
+    for name in ("lighter", CORE, COMPAT, "lighter-selinux"):
         for line in query(rpms[name], form).splitlines():
             mode, user, group, path = line.split(" ", 3)
             modes[path] = int(mode, 8)
@@ -234,7 +255,7 @@ def test_the_manual_pages_have_every_command_and_keep_examples(unpacked: Path) -
     assert ".SS config check\n" in page(unpacked, "lighterd.8")
 
 
-@pytest.mark.parametrize("kind", ["lighter", CORE, "lighter-selinux"])
+@pytest.mark.parametrize("kind", ["lighter", CORE, COMPAT, "lighter-selinux"])
 def test_a_package_says_who_may_use_it_and_how(kind: str, rpms: dict[str, Path]) -> None:
     described = query(rpms[kind], "%{LICENSE}|%{SUMMARY}|%{VERSION}|%{EPOCH}|%{OBSOLETES}")
     assert re.fullmatch(rf".*Apache-2.0.*\|\S.*\|{VERSION}\|\(none\)\|\(none\)", described)
