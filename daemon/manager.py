@@ -83,6 +83,7 @@ class Manager:
         self._stands_in = stands_in
         self._reread = reread
         self._reloader: Reloader | None = None  # until all is there
+        self._reload_is_due = False
         self._root = Root(config.root)
         self._state = State(config.state)
         self._stopping = asyncio.Event()
@@ -188,6 +189,8 @@ class Manager:
         hit("start.completed")
         core.router.release_events()
         server.complete(methods)
+        if self._reload_is_due:
+            self._on_hangup()
         return services
 
     async def _serve_grpc(self, undo: AsyncExitStack, services: "Services") -> None:
@@ -253,7 +256,8 @@ class Manager:
 
     def _on_hangup(self) -> None:
         if self._reloader is None:
-            return  # what there is to read was read this moment
+            self._reload_is_due = True
+            return
         with contextlib.suppress(LighterError):  # the log says it
             self._reloader.reload()
 

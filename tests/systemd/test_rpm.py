@@ -19,7 +19,7 @@ ALIEN = "0.98.0"
 OWN_PROTOCOLS = ", ".join(map(str, OWN.protocols))
 IDLE = 200  # containers that only have to be there, beside those with traffic
 RATE_MB = 20
-API_GAP_S = 5.0  # promised is one second; the machine of a test is slow and shared
+API_GAP_S = 3.0  # promised is one second; the machine of a test is slow and shared
 
 
 @pytest.fixture(scope="module")
