@@ -68,8 +68,8 @@ def engine(host: Host, request: pytest.FixtureRequest) -> Iterator[Engine]:
     with host.lighterd.client("moby") as client:
         tasks = client.call("tasks", "list")["tasks"]
         left = client.call("containers", "list", cursor="", limit=100)["containers"]
-        # Docker removes a record when the container ends. It asks once, also when there is nobody
-        # to ask.
+        # Docker asks once to remove a record: when nobody is there to ask, or when it restores the
+        # container while it is told of its end again, the record stays (docs/docker.md).
         if request.node.get_closest_marker("away"):
             for row in left:
                 client.call("containers", "delete", id=row["id"], force=True)
