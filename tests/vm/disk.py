@@ -26,12 +26,11 @@ MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SUITE = "bookworm"
 SIZE = "4G"
 BUILD_S = 900
-# rpm installs what we build; runc and crun run containers; criu writes their processes down, which
-# it does on few kernels; the rest is for looking around.
+# rpm installs what we build; runc and crun run containers; the rest is for looking around.
 PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "kmod", "dbus", "linux-image-cloud-amd64", "zstd"),
     *("runc", "crun", "busybox-static", "python3", "rpm", "iproute2", "procps", "strace"),
-    *("criu", "ca-certificates", "less"),
+    *("ca-certificates", "less"),
 )
 _TEXTS = {
     "etc/hostname": "lighter-vm\n",
