@@ -783,7 +783,7 @@ CHUNK = b"x" * 65536
 @pytest.mark.parametrize(
     "what", ["manifest", "token", "error", "headers", "long header", "status", "continue", "config"]
 )
-def test_sec_32_what_never_ends_is_cut_off(reg: Scripted, what: str) -> None:
+def test_sec_32_what_never_ends_is_cut_off(reg: Scripted, tmp_path: Path, what: str) -> None:
     """Each stops at its cap, with the same memory as before."""
     json_type = (("Content-Type", OCI_MANIFEST),)
     reg.routes.clear()
@@ -806,8 +806,11 @@ def test_sec_32_what_never_ends_is_cut_off(reg: Scripted, what: str) -> None:
     else:
         reg.default = Reply(200, CHUNK, endless=True)
 
+    (tmp_path / reg.host).mkdir()
+    (tmp_path / reg.host / "hosts.toml").write_text('dial_timeout = "500ms"\n')
+
     async def work() -> None:
-        async with remote(f"{reg.host}/x:1") as opened:
+        async with remote(f"{reg.host}/x:1", config_path=(str(tmp_path),)) as opened:
             with pytest.raises(LighterError):
                 if what == "config":
                     await opened.document(IMAGE.config)
