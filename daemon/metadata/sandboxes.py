@@ -27,8 +27,8 @@ class SandboxStore:
         with self._db.durable_transaction() as tx:
             ensure_in(tx, made.namespace)
             done = tx.execute(
-                "INSERT OR IGNORE INTO sandboxes"
-                "(namespace, id, labels, record, created_at, updated_at) VALUES(?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO sandboxes(namespace, id, labels, record, created_at,"
+                " updated_at) VALUES(?, ?, ?, ?, ?, ?)",
                 (made.namespace, made.id, labels, _record(made), now, now),
             )
             if not done.rowcount:
