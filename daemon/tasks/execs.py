@@ -58,8 +58,9 @@ class ExecService:
             try:
                 self._record(entry, exec_)
                 return await self._ask(entry, exec_id, terminal, process, stdio)
-            except BaseException:
-                # One that was started is there, whatever became of the answer.
+            except Exception:
+                # One that was started is there, whatever became of the answer. A manager's end is
+                # no answer: the next one asks the shim.
                 if exec_.state == states.CREATING and entry.execs.get(exec_id) is exec_:
                     self._forget_exec(entry, exec_id)
                 raise
@@ -151,6 +152,11 @@ class ExecService:
         peer = await connected(entry)
         bundle = self._bundle_of(entry.namespace, entry.id)
         console = bundle.console() if terminal else ""
+
+        def tidy() -> None:
+            bundle.remove_process(exec_id)
+            bundle.remove_console(console)
+
         try:
             path = bundle.write_process(exec_id, process)
             hit("exec.asked")
@@ -164,10 +170,11 @@ class ExecService:
             async with entry.exec_turns:
                 answer = await peer.call("exec", request)
             hit("exec.done")
-            return int(answer["pid"])
-        finally:
-            bundle.remove_process(exec_id)
-            bundle.remove_console(console)
+        except Exception:  # not a manager's end: the runtime is at it still, and may not have read
+            tidy()
+            raise
+        tidy()
+        return int(answer["pid"])
 
     def _forget_exec(self, entry: Entry, exec_id: str) -> None:
         gone = entry.execs.pop(exec_id, None)

@@ -8,6 +8,7 @@ after each test sees that nothing stayed behind.
 import gzip
 import io
 import os
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lighter.proto import errors
+from tests import lives
 from tests.harness import Lighterd, await_that
 from tests.images import busybox_archive
 from tests.unit.images.build import Layout, tar
@@ -386,6 +388,30 @@ def test_runtimes_that_are_no_programs(
     assert done.returncode in (REFUSED, NOT_EXECUTABLE), done
     assert b"Exec format error" in done.stderr, done.stderr
     nothing_is_there(lighterd)
+
+
+def test_a_manager_that_ends_amid_an_exec_leaves_it_to_the_next(
+    make_lighterd: Callable[..., Lighterd], tmp_path: Path
+) -> None:
+    lighterd, runc = with_runtime(make_lighterd, tmp_path)
+    busybox = lighterd.import_busybox()
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    wait = f"{{ touch {begun}; until [ -e {gate} ]; do sleep 0.1; done; }}"
+    write_script(runc, f'for word; do [ "$word" != exec ] || {wait}; done; exec runc "$@"')
+    lives.begin(lighterd, busybox, "x", "sleep", "1000")
+    argv = lighterd.ctl_argv("exec", "x", "sh", "-c", "exit 7")
+    with subprocess.Popen(argv, stderr=subprocess.PIPE):
+        await_that(begun.exists, 30, "the runtime is asked")
+        lighterd.stop()
+        assert "unhandled" not in lighterd.log_end(1 << 20)
+        lighterd.start()
+        gate.touch()
+
+        def exits() -> list[int]:
+            told = [e["event"] for e in lighterd.events() if e["topic"] == "/tasks/exit"]
+            return [event["exit_status"] for event in told]
+
+        await_that(lambda: exits() == [7], 30, "the next manager hears of its end")
 
 
 def test_a_runtime_that_hangs_holds_nobody_up(
