@@ -36,7 +36,7 @@ def install(session: Session, image: str, libs: bool, replace: bool, path: str) 
             raise NotFound(f"install {image}: it has no /bin")
     finally:
         with contextlib.suppress(LighterError):
-            session.manager.undo("containers.delete", id=id_, force=True)
+            session.manager.undo("containers.delete", id=id_, force=True, volumes=True)
 
 
 def _install(session: Session, id_: str, name: str, path: str, replace: bool) -> bool:

@@ -82,7 +82,8 @@ class Freezing:
             namespace, _, container_id = row["key"].removeprefix(_NOTES).partition("/")
             entry = entry_of(namespace, container_id)
             if entry is not None and entry.incarnation == row["value"]:
-                await self._thaw(row["key"], entry)
+                # Its runtime may be at it still.
+                self._in_background(self._thaw_what_froze_late(row["key"], entry))
             else:
                 self._forget(row["key"])
 
@@ -102,6 +103,8 @@ class Freezing:
 
     async def _thaw_what_froze_late(self, key: str, entry: Entry) -> None:
         """After a pause that was given up: for as long as the runtime may take to do it."""
+        with contextlib.suppress(LighterError):
+            await connected(entry)  # after a start: what is known of it is from before
         end = time.monotonic() + LATE_S
         for pause_s in retries():
             if time.monotonic() > end or entry.exit is not None or entry.state == states.PAUSED:

@@ -128,7 +128,7 @@ class Leases:
         """Hold a resource no longer. Raises NotFound."""
         self.get(namespace, lease_id)
         with self._db.durable_transaction() as tx:
-            _release_snapshots(tx, namespace, lease_id, resource)
+            _release_snapshots(tx, namespace, lease_id, (type_, resource))
             done = tx.execute(
                 "DELETE FROM lease_resources"
                 " WHERE namespace = ? AND lease = ? AND type = ? AND resource = ?",
@@ -178,9 +178,14 @@ def _add(
 
 
 def _release_snapshots(
-    tx: sqlite3.Connection, namespace: str, lease_id: str, resource: str | None = None
+    tx: sqlite3.Connection,
+    namespace: str,
+    lease_id: str,
+    only: tuple[str | None, str | None] = (None, None),
 ) -> None:
-    """Let active snapshots and views that this lease alone holds (or the one named) be collected.
+    """Let active snapshots and views that this lease alone holds be collected.
+
+    `only`: type and name of a resource, of which alone this is said.
 
     They are roots by themselves otherwise (content/references.py). dockerd keeps a container's
     root file system by a lease of its own and removes it by ending that.
@@ -189,13 +194,16 @@ def _release_snapshots(
         "SELECT number, labels FROM snapshots AS s JOIN lease_resources AS r"
         " ON r.namespace = s.namespace AND r.resource = s.key"
         " AND r.type = 'snapshots/' || s.snapshotter"
-        " WHERE r.namespace = ? AND r.lease = ? AND (? IS NULL OR r.resource = ?)"
+        " WHERE r.namespace = ? AND r.lease = ?"
+        " AND r.type = coalesce(?, r.type) AND r.resource = coalesce(?, r.resource)"
         " AND s.kind != ?"
         " AND NOT EXISTS (SELECT 1 FROM containers AS c WHERE c.namespace = s.namespace"
         " AND c.snapshotter = s.snapshotter AND c.snapshot_key = s.key)"
-        " AND NOT EXISTS (SELECT 1 FROM lease_resources AS o WHERE o.namespace = r.namespace"
-        " AND o.type = r.type AND o.resource = r.resource AND o.lease != r.lease)",
-        (namespace, lease_id, resource, resource, COMMITTED),
+        " AND NOT EXISTS (SELECT 1 FROM lease_resources AS o JOIN leases AS l"
+        " ON l.namespace = o.namespace AND l.id = o.lease"
+        " WHERE o.namespace = r.namespace AND o.type = r.type AND o.resource = r.resource"
+        " AND o.lease != r.lease AND coalesce(l.expires_at > ?, 1))",
+        (namespace, lease_id, *only, COMMITTED, time.time_ns()),
     ).fetchall()
     for row in held:
         labels = json.dumps({**json.loads(row["labels"]), UNDER_LEASE_LABEL: "true"})

@@ -29,7 +29,7 @@ def tcp_address(text: str) -> TcpAddress:
             raise ValueError(port)
     except ValueError as err:
         raise InvalidArgument(f"{text!r} is no address and port, such as 127.0.0.1:1338") from err
-    if address.is_unspecified:
+    if address.is_unspecified or (getattr(address, "ipv4_mapped", None) or address).is_unspecified:
         raise InvalidArgument(f"{text} is every address of this host: say which one is meant")
     return TcpAddress(address, int(port))
 

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -57,6 +57,7 @@ SWEEP_S = 2.0
 LOADING_SWITCH_S = 0.0005
 
 LOOK_AT_SOCKETS_S = 1.0
+LISTEN_AGAIN_S = 2.0
 
 
 class Manager:
@@ -135,6 +136,9 @@ class Manager:
         # From here on things happen.
         found = core.recovery.run()
         hit("start.recovered")
+        # Before clients and shims have gone nothing may hear that there is no spawner: what their
+        # ends cut short would be taken for failures.
+        undo.push_async_callback(core.spawner.close)
         zmq_context = context()
         undo.callback(zmq_context.destroy, 0)
         router = core.router
@@ -147,7 +151,6 @@ class Manager:
         self._handle_signals()
         log.info("manager answers tasks=%d socket=%s", found, self._state.client_socket)
         core.spawner.start()
-        undo.push_async_callback(core.spawner.close)
         services = await self._complete(core, server)
         await self._serve_grpc(undo, services)
         # What is there now stays: the collector need not look at it again.
@@ -156,6 +159,9 @@ class Manager:
         gc.enable()
         self._notifier.ready()
         log.info("manager is ready")
+        self._reloader = services.reloader  # which tells systemd READY too
+        if self._reload_is_due:
+            self._on_hangup()
         in_background = core.supervisor.in_background
         in_background(
             self._notifier.keep_telling(partial(_status, core.supervisor, self._stands_in))
@@ -177,7 +183,6 @@ class Manager:
         from lighter.daemon.rpc.wiring import native_methods
 
         services = build(core, self._reread, self._notifier)
-        self._reloader = services.reloader
         methods = native_methods(services)
         # Without a wait from here on: events come after what was found.
         core.supervisor.follow(services.followers, services.settler)
@@ -189,8 +194,6 @@ class Manager:
         hit("start.completed")
         core.router.release_events()
         server.complete(methods)
-        if self._reload_is_due:
-            self._on_hangup()
         return services
 
     async def _serve_grpc(self, undo: AsyncExitStack, services: "Services") -> None:
@@ -208,11 +211,14 @@ class Manager:
         server = wiring.grpc_server(services, counts)
         await server.start(self._config.address or self._state.grpc_socket)
         undo.push_async_callback(server.close)
+        in_background = services.supervisor.in_background
+        if (tls := wiring.tls(self._config)) is not None:
+            in_background(_keep_trying(partial(server.start_tcp, tls)))
         if counts is not None:
             await _loaded("lighter.daemon.metricserver")
             page = wiring.metric_server(services, counts)
-            await page.start()
             undo.push_async_callback(page.close)
+            in_background(_keep_trying(page.start))
 
     async def _finish_removals(self, snapshotters: "Mapping[str, Snapshotter]") -> None:
         """Let removals end while the database is open; the next start does the rest."""
@@ -311,6 +317,16 @@ def _status(supervisor: Supervisor, stands_in: str) -> str:
     adopted = sum(entry.peer is not None and entry.peer.version > 0 for entry in shims)
     instead = f"; stands in for version {stands_in}" if stands_in else ""
     return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}{instead}"
+
+
+async def _keep_trying(listen: Callable[[], Awaitable[None]]) -> None:
+    """Listen where others may be before us, or the host not yet: all else goes on without it."""
+    while True:
+        try:
+            return await listen()
+        except LighterError as error:
+            log.error("%s; trying on", error.message)
+        await asyncio.sleep(LISTEN_AGAIN_S)
 
 
 async def _loaded(module: str) -> None:

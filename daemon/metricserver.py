@@ -32,25 +32,28 @@ class MetricServer:
         self._supervisor = supervisor
         self._more = more
         self._one = asyncio.Lock()
-        application = web.Application(client_max_size=1024)
-        application.router.add_get(PATH, self._page)
-        self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=15
-        )
+        self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Raises FailedPrecondition when the address cannot be had."""
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, str(self._address.host), self._address.port)
+        """Raises FailedPrecondition when the address cannot be had, and may be tried again then."""
+        application = web.Application(client_max_size=1024)
+        application.router.add_get(PATH, self._page)
+        runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=15
+        )
+        await runner.setup()
+        site = web.TCPSite(runner, str(self._address.host), self._address.port)
         try:
             await site.start()
         except OSError as err:
-            await self._runner.cleanup()
+            await runner.cleanup()
             raise FailedPrecondition(f"bind {self._address}: {err.strerror or err}") from err
+        self._runner = runner
         log.info("metrics are served address=%s path=%s", self._address, PATH)
 
     async def close(self) -> None:
-        await self._runner.cleanup()
+        if self._runner is not None:
+            await self._runner.cleanup()
 
     async def _page(self, _request: web.Request) -> web.Response:
         async with self._one:
@@ -63,8 +66,8 @@ class MetricServer:
         for entry in entries:
             try:
                 measured.append((entry.namespace, entry.id, metrics.of_task(entry)))
-            except NotFound:
-                continue  # it does not run
+            except (NotFound, OSError):
+                continue  # it does not run, or ends this moment
         return text([_build(), *self._more(), *of_containers(measured)]).encode()
 
 

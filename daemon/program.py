@@ -91,7 +91,10 @@ def _serve(
     )
     asyncio.run(manager.run())
     # All is closed. To take the interpreter apart would be 30 ms more without a manager.
-    sys.stderr.flush()
+    try:
+        sys.stderr.flush()
+    except OSError:
+        pass  # a full disk: the log has lost its end, and a good end is one all the same
     os._exit(0)
 
 

@@ -85,7 +85,7 @@ def _v1(values: Mapping[str, Any]) -> Named:
         yield "cpu_throttled_periods_total", {}, cpu["throttling"]["throttled_periods"]
         yield "cpu_throttled_time_nanoseconds", {}, cpu["throttling"]["throttled_time"]
     for field, value in values.get("memory", {}).items():
-        if field in _V1_ENTRIES:
+        if field in _V1_ENTRIES and isinstance(value, dict):
             entry = f"memory_{_V1_ENTRIES[field]}"
             yield f"{entry}_failcnt_total", {}, value["failcnt"]
             for part in ("limit", "max", "usage"):

@@ -167,11 +167,13 @@ class Spawner:
         """Let the spawner end, which it does when its socket closes, and wait for that."""
         self._closing = True
         if self._pidfd < 0:
+            self._loaded.set()
             return
         loop = asyncio.get_running_loop()
         pidfd, self._pidfd = self._pidfd, -1
         loop.remove_reader(pidfd)
         self._drop("the manager is stopping")
+        self._loaded.set()  # who waits for a spawner hears that there will be none
         ended = asyncio.Event()
         loop.add_reader(pidfd, ended.set)
         try:
@@ -241,6 +243,8 @@ class Spawner:
                 await self._loaded.wait()
         except TimeoutError as err:
             raise Unavailable(f"{what}: there is no spawner") from err
+        if self._closing:
+            raise Unavailable(f"{what}: the manager is stopping")
         assert self._socket is not None, "it is loaded only while there is a socket"
         self._idents += 1
         ident = self._idents

@@ -28,7 +28,8 @@ def make_immortal() -> int:
     """
     if sys.version_info[:2] not in _KNOWN or _word_at(id(None)) != _IMMORTAL:
         return 0  # not known, or a build whose objects begin otherwise (free threading, debugging)
-    memory = (ctypes.c_uint64 * (1 << 44)).from_address(0)  # a way to any address; takes nothing
+    # A way to any address; takes nothing.
+    memory = (ctypes.c_uint64 * ((1 << 60) - 1)).from_address(0)
     fresh = {id(one): one for one in gc.get_objects()}
     found: dict[int, object] = {}
     while fresh:

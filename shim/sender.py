@@ -66,7 +66,7 @@ class SentLog:
             return  # docker sends no empty ones either
         try:
             self._sender.send(_ERR if stream == STDERR else _INFO, line, is_part)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a path with a zero byte
             self._lost += 1
         else:
             self._tell_lost()
@@ -122,7 +122,7 @@ class _Sender:
             stamp = (
                 time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06}Z"
             )
-            host = os.uname().nodename.encode() or b"-"
+            host = os.fsencode(os.uname().nodename) or b"-"
             return b"<%d>1 %s %s %s - - - %s" % (priority, stamp.encode(), host, self._tag, line)
         stamp = time.strftime("%b %e %H:%M:%S", time.localtime(now))
         return b"<%d>%s %s: %s" % (priority, stamp.encode(), self._tag, line)

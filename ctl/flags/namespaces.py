@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _ALL_IDS = 65536
+_DIGITS = 10  # an id has at most as many
 _MODES = {
     "private": "own",
     "shareable": "own",  # docker's word; here every namespace can be joined
@@ -58,7 +59,8 @@ def free_ids(word: str) -> int:
     if word == "auto":
         return _ALL_IDS
     size = word.removeprefix("auto:size=")
-    if size == word or not (size.isascii() and size.isdigit() and int(size)):
+    is_number = size.isascii() and size.isdigit() and len(size) <= _DIGITS
+    if size == word or not (is_number and int(size)):
         raise grammar.UsageError(
             f"--userns {word!r}: expected host, auto or auto:size=N; --uidmap and --gidmap map ids"
         )
@@ -68,7 +70,9 @@ def free_ids(word: str) -> int:
 def id_range(text: str, flag: str) -> list[int]:
     """`inside:host:size` as numbers."""
     words = text.split(":")
-    if len(words) != 3 or not all(word.isascii() and word.isdigit() for word in words):
+    if len(words) != 3 or not all(
+        word.isascii() and word.isdigit() and len(word) <= _DIGITS for word in words
+    ):
         raise grammar.UsageError(f"{flag} {text!r}: expected INSIDE:HOST:SIZE")
     return [int(word) for word in words]
 

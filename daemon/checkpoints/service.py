@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from lighter.daemon.checkpoints import document
@@ -68,6 +68,24 @@ class Checkpoints:
         self._collector = collector
         self._worker = worker
 
+    async def dump(
+        self,
+        namespace: str,
+        container_id: str,
+        directory: str,
+        end: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        """CRIU's files of its processes alone, in a directory of the caller's; `end` as in `write`.
+
+        The runtime is never asked to end them: a restart policy would start them again.
+        """
+        if end is None:
+            await self._tasks.checkpoint(namespace, container_id, directory)
+            return
+        async with self._freezing.frozen(namespace, container_id):
+            await self._tasks.checkpoint(namespace, container_id, directory)
+            await end()
+
     async def write(
         self,
         namespace: str,
@@ -77,51 +95,52 @@ class Checkpoints:
         rw: bool,
         image: bool,
         task: bool,
-        ends: bool,
+        end: Callable[[], Awaitable[object]] | None = None,
     ) -> Image:
         """Make the image `name` of a container; one of that name is replaced.
 
         `rw`: with what it has written to its root. `image`: with the image that it was made from.
-        `task`: with its processes, by CRIU; `ends` them with it. What runs stands still meanwhile.
+        `task`: with its processes, by CRIU. What runs stands still meanwhile. `end` ends it, called
+        when the image is there and nothing has run on since it was taken.
         Raises FailedPrecondition where CRIU cannot do it, or the container's files are not ours.
         """
         what = f"checkpoint container {container_id}"
         container = self._containers.get(namespace, container_id)
         name = normalise(name)
-        if ends and not task:
+        if end and not task:
             raise InvalidArgument(f"{what}: only with its task it ends with it")
         if rw and container.options.get("id_root"):
             raise FailedPrecondition(f"{what}: its ids are mapped, and so are its files' owners")
         parent = await parent_of(self._snapshots, container, what)
         base = self._images.get(namespace, container.image).target if image else None
         with self._content.new_ingest() as ingest, self._collector.pin() as pin:
+            if base is not None:
+                pin.content(namespace, base.digest)
             new = Additions(what, self._content, namespace, ingest, pin)
             spec, record = document.pack_spec(container.spec), document.record_of(container, parent)
             entries = [
                 await new.document(document.CONFIG, spec),
                 await new.document(document.RECORD, record),
             ]
-            still = self._freezing.frozen(namespace, container_id)
-            async with contextlib.nullcontext() if ends else still:
+            async with self._freezing.frozen(namespace, container_id):
                 if task:
                     dump = ingest.file(_DUMP)
                     os.mkdir(dump, 0o700)
-                    await self._tasks.checkpoint(namespace, container_id, dump, not ends)
-                    if ends:
-                        await self._tasks.wait(namespace, container_id, "")
+                    await self._tasks.checkpoint(namespace, container_id, dump)
                     entries.append(await self._packed(new, dump))
                 if rw:
                     layer, _diff_id = await new.layer(self._snapshots, container, document.LAYER)
                     entries.append(
                         Descriptor(layer.media_type, layer.digest, layer.size, platform=_here())
                     )
-            hit("checkpoint.read")
-            if base is not None:
-                pin.content(namespace, base.digest)
-                entries.append(base)
-            target = await self._index(new, container, entries)
-            await new.adopt()
-            (made,) = self._images.put_all(namespace, {name: target})
+                hit("checkpoint.read")
+                if base is not None:
+                    entries.append(base)
+                target = await self._index(new, container, entries)
+                await new.adopt()
+                (made,) = self._images.put_all(namespace, {name: target})
+                if end is not None:
+                    await end()
         return made
 
     async def _packed(self, new: Additions, directory: str) -> Descriptor:

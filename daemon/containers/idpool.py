@@ -18,6 +18,7 @@ from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceEx
 
 SIZE = 65536  # as many as a system has: 0 to 65535
 OPTION = "userns"
+_KEYS = ("uid", "gid", "size")
 _OWNER = "containers"
 _FILES = ("/etc/subuid", "/etc/subgid")
 _MAX_FILE_BYTES = 4 << 20
@@ -55,6 +56,30 @@ class IdPool:
         finally:
             self._claimed.remove(found)
 
+    @contextlib.contextmanager
+    def keep(self, mapping: Any) -> Iterator[None]:
+        """Have ids that a record names, for as long as it takes to write another that has them.
+
+        Raises InvalidArgument for what is no such mapping, FailedPrecondition when somebody else
+        has any of them.
+        """
+        numbers = [mapping.get(name) if isinstance(mapping, Mapping) else None for name in _KEYS]
+        if not all(type(number) is int and 0 < number <= MAX_ID for number in numbers):
+            raise InvalidArgument("map ids: the record of them is none")
+        uid, gid, size = (int(number) for number in numbers if number)
+        wanted = Span(uid, size), Span(gid, size)
+        for theirs in (*self._recorded(), *self._claimed):
+            for kind, own, other in zip(("user", "group"), wanted, theirs, strict=True):
+                if own.first < other.end and other.first < own.end:
+                    raise FailedPrecondition(
+                        f"map ids: {kind} ids {own.first} and up are another container's by now"
+                    )
+        self._claimed.append(wanted)
+        try:
+            yield
+        finally:
+            self._claimed.remove(wanted)
+
     def _recorded(self) -> Iterator[tuple[Span, Span]]:
         for value in self._store.option(OPTION):
             yield Span(value["uid"], value["size"]), Span(value["gid"], value["size"])
@@ -72,17 +97,6 @@ class IdPool:
                     "configuration, does it"
                 )
         return found[0], found[1]
-
-
-def check_apart(store: ContainerStore, mapping: Mapping[str, Any]) -> None:
-    """That no container with ids of the pool has any of these. Raises FailedPrecondition."""
-    for value in store.option(OPTION):
-        for kind in ("uid", "gid"):
-            first, second = Span(mapping[kind], mapping["size"]), Span(value[kind], value["size"])
-            if first.first < second.end and second.first < first.end:
-                raise FailedPrecondition(
-                    f"map ids: {kind} {first.first} and up are another container's by now"
-                )
 
 
 def _subordinate(path: str) -> list[Span]:

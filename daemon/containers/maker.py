@@ -169,10 +169,10 @@ class ContainerMaker:
             image=definition.image, terminal=spec["process"].get("terminal") is True
         )
         options = {**options_of(plain, self._defaults), **definition.options}
-        if ids := options.get(idpool.OPTION):
-            idpool.check_apart(self._store, ids)
         options |= of_id_maps(maps, options)
-        async with AsyncExitStack() as undo:
+        async with AsyncExitStack() as claims, AsyncExitStack() as undo:
+            if ids := options.get(idpool.OPTION):
+                claims.enter_context(self._id_pool.keep(ids))
             made = await self._roots.snapshot(
                 namespace,
                 id_,

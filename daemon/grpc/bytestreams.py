@@ -73,6 +73,8 @@ async def target(stream: Stream) -> AsyncIterator[tuple[int, "asyncio.Future[Non
     """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     drawing = asyncio.ensure_future(_draw(stream, read_fd))
+    # Not in the work itself, which never begins when it is cancelled before its first step.
+    drawing.add_done_callback(lambda _done: os.close(read_fd))
     try:
         yield write_fd, drawing
     finally:
@@ -80,25 +82,22 @@ async def target(stream: Stream) -> AsyncIterator[tuple[int, "asyncio.Future[Non
 
 
 async def _draw(stream: Stream, read_fd: int) -> None:
-    try:
-        room = 0
-        while True:
-            while room <= 0:
-                message = await stream.receive()
-                if message is None:
-                    raise InvalidArgument(
-                        f"write to stream {stream.name}: the client stopped asking for more"
-                    )
-                wanted = pb.WindowUpdate()
-                anys.unpack(message, wanted)
-                room = min(room + max(0, wanted.update), MAX_WINDOW)
-            data = await _read(read_fd, min(PIECE, room))
-            if not data:
-                return
-            room -= len(data)
-            await stream.send(anys.pack(pb.Data(data=data)))
-    finally:
-        os.close(read_fd)
+    room = 0
+    while True:
+        while room <= 0:
+            message = await stream.receive()
+            if message is None:
+                raise InvalidArgument(
+                    f"write to stream {stream.name}: the client stopped asking for more"
+                )
+            wanted = pb.WindowUpdate()
+            anys.unpack(message, wanted)
+            room = min(room + max(0, wanted.update), MAX_WINDOW)
+        data = await _read(read_fd, min(PIECE, room))
+        if not data:
+            return
+        room -= len(data)
+        await stream.send(anys.pack(pb.Data(data=data)))
 
 
 async def _read(fd: int, size_bytes: int) -> bytes:

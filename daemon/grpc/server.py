@@ -32,18 +32,18 @@ PROBE_S = 2.0
 MAX_STREAMS = 2048
 MAX_CONNECTIONS = 1024
 HANDSHAKE_MS = 10_000
+KEEPALIVE_MS = 30_000
 MAX_METADATA = 16 << 10  # bytes of a call's headers
 
 
 @dataclass(frozen=True)
 class Settings:
-    """containerd's `[grpc]`: sizes in bytes, 0 for 16 MiB. Without `tcp` there is no TCP."""
+    """containerd's `[grpc]`: sizes in bytes, 0 for 16 MiB."""
 
     uid: int
     gid: int
     max_recv_message_size: int
     max_send_message_size: int
-    tcp: Tls | None = None
 
 
 class Service(Protocol):
@@ -68,7 +68,7 @@ class GrpcServer:
         self._services = services
         self._counts = counts
         self._settings = settings
-        self._server: grpc.aio.Server | None = None
+        self._servers: list[grpc.aio.Server] = []
 
     async def start(self, path: str) -> None:
         """Listen at `path`, mode 0660. A stale socket is replaced, anything else refused.
@@ -77,6 +77,47 @@ class GrpcServer:
         """
         check_socket_path(path)
         await asyncio.to_thread(_clear, path)
+        server, healthy = self._made()
+        # The file is there with its final mode from its first moment on.
+        mask = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:{path}")
+            os.chown(path, self._settings.uid, self._settings.gid)
+            os.chmod(path, 0o660)
+        except (RuntimeError, OSError) as err:
+            raise FailedPrecondition(f"bind {path}: {err}") from err
+        finally:
+            os.umask(mask)
+        await self._serve(server, healthy)
+        log.info("containerd's API is served socket=%s services=%d", path, len(self._services))
+
+    async def start_tcp(self, tls: Tls) -> None:
+        """Listen for clients with certificates too. Raises FailedPrecondition, and may be tried
+        again then.
+        """
+        shown = await asyncio.to_thread(credentials, tls)
+        # A client whose host is gone says nothing, not even that; beside a path there is none such.
+        server, healthy = self._made(
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+        )
+        try:
+            server.add_secure_port(tls.address, shown)
+        except RuntimeError as err:
+            await server.stop(None)
+            raise FailedPrecondition(f"bind {tls.address}: {err}") from err
+        await self._serve(server, healthy)
+        log.info("containerd's API is served by TLS too address=%s", tls.address)
+
+    async def _serve(self, server: grpc.aio.Server, healthy: health.aio.HealthServicer) -> None:
+        await server.start()
+        self._servers.append(server)
+        await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    def _made(
+        self, *options: tuple[str, int]
+    ) -> "tuple[grpc.aio.Server, health.aio.HealthServicer]":
+        """A server of all services that listens nowhere yet."""
         settings = self._settings
         server = grpc.aio.server(
             options=[
@@ -102,6 +143,7 @@ class GrpcServer:
                 # Clients of containerd ping at their own pace.
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 ("grpc.http2.max_ping_strikes", 0),
+                *options,
             ]
         )
         server.add_generic_rpc_handlers(
@@ -113,33 +155,14 @@ class GrpcServer:
         reflection.enable_server_reflection(
             [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
         )
-        # The file is there with its final mode from its first moment on.
-        mask = os.umask(0o177)
-        try:
-            server.add_insecure_port(f"unix:{path}")
-            os.chown(path, settings.uid, settings.gid)
-            os.chmod(path, 0o660)
-        except (RuntimeError, OSError) as err:
-            raise FailedPrecondition(f"bind {path}: {err}") from err
-        finally:
-            os.umask(mask)
-        if settings.tcp is not None:
-            shown = await asyncio.to_thread(credentials, settings.tcp)
-            try:
-                server.add_secure_port(settings.tcp.address, shown)
-            except RuntimeError as err:
-                raise FailedPrecondition(f"bind {settings.tcp.address}: {err}") from err
-            log.info("containerd's API is served by TLS too address=%s", settings.tcp.address)
-        await server.start()
-        self._server = server
-        await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-        log.info("containerd's API is served socket=%s services=%d", path, len(names))
+        return server, healthy
 
     async def close(self) -> None:
         """Refuse new calls, cancel those under way, and let them release what they hold."""
-        if self._server is not None:
-            await self._server.stop(None)
-            await self._server.wait_for_termination(STOP_S)
+        for server in self._servers:
+            await server.stop(None)
+        for server in self._servers:
+            await server.wait_for_termination(STOP_S)
 
 
 def _clear(path: str) -> None:

@@ -51,6 +51,7 @@ class Stream:
         self._said_all = False  # the client
         self._sent = asyncio.Event()  # to the client, all that was said
         self._gone = asyncio.Event()  # the client
+        self._cut_off = False  # its end was not to be waited for
 
     async def receive(self) -> Any | None:
         """The client's next message; None once it has no more. Raises Unavailable."""
@@ -68,12 +69,25 @@ class Stream:
         """Raises Unavailable when the client has gone."""
         await self._unless_gone("write to", self._out.put(message))
 
+    async def finish(self) -> None:
+        """End it once the client was sent all that was said, however long it takes to read that.
+
+        Raises Unavailable when it has gone.
+        """
+        await self._unless_gone("end", self._out.put(None))
+        await self._unless_gone("end", self._sent.wait())
+
     async def close(self, wait_s: float = CLOSE_S) -> None:
-        """End it, once the client was sent what was said; one that does not read is left to it."""
-        with suppress(Unavailable, TimeoutError):
+        """End it; a client that does not read in time gets what waits for it, and no end."""
+        if self._sent.is_set():
+            return
+        try:
             async with asyncio.timeout(wait_s):
-                await self._unless_gone("end", self._out.put(None))
-                await self._unless_gone("end", self._sent.wait())
+                await self.finish()
+        except Unavailable:
+            pass
+        except TimeoutError:
+            self._cut_off = True
 
     async def _unless_gone(self, verb: str, step: Coroutine[object, object, T]) -> T:
         doing = asyncio.ensure_future(step)
@@ -92,14 +106,20 @@ class Stream:
     async def listen(self, requests: AsyncIterator[Any]) -> None:
         """Take in what the client says, once somebody wants to hear it."""
         await self.taken.wait()
-        async for request in requests:
-            await self._in.put(request)
+        try:
+            async for request in requests:
+                await self._in.put(request)
+        except Exception:  # no message of this kind: nobody waits for a better one
+            self.lost()
+            raise
         await self._in.put(None)
 
     async def answers(self) -> AsyncIterator[Any]:
         """What is said to the client, until the call ends it."""
         while (message := await self._out.get()) is not None:
             yield message
+            if self._cut_off and self._out.empty():
+                raise DeadlineExceeded(f"read stream {self.name}: nobody has in {CLOSE_S:.0f} s")
         self._sent.set()
 
     def lost(self) -> None:

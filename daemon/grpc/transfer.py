@@ -198,6 +198,7 @@ class TransferService:
             finally:
                 os.close(write_fd)
             await drawing
+            await stream.finish()  # the answer says that the client has all of it
         tell(ends.Progress(event="Completed export"))
 
     def _tag(self, namespace: str, source: ends.ImageStore, store: ends.ImageStore) -> list[Image]:

@@ -16,7 +16,13 @@ from lighter.daemon.images import platforms
 from lighter.daemon.images.importer import ImportOptions
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.registry.access import Access, Credential
-from lighter.proto.errors import DeadlineExceeded, InvalidArgument, Unavailable, Unimplemented
+from lighter.proto.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    LighterError,
+    Unavailable,
+    Unimplemented,
+)
 
 ASK_S = 60.0
 KINDS = (pb.OCIRegistry, pb.ImageStore, pb.ImageImportStream, pb.ImageExportStream)
@@ -122,20 +128,27 @@ class _Asking:
         self._stream = stream
         self._reference = reference
         self._lock = asyncio.Lock()
+        self._failed: LighterError | None = None
 
     async def __call__(self, host: str) -> Credential:
         what = f"ask the client for its credential of {host}"
         asked = pb.AuthRequest(host=host, reference=self._reference)
         answer = pb.AuthResponse()
         async with self._lock:
+            # An answer says not of which host it is: after one that did not come, the next could be
+            # either's.
+            if self._failed is not None:
+                raise self._failed
             try:
                 async with asyncio.timeout(ASK_S):
                     await self._stream.send(anys.pack(asked))
                     message = await self._stream.receive()
             except TimeoutError as err:
-                raise DeadlineExceeded(f"{what}: no answer in {ASK_S:.0f} s") from err
-        if message is None:
-            raise Unavailable(f"{what}: it has nothing more to say")
+                self._failed = DeadlineExceeded(f"{what}: no answer in {ASK_S:.0f} s")
+                raise self._failed from err
+            if message is None:
+                self._failed = Unavailable(f"{what}: it has nothing more to say")
+                raise self._failed
         anys.unpack(message, answer)
         match answer.authType:
             case pb.CREDENTIALS:

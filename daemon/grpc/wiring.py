@@ -74,16 +74,17 @@ def grpc_server(s: Services, counts: CallCounts | None = None) -> GrpcServer:
             s.config.grpc_gid,
             s.config.max_recv_message_size,
             s.config.max_send_message_size,
-            _tcp(s.config),
         ),
         counts,
     )
 
 
-def _tcp(config: Config) -> Tls | None:
+def tls(config: Config) -> Tls | None:
+    """Where and how the API is served by TCP; None where nobody asked for it."""
     if not config.tcp_address:
         return None
-    return Tls(config.tcp_address, config.tcp_tls_cert, config.tcp_tls_key, config.tcp_tls_ca)
+    address = str(tcp_address(config.tcp_address))
+    return Tls(address, config.tcp_tls_cert, config.tcp_tls_key, config.tcp_tls_ca)
 
 
 def metric_server(s: Services, counts: CallCounts) -> "MetricServer":

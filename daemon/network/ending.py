@@ -164,6 +164,7 @@ class Endings:
         for key in releases:
             self.release(key)
         await self._sweep()
+        await self._names.renew_all()
         if doubtful:
             await self._wait_for(doubtful, find_entry)
 

@@ -156,7 +156,8 @@ def existing(directory: str) -> list[tuple[str, str]]:
 
 
 def _write_over(path: str, data: bytes, owner: tuple[int, int]) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    # A container that owns it may hold a lease on it: fcntl(2), F_SETLEASE.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, flags, _MODE)
     try:
         os.fchown(fd, *owner)

@@ -221,6 +221,8 @@ class LiveNetworks:
                 if force or said.status == "failed":
                     said = await self._attach_anew(record, one, said)
                 done.append(replace(said, repaired=said.repaired or (kept and said.status == "ok")))
+        names, now = self._service.names, self._attachments.of(namespace, container_id)
+        await names.renew(namespace, names.networks(now) if now else ())
         return done
 
     async def _attach_anew(self, record: Record, one: Attached, said: Checked) -> Checked:

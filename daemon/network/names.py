@@ -9,8 +9,10 @@ name server is needed, which would be one more process to be kept alive under ev
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
+from lighter.daemon.content.whole import whole
 from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.hostfiles import MAX_FILE_BYTES
 from lighter.daemon.network.records import Attached, Record
@@ -20,7 +22,9 @@ log = logging.getLogger("lighter.network")
 
 BEGIN = b"# other containers of its networks; kept by lighterd\n"
 END = b"# end of other containers\n"
-MAX_LINES = 2000  # of one container
+MAX_NETWORK_BYTES = 64 << 10  # of the lines of one network; some 1500 containers
+
+T = TypeVar("T")
 
 
 class Names:
@@ -35,37 +39,66 @@ class Names:
         """Those of ours that it is in."""
         return [one.network.name for one in record.attached if self._is_ours(one)]
 
+    async def alone(self, write: Callable[[], T]) -> T:
+        """What `write` returns, which writes hosts files, in a thread while nobody else does."""
+        return await whole(self._alone(write))
+
+    async def _alone(self, write: Callable[[], T]) -> T:
+        async with self._writing:
+            return await asyncio.to_thread(write)
+
     async def renew(self, namespace: str, networks: Iterable[str]) -> None:
         """Write what the containers of these networks are to know of each other, as it is now.
 
         What cannot be written is told of in the manager's log: a name is no reason to fail.
         """
-        wanted = set(networks)
-        if not wanted:
-            return
+        if wanted := set(networks):
+            await whole(self._renew(namespace, wanted))
+
+    async def _renew(self, namespace: str, wanted: set[str]) -> None:
         async with self._writing:
-            members = [
-                record
-                for record in self._attachments.staying()
-                if record.namespace == namespace and wanted.intersection(self.networks(record))
-            ]
-            known = self._lines(namespace)
-            texts = {record.key: self._text(record, known) for record in members}
-            await asyncio.to_thread(self._write_all, texts)
+            records = [one for one in self._attachments.staying() if one.namespace == namespace]
+            await asyncio.to_thread(self._write_all, records, wanted)
+
+    async def renew_all(self) -> None:
+        """The same for every network, after a start: the manager before may have been cut off."""
+        of: dict[str, set[str]] = {}
+        for record in self._attachments.staying():
+            of.setdefault(record.namespace, set()).update(self.networks(record))
+        for namespace, networks in of.items():
+            await self.renew(namespace, networks)
 
     def _is_ours(self, one: Attached) -> bool:
-        ipams = [plugin.get("ipam") for plugin in one.network.plugins]
-        return not one.pending and any(
+        # One that is being attached again has the addresses that it had.
+        return (not one.pending or one.again) and any(
             isinstance(ipam, Mapping) and ipam.get("dataDir") == self._addresses_dir
-            for ipam in ipams
+            for ipam in (plugin.get("ipam") for plugin in one.network.plugins)
         )
 
-    def _lines(self, namespace: str) -> dict[str, dict[str, bytes]]:
+    def _write_all(self, records: list[Record], wanted: set[str]) -> None:
+        lines = self._lines(records)
+        joined = {name: _bounded(of.values()) for name, of in lines.items()}
+        for record in records:
+            networks = self.networks(record)
+            if not wanted.intersection(networks):
+                continue
+            others = b"".join(
+                joined[name].replace(lines[name].get(record.key, b""), b"", 1)
+                for name in networks
+                if name in joined
+            )
+            try:
+                path = f"{self._attachments.directory(record.key)}/hosts"
+                _renew(path, BEGIN + others + END if others else b"")
+            except FileNotFoundError:
+                pass  # it has no files of ours, or not yet: who writes them comes here again
+            except OSError as err:
+                log.error("write names into the hosts file of %s: %s", record.id, err.strerror)
+
+    def _lines(self, records: list[Record]) -> dict[str, dict[str, bytes]]:
         """Network → key of a record → its lines."""
         known: dict[str, dict[str, bytes]] = {}
-        for record in self._attachments.staying():
-            if record.namespace != namespace:
-                continue
+        for record in records:
             called = " ".join(dict.fromkeys((record.id, default_hostname(record.id))))
             for one in record.attached:
                 if self._is_ours(one):
@@ -73,38 +106,27 @@ class Names:
                     known.setdefault(one.network.name, {})[record.key] = "".join(lines).encode()
         return known
 
-    def _text(self, record: Record, known: Mapping[str, Mapping[str, bytes]]) -> bytes:
-        lines = [
-            line
-            for network in self.networks(record)
-            for key, line in known.get(network, {}).items()
-            if key != record.key
-        ]
-        return BEGIN + b"".join(lines[:MAX_LINES]) + END if lines else b""
 
-    def _write_all(self, texts: Mapping[str, bytes]) -> None:
-        for key, text in texts.items():
-            try:
-                _renew(f"{self._attachments.directory(key)}/hosts", text)
-            except FileNotFoundError:
-                pass  # it has no files of ours, or not yet: who writes them comes here again
-            except OSError as err:
-                log.error("write names into the hosts file of %s: %s", key, err.strerror)
+def _bounded(lines: Iterable[bytes]) -> bytes:
+    found = bytearray()
+    for line in lines:
+        if len(found) + len(line) > MAX_NETWORK_BYTES:
+            break
+        found += line
+    return bytes(found)
 
 
 def _renew(path: str, text: bytes) -> None:
     """Put `text` in the place of what stands between the marks, else at the end."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    # A container owns it and may hold a lease on it, which an open without O_NONBLOCK waits for:
+    # fcntl(2), F_SETLEASE.
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         # A container can write to it: one that has made it large has done so to itself.
         old = os.pread(fd, MAX_FILE_BYTES + 1, 0)
         if len(old) > MAX_FILE_BYTES:
             return
-        before, mark, rest = old.partition(BEGIN)
-        after = rest.partition(END)[2] if mark else b""
-        if before and not before.endswith(b"\n"):
-            before += b"\n"
-        new = before + text + after
+        new = renewed(old, text)
         if new != old:
             # First the bytes, then the end: who reads meanwhile never finds an empty file.
             written = 0
@@ -113,3 +135,15 @@ def _renew(path: str, text: bytes) -> None:
             os.ftruncate(fd, len(new))
     finally:
         os.close(fd)
+
+
+def renewed(old: bytes, text: bytes) -> bytes:
+    """`old` with `text` in place of what stood between the marks."""
+    before, _mark, rest = old.partition(BEGIN)
+    after = rest  # where somebody has taken the mark away: whose it is cannot be told
+    if END in rest:
+        # The last one: a manager cut off amid a write leaves one of the text before behind its own.
+        after = rest.rpartition(END)[2]
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    return before + text + after

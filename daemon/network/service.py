@@ -10,6 +10,7 @@ its bundle or its namespace.
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from lighter.daemon.network import hostfiles, ports
@@ -167,13 +168,15 @@ class NetworkService:
         hostname = _hostname(container.spec)
         if request.attaches and not hostname:
             hostname = default_hostname(container.id)
-        places = await asyncio.to_thread(
-            hostfiles.write,
-            self._attachments.directory(key),
-            request,
-            [one.view() for one in self._attachments.get(key).attached],
-            hostname,
-            (int(owner[0]), int(owner[1])),
+        places = await self.names.alone(
+            partial(
+                hostfiles.write,
+                self._attachments.directory(key),
+                request,
+                [one.view() for one in self._attachments.get(key).attached],
+                hostname,
+                (int(owner[0]), int(owner[1])),
+            )
         )
         hit("network.files-written")
         record = self._attachments.get(key)

@@ -1,5 +1,6 @@
 """Ids of the host that are set aside for containers, as files and settings write them."""
 
+import re
 from dataclasses import dataclass
 
 from lighter.proto.errors import InvalidArgument
@@ -21,10 +22,10 @@ class Span:
 
 def parse_span(text: str) -> Span:
     """`FIRST:SIZE`. Raises InvalidArgument."""
-    first, sign, size = text.partition(":")
-    if not (sign and first.isascii() and first.isdigit() and size.isascii() and size.isdigit()):
+    if not re.fullmatch("[0-9]{1,10}:[0-9]{1,10}", text):
         raise InvalidArgument(f"read id range {text!r}: expected FIRST:SIZE")
-    span = Span(int(first), int(size))
+    first, size = map(int, text.split(":"))
+    span = Span(first, size)
     if not span.first or not span.size or span.end - 1 > _MAX_ID:
         raise InvalidArgument(f"read id range {text!r}: expected ids from 1 to {_MAX_ID}")
     return span

@@ -125,6 +125,9 @@ class RestartStore:
     def keep(self, row: Restart) -> None:
         """It counts from now on, and is written with the next change that finds space."""
         self._unwritten[row.key] = row
+        self._write_notes()
+
+    def _write_notes(self) -> None:
         data = json.dumps([asdict(one) for one in self._unwritten.values()]).encode()
         try:
             files.write_whole(self._notes, data)
@@ -138,7 +141,12 @@ class RestartStore:
 
     def drop(self, key: tuple[str, str]) -> None:
         """Its container is gone."""
-        self._unwritten.pop(key, None)
+        if self._unwritten.pop(key, None) is None:
+            return
+        if self._unwritten:
+            self._write_notes()
+        else:
+            files.remove(self._notes)
 
     def put(self, tx: sqlite3.Connection, row: Restart) -> bool:
         """Write it in the place of the one before; False when its container is gone."""

@@ -1,10 +1,13 @@
 """Methods about checkpoints: containers to images and back."""
 
 from collections.abc import Mapping
+from functools import partial
+from signal import SIGKILL
 from typing import Any
 
 from lighter.daemon.checkpoints.service import Checkpoints
 from lighter.daemon.events import EventLog
+from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
@@ -13,10 +16,13 @@ from lighter.proto import events
 Body = Mapping[str, Any]
 
 
-def checkpoint_methods(checkpoints: Checkpoints, events_log: EventLog) -> dict[str, Method]:
+def checkpoint_methods(
+    checkpoints: Checkpoints, by_hand: ByHand, events_log: EventLog
+) -> dict[str, Method]:
     async def checkpoint(call: Call, body: Body) -> Any:
         fields = Fields("containers.checkpoint", body)
         namespace = namespace_of(call)
+        end = partial(by_hand.stop, namespace, fields.id(), timeout_s=0.0, signum=SIGKILL)
         image = await checkpoints.write(
             namespace,
             fields.id(),
@@ -24,7 +30,7 @@ def checkpoint_methods(checkpoints: Checkpoints, events_log: EventLog) -> dict[s
             rw=fields.flag("rw"),
             image=fields.flag("image"),
             task=fields.flag("task"),
-            ends=fields.flag("ends"),
+            end=end if fields.flag("ends") else None,
         )
         events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
         return {"image": image.name, "digest": image.target.digest}

@@ -17,9 +17,16 @@ OWNERS = {"moby": "Docker", "plugins.moby": "Docker", "k8s.io": "Kubernetes"}
 # Methods that end, change or take away what is there.
 GUARDED = frozenset(
     {
-        *("containers.restart", "containers.update", "containers.rename", "containers.delete"),
-        *("containers.label", "containers.checkpoint"),
-        *("tasks.kill", "tasks.stop", "tasks.pause", "tasks.resume", "tasks.delete"),
+        *("containers.start", "containers.restart", "containers.update", "containers.rename"),
+        *("containers.delete", "containers.label", "containers.checkpoint"),
+        *(
+            "tasks.create",
+            "tasks.kill",
+            "tasks.stop",
+            "tasks.pause",
+            "tasks.resume",
+            "tasks.delete",
+        ),
         *("tasks.checkpoint", "networks.connect", "networks.disconnect"),
         *("images.delete", "images.label", "namespaces.delete", "namespaces.label"),
         *("content.delete", "content.label", "content.abort", "content.prune_references"),
@@ -45,6 +52,8 @@ def check(name: str, call: Call, body: Mapping[str, Any]) -> None:
         return
     if name in ("tasks.kill", "tasks.delete") and body.get("exec_id"):
         return  # a process that was added, by whoever asks or by the owner's leave
+    if name == "tasks.create" and not body.get("replace"):
+        return  # a task of a container that has none
     what = body.get("id") or body.get("name") or body.get("digest") or body.get("key") or "all"
     raise FailedPrecondition(
         f"{name.partition('.')[2]} {what}: namespace {namespace} is {owner}'s, which would not "

@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
+from signal import SIGKILL
 from typing import Any
 
 from lighter.daemon.checkpoints.service import Checkpoints
@@ -47,12 +49,11 @@ def task_methods(
 
     async def checkpoint(call: Call, body: Body) -> Any:
         fields = Fields("tasks.checkpoint", body)
-        await tasks.checkpoint(
-            namespace_of(call),
-            fields.id(),
-            fields.needed("directory"),
-            fields.flag("leave_running", True),
-        )
+        namespace, id_ = namespace_of(call), fields.id()
+        end = partial(by_hand.stop, namespace, id_, timeout_s=0.0, signum=SIGKILL)
+        goes_on = fields.flag("leave_running", True)
+        directory = fields.needed("directory")
+        await checkpoints.dump(namespace, id_, directory, None if goes_on else end)
         return {}
 
     async def start(call: Call, body: Body) -> Any:

@@ -42,7 +42,7 @@ def native_methods(s: Services) -> dict[str, Method]:
         **container_handlers.container_methods(
             s.containers, s.by_hand, s.restarts, s.health, s.network_of
         ),
-        **checkpoint_handlers.checkpoint_methods(s.checkpoints, s.event_log),
+        **checkpoint_handlers.checkpoint_methods(s.checkpoints, s.by_hand, s.event_log),
         **restart_handlers.restart_methods(s.by_hand, s.changes),
         **task_handlers.task_methods(
             s.tasks,

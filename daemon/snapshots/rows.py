@@ -37,12 +37,22 @@ def trash_owner(snapshotter: str) -> str:
     return f"snapshots/{snapshotter}"
 
 
+def forget_leases(tx: sqlite3.Connection, number: int) -> None:
+    """Inside a transaction: what has this name later is not what a lease was given."""
+    tx.execute(
+        "DELETE FROM lease_resources WHERE (namespace, type, resource) IN"
+        " (SELECT namespace, 'snapshots/' || snapshotter, key FROM snapshots WHERE number = ?)",
+        (number,),
+    )
+
+
 def delete_rows(tx: sqlite3.Connection, snapshotter: str, numbers: Iterable[int]) -> None:
     """Inside a transaction: drop records and note their directories for a sweep.
 
     A child's number is above its parent's, so the highest goes first.
     """
     for number in sorted(numbers, reverse=True):
+        forget_leases(tx, number)
         tx.execute("DELETE FROM snapshots WHERE number = ?", (number,))
         tx.execute(
             "INSERT OR IGNORE INTO trash(owner, name) VALUES(?, ?)",
@@ -185,6 +195,7 @@ class SnapshotRows:
         if row.info.kind != ACTIVE:
             raise FailedPrecondition(f"commit snapshot {key}: it is {row.info.kind}")
         with self._db.durable_transaction() as tx:
+            forget_leases(tx, row.number)
             tx.execute(
                 "UPDATE snapshots SET key = ?, kind = ?, labels = ?, size_bytes = ?, inodes = ?,"
                 " updated_at = ?, parent = coalesce(?, parent) WHERE number = ?",

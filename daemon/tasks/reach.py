@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -67,23 +68,46 @@ def _has_told(entry: Entry, peer: Peer) -> bool:
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether the recorded process still is that process: same pid, same start time (proc(5))."""
+    """Whether the recorded process still is that process: same pid, same start time (proc(5)).
+
+    Raises OSError when it cannot be told, for want of descriptors or memory.
+    """
     try:
         fields = stat_of(int(record["pid"]))
-    except (OSError, KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError):
         return False
+    except OSError as err:
+        return _is_gone(err)
     return fields[0] != b"Z" and int(fields[19]) == record.get("start")
 
 
+def _is_gone(error: OSError) -> bool:
+    """False, as the answer of `is_alive`; raises what says nothing of the process."""
+    if error.errno not in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
+        raise error
+    return False
+
+
 def find_process(record: Mapping[str, Any]) -> Child | None:
-    """The living process of a shim's record {pid, start}; the caller closes its pidfd."""
+    """The living process of a shim's record {pid, start}; the caller closes its pidfd.
+
+    Raises OSError as `is_alive`: one that is taken for dead is ended.
+    """
     try:
         pidfd = os.pidfd_open(int(record["pid"]))
-    except (OSError, KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+    except OSError as err:
+        _is_gone(err)
         return None
     # Looked at with the pidfd open: if that was of another process, its start is another too.
-    if not is_alive(record):
-        os.close(pidfd)
+    alive = False
+    try:
+        alive = is_alive(record)
+    finally:
+        if not alive:
+            os.close(pidfd)
+    if not alive:
         return None
     return Child(int(record["pid"]), int(record["start"]), pidfd)
 

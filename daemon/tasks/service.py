@@ -180,10 +180,8 @@ class TaskService:
             with self._bundle_of(namespace, container_id).resources(resources) as path:
                 await peer.call("update", {"resources": path})
 
-    async def checkpoint(
-        self, namespace: str, container_id: str, directory: str, leave_running: bool
-    ) -> None:
-        """Write the task's processes and memory to a directory; without `leave_running` it ends.
+    async def checkpoint(self, namespace: str, container_id: str, directory: str) -> None:
+        """Write the task's processes and memory to a directory; it goes on after that.
 
         Raises FailedPrecondition with the reason where CRIU cannot do it.
         """
@@ -191,10 +189,8 @@ class TaskService:
         entry = self.find(namespace, container_id)
         async with entry.lock:
             states.advance(states.TASK, entry.state, "checkpoint", entry.what)
-            if entry.state == states.PAUSED and not leave_running:
-                raise FailedPrecondition(f"checkpoint {entry.what}: it is paused and cannot end")
             peer = await connected(entry)
-            body = {"image": directory, "leave_running": leave_running}
+            body = {"image": directory, "leave_running": True}
             try:
                 await peer.call("checkpoint", body)
             except FailedPrecondition as err:

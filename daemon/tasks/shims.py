@@ -135,7 +135,8 @@ class ShimRouter:
         held, self._held = self._held or [], None
         for peer, message in held:
             try:
-                if not peer.stalled:
+                # What one that has ended since told us is in its exit record too.
+                if self.peers.get(peer.incarnation) is peer and not peer.stalled:
                     self._event(peer, message)
             except Exception:
                 log.exception("message of shim %s", peer.incarnation)

@@ -322,6 +322,8 @@ class Supervisor:
         if record is not None and record.get("incarnation") != entry.incarnation:
             record = None
         killed = await self.free(entry, bundle)
+        if entry.closed or self.entries.get((entry.namespace, entry.id)) is not entry:
+            return  # its shim had cleaned up, and had told us so
         entry.stuck = ""
         entry.is_stuck.clear()
         hit("settle.freed")
