@@ -2,8 +2,8 @@
 
 from lighter.ctl import grammar, process
 from lighter.ctl.cli import Session, detach_keys_option
-from lighter.ctl.container import remove
-from lighter.proto.errors import LighterError
+from lighter.ctl.run import remove_made
+from lighter.ctl.undo import Undo
 
 
 @grammar.command("checkpoint")
@@ -45,10 +45,13 @@ def restore(
     any right on this host. --trust takes it.
     """
     session.call("containers.restore", id=container_id, name=ref, rw=rw, live=live, trust=trust)
+    session.manager.own()
     origin = {"checkpoint_image": ref, "trust": trust} if live else process.NEW
-    try:
+    with Undo() as undo:
+        undo.add(lambda: remove_made(session, container_id))
         if detach:
             process.start_detached(session, container_id, origin=origin)
+            undo.keep()
             return 0
         code = process.start_attached(
             session,
@@ -56,9 +59,7 @@ def restore(
             terminal=process.has_terminal(session, container_id),
             stdin=True,
             origin=origin,
+            started=undo.keep,
         )
-    except LighterError:
-        remove(session, container_id, True)
-        raise
     process.forget(session, container_id)
     return code

@@ -120,6 +120,10 @@ class Manager:
         """Return once a manager has welcomed us. Raises Unavailable, and what probe.py finds."""
         self._await_welcome()
 
+    def own(self) -> None:
+        """From now on calls are about what this command has made: it may end that anywhere."""
+        self._forced = True
+
     def undo(self, method: str, **body: Any) -> None:
         """Take something back, even when the timeout is over: it gets a time of its own."""
         if self._deadline is not None:

@@ -64,6 +64,7 @@ def start_detached(
     streams = make_fifos(fifo_dir, container_id) if fifo_dir else NO_STDIO
     body = {"id": container_id, **streams, **origin}
     created = session.call("tasks.create", **body, rows=0, cols=0)
+    session.manager.own()
     with Undo() as undo:
         undo.add(lambda: _forget_task(session, container_id))
         if pid_file:
@@ -98,6 +99,7 @@ def start_attached(
         body: dict[str, Any] = {"id": container_id, **pipes.uris(), **_size(terminal)}
         body |= {**origin, "replace": replace}
         created = answered(manager, manager.begin("tasks.create", **body), outputs)
+        manager.own()
         undo.add(lambda: _forget_task(session, container_id))
         pipes.give_away()
         if pid_file:

@@ -85,7 +85,8 @@ def run(
     session.manager.connect()
     with process.Refusals(), Undo() as undo:
         created = create_or_pull(session, body, image, pull_when)
-        undo.add(lambda: _remove(session, created["id"]))
+        session.manager.own()
+        undo.add(lambda: remove_made(session, created["id"]))
         session.warn(created["warnings"])
         if detach:
             process.start_detached(session, created["id"], pid_file, fifo_dir)
@@ -146,8 +147,9 @@ def both_spellings(image: str) -> str:
     )
 
 
-def _remove(session: Session, container_id: str) -> None:
+def remove_made(session: Session, container_id: str) -> None:
+    """Take a container back that this command has made and not started."""
     try:
-        session.manager.undo("containers.delete", id=container_id, force=True)
+        session.manager.undo("containers.delete", id=container_id, force=True, volumes=True)
     except LighterError:
         pass

@@ -11,7 +11,6 @@ is not taken within TAKE_S is ended.
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import suppress
 from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any

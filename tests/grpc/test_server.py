@@ -96,9 +96,6 @@ def test_what_is_unknown_is_unimplemented(api: Api) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(f"/{name}")(b"", timeout=30)
             assert code(caught.value) == "UNIMPLEMENTED"
-    with pytest.raises(grpc.RpcError) as caught:
-        api.call(introspection_pb2, "Introspection", "PluginInfo", type="x", id="y")
-    assert code(caught.value) == "UNIMPLEMENTED"
 
 
 def test_bytes_that_are_no_message_are_refused_and_harm_nobody(

@@ -1,7 +1,9 @@
 """containerd's API by TCP for clients with a certificate, and the page for Prometheus (SEC-71)."""
 
+import contextlib
 import os
 import re
+import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from lighter.proto.version import VERSION
 from tests import census
 from tests.grpc.client import Api, code
 from tests.grpc.space import refused
-from tests.harness import Lighterd
+from tests.harness import Lighterd, await_that
 from tests.registries import Authority, free_port
 
 CALL = "/containerd.services.version.v1.Version/Version"
@@ -31,7 +33,7 @@ class Served:
         self.authority = Authority(directory / "ours")
         self.stranger = Authority(directory / "others")
         certificate, key = self.authority.issue("server", "127.0.0.1")
-        self.port, self.metrics_port = free_port(), free_port()
+        self.ports = self.port, self.metrics_port = free_port(), free_port()
         self.lighterd = Lighterd(
             census.Owners(),
             config=f'[grpc]\ntcp_address = "127.0.0.1:{self.port}"\n'
@@ -141,6 +143,7 @@ def test_sec_71_nothing_listens_unless_it_is_asked_for(shared_lighterd: Lighterd
         ('[metrics]\naddress = "192.0.2.1:1338"', "of this host alone"),
         ('[metrics]\naddress = "localhost:1338"', "no address and port"),
         ('[grpc]\ntcp_address = "[::]:1"', "every address"),
+        ('[grpc]\ntcp_address = "[::ffff:0.0.0.0]:1"', "every address"),
         ('[grpc]\ntcp_address = "127.0.0.1:99999"', "no address and port"),
         ('[grpc]\ntcp_address = "127.0.0.1:1"', "tcp_tls_cert"),
         ('[grpc]\ntcp_tls_ca = "ca.pem"', "tcp_tls_ca"),
@@ -167,3 +170,28 @@ def test_files_that_are_no_certificates_end_the_start(served: Served, tmp_path: 
     ):
         with pytest.raises(FailedPrecondition):
             credentials(Tls("127.0.0.1:1", *map(str, files)))
+
+
+def test_a_port_that_somebody_has_keeps_no_manager_from_its_start(tmp_path: Path) -> None:
+    """Any user of the host can take one while the manager is away."""
+    served = Served(tmp_path)
+    takers = [socket.create_server(("127.0.0.1", port)) for port in served.ports]
+    try:
+        served.lighterd.start()
+        with Api(served.lighterd.grpc_address) as api:
+            assert api.call(version_pb2, "Version", "Version").version == VERSION
+        for taker in takers:
+            taker.close()
+
+        def served_now() -> bool:
+            with contextlib.suppress(grpc.RpcError, OSError):
+                return served.version(*served.authority.issue("late")) == VERSION and bool(
+                    served.page()
+                )
+            return False
+
+        await_that(served_now, 30, "both are served once the ports are free")
+    finally:
+        for taker in takers:
+            taker.close()
+        served.lighterd.close()

@@ -386,3 +386,12 @@ def test_platforms_of_a_pull(
     manifests = sum(image.descriptor.digest in have for image in each)
     assert manifests == (3 if all_metadata else layers)
     assert len(space.snapshot_infos("kind==Committed")) == 1
+
+
+def test_an_export_that_cannot_begin_leaves_no_pipe(space: Space) -> None:
+    before = descriptors(space)
+    for number in range(8):
+        with talk(space.api, f"out{number}") as stream, refused("INVALID_ARGUMENT"):
+            to = ends.ImageExportStream(stream=stream.name)
+            transfer(space.api, ends.ImageStore(), to).result()
+    await_that(lambda: descriptors(space) <= before, 30, "all pipes are closed")

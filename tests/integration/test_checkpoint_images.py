@@ -169,3 +169,19 @@ def _add_hook(archive: Path, argv: list[str]) -> None:
     named.update(put(json.dumps(index).encode()))
     (tree / "index.json").write_text(json.dumps(top))
     subprocess.run(["tar", "-C", str(tree), "-cf", str(archive), "."], check=True)
+
+
+def test_one_that_ends_its_container_is_there_first_and_no_policy_starts_it(
+    standing_in: Lighterd,
+) -> None:
+    lighterd = standing_in
+    image, idle = "docker.io/library/busybox:test", ("sh", "-c", "date >/made; exec sleep 600")
+    lighterd.ctl("run", "-d", "--restart", "always", "--name", "again", image, *idle, check=True)
+    lighterd.ctl("run", "-d", "--rm", "--name", "gone", image, *idle, check=True)
+    for name in ("again", "gone"):
+        flags = ("--rw", "--task", "--exit")
+        lighterd.ctl("c", "checkpoint", *flags, name, f"example.com/{name}:1", check=True)
+        lighterd.ctl("c", "restore", "-d", "--rw", f"{name}2", f"example.com/{name}:1", check=True)
+    with lighterd.client() as client:
+        assert client.call("tasks", "get", id="again")["task"]["status"] == "stopped"
+    await_that(lambda: b"gone\n" not in lighterd.ctl("c", "ls", "-q").stdout, 20, "--rm is heeded")

@@ -11,7 +11,7 @@ import pytest
 from lighter.daemon.containers.idpool import IdPool
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
-from lighter.proto.errors import FailedPrecondition, ResourceExhausted
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from tests.harness import Lighterd
 
 CONFIG = 'version = 3\n[plugins."io.lighter.v1".userns]\nids = "300000:196608"\n'
@@ -67,5 +67,27 @@ def test_ids_come_from_the_files_of_subordinate_ones(tmp_path: Path) -> None:
                 pool.claim(1).__enter__()
         with pool.claim(15):
             pass  # it was given back
+    finally:
+        db.close()
+
+
+def test_ids_of_a_record_are_kept_while_another_is_written(tmp_path: Path) -> None:
+    """A container that is restored has those of the one that it was made of, if they are free."""
+    db = Database(str(tmp_path / "db"))
+    pool = IdPool(ContainerStore(db), "1000:100")
+    ids = {"uid": 1020, "gid": 1020, "size": 10}
+    try:
+        with pool.keep(ids):
+            with pytest.raises(FailedPrecondition, match="user ids 1020 and up"):
+                pool.keep(ids).__enter__()
+            with pool.claim(20) as (maps, _noted):
+                assert maps.root == (1000, 1000)
+            with pool.claim(30) as (maps, _noted):
+                assert maps.root == (1030, 1030)
+        with pool.keep(ids):
+            pass  # they were given back
+        for wrong in ({}, "", {"uid": "1", "gid": 1, "size": 1}, {"uid": 1, "gid": 1, "size": -1}):
+            with pytest.raises(InvalidArgument):
+                pool.keep(wrong).__enter__()
     finally:
         db.close()

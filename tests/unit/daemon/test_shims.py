@@ -167,3 +167,15 @@ def test_events_wait_for_those_who_follow_them(at: Setting) -> None:
         socket.send_multipart(codec.encode(event(3)))
         assert socket.poll(20_000)
     assert [seen.sequence for seen in at.events] == [1, 2, 3]
+
+
+def test_what_a_shim_told_that_has_ended_since_is_left_to_its_exit_record(at: Setting) -> None:
+    """Its end is settled from there; its events would be a second end of the same task."""
+    at.serving.do(at.router.hold_events)
+    with at.shim() as socket:
+        socket.send_multipart(codec.encode(event(1)))
+        await_that(lambda: at.router._held, 30, "the event is held")
+        at.serving.do(lambda: at.router.forget(ME, "it ended"))
+        at.serving.do(at.router.release_events)
+        assert not socket.poll(200)
+    assert at.events == []
