@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import images
 from tests.harness import Lighterd
 from tests.images import REFERENCE
 from tests.unit.images.build import Layout
@@ -86,3 +87,20 @@ def test_what_there_is_none_of_is_said(manager: Lighterd) -> None:
         assert refused.returncode == 1 and b"no sandbox controller" in refused.stderr
     header = manager.ctl("ps", check=True).stdout.split()
     assert header[-1] == b"PORTS"
+
+
+def test_what_a_command_has_made_it_ends_anywhere(manager: Lighterd) -> None:
+    """In a namespace that Docker or Kubernetes looks after its own container is its own."""
+    archive = str(images.busybox_archive())
+    manager.ctl("-n", "k8s.io", "images", "import", archive, check=True)
+    script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done"
+    argv = manager.ctl_argv("-n", "k8s.io", "run", REFERENCE, "c", "sh", "-c", script)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as attached:
+        assert attached.stdout is not None and attached.stdout.readline() == b"up\n"
+        attached.send_signal(signal.SIGTERM)
+        assert attached.wait(20) == 7
+    refused = manager.ctl("-n", "k8s.io", "start", "c")
+    assert refused.returncode == 1 and b"--force" in refused.stderr, refused.stderr
+    failed = manager.ctl("-n", "k8s.io", "run", "-d", REFERENCE, "bad", "no-such-program")
+    assert failed.returncode == 127
+    assert manager.ctl("-n", "k8s.io", "c", "ls", "-q", check=True).stdout == b"c\n"
