@@ -73,7 +73,7 @@ def engine(host: Host, request: pytest.FixtureRequest) -> Iterator[Engine]:
         if request.node.get_closest_marker("away"):
             for row in left:
                 client.call("containers", "delete", id=row["id"], force=True)
-            left = []
+            left, tasks = [], client.call("tasks", "list")["tasks"]
     assert not tasks and not left, f"left: {tasks} {left}\n{host.engine.log_end()}"
 
 

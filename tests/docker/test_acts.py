@@ -116,6 +116,20 @@ def test_what_docker_saves_ctl_imports_and_runs(
     lighterd.ctl("images", "rm", name, check=True)
 
 
+def test_what_ctl_exports_docker_loads_and_runs(
+    engine: Engine, lighterd: Lighterd, tmp_path: Path
+) -> None:
+    name = "docker.io/library/from-ctl:1"
+    lighterd.ctl("images", "tag", lighterd.import_busybox(), name, check=True)
+    lighterd.ctl("images", "export", f"{tmp_path}/ours.tar", name, check=True)
+    try:
+        assert "from-ctl:1" in engine.says("load", "-i", f"{tmp_path}/ours.tar")
+        assert engine.says("run", "--rm", "from-ctl:1", "echo", "here") == "here"
+    finally:
+        engine.docker("rmi", "-f", "from-ctl:1")
+        lighterd.ctl("images", "rm", name, check=True)
+
+
 def test_images_in_the_manager_are_its_own(engine: Engine, lighterd: Lighterd) -> None:
     """With Docker's containerd image store, one unpacked image serves both."""
     shown = lighterd.ctl("-n", "moby", "images", "ls", "-q", check=True).stdout.decode().split()

@@ -15,8 +15,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def owners() -> Iterator[census.Owners]:
+def owners(request: pytest.FixtureRequest) -> Iterator[census.Owners]:
     """Whose marks count in this test; when it is over, nothing carrying one may be left."""
+    alone = not request.config.getoption("--one-lighterd")
+    if alone and request.node.get_closest_marker("shared_lighterd"):
+        request.getfixturevalue("shared")  # what it has is there before and after
     owners = census.Owners()
     before = census.Census.take(owners)
     yield owners
