@@ -58,9 +58,9 @@ class Worker:
     def send(self, job: dict[str, Any], fds: Sequence[int] = ()) -> None:
         socket.send_fds(self.socket, [msgpack.packb(job)], fds)
 
-    def result(self) -> dict[str, Any]:
+    def result(self, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
         """The answer; raises the error that travelled, AssertionError if none came."""
-        end = time.monotonic() + DEADLINE_S
+        end = time.monotonic() + deadline_s
         while True:
             self.socket.settimeout(max(0.01, end - time.monotonic()))
             packet = self.socket.recv(MAX_PACKET)
