@@ -27,15 +27,17 @@ def main(spawner: Sequence[str] = SPAWNER, cores: str = "") -> None:
     # A start makes much and drops little. The collector is turned on when all is there.
     gc.disable()
     installed = Installed(tuple(spawner), cores)
+    called = "containerd" if os.path.basename(sys.argv[0]) == "containerd" else "lighterd"
     try:
-        given = plain(sys.argv[1:], installed)
+        # A shell that completes words runs the program without any: click answers that.
+        completes = f"_{called.upper()}_COMPLETE" in os.environ
+        given = None if completes else plain(sys.argv[1:], installed)
         if given is not None:
             start(given, daemon=False)
             return
         from lighter.daemon.clicked import cli
 
-        called = os.path.basename(sys.argv[0])
-        cli(prog_name="containerd" if called == "containerd" else "lighterd", obj=installed)
+        cli(prog_name=called, obj=installed)
     except (LighterError, OSError) as err:
         sys.stderr.write(f"lighterd: {reason_of(err)}\n")
         sys.exit(1)

@@ -241,7 +241,7 @@ def test_the_manual_of_the_configuration_has_every_key_and_its_default(unpacked:
     text = page(unpacked, "lighter-config.toml.5")
     for place, value in leaves(toml.loads(dump(Config()))).items():
         key = place[-1]
-        said = f"\\(dq{value}\\(dq" if isinstance(value, str) else str(value)
+        said = f"\\(dq{value}\\(dq" if isinstance(value, str) else str(value).lower()
         assert f'.BR {key} " = {said}"\n' in text, place
 
 

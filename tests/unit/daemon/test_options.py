@@ -1,5 +1,10 @@
 """lighterd's options: what is read without click is read as click would."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lighter.daemon import options
@@ -46,3 +51,14 @@ def test_a_plain_start(words: tuple[str, ...], given: Given) -> None:
 )
 def test_all_else_is_for_click(words: tuple[str, ...]) -> None:
     assert plain(words, ME) is None
+
+
+@pytest.mark.parametrize("name", ["lighterd", "containerd"])
+def test_a_shell_that_completes_words_starts_no_manager(tmp_path: Path, name: str) -> None:
+    """It runs the program without arguments, which else means to serve."""
+    program = tmp_path / name
+    program.symlink_to(Path(sys.executable).parent / "lighterd")
+    asked = {f"_{name.upper()}_COMPLETE": "bash_complete", "COMP_CWORD": "1"}
+    asked |= {"COMP_WORDS": f"{name} --sta", "PATH": os.environ["PATH"]}
+    done = subprocess.run([program], env=asked, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, "plain,--state\n"), done.stderr
