@@ -315,7 +315,8 @@ def test_a_refused_run_leaves_no_container(
     manager.on("containers.delete", {})
     done = ctl("run", "busybox", "c1")
     assert (done.returncode, done.stderr.decode()) == (code, f"ctl: {error}\n")
-    assert manager.asked("containers.delete").body == {"id": "c1", "force": True}
+    body = {"id": "c1", "force": True, "volumes": True}
+    assert manager.asked("containers.delete").body == body
 
 
 def test_a_container_that_was_there_before_is_left_alone(manager: FakeManager, ctl: Ctl) -> None:
