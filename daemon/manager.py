@@ -321,11 +321,14 @@ def _status(supervisor: Supervisor, stands_in: str) -> str:
 
 async def _keep_trying(listen: Callable[[], Awaitable[None]]) -> None:
     """Listen where others may be before us, or the host not yet: all else goes on without it."""
+    told = ""
     while True:
         try:
             return await listen()
         except LighterError as error:
-            log.error("%s; trying on", error.message)
+            if error.message != told:
+                log.error("%s; trying on", error.message)
+            told = error.message
         await asyncio.sleep(LISTEN_AGAIN_S)
 
 

@@ -37,6 +37,7 @@ from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
 from lighter.proto.faults import hit
 
 MADE_LABEL = "io.lighter/checkpoint-made-by"  # of an index's content: the manager's uuid
+ENDED_S = 10.0  # for what is killed once its checkpoint is there
 _DUMP = "dump"
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from signal import SIGKILL
 from typing import Any
 
-from lighter.daemon.checkpoints.service import Checkpoints
+from lighter.daemon.checkpoints.service import ENDED_S, Checkpoints
 from lighter.daemon.events import EventLog
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import Fields
@@ -22,7 +22,7 @@ def checkpoint_methods(
     async def checkpoint(call: Call, body: Body) -> Any:
         fields = Fields("containers.checkpoint", body)
         namespace = namespace_of(call)
-        end = partial(by_hand.stop, namespace, fields.id(), timeout_s=0.0, signum=SIGKILL)
+        end = partial(by_hand.stop, namespace, fields.id(), timeout_s=ENDED_S, signum=SIGKILL)
         image = await checkpoints.write(
             namespace,
             fields.id(),

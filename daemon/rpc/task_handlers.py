@@ -8,7 +8,7 @@ from functools import partial
 from signal import SIGKILL
 from typing import Any
 
-from lighter.daemon.checkpoints.service import Checkpoints
+from lighter.daemon.checkpoints.service import ENDED_S, Checkpoints
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.oci.process import ExecRequest
 from lighter.daemon.restarts.byhand import ByHand
@@ -50,7 +50,7 @@ def task_methods(
     async def checkpoint(call: Call, body: Body) -> Any:
         fields = Fields("tasks.checkpoint", body)
         namespace, id_ = namespace_of(call), fields.id()
-        end = partial(by_hand.stop, namespace, id_, timeout_s=0.0, signum=SIGKILL)
+        end = partial(by_hand.stop, namespace, id_, timeout_s=ENDED_S, signum=SIGKILL)
         goes_on = fields.flag("leave_running", True)
         directory = fields.needed("directory")
         await checkpoints.dump(namespace, id_, directory, None if goes_on else end)

@@ -159,11 +159,14 @@ class TaskService:
     async def _signal_unless_ended(self, entry: Entry, signum: int) -> None:
         try:
             await self.kill(entry.namespace, entry.id, "", signum, False)
-        except (NotFound, FailedPrecondition):
+        except (NotFound, FailedPrecondition, Unavailable) as err:
             if entry.exit is None and not entry.ended.is_set():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):
                         await entry.ended.wait()
+            # A shim that has gone with its task is no failure; one that cannot be reached is.
+            if isinstance(err, Unavailable) and entry.exit is None:
+                raise
 
     async def pause(self, namespace: str, container_id: str) -> None:
         await self._step(namespace, container_id, "pause")

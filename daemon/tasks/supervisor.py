@@ -321,9 +321,12 @@ class Supervisor:
         record = bundle.read_exit()
         if record is not None and record.get("incarnation") != entry.incarnation:
             record = None
+        await self._followed.wait()
+        if not self._is_ours(entry):
+            return
         killed = await self.free(entry, bundle)
-        if entry.closed or self.entries.get((entry.namespace, entry.id)) is not entry:
-            return  # its shim had cleaned up, and had told us so
+        if not self._is_ours(entry):
+            return
         entry.stuck = ""
         entry.is_stuck.clear()
         hit("settle.freed")
@@ -340,6 +343,12 @@ class Supervisor:
             hit("settle.exit-recorded")
         self.record_closed(entry)
         bundle.remove_exit_record()
+
+    def _is_ours(self, entry: Entry) -> bool:
+        """False once it is forgotten: what has its name now is another task. One that is closed is
+        settled again, when the removal that follows has failed.
+        """
+        return self.entries.get(entry.key) is entry
 
     async def free(self, entry: Entry, bundle: Bundle) -> bool:
         """Give back what a dead shim held; True when processes had to be ended for it."""

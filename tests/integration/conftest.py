@@ -1,6 +1,7 @@
 """Integration tests run a real lighterd, real shims and real runc; each ends with the census."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -52,6 +53,13 @@ def one_lighterd(request: pytest.FixtureRequest) -> Iterator[Lighterd | None]:
     if not request.config.getoption("--one-lighterd"):
         yield None
         return
+    with _with_image() as lighterd:
+        yield lighterd
+
+
+@contextmanager
+def _with_image() -> Iterator[Lighterd]:
+    """A running instance that has the test image."""
     lighterd = Lighterd(census.Owners()).start()
     try:
         lighterd.import_busybox()
@@ -85,12 +93,8 @@ def busybox(lighterd: Lighterd) -> str:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Lighterd]:
     """One running instance for all tests of a module, with the test image."""
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
+    with _with_image() as lighterd:
         yield lighterd
-    finally:
-        lighterd.close()
 
 
 @pytest.fixture

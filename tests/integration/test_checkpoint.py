@@ -74,17 +74,22 @@ fi
 """
 
 
-@pytest.fixture
-def standing_in(make_lighterd: Callable[..., Lighterd], tmp_path: Path) -> Lighterd:
+def with_stand_in(make_lighterd: Callable[..., Lighterd], directory: Path) -> Lighterd:
+    """A running manager whose runtime stands in for CRIU, with the test image."""
     runc = shutil.which("runc")
     assert runc
-    program = tmp_path / "runtime"
+    program = directory / "runtime"
     program.write_text(STAND_IN.replace("$RUNC", runc))
     program.chmod(0o755)
     config = f'version = 3\n[plugins."io.lighter.v1".runtimes.runc]\npath = "{program}"\n'
     lighterd = make_lighterd(config=config).start()
     lighterd.import_busybox()
     return lighterd
+
+
+@pytest.fixture
+def standing_in(make_lighterd: Callable[..., Lighterd], tmp_path: Path) -> Lighterd:
+    return with_stand_in(make_lighterd, tmp_path)
 
 
 def test_what_is_around_criu(standing_in: Lighterd) -> None:

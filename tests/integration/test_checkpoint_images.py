@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,8 @@ import pytest
 
 from lighter.proto.errors import FailedPrecondition
 from tests.harness import Lighterd, await_that
-from tests.integration.test_checkpoint import STAND_IN
+from tests.images import REFERENCE
+from tests.integration.test_checkpoint import with_stand_in
 
 REF = "example.com/box:evening"
 FOREIGN = "this manager has not made it"
@@ -20,17 +20,10 @@ FOREIGN = "this manager has not made it"
 @pytest.fixture
 def standing_in(make_lighterd: Callable[..., Lighterd], tmp_path: Path) -> Lighterd:
     """A manager whose runtime stands in for CRIU, with a container that has written a file."""
-    runc = shutil.which("runc")
-    assert runc
-    program = tmp_path / "runtime"
-    program.write_text(STAND_IN.replace("$RUNC", runc))
-    program.chmod(0o755)
-    config = f'version = 3\n[plugins."io.lighter.v1".runtimes.runc]\npath = "{program}"\n'
-    lighterd = make_lighterd(config=config).start()
-    image = lighterd.import_busybox()
+    lighterd = with_stand_in(make_lighterd, tmp_path)
     script = "test -e /made || date >/made; echo began; exec sleep 600"
     flags = ("--label", "kept=yes", "--stop-timeout", "1")
-    lighterd.ctl("run", "-d", *flags, "--name", "box", image, "sh", "-c", script, check=True)
+    lighterd.ctl("run", "-d", *flags, "--name", "box", REFERENCE, "sh", "-c", script, check=True)
     await_that(lambda: "began" in lighterd.ctl("logs", "box").stdout.decode(), 20, "it began")
     return lighterd
 

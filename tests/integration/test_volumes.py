@@ -11,30 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests import census
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.layered import entry, import_image
 
 
-@pytest.fixture(scope="module")
-def one() -> Iterator[Lighterd]:
-    """One manager for all tests here; each removes what it made."""
-    lighterd = Lighterd(census.Owners()).start()
-    try:
-        lighterd.import_busybox()
-        yield lighterd
-    finally:
-        lighterd.close()
-
-
 @pytest.fixture
-def lighterd(one: Lighterd) -> Iterator[Lighterd]:
-    yield one
-    one.clear()
-    one.ctl("volume", "prune", "-af", check=True)
-    assert names(one) == []
-    assert list(one.root.glob("volumes/.removed/*")) == []
+def lighterd(shared: Lighterd) -> Iterator[Lighterd]:
+    yield shared
+    shared.clear()
+    shared.ctl("volume", "prune", "-af", check=True)
+    assert names(shared) == []
+    assert list(shared.root.glob("volumes/.removed/*")) == []
 
 
 def names(lighterd: Lighterd) -> list[str]:

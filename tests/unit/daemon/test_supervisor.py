@@ -1,0 +1,120 @@
+"""What a manager does with tasks whose shims are gone."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon.events import EventLog
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.store import TaskStore
+from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.proto import states
+from lighter.proto.paths import Root, State
+
+pytestmark = pytest.mark.root
+
+
+class Followers:
+    """Who only want to know when a task is forgotten."""
+
+    def __init__(self) -> None:
+        self.forgotten = asyncio.Event()
+
+    def on_started(self, entry: Entry) -> None:
+        pass
+
+    on_exit = on_closed = on_started
+
+    def on_forgotten(self, entry: Entry) -> None:
+        self.forgotten.set()
+
+
+class Unmounting:
+    """Frees a task's root, which is all that these tasks hold."""
+
+    def __init__(self) -> None:
+        self.freed: list[str] = []
+
+    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+        self.freed.append(entry.incarnation)
+        _unmount(bundle.rootfs)
+        return False
+
+
+def _unmount(path: str) -> None:
+    if os.path.ismount(path):
+        subprocess.run(["umount", path], check=True)
+
+
+class Place:
+    def __init__(self, directory: Path) -> None:
+        self.bundle_of = partial(
+            Bundle, State(str(directory / "state")), Root(str(directory / "root"))
+        )
+        self.db = Database(str(directory / "db"))
+        self.store = TaskStore(self.db)
+        self.supervisor = Supervisor(self.db, self.store, EventLog(self.db), self.bundle_of)
+        self.settler = Unmounting()
+
+    def entry(self, incarnation: str, state: str) -> Entry:
+        entry = Entry("default", "c", incarnation, state, "", "boot", 1, closed=True)
+        with self.db.fast_transaction() as tx:
+            self.store.save(tx, entry)
+        self.supervisor.add(entry)
+        return entry
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    made.db.close()
+
+
+def test_a_removal_that_failed_is_tried_again_though_its_task_is_closed(place: Place) -> None:
+    """A create that a dead manager had begun: its root was mounted still when it was found."""
+
+    bundle = place.bundle_of("default", "c")
+    os.makedirs(bundle.rootfs)
+    subprocess.run(["mount", "-t", "tmpfs", "none", bundle.rootfs], check=True)
+
+    async def work() -> None:
+        entry = place.entry("a" * 16, states.CREATING)
+        entry.orphan = True
+        followers = Followers()
+        place.supervisor.on_loaded_closed(entry)
+        place.supervisor.follow(followers, place.settler)
+        async with asyncio.timeout(20):
+            await followers.forgotten.wait()
+
+    try:
+        asyncio.run(work())
+    finally:
+        _unmount(bundle.rootfs)
+    assert not bundle.exists()
+    assert place.settler.freed == ["a" * 16]
+    assert place.store.load() == []
+
+
+def test_what_has_a_forgotten_tasks_name_now_is_left_alone(place: Place) -> None:
+    async def work() -> None:
+        old = place.entry("a" * 16, states.STOPPED)
+        settling = asyncio.ensure_future(place.supervisor.settle(old))
+        await asyncio.sleep(0)
+        place.supervisor.remove(old)
+        place.entry("b" * 16, states.RUNNING)
+        place.supervisor.follow(Followers(), place.settler)
+        await settling
+
+    asyncio.run(work())
+    assert place.settler.freed == []
+    assert [(one.incarnation, one.state) for one in place.store.load()] == [
+        ("b" * 16, states.RUNNING)
+    ]
