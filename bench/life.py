@@ -17,16 +17,14 @@ from typing import Any
 
 from limit import Limit
 from measure import CommandFailed, Row, seconds
-from peers import REFERENCE, Peer
+from peers import REFERENCE, Lighter, Peer
 
-from lighter.ctl.connect import Manager  # type: ignore[import-untyped]
 from lighter.shim import linux  # type: ignore[import-untyped]
 
 RUNC = shutil.which("runc") or "/usr/sbin/runc"
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath)}
 _DEVNULL = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)]
 ADDED_MS = 8
-CONNECT_S = 10
 
 
 class _Steps:
@@ -42,13 +40,12 @@ class _Steps:
 
 def life_rows(peers: Sequence[Peer], limit: Limit, times: int) -> list[Row]:
     """Steps in ms, the whole, and what manager and shim add to runc's own calls."""
-    lighter = next(peer for peer in peers if peer.name == "lighter")
+    lighter = next(peer for peer in peers if isinstance(peer, Lighter))
     names = ("container made", "task created", "started", "exit seen", "deleted", "removed")
     rows = {name: Row(f"life: {name}", "ms") for name in names}
     whole = Row("life: all of it, one at a time", "ms")
     added = Row("life: what manager and shim add to runc", "ms", at_most=ADDED_MS)
-    address = f"{lighter.base}/s/lighter.sock"
-    client = Manager(address, lighter.namespace, connect_timeout_s=CONNECT_S)
+    client = lighter.connected()
     try:
         spec = _spec(client)
         for turn in range(times + 1):

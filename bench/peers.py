@@ -5,6 +5,7 @@ filter (ctr's default), no network, no log of the output (ctr keeps none).
 """
 
 import contextlib
+import json
 import os
 import select
 import shutil
@@ -14,15 +15,18 @@ import sys
 import sysconfig
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
-from measure import CommandFailed, run, titles, together, until
+from measure import CommandFailed, run, seconds, titles, together, until
+
+from lighter.ctl.connect import Manager  # type: ignore[import-untyped]
 
 REFERENCE = "docker.io/library/busybox:test"
 START_S = 30
+CONNECT_S = 10
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -248,19 +252,19 @@ class Containerd(Peer):
 
 
 class Lighter(Peer):
-    """lighterd as installed beside this interpreter, and ctl by the launcher that the package has.
+    """What is installed beside this interpreter, by the launchers that the package has.
 
-    What pip makes in its place loads `site` and `re` first, which takes 9 ms.
+    What pip makes in their place loads `site` and `re` first, which takes 9 ms.
     """
 
     name = "lighter"
 
     def __init__(self, parent_dir: str = "/tmp") -> None:
         super().__init__(parent_dir)
-        self._bin = Path(sys.executable).parent
         self.api_address = f"{self.base}/s/containerd.sock"
         self.instance = sha256(f"{self.base}/r".encode()).hexdigest()[:8]
-        self._ctl = str(packaged_launcher("ctl", self.base))
+        core = packaged_core(self.base)
+        self._ctl, self._lighterd = f"{core}/ctl", f"{core}/lighterd"
 
     def client(self, *words: str) -> list[str]:
         address = f"{self.base}/s/lighter.sock"
@@ -273,15 +277,38 @@ class Lighter(Peer):
         run(self.client("images", "import", image_archive()))
 
     def version_text(self) -> str:
-        return run([str(self._bin / "lighterd"), "--version"]).strip()
+        return run([self._lighterd, "--version"]).strip()
 
     def monitors(self) -> list[int]:
         title = f"lighter-shim --instance {self.instance}"
         return [pid for pid, shown in titles().items() if shown.startswith(title)]
 
     def _manager_argv(self) -> list[str]:
-        program = str(self._bin / "lighterd")
-        return [program, "--root", f"{self.base}/r", "--state", f"{self.base}/s"]
+        return [self._lighterd, "--root", f"{self.base}/r", "--state", f"{self.base}/s"]
+
+    def adopted(self) -> int:
+        """How many shims are connected; 0 while it does not answer."""
+        done = subprocess.run(
+            self.client("--format", "json", "system", "info"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return int(json.loads(done.stdout)["shims"]) if done.returncode == 0 else 0
+
+    def seconds_of_lists(self, times: int) -> Iterator[float]:
+        """What `tasks ls` takes from request to answer, without a command's start."""
+        client = self.connected()
+        try:
+            for _ in range(times):
+                yield seconds(lambda: client.call("tasks.list"))
+        finally:
+            client.close()
+
+    def connected(self) -> Manager:
+        """A client as `ctl` has one, in this process. The caller closes it."""
+        address = f"{self.base}/s/lighter.sock"
+        return Manager(address, self.namespace, connect_timeout_s=CONNECT_S)
 
     def _marks(self) -> list[str]:
         return [*super()._marks(), f"--instance {self.instance} "]
@@ -291,17 +318,29 @@ class Lighter(Peer):
         return [f"lighter/{self.instance}", f"lighter-shims/{self.instance}", self.namespace]
 
 
-def packaged_launcher(name: str, into: Path) -> Path:
-    """The launcher of the rpm, for what is installed beside this interpreter."""
-    core = into / "core"
-    core.mkdir()
-    (core / "site").symlink_to(sysconfig.get_path("purelib"))
-    template = Path(__file__).resolve().parent.parent / "packaging/rpm/launchers" / f"{name}.in"
-    text = template.read_text().replace("@PYTHON@", os.path.realpath(sys.executable))
-    launcher = core / name
-    launcher.write_text(text.replace("@CORE@", str(core)))
-    launcher.chmod(0o755)
-    return launcher
+def packaged_core(base: Path) -> Path:
+    """A directory as the package makes for one version, of what this interpreter has."""
+    core = base / "cores" / "0"
+    python = os.path.realpath(sys.executable)
+    # A directory of its own, for the spawner's launcher looks for `site/../python3`.
+    (core / "site").mkdir(parents=True)
+    for package in Path(sysconfig.get_path("purelib")).iterdir():
+        (core / "site" / package.name).symlink_to(package)
+    (core / "python3").symlink_to(python)
+    words = {
+        "@PYTHON@": python,
+        "@CORE@": str(core),
+        "@CORES@": str(core.parent),
+        "@SPAWNER@": str(core / "lighter-spawner"),
+    }
+    templates = Path(__file__).resolve().parent.parent / "packaging" / "rpm" / "launchers"
+    for template in templates.glob("*.in"):
+        text = template.read_text()
+        for word, meaning in words.items():
+            text = text.replace(word, meaning)
+        (core / template.stem).write_text(text)
+        (core / template.stem).chmod(0o755)
+    return core
 
 
 def image_archive() -> str:
