@@ -51,6 +51,7 @@ _COMMANDS = (
     ("events event", "events", "events", "show what happens, as it happens"),
     ("logs", "logs", "logs", "print what a container has written"),
     ("system", "system", "system", "look at the manager itself"),
+    ("doctor", "doctor", "doctor", "look for what is wrong with this host and manager"),
     ("info", "system", "info", "show what the manager is, and how it is"),
     ("plugins plugin", "plugins", "plugins", "look at the manager's parts"),
     ("shim", "shim", "shim", "reach a container's monitor"),

@@ -160,6 +160,31 @@ def stop_containers(session: Session, timeout: float, manager: str) -> int:
         return 1 if call.result()["failed"] else 0
 
 
+@system.verb("support")
+@grammar.option(
+    "--output", "-o", default="", metavar="FILE", help="Where to; - for standard output."
+)
+@grammar.option(
+    "--lighterd",
+    default="lighterd",
+    show_default=True,
+    metavar="COMMAND",
+    help="Whose `doctor` is asked when no manager serves.",
+)
+def support(session: Session, output: str, lighterd: str) -> None:
+    """write a bundle for a report of a fault: what is here, how it is, what was logged
+
+    No output of containers, no values of their variables, arguments and labels, no credentials.
+
+    \b
+      ctl system support
+      ctl system support -o /tmp/fault.tar.gz
+    """
+    from lighter.ctl.support import write
+
+    write(session, output, lighterd)
+
+
 @system.verb("df")
 @format_option
 def df(session: Session) -> None:

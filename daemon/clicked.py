@@ -39,6 +39,7 @@ def cli(
     lighterd                                   the instance in /var/lib/lighter
     lighterd --root /srv/a --state /run/a      one of its own, beside others
     lighterd config default > config.toml
+    lighterd doctor                            what this host lacks, without a manager
     """
     given = Given(ctx.obj, config_path, log_level, address, root, state)
     ctx.obj = given
@@ -83,3 +84,27 @@ def config_check(given: Given) -> None:
     """Read the configuration and say whether a manager would start with it."""
     load(given)
     click.echo("configuration is valid")
+
+
+@cli.command("doctor")
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table")
+@click.pass_obj
+def doctor(given: Given, format_: str) -> None:
+    """Look at the host and at this instance, whether a manager runs or not.
+
+    Exit status 1 when there is a problem. `ctl doctor` asks a running manager for the same.
+    """
+    import json
+    from dataclasses import asdict
+
+    from lighter.daemon.doctor.examination import examine
+    from lighter.daemon.doctor.findings import PROBLEM
+
+    found = examine(load(given))
+    if format_ == "json":
+        click.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+    else:
+        for one in found:
+            advice = f" ({one.advice})" if one.advice and one.status != "ok" else ""
+            click.echo(f"{one.status:<9}{one.check}: {one.found}{advice}")
+    raise SystemExit(any(finding.status == PROBLEM for finding in found))

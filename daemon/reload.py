@@ -45,6 +45,11 @@ class Reloader:
         self._notifier = notifier
         self.scheduler: Scheduler | None = None
 
+    @property
+    def running(self) -> Config:
+        """The configuration in force."""
+        return self._running
+
     def reload(self) -> Reloaded:
         """Take over what can be. Raises InvalidArgument naming file, and line or key."""
         self._notifier.reloading()

@@ -195,6 +195,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     system.df           {} -> {usage: [{kind, count, size_bytes}]}
     system.prune        {dry_run} -> {pruned: [{namespace, content: [digest], snapshots: [{snapshotter,
                         key}], images: [name], ingests: [ref], size_bytes}]}
+    system.doctor       {} -> {findings: [{check, status, found, advice}]}     status: ok, warning, problem
+    system.configuration {} -> {config: text}           as `lighterd config dump`, without its secrets
     system.plugins      {} -> {plugins: [{type, id, architecture, problem}]}
     system.processes    {} -> {processes: {manager, spawner: {pid, pss_bytes, rss_bytes, cpu_s, threads, fds}}}
     system.health       {} -> {status, generation, clients, shims, fds, dropped, subscribers,

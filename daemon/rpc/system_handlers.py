@@ -32,6 +32,18 @@ def system_methods(
         measured = await asyncio.to_thread(lambda: [_measure(pid) for pid in pids.values()])
         return {"processes": dict(zip(pids, measured, strict=True))}
 
+    async def doctor(_call: Call, _body: Mapping[str, Any]) -> Any:
+        # Nobody asks for this often: no start loads it.
+        from lighter.daemon.doctor.examination import examine
+
+        found = await asyncio.to_thread(examine, reloader.running)
+        return {"findings": [asdict(finding) for finding in found]}
+
+    async def configuration(_call: Call, _body: Mapping[str, Any]) -> Any:
+        from lighter.daemon.config import shown
+
+        return {"config": await asyncio.to_thread(shown, reloader.running)}
+
     async def reload(_call: Call, _body: Mapping[str, Any]) -> Any:
         return asdict(reloader.reload())
 
@@ -54,6 +66,8 @@ def system_methods(
 
     return {
         "system.reload": Method(unary=reload),
+        "system.doctor": Method(unary=doctor),
+        "system.configuration": Method(unary=configuration),
         "system.plugins": Method(unary=plugins),
         "system.processes": Method(unary=processes),
         "system.accept_loss": Method(unary=accept_loss_),

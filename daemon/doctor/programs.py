@@ -1,0 +1,91 @@
+"""Programs of others that run containers and make networks: found, safe, and how old."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from lighter.daemon.config import Config
+from lighter.daemon.doctor.findings import OK, PROBLEM, WARNING, Finding
+from lighter.daemon.network import plugin
+from lighter.daemon.network.chain import Chain
+from lighter.daemon.network.configs import Configs
+from lighter.daemon.runtimes import NAMES, Runtimes
+from lighter.proto.errors import LighterError
+
+VERSION_S = 10.0
+# Releases of runc that a container could get out of, or change the host by: from the first that
+# has the hole to before the one that mends it. Distributions mend older ones in place.
+_RUNC_HOLES = (
+    ((0, 0, 0), (1, 1, 12), "CVE-2024-21626"),
+    ((0, 0, 0), (1, 1, 14), "CVE-2024-45310"),
+    ((0, 0, 0), (1, 2, 8), "CVE-2025-31133"),
+    ((1, 3, 0), (1, 3, 3), "CVE-2025-31133"),
+)
+
+
+def runtime(config: Config) -> Iterator[Finding]:
+    """The default runtime has to be there; the other of runc and crun may be."""
+    runtimes = Runtimes({"runc": config.runc_path, "crun": config.crun_path})
+    default = NAMES.get(config.default_runtime, config.default_runtime)
+    for name in dict.fromkeys((default, "runc", "crun")):
+        try:
+            path = runtimes.find(name)
+        except LighterError as err:
+            if name == default:
+                yield Finding("runtime", PROBLEM, err.message, f"default_runtime is {name}")
+            continue
+        yield _judged(path)
+
+
+def _judged(path: str) -> Finding:
+    argv = [path, "--version"]
+    try:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=VERSION_S,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as err:
+        return Finding("runtime", PROBLEM, f"run {path} --version: {err}")
+    first = done.stdout.partition("\n")[0].strip()
+    if done.returncode or not first:
+        return Finding("runtime", PROBLEM, f"run {path} --version: exit status {done.returncode}")
+    found = re.match(r"runc version (\d+)\.(\d+)\.(\d+)", first)
+    version = tuple(map(int, found.groups())) if found else None
+    holes = [hole for begin, mended, hole in _RUNC_HOLES if version and begin <= version < mended]
+    if holes:
+        advice = f"{', '.join(holes)}, unless the distribution has mended it: keep it up to date"
+        return Finding("runtime", WARNING, f"{path}: {first}", advice)
+    return Finding("runtime", OK, f"{path}: {first}")
+
+
+def networks(config: Config) -> Iterator[Finding]:
+    """CNI: configurations that can be read, and the plugins that they name."""
+    found, unusable = Configs((config.network_conf_dir,)).read()
+    for one in unusable:
+        yield Finding("network", PROBLEM, one.reason)
+    search = plugin.search_path(config.network_bin_dir, os.environ)
+    chain = Chain(search, float(config.network_timeout_s))
+    for network in found:
+        try:
+            chain.check_plugins(network)
+        except LighterError as err:
+            advice = "the package containernetworking-plugins has the usual ones"
+            yield Finding("network", PROBLEM, f"{network.name}: {err.message}", advice)
+        else:
+            yield Finding("network", OK, f"{network.name}: {', '.join(network.types)}")
+    if not found and not unusable:
+        has_plugins = any(os.path.exists(f"{directory}/bridge") for directory in search)
+        advice = "`ctl network create` makes one"
+        if not has_plugins:
+            advice = f"the package containernetworking-plugins is needed first, and {advice}"
+        none = f"no configuration in {config.network_conf_dir}"
+        yield Finding("network", OK if has_plugins else WARNING, none, advice)
+    if found and shutil.which("iptables") is None and shutil.which("nft") is None:
+        advice = "published ports and a bridge's way out need one of them"
+        yield Finding("network", WARNING, "neither iptables nor nft is in PATH", advice)
