@@ -57,6 +57,9 @@ def list_(session: Session, quiet: bool) -> None:
         for row in rows:
             print(row["id"])
         return
+    from lighter.ctl.lists import warn_of_damage
+
+    warn_of_damage(session, rows)
     listing(
         session.json,
         rows,

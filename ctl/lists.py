@@ -10,6 +10,7 @@ from lighter.ctl.cli import Session
 from lighter.ctl.output import ago, for_how_long, labels_text, listing, rfc3339
 from lighter.ctl.paging import pages
 from lighter.ctl.template import Fields, Template
+from lighter.proto.names import BROKEN_LABEL
 
 SHORT_DIGEST = 12
 ALIVE = ("running", "paused", "unknown")
@@ -107,6 +108,8 @@ def ls(
     rows: list[dict[str, Any]] = pages(session, "containers.list", "containers")
     if wanted.of_states:
         rows = _with_tasks(rows, session.call("tasks.list")["tasks"])
+    if not quiet:
+        warn_of_damage(session, rows)
     shape.print(
         wanted.chosen(rows),
         quiet,
@@ -268,7 +271,20 @@ def _with_tasks(containers: Sequence[Row], tasks: Sequence[Row]) -> list[dict[st
     """Containers as rows of tasks.list, with their labels and runtime; without a task all but
     their definition is empty."""
     known = {task["id"]: task for task in tasks}
-    return [{**_definition(row), **known.get(row["id"], {})} for row in containers]
+    rows = [{**_definition(row), **known.get(row["id"], {})} for row in containers]
+    return [{**row, "reason": row["reason"] or damage_text(row)} for row in rows]
+
+
+def damage_text(container: Row) -> str:
+    """What is wrong with a container whose record could not be read whole; "" for any other."""
+    broken = (container.get("labels") or {}).get(BROKEN_LABEL)
+    return f"its record is damaged: {broken} cannot be read" if broken else ""
+
+
+def warn_of_damage(session: Session, containers: Sequence[Row]) -> None:
+    """For lists that have no column to say it in."""
+    damaged = ((row["id"], damage_text(row)) for row in containers)
+    session.warn([f"container {id_}: {text}; it can be removed" for id_, text in damaged if text])
 
 
 def _definition(container: Row) -> dict[str, Any]:

@@ -12,11 +12,16 @@ process detaches before anything that costs time or holds a descriptor is loaded
 import gc
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from lighter.daemon.options import SPAWNER, Installed, plain
 from lighter.daemon.program import reason_of, start
-from lighter.proto.errors import LighterError
+
+# systemd starts a manager that has ended again at once, without a limit. One that cannot start, for
+# a mistake in its configuration, then takes no more of a core than a start in a second does.
+PAUSE_S = 1.0
+STARTING_S = 10.0  # who ended later than this had started
 
 
 def main(spawner: Sequence[str] = SPAWNER, cores: str = "") -> None:
@@ -24,6 +29,8 @@ def main(spawner: Sequence[str] = SPAWNER, cores: str = "") -> None:
 
     `cores`: the directory of the installed versions, for a launcher that may choose another.
     """
+    begun = time.monotonic()
+    supervised = "NOTIFY_SOCKET" in os.environ
     # A start makes much and drops little. The collector is turned on when all is there.
     gc.disable()
     installed = Installed(tuple(spawner), cores)
@@ -38,8 +45,11 @@ def main(spawner: Sequence[str] = SPAWNER, cores: str = "") -> None:
         from lighter.daemon.clicked import cli
 
         cli(prog_name=called, obj=installed)
-    except (LighterError, OSError) as err:
+    except Exception as err:
         sys.stderr.write(f"lighterd: {reason_of(err)}\n")
+        sys.stderr.flush()
+        if supervised and time.monotonic() - begun < STARTING_S:
+            time.sleep(PAUSE_S)
         sys.exit(1)
 
 

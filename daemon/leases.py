@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from lighter.daemon.metadata.columns import labels_of, stored, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in
 from lighter.daemon.snapshots.types import COMMITTED, UNDER_LEASE_LABEL
@@ -62,7 +63,7 @@ class Leases:
             done = tx.execute(
                 "INSERT INTO leases(namespace, id, labels, created_at, expires_at)"
                 " VALUES(?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (namespace, lease_id, json.dumps(labels), now, lease.expires_at),
+                (namespace, lease_id, stored(labels), now, lease.expires_at),
             )
             if not done.rowcount:
                 raise AlreadyExists(f"create lease {lease_id}: it already exists")
@@ -206,7 +207,7 @@ def _release_snapshots(
         (namespace, lease_id, *only, COMMITTED, time.time_ns()),
     ).fetchall()
     for row in held:
-        labels = json.dumps({**json.loads(row["labels"]), UNDER_LEASE_LABEL: "true"})
+        labels = stored({**(texts(row["labels"]) or {}), UNDER_LEASE_LABEL: "true"})
         tx.execute("UPDATE snapshots SET labels = ? WHERE number = ?", (labels, row["number"]))
 
 
@@ -223,7 +224,8 @@ def _expiry(lease_id: str, labels: Mapping[str, str]) -> int | None:
 
 
 def _lease(row: sqlite3.Row) -> Lease:
-    return Lease(row["id"], json.loads(row["labels"]), row["created_at"], row["expires_at"])
+    labels = labels_of(row, f"lease {row['namespace']}/{row['id']}")
+    return Lease(row["id"], labels, row["created_at"], row["expires_at"])
 
 
 def _missing(verb: str, namespace: str, lease_id: str) -> NotFound:

@@ -186,11 +186,17 @@ class Manager:
         methods = native_methods(services)
         # Without a wait from here on: events come after what was found.
         core.supervisor.follow(services.followers, services.settler)
-        services.changes.recover()
-        services.restarts.recover()
-        services.by_hand.recover()
-        services.health.recover()
-        services.volumes.recover()
+        for recover in (
+            services.changes.recover,
+            services.restarts.recover,
+            services.by_hand.recover,
+            services.health.recover,
+            services.volumes.recover,
+        ):
+            try:
+                recover()
+            except Exception:  # no manager at all would be worse than what this leaves undone
+                log.exception("take up what the manager before has left; going on")
         hit("start.completed")
         core.router.release_events()
         server.complete(methods)

@@ -31,7 +31,7 @@ def start(given: Given, daemon: bool) -> None:
     try:
         _detach(config, shell)
         _serve(given, config, inherited, notifier, stands_in)
-    except (LighterError, OSError) as err:
+    except Exception as err:
         notifier.failed(reason_of(err))
         raise
 
@@ -98,10 +98,17 @@ def _serve(
     os._exit(0)
 
 
-def reason_of(error: LighterError | OSError) -> str:
-    """One line "verb object: cause"."""
+def reason_of(error: Exception) -> str:
+    """One line "verb object: cause"; of a mistake in the programs also where it was made."""
     if isinstance(error, LighterError):
         return error.message
+    if not isinstance(error, OSError):
+        from traceback import extract_tb
+
+        frames = extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        cause = " ".join(str(error).split())
+        return f"run manager: {type(error).__name__}: {cause}{where}"
     # Of a rename the second is the name that was wanted, the first a temporary one.
     place = error.filename2 or error.filename or "system"
     return f"use {place}: {error.strerror or error}"

@@ -11,6 +11,8 @@ from lighter.proto.errors import InvalidArgument
 
 MAX_NAME = 76
 MAX_LABEL_BYTES = 4096
+# Of an object whose record is damaged; its value names what of it could not be read.
+BROKEN_LABEL = "io.lighter/broken"
 
 # re.ASCII is not enough: "$" would accept a trailing newline, so fullmatch is used.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)

@@ -14,7 +14,7 @@ from lighter.daemon.containers.request import CreateRequest, signal_number, stop
 from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
-from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.metadata.containers import ContainerStore, check_whole
 from lighter.daemon.network.request import from_option
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.network.specs import with_network
@@ -161,6 +161,7 @@ class ContainerService:
     async def start_task(self, namespace: str, container_id: str, stdio: Mapping[str, Any]) -> int:
         """Create the container's task; returns init's pid."""
         container = self._store.get(namespace, container_id)
+        check_whole("start", container)
         terminal = bool(container.options.get("terminal"))
         mounts = await self.mounts(container)
         # It may have been deleted meanwhile; from here to the task's row nothing else runs.
@@ -239,6 +240,7 @@ class ContainerService:
         `runtime` and `options` stand in for what is recorded.
         """
         container = self._store.get(namespace, container_id)
+        check_whole("start", container)
         if options is None:
             options = from_record(container.options.get("runc") or {})
         if runtime:

@@ -7,6 +7,7 @@ Sweep: one durable transaction takes all other rows of the namespace and notes t
 `trash`; then the bytes go. Killed in between, the next sweep finds the notes.
 """
 
+import logging
 import sqlite3
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
 from lighter.proto.errors import NotFound
 from lighter.proto.faults import hit
+
+log = logging.getLogger("lighter.gc")
 
 K = TypeVar("K")
 
@@ -194,8 +197,18 @@ class Collector:
         return references.load(tx, namespace, self._now_ns(), work)
 
     def _unneeded(self, tx: sqlite3.Connection, namespace: str) -> _Unneeded:
-        needed = self._load(tx, namespace).reachable()
+        graph = self._load(tx, namespace)
         found = _Unneeded([], [], [])
+        if damaged := [node.name for node in graph.unreadable if node.kind == CONTENT]:
+            # What a manifest needs stands in its labels: nothing goes before it has gone.
+            log.warning(
+                "collect garbage of namespace %s: nothing is removed, the labels of content %s "
+                "cannot be read",
+                namespace,
+                ", ".join(damaged[:3]),
+            )
+            return found
+        needed = graph.reachable()
         for row in tx.execute("SELECT digest FROM content WHERE namespace = ?", (namespace,)):
             if (CONTENT, row["digest"]) not in needed:
                 found.content.append(Digest.parse(row["digest"]))

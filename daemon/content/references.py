@@ -21,13 +21,13 @@ removes it by name, and no collection pulls a root file system away from under s
 client unpacks a layer to under a lease is nobody's, and goes with the lease.
 """
 
-import json
 import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from lighter.daemon.metadata.columns import texts
 from lighter.daemon.snapshots.types import COMMITTED, UNDER_LEASE_LABEL
 
 ROOT_LABEL = "containerd.io/gc.root"
@@ -72,6 +72,7 @@ class References:
 
     def __init__(self) -> None:
         self.roots: dict[Node, str] = {}
+        self.unreadable: list[Node] = []  # what they need is not known
         self._edges: dict[Node, list[Step]] = {}
 
     def root(self, node: Node, why: str) -> None:
@@ -82,11 +83,12 @@ class References:
 
     def labelled(self, node: Node, text: str, now_ns: int, *, may_be_root: bool) -> None:
         """Take in an object's labels, a JSON text."""
-        if _ANY not in text:
+        if text == "{}":
             return
-        labels = _parsed(text)
+        labels = texts(text)
         if labels is None:
             self.root(node, "its labels cannot be read")
+            self.unreadable.append(node)
             return
         for label, value in labels.items():
             if target := named_by(label, value, REF_LABEL):
@@ -166,17 +168,6 @@ def named_by(label: str, value: str, prefix: str) -> Node | None:
     return None
 
 
-def _parsed(text: str) -> dict[str, str] | None:
-    """An object's labels; None for what is no map of texts. One bad record spoils no other."""
-    try:
-        labels = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
-        return None
-    return labels
-
-
 def is_over(value: str, now_ns: int) -> bool:
     """Whether the time of a `gc.expire` has come. What is no time never comes, as in containerd."""
     try:
@@ -225,9 +216,9 @@ def _load_images(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: Ref
 
 def image_is_over(labels: str, now_ns: int) -> bool:
     """Whether an image's own labels, a JSON text, say that it may go."""
-    if EXPIRE_LABEL not in labels:
+    if EXPIRE_LABEL not in str(labels):
         return False
-    value = (_parsed(labels) or {}).get(EXPIRE_LABEL)
+    value = (texts(labels) or {}).get(EXPIRE_LABEL)
     return value is not None and is_over(value, now_ns)
 
 
@@ -248,7 +239,7 @@ def _load_snapshots(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: 
 
 def is_under_lease(labels: str) -> bool:
     """Whether an active snapshot, by its labels (a JSON text), is none of the roots."""
-    return UNDER_LEASE_LABEL in labels and UNDER_LEASE_LABEL in (_parsed(labels) or {})
+    return UNDER_LEASE_LABEL in str(labels) and UNDER_LEASE_LABEL in (texts(labels) or {})
 
 
 def _load_leases(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: References) -> None:
@@ -258,9 +249,8 @@ def _load_leases(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: Ref
         " AND (expires_at IS NULL OR expires_at > ?)",
         (namespace, now_ns),
     ):
-        flat[row["id"]] = FLAT_LABEL in row["labels"] and FLAT_LABEL in (
-            _parsed(row["labels"]) or {}
-        )
+        labels = row["labels"]
+        flat[row["id"]] = FLAT_LABEL in str(labels) and FLAT_LABEL in (texts(labels) or {})
         graph.root(Node(LEASE, row["id"]), "it is a lease")
     for row in tx.execute(
         "SELECT lease, type, resource FROM lease_resources WHERE namespace = ?", (namespace,)

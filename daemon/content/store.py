@@ -27,6 +27,7 @@ from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.whole import whole
 from lighter.daemon.files import sync_directory, write_whole
+from lighter.daemon.metadata.columns import labels_of, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import ContentInfo
@@ -143,11 +144,12 @@ class ContentStore:
             row = tx.execute(
                 "SELECT size_bytes, namespaces.labels FROM content"
                 " JOIN namespaces ON namespaces.name = content.namespace"
-                " WHERE digest = ? ORDER BY json_extract(namespaces.labels, ?) = 'true' DESC",
+                " WHERE digest = ? ORDER BY json_valid(namespaces.labels) AND"
+                " json_extract(namespaces.labels, ?) = 'true' DESC",
                 (digest, f'$."{SHAREABLE_LABEL}"'),
             ).fetchone()
             if row is None or not (
-                self._share_all or json.loads(row["labels"]).get(SHAREABLE_LABEL) == "true"
+                self._share_all or (texts(row["labels"]) or {}).get(SHAREABLE_LABEL) == "true"
             ):
                 return False
             try:
@@ -327,7 +329,7 @@ def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arr
     row = tx.execute(
         "SELECT labels FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)
     ).fetchone()
-    labels = merge_labels(json.loads(row["labels"]) if row else {}, arrival.labels)
+    labels = merge_labels((texts(row["labels"]) if row else None) or {}, arrival.labels)
     tx.execute(
         "INSERT INTO content(namespace, digest, size_bytes, labels, created_at, updated_at)"
         " VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -342,7 +344,7 @@ def _info(row: sqlite3.Row) -> ContentInfo:
     return ContentInfo(
         digest=row["digest"],
         size=row["size_bytes"],
-        labels=json.loads(row["labels"]),
+        labels=labels_of(row, f"content {row['digest']}"),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

@@ -54,7 +54,11 @@ class HealthService:
             container = self._containers.get(entry.namespace, entry.id)
         except NotFound:
             return
-        check = from_record(container.options.get("health") or {})
+        try:
+            check = from_record(container.options.get("health") or {})
+        except (AttributeError, TypeError, ValueError) as err:
+            log.error("read health check of %s: its record is damaged (%s)", entry.what, err)
+            return
         if check is None or entry.incarnation in self._watched:
             return
         self._watched.add(entry.incarnation)

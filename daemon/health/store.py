@@ -61,9 +61,13 @@ class HealthStore:
 
 
 def _health(row: sqlite3.Row) -> Health:
+    try:
+        probes = tuple(Probe(**probe) for probe in json.loads(row["log"]))
+    except (TypeError, ValueError, RecursionError):
+        probes = ()  # damaged: what is known is the status, and the next probe
     return Health(
         incarnation=row["incarnation"],
         status=row["status"],
         failing_streak=row["failing_streak"],
-        log=tuple(Probe(**probe) for probe in json.loads(row["log"])),
+        log=probes,
     )

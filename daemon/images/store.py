@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from lighter.daemon.images import reference
+from lighter.daemon.metadata.columns import labels_of, stored, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import Descriptor, Image
@@ -169,7 +170,7 @@ def _put(
             target.digest,
             target.size,
             json.dumps(dict(target.annotations)),
-            json.dumps(dict(labels)),
+            stored(labels),
             now,
             now,
         ),
@@ -183,11 +184,13 @@ def _set_labels(
 ) -> None:
     tx.execute(
         "UPDATE images SET labels = ?, updated_at = ? WHERE namespace = ? AND name = ?",
-        (json.dumps(check_labels(dict(labels))), time.time_ns(), namespace, name),
+        (stored(check_labels(dict(labels))), time.time_ns(), namespace, name),
     )
 
 
 def _image(row: sqlite3.Row) -> Image:
+    annotations = texts(row["annotations"])
+    damaged = () if annotations is not None else ("annotations",)
     return Image(
         namespace=row["namespace"],
         name=row["name"],
@@ -195,9 +198,9 @@ def _image(row: sqlite3.Row) -> Image:
             media_type=row["media_type"],
             digest=row["digest"],
             size=row["size_bytes"],
-            annotations=json.loads(row["annotations"]),
+            annotations=annotations or {},
         ),
-        labels=json.loads(row["labels"]),
+        labels=labels_of(row, f"image {row['namespace']}/{row['name']}", *damaged),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from lighter.daemon.metadata.columns import labels_of, mapping, stored, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.orphans import OWNER_LABEL
 from lighter.daemon.types import Container
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
-from lighter.proto.names import check_labels, check_name
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.names import BROKEN_LABEL, check_labels, check_name
 
 # The runtime spec travels in messages of at most 16 MiB.
 MAX_SPEC_BYTES = 16 << 20
@@ -59,7 +60,7 @@ class ContainerStore:
                     made.snapshotter,
                     made.snapshot_key,
                     made.spec,
-                    json.dumps(dict(made.labels)),
+                    stored(made.labels),
                     json.dumps(dict(made.options)),
                     now,
                     now,
@@ -105,14 +106,19 @@ class ContainerStore:
     def option(self, key: str) -> Iterator[Any]:
         """What the options of all containers that have `key` say under it."""
         rows = self._db.rows(
-            "SELECT options -> ? AS value FROM containers WHERE options -> ? IS NOT NULL",
-            (key, key),
+            "SELECT namespace, id, options FROM containers WHERE instr(options, ?)",
+            (json.dumps(key),),
         )
-        return (json.loads(row["value"]) for row in rows)
+        found = ((mapping(row["options"]) or {}).get(key) for row in rows)
+        return (value for value in found if value is not None)
 
     def replace(self, container: Container, also: Also = nothing) -> Container:
-        """Record all fields anew but its times; returns it with them. Raises NotFound."""
+        """Record all fields anew but its times; returns it with them.
+
+        Raises NotFound, and FailedPrecondition for one whose record is damaged.
+        """
         check_labels(dict(container.labels))
+        check_whole("update", container)
         _check_spec("update", container)
         now = time.time_ns()
         with self._db.durable_transaction() as tx:
@@ -126,7 +132,7 @@ class ContainerStore:
                     container.snapshotter,
                     container.snapshot_key,
                     container.spec,
-                    json.dumps(dict(container.labels)),
+                    stored(container.labels),
                     json.dumps(dict(container.options)),
                     now,
                     container.namespace,
@@ -164,8 +170,12 @@ class ContainerStore:
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, object] | None = None,
     ) -> Container:
-        """Change what is given; `labels` is merged, "" removing one. Raises NotFound."""
+        """Change what is given; `labels` is merged, "" removing one.
+
+        Raises NotFound, and FailedPrecondition for one whose record is damaged.
+        """
         old = self.get(namespace, container_id)
+        check_whole("update", old)
         new = replace(
             old,
             spec=old.spec if spec is None else spec,
@@ -180,7 +190,7 @@ class ContainerStore:
                 " WHERE namespace = ? AND id = ?",
                 (
                     new.spec,
-                    json.dumps(dict(new.labels)),
+                    stored(new.labels),
                     json.dumps(dict(new.options)),
                     new.updated_at,
                     namespace,
@@ -192,8 +202,9 @@ class ContainerStore:
     def rename(self, container: Container, name: str, spec: bytes, also: Also = nothing) -> None:
         """Give it and the snapshot that is kept under its name another one.
 
-        Raises NotFound, AlreadyExists.
+        Raises NotFound, AlreadyExists, and FailedPrecondition for one whose record is damaged.
         """
+        check_whole("rename", container)
         now = time.time_ns()
         key = name if container.snapshot_key == container.id else container.snapshot_key
         with self._db.durable_transaction() as tx:
@@ -216,7 +227,7 @@ class ContainerStore:
                     " AND key = ?",
                     (*where, container.id),
                 ).fetchone()
-                labels = json.loads(row["labels"]) if row else {}
+                labels = (texts(row["labels"]) if row else None) or {}
                 owned = {**labels, **({OWNER_LABEL: name} if OWNER_LABEL in labels else {})}
                 tx.execute(
                     "UPDATE snapshots SET key = ?, labels = ?, updated_at = ?"
@@ -256,7 +267,19 @@ def _check_spec(verb: str, container: Container) -> None:
         )
 
 
+def check_whole(verb: str, container: Container) -> None:
+    """Raises FailedPrecondition when its record could not be read whole."""
+    broken = container.labels.get(BROKEN_LABEL)
+    if broken:
+        raise FailedPrecondition(
+            f"{verb} container {container.id}: its record is damaged ({broken} cannot be read); "
+            "remove it and create it anew"
+        )
+
+
 def _container(row: sqlite3.Row) -> Container:
+    options = mapping(row["options"])
+    damaged = () if options is not None else ("options",)
     return Container(
         namespace=row["namespace"],
         id=row["id"],
@@ -265,8 +288,8 @@ def _container(row: sqlite3.Row) -> Container:
         snapshotter=row["snapshotter"],
         snapshot_key=row["snapshot_key"],
         spec=bytes(row["spec"]),
-        labels=json.loads(row["labels"]),
-        options=json.loads(row["options"]),
+        labels=labels_of(row, f"container {row['namespace']}/{row['id']}", *damaged),
+        options=options or {},
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

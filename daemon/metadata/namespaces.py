@@ -3,15 +3,15 @@
 They come into being by use. There is `default` from the first start on.
 """
 
-import json
 import sqlite3
 import time
 from collections.abc import Mapping
 
+from lighter.daemon.metadata.columns import labels_of, stored, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.types import Namespace
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
-from lighter.proto.names import check_labels, check_name
+from lighter.proto.names import BROKEN_LABEL, check_labels, check_name
 
 DEFAULT = "default"
 
@@ -32,7 +32,7 @@ def ensure_in(tx: sqlite3.Connection, name: str) -> None:
 
 def merge_labels(old: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
     """`old` with `changes` applied; the value "" removes a label. Raises InvalidArgument."""
-    merged = {**old, **changes}
+    merged = {**old, **changes, BROKEN_LABEL: ""}
     return check_labels({key: value for key, value in merged.items() if value})
 
 
@@ -57,7 +57,7 @@ class NamespaceStore:
         with self._db.durable_transaction() as tx:
             made = tx.execute(
                 "INSERT OR IGNORE INTO namespaces(name, labels, created_at) VALUES(?, ?, ?)",
-                (name, json.dumps(namespace.labels), namespace.created_at),
+                (name, stored(namespace.labels), namespace.created_at),
             )
             if not made.rowcount:
                 raise AlreadyExists(f"create namespace {name}: it already exists")
@@ -73,7 +73,7 @@ class NamespaceStore:
     def labels(self, name: str) -> dict[str, str]:
         """Of a namespace that need not be there yet."""
         row = self._db.row("SELECT labels FROM namespaces WHERE name = ?", (name,))
-        return dict(json.loads(row["labels"])) if row else {}
+        return (texts(row["labels"]) if row else None) or {}
 
     def list(self) -> tuple[Namespace, ...]:
         """All namespaces, by name."""
@@ -84,9 +84,7 @@ class NamespaceStore:
         namespace = self.get(name)
         labels = merge_labels(namespace.labels, changes)
         with self._db.durable_transaction() as tx:
-            tx.execute(
-                "UPDATE namespaces SET labels = ? WHERE name = ?", (json.dumps(labels), name)
-            )
+            tx.execute("UPDATE namespaces SET labels = ? WHERE name = ?", (stored(labels), name))
         return Namespace(name, labels, namespace.created_at)
 
     def delete(self, name: str) -> None:
@@ -115,4 +113,5 @@ class NamespaceStore:
 
 
 def _namespace(row: sqlite3.Row) -> Namespace:
-    return Namespace(row["name"], json.loads(row["labels"]), row["created_at"])
+    labels = labels_of(row, f"namespace {row['name']}")
+    return Namespace(row["name"], labels, row["created_at"])

@@ -5,11 +5,14 @@ import sqlite3
 import time
 from dataclasses import replace
 
+from lighter.daemon.metadata.columns import labels_of, mapping, stored
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in
 from lighter.daemon.types import Sandbox
 from lighter.proto.errors import AlreadyExists, NotFound
 from lighter.proto.names import check_labels, check_name
+
+_EMPTY = {"runtime": "", "sandboxer": "", "options": [], "spec": [], "extensions": {}}
 
 
 class SandboxStore:
@@ -23,7 +26,7 @@ class SandboxStore:
         check_name(sandbox.id, "sandbox")
         now = time.time_ns()
         made = replace(sandbox, created_at=now, updated_at=now)
-        labels = json.dumps(check_labels(dict(made.labels)))
+        labels = stored(check_labels(dict(made.labels)))
         with self._db.durable_transaction() as tx:
             ensure_in(tx, made.namespace)
             done = tx.execute(
@@ -54,7 +57,7 @@ class SandboxStore:
     def update(self, sandbox: Sandbox) -> Sandbox:
         """Let all but its birth be as given. Raises NotFound, InvalidArgument."""
         changed = replace(sandbox, updated_at=time.time_ns())
-        labels = json.dumps(check_labels(dict(changed.labels)))
+        labels = stored(check_labels(dict(changed.labels)))
         with self._db.durable_transaction() as tx:
             done = tx.execute(
                 "UPDATE sandboxes SET labels = ?, record = ?, updated_at = ?"
@@ -88,13 +91,15 @@ def _record(sandbox: Sandbox) -> str:
 
 
 def _sandbox(row: sqlite3.Row) -> Sandbox:
-    record = json.loads(row["record"])
+    record = mapping(row["record"])
+    damaged = () if record is not None else ("record",)
+    record = {**_EMPTY, **(record or {})}
     return Sandbox(
         row["namespace"],
         row["id"],
         record["runtime"],
         record["sandboxer"],
-        json.loads(row["labels"]),
+        labels_of(row, f"sandbox {row['namespace']}/{row['id']}", *damaged),
         record["options"],
         record["spec"],
         record["extensions"],

@@ -5,11 +5,12 @@ release removes them. `trash` holds what was deleted and may still be on disk.
 """
 
 import builtins
-import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from lighter.daemon.metadata.columns import labels_of, mapping, stored
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in
 from lighter.proto.errors import AlreadyExists, NotFound
@@ -37,7 +38,7 @@ class VolumeStore:
 
     def create(self, volume: Volume) -> None:
         """Raises AlreadyExists, InvalidArgument."""
-        labels = json.dumps(check_labels(dict(volume.labels)))
+        labels = stored(check_labels(dict(volume.labels)))
         with self._db.durable_transaction() as tx:
             ensure_in(tx, volume.namespace)
             done = tx.execute(
@@ -69,18 +70,19 @@ class VolumeStore:
         return tuple(map(_volume, rows))
 
     def users(self, namespace: str) -> "dict[str, builtins.list[str]]":
-        """By volume, the containers whose record names it."""
+        """By volume, the containers whose record names it, or is damaged and may name any."""
         found: dict[str, builtins.list[str]] = {}
         for row in self._db.rows(
-            "SELECT json_extract(used.value, '$.name') AS name, containers.id"
-            " FROM containers, json_each(containers.options, '$.volumes') AS used"
-            " WHERE namespace = ? ORDER BY containers.id",
-            (namespace,),
+            "SELECT id, options FROM containers WHERE namespace = ? ORDER BY id", (namespace,)
         ):
-            users = found.setdefault(row["name"], [])
-            if row["id"] not in users:
-                users.append(row["id"])
+            for name in self._named(namespace, mapping(row["options"])):
+                found.setdefault(name, []).append(row["id"])
         return found
+
+    def _named(self, namespace: str, options: Mapping[str, Any] | None) -> set[str]:
+        if options is None:
+            return {volume.name for volume in self.list(namespace)}
+        return {one["name"] for one in options.get("volumes") or ()}
 
     def delete(self, namespace: str, name: str, removed_as: str) -> None:
         """Forget it and note its directory as trash, in one step. Raises NotFound."""
@@ -122,7 +124,7 @@ def _volume(row: sqlite3.Row) -> Volume:
     return Volume(
         row["namespace"],
         row["name"],
-        json.loads(row["labels"]),
+        labels_of(row, f"volume {row['namespace']}/{row['name']}"),
         bool(row["anonymous"]),
         row["created_at"],
     )

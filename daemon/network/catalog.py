@@ -2,11 +2,11 @@
 
 import asyncio
 import builtins
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lighter.daemon.metadata.columns import mapping
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.network import made
 from lighter.daemon.network.attachments import Attachments
@@ -149,7 +149,11 @@ class NetworkCatalog:
 
 
 def _names(options: str, name: str) -> bool:
-    request: Mapping[str, Any] = json.loads(options).get("network") or {}
+    """A record that is damaged may name any."""
+    read = mapping(options)
+    if read is None:
+        return True
+    request: Mapping[str, Any] = read.get("network") or {}
     return name in (request.get("networks") or ())
 
 

@@ -74,8 +74,10 @@ def to_record(policy: RestartPolicy) -> dict[str, Any]:
     return {"policy": policy.name, "max_retries": policy.max_retries}
 
 
-def from_record(record: Mapping[str, Any]) -> RestartPolicy:
-    """Of a container's `options`; what only a later release knows is none."""
+def from_record(record: Any) -> RestartPolicy:
+    """Of a container's `options`; what only a later release knows, or cannot be read, is none."""
+    if not isinstance(record, Mapping):
+        return RestartPolicy()
     name, retries = record.get("policy"), record.get("max_retries", 0)
     if name not in NAMES or type(retries) is not int:
         return RestartPolicy()

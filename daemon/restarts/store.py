@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lighter.daemon import files
+from lighter.daemon.metadata.columns import mapping, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.restarts import labels
 from lighter.daemon.restarts.policy import RestartPolicy, from_record
@@ -59,11 +60,12 @@ class Definition:
     labels: Mapping[str, str]
     options: Mapping[str, Any]
     updated_at: int
+    is_whole: bool = True  # whether `options` could be read
 
     @property
     def by_labels(self) -> bool:
         """Whether containerd's labels decide: the container has no policy of its own."""
-        return "restart" not in self.options and labels.STATUS in self.labels
+        return self.is_whole and "restart" not in self.options and labels.STATUS in self.labels
 
     @property
     def is_stopped(self) -> bool:
@@ -245,10 +247,12 @@ def _restart(row: sqlite3.Row) -> Restart:
 
 
 def _definition(row: sqlite3.Row) -> Definition:
+    options = mapping(row["options"])
     return Definition(
         namespace=row["namespace"],
         id=row["id"],
-        labels=json.loads(row["labels"]),
-        options=json.loads(row["options"]),
+        labels=texts(row["labels"]) or {},
+        options=options or {},
+        is_whole=options is not None,
         updated_at=row["updated_at"],
     )

@@ -1,11 +1,11 @@
 """The records of snapshots: one row each, its number naming its directory."""
 
-import json
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from lighter.daemon.metadata.columns import labels_of, stored
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW
@@ -159,7 +159,7 @@ class SnapshotRows:
     ) -> None:
         """Record a new snapshot. Raises AlreadyExists, NotFound (the parent went meanwhile)."""
         now = time.time_ns()
-        text = json.dumps(check_labels(dict(labels)))
+        text = stored(check_labels(dict(labels)))
         # What makes it count is a commit or a container, recorded later and durably; both write to
         # one log, so that a sync of theirs takes this with it.
         with self._db.fast_transaction() as tx:
@@ -202,7 +202,7 @@ class SnapshotRows:
                 (
                     name,
                     COMMITTED,
-                    json.dumps(check_labels(dict(labels))),
+                    stored(check_labels(dict(labels))),
                     usage.size_bytes,
                     usage.inodes,
                     time.time_ns(),
@@ -218,7 +218,7 @@ class SnapshotRows:
         with self._db.durable_transaction() as tx:
             tx.execute(
                 "UPDATE snapshots SET labels = ?, updated_at = ? WHERE number = ?",
-                (json.dumps(labels), time.time_ns(), row.number),
+                (stored(labels), time.time_ns(), row.number),
             )
 
     def delete(self, namespace: str, key: str) -> None:
@@ -265,7 +265,7 @@ def _row(row: sqlite3.Row) -> Row:
             key=row["key"],
             parent=row["parent_key"],
             kind=row["kind"],
-            labels=json.loads(row["labels"]),
+            labels=labels_of(row, f"snapshot {row['namespace']}/{row['key']}"),
             created_at=row["created_at"],
             updated_at=row["updated_at"],
         ),

@@ -1,5 +1,6 @@
 """A damaged database, garbage in its place or none, and records that are none: what still holds."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,9 +8,11 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lighter.proto.names import BROKEN_LABEL
 from tests import lives
 from tests.harness import Lighterd, await_that
 from tests.lives import ask
@@ -175,18 +178,105 @@ def test_f54_a_bad_record_of_a_shim_harms_nobody(lighterd: Lighterd, record: byt
 
 
 def test_f54_a_bad_row_harms_nobody(lighterd: Lighterd) -> None:
-    """A container whose record cannot be read is listed as it is, can be removed; others live."""
+    """What cannot be read is listed as broken and can be removed; all else lives, is made, runs."""
     image = lighterd.import_busybox()
-    good = lives.begin(lighterd, image, "good", "sleep", "1000")
-    lives.define(lighterd, image, "bad", "true")
+    names = ("good", "options", "labels", "array", "health", "spec")
+    pids = {name: lives.begin(lighterd, image, name, "sleep", "1000") for name in names}
+    for name in ("idle", "idle-spec"):
+        lives.define(lighterd, image, name, "true")
+    for argv in (
+        ("images", "tag", image, "docker.io/library/bad:1"),
+        ("images", "tag", image, "docker.io/library/bad:2"),
+        ("leases", "create", "--id", "bad"),
+        ("namespaces", "create", "bad"),
+        ("volumes", "create", "bad"),
+        ("snapshots", "prepare", "bad"),
+    ):
+        lighterd.ctl(*argv, check=True)
     lighterd.kill9()
     with closing(sqlite3.connect(lighterd.root / "lighter.db")) as opened:
-        opened.execute("UPDATE containers SET spec = x'00' WHERE id = 'bad'")
-        opened.execute("UPDATE tasks SET options = x'c1' WHERE id = 'good'")
+        for change in (
+            "UPDATE containers SET options = '{' WHERE id IN ('options', 'idle')",
+            "UPDATE containers SET labels = x'ff00' WHERE id = 'labels'",
+            "UPDATE containers SET labels = '[]', options = '[]' WHERE id = 'array'",
+            "UPDATE containers SET options = json_set(options, '$.health', 5) WHERE id = 'health'",
+            "UPDATE containers SET options = json_set(options, '$.restart', 5) WHERE id = 'health'",
+            "UPDATE containers SET spec = x'00' WHERE id IN ('spec', 'idle-spec')",
+            "UPDATE tasks SET options = x'c1' WHERE id = 'good'",
+            "UPDATE images SET labels = '{' WHERE name LIKE '%bad:1'",
+            "UPDATE images SET annotations = '{' WHERE name LIKE '%bad:2'",
+            "UPDATE leases SET labels = '{'",
+            "UPDATE namespaces SET labels = '{' WHERE name = 'bad'",
+            "UPDATE volumes SET labels = '{'",
+            "UPDATE snapshots SET labels = '{'",
+        ):
+            assert opened.execute(change).rowcount, change
         opened.commit()
     lighterd.start()
-    assert lives.await_task(lighterd, "good", "running")["pid"] == good
-    refused = lighterd.ctl("tasks", "start", "-d", "bad")
-    assert refused.returncode != 0 and refused.stderr.count(b"\n") == 1, refused
-    lighterd.ctl("rm", "-f", "bad", check=True)
+    for name, pid in pids.items():
+        assert lives.await_task(lighterd, name, "running")["pid"] == pid
+    # Each is shown as what it is, in the list that it is in, and the others as they are.
+    said = {row["id"]: row for row in rows_of(lighterd, "containers", "ls")}
+    assert set(said) == {*names, "idle", "idle-spec"}
+    assert {name: row["labels"][BROKEN_LABEL] for name, row in said.items() if row["labels"]} == {
+        "options": "options",
+        "idle": "options",
+        "labels": "labels",
+        "array": "labels,options",
+    }
+    listed = lighterd.ctl("ps", "-a", check=True).stdout.decode()
+    assert listed.count("its record is damaged: ") == 4
+    table = lighterd.ctl("containers", "ls", check=True)
+    assert b"container idle: its record is damaged: options cannot be read" in table.stderr
+    found = lighterd.ctl("ps", "-aq", "--filter", f"label={BROKEN_LABEL}=options", check=True)
+    assert set(found.stdout.split()) == {b"options", b"idle"}
+    for noun, key in (
+        ("images", "name"),
+        ("leases", "id"),
+        ("namespaces", "name"),
+        ("volumes", "name"),
+    ):
+        broken = [
+            row[key]
+            for row in rows_of(lighterd, noun, "ls")
+            if BROKEN_LABEL in (row["labels"] or {})
+        ]
+        assert len(broken) == (2 if noun == "images" else 1), (noun, broken)
+        assert all("bad" in name for name in broken)
+    info = lighterd.ctl("snapshots", "info", "bad", check=True).stdout.decode()
+    assert f'"{BROKEN_LABEL}": "labels"' in info
+    # A definition that is not whole is not guessed at: neither started nor changed nor renamed.
+    for argv in (
+        ("tasks", "start", "-d", "idle"),
+        ("tasks", "start", "-d", "idle-spec"),
+        ("containers", "label", "idle", "a=b"),
+        ("rename", "idle", "other"),
+    ):
+        refused = lighterd.ctl(*argv)
+        assert refused.returncode != 0 and refused.stderr.count(b"\n") == 1, refused
+    # What such a record may need is not taken away.
+    lighterd.ctl("volumes", "prune", "--all", "--force")
+    assert [row["name"] for row in rows_of(lighterd, "volumes", "ls")] == ["bad"]
+    # The manager does all its work: others are made, run, and are collected.
+    assert lighterd.ctl("run", "--rm", image, "new", "sh", "-c", "exit 4").returncode == 4
     assert lighterd.ctl("tasks", "exec", "--exec-id", "x", "good", "true").returncode == 0
+    lighterd.ctl("system", "prune", check=True)
+    # And each goes as any other does.
+    for name in (*names, "idle", "idle-spec"):
+        lighterd.ctl("rm", "-f", name, check=True)
+    for argv in (
+        ("images", "rm", "docker.io/library/bad:1", "docker.io/library/bad:2"),
+        ("leases", "rm", "bad"),
+        ("namespaces", "rm", "bad"),
+        ("volumes", "rm", "bad"),
+        ("snapshots", "rm", "bad"),
+    ):
+        lighterd.ctl(*argv, check=True)
+    assert rows_of(lighterd, "containers", "ls") == []
+    assert BROKEN_LABEL not in lighterd.ctl("ps", "-a", check=True).stdout.decode()
+
+
+def rows_of(lighterd: Lighterd, *words: str) -> list[dict[str, Any]]:
+    shown = lighterd.ctl(*words, "--format", "json", check=True).stdout
+    rows: list[dict[str, Any]] = json.loads(shown)
+    return rows

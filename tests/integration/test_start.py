@@ -79,6 +79,21 @@ def test_configurations_that_do_not_start(place: Place) -> None:
     assert usage.returncode == 2 and "not one of" in usage.stderr
 
 
+def test_a_start_that_fails_by_a_mistake_of_ours_is_one_line_too(place: Place) -> None:
+    environ = {**os.environ, "FAULT": "start.locked:bug"}
+    place.refused("run manager: RuntimeError: ", env=environ)
+
+
+def test_one_that_cannot_start_is_not_started_again_at_once(place: Place) -> None:
+    """A service manager has no limit here: who fails under one takes his time about it."""
+    file = place.base / "config.toml"
+    file.write_text("root = 5\n")
+    begun = time.monotonic()
+    environ = {**os.environ, "NOTIFY_SOCKET": str(place.base / "nobody")}
+    place.refused("expected text", "-c", str(file), env=environ)
+    assert time.monotonic() - begun >= 1.0
+
+
 def test_unknown_keys_warn_and_a_dump_is_the_same_configuration(place: Place) -> None:
     file = place.base / "config.toml"
     file.write_text('version = 3\nfoo = 1\n[plugins."io.lighter.v1".log]\nmax_size = 5\n')

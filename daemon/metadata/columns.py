@@ -1,0 +1,53 @@
+"""Columns that hold JSON: `labels`, `options`, `annotations`. One that is damaged spoils no other.
+
+What cannot be read reads as empty and marks its object with a label, BROKEN_LABEL, whose value
+names the columns. So it is seen in every list, through every API, found by a filter, and can be
+removed. The label is no part of what is stored.
+"""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from lighter.proto.names import BROKEN_LABEL
+
+log = logging.getLogger("lighter.database")
+
+
+def mapping(text: object) -> dict[str, Any] | None:
+    """A JSON object with its values; None for what is none."""
+    if not isinstance(text, str | bytes):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def texts(text: object) -> dict[str, str] | None:
+    """A JSON object whose values are texts; None for what is none."""
+    value = mapping(text)
+    if value is None or not all(isinstance(one, str) for one in value.values()):
+        return None
+    return value
+
+
+def labels_of(row: sqlite3.Row, what: str, *damaged: str) -> dict[str, str]:
+    """The row's labels; with BROKEN_LABEL when they, or the columns `damaged`, cannot be read.
+
+    `what` is for the log: "container web".
+    """
+    labels = texts(row["labels"])
+    broken = (*(("labels",) if labels is None else ()), *damaged)
+    if not broken:
+        return labels or {}
+    log.error("read %s: its %s cannot be read", what, " and ".join(broken))
+    return {**(labels or {}), BROKEN_LABEL: ",".join(broken)}
+
+
+def stored(labels: Mapping[str, str]) -> str:
+    """The text for the column."""
+    return json.dumps({key: value for key, value in labels.items() if key != BROKEN_LABEL})
