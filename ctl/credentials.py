@@ -28,7 +28,7 @@ DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 TOKEN_USER = "<token>"  # noqa: S105 (what helpers call the user of an identity token)
 HELPER_S = 60.0
 
-_DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 _MAX_FILE_BYTES = 1 << 20
 _REALMS = "allowedRealms"  # ours; docker leaves it alone until it logs in there itself
 
@@ -206,7 +206,7 @@ def _is_for(key: object, host: str) -> bool:
         return False
     named = rest.partition("/")[0].lower()
     if host == DEFAULT_REGISTRY:
-        return named in _DOCKER_HUB
+        return named in DOCKER_HUB
     return named == host.lower()
 
 

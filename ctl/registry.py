@@ -5,7 +5,7 @@ from typing import Any
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option
-from lighter.ctl.credentials import CredentialFile, password_of
+from lighter.ctl.credentials import DOCKER_HUB, CredentialFile, password_of
 from lighter.ctl.output import print_json_line, visible
 from lighter.ctl.transfer import access, registry_options
 from lighter.proto.errors import InvalidArgument, NotFound, PermissionDenied
@@ -41,7 +41,7 @@ def login(
     """
     from lighter.ctl.asking import ask, confirm
 
-    host = split_registry(f"{server.partition('://')[2].rstrip('/') or server}/x")[0]
+    host = _host_of(server, "log in to")
     name, colon, secret = flags.pop("user").partition(":")
     name = name or ask("User name")
     if password_stdin:
@@ -69,6 +69,22 @@ def login(
     print(f"Login succeeded; the credential is kept in {place}")
 
 
+def _host_of(server: str, act: str) -> str:
+    """The registry that images of a server are looked for at.
+
+    Raises InvalidArgument for a name that would be taken for a user of Docker Hub, which then got
+    the password that is meant for another.
+    """
+    written = server.rpartition("://")[2].rstrip("/")
+    host = split_registry(f"{written}/x")[0]
+    if host == DEFAULT_REGISTRY and written.partition("/")[0].lower() not in DOCKER_HUB:
+        raise InvalidArgument(
+            f"{act} {written}: in an image's name it stands for a user of {DEFAULT_REGISTRY}; "
+            f"name the registry as its images do, with a domain or a port"
+        )
+    return host
+
+
 def _from_stdin() -> str:
     data = sys.stdin.buffer.read(_MAX_PASSWORD_BYTES + 1)
     if len(data) > _MAX_PASSWORD_BYTES:
@@ -83,7 +99,7 @@ def _from_stdin() -> str:
 @grammar.argument("server", required=False, default=DEFAULT_REGISTRY)
 def logout(_session: Session, server: str) -> None:
     """Remove a registry's credential from docker's file or its helper."""
-    host = split_registry(f"{server.partition('://')[2].rstrip('/') or server}/x")[0]
+    host = _host_of(server, "log out of")
     file = CredentialFile.of_this_user()
     if not file.forget(host):
         raise NotFound(f"log out of {host}: there is no credential for it in {file.path}")

@@ -49,6 +49,20 @@ def access(session: Session, reference: str, flags: Mapping[str, Any]) -> dict[s
     }
 
 
+_platforms = grammar.option(
+    "--platform",
+    "platforms",
+    multiple=True,
+    metavar="OS/ARCH[/VARIANT]",
+    help="Of these platforms instead of this host's.",
+)
+
+
+def _wanted(platforms: tuple[str, ...]) -> dict[str, Any]:
+    """A manager of the first release knows one platform alone."""
+    return {"platform": platforms[0]} if len(platforms) == 1 else {"platforms": platforms}
+
+
 NO_FLAGS: dict[str, Any] = {
     "user": "",
     "refresh": "",
@@ -63,7 +77,7 @@ NO_FLAGS: dict[str, Any] = {
 
 @grammar.command("pull", short_help="pull an image from a registry")
 @registry_options
-@grammar.option("--platform", default="", help="Of this platform instead of this host's.")
+@_platforms
 @grammar.option("--all-platforms", is_flag=True, help="All that the image is there for.")
 @grammar.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
 @grammar.option("--snapshotter", default="", help="Where to unpack.")
@@ -81,7 +95,7 @@ def pull(
     session: Session,
     /,
     ref: str,
-    platform: str,
+    platforms: tuple[str, ...],
     all_platforms: bool,
     no_unpack: bool,
     snapshotter: str,
@@ -97,13 +111,13 @@ def pull(
       ctl images pull --platform linux/arm64 --no-unpack nginx:alpine
       ctl images pull --plain-http -u admin:Harbor12345 harbor.example/library/nginx:latest
     """
-    if platform and all_platforms:
+    if platforms and all_platforms:
         raise grammar.UsageError("--platform and --all-platforms exclude each other")
     pull_image(
         session,
         ref,
         access(session, ref, flags),
-        platform=platform,
+        **_wanted(platforms),
         all_platforms=all_platforms,
         unpack=not no_unpack,
         snapshotter=snapshotter,
@@ -200,7 +214,7 @@ def _push(session: Session, method: str, **body: Any) -> None:
 @grammar.command("fetch", short_help="fetch an image's content")
 @registry_options
 @grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
-@grammar.option("--platform", default="", help="Of this platform instead of this host's.")
+@_platforms
 @grammar.option("--all-platforms", is_flag=True, help="All that the image is there for.")
 @grammar.option("--all-metadata", is_flag=True, help="Also other platforms' manifests and configs.")
 @grammar.option("--metadata-only", is_flag=True, help="Manifests and configs alone, no layer.")
@@ -211,7 +225,7 @@ def fetch(
     /,
     ref: str,
     label: tuple[str, ...],
-    platform: str,
+    platforms: tuple[str, ...],
     all_platforms: bool,
     all_metadata: bool,
     metadata_only: bool,
@@ -223,13 +237,13 @@ def fetch(
       ctl content fetch docker.io/library/nginx:alpine
       ctl content fetch --metadata-only --plain-http harbor.example/library/nginx:latest
     """
-    if platform and all_platforms:
+    if platforms and all_platforms:
         raise grammar.UsageError("--platform and --all-platforms exclude each other")
     pull_image(
         session,
         ref,
         access(session, ref, flags),
-        platform=platform,
+        **_wanted(platforms),
         all_platforms=all_platforms,
         unpack=False,
         all_metadata=all_metadata,

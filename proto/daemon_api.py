@@ -20,7 +20,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         target: a file or pipe that the caller has open for writing
     images.convert      (stream) {name, target, oci, compression, platforms, all_platforms} -> items as of
                         import, end {image, digest}     compression: "" (as it is), none, gzip, zstd
-    images.pull         (stream) {name, platform, all_platforms, unpack, all_metadata, metadata_only,
+    images.pull         (stream) {name, platform | platforms, all_platforms, unpack, all_metadata, metadata_only,
                         snapshotter, labels, at_once, access} -> items {status, ref, digest, kind, done_bytes, total_bytes}, end
                         {image, digest, downloaded_bytes, download_s, unpack_s}
                         status: resolving, resolved, unpacking, done; of a piece (kind index, manifest,

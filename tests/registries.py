@@ -76,7 +76,7 @@ class SmallImage:
         return Descriptor(item["mediaType"], item["digest"], item["size"])
 
 
-def small_image(*layer_sizes: int, seed: int = 1) -> SmallImage:
+def small_image(*layer_sizes: int, seed: int = 1, arch: str = "amd64") -> SmallImage:
     """A real image: a layer per size, each a gzip of a tar with one file of that many bytes."""
     import random
 
@@ -96,7 +96,7 @@ def small_image(*layer_sizes: int, seed: int = 1) -> SmallImage:
         layers.append({"mediaType": OCI_LAYER, "digest": digest_of(packed), "size": len(packed)})
     config = json.dumps(
         {
-            "architecture": "amd64",
+            "architecture": arch,
             "os": "linux",
             "config": {},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
@@ -407,6 +407,22 @@ class Scripted:
             self.route(f"/v2/{repository}/manifests/{name}", reply)
         for digest, data in image.blobs.items():
             self.route(f"/v2/{repository}/blobs/{digest}", blob(data))
+
+    def serve_index(self, repository: str, tag: str, *images: tuple[SmallImage, str]) -> Descriptor:
+        """Have images, each with its architecture, as one; returns the index."""
+        entries = []
+        for image, arch in images:
+            self.serve(image, repository)
+            of = image.descriptor
+            entry = {"mediaType": of.media_type, "digest": of.digest, "size": of.size}
+            entries.append({**entry, "platform": {"os": "linux", "architecture": arch}})
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+        data = json.dumps(document).encode()
+        index = describe(OCI_INDEX, data)
+        for name in (tag, index.digest):
+            reply = Reply(body=data, headers=(("Content-Type", OCI_INDEX),))
+            self.route(f"/v2/{repository}/manifests/{name}", reply)
+        return index
 
     def route(self, path: str, answer: Answer | list[Answer]) -> None:
         """The answer to both HEAD and GET."""

@@ -22,6 +22,8 @@ from lighter.daemon.content.references import CONTAINER, CONTENT, IMAGE, SNAPSHO
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
+from lighter.daemon.snapshots.subvolumes import ROOT_INODE
 from lighter.proto.errors import LighterError
 from lighter.proto.paths import Root
 
@@ -29,6 +31,7 @@ log = logging.getLogger("lighter.gc")
 
 KINDS = ("image", "container", "kept", "orphan", "ingest", "logs", "database", "other")
 _BLOCK = 512  # st_blocks counts these (stat(2))
+_BTRFS = f"snapshots/{BtrfsSnapshotter.name}/"
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def _measure(root: str, owners: Mapping[str, str]) -> tuple[dict[str, int], dict
     """Walk the root: bytes and objects of each kind. Follows nothing, leaves no file system."""
     sizes, counts = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
     device = os.lstat(root).st_dev
-    seen: set[int] = set()
+    seen: set[tuple[int, int]] = set()
     waiting = [("", os.lstat(root))]
     while waiting:
         path, found = waiting.pop()
@@ -181,12 +184,14 @@ def _measure(root: str, owners: Mapping[str, str]) -> tuple[dict[str, int], dict
         if kind:
             counts[kind] += is_object
             if not stat.S_ISDIR(found.st_mode) and found.st_nlink > 1:
-                if found.st_ino in seen:
+                file = (found.st_dev, found.st_ino)
+                if file in seen:
                     continue
-                seen.add(found.st_ino)
+                seen.add(file)
             sizes[kind] += found.st_blocks * _BLOCK
         if is_object and stat.S_ISDIR(found.st_mode):
-            sizes[kind] += _tree_bytes(f"{root}/{path}", seen)
+            on_btrfs = path.startswith(_BTRFS)
+            sizes[kind] += _tree_bytes(f"{root}/{path}", seen, subvolumes=on_btrfs)
             continue
         if not stat.S_ISDIR(found.st_mode) or found.st_dev != device:
             continue
@@ -224,8 +229,11 @@ def _attribute(path: str, found: os.stat_result, owners: Mapping[str, str]) -> t
     return "other", False
 
 
-def _tree_bytes(top: str, seen: set[int]) -> int:
-    """Disk space below a directory of an object, itself left out. Names in it may be hostile."""
+def _tree_bytes(top: str, seen: set[tuple[int, int]], *, subvolumes: bool) -> int:
+    """Disk space below a directory of an object, itself left out. Names in it may be hostile.
+
+    `subvolumes` of btrfs belong to it, though each has a device number of its own.
+    """
     size_bytes = 0
     device = os.lstat(top).st_dev
     for _, folders, files, fd in os.fwalk(top, follow_symlinks=False, onerror=None):
@@ -234,11 +242,14 @@ def _tree_bytes(top: str, seen: set[int]) -> int:
                 found = os.lstat(name, dir_fd=fd)
             except OSError:
                 continue
-            if found.st_dev != device and name in folders:
+            is_other = found.st_dev != device and not (subvolumes and found.st_ino == ROOT_INODE)
+            if name in folders and is_other:
                 folders.remove(name)
-            elif stat.S_ISDIR(found.st_mode) or found.st_nlink == 1:
+                continue
+            file = (found.st_dev, found.st_ino)
+            if stat.S_ISDIR(found.st_mode) or found.st_nlink == 1:
                 size_bytes += found.st_blocks * _BLOCK
-            elif found.st_ino not in seen:
-                seen.add(found.st_ino)
+            elif file not in seen:
+                seen.add(file)
                 size_bytes += found.st_blocks * _BLOCK
     return size_bytes

@@ -108,7 +108,7 @@ class TransferService:
             for wanted in to.platforms or (None,):
                 unpacked = [named for of, named in to.unpacks if of == wanted]
                 options = PullOptions(
-                    platform=wanted,
+                    platforms=(wanted,) if wanted else (),
                     all_platforms=wanted is None,
                     all_metadata=to.all_metadata,
                     unpack=bool(unpacked),

@@ -12,7 +12,7 @@ page cache, so that a slow worker never slows the connection.
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ from lighter.daemon.content.whole import whole
 from lighter.daemon.content.writer import Writer
 from lighter.daemon.images.reference import Reference
 from lighter.daemon.images.unpack import LayerSource
+from lighter.daemon.registry.failures import WrongBytes
 from lighter.daemon.types import Descriptor
-from lighter.proto.errors import AlreadyExists, DataLoss, LighterError
+from lighter.proto.errors import AlreadyExists, LighterError
 from lighter.proto.faults import hit
 
 WRITE_BYTES = 1 << 20
@@ -39,7 +40,7 @@ class Body(Protocol):
     """Bytes of a blob on their way; see lighter.daemon.registry.blobs."""
 
     offset: int
-    host: str
+    hosts: list[str]
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -53,8 +54,9 @@ class Repository(Protocol):
     def blob(self, descriptor: Descriptor, offset: int = 0) -> AbstractAsyncContextManager[Body]:
         """The bytes of a blob from `offset` on, or from where the registry can begin."""
 
-    def distrust(self, host: str) -> bool:
-        """Ask `host` no more, since its bytes were wrong. False: no host is left."""
+    def distrust(self, *hosts: str) -> bool:
+        """Of the hosts whose bytes were wrong together, ask all but the last in the order of
+        asking no more; one alone not either. False: no host is left."""
 
 
 class _Arriving:
@@ -143,21 +145,19 @@ class Downloads:
         try:
             arriving.tell(writer.offset)
             while True:
-                host = await _receive(descriptor, remote, writer, arriving)
-                hit("pull.received")
+                hosts: list[str] = []
                 try:
-                    await writer.commit(descriptor.size, descriptor.digest, labels)
+                    await _receive(descriptor, remote, writer, arriving, hosts)
+                    hit("pull.received")
+                    await _commit(descriptor, remote, writer, labels, hosts)
                     break
-                except DataLoss as err:
+                except WrongBytes:
                     # Some of the bytes may have been there before this download began.
                     resumed, arriving.resumed = arriving.resumed, False
                     await writer.truncate(0)
                     arriving.tell(0)
-                    if not resumed and not remote.distrust(host):
-                        raise DataLoss(
-                            f"download {descriptor.digest} of {remote.reference} from {host}: "
-                            "what came has another digest"
-                        ) from err
+                    if not resumed and not (hosts and remote.distrust(*hosts)):
+                        raise
             hit("pull.committed")
         except AlreadyExists:
             self.content.label(namespace, descriptor.digest, labels)
@@ -271,9 +271,13 @@ async def _watch(arriving: _Arriving, told: Told) -> None:
 
 
 async def _receive(
-    descriptor: Descriptor, remote: Repository, writer: Writer, arriving: _Arriving
-) -> str:
-    """Bring the ingest to the blob's size; returns the host that the last bytes came from.
+    descriptor: Descriptor,
+    remote: Repository,
+    writer: Writer,
+    arriving: _Arriving,
+    hosts: list[str],
+) -> None:
+    """Bring the ingest to the blob's size; `hosts` gets those that bytes came from.
 
     A portion of WRITE_BYTES is written while the next one arrives. What has arrived is kept,
     whatever ends it.
@@ -281,7 +285,7 @@ async def _receive(
     arriving.resumed = writer.offset > 0
     if arriving.resumed and writer.offset >= descriptor.size:
         await writer.truncate(descriptor.size)
-        return ""
+        return
     async with remote.blob(descriptor, writer.offset) as body:
         if body.offset != writer.offset:
             await writer.truncate(body.offset)
@@ -300,13 +304,29 @@ async def _receive(
                     writing = asyncio.ensure_future(_write(writer, b"".join(portion), arriving))
                     portion, size_bytes = [], 0
         finally:
+            hosts += body.hosts
             if writing is not None:
                 await asyncio.wait([writing])
             if portion and (writing is None or writing.exception() is None):
                 await whole(_write(writer, b"".join(portion), arriving))
         if writing is not None:
             writing.result()
-        return body.host
+
+
+async def _commit(
+    descriptor: Descriptor,
+    remote: Repository,
+    writer: Writer,
+    labels: Mapping[str, str],
+    hosts: Sequence[str],
+) -> None:
+    """Raises WrongBytes, naming the hosts, when the bytes have another digest."""
+    if writer.offset == descriptor.size and writer.digest != descriptor.digest:
+        raise WrongBytes(
+            f"download {descriptor.digest} of {remote.reference} from {' and '.join(hosts)}: "
+            "what came has another digest"
+        )
+    await writer.commit(descriptor.size, descriptor.digest, labels)
 
 
 async def _write(writer: Writer, data: bytes, arriving: _Arriving) -> None:

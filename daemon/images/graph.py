@@ -6,12 +6,12 @@
 
 Whoever made the graph may have made it huge, so each walk has a budget (SEC-21), and sees a digest
 once. Which edges are kept in content labels, so that garbage collection need not read documents,
-is containerd's convention (`containerd.io/gc.ref.content.*`).
+is containerd's convention (`containerd.io/gc.ref.content.*`). An index has a label for each of its
+entries, here or not, by its place: so what one walk chooses of it never takes another's label.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Protocol
 
 from lighter.daemon.content.digest import Digest
@@ -76,21 +76,23 @@ class Resolved:
 
 @dataclass
 class Graph:
-    """What a walk has found: all content by digest, and the labels that keep children."""
+    """What a walk has found: all content by digest, and the labels that keep children.
+
+    `documents`: its indexes and manifests, children before what names them.
+    """
 
     found: dict[Digest, Descriptor] = field(default_factory=dict)
     labels: dict[Digest, dict[str, str]] = field(default_factory=dict)
     manifests: list[Descriptor] = field(default_factory=list)
+    documents: list[Descriptor] = field(default_factory=list)
 
     def add(self, other: "Graph") -> None:
         """Take what another walk has found; of one index both may have taken different images."""
+        known = {document.digest for document in self.documents}
+        self.documents += [one for one in other.documents if one.digest not in known]
+        self.manifests += [one for one in other.manifests if one.digest not in known]
         self.found.update(other.found)
-        for digest, labels in other.labels.items():
-            known = self.labels.setdefault(digest, {})
-            free = (f"{REF_LABEL}m.{number}" for number in count(len(known)))
-            for label, child in labels.items():
-                if child not in known.values():
-                    known[label if label not in known else next(free)] = child
+        self.labels.update(other.labels)
 
     @property
     def size_bytes(self) -> int:
@@ -131,14 +133,15 @@ class Walker:
             return
         if descriptor.media_type in INDEXES:
             index = await self._read_index(descriptor, depth)
-            chosen = choose(index, self._wanted)
-            children = {f"m.{n}": child for n, child in enumerate(chosen)}
+            children = {f"m.{n}": child for n, child in enumerate(index.manifests)}
             graph.labels[Digest.parse(descriptor.digest)] = labels_for(children)
-            for child in chosen:
+            for child in choose(index, self._wanted):
                 await self._visit(child, graph, depth + 1)
+            graph.documents.append(descriptor)
         elif descriptor.media_type in MANIFESTS:
             manifest = await self._read_manifest(descriptor)
             graph.manifests.append(descriptor)
+            graph.documents.append(descriptor)
             children = {"config": manifest.config}
             children |= {f"l.{n}": layer for n, layer in enumerate(manifest.layers)}
             graph.labels[Digest.parse(descriptor.digest)] = labels_for(children)

@@ -11,8 +11,8 @@ failure, so that no finished blob is downloaded twice.
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from lighter.daemon.content.digest import Digest
@@ -40,7 +40,7 @@ from lighter.daemon.registry.access import Access
 from lighter.daemon.registry.client import Remote
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.types import Descriptor, Image
-from lighter.proto.errors import DataLoss, InvalidArgument, NotFound
+from lighter.proto.errors import DataLoss, InvalidArgument, LighterError, NotFound, from_wire
 from lighter.proto.faults import hit
 
 AT_ONCE = 3
@@ -51,13 +51,13 @@ MAX_SOURCE_BYTES = 2048  # labels have 4096 for key and value
 
 @dataclass(frozen=True)
 class PullOptions:
-    """`platform` None is this host's; `all_platforms` takes what the index has.
+    """Without `platforms` it is this host's; `all_platforms` takes what the index has.
 
     `all_metadata` takes the manifests and configs of the other platforms too; `metadata_only` those
     alone, of all platforms and no layer. `names`: what it is called here instead of its full name.
     """
 
-    platform: Platform | None = None
+    platforms: tuple[Platform, ...] = ()
     all_platforms: bool = False
     unpack: bool = True
     all_metadata: bool = False
@@ -167,7 +167,7 @@ class Puller:
         if options.unpack:
             self._unpacker.snapshotter(snapshotter)
         lease = "pull-" + hashlib.sha256(ref.encode()).hexdigest()[:16]
-        with Board(report, ref) as board, self._collector.pin() as pin:
+        with _naming(reference), Board(report, ref) as board, self._collector.pin() as pin:
             board.say("resolving")
             async with self._registries.remote(reference, access) as remote:
                 target = await remote.resolve()
@@ -183,11 +183,8 @@ class Puller:
                 await self._bring(work, target, graph, documents, snapshotter)
             names = options.names or (ref,)
             is_new = not self._images.exists(namespace, names[0])
-            image, *_ = self._images.put_all(namespace, dict.fromkeys(names, target))
-            for name in names if options.labels else ():
-                self._images.label(namespace, name, options.labels)
-            if options.labels:
-                image = self._images.get(namespace, names[0])
+            targets = dict.fromkeys(names, target)
+            image, *_ = self._images.put_all(namespace, targets, labels=options.labels)
             hit("pull.named")
             self._let_go(namespace, lease)
             board.say("done", target.digest)
@@ -283,7 +280,7 @@ class Puller:
             images = await Walker(stored, None).images(target)
             images = [image for image in images if image.platform.os == "linux"]
         else:
-            images = [await Walker(stored, work.wanted).resolve(target)]
+            images = [await Walker(stored, platform).resolve(target) for platform in work.wanted]
         sources: dict[str, LayerSource] = {
             digest: self._downloads.source(work.namespace, documents.layers[digest], task)
             for digest, task in fetching.items()
@@ -291,10 +288,14 @@ class Puller:
         }
         for image in images:
             self._hold(work, ((SNAPSHOTS + snapshotter, name) for name in chain_of(image)))
+            arriving = any(not task.done() for task in fetching.values())
             try:
                 await self._unpack_one(work, image, snapshotter, sources)
-            except DataLoss:
-                # The bytes of an earlier, broken download may have gone to the worker.
+            except LighterError:
+                if not arriving:
+                    raise
+                # The worker may have been given bytes that prove to be wrong: of an earlier,
+                # broken download, or of a host that is not asked again.
                 await asyncio.gather(*(asyncio.shield(task) for task in fetching.values()))
                 await self._unpack_one(work, image, snapshotter, {})
         work.unpack_s = time.monotonic() - begun
@@ -334,10 +335,11 @@ class _Work:
         self.unpack_s = 0.0
 
     @property
-    def wanted(self) -> Platform | None:
+    def wanted(self) -> tuple[Platform | None, ...]:
+        """A walk each; None takes what there is."""
         if self.options.all_platforms:
-            return None
-        return self.options.platform or platforms.host()
+            return (None,)
+        return self.options.platforms or (platforms.host(),)
 
     def source_label(self, content: ContentStore, digest: str) -> dict[str, str]:
         """Which repositories of the registry have it, for a push that can then mount it there."""
@@ -353,15 +355,28 @@ class _Work:
 async def _wanted_of(documents: RemoteDocuments, target: Descriptor, work: _Work) -> Graph:
     """What of the image is to be here at the end. Raises as Walker.walk."""
     options = work.options
-    if not (options.all_metadata or options.metadata_only):
-        return await Walker(documents, work.wanted).walk(target)
-    graph = await Walker(documents, None).walk(target)
-    layers = set(documents.layers)
+    wanted = Graph()
     if not options.metadata_only:
-        layers -= (await Walker(documents, work.wanted).walk(target)).found.keys()
-    for digest in layers:
+        for platform in work.wanted:
+            wanted.add(await Walker(documents, platform).walk(target))
+    if not (options.all_metadata or options.metadata_only):
+        return wanted
+    graph = await Walker(documents, None).walk(target)
+    for digest in documents.layers.keys() - wanted.found.keys():
         graph.found.pop(Digest.parse(digest), None)
     return graph
+
+
+@contextmanager
+def _naming(reference: Reference) -> Iterator[None]:
+    """Errors from within name the reference, and with it the registry."""
+    try:
+        yield
+    except LighterError as err:
+        if str(reference) in err.message:
+            raise
+        message = f"pull {reference}: {err.message}"
+        raise from_wire(err.code, message, err.details) from err
 
 
 def chain_of(image: Resolved) -> tuple[str, ...]:

@@ -167,17 +167,15 @@ class _Work:
 
     async def push_all(self, graph: Graph, target: Descriptor, at_once: int) -> None:
         """Children before parents: a registry refuses a document whose parts it has not."""
-        documents = [d for d in graph.found.values() if d.media_type in INDEXES | MANIFESTS]
         slots = asyncio.Semaphore(max(1, at_once))
         await all_of(
             [
                 asyncio.ensure_future(self.push_blob(descriptor, slots))
                 for descriptor in graph.found.values()
-                if descriptor not in documents
+                if descriptor.media_type not in INDEXES | MANIFESTS
             ]
         )
-        # A walk finds parents first.
-        for descriptor in reversed(documents):
+        for descriptor in graph.documents:
             if descriptor.digest != target.digest:
                 await self.push_document(descriptor, "")
         await self.push_document(target, self._reference.tag)

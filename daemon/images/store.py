@@ -24,9 +24,15 @@ class ImageStore:
         self._db = db
 
     def put_all(
-        self, namespace: str, targets: Mapping[str, Descriptor], *, replace: bool = True
+        self,
+        namespace: str,
+        targets: Mapping[str, Descriptor],
+        *,
+        replace: bool = True,
+        labels: Mapping[str, str] | None = None,
     ) -> tuple[Image, ...]:
-        """Point names at targets, in one transaction; a name's labels and birth stay.
+        """Point names at targets, in one transaction; a name's birth and labels stay, but for
+        what `labels` changes of them: the value "" removes one.
 
         Without `replace`, raises AlreadyExists for a name that exists.
         """
@@ -35,6 +41,9 @@ class ImageStore:
             for name, target in targets.items():
                 _check_name(name)
                 _put(tx, namespace, name, target, {}, replace=replace)
+                if labels:
+                    before = _labels(tx, namespace, name)
+                    _set_labels(tx, namespace, name, merge_labels(before, labels))
         return tuple(self.get(namespace, name) for name in targets)
 
     def create(
@@ -177,6 +186,14 @@ def _put(
     )
     if not done.rowcount:
         raise AlreadyExists(f"create image {name}: it already exists")
+
+
+def _labels(tx: sqlite3.Connection, namespace: str, name: str) -> dict[str, str]:
+    row = tx.execute(
+        "SELECT labels FROM images WHERE namespace = ? AND name = ?", (namespace, name)
+    ).fetchone()
+    labels: dict[str, str] = json.loads(row["labels"])
+    return labels
 
 
 def _set_labels(

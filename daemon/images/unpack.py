@@ -31,7 +31,9 @@ from lighter.proto.errors import (
     AlreadyExists,
     DataLoss,
     FailedPrecondition,
+    LighterError,
     NotFound,
+    from_wire,
 )
 from lighter.proto.faults import hit
 
@@ -102,8 +104,8 @@ class Unpacker:
 
         `sources`, by the layer's digest: applied while it arrives, committed when it is whole.
         The others are read from the content store. Raises NotFound (a layer's content), DataLoss
-        (other bytes than promised), ResourceExhausted, what a source and the snapshotter raise.
-        What was committed stays.
+        (other bytes than promised), InvalidArgument (no layer at all), ResourceExhausted, what a
+        source and the snapshotter raise. What was committed stays.
         """
         snapshotter = self.snapshotter(snapshotter_name)
         layers = layers_of(image)
@@ -276,7 +278,7 @@ class Unpacker:
                 fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
                 undo.callback(os.close, fds[1])
                 undo.callback(asyncio.create_task(_tell(lower.applied, fds[1])).cancel)
-            work = self._worker.run(order, fds, job.scaled.of(layer))
+            work = _naming(layer, self._worker.run(order, fds, job.scaled.of(layer)))
             done = await (_with_source(work, source) if source else work)
         if done["diff_id"] != step.diff:
             raise DataLoss(
@@ -334,6 +336,16 @@ class _Step:
         lock, self.lock = self.lock, None
         if lock is not None:
             lock.release()
+
+
+async def _naming(layer: Descriptor, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The worker's answer; its errors get the digest, which it does not know."""
+    try:
+        return await work
+    except LighterError as err:
+        cause = err.message.removeprefix("unpack layer: ")
+        message = f"unpack layer {layer.digest}: {cause}"
+        raise from_wire(err.code, message, err.details) from err
 
 
 async def _tell(event: asyncio.Event, eventfd: int) -> None:

@@ -10,7 +10,7 @@ from lighter.daemon.images.reference import Reference
 from lighter.daemon.registry.answer import Answer
 from lighter.daemon.registry.conversation import Conversation
 from lighter.daemon.registry.endpoints import Endpoint
-from lighter.daemon.registry.failures import Broken
+from lighter.daemon.registry.failures import Broken, WrongBytes
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import DataLoss, InvalidArgument, OutOfRange, Unavailable
 
@@ -27,10 +27,10 @@ class Body:
     """`async for chunk in body`: the bytes in order, as they are stored, once.
 
     `offset` is where they begin: 0 when the registry cannot begin where it was asked to. `host` is
-    where they come from, and changes when a broken transfer goes on at another one. Iterating
-    raises Unavailable (it broke MAX_BREAKS times), DataLoss (more bytes than the descriptor says),
-    or what a registry answers. The digest is the reader's to verify; if it is wrong,
-    `Remote.distrust(body.host)`.
+    where they come from, and changes when a broken transfer goes on at another one; `hosts` are all
+    that bytes came from. Iterating raises Unavailable (it broke MAX_BREAKS times), WrongBytes
+    (more than the descriptor says), or what a registry answers. The digest is the reader's to
+    verify; if it is wrong, or on WrongBytes, `Remote.distrust(*body.hosts)`.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Body:
     ) -> None:
         self.offset = 0
         self.host = ""
+        self.hosts: list[str] = []
         self._talk = conversation
         self._descriptor = descriptor
         self._digest = Digest.parse(descriptor.digest)
@@ -139,9 +140,11 @@ class Body:
             assert self._answer is not None
             try:
                 async for chunk in self._answer.chunks():
+                    if self.host not in self.hosts:
+                        self.hosts.append(self.host)
                     position += len(chunk)
                     if position > size:
-                        raise DataLoss(
+                        raise WrongBytes(
                             f"{self._what} from {self.host}: more than its {size} bytes come"
                         )
                     fresh = position - skip_to

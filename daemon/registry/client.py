@@ -266,11 +266,23 @@ class Remote:
         finally:
             await body.close()
 
-    def distrust(self, host: str) -> bool:
-        """Ask `host` for no bytes any more, since some were wrong. False: no host is left."""
-        self._distrusted.add(host)
-        log.warning("%s: bytes from %s were wrong; it is not asked again", self.reference, host)
-        return any(item.host not in self._distrusted for item in self._talk.able(PULL))
+    def distrust(self, *hosts: str) -> bool:
+        """Ask `hosts` for no bytes any more, since theirs were wrong. False: no host is left.
+
+        Of several, whose bytes were one blob's parts, some may be innocent: the one that stands
+        last in the order of asking, so the registry rather than its mirrors, is asked once more.
+        """
+        order = [item.host for item in self._talk.able(PULL)]
+        wrong = sorted(hosts, key=order.index)
+        wrong = wrong[:-1] or wrong
+        self._distrusted.update(wrong)
+        log.warning(
+            "%s: bytes from %s were wrong; %s not asked again",
+            self.reference,
+            " and ".join(hosts),
+            f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'}",
+        )
+        return bool(self._sources())
 
     def _sources(self) -> list[Endpoint]:
         return [item for item in self._talk.able(PULL) if item.host not in self._distrusted]

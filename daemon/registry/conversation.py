@@ -16,7 +16,13 @@ from lighter.daemon.registry.redact import Redactor
 from lighter.daemon.registry.retry import Backoff, retried
 from lighter.daemon.registry.transport import Transport
 from lighter.daemon.registry.upload import Upload
-from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, Unavailable
+from lighter.proto.errors import (
+    FailedPrecondition,
+    LighterError,
+    NotFound,
+    Unavailable,
+    from_wire,
+)
 
 log = logging.getLogger("lighter.registry")
 
@@ -160,7 +166,7 @@ class Conversation:
         last = errors[-1]
         if len(errors) > 1:
             before = "; before: " + "; ".join(err.message for err in errors[:-1])
-            last = type(last)(last.message + before, **last.details)
+            last = from_wire(last.code, last.message + before, last.details)
         raise last
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lighter.daemon.registry.redact import Redactor
 from lighter.proto.errors import (
+    DataLoss,
     InvalidArgument,
     LighterError,
     NotFound,
@@ -48,6 +49,10 @@ class TooMany(ResourceExhausted):
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class WrongBytes(DataLoss):
+    """What came is not the content that was asked for, whichever host it came from."""
 
 
 def may_retry(error: LighterError) -> bool:

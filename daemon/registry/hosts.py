@@ -185,12 +185,13 @@ class _HostsFile:
         if value is None:
             return ()
         pairs = []
-        for item in [value] if isinstance(value, str) else value:
+        for item in value if isinstance(value, list) else [value]:
             files = [item] if isinstance(item, str) else item
             if (
                 not isinstance(files, list)
                 or not all(isinstance(name, str) for name in files)
                 or len(files) not in (1, 2)
+                or not files[0]
             ):
                 self._refuse(key, "a file, or a list of pairs of files", value)
             paths = [self._absolute(name) for name in files if name]

@@ -28,7 +28,7 @@ def transfer_methods(puller: Puller, pusher: Pusher, events_log: EventLog) -> di
         namespace = check_name(call.namespace, "namespace")
         name = fields.needed("name")
         options = PullOptions(
-            platform=_platform(fields),
+            platforms=_platforms(fields),
             all_platforms=fields.flag("all_platforms"),
             unpack=fields.flag("unpack", True),
             all_metadata=fields.flag("all_metadata"),
@@ -98,6 +98,12 @@ def transfer_methods(puller: Puller, pusher: Pusher, events_log: EventLog) -> di
         "images.push": Method(stream=push),
         "content.push_object": Method(stream=push_object),
     }
+
+
+def _platforms(fields: Fields) -> tuple[Platform, ...]:
+    """`platform` alone is what the first release knows."""
+    texts = fields.texts("platforms") or tuple(filter(None, [fields.text("platform")]))
+    return tuple(map(platforms.parse, texts))
 
 
 def _platform(fields: Fields) -> Platform | None:

@@ -23,7 +23,7 @@ _ARGS_BYTES = 4096
 _SUBVOL_RDONLY = 1 << 1
 _SPEC_BY_ID = 1 << 4
 
-_ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID
+ROOT_INODE = 256  # BTRFS_FIRST_FREE_OBJECTID
 _ROOT_TREE = 1
 _ROOT_REF = 156  # parent id, type, child id: of each subvolume within another
 _MAX = (1 << 64) - 1
@@ -72,7 +72,7 @@ def destroy(directory: str, name: str) -> None:
     """
     try:
         with _opened(f"{directory}/{name}") as fd:
-            if os.fstat(fd).st_ino != _ROOT_INODE:
+            if os.fstat(fd).st_ino != ROOT_INODE:
                 return
             number = _id_of(fd)
     except FileNotFoundError:
@@ -98,7 +98,7 @@ def _thaw(path: str) -> None:
     A container freezes its own without any capability.
     """
     for _path, _folders, _files, fd in os.fwalk(path, follow_symlinks=False):
-        if os.fstat(fd).st_ino == _ROOT_INODE:
+        if os.fstat(fd).st_ino == ROOT_INODE:
             ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("=Q", 0))
 
 
@@ -114,7 +114,7 @@ def _opened(path: str) -> Iterator[int]:
 def _id_of(fd: int) -> int:
     """The id of the subvolume in which the descriptor's file lies."""
     args = bytearray(_ARGS_BYTES)
-    struct.pack_into("=QQ", args, 0, 0, _ROOT_INODE)
+    struct.pack_into("=QQ", args, 0, 0, ROOT_INODE)
     ioctl(fd, _INO_LOOKUP, args)
     return int(struct.unpack_from("=Q", args)[0])
 

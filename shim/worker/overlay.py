@@ -25,6 +25,7 @@ from lighter.shim.worker.metadata import (
     add_xattrs,
     copied_xattrs,
     dress,
+    link_xattrs,
     set_link_xattrs,
 )
 from lighter.shim.worker.tree import Directory, Tree
@@ -265,7 +266,9 @@ class Overlay:
         else:
             os.mknod(name, status.st_mode, status.st_rdev, dir_fd=parent.fd)
         os.chown(name, status.st_uid, status.st_gid, dir_fd=parent.fd, follow_symlinks=False)
-        set_link_xattrs(parent, name, {})
+        set_link_xattrs(parent, name, link_xattrs(lower_fd, name))
+        if not stat.S_ISLNK(status.st_mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+            os.chmod(name, mode, dir_fd=parent.fd)  # chown(2) took these bits away
         os.utime(name, ns=times, dir_fd=parent.fd, follow_symlinks=False)
 
 

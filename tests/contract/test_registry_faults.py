@@ -595,6 +595,41 @@ def test_f70_a_mirror_with_other_content_is_not_asked_again(reg: Scripted) -> No
         assert len(mirror.requests) == 1
 
 
+@pytest.mark.parametrize(("status", "kind"), [(503, Unavailable), (429, ResourceExhausted)])
+def test_f70_a_mirror_and_a_registry_that_both_fail_are_told(
+    reg: Scripted, status: int, kind: type[LighterError]
+) -> None:
+    reg.route(PATH, error(status))
+    with Scripted() as mirror:
+        mirror.route(PATH, error(404))
+
+        async def work() -> None:
+            async with remote(mirror.host, reg.host) as opened:
+                with pytest.raises(kind, match=f"{reg.host}.*before.*{mirror.host}"):
+                    await read(opened)
+
+        run(work())
+
+
+def test_f70_bytes_of_two_hosts_are_no_reason_to_distrust_the_registry(reg: Scripted) -> None:
+    """A mirror has sent a wrong first half and died: its part and the right rest are no blob."""
+    half = len(DATA) // 2
+    with Scripted() as mirror:
+        mirror.route(PATH, [blob(DATA[::-1], stop_at=half), error(503)])
+
+        async def work() -> None:
+            async with remote(mirror.host, reg.host) as opened:
+                async with opened.blob(BLOB) as body:
+                    assert b"".join([chunk async for chunk in body]) != DATA
+                assert body.hosts == [mirror.host, reg.host]
+                assert opened.distrust(*body.hosts)
+                asked = len(mirror.requests)
+                assert await read(opened) == DATA
+                assert len(mirror.requests) == asked
+
+        run(work())
+
+
 def test_f70_a_mirror_with_another_manifest_under_a_digest_is_passed_over(reg: Scripted) -> None:
     image = small_image(10)
     item = image.descriptor

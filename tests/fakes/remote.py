@@ -19,7 +19,7 @@ class MemoryBody:
 
     def __init__(self, remote: "MemoryRemote", data: bytes, offset: int, cut_at: int) -> None:
         self.offset = offset
-        self.host = HOST
+        self.hosts: list[str] = []
         self._remote = remote
         self._data = data
         self._cut_at = cut_at
@@ -31,6 +31,7 @@ class MemoryBody:
             await asyncio.sleep(0)
             if position >= self._cut_at:
                 raise Unavailable(f"download from {HOST}: the connection broke at {position}")
+            self.hosts = [HOST]
             end = min(position + CHUNK_BYTES, self._cut_at, len(self._data))
             self._remote.sent_bytes += end - position
             yield self._data[position:end]
@@ -71,6 +72,6 @@ class MemoryRemote:
         cut_at = self.cuts.pop(0) if self.cuts else len(data) + 1
         yield MemoryBody(self, data, offset if self.ranges else 0, cut_at)
 
-    def distrust(self, host: str) -> bool:
+    def distrust(self, *_hosts: str) -> bool:
         self.distrusted += 1
         return False

@@ -18,6 +18,7 @@ from tests.registries import (
     USER,
     DebianRegistry,
     Reply,
+    Request,
     Scripted,
     SmallImage,
     blob,
@@ -282,6 +283,102 @@ def test_a_pull_that_fails_names_reference_digest_and_host_and_leaves_the_old_im
     with lighterd.client() as client:
         listed = client.call("images", "list", cursor="", limit=10)["images"]
     assert [(item["name"], item["digest"]) for item in listed] == [(name, image.descriptor.digest)]
+
+
+@pytest.fixture
+def mirror(registry: Scripted, tmp_path: Path) -> Iterator[Scripted]:
+    """Asked for blobs before `registry`, by the hosts.toml that `through(tmp_path)` names."""
+    with Scripted() as mirror:
+        directory = tmp_path / "certs.d" / registry.host
+        directory.mkdir(parents=True)
+        (directory / "hosts.toml").write_text(
+            f'server = "{registry.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull"]\n'
+        )
+        yield mirror
+
+
+def through(tmp_path: Path) -> tuple[str, str]:
+    return "--hosts-dir", str(tmp_path / "certs.d")
+
+
+def wrong(data: bytes, *, slowly: bool = False) -> Callable[[Request], Reply]:
+    """As many other bytes, which are no gzip."""
+    return blob(data[::-1], pace=(len(data) // 8, 0.6) if slowly else None)
+
+
+def excess(data: bytes) -> Reply:
+    """The blob and one byte more, of a length that is not told."""
+    return Reply(raw=b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + data + b"x")
+
+
+@pytest.mark.parametrize("kind", ["half", "all", "slowly", "excess"])
+def test_f64_f70_wrong_bytes_of_a_mirror_end_no_pull(
+    lighterd: Lighterd,
+    registry: Scripted,
+    mirror: Scripted,
+    tmp_path: Path,
+    image: SmallImage,
+    kind: str,
+) -> None:
+    """A wrong first half and the registry's rest; all of it; so slowly that the worker has failed
+    long before the digest is known; more than there is. Each time the registry's are taken."""
+    big = image.layers[0]
+    data, path = image.blobs[big.digest], f"/v2/app/blobs/{big.digest}"
+    half = blob(data[::-1], stop_at=len(data) // 2)
+    mirror.route(
+        path,
+        {
+            "half": [half, error(503)],
+            "all": wrong(data),
+            "slowly": wrong(data, slowly=True),
+            "excess": excess(data),
+        }[kind],
+    )
+    name = f"{registry.host}/app:1"
+    done = lighterd.ctl("images", "pull", *through(tmp_path), name)
+    assert done.returncode == 0, done.stderr
+    assert mirror.asked("GET", path)
+    last = registry.asked("GET", path)[-1]
+    assert "range" not in last.headers, "it begins anew"
+    assert lighterd.ctl("images", "check", "-q").stdout.decode() == f"{name}\n"
+
+
+def test_another_platform_takes_nothing_from_the_first(
+    lighterd: Lighterd, registry: Scripted
+) -> None:
+    """Pulled one after the other, or several at once: what is listed for each stays whole."""
+    arches = ("amd64", "arm64", "s390x")
+    made = [small_image(1000, seed=number, arch=arch) for number, arch in enumerate(arches)]
+    registry.serve_index("multi", "1", *zip(made, arches, strict=True))
+    name = f"{registry.host}/multi:1"
+
+    def whole() -> set[str]:
+        assert lighterd.ctl("system", "prune").returncode == 0
+        here = set()
+        for one, arch in zip(made, arches, strict=True):
+            digests = {one.descriptor.digest, *one.blobs}
+            found = {digest for digest in digests if _is_content(lighterd, digest)}
+            assert found in (set(), digests), arch
+            here |= {arch} if found else set()
+        return here
+
+    def pull(*flags: str) -> None:
+        done = lighterd.ctl("images", "pull", *flags, name)
+        assert done.returncode == 0, done.stderr
+
+    pull("--platform", "linux/s390x", "--no-unpack")
+    assert whole() == {"s390x"}
+    pull("--platform", "linux/amd64")
+    assert whole() == {"s390x", "amd64"}
+    assert lighterd.ctl("images", "check", "-q").stdout.decode() == f"{name}\n"
+    assert lighterd.ctl("images", "rm", name).returncode == 0
+    assert whole() == set()
+    pull("--platform", "linux/arm64", "--platform", "linux/amd64")
+    assert whole() == {"arm64", "amd64"}
+    pull("--all-platforms")
+    assert whole() == set(arches)
+    keys = len(list((lighterd.root / "snapshots/overlayfs").glob("*/fs")))
+    assert keys == 3, "each is unpacked"
 
 
 def test_sec_36_wrong_bytes_are_refused_and_the_next_pull_works(

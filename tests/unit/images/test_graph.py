@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lighter.daemon.content.digest import Digest
 from lighter.daemon.images import platforms
 from lighter.daemon.images.chain import chain_ids
 from lighter.daemon.images.documents import OCI_INDEX, descriptor
@@ -190,3 +191,28 @@ def test_chain_ids_are_those_of_the_specification() -> None:
     # printf 'sha256:11… sha256:22…' | sha256sum, by coreutils
     pair = chain_ids(["sha256:" + "1" * 64, "sha256:" + "2" * 64])
     assert pair[1] == "sha256:9932074217c35353d2e03a3f5a86549f7c67bfeb0ba53e23d69f4d4c8f7958f5"
+
+
+def test_an_index_keeps_each_entry_by_its_place_whatever_is_chosen() -> None:
+    built = Layout()
+    images = {arch: built.image([{"a": arch.encode()}], arch=arch) for arch in ("s390x", "arm64")}
+    root = built.index(*((of, arch) for arch, of in images.items()))
+    graphs = [walk(built, root, Platform("linux", arch)) for arch in images]
+    assert [len(graph.manifests) for graph in graphs] == [1, 1]
+    for graph in graphs:
+        assert graph.labels[Digest.parse(root["digest"])] == {
+            f"containerd.io/gc.ref.content.m.{place}": of["digest"]
+            for place, of in enumerate(images.values())
+        }
+
+
+def test_documents_stand_before_what_names_them() -> None:
+    """Also where one is named beside, and before, an index that names it too."""
+    built = Layout()
+    image = built.image([{"a": b"1"}])
+    inner = index_of(built, [image, built.image([{"b": b"2"}])])
+    root = index_of(built, [image, inner])
+    order = [one.digest for one in walk(built, root).documents]
+    assert len(order) == len(set(order)) == 4
+    assert order.index(image["digest"]) < order.index(inner["digest"]) < 3
+    assert order[3] == root["digest"]

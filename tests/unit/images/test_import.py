@@ -221,6 +221,30 @@ def test_the_platforms_that_are_named_are_taken_and_no_other(place: Place) -> No
     assert not rows & {ours["digest"], images["ppc64le"]["digest"]}
 
 
+@pytest.mark.parametrize("earlier", [{}, {"containerd.io/gc.ref.content.m.0": 1}])
+def test_another_platform_is_added_and_takes_nothing_away(
+    place: Place, earlier: dict[str, int]
+) -> None:
+    """`earlier`: labels that the first release gave an index, by place among what it had chosen."""
+    built = Layout()
+    images = [built.image([{"x": arch.encode()}], arch=arch) for arch in ("s390x", "ppc64le")]
+    index = built.index((images[0], "s390x"), (images[1], "ppc64le"))
+    built.list(index, name=NAME)
+    for number, arch in reversed(list(enumerate(("s390x", "ppc64le")))):
+        wanted = (platforms.parse(f"linux/{arch}"),)
+        place.take(built.archive(), ImportOptions(platforms=wanted))
+        if number and earlier:
+            labels = {label: images[at]["digest"] for label, at in earlier.items()}
+            gone = {f"containerd.io/gc.ref.content.m.{at}": "" for at in (0, 1)}
+            place.content.label(NS, index["digest"], gone | labels)
+    before = place.snapshot_keys()
+    assert len(before) == 2
+    place.run(place.images.collector.collect(NS))
+    assert place.content_rows() == set(built.blobs)
+    assert place.snapshot_keys() == before
+    place.check_whole()
+
+
 def test_an_index_may_lack_other_platforms(place: Place) -> None:
     built = Layout()
     ours = built.image(LAYERS)
