@@ -75,7 +75,6 @@ from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.supervisor import Followers, Settler, Supervisor
 from lighter.daemon.volumes.service import Volumes
-from lighter.proto import events
 from lighter.proto.paths import Root, State
 
 
@@ -172,18 +171,21 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
     registries = Registries(config.registry)
     reloader = Reloader(config, reread, notifier, registries)
     runtimes = Runtimes({"runc": config.runc_path, "crun": config.crun_path})
-    content = ContentStore(root.content, db, share_all=config.content_sharing == "shared")
+    content = ContentStore(
+        root.content, db, event_log, share_all=config.content_sharing == "shared"
+    )
     ingests = Ingests(root.content + "/writes", content)
     leases = Leases(db)
     remover = tree_remover(spawner)
     snapshotters: dict[str, Snapshotter] = {
-        "overlayfs": OverlaySnapshotter(root.snapshots, db, remover),
-        "native": NativeSnapshotter(root.snapshots, db, remover),
-        "btrfs": BtrfsSnapshotter(root.snapshots, db, remover),
-        "erofs": ErofsSnapshotter(root.snapshots, db, remover),
+        "overlayfs": OverlaySnapshotter(root.snapshots, db, event_log, remover),
+        "native": NativeSnapshotter(root.snapshots, db, event_log, remover),
+        "btrfs": BtrfsSnapshotter(root.snapshots, db, event_log, remover),
+        "erofs": ErofsSnapshotter(root.snapshots, db, event_log, remover),
     }
     images = ImageService(
         db,
+        event_log,
         content,
         snapshotters,
         spawner,
@@ -191,18 +193,10 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         config.layer_limits,
         config.layers_at_once,
     )
-    image_store = ImageStore(db)
-    snapshots = SnapshotService(db, snapshotters, config.snapshotter, spawner, event_log)
+    image_store = ImageStore(db, event_log)
+    snapshots = SnapshotService(db, snapshotters, config.snapshotter, spawner)
     mounted = MountedImages(images, snapshotters, spawner)
-    housekeeping = Housekeeping(
-        root,
-        db,
-        namespaces,
-        images.collector,
-        ingests,
-        leases,
-        lambda of, name: event_log.publish(of, events.IMAGE_DELETE, {"name": name}),
-    )
+    housekeeping = Housekeeping(root, db, namespaces, images.collector, ingests, leases)
     scheduler = Scheduler(config.gc, housekeeping.collect)
     reloader.scheduler = scheduler
     db.on_mutation = scheduler.mutated
@@ -285,17 +279,22 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         id_pool=IdPool(container_store, config.userns_ids),
         selinux=SELinux(config.selinux),
     )
-    containers = ContainerService(
+    records = ContainerRecords(
         root=root,
         store=container_store,
+        tasks=tasks,
+        events_log=event_log,
+        collector=images.collector,
+    )
+    containers = ContainerService(
+        store=container_store,
+        records=records,
         maker=maker,
-        images=images,
         snapshotters=snapshotters,
         identities=identities,
         volumes=volumes,
         tasks=tasks,
         creator=creator,
-        events_log=event_log,
         networks=networks,
     )
     restarts = Restarts(
@@ -332,6 +331,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         root=root,
         db=db,
         store=container_store,
+        records=records,
         tasks=tasks,
         events_log=event_log,
         is_owner=maker.is_owner,
@@ -370,9 +370,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         volumes=volumes,
         files=ContainerFiles(containers, tasks, snapshots, spawner),
         freezing=freezing,
-        records=ContainerRecords(
-            root=root, store=container_store, tasks=tasks, events_log=event_log
-        ),
+        records=records,
         changes=changes,
         checkpoints=checkpoints,
         restarts=restarts,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import Ingests
-from lighter.daemon.events import EventLog
-from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.events import EventLog, Telling
+from lighter.daemon.metadata.namespaces import NamespaceStore, merge_labels
 from lighter.daemon.types import Namespace
 from lighter.proto import events
 from lighter.proto.errors import FailedPrecondition
@@ -32,14 +32,17 @@ class NamespaceService:
 
     def create(self, name: str, labels: Mapping[str, str]) -> Namespace:
         """Raises AlreadyExists, InvalidArgument."""
-        made = self._store.create(name, labels)
-        self._tell(events.NAMESPACE_CREATE, made)
+        told = self._telling(events.NAMESPACE_CREATE, name, labels=dict(labels))
+        made = self._store.create(name, labels, told)
+        self._events.announce(*told.events)
         return made
 
     def label(self, name: str, changes: Mapping[str, str]) -> Namespace:
         """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
-        changed = self._store.label(name, changes)
-        self._tell(events.NAMESPACE_UPDATE, changed)
+        labels = merge_labels(self._store.get(name).labels, changes)
+        told = self._telling(events.NAMESPACE_UPDATE, name, labels=labels)
+        changed = self._store.label(name, changes, told)
+        self._events.announce(*told.events)
         return changed
 
     async def delete(self, name: str) -> None:
@@ -49,10 +52,10 @@ class NamespaceService:
             raise FailedPrecondition(f"delete namespace {name}: ingest {busy[0]} is being written")
         # What nobody needs, and a lease that is over, hold nothing.
         await self._collector.collect(name)
-        self._store.delete(name)
+        told = self._telling(events.NAMESPACE_DELETE, name)
+        self._store.delete(name, told)
+        self._events.announce(*told.events)
         await self._ingests.abort_all(name)
-        self._events.publish(name, events.NAMESPACE_DELETE, {"name": name})
 
-    def _tell(self, topic: str, namespace: Namespace) -> None:
-        body = {"name": namespace.name, "labels": dict(namespace.labels)}
-        self._events.publish(namespace.name, topic, body)
+    def _telling(self, topic: str, name: str, **more: object) -> Telling:
+        return Telling(self._events, name, topic, {"name": name, **more})

@@ -2,7 +2,7 @@
 
 `ContainerService` makes a container of an image; here nothing is made. The record alone is created,
 changed and deleted: its snapshot and its image are the client's business. Both kinds stand in one
-table, and each front end can use what the other has made.
+table, each front end can use what the other has made, and both change and forget a record here.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from lighter.daemon.content.gc import Collector
 from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.oci.idmaps import IdMaps, from_spec
@@ -17,6 +18,7 @@ from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container
 from lighter.proto import events
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.proto.faults import hit
 from lighter.proto.paths import Root
 
 # What a client of containerd notes of the image's configuration.
@@ -27,12 +29,19 @@ class ContainerRecords:
     """The records of all namespaces, spec included."""
 
     def __init__(
-        self, *, root: Root, store: ContainerStore, tasks: TaskService, events_log: EventLog
+        self,
+        *,
+        root: Root,
+        store: ContainerStore,
+        tasks: TaskService,
+        events_log: EventLog,
+        collector: Collector,
     ) -> None:
         self._root = root
         self._store = store
         self._tasks = tasks
         self._events = events_log
+        self._collector = collector
 
     def create(self, container: Container) -> Container:
         """Record it; its times are set here. Raises AlreadyExists, InvalidArgument."""
@@ -60,7 +69,11 @@ class ContainerRecords:
         return self._store.list_whole(namespace)
 
     def update(self, container: Container) -> Container:
-        """Put this in the place of what has its namespace and id. Raises NotFound."""
+        """Put what a client says in the place of what has its namespace and id. Raises NotFound."""
+        return self.change(_understood(container))
+
+    def change(self, container: Container) -> Container:
+        """As `update`, for what this manager has changed itself."""
         body = {
             "id": container.id,
             "image": container.image,
@@ -68,19 +81,25 @@ class ContainerRecords:
             "snapshot_key": container.snapshot_key,
         }
         told = Telling(self._events, container.namespace, events.CONTAINER_UPDATE, body)
-        made = self._store.replace(_understood(container), told)
+        made = self._store.replace(container, told)
         self._events.announce(*told.events)
         return made
 
     def delete(self, namespace: str, container_id: str) -> None:
-        """Forget the record, and the log of its tasks. Raises NotFound, FailedPrecondition."""
+        """Forget it unless it has a task. Raises NotFound, FailedPrecondition."""
         self._store.get(namespace, container_id)
         if self._tasks.exists(namespace, container_id):
             raise FailedPrecondition(f"cannot delete running task {container_id}")
+        self.forget(namespace, container_id)
+
+    def forget(self, namespace: str, container_id: str) -> None:
+        """Take the record away, and the log of its tasks. Raises NotFound."""
         told = Telling(self._events, namespace, events.CONTAINER_DELETE, {"id": container_id})
         self._store.delete(namespace, container_id, told)
+        hit("containers.row-gone")
         shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
         self._events.announce(*told.events)
+        self._collector.on_deleted()  # its image may have gone before it
 
 
 def _understood(container: Container) -> Container:
@@ -93,7 +112,8 @@ def _understood(container: Container) -> Container:
         cgroup = _value(spec, "linux", "cgroupsPath")
         options["cgroup"] = cgroup if isinstance(cgroup, str) else ""
         options["terminal"] = _value(spec, "process", "terminal") is True
-        options["stop_signal"] = container.labels.get(STOP_SIGNAL_LABEL, "SIGTERM")
+        stop_signal = container.labels.get(STOP_SIGNAL_LABEL, "")
+        options["stop_signal"] = stop_signal or options.get("stop_signal") or "SIGTERM"
         options.pop("id_root", None)
         try:
             maps = from_spec(spec if isinstance(spec, dict) else {})

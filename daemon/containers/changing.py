@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from lighter.daemon.containers.request import check_restart
@@ -19,6 +20,7 @@ from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.oci.controls import read_controls
 from lighter.daemon.oci.limits import NONE, Limits, resources
+from lighter.daemon.records import ContainerRecords
 from lighter.daemon.restarts import policy as restart_policy
 from lighter.daemon.restarts.policy import RestartPolicy
 from lighter.daemon.tasks.service import TaskService
@@ -45,6 +47,7 @@ class ContainerChanges:
         root: Root,
         db: Database,
         store: ContainerStore,
+        records: ContainerRecords,
         tasks: TaskService,
         events_log: EventLog,
         is_owner: Callable[[str, str], bool],
@@ -52,6 +55,7 @@ class ContainerChanges:
         self._root = root
         self._db = db
         self._store = store
+        self._records = records
         self._tasks = tasks
         self._events = events_log
         self._is_owner = is_owner
@@ -75,7 +79,7 @@ class ContainerChanges:
         hit("update.applied")
         container = self._store.get(namespace, container_id)
         spec = _with_limits(container, changes)
-        self._told(self._store.update(namespace, container_id, spec=spec))
+        self._records.change(replace(container, spec=spec))
 
     def set_restart(self, namespace: str, container_id: str, text: str) -> RestartPolicy:
         """Give it another restart policy. Raises InvalidArgument."""
@@ -83,17 +87,8 @@ class ContainerChanges:
         container = self._store.get(namespace, container_id)
         check_restart(policy, bool(container.options.get("auto_remove")))
         options = {**container.options, "restart": restart_policy.to_record(policy)}
-        self._told(self._store.update(namespace, container_id, options=options))
+        self._records.change(replace(container, options=options))
         return policy
-
-    def _told(self, changed: Container) -> None:
-        body = {
-            "id": changed.id,
-            "image": changed.image,
-            "labels": dict(changed.labels),
-            "snapshot_key": changed.snapshot_key,
-        }
-        self._events.publish(changed.namespace, events.CONTAINER_UPDATE, body)
 
     async def rename(self, namespace: str, container_id: str, name: str) -> None:
         """Give it another name; an ended task of it is forgotten.

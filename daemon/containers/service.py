@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -11,16 +10,16 @@ from typing import Any
 
 from lighter.daemon.containers.maker import ContainerMaker
 from lighter.daemon.containers.request import CreateRequest, signal_number, stop_timeout
-from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.identity import IdentityService
-from lighter.daemon.images.service import ImageService
 from lighter.daemon.metadata.containers import ContainerStore, check_whole
+from lighter.daemon.metadata.namespaces import merge_labels
 from lighter.daemon.network.request import from_option
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.network.specs import with_network
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.oci.selinux import labelled
 from lighter.daemon.oci.sharing import join
+from lighter.daemon.records import ContainerRecords
 from lighter.daemon.snapshots.removal import remove_quietly
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
 from lighter.daemon.tasks.calling import from_record
@@ -30,10 +29,7 @@ from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit
 from lighter.daemon.types import Container, Mount, RuntimeOptions
 from lighter.daemon.volumes.service import Volumes
-from lighter.proto import events
 from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable
-from lighter.proto.faults import hit
-from lighter.proto.paths import Root
 
 TURN_S = 300.0  # that one copy waits for another
 
@@ -44,29 +40,25 @@ class ContainerService:
     def __init__(
         self,
         *,
-        root: Root,
         store: ContainerStore,
         maker: ContainerMaker,
-        images: ImageService,
         snapshotters: Mapping[str, Snapshotter],
         identities: IdentityService,
         volumes: Volumes,
         tasks: TaskService,
         creator: TaskCreator,
-        events_log: EventLog,
+        records: ContainerRecords,
         networks: NetworkService,
     ) -> None:
         self._networks = networks
-        self._root = root
         self._store = store
         self._maker = maker
-        self._images = images
         self._snapshotters = snapshotters
         self._identities = identities
         self._volumes = volumes
         self._tasks = tasks
         self._creator = creator
-        self._events = events_log
+        self._records = records
         self._held: Counter[tuple[str, str]] = Counter()
         self._held_alone: set[tuple[str, str]] = set()
         self._waiting: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
@@ -92,15 +84,9 @@ class ContainerService:
         self, namespace: str, container_id: str, changes: Mapping[str, str]
     ) -> Container:
         """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
-        changed = self._store.update(namespace, container_id, labels=changes)
-        body = {
-            "id": container_id,
-            "image": changed.image,
-            "labels": dict(changed.labels),
-            "snapshot_key": changed.snapshot_key,
-        }
-        self._events.publish(namespace, events.CONTAINER_UPDATE, body)
-        return changed
+        container = self._store.get(namespace, container_id)
+        labels = merge_labels(container.labels, changes)
+        return self._records.change(replace(container, labels=labels))
 
     async def mounts(self, container: Container) -> tuple[Mount, ...]:
         """The mounts of the container's root."""
@@ -303,9 +289,7 @@ class ContainerService:
                 await self._tasks.delete(namespace, container_id, force=True)
             except NotFound:
                 pass  # somebody else was faster
-        told = Telling(self._events, namespace, events.CONTAINER_DELETE, {"id": container_id})
-        self._store.delete(namespace, container_id, told)
-        hit("containers.row-gone")
+        self._records.forget(namespace, container_id)
         if container.snapshot_key:
             await remove_quietly(
                 find_snapshotter(self._snapshotters, container.snapshotter),
@@ -314,9 +298,6 @@ class ContainerService:
             )
         if volumes:
             await self._volumes.delete_anonymous(namespace, container.options)
-        shutil.rmtree(self._root.logs(namespace, container_id), ignore_errors=True)
-        self._events.announce(*told.events)
-        self._images.collector.on_deleted()  # its image may have gone before it
 
 
 def _own_root(container: Container) -> tuple[Mount, ...]:

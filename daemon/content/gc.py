@@ -29,9 +29,11 @@ from lighter.daemon.content.references import (
 )
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.store import delete_rows as delete_content_rows
+from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
+from lighter.proto import events
 from lighter.proto.errors import NotFound
 from lighter.proto.faults import hit
 
@@ -106,17 +108,20 @@ class _Unneeded:
 class Collector:
     """Collects one namespace at a time; mark and row removal are one transaction on the loop.
 
+    The images and snapshots that it removes are told as gone.
     `on_deleted` is called when something was deleted that may have kept more: the scheduler's.
     """
 
     def __init__(
         self,
         db: Database,
+        events_log: EventLog,
         content: ContentStore,
         snapshotters: Mapping[str, Snapshotter],
         now_ns: Callable[[], int] | None = None,
     ) -> None:
         self._db = db
+        self._events = events_log
         self._content = content
         self._snapshotters = snapshotters
         self._now_ns = now_ns or Clock().now_ns
@@ -233,8 +238,10 @@ class Collector:
             size_bytes = _freed(tx, namespace, unneeded)
             delete_content_rows(tx, namespace, unneeded.content)
             # A child's number is above its parent's, whoever their snapshotter is.
-            for number, snapshotter, _ in sorted(unneeded.snapshots, reverse=True):
+            gone: list[tuple[str, dict[str, str]]] = []
+            for number, snapshotter, key in sorted(unneeded.snapshots, reverse=True):
                 delete_snapshot_rows(tx, snapshotter, [number])
+                gone.append((events.SNAPSHOT_REMOVE, {"key": key, "snapshotter": snapshotter}))
             tx.executemany(
                 "DELETE FROM images WHERE namespace = ? AND name = ?",
                 [(namespace, name) for name in unneeded.images],
@@ -243,7 +250,10 @@ class Collector:
                 "DELETE FROM leases WHERE namespace = ? AND expires_at <= ?",
                 (namespace, self._now_ns()),
             )
+            gone += [(events.IMAGE_DELETE, {"name": name}) for name in unneeded.images]
+            told = [self._events.append(tx, namespace, *one) for one in gone]
             hit("gc.marked")
+        self._events.announce(*told)
         return _collected(unneeded, size_bytes, time.monotonic() - began)
 
 

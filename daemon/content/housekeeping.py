@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lighter.daemon.content.failures import from_os
@@ -64,7 +64,6 @@ class Housekeeping:
         collector: Collector,
         ingests: Ingests,
         leases: Leases,
-        on_image_gone: Callable[[str, str], None],
     ) -> None:
         self._root = root
         self._db = db
@@ -72,7 +71,6 @@ class Housekeeping:
         self._collector = collector
         self._ingests = ingests
         self._leases = leases
-        self._on_image_gone = on_image_gone
 
     async def collect(self) -> float:
         """Collect all namespaces and idle ingests; returns how long nothing else ran, in seconds.
@@ -93,8 +91,6 @@ class Housekeeping:
 
     async def _collect(self, namespace: str) -> Collected:
         collected = await self._collector.collect(namespace)
-        for name in collected.images:
-            self._on_image_gone(namespace, name)
         if collected.content or collected.snapshots or collected.images:
             log.info(
                 "collected namespace=%s content=%d snapshots=%d images=%d bytes=%d",

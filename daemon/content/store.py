@@ -26,11 +26,13 @@ from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.whole import whole
+from lighter.daemon.events import Event, EventLog
 from lighter.daemon.files import sync_directory, write_whole
 from lighter.daemon.metadata.columns import labels_of, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import ContentInfo
+from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import LighterError, NotFound, ResourceExhausted
 from lighter.proto.faults import hit
@@ -45,11 +47,15 @@ logger = logging.getLogger(__name__)
 class ContentStore:
     """The content of one instance, below `content_dir` (which it makes, mode 0700).
 
-    `share_all`: every namespace shares what it has, as containerd does by default.
+    `share_all`: every namespace shares what it has, as containerd does by default. What a
+    namespace gets and what is deleted from it is told; what is collected is not, as there.
     """
 
-    def __init__(self, content_dir: str, db: Database, *, share_all: bool = False) -> None:
+    def __init__(
+        self, content_dir: str, db: Database, events_log: EventLog, *, share_all: bool = False
+    ) -> None:
         self._db = db
+        self._events = events_log
         self._share_all = share_all
         self._ingest_dir = content_dir + "/ingest"
         self._blobs_dir = content_dir + "/blobs/sha256"
@@ -109,9 +115,18 @@ class ContentStore:
             except OSError as err:
                 raise from_os("adopt content", err) from err
             hit("import.blob-renamed")
+            told = []
             with self._db.durable_transaction() as tx:
                 for digest, arrival in found.items():
-                    _record(tx, namespace, digest, arrival)
+                    if _record(tx, namespace, digest, arrival):
+                        told.append(self._created(tx, namespace, digest, arrival.size_bytes))
+            self._events.announce(*told)
+
+    def _created(
+        self, tx: sqlite3.Connection, namespace: str, digest: str, size_bytes: int
+    ) -> Event:
+        body = {"digest": digest, "size": size_bytes}
+        return self._events.append(tx, namespace, events.CONTENT_CREATE, body)
 
     def _rename_all(self, found: Mapping[Digest, Arrival]) -> None:
         for digest, arrival in found.items():
@@ -157,12 +172,16 @@ class ContentStore:
             except LighterError:
                 return False
             ensure_in(tx, namespace)
-            tx.execute(
+            done = tx.execute(
                 "INSERT OR IGNORE INTO content(namespace, digest, size_bytes, labels,"
                 " created_at, updated_at)"
                 " VALUES(?, ?, ?, '{}', ?, ?)",
                 (namespace, digest, row["size_bytes"], now, now),
             )
+            told = []
+            if done.rowcount:
+                told.append(self._created(tx, namespace, digest, row["size_bytes"]))
+        self._events.announce(*told)
         return True
 
     # --- reading
@@ -242,6 +261,8 @@ class ContentStore:
         with self._db.durable_transaction() as tx:
             if not delete_rows(tx, namespace, [Digest.parse(digest)]):
                 raise NotFound(f"delete content {digest}: there is none in namespace {namespace}")
+            told = self._events.append(tx, namespace, events.CONTENT_DELETE, {"digest": digest})
+        self._events.announce(told)
         await self.sweep()
 
     # --- removing
@@ -324,7 +345,8 @@ def delete_rows(tx: sqlite3.Connection, namespace: str, digests: Iterable[Digest
     return gone
 
 
-def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arrival) -> None:
+def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arrival) -> bool:
+    """Whether the namespace did not have it before."""
     now = time.time_ns()
     row = tx.execute(
         "SELECT labels FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)
@@ -338,6 +360,7 @@ def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arr
         (namespace, digest, arrival.size_bytes, json.dumps(labels), now, now),
     )
     tx.execute("DELETE FROM trash WHERE owner = ? AND name = ?", (TRASH, digest.hex))
+    return row is None
 
 
 def _info(row: sqlite3.Row) -> ContentInfo:

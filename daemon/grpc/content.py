@@ -12,7 +12,6 @@ from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import Ingests, IngestStatus
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.writer import Writer
-from lighter.daemon.events import EventLog
 from lighter.daemon.filters import any_of, label_path
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.leases import hold, holder
@@ -22,7 +21,6 @@ from lighter.daemon.grpc.words import saying
 from lighter.daemon.leases import CONTENT, INGESTS, Leases
 from lighter.daemon.limits import Places
 from lighter.daemon.types import ContentInfo
-from lighter.proto import events
 from lighter.proto.errors import (
     AlreadyExists,
     DataLoss,
@@ -48,13 +46,11 @@ class ContentService:
         ingests: Ingests,
         leases: Leases,
         collector: Collector,
-        events_log: EventLog,
     ) -> None:
         self._content = content
         self._ingests = ingests
         self._leases = leases
         self._collector = collector
-        self._events = events_log
         self._places = Places(MAX_OPEN)
 
     async def info(self, call: Call, request: pb.InfoRequest) -> pb.InfoResponse:
@@ -70,6 +66,7 @@ class ContentService:
                 old.labels, request.info.labels, request.update_mask, f'content info "{digest}"'
             )
             changed = self._content.label(call.namespace, digest, changes)
+        self._collector.on_deleted()  # a label that is gone may have kept more
         return pb.UpdateResponse(info=_info(changed))
 
     async def list(
@@ -85,10 +82,8 @@ class ContentService:
             more = bool(cursor)
 
     async def delete(self, call: Call, request: pb.DeleteContentRequest) -> Empty:
-        namespace = call.namespace
         with _of(request.digest):
-            await self._content.delete(namespace, request.digest)
-        self._events.publish(namespace, events.CONTENT_DELETE, {"digest": request.digest})
+            await self._content.delete(call.namespace, request.digest)
         self._collector.on_deleted()
         return Empty()
 
@@ -178,11 +173,14 @@ class ContentService:
                     yield self._stat(writer, total)
                 else:
                     await _append(writer, request)
-                    if request.action == pb.COMMIT:
+                    is_last = request.action == pb.COMMIT
+                    if is_last:
                         await self._commit(writer, total, expected, dict(request.labels), lease)
                     yield pb.WriteContentResponse(
                         action=request.action, offset=writer.offset, digest=writer.digest
                     )
+                    if is_last:
+                        return  # some clients wait for the end and never close their side
                 request = await anext(incoming, None)
 
     async def _open(

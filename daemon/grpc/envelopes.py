@@ -158,5 +158,6 @@ _MESSAGES: dict[str, Callable[[Body], Message]] = {
     events.SNAPSHOT_PREPARE: _same(ev.SnapshotPrepare),
     events.SNAPSHOT_COMMIT: _same(ev.SnapshotCommit),
     events.SNAPSHOT_REMOVE: _same(ev.SnapshotRemove),
+    events.CONTENT_CREATE: _same(ev.ContentCreate),
     events.CONTENT_DELETE: _same(ev.ContentDelete),
 }

@@ -1,11 +1,11 @@
 """containerd.services.images.v1.Images."""
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from google.protobuf.empty_pb2 import Empty
 
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.events import EventLog
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.leases import hold, holder
 from lighter.daemon.grpc.pb import images_pb2 as pb
@@ -14,20 +14,18 @@ from lighter.daemon.grpc.words import quoted, saying
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.leases import IMAGES, Leases
 from lighter.daemon.types import Descriptor, Image
-from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 
-_TARGET_PATHS = ("target", "annotations")
+_ANNOTATION = "annotations."
 
 
 class ImagesService:
     NAME = "containerd.services.images.v1.Images"
 
-    def __init__(self, images: ImageService, leases: Leases, events_log: EventLog) -> None:
+    def __init__(self, images: ImageService, leases: Leases) -> None:
         self._images = images
         self._leases = leases
-        self._events = events_log
 
     async def get(self, call: Call, request: pb.GetImageRequest) -> pb.GetImageResponse:
         with _of(request.name):
@@ -54,7 +52,6 @@ class ImagesService:
                 namespace, wanted.name, _checked(wanted), dict(wanted.labels)
             )
         hold(self._leases, namespace, lease, IMAGES, made.name)
-        self._tell(events.IMAGE_CREATE, made)
         return pb.CreateImageResponse(image=_message(made))
 
     async def update(self, call: Call, request: pb.UpdateImageRequest) -> pb.UpdateImageResponse:
@@ -64,11 +61,11 @@ class ImagesService:
         with _of(wanted.name):
             old = self._images.record(namespace, wanted.name)
             what = f"image {quoted(wanted.name)}"
-            changes = label_changes(old.labels, wanted.labels, mask, what, fixed=_TARGET_PATHS)
+            fixed = [path for path in mask.paths if _is_of_target(path)]
+            changes = label_changes(old.labels, wanted.labels, mask, what, fixed)
             labels = {k: v for k, v in {**old.labels, **changes}.items() if v}
             new = _target(old.target, wanted, tuple(mask.paths))
             changed = self._images.update(namespace, wanted.name, new, labels)
-        self._tell(events.IMAGE_UPDATE, changed)
         return pb.UpdateImageResponse(image=_message(changed))
 
     async def delete(self, call: Call, request: pb.DeleteImageRequest) -> Empty:
@@ -78,21 +75,25 @@ class ImagesService:
             if request.HasField("target") and request.target.digest != found.target.digest:
                 raise NotFound(f"delete image {name}: its target is {found.target.digest}")
             await self._images.forget(namespace, name, sync=request.sync)
-        self._events.publish(namespace, events.IMAGE_DELETE, {"name": name})
         return Empty()
 
-    def _tell(self, topic: str, image: Image) -> None:
-        body = {"name": image.name, "labels": dict(image.labels)}
-        self._events.publish(image.namespace, topic, body)
+
+def _is_of_target(path: str) -> bool:
+    return path in ("target", "annotations") or path.startswith(_ANNOTATION)
 
 
 def _target(old: Descriptor, wanted: pb.Image, paths: tuple[str, ...]) -> Descriptor:
     """The target that an update leaves: the new one without a mask, or with the path `target`."""
     if not paths or "target" in paths:
         return _checked(wanted)
-    if "annotations" in paths:
-        return Descriptor(old.media_type, old.digest, old.size, dict(wanted.target.annotations))
-    return old
+    given = wanted.target.annotations
+    annotations = dict(given if "annotations" in paths else old.annotations)
+    for path in paths:
+        if path.startswith(_ANNOTATION):
+            name = path.removeprefix(_ANNOTATION)
+            annotations[name] = given.get(name, "")
+    kept = {name: value for name, value in annotations.items() if value}
+    return replace(old, annotations=kept)
 
 
 def _checked(image: pb.Image) -> Descriptor:

@@ -11,13 +11,12 @@ ImageStore          ImageStore           tag
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from google.protobuf.empty_pb2 import Empty
 
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
 from lighter.daemon.grpc import bytestreams
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.leases import hold, holder
@@ -43,7 +42,6 @@ from lighter.daemon.images.push import Pusher, PushOptions
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.leases import IMAGES, Leases
 from lighter.daemon.types import Image
-from lighter.proto import events
 from lighter.proto.errors import InvalidArgument, NotFound, Unimplemented
 
 Tell = Callable[[ends.Progress], None]
@@ -59,7 +57,6 @@ class Parts:
     pusher: Pusher
     exporter: Exporter
     leases: Leases
-    events_log: EventLog
 
 
 class TransferService:
@@ -102,7 +99,6 @@ class TransferService:
             raise InvalidArgument(f"pull {source.reference}: expected the names it is to have here")
         tree = Tree(self._parts.content, namespace, to.names[0], tell)
         where = _registry(source)
-        known = {name for name in to.names if self._is_known(namespace, name)}
         async with self._taken(namespace, source.resolver.auth_stream) as stream:
             reach = access(source, stream)
             for wanted in to.platforms or (None,):
@@ -122,7 +118,6 @@ class TransferService:
         made += self._name_by_digest(namespace, to, made[0])
         await self._unpack(namespace, made[:1], to, tree.report)
         for image in made:
-            self._publish(image, is_new=image.name not in known)
             tree.image("saved", image.name, descriptor(image.target))
         tree.line(f"Completed pull from {where}")
         return made
@@ -165,12 +160,8 @@ class TransferService:
                 self._parts.images.import_archive(namespace, read_fd, options, tree.report),
                 feeding,
             )
-        if to.labels:
-            for image in found:
-                self._parts.images.label(namespace, image.name, to.labels)
         await self._unpack(namespace, found, to, tree.report)
         for image in found:
-            self._publish(image, is_new=True)
             tree.image("saved", image.name, descriptor(image.target))
         tree.line("Completed import")
         return list(found)
@@ -205,28 +196,17 @@ class TransferService:
         to, image = destination(store), self._record(namespace, source.name)
         if to.prefix is not None or not (to.names or to.digested):
             raise InvalidArgument(f"tag {source.name}: expected the names it is to have too")
-        known = {name for name in to.names if self._is_known(namespace, name)}
         made = [
-            self._parts.images.tag(namespace, image.name, name, force=True) for name in to.names
+            self._parts.images.tag(namespace, image.name, name, to.labels, force=True)
+            for name in to.names
         ]
-        if to.labels:
-            made = [self._parts.images.label(namespace, one.name, to.labels) for one in made]
-        made += self._name_by_digest(namespace, to, image)
-        for one in made:
-            self._publish(one, is_new=one.name not in known)
-        return made
+        return made + self._name_by_digest(namespace, to, image)
 
     # --- what several of them do
 
     def _record(self, namespace: str, name: str) -> Image:
         with saying({NotFound: f"image {quoted(name)}: not found"}):
             return self._parts.images.record(namespace, name)
-
-    def _is_known(self, namespace: str, name: str) -> bool:
-        with suppress(NotFound):
-            self._parts.images.record(namespace, name)
-            return True
-        return False
 
     def _name_by_digest(self, namespace: str, to: Destination, image: Image) -> list[Image]:
         digest = image.target.digest
@@ -247,11 +227,6 @@ class TransferService:
                 except NotFound:
                     continue
                 await images.unpack(namespace, image.name, snapshotter, report, platform=wanted)
-
-    def _publish(self, image: Image, *, is_new: bool) -> None:
-        topic = events.IMAGE_CREATE if is_new else events.IMAGE_UPDATE
-        body = {"name": image.name, "labels": dict(image.labels)}
-        self._parts.events_log.publish(image.namespace, topic, body)
 
     @asynccontextmanager
     async def _told(self, namespace: str, stream_id: str) -> AsyncIterator[Tell]:

@@ -100,6 +100,7 @@ def import_options(to: Destination, archive: pb.ImageImportStream) -> ImportOpti
         all_platforms=not to.platforms,
         unpack=False,
         compress_blobs=archive.force_compress,
+        labels=to.labels,
     )
 
 

@@ -38,8 +38,8 @@ def grpc_server(s: Services, counts: CallCounts | None = None) -> GrpcServer:
     services: list[Service] = [
         VersionService(VERSION, REVISION),
         NamespacesService(s.namespaces),
-        ContentService(s.content, s.ingests, s.leases, s.images.collector, s.event_log),
-        ImagesService(s.images, s.leases, s.event_log),
+        ContentService(s.content, s.ingests, s.leases, s.images.collector),
+        ImagesService(s.images, s.leases),
         LeasesService(s.leases, s.images.collector),
         SnapshotsService(s.snapshots, s.leases, s.images.collector),
         DiffService(
@@ -60,7 +60,6 @@ def grpc_server(s: Services, counts: CallCounts | None = None) -> GrpcServer:
                 pusher=s.pusher,
                 exporter=Exporter(s.content, s.image_store, s.images.collector),
                 leases=s.leases,
-                events_log=s.event_log,
             ),
         ),
         SandboxesService(sandboxes),

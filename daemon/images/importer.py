@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from lighter.daemon.content.blobs import Arrival
@@ -68,6 +68,7 @@ class ImportOptions:
     unpack: bool = True
     compress_blobs: bool = False
     snapshotter: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Importer:
@@ -130,7 +131,7 @@ class Importer:
             report(Progress("importing", total_bytes=graph.size_bytes))
             await self._adopt(namespace, arrived, graph)
             hit("import.adopted")
-            images = self._images.put_all(namespace, names)
+            images = self._images.put_all(namespace, names, labels=options.labels)
             hit("import.named")
             report(Progress("importing", "", "", graph.size_bytes, graph.size_bytes))
             return images

@@ -70,10 +70,9 @@ class PullOptions:
 
 @dataclass(frozen=True)
 class Pulled:
-    """`is_new` says that the name was not there before."""
+    """What a pull has brought, and what that took."""
 
     image: Image
-    is_new: bool
     downloaded_bytes: int
     download_s: float
     unpack_s: float
@@ -182,13 +181,12 @@ class Puller:
                 hit("pull.leased")
                 await self._bring(work, target, graph, documents, snapshotter)
             names = options.names or (ref,)
-            is_new = not self._images.exists(namespace, names[0])
             targets = dict.fromkeys(names, target)
             image, *_ = self._images.put_all(namespace, targets, labels=options.labels)
             hit("pull.named")
             self._let_go(namespace, lease)
             board.say("done", target.digest)
-        return Pulled(image, is_new, work.downloaded_bytes, work.download_s, work.unpack_s)
+        return Pulled(image, work.downloaded_bytes, work.download_s, work.unpack_s)
 
     def _let_go(self, namespace: str, lease: str) -> None:
         """The lease ends; what others that pull the same name still need, they have pinned."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
 from lighter.daemon.filters import any_of, label_path
 from lighter.daemon.images import platforms
 from lighter.daemon.images.chain import chain_id
@@ -70,6 +71,7 @@ class ImageService:
     def __init__(
         self,
         db: Database,
+        events_log: EventLog,
         content: ContentStore,
         snapshotters: Mapping[str, Snapshotter],
         worker: Worker,
@@ -81,9 +83,9 @@ class ImageService:
         self._snapshotters = snapshotters
         self._default_snapshotter = default_snapshotter
         self._namespaces = NamespaceStore(db)
-        self._store = ImageStore(db)
+        self._store = ImageStore(db, events_log)
         self._host = platforms.host()
-        self.collector = Collector(db, content, snapshotters)
+        self.collector = Collector(db, events_log, content, snapshotters)
         self.unpacker = Unpacker(
             content, snapshotters, worker, self.collector, limits, layers_at_once
         )
@@ -248,10 +250,18 @@ class ImageService:
             namespace, resolved, snapshotter or self._default_snapshotter, image.name, report
         )
 
-    def tag(self, namespace: str, source: str, name: str, *, force: bool = False) -> Image:
+    def tag(
+        self,
+        namespace: str,
+        source: str,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        force: bool = False,
+    ) -> Image:
         """Give the image `source` a further name. Raises NotFound, AlreadyExists."""
         target = self.find(namespace, source).target
-        (image,) = self._store.put_all(namespace, {name: target}, replace=force)
+        (image,) = self._store.put_all(namespace, {name: target}, replace=force, labels=labels)
         return image
 
     def create(
@@ -277,7 +287,7 @@ class ImageService:
 
     async def delete(self, namespace: str, name: str) -> Collected:
         """Remove a name, then what nothing needs any more. Raises NotFound."""
-        self._store.delete(namespace, [self.find(namespace, name).name])
+        self._store.delete(namespace, [self.find(namespace, name, "delete").name])
         return await self.collector.collect(namespace)
 
     async def forget(self, namespace: str, name: str, *, sync: bool) -> None:

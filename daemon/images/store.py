@@ -5,11 +5,13 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 
+from lighter.daemon.events import Event, EventLog
 from lighter.daemon.images import reference
 from lighter.daemon.metadata.columns import labels_of, stored, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import Descriptor, Image
+from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
 from lighter.proto.names import check_labels
@@ -18,10 +20,14 @@ MAX_NAME_BYTES = 1024
 
 
 class ImageStore:
-    """The image names of all namespaces. Errors read "verb image name: cause"."""
+    """The image names of all namespaces. Errors read "verb image name: cause".
 
-    def __init__(self, db: Database) -> None:
+    Each change is told, by an event in the transaction that makes it.
+    """
+
+    def __init__(self, db: Database, events_log: EventLog) -> None:
         self._db = db
+        self._events = events_log
 
     def put_all(
         self,
@@ -36,14 +42,20 @@ class ImageStore:
 
         Without `replace`, raises AlreadyExists for a name that exists.
         """
+        told = []
         with self._db.durable_transaction() as tx:
             ensure_in(tx, namespace)
             for name, target in targets.items():
                 _check_name(name)
+                before = _labels(tx, namespace, name)
                 _put(tx, namespace, name, target, {}, replace=replace)
+                after = before or {}
                 if labels:
-                    before = _labels(tx, namespace, name)
-                    _set_labels(tx, namespace, name, merge_labels(before, labels))
+                    after = merge_labels(after, labels)
+                    _set_labels(tx, namespace, name, after)
+                topic = events.IMAGE_CREATE if before is None else events.IMAGE_UPDATE
+                told.append(self._tell(tx, namespace, topic, name, after))
+        self._events.announce(*told)
         return tuple(self.get(namespace, name) for name in targets)
 
     def create(
@@ -51,9 +63,12 @@ class ImageStore:
     ) -> Image:
         """A new name with labels. Raises AlreadyExists, InvalidArgument."""
         _check_name(name)
+        kept = merge_labels({}, labels)
         with self._db.durable_transaction() as tx:
             ensure_in(tx, namespace)
-            _put(tx, namespace, name, target, merge_labels({}, labels), replace=False)
+            _put(tx, namespace, name, target, kept, replace=False)
+            told = self._tell(tx, namespace, events.IMAGE_CREATE, name, kept)
+        self._events.announce(told)
         return self.get(namespace, name)
 
     def update(
@@ -61,9 +76,12 @@ class ImageStore:
     ) -> Image:
         """Point a name elsewhere, with exactly these labels. Raises NotFound, InvalidArgument."""
         self.get(namespace, name)
+        kept = merge_labels({}, labels)
         with self._db.durable_transaction() as tx:
             _put(tx, namespace, name, target, {}, replace=True)
-            _set_labels(tx, namespace, name, merge_labels({}, labels))
+            _set_labels(tx, namespace, name, kept)
+            told = self._tell(tx, namespace, events.IMAGE_UPDATE, name, kept)
+        self._events.announce(told)
         return self.get(namespace, name)
 
     def get(self, namespace: str, name: str) -> Image:
@@ -112,10 +130,13 @@ class ImageStore:
         labels = merge_labels({} if replace_all else before, changes)
         with self._db.durable_transaction() as tx:
             _set_labels(tx, namespace, name, labels)
+            told = self._tell(tx, namespace, events.IMAGE_UPDATE, name, labels)
+        self._events.announce(told)
         return self.get(namespace, name)
 
     def delete(self, namespace: str, names: Iterable[str]) -> None:
         """Raises NotFound; then none is deleted."""
+        told = []
         with self._db.durable_transaction() as tx:
             for name in names:
                 done = tx.execute(
@@ -123,6 +144,18 @@ class ImageStore:
                 )
                 if not done.rowcount:
                     raise self._missing("delete", namespace, name)
+                told.append(self._events.append(tx, namespace, events.IMAGE_DELETE, {"name": name}))
+        self._events.announce(*told)
+
+    def _tell(
+        self,
+        tx: sqlite3.Connection,
+        namespace: str,
+        topic: str,
+        name: str,
+        labels: Mapping[str, str],
+    ) -> Event:
+        return self._events.append(tx, namespace, topic, {"name": name, "labels": dict(labels)})
 
     def _exact(self, namespace: str, name: str) -> Image | None:
         row = self._db.row(
@@ -148,6 +181,14 @@ def _check_name(name: str) -> None:
         raise InvalidArgument(
             f"name image {name[:60]!r}: a name has 1 to {MAX_NAME_BYTES} bytes, all printable"
         )
+
+
+def _labels(tx: sqlite3.Connection, namespace: str, name: str) -> dict[str, str] | None:
+    """None when there is no such name."""
+    row = tx.execute(
+        "SELECT labels FROM images WHERE namespace = ? AND name = ?", (namespace, name)
+    ).fetchone()
+    return None if row is None else texts(row["labels"]) or {}
 
 
 def _put(
@@ -186,14 +227,6 @@ def _put(
     )
     if not done.rowcount:
         raise AlreadyExists(f"create image {name}: it already exists")
-
-
-def _labels(tx: sqlite3.Connection, namespace: str, name: str) -> dict[str, str]:
-    row = tx.execute(
-        "SELECT labels FROM images WHERE namespace = ? AND name = ?", (namespace, name)
-    ).fetchone()
-    labels: dict[str, str] = json.loads(row["labels"])
-    return labels
 
 
 def _set_labels(

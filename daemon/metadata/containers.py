@@ -3,13 +3,13 @@
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lighter.daemon.metadata.columns import labels_of, mapping, stored, texts
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
+from lighter.daemon.metadata.namespaces import Also, ensure_in, merge_labels, nothing
 from lighter.daemon.orphans import OWNER_LABEL
 from lighter.daemon.types import Container
 from lighter.proto.daemon_api import PAGE_ROWS
@@ -23,14 +23,6 @@ _LISTED = (
     "namespace, id, image, runtime, snapshotter, snapshot_key, x'' AS spec, labels, options,"
     " created_at, updated_at"
 )
-
-
-# What joins a change in its transaction: the event that tells of it.
-Also = Callable[[sqlite3.Connection], object]
-
-
-def nothing(_tx: sqlite3.Connection) -> None:
-    """Nothing joins."""
 
 
 class ContainerStore:

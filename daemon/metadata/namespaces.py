@@ -5,7 +5,7 @@ They come into being by use. There is `default` from the first start on.
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lighter.daemon.metadata.columns import labels_of, stored, texts
 from lighter.daemon.metadata.db import Database
@@ -19,6 +19,14 @@ _HOLDERS = (
     *("containers", "tasks", "images", "snapshots", "content", "leases", "volumes"),
     "sandboxes",
 )
+
+
+# What joins a change in its transaction: the event that tells of it.
+Also = Callable[[sqlite3.Connection], object]
+
+
+def nothing(_tx: sqlite3.Connection) -> None:
+    """Nothing joins."""
 
 
 def ensure_in(tx: sqlite3.Connection, name: str) -> None:
@@ -50,7 +58,9 @@ class NamespaceStore:
             with self._db.durable_transaction() as tx:
                 ensure_in(tx, name)
 
-    def create(self, name: str, labels: Mapping[str, str] | None = None) -> Namespace:
+    def create(
+        self, name: str, labels: Mapping[str, str] | None = None, also: Also = nothing
+    ) -> Namespace:
         """Make a namespace. Raises AlreadyExists, InvalidArgument."""
         check_name(name, "namespace")
         namespace = Namespace(name, check_labels(dict(labels or {})), time.time_ns())
@@ -61,6 +71,7 @@ class NamespaceStore:
             )
             if not made.rowcount:
                 raise AlreadyExists(f"create namespace {name}: it already exists")
+            also(tx)
         return namespace
 
     def get(self, name: str) -> Namespace:
@@ -79,15 +90,16 @@ class NamespaceStore:
         """All namespaces, by name."""
         return tuple(map(_namespace, self._db.rows("SELECT * FROM namespaces ORDER BY name")))
 
-    def label(self, name: str, changes: Mapping[str, str]) -> Namespace:
+    def label(self, name: str, changes: Mapping[str, str], also: Also = nothing) -> Namespace:
         """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
         namespace = self.get(name)
         labels = merge_labels(namespace.labels, changes)
         with self._db.durable_transaction() as tx:
             tx.execute("UPDATE namespaces SET labels = ? WHERE name = ?", (stored(labels), name))
+            also(tx)
         return Namespace(name, labels, namespace.created_at)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, also: Also = nothing) -> None:
         """Remove an empty namespace. Raises NotFound, or FailedPrecondition with what it holds."""
         self.get(name)
         with self._db.durable_transaction() as tx:
@@ -110,6 +122,7 @@ class NamespaceStore:
                     snapshotters=[row["snapshotter"] for row in names],
                 )
             tx.execute("DELETE FROM namespaces WHERE name = ?", (name,))
+            also(tx)
 
 
 def _namespace(row: sqlite3.Row) -> Namespace:

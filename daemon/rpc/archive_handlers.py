@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any
 
-from lighter.daemon.events import EventLog
 from lighter.daemon.images import platforms
 from lighter.daemon.images.convert import Converter, ConvertOptions
 from lighter.daemon.images.exporter import Exporter, ExportOptions
@@ -17,14 +16,13 @@ from lighter.daemon.rpc.handed import open_source, open_target
 from lighter.daemon.rpc.reporting import reported
 from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.types import Image
-from lighter.proto import events
 from lighter.proto.names import check_name
 
 Body = Mapping[str, Any]
 
 
 def archive_methods(
-    images: ImageService, exporter: Exporter, converter: Converter, events_log: EventLog
+    images: ImageService, exporter: Exporter, converter: Converter
 ) -> dict[str, Method]:
     async def import_(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("images.import", body)
@@ -51,8 +49,6 @@ def archive_methods(
                     if not isinstance(step, Result):
                         yield step
                         continue
-                    for image in step.value:
-                        events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
                     yield Result({"images": [image.name for image in step.value]})
 
     async def export(call: Call, body: Body) -> AsyncIterator[Any]:
@@ -96,7 +92,6 @@ def archive_methods(
                     yield step
                     continue
                 image: Image = step.value
-                events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
                 yield Result({"image": image.name, "digest": image.target.digest})
 
     return {

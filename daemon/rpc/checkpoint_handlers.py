@@ -6,19 +6,15 @@ from signal import SIGKILL
 from typing import Any
 
 from lighter.daemon.checkpoints.service import ENDED_S, Checkpoints
-from lighter.daemon.events import EventLog
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
-from lighter.proto import events
 
 Body = Mapping[str, Any]
 
 
-def checkpoint_methods(
-    checkpoints: Checkpoints, by_hand: ByHand, events_log: EventLog
-) -> dict[str, Method]:
+def checkpoint_methods(checkpoints: Checkpoints, by_hand: ByHand) -> dict[str, Method]:
     async def checkpoint(call: Call, body: Body) -> Any:
         fields = Fields("containers.checkpoint", body)
         namespace = namespace_of(call)
@@ -32,7 +28,6 @@ def checkpoint_methods(
             task=fields.flag("task"),
             end=end if fields.flag("ends") else None,
         )
-        events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
         return {"image": image.name, "digest": image.target.digest}
 
     async def restore(call: Call, body: Body) -> Any:

@@ -7,14 +7,12 @@ from typing import Any
 
 from lighter.daemon.containerfiles import ContainerFiles
 from lighter.daemon.containers.service import ContainerService
-from lighter.daemon.events import EventLog
 from lighter.daemon.freezing import Freezing
 from lighter.daemon.images.commit import CommitOptions, Committer
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_source, open_target
 from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.server import Call, Method
-from lighter.proto import events
 from lighter.proto.errors import InvalidArgument
 
 Body = Mapping[str, Any]
@@ -26,7 +24,6 @@ def file_methods(
     committer: Committer,
     containers: ContainerService,
     freezing: Freezing,
-    events_log: EventLog,
 ) -> dict[str, Method]:
     async def look(call: Call, body: Body) -> Any:
         fields = Fields("files.look", body)
@@ -86,7 +83,6 @@ def file_methods(
         frozen = freezing.frozen(namespace, id_)
         async with frozen if fields.flag("pause") else contextlib.nullcontext():
             image = await committer.run(container, fields.needed("name"), options)
-        events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
         return {"image": image.name, "digest": image.target.digest}
 
     return methods(

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lighter.daemon.events import EventLog
 from lighter.daemon.images import platforms
 from lighter.daemon.images.inspection import Checked, Inspection
 from lighter.daemon.images.mounted import MountedImages
@@ -13,7 +12,6 @@ from lighter.daemon.images.service import ImageService, ImageSummary
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_place
 from lighter.daemon.rpc.server import Call, Method
-from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.names import check_name
 
@@ -21,10 +19,7 @@ Body = Mapping[str, Any]
 
 
 def image_methods(
-    images: ImageService,
-    inspection: Inspection,
-    mounted: MountedImages,
-    events_log: EventLog,
+    images: ImageService, inspection: Inspection, mounted: MountedImages
 ) -> dict[str, Method]:
     async def list_(call: Call, body: Body) -> Any:
         fields = Fields("images.list", body)
@@ -45,17 +40,14 @@ def image_methods(
     async def delete(call: Call, body: Body) -> Any:
         namespace = check_name(call.namespace, "namespace")
         name = Fields("images.delete", body).needed("name")
-        stored = images.find(namespace, name, "delete").name
-        await images.delete(namespace, stored)
-        events_log.publish(namespace, events.IMAGE_DELETE, {"name": stored})
+        await images.delete(namespace, name)
         return {}
 
     async def tag(call: Call, body: Body) -> Any:
         fields = Fields("images.tag", body)
         namespace = check_name(call.namespace, "namespace")
         source, name = fields.needed("source"), fields.needed("name")
-        image = images.tag(namespace, source, name, force=fields.flag("force"))
-        events_log.publish(namespace, events.IMAGE_CREATE, {"name": image.name})
+        images.tag(namespace, source, name, force=fields.flag("force"))
         return {}
 
     async def label(call: Call, body: Body) -> Any:
@@ -64,7 +56,6 @@ def image_methods(
         name, changes = fields.needed("name"), fields.labels()
         replace_all = fields.flag("replace_all")
         image = images.label(namespace, name, changes, replace_all=replace_all)
-        events_log.publish(namespace, events.IMAGE_UPDATE, {"name": image.name})
         return {"labels": dict(image.labels)}
 
     async def check(call: Call, body: Body) -> Any:

@@ -5,7 +5,6 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
-from lighter.daemon.events import EventLog
 from lighter.daemon.images import platforms
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.progress import Report
@@ -16,13 +15,12 @@ from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.reporting import reported
 from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.types import Descriptor
-from lighter.proto import events
 from lighter.proto.names import check_name
 
 Body = Mapping[str, Any]
 
 
-def transfer_methods(puller: Puller, pusher: Pusher, events_log: EventLog) -> dict[str, Method]:
+def transfer_methods(puller: Puller, pusher: Pusher) -> dict[str, Method]:
     async def pull(call: Call, body: Body) -> AsyncIterator[Any]:
         fields = Fields("images.pull", body)
         namespace = check_name(call.namespace, "namespace")
@@ -48,8 +46,6 @@ def transfer_methods(puller: Puller, pusher: Pusher, events_log: EventLog) -> di
                     yield step
                     continue
                 pulled: Pulled = step.value
-                topic = events.IMAGE_CREATE if pulled.is_new else events.IMAGE_UPDATE
-                events_log.publish(namespace, topic, {"name": pulled.image.name})
                 yield Result(
                     {
                         "image": pulled.image.name,

@@ -42,7 +42,7 @@ def native_methods(s: Services) -> dict[str, Method]:
         **container_handlers.container_methods(
             s.containers, s.by_hand, s.restarts, s.health, s.network_of
         ),
-        **checkpoint_handlers.checkpoint_methods(s.checkpoints, s.by_hand, s.event_log),
+        **checkpoint_handlers.checkpoint_methods(s.checkpoints, s.by_hand),
         **restart_handlers.restart_methods(s.by_hand, s.changes),
         **task_handlers.task_methods(
             s.tasks,
@@ -53,23 +53,19 @@ def native_methods(s: Services) -> dict[str, Method]:
         ),
         **handlers.event_methods(s.event_log),
         **handlers.log_methods(s.root, s.tasks, s.containers, s.restarts.is_owed),
-        **image_handlers.image_methods(
-            s.images, Inspection(s.images, s.content), s.mounted, s.event_log
-        ),
+        **image_handlers.image_methods(s.images, Inspection(s.images, s.content), s.mounted),
         **archive_handlers.archive_methods(
             s.images,
             Exporter(s.content, s.image_store, s.images.collector),
             Converter(s.content, s.image_store, s.images.collector, s.spawner),
-            s.event_log,
         ),
         **network_handlers.network_methods(s.network_catalog, s.live_networks, s.containers),
-        **transfer_handlers.transfer_methods(s.puller, s.pusher, s.event_log),
+        **transfer_handlers.transfer_methods(s.puller, s.pusher),
         **file_handlers.file_methods(
             s.files,
             Committer(s.content, s.images, s.image_store, s.images.collector, s.snapshots),
             s.containers,
             s.freezing,
-            s.event_log,
         ),
         **volume_handlers.volume_methods(s.volumes),
         **snapshot_handlers.snapshot_methods(s.snapshots, s.images),

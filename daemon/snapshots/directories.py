@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.whole import whole
+from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.disk import measure, remove_if_empty, sync_file_system
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
@@ -51,14 +52,16 @@ class DirectorySnapshotter(ABC):
     max_layers = 0
     layers_apart = False
 
-    def __init__(self, snapshots_dir: str, db: Database, remove_tree: TreeRemover) -> None:
+    def __init__(
+        self, snapshots_dir: str, db: Database, events_log: EventLog, remove_tree: TreeRemover
+    ) -> None:
         if set(snapshots_dir) & set(",:\\"):
             raise InvalidArgument(
                 f"open snapshots directory {snapshots_dir}: mount options cannot hold its "
                 "commas, colons or backslashes"
             )
         self.dir = f"{snapshots_dir}/{self.name}"
-        self._rows = SnapshotRows(db, self.name)
+        self._rows = SnapshotRows(db, events_log, self.name)
         self._remove_tree = remove_tree
         self._sweeping = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None

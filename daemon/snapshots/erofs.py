@@ -17,6 +17,7 @@ import os
 from collections.abc import Mapping
 
 from lighter.daemon.content.failures import from_os
+from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots import erofsimage
 from lighter.daemon.snapshots.disk import make_directory
@@ -36,9 +37,14 @@ class ErofsSnapshotter(OverlaySnapshotter):
     layers_apart = False  # a layer's directory changes places when it is committed
 
     def __init__(
-        self, snapshots_dir: str, db: Database, remove_tree: TreeRemover, links_dir: str = ""
+        self,
+        snapshots_dir: str,
+        db: Database,
+        events_log: EventLog,
+        remove_tree: TreeRemover,
+        links_dir: str = "",
     ) -> None:
-        super().__init__(snapshots_dir, db, remove_tree, links_dir)
+        super().__init__(snapshots_dir, db, events_log, remove_tree, links_dir)
         self._mounting = asyncio.Lock()
 
     @property

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable
 
 from lighter.daemon.content.failures import from_os
+from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.directories import DirectorySnapshotter
 from lighter.daemon.snapshots.disk import make_directory
@@ -49,9 +50,14 @@ class OverlaySnapshotter(DirectorySnapshotter):
     layers_apart = True
 
     def __init__(
-        self, snapshots_dir: str, db: Database, remove_tree: TreeRemover, links_dir: str = ""
+        self,
+        snapshots_dir: str,
+        db: Database,
+        events_log: EventLog,
+        remove_tree: TreeRemover,
+        links_dir: str = "",
     ) -> None:
-        super().__init__(snapshots_dir, db, remove_tree)
+        super().__init__(snapshots_dir, db, events_log, remove_tree)
         self._usable = False
         self._links_dir = links_dir or os.path.dirname(snapshots_dir) + "/l"
         # With the index on, a lower directory that was once mounted below another upper is

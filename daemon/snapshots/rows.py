@@ -5,11 +5,13 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from lighter.daemon.events import Event, EventLog
 from lighter.daemon.metadata.columns import labels_of, stored
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW
 from lighter.daemon.types import SnapshotInfo, Usage
+from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lighter.proto.names import check_labels
@@ -61,10 +63,14 @@ def delete_rows(tx: sqlite3.Connection, snapshotter: str, numbers: Iterable[int]
 
 
 class SnapshotRows:
-    """The records of one snapshotter."""
+    """The records of one snapshotter.
 
-    def __init__(self, db: Database, snapshotter: str) -> None:
+    A snapshot that is prepared, committed or removed is told, by an event in the transaction.
+    """
+
+    def __init__(self, db: Database, events_log: EventLog, snapshotter: str) -> None:
         self._db = db
+        self._events = events_log
         self._snapshotter = snapshotter
 
     def find(self, verb: str, namespace: str, key: str) -> Row:
@@ -164,10 +170,8 @@ class SnapshotRows:
         # one log, so that a sync of theirs takes this with it.
         with self._db.fast_transaction() as tx:
             ensure_in(tx, namespace)
-            if (
-                parent is not None
-                and not tx.execute("SELECT 1 FROM snapshots WHERE number = ?", (parent,)).fetchone()
-            ):
+            below = tx.execute("SELECT key FROM snapshots WHERE number = ?", (parent,)).fetchone()
+            if parent is not None and below is None:
                 raise NotFound(f"prepare snapshot {key}: its parent has been removed")
             done = tx.execute(
                 "INSERT OR IGNORE INTO snapshots(number, snapshotter, namespace, key, parent,"
@@ -176,6 +180,17 @@ class SnapshotRows:
             )
             if not done.rowcount:
                 raise AlreadyExists(f"prepare snapshot {key}: it already exists")
+            told = []
+            if kind == ACTIVE:  # containerd tells of no views
+                name = below["key"] if below else ""
+                told.append(self._tell(tx, namespace, events.SNAPSHOT_PREPARE, key, parent=name))
+        self._events.announce(*told)
+
+    def _tell(
+        self, tx: sqlite3.Connection, namespace: str, topic: str, key: str, **more: str
+    ) -> Event:
+        body = {"key": key, "snapshotter": self._snapshotter, **more}
+        return self._events.append(tx, namespace, topic, body)
 
     def commit(
         self,
@@ -210,6 +225,8 @@ class SnapshotRows:
                     row.number,
                 ),
             )
+            told = self._tell(tx, namespace, events.SNAPSHOT_COMMIT, key, name=name)
+        self._events.announce(told)
 
     def label(self, namespace: str, key: str, changes: Mapping[str, str]) -> None:
         """Set labels; "" removes one. Raises NotFound."""
@@ -240,6 +257,8 @@ class SnapshotRows:
                     f"remove snapshot {key}: it is the parent of {listed}", children=listed
                 )
             delete_rows(tx, self._snapshotter, [row.number])
+            told = self._tell(tx, namespace, events.SNAPSHOT_REMOVE, key)
+        self._events.announce(told)
 
     def trash(self) -> tuple[str, ...]:
         """Names of directories that may be removed."""

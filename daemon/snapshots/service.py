@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Protocol
 
-from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import MAX_KEY_BYTES
 from lighter.daemon.snapshots.types import COMMITTED, UNDER_LEASE_LABEL, Snapshotter
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
-from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
 
@@ -37,10 +35,8 @@ class SnapshotService:
         snapshotters: Mapping[str, Snapshotter],
         default: str,
         worker: JobRunner,
-        events_log: EventLog,
     ) -> None:
         self._db = db
-        self._events = events_log
         self._worker = worker
         self._snapshotters = snapshotters
         self._default = default
@@ -98,9 +94,7 @@ class SnapshotService:
         await self._check_target(chosen, namespace, labels)
         if leased and (TARGET_LABEL in labels or _UNPACK_KEY.fullmatch(key)):
             labels = {**labels, UNDER_LEASE_LABEL: "true"}
-        mounts = await chosen.prepare(namespace, key, parent, labels)
-        self._tell(namespace, events.SNAPSHOT_PREPARE, chosen, key=key, parent=parent)
-        return mounts
+        return await chosen.prepare(namespace, key, parent, labels)
 
     async def view(
         self, namespace: str, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
@@ -134,9 +128,7 @@ class SnapshotService:
     ) -> None:
         """Raises FailedPrecondition too for a container's snapshot, which would lose its root."""
         self._check_unused("commit", namespace, snapshotter, key)
-        chosen = self.snapshotter(snapshotter)
-        await chosen.commit(namespace, name, key, labels)
-        self._tell(namespace, events.SNAPSHOT_COMMIT, chosen, key=key, name=name)
+        await self.snapshotter(snapshotter).commit(namespace, name, key, labels)
 
     async def label(
         self, namespace: str, snapshotter: str, key: str, changes: Mapping[str, str]
@@ -152,9 +144,7 @@ class SnapshotService:
         first the one and then the other; one that has a task may not.
         """
         self._check_unused("remove", namespace, snapshotter, key, with_task=under_container)
-        chosen = self.snapshotter(snapshotter)
-        await chosen.remove(namespace, key)
-        self._tell(namespace, events.SNAPSHOT_REMOVE, chosen, key=key)
+        await self.snapshotter(snapshotter).remove(namespace, key)
 
     async def diff(
         self,
@@ -210,9 +200,6 @@ class SnapshotService:
                         if info.labels.get(DIFF_LABEL, self._mark) != self._mark:
                             await _remove_if_there(found, namespace, info.key)
                     more = bool(cursor)
-
-    def _tell(self, namespace: str, topic: str, chosen: Snapshotter, **body: str) -> None:
-        self._events.publish(namespace, topic, {**body, "snapshotter": chosen.name})
 
     def _check_unused(
         self, verb: str, namespace: str, snapshotter: str, key: str, *, with_task: bool = False

@@ -12,6 +12,7 @@ import pytest
 from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.proto import faults
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
@@ -30,7 +31,7 @@ class Place:
 
     def open(self) -> ContentStore:
         self.db = Database(self.db_path)
-        self.store = ContentStore(str(self.dir), self.db)
+        self.store = ContentStore(str(self.dir), self.db, EventLog(self.db))
         return self.store
 
     def reopen(self) -> ContentStore:

@@ -18,6 +18,7 @@ from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import EXPIRE_S, Ingests
 from lighter.daemon.content.store import SHAREABLE_LABEL, ContentStore
 from lighter.daemon.content.writer import Writer
+from lighter.daemon.events import EventLog
 from lighter.daemon.leases import INGESTS, Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
@@ -52,7 +53,9 @@ class Place:
     def open(self, *, share_all: bool = False) -> None:
         self.db = Database(str(self.root / "lighter.db"))
         self.namespaces = NamespaceStore(self.db)
-        self.content = ContentStore(str(self.root / "content"), self.db, share_all=share_all)
+        self.log = EventLog(self.db)
+        content_dir = str(self.root / "content")
+        self.content = ContentStore(content_dir, self.db, self.log, share_all=share_all)
         self.ingests = Ingests(str(self.root / "content/writes"), self.content)
 
     def reopen(self, *, share_all: bool = False) -> None:
@@ -586,6 +589,6 @@ def test_a_resumed_ingest_costs_only_the_rest(place: Place) -> None:
 
 def test_a_collection_leaves_ingests_alone(place: Place) -> None:
     run(place.write(DATA[:HALF], expected=DIGEST))
-    run(Collector(place.db, place.content, {}).collect(NS))
+    run(Collector(place.db, place.log, place.content, {}).collect(NS))
     run(place.commit())
     assert place.read() == DATA

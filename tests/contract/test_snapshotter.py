@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lighter.daemon.events import EventLog
 from lighter.daemon.images.worker import read_files
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
@@ -54,7 +55,7 @@ class Place:
     def open(self) -> DirectorySnapshotter:
         self.db = Database(str(self.root / "lighter.db"))
         self.snapshotter: DirectorySnapshotter = self.kind(
-            str(self.root / "snapshots"), self.db, self.worker.remove_tree
+            str(self.root / "snapshots"), self.db, EventLog(self.db), self.worker.remove_tree
         )
         as_promised: Snapshotter = self.snapshotter
         assert as_promised.name == self.kind.name
@@ -532,7 +533,7 @@ def test_a_root_that_mount_options_cannot_name_is_refused(tmp_path: Path) -> Non
     db = Database(str(tmp_path / "lighter.db"))
     for name in ("a,b", "a:b", "a\\b"):
         with pytest.raises(InvalidArgument, match="mount options cannot hold"):
-            OverlaySnapshotter(str(tmp_path / name), db, ForkWorker().remove_tree)
+            OverlaySnapshotter(str(tmp_path / name), db, EventLog(db), ForkWorker().remove_tree)
     db.close()
 
 
@@ -561,7 +562,8 @@ def test_native_copies_keep_links_modes_and_attributes(tmp_path: Path) -> None:
 
 def test_snapshotters_of_one_database_do_not_take_each_others_numbers(place: Place) -> None:
     other_kind = next(kind for kind in KINDS if kind is not place.kind)
-    other = other_kind(str(place.root / "snapshots"), place.db, place.worker.remove_tree)
+    snapshots_dir = str(place.root / "snapshots")
+    other = other_kind(snapshots_dir, place.db, EventLog(place.db), place.worker.remove_tree)
 
     async def steps() -> None:
         for turn in range(3):

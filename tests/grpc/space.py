@@ -150,6 +150,12 @@ class Space:
         wanted = images_pb2.Image(name=name, target=descriptor(data), labels=labels)
         return self.images("Create", image=wanted).image
 
+    def told(self, topic: str) -> list[tuple[str, Any]]:
+        """(topic, body) of the namespace's events whose topic begins so, as `ctl` gets them."""
+        with self.lighterd.client(self.namespace) as client:
+            events = list(client.stream("events", "subscribe", since=0, follow=False))
+        return [(one["topic"], one["event"]) for one in events if one["topic"].startswith(topic)]
+
     def collect(self) -> None:
         """A collection that is over when this returns: a lease's end asks for it."""
         self.leases("Create", id="to-collect")

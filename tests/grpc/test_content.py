@@ -71,6 +71,7 @@ def test_a_write_is_told_where_it_stands(space: Space) -> None:
         assert space.content("Status", ref="r").status == status
         said = writing.say(pb.COMMIT, offset=len(data), expected=digest_of(data), labels={"a": "b"})
         assert (said.action, said.digest) == (pb.COMMIT, digest_of(data))
+        assert list(writing.call) == []  # it ends there, though this side is not closed
         with Writing(space.api) as other:  # committed, the ref is free
             assert other.say(pb.STAT, ref="r").offset == 0
     with refused("NOT_FOUND", "reference nope: not found"):
@@ -398,7 +399,7 @@ def test_sec_35_to_know_a_digest_is_no_way_to_its_bytes(space: Space) -> None:
         assert other.read(digest) == b"secret"
 
 
-def test_the_native_front_end_shows_the_same(space: Space) -> None:
+def test_the_native_front_end_shows_and_tells_the_same(space: Space) -> None:
     digest = space.put(b"abc", {"a": "b"})
     with space.lighterd.client(space.namespace) as client:
         found = client.call("content", "get", digest=digest)["content"]
@@ -410,6 +411,15 @@ def test_the_native_front_end_shows_the_same(space: Space) -> None:
         client.call("content", "abort", ref="r")
         client.call("content", "delete", digest=digest)
     assert not space.digests()
+    space.put(b"abc")
+    with refused("ALREADY_EXISTS"):
+        space.put(b"abc")
+    space.content("Delete", digest=digest)
+    told = [
+        ("/content/create", {"digest": digest, "size": 3}),
+        ("/content/delete", {"digest": digest}),
+    ]
+    assert space.told("/content/") == [*told, *told]
 
 
 def test_a_reader_that_goes_leaves_nothing(space: Space, descriptors: Callable[[], int]) -> None:

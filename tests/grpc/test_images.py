@@ -1,7 +1,5 @@
 """Image names by containerd's API."""
 
-from typing import Any
-
 from lighter.daemon.grpc.pb import images_pb2 as pb
 from lighter.daemon.grpc.pb import types_pb2
 from tests.grpc.space import LEASE, Space, descriptor, digest_of, refused
@@ -74,6 +72,16 @@ def test_updates_go_by_their_mask(space: Space) -> None:
     image = pb.Image(name="i", target=target)
     changed = space.images("Update", image=image, update_mask={"paths": ["annotations"]}).image
     assert dict(changed.target.annotations) == {"k": "v"} and dict(changed.labels) == {"d": "6"}
+    target.annotations.update({"k": "w", "other": "x"})
+    for paths, given, left in (
+        (["annotations.k"], target, {"k": "w"}),
+        (["annotations.other", "labels.d"], target, {"k": "w", "other": "x"}),
+        (["annotations.k"], descriptor(b"two"), {"other": "x"}),
+    ):
+        image = pb.Image(name="i", target=given)
+        changed = space.images("Update", image=image, update_mask={"paths": paths}).image
+        assert dict(changed.target.annotations) == left, paths
+        assert space.images("Get", name="i").image == changed
     with refused("INVALID_ARGUMENT", 'cannot update "name" field on image "i"'):
         update(["name"], b"one")
 
@@ -114,19 +122,30 @@ def test_a_name_keeps_its_content_until_it_goes(space: Space) -> None:
 
 def test_the_native_front_end_shows_and_tells_the_same(space: Space) -> None:
     with space.lighterd.client(space.namespace) as client:
-
-        def told(topic: str) -> list[Any]:
-            events = client.stream("events", "subscribe", since=0, follow=False)
-            return [event["event"] for event in list(events) if event["topic"] == topic]
-
         space.image("i", b"one", a="b")
         listed = client.call("images", "list")["images"]
         assert [(row["name"], row["labels"]) for row in listed] == [("i", {"a": "b"})]
         client.call("images", "tag", source="i", name="j", force=False)
-        assert space.images("Get", name="j").image.target == descriptor(b"one")
+        client.call("images", "tag", source="i", name="j", force=True)
+        client.call("images", "label", name="j", labels={"x": "y"}, replace_all=False)
+        client.call("images", "delete", name="j")
         image = pb.Image(name="i", labels={"a": "c"})
         space.images("Update", image=image, update_mask={"paths": ["labels.a"]})
         space.images("Delete", name="i")
-        assert told("/images/create")[0] == {"name": "i", "labels": {"a": "b"}}
-        assert told("/images/update") == [{"name": "i", "labels": {"a": "c"}}]
-        assert told("/images/delete") == [{"name": "i"}]
+    assert space.told("/images/") == [
+        ("/images/create", {"name": "i", "labels": {"a": "b"}}),
+        ("/images/create", {"name": "j", "labels": {}}),
+        ("/images/update", {"name": "j", "labels": {}}),
+        ("/images/update", {"name": "j", "labels": {"x": "y"}}),
+        ("/images/delete", {"name": "j"}),
+        ("/images/update", {"name": "i", "labels": {"a": "c"}}),
+        ("/images/delete", {"name": "i"}),
+    ]
+
+
+def test_what_expires_is_told_whoever_collects(space: Space) -> None:
+    over = {"containerd.io/gc.expire": "2001-01-01T00:00:00Z"}
+    image = pb.Image(name="i", target=descriptor(b"one"), labels=over)
+    space.bare.call(pb, "Images", "Create", image=image)
+    space.collect()
+    assert [topic for topic, _ in space.told("/images/")] == ["/images/create", "/images/delete"]

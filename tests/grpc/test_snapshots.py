@@ -182,15 +182,17 @@ def test_the_native_front_end_shows_and_tells_the_same(space: Space) -> None:
         space.snapshots("Prepare", key="b", parent="base")
         space.snapshots("Commit", key="b", name="top")
         space.snapshots("Remove", key="top")
-        events = client.stream("events", "subscribe", since=0, follow=False)
-        told = [(one["topic"], one["event"]) for one in events if "/snapshot/" in one["topic"]]
+        client.call("snapshots", "prepare", snapshotter="", key="c", parent="base", labels={})
+        client.call("snapshots", "delete", snapshotter="", key="c")
         made = {"snapshotter": SNAPSHOTTER}
-        assert told == [
+        assert space.told("/snapshot/") == [
             ("/snapshot/prepare", {**made, "key": "a", "parent": ""}),
             ("/snapshot/commit", {**made, "key": "a", "name": "base"}),
             ("/snapshot/prepare", {**made, "key": "b", "parent": "base"}),
             ("/snapshot/commit", {**made, "key": "b", "name": "top"}),
             ("/snapshot/remove", {**made, "key": "top"}),
+            ("/snapshot/prepare", {**made, "key": "c", "parent": "base"}),
+            ("/snapshot/remove", {**made, "key": "c"}),
         ]
 
 
@@ -201,3 +203,5 @@ def test_a_committed_one_goes_with_its_lease(space: Space) -> None:
     space.snapshots("Commit", key="b", name="top")
     space.leases("Delete", id=LEASE, sync=True)
     assert space.keys() == []
+    gone = [body["key"] for topic, body in space.told("/snapshot/remove")]
+    assert gone == ["top", "base"]  # what is collected is told too, children first

@@ -12,12 +12,15 @@ import pytest
 
 from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
+from lighter.daemon.images.store import ImageStore
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
-from lighter.daemon.types import Usage
+from lighter.daemon.types import Descriptor, Usage
 from lighter.proto import faults
 from tests.fakes.worker import ForkWorker
+from tests.told import check_told
 
 pytestmark = pytest.mark.root
 NS = "default"
@@ -36,11 +39,12 @@ class Place:
         self.runner = asyncio.Runner()
         self.db = Database(str(root / "lighter.db"))
         NamespaceStore(self.db)
-        self.content = ContentStore(str(root / "content"), self.db)
+        self.log = EventLog(self.db)
+        self.content = ContentStore(str(root / "content"), self.db, self.log)
         self.snapshots = OverlaySnapshotter(
-            str(root / "snapshots"), self.db, ForkWorker().remove_tree
+            str(root / "snapshots"), self.db, self.log, ForkWorker().remove_tree
         )
-        self.collector = Collector(self.db, self.content, {"overlayfs": self.snapshots})
+        self.collector = Collector(self.db, self.log, self.content, {"overlayfs": self.snapshots})
 
     def close(self) -> None:
         self.runner.close()
@@ -67,7 +71,7 @@ class Place:
             tx.execute(sql, parameters)
 
     def image(self, digest: str) -> None:
-        self.execute("INSERT INTO images VALUES(?, 'i', 't', ?, 1, '{}', '{}', 0, 0)", NS, digest)
+        ImageStore(self.db, self.log).create(NS, "i", Descriptor("t", digest, 1), {})
 
     def collect(self) -> Collected:
         return self.runner.run(self.collector.collect(NS))
@@ -292,6 +296,7 @@ def test_f33_f35_killed_anywhere_the_next_run_removes_the_rest(
     assert place.kept() == content
     assert place.keys() == keys
     assert place.db.rows("SELECT * FROM trash") == []
+    check_told(place.db, NS)
 
 
 def test_f35_a_collection_that_is_killed_a_hundred_times_converges(place: Place) -> None:

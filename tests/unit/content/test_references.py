@@ -20,6 +20,7 @@ from lighter.daemon.content import references
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 
@@ -190,8 +191,9 @@ class Place:
         namespaces = NamespaceStore(self.db)
         for name in NAMESPACES:
             namespaces.ensure(name)
-        content = ContentStore(str(root / "content"), self.db)
-        self.collector = Collector(self.db, content, {})
+        log = EventLog(self.db)
+        content = ContentStore(str(root / "content"), self.db, log)
+        self.collector = Collector(self.db, log, content, {})
 
     def fill(self, worlds: dict[str, World]) -> None:
         with self.db.durable_transaction() as tx:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
 from lighter.daemon.images.importer import ImportOptions
 from lighter.daemon.images.progress import Progress
 from lighter.daemon.images.service import ImageService
@@ -21,6 +22,7 @@ from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.types import Image
 from tests.fakes.worker import ForkWorker
+from tests.told import check_told
 
 NS = "default"
 
@@ -36,16 +38,17 @@ class Place:
 
     def open(self) -> None:
         self.db = Database(str(self.root / "lighter.db"))
-        self.content = ContentStore(str(self.root / "content"), self.db)
+        self.log = EventLog(self.db)
+        self.content = ContentStore(str(self.root / "content"), self.db, self.log)
         remove = tree_remover(self.worker)
         snapshots = str(self.root / "snapshots")
-        self.overlay = OverlaySnapshotter(snapshots, self.db, remove)
-        self.native = NativeSnapshotter(snapshots, self.db, remove)
+        self.overlay = OverlaySnapshotter(snapshots, self.db, self.log, remove)
+        self.native = NativeSnapshotter(snapshots, self.db, self.log, remove)
         self.snapshotters: dict[str, Snapshotter] = {
             "overlayfs": self.overlay,
             "native": self.native,
         }
-        self.images = ImageService(self.db, self.content, self.snapshotters, self.worker)
+        self.images = ImageService(self.db, self.log, self.content, self.snapshotters, self.worker)
 
     def reopen(self) -> None:
         self.db.close()
@@ -121,7 +124,8 @@ class Place:
         )
 
     def check_whole(self) -> None:
-        """Records and disk agree, and nothing is half made."""
+        """Records and disk agree, and events with both; nothing is half made."""
+        check_told(self.db, NS)
         assert self.content_rows() == self.blobs()
         assert self.ingests() == []
         assert self.db.rows("SELECT * FROM trash") == []

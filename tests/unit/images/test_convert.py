@@ -33,7 +33,7 @@ DOCKER = "application/vnd.docker."
 
 
 def converter(place: Place, **limits: int | None) -> Converter:
-    images = ImageStore(place.db)
+    images = ImageStore(place.db, place.log)
     return Converter(place.content, images, place.images.collector, place.worker, limits)
 
 

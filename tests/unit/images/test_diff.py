@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import zstandard
 
-from lighter.daemon.events import EventLog
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.shim import linux
 from tests.containerd import Containerd
@@ -27,9 +26,7 @@ pytestmark = pytest.mark.root
 
 
 def diff(place: Place, lower: str, upper: str, how: str = "") -> tuple[bytes, dict[str, Any]]:
-    service = SnapshotService(
-        place.db, place.snapshotters, "overlayfs", place.worker, EventLog(place.db)
-    )
+    service = SnapshotService(place.db, place.snapshotters, "overlayfs", place.worker)
     fd = os.memfd_create("layer")
     try:
         said = place.run(service.diff(NS, "", (lower, upper), fd, how))

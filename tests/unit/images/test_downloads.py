@@ -10,6 +10,7 @@ import pytest
 
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
 from lighter.daemon.images.downloads import Downloads
 from lighter.daemon.metadata.db import Database
 from lighter.proto.errors import DataLoss, NotFound, Unavailable
@@ -28,7 +29,7 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.db = Database(str(root / "db"))
-        self.content = ContentStore(str(root / "content"), self.db)
+        self.content = ContentStore(str(root / "content"), self.db, EventLog(self.db))
         self.ingests = Ingests(str(root / "writes"), self.content)
         self.downloads = Downloads(self.content, self.ingests)
 

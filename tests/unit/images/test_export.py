@@ -38,7 +38,7 @@ LAYERS = ({"a": b"1" * 3000}, {"b": b"2"})
 
 
 def exporter(place: Place) -> Exporter:
-    return Exporter(place.content, ImageStore(place.db), place.images.collector)
+    return Exporter(place.content, ImageStore(place.db, place.log), place.images.collector)
 
 
 def export(
