@@ -33,6 +33,7 @@ MAX_STREAMS = 2048
 MAX_CONNECTIONS = 1024
 HANDSHAKE_MS = 10_000
 KEEPALIVE_MS = 30_000
+MAX_PINGS = 100
 MAX_METADATA = 16 << 10  # bytes of a call's headers
 
 
@@ -140,9 +141,10 @@ class GrpcServer:
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 # Two managers on one path would each get some of the calls.
                 ("grpc.so_reuseport", 0),
-                # Clients of containerd ping at their own pace.
+                # Clients of containerd ping at their own pace, at most every 10 s; one that pings
+                # faster, with nothing sent to it meanwhile, is cut off. 0 would mean never.
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-                ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.http2.max_ping_strikes", MAX_PINGS),
                 *options,
             ]
         )

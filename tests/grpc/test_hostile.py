@@ -1,6 +1,7 @@
 """SEC-69: floods of resets, of headers and of nesting cost bounded memory and harm nobody."""
 
 import os
+import re
 import resource
 import socket
 import struct
@@ -21,9 +22,10 @@ from tests.harness import await_that
 RESETS = 50_000
 MIB = 1 << 20
 GROWTH = 96 * MIB  # what allocators keep of a flood; twice the flood is no more
+PEAK = 2 * GROWTH
 
 # RFC 9113: frame types and flags.
-_HEADERS, _RST_STREAM, _SETTINGS, _ACK, _END_HEADERS = 1, 3, 4, 1, 4
+_HEADERS, _RST_STREAM, _SETTINGS, _PING, _ACK, _END_HEADERS = 1, 3, 4, 6, 1, 4
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -32,13 +34,21 @@ def resident(pid: int) -> int:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak(pid: int) -> int:
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(line) << 10
+
+
 @pytest.fixture
 def bounded(space: Space) -> Iterator[Space]:
-    """The manager neither grows nor stops to answer."""
+    """The manager neither grows, not even for a while, nor stops to answer."""
     answers(space)
     before = resident(space.lighterd.pid)
+    Path(f"/proc/{space.lighterd.pid}/clear_refs").write_text("5")  # proc(5): the peak, from now
     yield space
     answers(space)
+    highest = peak(space.lighterd.pid)
+    assert highest < before + PEAK, f"{highest >> 20} MiB, of {before >> 20} MiB"
     await_that(
         lambda: resident(space.lighterd.pid) < before + GROWTH,
         30,
@@ -99,6 +109,24 @@ def flood(path: str, headers: bytes) -> None:
                     break  # the server had enough of this one
                 stream += 200
                 done += 100
+
+
+def test_sec_69_pings_without_end(bounded: Space) -> None:
+    """Who pings on with nothing else to say is told so, and cut off."""
+    ping = frame(_PING, 0, 0, b"12345678")
+    with socket.socket(socket.AF_UNIX) as attack:
+        attack.settimeout(30)
+        attack.connect(bounded.api.path)
+        attack.sendall(_PREFACE + frame(_SETTINGS, 0, 0) + frame(_SETTINGS, _ACK, 0))
+        attack.sendall(ping * 1000)
+        heard = b""
+        while b"too_many_pings" not in heard:
+            heard += (got := attack.recv(65536))
+            assert got, "it hangs up without a word"
+        attack.setblocking(False)
+        end = time.monotonic() + 30
+        while pushed(attack, ping * 1000):
+            assert time.monotonic() < end, "it is not cut off"
 
 
 def pushed(attack: socket.socket, data: bytes) -> bool:
