@@ -23,7 +23,9 @@ HELLO_S = 10.0
 # A descriptor's number is used again, and so is an inode; both together are not.
 Connection = tuple[int, int]
 
-_CREDENTIALS = struct.Struct("3i")
+_CREDENTIALS = struct.Struct("iII")
+_PEERGROUPS = 59  # SO_PEERGROUPS, which Python has no name for (asm-generic/socket.h)
+_GROUPS_BYTES = 1024  # 256 groups, the most that Python's getsockopt takes
 _EVENT = struct.Struct("=hi")  # zmq_socket_monitor(3): the event, and here a descriptor
 _numbers = itertools.count()
 
@@ -106,13 +108,17 @@ class Strangers:
             patience.cancel()
 
     def _cut_off(self, fd: int, why: str) -> None:
+        inode, _patience = self._silent[fd]
+        self._forget(fd)
+        self.end((fd, inode), why)
+
+    def end(self, connection: Connection, why: str) -> None:
         """End it as its peer would: the descriptor is libzmq's, which sees the end and closes it.
 
         It may have been closed and its number given to something else of this process since.
         """
-        inode, _patience = self._silent[fd]
-        self._forget(fd)
-        if not is_open((fd, inode)):
+        fd, _inode = connection
+        if not is_open(connection):
             return
         with contextlib.suppress(OSError), _borrowed(fd) as ours:
             if ours.getsockname() == self._path:
@@ -160,3 +166,16 @@ def peer_credentials(frame: "zmq.Frame") -> tuple[int, int, int]:
         return 0, -1, -1
     pid, uid, gid = _CREDENTIALS.unpack(raw)
     return pid, uid, gid
+
+
+def peer_groups(frame: "zmq.Frame") -> frozenset[int]:
+    """The supplementary groups that a frame's sender had when it connected (SO_PEERGROUPS).
+
+    Empty for a sender that is gone, or has more of them than can be read.
+    """
+    try:
+        with _borrowed(int(frame.get(zmq.SRCFD))) as connection:
+            raw = connection.getsockopt(sockets.SOL_SOCKET, _PEERGROUPS, _GROUPS_BYTES)
+    except (OSError, zmq.ZMQError):
+        return frozenset()
+    return frozenset(struct.unpack(f"{len(raw) // 4}I", raw))

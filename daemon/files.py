@@ -1,10 +1,14 @@
 """Small files that are whole or absent, and directories of a given mode."""
 
 import contextlib
+import errno
 import os
 import stat
 
 from lighter.proto.faults import hit
+
+# open(2), as it is called here: nothing there, a link, a socket or a device without a driver.
+_IS_NO_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV))
 
 
 def write_whole(path: str, data: bytes, mode: int = 0o600, durable: bool = False) -> None:
@@ -63,17 +67,21 @@ def make_directory(path: str, mode: int, follow: bool = False) -> None:
 
 
 def read_capped(path: str, max_bytes: int) -> bytes | None:
-    """The file's bytes, None when it is missing, is no regular file or is larger."""
+    """The file's bytes, None when it is missing, is no regular file or is larger.
+
+    Raises OSError for one that is there and cannot be read, for want of descriptors or by a broken
+    disk: who took it for missing would act on that.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
+    except OSError as err:
+        if err.errno in _IS_NO_FILE:
+            return None
+        raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
         data = os.read(fd, max_bytes + 1)  # one call reads a regular file to its end
-    except OSError:
-        return None
     finally:
         os.close(fd)
     return data if len(data) <= max_bytes else None

@@ -24,19 +24,26 @@ def context(io_threads: int = 1) -> "zmq.Context[zmq.Socket[bytes]]":
 
 
 def bind_router(
-    ctx: "zmq.Context[zmq.Socket[bytes]]", path: str, mode: int, gid: int, high_water: int
+    ctx: "zmq.Context[zmq.Socket[bytes]]",
+    path: str,
+    mode: int,
+    gid: int,
+    high_water: int,
+    *,
+    handover: bool = True,
 ) -> "zmq.Socket[bytes]":
     """Bind a ROUTER to a path socket of the given mode and group.
 
-    The caller holds the instance's lock. A stale socket is replaced; libzmq would delete any file
-    that stands at the path, so anything but a socket is refused (FailedPrecondition).
+    With `handover` a peer that connects with another's routing id takes its place. The caller holds
+    the instance's lock. A stale socket is replaced; libzmq would delete any file that stands at the
+    path, so anything but a socket is refused (FailedPrecondition).
     """
     socket = ctx.socket(zmq.ROUTER)
     _common(socket, high_water)
     # Without MANDATORY a message to a peer that is gone vanishes; with it the send fails.
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     # A shim that reconnects before libzmq saw the old connection end keeps its routing id.
-    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, int(handover))
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
     try:
         listen(socket, path, mode, gid)

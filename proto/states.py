@@ -41,6 +41,8 @@ TASK: dict[tuple[str, str], str] = {
     (STOPPED, "delete"): DELETED,
 }
 
+OF_TASK = frozenset(state for state, _step in TASK)
+
 EXEC: dict[tuple[str, str], str] = {
     (ADDED, "start"): RUNNING,
     (ADDED, "exit"): STOPPED,

@@ -30,6 +30,7 @@ PROBE = b"\0\0"  # an empty message: what ZMQ_PROBE_ROUTER sends after each conn
 MAX_BYTES = MAX_MESSAGE_BYTES + 64
 MAX_FRAMES = 8
 MAX_COMMAND_BYTES = 1024
+MAX_REPLY_BYTES = 64 << 10  # kept for a peer that asks, and takes no answers
 
 _LONG_HEAD = struct.Struct(">BQ")
 
@@ -151,6 +152,8 @@ class Decoder:
         elif body.startswith(b"\x04PING"):
             # Time to live (2 bytes), then a context that goes back.
             self.replies += command(b"\x04PONG" + body[7:])
+            if len(self.replies) > MAX_REPLY_BYTES:
+                raise Violation(f"the peer takes no answers: {len(self.replies)} bytes are due")
 
 
 def _check_greeting(buffer: bytearray) -> None:

@@ -14,7 +14,7 @@ from lighter.daemon.files import read_capped
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.oci.idmaps import MAX_ID, IdMaps, IdRange
 from lighter.daemon.oci.idspan import Span, parse_span
-from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 
 SIZE = 65536  # as many as a system has: 0 to 65535
 OPTION = "userns"
@@ -100,8 +100,11 @@ class IdPool:
 
 
 def _subordinate(path: str) -> list[Span]:
-    """Of subuid(5); lines that are none are passed over, as shadow does."""
-    data = read_capped(path, _MAX_FILE_BYTES)
+    """Of subuid(5); lines that are none are passed over, as shadow does. Raises Unavailable."""
+    try:
+        data = read_capped(path, _MAX_FILE_BYTES)
+    except OSError as err:
+        raise Unavailable(f"map ids: read {path}: {err.strerror}") from err
     spans = []
     for line in (data or b"").decode(errors="replace").splitlines():
         owner, _, rest = line.strip().partition(":")

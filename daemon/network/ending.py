@@ -228,9 +228,13 @@ class Endings:
             doubtful = [r for r in doubtful if r.key not in self._releases]
 
     def _bundle_names(self, record: Record) -> bool:
-        """Whether a task's directory is there whose spec has this network."""
+        """Whether a task's directory is there whose spec has this network or cannot be read."""
         bundle = self._attachments.bundle_of(record.namespace, record.id)
-        spec = files.read_capped(bundle.dir + "/config.json", MAX_MESSAGE_BYTES) or b""
+        try:
+            spec = files.read_capped(bundle.dir + "/config.json", MAX_MESSAGE_BYTES) or b""
+        except OSError as err:
+            log.error("read spec of %s: %s", record.id, err)
+            return True
         return record.key.encode() in spec
 
 

@@ -64,10 +64,16 @@ def read_resolver(text: str) -> Resolver:
 
 
 def host_resolver(paths: Sequence[str] = (RESOLV_CONF, BEHIND_RESOLVED)) -> Resolver:
-    """The host's, from the first file that names a server which a container can reach."""
+    """The host's, from the first file that names a server which a container can reach.
+
+    Raises Unavailable for a file that is there and cannot be read.
+    """
     first = Resolver()
     for number, path in enumerate(paths):
-        data = files.read_capped(os.path.realpath(path), MAX_FILE_BYTES) or b""
+        try:
+            data = files.read_capped(os.path.realpath(path), MAX_FILE_BYTES) or b""
+        except OSError as err:
+            raise Unavailable(f"read {path}: {err.strerror}") from err
         found = read_resolver(data.decode("utf-8", "replace"))
         reachable = tuple(
             server

@@ -56,7 +56,12 @@ def free_addresses(
                 if not _is_address(name):
                     continue
                 path = f"{directory}/{name}"
-                owner = (files.read_capped(path, 4096) or b"").decode("utf-8", "replace").split()
+                try:
+                    data = files.read_capped(path, 4096) or b""
+                except OSError as err:
+                    log.error("read reservation %s: %s", path, err)
+                    continue
+                owner = data.decode("utf-8", "replace").split()
                 stale = not owner or (
                     owner[0].startswith(f"{instance}-") and not is_known(owner[0])
                 )

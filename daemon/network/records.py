@@ -10,6 +10,7 @@ on the host can be told to be ours. A record is durable before the first plugin 
 after the last one has undone its work.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -145,7 +146,11 @@ class Records:
         found = []
         for key in _names(self._dir):
             path = f"{self._dir}/{key}/record.json"
-            data = files.read_capped(path, MAX_RECORD_BYTES)
+            try:
+                data = files.read_capped(path, MAX_RECORD_BYTES)
+            except OSError as err:
+                found.append(self._unreadable(key, err.strerror or repr(err)))
+                continue
             if data is None:
                 if os.path.lexists(path):
                     found.append(self._unreadable(key, "it cannot be read"))
@@ -172,8 +177,9 @@ class Records:
         for namespace in _names(self._state.tasks):
             for id_ in _names(f"{self._state.tasks}/{namespace}"):
                 spec = f"{self._state.task(namespace, id_)}/config.json"
-                if key.encode() in (files.read_capped(spec, MAX_MESSAGE_BYTES) or b""):
-                    return namespace, id_
+                with contextlib.suppress(OSError):
+                    if key.encode() in (files.read_capped(spec, MAX_MESSAGE_BYTES) or b""):
+                        return namespace, id_
         return "", ""
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from lighter.daemon.files import read_capped
 from lighter.daemon.types import Mount
-from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 
 CATEGORIES = 1024  # c0 to c1023
 OPTION = "selinux"
@@ -99,7 +99,11 @@ class SELinux:
         return found
 
     def _read(self, path: str) -> str:
-        data = read_capped(f"{self._root}{path}", _MAX_FILE_BYTES)
+        """ "" for a file that is not there. Raises Unavailable."""
+        try:
+            data = read_capped(f"{self._root}{path}", _MAX_FILE_BYTES)
+        except OSError as err:
+            raise Unavailable(f"choose SELinux label: read /{path}: {err.strerror}") from err
         return (data or b"").decode(errors="replace")
 
 

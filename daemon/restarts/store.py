@@ -223,10 +223,10 @@ class RestartStore:
 
 def _read_notes(path: str) -> list[Restart]:
     """Of what a manager has left; what cannot be read is of another release."""
-    data = files.read_capped(path, _MAX_NOTES_BYTES)
     try:
+        data = files.read_capped(path, _MAX_NOTES_BYTES)
         return [Restart(**one) for one in json.loads(data)] if data else []
-    except (ValueError, TypeError) as err:
+    except (OSError, ValueError, TypeError) as err:
         log.warning("read %s: %s", path, err)
         return []
 

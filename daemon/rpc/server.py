@@ -22,6 +22,7 @@ from lighter.daemon.connections import (
     connection_of,
     is_open,
     peer_credentials,
+    peer_groups,
 )
 from lighter.daemon.rpc.outbox import Outbox
 from lighter.daemon.sockets import CLIENT_HWM, bind_router, listen
@@ -121,7 +122,6 @@ class ClientServer:
         self._waiting: set[_Client] = set()  # those that something is queued for
         self._pump_is_due = False
         self._retry: asyncio.TimerHandle | None = None
-        self._only_uid: int | None = None
         self._place = ("", 0, -1)
         self._strangers: Strangers | None = None
         self.dropped = 0
@@ -141,10 +141,11 @@ class ClientServer:
         self._complete.set()
 
     def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str, gid: int, mode: int) -> None:
-        """Listen. Without a group (gid -1) only the manager's own user is served."""
-        self._only_uid = os.getuid() if gid < 0 else None
+        """Listen. Served are root, the manager's own user, and the group's members (gid -1: none),
+        whatever becomes of the file's mode.
+        """
         self._place = (path, mode, gid)
-        self._socket = bind_router(ctx, path, mode, gid, CLIENT_HWM)
+        self._socket = bind_router(ctx, path, mode, gid, CLIENT_HWM, handover=False)
         self._strangers = Strangers(ctx, self._socket, path, self._max_silent, self._hello_s)
         fd = int(self._socket.getsockopt(zmq.FD))
         loop = asyncio.get_running_loop()
@@ -208,6 +209,8 @@ class ClientServer:
             self._put(routing_id, codec.encode(welcome))
             return
         client = self._clients.get(routing_id)
+        if client is not None and client.connection != connection_of(frames[0]):
+            client = None  # the routing id alone says nothing: whoever connects may choose it
         try:
             message = codec.decode([frame.bytes for frame in frames])
         except codec.MalformedRequest as err:
@@ -242,11 +245,11 @@ class ClientServer:
 
     def _hello(self, routing_id: bytes, hello: codec.Hello, frame: "zmq.Frame") -> None:
         self._drop_client(routing_id)
-        pid, uid, _gid = peer_credentials(frame)
+        pid, uid, gid = peer_credentials(frame)
         if not pid or not hello.version or hello.version not in codec.SUPPORTED:
             self.dropped += 1
             return
-        if self._only_uid is not None and uid not in (0, self._only_uid):
+        if not self._serves(uid, gid, frame):
             self._refuse(routing_id, PermissionDenied(f"connect: user {uid} is not served"))
             return
         self._drop_closed(pid)
@@ -264,6 +267,13 @@ class ClientServer:
             self._strangers.greeted(client.connection)
         self._clients[routing_id] = client
         asyncio.get_running_loop().add_reader(pidfd, self._drop_client, routing_id)
+
+    def _serves(self, uid: int, gid: int, frame: "zmq.Frame") -> bool:
+        """Whether the kernel's word for a peer is of one who may use the socket."""
+        served = self._place[2]
+        if uid in (0, os.getuid()):
+            return True
+        return served >= 0 and (gid == served or served in peer_groups(frame))
 
     def _refuse(self, routing_id: bytes, error: LighterError) -> None:
         """Remember why, for the first call of this peer; the handshake has no place for it."""

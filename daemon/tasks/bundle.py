@@ -89,7 +89,10 @@ class Bundle:
         try:
             os.unlink(self.claim(incarnation))
         except FileNotFoundError:
-            record = self.shim_record()
+            try:
+                record = self.shim_record()
+            except Unavailable:
+                return False  # somebody has claimed it
             if record is None:
                 return not os.path.exists(self.record)
             return record.get("incarnation") != incarnation
@@ -99,7 +102,10 @@ class Bundle:
         return os.path.lexists(self.dir)
 
     def shim_record(self) -> dict[str, Any] | None:
-        """What the shim wrote when it claimed the task; None for what no shim writes."""
+        """What the shim wrote when it claimed the task; None for what no shim writes.
+
+        Raises Unavailable while it cannot be read.
+        """
         record = _read_json(self.record)
         if record is None or not isinstance(record.get("incarnation"), str):
             return None
@@ -108,6 +114,7 @@ class Bundle:
         return record if sound and record["pid"] < 1 << 31 else None
 
     def read_exit(self) -> dict[str, Any] | None:
+        """The exit that a shim has recorded. Raises Unavailable while it cannot be read."""
         return _read_json(self.exit_record)
 
     def note_lost(self) -> None:
@@ -204,7 +211,11 @@ def _create(path: str, data: bytes) -> None:
 
 
 def _read_json(path: str, most_bytes: int = 1 << 20) -> dict[str, Any] | None:
-    data = files.read_capped(path, most_bytes)
+    """None for what is missing or no such document. Raises Unavailable."""
+    try:
+        data = files.read_capped(path, most_bytes)
+    except OSError as err:
+        raise Unavailable(f"read {path}: {err.strerror}") from err
     if data is None:
         return None
     try:

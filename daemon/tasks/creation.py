@@ -261,7 +261,9 @@ class TaskCreator:
         """A shim whose fork was never answered has claimed the task: watch it from now on."""
         if entry.pidfd >= 0:
             return
-        shim = find_process(bundle.shim_record() or {})
+        shim = None
+        with contextlib.suppress(LighterError, OSError):  # it is settled when they can be read
+            shim = find_process(bundle.shim_record() or {})
         if shim is None:
             self._supervisor.in_background(self._supervisor.settle(entry))
         else:

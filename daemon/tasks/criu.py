@@ -4,6 +4,7 @@ runc runs it; what it says to runc is "criu failed". The reason is in its log, o
 when it is asked whether it works with this kernel (criu(8), check).
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -41,7 +42,10 @@ def why_not(log_path: str) -> str:
     program = shutil.which("criu", path=_PATH)
     if program is None:
         return "criu is not installed, which runc needs for it"
-    said = _first_error((read_capped(log_path, _MAX_LOG_BYTES) or b"").decode(errors="replace"))
+    said = ""
+    with contextlib.suppress(OSError):
+        log = read_capped(log_path, _MAX_LOG_BYTES) or b""
+        said = _first_error(log.decode(errors="replace"))
     if said:
         return f"criu says: {said}"
     try:

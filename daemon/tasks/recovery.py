@@ -6,6 +6,7 @@ are settled without looking at any process, because their pids mean nothing any 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -22,8 +23,9 @@ from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor, retries
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import InvalidArgument, LighterError
 from lighter.proto.faults import hit
+from lighter.proto.names import check_name
 from lighter.proto.paths import State
 
 log = logging.getLogger("lighter.recovery")
@@ -72,16 +74,26 @@ class Recovery:
         return len(self._supervisor.entries)
 
     def _recover(self, entry: Entry, bundle: Bundle) -> None:
-        exit_record = bundle.read_exit()
-        has_record = exit_record is not None and exit_record.get("incarnation") == entry.incarnation
-        shim, process = self._find_shim(entry, bundle)
+        entry.orphan = entry.state == states.CREATING or entry.is_abandoned
+        try:
+            shim, process = self._find_shim(entry, bundle)
+        except (LighterError, OSError) as err:
+            # Who took it for dead would end its container.
+            log.error("find shim of %s: %s; trying on", entry.what, err)
+            entry.unknown_from = time.monotonic()
+            entry.unknown_reason = f"its shim cannot be looked for: {err}"
+            self._supervisor.in_background(self._recover_later(entry, bundle))
+        else:
+            self._take_step(entry, bundle, shim, process)
+
+    def _take_step(self, entry: Entry, bundle: Bundle, shim: str, process: Child | None) -> None:
+        has_record = _has_exit(entry, bundle)
         step = states.adoption_step(entry.state, shim, has_record)
         log.log(
             logging.DEBUG if step == "wait" else logging.INFO,
             "recover task namespace=%s id=%s state=%s shim=%s record=%s step=%s",
             *(entry.namespace, entry.id, entry.state, shim, has_record, step),
         )
-        entry.orphan = entry.state == states.CREATING or entry.is_abandoned
         if process is not None:
             self._supervisor.watch_shim(entry, process.pid, process.start, process.pidfd)
             if step == "wait" and entry.is_abandoned:
@@ -98,6 +110,18 @@ class Recovery:
         if entry.closed:
             # Its shim may still wait to hear that this is known; what follows does not.
             self._supervisor.on_loaded_closed(entry)
+
+    async def _recover_later(self, entry: Entry, bundle: Bundle) -> None:
+        """Look again until its shim is found, or has said hello by itself."""
+        for pause_s in retries():
+            await asyncio.sleep(pause_s)
+            if entry.peer is not None or self._supervisor.entry(*entry.key) is not entry:
+                return
+            with contextlib.suppress(LighterError, OSError):
+                shim, process = self._find_shim(entry, bundle)
+                entry.unknown_from, entry.unknown_reason = None, ""
+                self._take_step(entry, bundle, shim, process)
+                return
 
     def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[str, Child | None]:
         """What is known of it, and its process when that lives."""
@@ -121,15 +145,19 @@ class Recovery:
                 bundle = self._bundle_of(namespace, id_)
                 if bundle.dir in known:
                     continue
-                record = bundle.shim_record() or {}
-                alive = record.get("boot_id") == self._boot_id and is_alive(record)
+                try:
+                    record = bundle.shim_record() or {}
+                    alive = record.get("boot_id") == self._boot_id and is_alive(record)
+                except (LighterError, OSError) as err:
+                    log.error("recover bundle %s: %s; left to the next start", bundle.dir, err)
+                    continue
                 row = (
                     states.TOMBSTONE
                     if record.get("incarnation") in self._tombstones
                     else states.NONE
                 )
                 shim = states.SILENT if alive else states.DEAD
-                step = states.adoption_step(row, shim, bundle.read_exit() is not None)
+                step = states.adoption_step(row, shim, os.path.exists(bundle.exit_record))
                 log.info("recover bundle %s: shim=%s row=%s step=%s", bundle.dir, shim, row, step)
                 if step == "kill":
                     kill_process(record)
@@ -151,7 +179,7 @@ class Recovery:
                 await self._supervisor.free(entry, bundle)
                 bundle.remove()
                 break
-            except LighterError as err:
+            except (LighterError, OSError) as err:
                 log.error("remove bundle %s: %s", bundle.dir, err)
                 await asyncio.sleep(pause_s)
         bundle.remove_exit_record()
@@ -178,17 +206,47 @@ class Recovery:
         if step == "kill":
             kill_process(identity)
             return
-        bundle = self._bundle_of(str(identity["namespace"]), str(identity["id"]))
+        try:
+            _check_identity(identity)
+        except InvalidArgument as err:
+            log.error("shim %s is left alone: %s", peer.incarnation, err)
+            self._supervisor.router.forget(peer.incarnation, "call shim: it is not adopted")
+            return
+        bundle = self._bundle_of(identity["namespace"], identity["id"])
         taken = self._supervisor.entries.get((bundle.namespace, bundle.id))
         if taken is not None:
             log.error("shim %s is left alone: %s has another shim", peer.incarnation, taken.what)
             return
-        entry = self._entry(bundle, identity, str(identity["state"]))
+        entry = self._entry(bundle, identity, identity["state"])
         entry.options = {"from_hello": True}
         with self._db.durable_transaction() as tx:
             self._store.save(tx, entry)
         self._supervisor.add(entry)
         self._supervisor.on_hello(peer)
+
+
+def _has_exit(entry: Entry, bundle: Bundle) -> bool:
+    """Whether its shim has recorded the exit; true of what cannot be read now: who settles it waits
+    until it can.
+    """
+    try:
+        record = bundle.read_exit()
+    except LighterError:
+        return True
+    return record is not None and record.get("incarnation") == entry.incarnation
+
+
+def _check_identity(identity: Mapping[str, Any]) -> None:
+    """What becomes a row, the path of a bundle and a process to end. Raises InvalidArgument."""
+    check_name(identity.get("namespace"), "namespace")
+    check_name(identity.get("id"), "container")
+    state = identity.get("state")
+    if not isinstance(state, str) or state not in states.OF_TASK:
+        raise InvalidArgument(f"check shim: its task is {state!r}")
+    for name in ("start", "init_pid"):
+        number = identity.get(name)
+        if type(number) is not int or not 0 <= number < 1 << 63:
+            raise InvalidArgument(f"check shim: its {name} is {number!r}")
 
 
 def _names(directory: str) -> list[str]:

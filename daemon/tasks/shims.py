@@ -33,6 +33,7 @@ class Peer:
 
     def __init__(self, router: "ShimRouter", incarnation: str) -> None:
         self.incarnation = incarnation
+        self.connection = (-1, 0)  # that it has said hello by
         self.identity: dict[str, Any] = {}
         self.version = 0
         self.silent_since: float | None = None  # a call was not answered, and nothing came since
@@ -176,6 +177,8 @@ class ShimRouter:
         try:
             self._socket.send_multipart([incarnation.encode(), *frames], zmq.DONTWAIT)
         except zmq.ZMQError as err:
+            if err.errno == zmq.EHOSTUNREACH and incarnation in self.peers:
+                self._displaced(self.peers[incarnation])
             raise Unavailable(f"{what}: its shim does not take messages") from err
 
     def acknowledge_soon(self, peer: Peer, sequence: int) -> None:
@@ -213,6 +216,7 @@ class ShimRouter:
 
     def _take(self, incarnation: str, frames: "list[zmq.Frame]") -> None:
         if len(frames) == 1 and len(frames[0].bytes) == 0:
+            self._greeted(incarnation, frames[0])
             self._welcome(incarnation)
             return
         try:
@@ -225,16 +229,34 @@ class ShimRouter:
             self.dropped += 1
         elif isinstance(message, codec.Hello):
             self._hello(incarnation, message, frames[0])
+        elif (peer := self._greeted(incarnation, frames[0])) is None:
+            self.dropped += 1
         elif isinstance(message, codec.Response | codec.Error):
-            self._answer(incarnation, message)
+            self._answer(peer, message)
         elif isinstance(message, codec.Event):
-            peer = self.peers.get(incarnation)
-            if peer is not None and self._held is not None:
+            if self._held is not None:
                 self._held.append((peer, message))
-            elif peer is not None and not peer.stalled:
+            elif not peer.stalled:
                 self._event(peer, message)
         else:
             self.dropped += 1
+
+    def _greeted(self, incarnation: str, frame: "zmq.Frame") -> Peer | None:
+        """Who has said hello on the connection that this came by. The routing id alone says
+        nothing: whoever connects chooses it.
+        """
+        peer = self.peers.get(incarnation)
+        if peer is not None and peer.connection != connection_of(frame):
+            self._displaced(peer)
+            return None
+        return peer
+
+    def _displaced(self, peer: Peer) -> None:
+        """Another connection has its routing id now. Its own stays open, and nobody reads from it,
+        so it is ended: it comes again and takes its place. Nothing when it has ended it itself.
+        """
+        if self._strangers is not None:
+            self._strangers.end(peer.connection, f"its routing id {peer.incarnation} was taken")
 
     def _event(self, peer: Peer, message: codec.Event) -> None:
         peer.silent_since = None
@@ -259,37 +281,39 @@ class ShimRouter:
 
     def _hello(self, incarnation: str, hello: codec.Hello, frame: "zmq.Frame") -> None:
         identity = hello.identity
-        pid, _uid, _gid = peer_credentials(frame)
-        if identity.get("incarnation") != incarnation or identity.get("pid") != pid:
+        pid, uid, _gid = peer_credentials(frame)
+        said = (identity.get("incarnation"), identity.get("pid"))
+        if said != (incarnation, pid) or uid not in (0, os.getuid()):
             self.dropped += 1
-            log.warning("drop hello of shim %s: it is not who it says (pid %d)", incarnation, pid)
+            log.warning(
+                "drop hello of shim %s: it is not who it says (pid %d, user %d)",
+                *(incarnation, pid, uid),
+            )
             return
         if hello.version and hello.version not in codec.SUPPORTED:
             self.dropped += 1
             log.warning("drop hello of shim %s: version %d", incarnation, hello.version)
             return
+        connection = connection_of(frame)
         if self._strangers is not None:
-            self._strangers.greeted(connection_of(frame))
+            self._strangers.greeted(connection)
         peer = self.peers.get(incarnation)
         if peer is None:
             peer = self.peers[incarnation] = Peer(self, incarnation)
         else:
             peer.fail_all("call shim: it connected again")
         peer.stalled = False
+        peer.connection = connection
         peer.identity = identity
         peer.version = hello.version
         self._on_hello(peer)
 
-    def _answer(self, incarnation: str, message: codec.Response | codec.Error) -> None:
+    def _answer(self, peer: Peer, message: codec.Response | codec.Error) -> None:
         create = self._creates.get(message.ident)
         if create is not None and not create.done():
             if isinstance(message, codec.Error):
                 create.set_exception(from_wire(message.code, message.message, message.details))
             else:
                 create.set_result(message.body)
-            return
-        peer = self.peers.get(incarnation)
-        if peer is None:
-            self.dropped += 1
         else:
             peer.take(message)

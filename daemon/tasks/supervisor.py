@@ -310,9 +310,9 @@ class Supervisor:
             try:
                 await self._settle(entry)
                 return
-            except LighterError as err:
+            except (LighterError, OSError) as err:
                 log.error("settle %s: %s", entry.what, err)
-                entry.stuck = err.message
+                entry.stuck = str(err)
                 entry.is_stuck.set()
                 await asyncio.sleep(pause_s)
 

@@ -3,6 +3,7 @@
 SEC-37, 38, 41, 42, 43, 44, 47, 64, 65, 66, 71, 72, 73, 76, 77: each test is named after its row.
 """
 
+import grp
 import json
 import os
 import socket
@@ -17,9 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lighter.proto import errors
+from lighter.proto import codec, errors
 from lighter.proto.paths import cgroup_path
 from tests.harness import BIN, Lighterd, await_that
+from tests.unit.daemon.intruder import Intruder
 from tests.variants import tar_of, variant
 
 pytestmark = pytest.mark.root
@@ -330,9 +332,7 @@ def test_sec66_bind_never_removes_what_is_no_socket_and_a_second_manager_takes_n
 
 
 CONNECT = """
-import os, sys
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
-import socket
+import os, socket, sys
 for path in sys.argv[1:]:
     with socket.socket(socket.AF_UNIX) as sock:
         try:
@@ -343,27 +343,73 @@ for path in sys.argv[1:]:
 """
 
 
-def test_f76_another_user_is_refused_even_when_the_sockets_mode_was_changed(
-    lighterd: Lighterd,
-) -> None:
-    os.chmod(lighterd.base, 0o755)
-    sockets = [lighterd.address, str(lighterd.state / "shims.sock")]
-    argv = [sys.executable, "-I", "-c", CONNECT, *sockets]
-    assert subprocess.run(argv, capture_output=True, check=True).stdout == b""
-    os.chmod(lighterd.address, 0o777)
-    # Connected now, but the kernel says who it is; HOME is not nobody's to read.
-    done = subprocess.run(
-        lighterd.ctl_argv("tasks", "ls"),
+def as_nobody(argv: list[str], *groups: int) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        argv,
         user=NOBODY,
         group=NOBODY,
-        extra_groups=[],
+        extra_groups=groups,
         env={"PATH": os.environ["PATH"], "PYTHONSAFEPATH": "1", "HOME": "/"},
         capture_output=True,
         timeout=30,
     )
+
+
+@pytest.mark.parametrize("group", ["", "daemon"])
+def test_f76_another_user_is_refused_even_when_the_sockets_mode_was_changed(
+    make_lighterd: Callable[..., Lighterd], group: str
+) -> None:
+    lighterd = make_lighterd(config=f'[plugins."io.lighter.v1"]\ngroup = "{group}"\n').start()
+    os.chmod(lighterd.base, 0o755)
+    sockets = [lighterd.address, str(lighterd.state / "shims.sock")]
+    reached = as_nobody([sys.executable, "-I", "-c", CONNECT, *sockets])
+    assert (reached.returncode, reached.stdout) == (0, b"")
+    os.chmod(lighterd.address, 0o777)
+    # Connected now, but the kernel says who it is.
+    done = as_nobody(lighterd.ctl_argv("tasks", "ls"))
     assert done.returncode == 1
     assert done.stderr == f"ctl: connect: user {NOBODY} is not served\n".encode(), done.stderr
     assert lighterd.ctl("tasks", "ls").returncode == 0
+    if group:
+        os.chmod(lighterd.address, 0o660)
+        member = as_nobody(lighterd.ctl_argv("tasks", "ls"), grp.getgrnam(group).gr_gid)
+        assert member.returncode == 0, member.stderr
+
+
+def test_f76_another_user_is_no_shim_even_when_the_sockets_mode_was_changed(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """It takes the routing id of a shim that lives: what that says is of no consequence, and the
+    shim takes its place again.
+    """
+    lighterd.ctl("run", "-d", busybox, "x", "sleep", "1000", check=True)
+    os.chmod(lighterd.base, 0o755)
+    path = lighterd.state / "shims.sock"
+    path.chmod(0o777)
+    with lighterd.client() as client:
+        (shim,) = client.call("system", "shims")["shims"]
+        incarnation = shim["incarnation"]
+        exit_ = {"container_id": "x", "exec_id": "", "pid": 1, "exit_status": 0, "exited_at": 1}
+        said = [codec.Event(0, 1 << 40, "/tasks/exit", 1, {**exit_, "cause": ""})]
+        away = {"namespace": "../..", "id": "r", "state": "running", "start": 1, "init_pid": 1}
+        dropped = client.call("system", "health")["dropped"]
+        for name, identity in (
+            (incarnation, {**shim, "incarnation": incarnation}),
+            (incarnation, None),
+            ("f" * 16, {**away, "incarnation": "f" * 16}),
+        ):
+            with Intruder(str(path), identity, said, name.encode()):
+                dropped += 1 + (identity is not None)
+                await_that(
+                    lambda least=dropped: client.call("system", "health")["dropped"] >= least,
+                    20,
+                    "hello and event are dropped",
+                )
+            await_that(lambda: lighterd.ctl("exec", "x", "true").returncode == 0, 20, "it is back")
+        (row,) = client.call("tasks", "list")["tasks"]
+        assert (row["id"], row["status"]) == ("x", "running")
+    assert lighterd.ctl("kill", "x").returncode == 0
+    assert lighterd.ctl("wait", "x", check=True).stdout == b"137\n"
 
 
 # -- SEC-71, SEC-72: listeners, and names of programs

@@ -50,8 +50,9 @@ def unharmed(lighterd: Lighterd) -> Iterator[None]:
 def dealer(path: str) -> Iterator["zmq.Socket[bytes]"]:
     context: zmq.Context[zmq.Socket[bytes]] = sockets.context()
     try:
-        # As a shim's: the manager answers there to routing ids of 16 hex digits alone.
-        yield zeromq.connect_dealer(context, path, 1000, os.urandom(8).hex().encode())
+        # A shim's has 16 hex digits, a client leaves it to the manager.
+        routing_id = os.urandom(8).hex().encode() if path.endswith("/shims.sock") else b""
+        yield zeromq.connect_dealer(context, path, 1000, routing_id)
     finally:
         context.destroy(0)
 
@@ -204,7 +205,8 @@ def test_f74_what_a_dead_client_had_under_way_ends_with_it(
 
 
 def test_f74_a_client_that_floods_and_never_reads_is_dropped(lighterd: Lighterd) -> None:
-    with unharmed(lighterd), dealer(lighterd.address) as socket_:
+    with unharmed(lighterd), dealer(lighterd.address) as socket_, lighterd.client() as other:
+        before = other.call("system", "health")["clients"]
         assert socket_.poll(ANSWER_MS)
         generation = codec.decode(socket_.recv_multipart()).generation
         socket_.send_multipart(codec.encode(codec.Hello(generation, 1, [], {})))
@@ -216,6 +218,9 @@ def test_f74_a_client_that_floods_and_never_reads_is_dropped(lighterd: Lighterd)
             except zmq.Again:
                 if time.monotonic() > limit or not socket_.poll(200, zmq.POLLOUT):
                     break  # the manager takes no more: its own bound
+        gone = f"drop client pid={os.getpid()}: it does not read"
+        await_that(lambda: gone in lighterd.log_end(1 << 20), 30, "it is dropped")
+        assert other.call("system", "health")["clients"] == before
 
 
 def test_sec67_ext_types_and_pickles_are_protocol_errors(lighterd: Lighterd) -> None:

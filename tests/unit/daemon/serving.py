@@ -100,14 +100,14 @@ def _on_a_loop() -> Iterator[Serving]:
 
 @contextmanager
 def client_server(
-    directory: Path, service: Service, **limits: Any
+    directory: Path, service: Service, gid: int = -1, **limits: Any
 ) -> Iterator[tuple[Serving, ClientServer]]:
-    """Listening at `<directory>/c`, for this process's user alone."""
+    """Listening at `<directory>/c`, for this process's user alone, or a group too."""
     context: zmq.Context[zmq.Socket[bytes]] = sockets.context()
     with _on_a_loop() as serving:
         server = ClientServer(GENERATION, service.methods(), **limits)
         serving.address = str(directory / "c")
-        serving.do(lambda: server.bind(context, serving.address, -1, 0o600))
+        serving.do(lambda: server.bind(context, serving.address, gid, 0o600))
         try:
             yield serving, server
         finally:

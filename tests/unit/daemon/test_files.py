@@ -1,6 +1,7 @@
 """daemon/files: whole or absent, modes whatever the umask, and nothing through links."""
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,21 @@ def test_reading_is_capped_and_of_regular_files_alone(tmp_path: Path) -> None:
     for name in ("fifo", "link", "missing", "."):
         assert files.read_capped(str(tmp_path / name), 5) is None
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_is_there_and_cannot_be_read_is_not_missing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        files.read_capped("/proc/self/mem", 5)  # nothing is mapped at its beginning
+    path = tmp_path / "f"
+    path.write_bytes(b"12345")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            files.read_capped(str(path), 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert files.read_capped(str(path / "below"), 5) is None
 
 
 def test_removing_twice_is_no_error(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The clients' ROUTER: calls, streams, refusals, and peers that do not keep to the protocol."""
 
 import os
+import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -16,11 +19,15 @@ from lighter.daemon import sockets
 from lighter.daemon.rpc import server as server_module
 from lighter.daemon.rpc.server import CREDIT_BYTES, MAX_CALLS, ClientServer
 from lighter.proto import codec, errors
+from lighter.proto.dealer import Dealer
 from tests import zeromq
 from tests.client import Client
 from tests.harness import await_that
 from tests.unit.daemon import hostile
+from tests.unit.daemon.intruder import Intruder
 from tests.unit.daemon.serving import GENERATION, Service, Serving, client_server
+
+GROUP = 54321  # nobody's on any host
 
 
 class Setting:
@@ -207,6 +214,47 @@ def test_a_hello_that_lies_about_its_pid_changes_nothing(at: Setting) -> None:
         socket.send_multipart(codec.encode(request(1, "echo")))
         assert isinstance(answer(socket), codec.Response)
     assert at.service.callers[0].pid == os.getpid()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("served", "ids"),
+    [
+        (False, {"uid": 65534, "gid": 65534}),
+        (False, {"uid": 65534, "gid": 65534, "groups": [GROUP - 1, GROUP + 1]}),
+        (True, {"uid": 65534, "gid": 65534, "groups": [1, GROUP, 2]}),
+        (True, {"uid": 65534, "gid": GROUP}),
+        (True, {"uid": 0, "gid": 65534}),
+    ],
+)
+def test_f76_the_group_is_served_and_nobody_else_whatever_the_mode(
+    served: bool, ids: dict[str, Any]
+) -> None:
+    service = Service()
+    with tempfile.TemporaryDirectory(prefix="lighter-", dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        with client_server(Path(directory), service, gid=GROUP) as (serving, _server):
+            os.chmod(serving.address, 0o777)
+            with Intruder(serving.address, {}, [request(1, "echo")], **ids) as peer:
+                assert peer.answer() == ("done" if served else "permission-denied")
+    assert service.executed == ["echo"] * served
+
+
+def test_a_routing_id_is_no_way_into_the_place_of_another_client(at: Setting) -> None:
+    with at.client() as client:
+        assert client.call("test", "echo", n=1) == {"n": 1}
+        (routing_id,) = at.server._clients
+        thief = Dealer(at.serving.address, routing_id, 4096)
+        assert thief.connect()
+        # While it is taken.
+        assert not select.select([thief], [], [], 0.3)[0] or not list(thief.receive())
+        assert client.call("test", "echo", n=2) == {"n": 2}
+        thief.close()
+    # After it was given up, by a process that lives.
+    calls = [request(1, "echo", n=3)]
+    with Intruder(at.serving.address, None, calls, routing_id, uid=os.getuid()) as peer:
+        assert peer.answer() == "failed-precondition"
+    assert at.service.executed == ["echo", "echo"]
 
 
 def test_a_malformed_request_with_a_readable_head_is_answered(at: Setting) -> None:

@@ -1,6 +1,7 @@
 """The shims' ROUTER: who may say hello, and peers that do not keep to the protocol."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from lighter.proto import codec
 from tests import zeromq
 from tests.harness import await_that
 from tests.unit.daemon import hostile
+from tests.unit.daemon.intruder import Intruder
 from tests.unit.daemon.serving import GENERATION, Serving, shim_router
 
 ME = "00112233aabbccdd"
@@ -95,6 +97,44 @@ def test_a_hello_of_somebody_else_is_dropped_with_all_that_follows(
         await_that(lambda: at.router.dropped, 30, "the hello is dropped")
         assert not socket.poll(100)
     assert (at.hellos, at.events, at.router.peers) == ([], [], {})
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Setting]:
+    """Somebody has changed the socket's mode, and those above it."""
+    setting = Setting()
+    with tempfile.TemporaryDirectory(prefix="lighter-", dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        with shim_router(Path(directory), setting.router) as setting.serving:
+            os.chmod(setting.serving.address, 0o777)
+            yield setting
+
+
+@pytest.mark.root
+def test_f76_another_user_is_no_shim(open_to_all: Setting) -> None:
+    at = open_to_all
+    path, other = at.serving.address, ME[::-1]
+    with Intruder(path, {"incarnation": ME}, [event(1)], ME.encode(), uid=0):
+        await_that(lambda: at.events, 30, "one of root's is taken")
+    at.hellos.clear()
+    at.events.clear()
+    with Intruder(path, {"incarnation": other}, [event(2)], other.encode()):
+        await_that(lambda: at.router.dropped >= 2 or at.events, 30, "hello and event are dropped")
+    assert (at.hellos, at.events, list(at.router.peers)) == ([], [], [ME])
+
+
+def test_who_takes_a_shims_routing_id_is_not_heard_as_that_shim(at: Setting) -> None:
+    path, me = at.serving.address, ME.encode()
+    answer = at.serving.do(lambda: at.router.expect_created(5))
+    with Intruder(path, {"incarnation": ME}, [event(1)], me, uid=os.getuid()):
+        await_that(lambda: at.events, 30, "its event is taken")
+        response = codec.Response(GENERATION, 5, {})
+        with Intruder(path, None, [event(2), response], me, uid=os.getuid()):
+            await_that(lambda: at.router.dropped >= 2 or len(at.events) > 1, 30, "both are dropped")
+            assert at.router._strangers is not None
+            await_that(lambda: at.router._strangers.cut_off, 30, "the shim is made to come again")
+    assert [seen.sequence for seen in at.events] == [1]
+    assert not answer.done()
 
 
 def test_an_event_of_another_generation_is_dropped(at: Setting) -> None:

@@ -60,6 +60,20 @@ def test_a_ping_is_answered_with_its_context() -> None:
     assert decoder.replies == zmtp.command(b"\x04PONGcontext")
 
 
+def test_a_peer_that_asks_and_takes_no_answers_is_given_up() -> None:
+    decoder = welcomed()
+    ping = zmtp.command(b"\x04PING\0\x0a" + bytes(500))
+    with pytest.raises(zmtp.Violation, match="takes no answers"):
+        for _ in range(1000):
+            decoder.feed(ping)
+    assert len(decoder.replies) < zmtp.MAX_REPLY_BYTES + 1024
+    # One whose answers are taken may ask for ever.
+    decoder = welcomed()
+    for _ in range(1000):
+        decoder.feed(ping)
+        decoder.replies = b""
+
+
 BROKEN = {
     "HTTP/2": b"\0\0\0\4\0\0\0\0\0",
     "half a signature": b"\xff" + bytes(8) + b"\0",

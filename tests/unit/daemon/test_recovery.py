@@ -1,0 +1,222 @@
+"""What becomes of tasks that a start finds when something about them cannot be read, and of shims
+that nobody expected.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lighter.daemon.events import EventLog
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.recovery import Recovery, read_boot_id
+from lighter.daemon.tasks.shims import Peer, ShimRouter
+from lighter.daemon.tasks.store import TaskStore
+from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.proto import states
+from lighter.proto.paths import Root, State
+
+pytestmark = pytest.mark.root
+
+ME = "00112233aabbccdd"
+SAID = {
+    "incarnation": ME,
+    "namespace": "default",
+    "id": "c",
+    "state": states.RUNNING,
+    "init_pid": 0,
+    "terminal": False,
+}
+
+
+class Followers:
+    """Whom nothing is asked."""
+
+    def on_started(self, entry: Entry) -> None:
+        pass
+
+    on_exit = on_closed = on_forgotten = on_started
+
+
+class Freeing:
+    """What it was asked to free."""
+
+    def __init__(self) -> None:
+        self.freed: list[str] = []
+
+    async def settle(self, entry: Entry, _bundle: Bundle) -> bool:
+        self.freed.append(entry.id)
+        return False
+
+
+class Start:
+    """A manager's tasks before and after its start, without shims that connect."""
+
+    def __init__(self, directory: Path) -> None:
+        root, self.state = Root(str(directory / "root")), State(str(directory / "state"))
+        os.makedirs(self.state.short_sockets)
+        self.bundle_of = partial(Bundle, self.state, root)
+        self.db = Database(str(directory / "db"))
+        self.store = TaskStore(self.db)
+        self.supervisor = Supervisor(self.db, self.store, EventLog(self.db), self.bundle_of)
+        self.router = self.supervisor.router = ShimRouter(
+            1, self.supervisor.on_hello, self.supervisor.on_event
+        )
+        self.settler = Freeing()
+        self.recovery = Recovery(
+            db=self.db,
+            store=self.store,
+            supervisor=self.supervisor,
+            bundle_of=self.bundle_of,
+            state=self.state,
+            boot_id=read_boot_id(),
+        )
+
+    def record(self, boot_id: str = "") -> Bundle:
+        """A running task whose shim is gone, as the manager before has left it."""
+        bundle = self.bundle_of("default", "c")
+        bundle.write(b"{}", ME, "")
+        os.unlink(bundle.claim(ME))
+        Path(bundle.record).write_text(json.dumps({"incarnation": ME, "pid": 1, "start": 1}))
+        entry = Entry("default", "c", ME, states.RUNNING, "", boot_id or read_boot_id(), 1)
+        with self.db.fast_transaction() as tx:
+            self.store.save(tx, entry)
+        return bundle
+
+    def run(self) -> Entry:
+        self.recovery.run()
+        self.supervisor.follow(Followers(), self.settler)
+        return self.supervisor.entries["default", "c"]
+
+    def said_hello(self, **identity: Any) -> None:
+        peer = self.router.peers[ME] = Peer(self.router, ME)
+        started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        peer.identity = {**SAID, "pid": os.getpid(), "start": int(started), **identity}
+        self.recovery.on_stranger(peer)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    made = Start(tmp_path)
+    yield made
+    made.db.close()
+
+
+@contextmanager
+def unreadable(path: str) -> Iterator[None]:
+    """A file that is there, and every read of it an error (EIO): nothing is mapped at the beginning
+    of this process's memory.
+    """
+    subprocess.run(["mount", "--bind", f"/proc/{os.getpid()}/mem", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+async def comes_true(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 (what it asks for tells nobody)
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("boot_id", ["", "an-earlier-boot"], ids=["this boot", "before"])
+def test_an_exit_that_cannot_be_read_now_is_waited_for(start: Start, boot_id: str) -> None:
+    bundle = start.record(boot_id)
+    exit_ = {"incarnation": ME, "exit_status": 42, "exited_at": 9, "cause": ""}
+    Path(bundle.exit_record).write_text(json.dumps(exit_))
+
+    async def work() -> None:
+        with unreadable(bundle.exit_record):
+            entry = start.run()
+            await comes_true(lambda: entry.stuck)
+            assert "Input/output error" in entry.view().reason
+            assert (entry.exit, start.settler.freed) == (None, [])
+        await comes_true(lambda: entry.closed)
+        assert entry.exit is not None
+        assert (entry.exit.exit_status, entry.exit.exited_at) == (42, 9)
+        start.supervisor.close()
+
+    asyncio.run(work())
+
+
+def test_a_shim_whose_record_cannot_be_read_now_is_not_taken_for_dead(start: Start) -> None:
+    bundle = start.record()
+
+    async def work() -> None:
+        with unreadable(bundle.record):
+            entry = start.run()
+            view = entry.view()
+            assert view.status == states.UNKNOWN and "Input/output error" in view.reason
+            await asyncio.sleep(1.5)  # it has looked again
+            assert (entry.exit, start.settler.freed) == (None, [])
+        await comes_true(lambda: entry.closed)
+        assert start.settler.freed == ["c"]
+        start.supervisor.close()
+
+    asyncio.run(work())
+
+
+def test_a_bundle_without_a_row_stays_while_it_cannot_be_read(start: Start) -> None:
+    bundle = start.record()
+    with start.db.fast_transaction() as tx:
+        tx.execute("DELETE FROM tasks")
+
+    async def work() -> None:
+        with unreadable(bundle.record):
+            assert start.recovery.run() == 0
+            start.supervisor.follow(Followers(), start.settler)
+            await asyncio.sleep(0.1)
+            assert bundle.exists()
+        start.supervisor.close()
+
+    asyncio.run(work())
+
+
+def test_a_shim_without_a_row_gets_one(start: Start) -> None:
+    async def work() -> None:
+        start.said_hello()
+        start.supervisor.close()
+
+    asyncio.run(work())
+    assert [(row.namespace, row.id, row.state) for row in start.store.load()] == [
+        ("default", "c", states.RUNNING)
+    ]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"namespace": "../.."},
+        {"namespace": None},
+        {"id": "../../../etc"},
+        {"id": ""},
+        {"id": ["c"]},
+        {"state": "deleted"},
+        {"state": "unheard-of"},
+        {"state": {}},
+        {"start": "1"},
+        {"init_pid": -1},
+        {"init_pid": 1 << 70},
+    ],
+    ids=str,
+)
+def test_one_that_says_what_no_shim_says_becomes_no_row_and_no_path(
+    start: Start, lie: dict[str, Any]
+) -> None:
+    async def work() -> None:
+        start.said_hello(**lie)
+
+    asyncio.run(work())
+    assert start.store.load() == []
+    assert start.supervisor.entries == {}
+    assert start.router.peers == {}
