@@ -8,7 +8,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PYTHONSAFEPATH := 1
 
-HOST_PYTHON := $(firstword $(wildcard /usr/bin/python3.11 /usr/bin/python3.12 /usr/bin/python3.13 /usr/bin/python3))
 BIN := .venv/bin
 PACKAGE_FOLDERS := daemon shim proto ctl
 SOURCES := $(shell find $(PACKAGE_FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.md')
@@ -27,7 +26,7 @@ setup: ## install the system packages that tests, demo and bench use (Debian 12,
 venv: .venv/installed ## make .venv with the package installed from its wheel, renewed when sources change
 
 .venv/dependencies: pyproject.toml
-	[[ -x $(BIN)/python ]] || $(HOST_PYTHON) -m venv .venv
+	[[ -x $(BIN)/python ]] || { python=$$(.ci/python); $$python -m venv .venv; }
 	$(BIN)/python .ci/dependencies.py pyproject.toml dev | $(BIN)/pip install -q -r /dev/stdin
 	touch $@
 
@@ -91,7 +90,7 @@ bench-quick: .cache/bench-venv/installed ## the same rows with few repetitions; 
 
 # What is measured is what a user installs: a wheel without links, with compiled modules.
 .cache/bench-venv/installed: pyproject.toml $(SOURCES)
-	[[ -x .cache/bench-venv/bin/python ]] || $(HOST_PYTHON) -m venv .cache/bench-venv
+	[[ -x .cache/bench-venv/bin/python ]] || { python=$$(.ci/python); $$python -m venv .cache/bench-venv; }
 	rm -rf build
 	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/pip install -q --compile .
 	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/pip install -q --compile --no-deps --force-reinstall .

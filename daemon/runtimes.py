@@ -67,6 +67,8 @@ class Runtimes:
         if known is not None and os.path.exists(known):
             return known
         found = shutil.which(wanted, mode=os.F_OK)
+        if found is None and wanted == "runc":
+            found = shutil.which("crun", mode=os.F_OK)  # all that CentOS Stream 10 has
         if found is None:
             raise NotFound(f"find runtime {wanted}: no such program; is the package installed?")
         self._in_path[wanted] = found

@@ -38,6 +38,22 @@ def test_a_configured_word_is_looked_up_in_path(
     assert Runtimes({"runc": "runc"}).find("runc") == str(program)
 
 
+def test_where_there_is_no_runc_crun_stands_for_it(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(program.parent))
+    crun = program.parent / "crun"
+    crun.write_text("#!/bin/sh\n")
+    crun.chmod(0o755)
+    configured = {"runc": "runc", "crun": "crun"}
+    assert Runtimes(configured).find("io.containerd.runc.v2") == str(program)
+    program.unlink()
+    assert Runtimes(configured).find("io.containerd.runc.v2") == str(crun)
+    crun.unlink()
+    with pytest.raises(NotFound, match="find runtime runc: no such program"):
+        Runtimes(configured).find("io.containerd.runc.v2")
+
+
 @pytest.mark.parametrize(
     "name", ["foo", "", "io.containerd.../..", "../runc", "io.containerd.kata.v2", "runc\n"]
 )
