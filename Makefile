@@ -15,7 +15,7 @@ LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
 PYTEST := $(BIN)/python -m pytest
 TESTS := unit contract security integration grpc docker compat packaging systemd
 
-.PHONY: help setup venv dev lint test test-vm vm-shell soak rpm wheels protos demo bench bench-images bench-quick clean distclean
+.PHONY: help setup venv dev lint test test-vm vm-shell soak reliability rpm wheels protos demo bench bench-images bench-quick clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -54,9 +54,10 @@ lint: venv ## ruff and mypy --strict
 	cd .mypy && ../$(BIN)/mypy --namespace-packages --explicit-package-bases $(PACKAGE_FOLDERS:%=-p lighter.%)
 	cd bench && ../$(BIN)/mypy --strict .
 	cd packaging/rpm && ../../$(BIN)/mypy --strict .
+	cd .ci && ../$(BIN)/mypy --strict rows.py
 
 test: setup lint ## all set-up, lint, then every test but the long ones; needs root
-	$(PYTEST) -m "not soak" --durations=25 $(wildcard $(TESTS:%=tests/%))
+	$(PYTEST) -m "not soak" --durations=25 --junitxml=.cache/results.xml $(wildcard $(TESTS:%=tests/%))
 
 test-vm: setup venv ## the tests in a virtual machine alone: cgroup v2, systemd, reboots, power cuts
 	$(PYTEST) -m "not soak" --durations=0 tests/vm
@@ -66,6 +67,9 @@ vm-shell: setup venv ## a root shell in that machine
 
 soak: venv ## the long versions of the tests
 	$(PYTEST) -m soak --timeout 0 $(wildcard $(TESTS:%=tests/%))
+
+reliability: venv ## write docs/reliability.md: rows, their tests, and the results of the last `make test`
+	$(BIN)/python .ci/rows.py $(addprefix --results=,$(wildcard .cache/results.xml))
 
 rpm: setup venv ## source and binary rpms in dist/, built without a network
 	env -u PYTHONSAFEPATH $(BIN)/python packaging/rpm/build.py

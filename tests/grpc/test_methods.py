@@ -53,6 +53,7 @@ def methods() -> list[tuple[str, str]]:
 
 
 def test_each_method_is_answered_or_refused(space: Space) -> None:
+    """SEC-82: a sandbox has no life cycle here that a container could be created into."""
     served, refused = [], []
     with grpc.insecure_channel(f"unix:{space.api.path}") as channel:
         for name, kind in methods():

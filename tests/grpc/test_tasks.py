@@ -165,7 +165,7 @@ def test_a_logging_program_that_is_never_ready_is_ended(workshop: Workshop, tmp_
 
 
 def test_an_exec_that_fails_late_leaves_no_process(workshop: Workshop) -> None:
-    """Its terminal is there, its program runs, and then its FIFO cannot be opened."""
+    """SEC-79: its terminal is there, its program runs, and then its FIFO cannot be opened."""
     init = workshop.create("c", "sleep", "1000")
     workshop.tasks("Start", container_id="c")
     stdout = workshop.fifo("out")

@@ -80,7 +80,7 @@ def test_what_is_not_in_a_checkpoint_is_said(standing_in: Lighterd) -> None:
 def test_one_from_outside_is_taken_only_when_trusted(
     standing_in: Lighterd, make_lighterd: Callable[..., Lighterd], tmp_path: Path
 ) -> None:
-    """Its specification could run a hook as root; nothing of it does before somebody says so."""
+    """SEC-81: its specification could run hooks as root; none does until somebody says so."""
     lighterd = standing_in
     lighterd.ctl("c", "checkpoint", "--rw", "--image", "--task", "box", REF, check=True)
     archive, proof = tmp_path / "box.tar", tmp_path / "proof"

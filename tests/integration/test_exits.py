@@ -267,6 +267,7 @@ def logged_bytes(lighterd: Lighterd, name: str) -> int:
 def test_a_reader_that_goes_away_does_not_hold_the_container(
     lighterd: Lighterd, busybox: str
 ) -> None:
+    """F47: a reader that has died."""
     share = lighterd.base / "share"
     share.mkdir()
     progress = share / "n"

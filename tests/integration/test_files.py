@@ -147,8 +147,8 @@ def test_cp_puts_nothing_in_the_place_of_a_special_file(lighterd: Lighterd, tmp_
 def test_a_hostile_container_swaps_links_while_it_is_copied(
     lighterd: Lighterd, tmp_path: Path
 ) -> None:
-    """Directories become links to the host's and back, all the time: what is read is only its
-    own, and what is written stays in it."""
+    """SEC-14: directories become links to the host's and back, all the time: what is read is only
+    its own, and what is written stays in it."""
     canary = lighterd.base / "share"
     canary.mkdir()
     (canary / "secret").write_text("secret of the host")

@@ -92,6 +92,7 @@ def test_a_manager_that_cannot_ask_asks_again(manager: Lighterd, switch: Path) -
 
 
 def test_a_probe_that_hangs_or_floods(manager: Lighterd, switch: Path) -> None:
+    """SEC-78: what a probe says is kept to a cap."""
     run(
         *(manager, "hangs", switch, "--health-cmd", "echo waiting; sleep 1000"),
         *("--health-timeout", "500ms", "--health-retries", "1"),

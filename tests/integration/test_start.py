@@ -141,6 +141,8 @@ def test_a_file_in_a_sockets_place_is_kept(place: Place) -> None:
 
 
 def test_too_few_descriptors_are_refused_in_words(place: Place) -> None:
+    """F58: the floor."""
+
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 4095))
 
@@ -222,6 +224,7 @@ def test_both_signals_stop_it_cleanly(lighterd: Lighterd, signum: int) -> None:
 def test_new_work_is_refused_at_four_fifths_of_the_descriptors(
     lighterd: Lighterd, busybox: str
 ) -> None:
+    """F58: what runs is served; what is new has to wait."""
     lighterd.ctl("run", "-d", busybox, "old", "sleep", "1000", check=True)
     used = len(os.listdir(f"/proc/{lighterd.pid}/fd"))
     hard = resource.prlimit(lighterd.pid, resource.RLIMIT_NOFILE)[1]

@@ -191,7 +191,7 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 def test_what_was_acknowledged_is_on_the_disk(
     cut: Cut, disk: Disk, tmp_path: Path, moment: str
 ) -> None:
-    """The power is cut right after the answer: what it was about, and all before, is there."""
+    """F50: the power is cut right after the answer: what it was about, and all before, is there."""
     before = list(CHECKS)[: list(CHECKS).index(moment) + 1]
     up_to = powercut.last_flush(cut.log, cut.answered[moment])
     look(disk, cut, up_to, tmp_path, before)
@@ -200,13 +200,14 @@ def test_what_was_acknowledged_is_on_the_disk(
 def test_what_was_acknowledged_is_on_the_disk_after_the_last_cut(
     cut: Cut, disk: Disk, tmp_path: Path
 ) -> None:
+    """F50: the cut amid work."""
     look(disk, cut, powercut.last_flush(cut.log, cut.end), tmp_path, list(CHECKS))
 
 
 def test_no_cut_leaves_a_record_of_something_half_made(
     cut: Cut, disk: Disk, tmp_path: Path
 ) -> None:
-    """Cuts all over the manager's life, at flushes that nobody has chosen."""
+    """F50: cuts all over the manager's life, at flushes that nobody has chosen."""
     flushes = [e.end for e in powercut.entries(cut.log, cut.end) if e.is_flush]
     flushes = [end for end in flushes if end > cut.began]
     assert len(flushes) > CUTS
@@ -231,6 +232,7 @@ def look(disk: Disk, cut: Cut, up_to: int, folder: Path, expected: list[str]) ->
 def test_the_machine_starts_again_and_goes_on(
     cut: Cut, disk: Disk, payload: Path, tmp_path: Path
 ) -> None:
+    """F50, F55: a boot after the cut."""
     image = tmp_path / "disk.raw"
     with ExitStack() as undo:
         undo.callback(image.unlink, missing_ok=True)

@@ -26,16 +26,19 @@ def with_limits(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+    """F58: all that may be had."""
     assert with_limits(256, FLOOR).stdout == f"{FLOOR}\n"
 
 
 def test_below_the_floor_the_start_is_refused() -> None:
+    """F58: too few to serve anybody."""
     done = with_limits(256, FLOOR - 1)
     assert done.returncode == 1
     assert f"RLIMIT_NOFILE allows {FLOOR - 1} file descriptors" in done.stderr
 
 
 def test_new_work_is_refused_at_four_fifths_of_the_limit_as_it_is_then() -> None:
+    """F58: the rest is for what runs."""
     limit = 100_000
     budget = DescriptorBudget(lambda: limit)
     assert budget.has_room()

@@ -124,6 +124,7 @@ def test_strange_names_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_a_full_disk_is_counted_and_noticed_and_never_raises(tiny_disk: Path) -> None:
+    """F47: the log's own disk is full."""
     log = LogFile(str(tiny_disk), 0, 1)
     data = bytes(10_000)
     for _ in range(100):

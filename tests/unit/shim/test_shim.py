@@ -265,7 +265,7 @@ def test_a_second_kill_of_an_ended_task_is_refused(manager: FakeManager, running
 def test_a_child_that_keeps_stdout_open_is_not_waited_for_for_ever(
     manager: FakeManager, tmp_path: Path
 ) -> None:
-    """It is no part of the container's cgroup here, so only the drain's limit ends the wait."""
+    """SEC-79: it is not in the container's cgroup here, so only the drain's limit ends the wait."""
     fifo = make_fifo(tmp_path / "out")
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     runtime = runtimes.fake(

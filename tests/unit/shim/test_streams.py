@@ -181,6 +181,7 @@ def test_a_callers_pipe_is_over_when_its_reader_has_gone(pump: Pump) -> None:
 
 
 def test_without_a_reader_the_spool_takes_8_mib_and_then_drops_and_counts(pump: Pump) -> None:
+    """F47: a burst that nobody reads."""
     path = pump.fifo()
     sink = pump.attach(path)
     data = noise(12 * 1024 * 1024)
@@ -213,6 +214,7 @@ def test_dropped_bytes_are_reported_when_the_sink_ends(pump: Pump) -> None:
 
 @pytest.mark.parametrize("pump", ["block"], indirect=True)
 def test_without_a_reader_policy_block_makes_the_container_wait(pump: Pump) -> None:
+    """F47: only who asks for it waits."""
     path = pump.fifo()
     sink = pump.attach(path)
     data = noise(12 * 1024 * 1024)
@@ -373,7 +375,7 @@ def test_a_release_sees_a_reader_who_has_just_come(pump: Pump) -> None:
 
 
 def test_a_burst_then_the_end_waits_for_its_reader(pump: Pump) -> None:
-    """8 MiB, then exit, then the reader comes: nothing of it may be lost."""
+    """F47: 8 MiB, then exit, then the reader comes: nothing of it may be lost."""
     path = pump.fifo()
     pump.attach(path)
     data = noise(sinks.SPOOL_BYTES)
@@ -480,6 +482,7 @@ def test_a_file_grows_and_is_never_waited_for(pump: Pump) -> None:
 
 @pytest.mark.root
 def test_a_file_on_a_full_disk_counts_what_it_does_not_take(pump: Pump, tiny_disk: Path) -> None:
+    """F47: what a full disk did not take is known."""
     sink = pump.attach(f"file://{tiny_disk}/out")
     data = noise(1_000_000)
     assert pump.write(data) == len(data)
