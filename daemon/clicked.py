@@ -108,3 +108,43 @@ def doctor(given: Given, format_: str) -> None:
             advice = f" ({one.advice})" if one.advice and one.status != "ok" else ""
             click.echo(f"{one.status:<9}{one.check}: {one.found}{advice}")
     raise SystemExit(any(finding.status == PROBLEM for finding in found))
+
+
+@cli.command("migrate")
+@click.option(
+    "--from",
+    "source",
+    default="/var/lib/containerd",
+    show_default=True,
+    metavar="DIR",
+    help="containerd's root.",
+)
+@click.option("--namespace", "-n", "namespaces", multiple=True, help="Only this one; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be taken.")
+@click.pass_obj
+def migrate(given: Given, source: str, namespaces: tuple[str, ...], dry_run: bool) -> None:
+    """Take over the images of a containerd on this host.
+
+    Content is linked where both roots are on one file system, else copied; every byte is hashed.
+    Nothing of containerd's is changed. No manager may run meanwhile; containers may.
+
+    \b
+    systemctl stop lighterd
+    lighterd migrate --from /var/lib/containerd
+    systemctl start lighterd
+    """
+    from lighter.daemon.migrate.command import migrate
+    from lighter.daemon.migrate.migration import FAILED, TAKEN
+
+    failed = False
+    for one in migrate(load(given), source, namespaces, dry_run=dry_run):
+        failed = failed or one.outcome == FAILED
+        what = f"{one.outcome:<8}{one.namespace} {one.name}"
+        if one.outcome == TAKEN:
+            pieces = one.linked + one.copied
+            how = "would be linked" if dry_run else f"linked, {one.copied} copied"
+            count = pieces if dry_run else one.linked
+            click.echo(f"{what}: {count} blobs {how}, {one.size_bytes} bytes")
+        else:
+            click.echo(f"{what}: {one.reason}" if one.reason else what, err=one.outcome == FAILED)
+    raise SystemExit(int(failed))

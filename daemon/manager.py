@@ -283,7 +283,7 @@ class Manager:
             if foreign:
                 raise FailedPrecondition(
                     f"use root {root}: it holds containerd's data ({foreign[0]}); "
-                    "choose another with --root, and see docs/migration.md"
+                    "choose another with --root, and see docs/migrate-from-containerd.md"
                 )
         if os.path.realpath(root) == os.path.realpath(self._state.dir):
             raise InvalidArgument(

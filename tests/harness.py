@@ -37,10 +37,15 @@ class Lighterd:
     """One instance. `root`, `state`, `instance` name it; `log` is what the manager wrote."""
 
     def __init__(
-        self, owners: census.Owners, *, config: str = "", log_level: str = "debug"
+        self,
+        owners: census.Owners,
+        *,
+        config: str = "",
+        log_level: str = "debug",
+        under: str = "/tmp",
     ) -> None:
         # Not pytest's tmp_path: a socket's path has at most 107 bytes.
-        self.base = Path(tempfile.mkdtemp(prefix="lighter-", dir="/tmp"))
+        self.base = Path(tempfile.mkdtemp(prefix="lighter-", dir=under))
         self.root = self.base / "r"
         self.state = self.base / "s"
         self.log = self.base / "log"

@@ -13,12 +13,16 @@ from lighter.proto.errors import DataLoss
 
 @dataclass(frozen=True)
 class Arrival:
-    """A complete file, written and synced, that is to become content under `digest`."""
+    """A complete file, written and synced, that is to become content under `digest`.
+
+    `shared`: it has another name elsewhere, whose owner and mode are not ours to change.
+    """
 
     path: str
     digest: str
     size_bytes: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    shared: bool = False
 
 
 def read_verified(fd: int, digest: str, size_bytes: int) -> bytes:

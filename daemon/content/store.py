@@ -130,7 +130,8 @@ class ContentStore:
 
     def _rename_all(self, found: Mapping[Digest, Arrival]) -> None:
         for digest, arrival in found.items():
-            os.chmod(arrival.path, 0o400, follow_symlinks=False)
+            if not arrival.shared:
+                os.chmod(arrival.path, 0o400, follow_symlinks=False)
             os.rename(arrival.path, self.path(digest))
         sync_directory(self._blobs_dir)
 

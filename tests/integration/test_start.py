@@ -111,7 +111,7 @@ def test_unknown_keys_warn_and_a_dump_is_the_same_configuration(place: Place) ->
 def test_places_that_do_not_serve(place: Place) -> None:
     (place.root / "io.containerd.content.v1.content").mkdir()
     place.refused("holds containerd's data")
-    assert "docs/migration.md" in place.start().stderr
+    assert "docs/migrate-from-containerd.md" in place.start().stderr
     (place.root / "io.containerd.content.v1.content").rmdir()
     place.refused("it is empty", "--root", "")
     place.refused("it is the root too", "--state", str(place.root))

@@ -1,0 +1,52 @@
+"""What `lighterd migrate` does: the stores of one instance are opened without a manager, filled,
+and closed. A running manager is refused: it is stopped first, which no container notices.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
+
+from lighter.daemon.config import Config
+from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
+from lighter.daemon.images.store import ImageStore
+from lighter.daemon.locks import take_lock
+from lighter.daemon.metadata.mend import open_database
+from lighter.daemon.migrate.containerd import ContainerdRoot
+from lighter.daemon.migrate.migration import Migrated, Migration
+from lighter.proto.errors import FailedPrecondition, PermissionDenied
+from lighter.proto.paths import Root
+
+
+def migrate(
+    config: Config, source: str, namespaces: Sequence[str], *, dry_run: bool
+) -> Iterator[Migrated]:
+    """What became of each image, as it happens. Raises LighterError when nothing can be done."""
+    if os.geteuid() != 0:
+        raise PermissionDenied("migrate images: it must run as root")
+    root = Root(config.root)
+    there = ContainerdRoot(source)
+    os.umask(0o022)
+    os.makedirs(root.dir, 0o700, exist_ok=True)
+    with ExitStack() as undo:
+        try:
+            undo.callback(os.close, take_lock(root.lock, wait_s=0))
+        except FailedPrecondition as err:
+            advice = "stop the manager first (systemctl stop lighterd): its containers go on"
+            raise FailedPrecondition(f"migrate images: {err.message}; {advice}") from err
+        db = open_database(root.database)
+        undo.callback(db.close)
+        content = ContentStore(root.content, db, share_all=config.content_sharing == "shared")
+        migration = Migration(there, content, ImageStore(db, EventLog(db)))
+        steps = _steps(migration, namespaces, dry_run)
+        with asyncio.Runner() as runner:
+            while (done := runner.run(anext(steps, None))) is not None:
+                yield done
+
+
+async def _steps(
+    migration: Migration, namespaces: Sequence[str], dry_run: bool
+) -> AsyncIterator[Migrated]:
+    for image in migration.wanted(namespaces):
+        yield await migration.take(image, dry_run=dry_run)

@@ -1,0 +1,153 @@
+"""`lighterd migrate`: a real containerd's images become ours, and stay containerd's."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon.migrate.containerd import BLOBS
+from tests import images
+from tests.containerd import Containerd
+from tests.harness import BIN, Lighterd
+from tests.images import REFERENCE
+from tests.unit.images.build import HOST, Layout
+
+SEVERAL = "example.com/several:1"
+
+
+@pytest.fixture(scope="module")
+def containerd(tmp_path_factory: pytest.TempPathFactory) -> "Containerd":
+    """One with busybox in two namespaces, and an index of which only this host's part is there."""
+    archive = images.busybox_archive()
+    with Containerd() as containerd:
+        for namespace in ("default", "k8s.io"):
+            containerd.ctr("-n", namespace, "images", "import", "--no-unpack", str(archive))
+        containerd.ctr("-n", "k8s.io", "images", "label", REFERENCE, "app=web")
+        layout = Layout()
+        mine, other = layout.image([{"a": b"mine"}]), layout.image([{"a": b"other"}], "s390x")
+        layout.list(layout.index((mine, HOST), (other, "s390x")), name=SEVERAL)
+        path = tmp_path_factory.mktemp("several") / "image.tar"
+        path.write_bytes(layout.archive())
+        containerd.ctr("images", "import", "--no-unpack", str(path))
+        yield containerd  # type: ignore[misc]
+
+
+def root_of(containerd: Containerd) -> Path:
+    return containerd.base / "r"
+
+
+def tree(containerd: Containerd) -> dict[str, tuple[int, int, str]]:
+    """Owner, mode and digest of every file of content."""
+    return {
+        path.name: (
+            path.stat().st_uid,
+            path.stat().st_mode,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in (root_of(containerd) / BLOBS).iterdir()
+    }
+
+
+@pytest.fixture
+def ours(make_lighterd: Callable[..., Lighterd]) -> Lighterd:
+    """An instance that does not run, on containerd's file system."""
+    return make_lighterd(under="/var/tmp")
+
+
+def migrate(
+    ours: Lighterd, source: Path, *more: str, **environ: str
+) -> "subprocess.CompletedProcess[str]":
+    argv = [str(BIN / "lighterd"), "--root", str(ours.root), "--state", str(ours.state), "migrate"]
+    return subprocess.run(
+        [*argv, "--from", str(source), *more],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def words(done: "subprocess.CompletedProcess[str]") -> dict[str, str]:
+    """What became of each image, by namespace and name."""
+    lines = (done.stdout + done.stderr).splitlines()
+    return {line.split(": ")[0].split(maxsplit=1)[1]: line.split()[0] for line in lines}
+
+
+def test_images_come_by_links_and_run(containerd: Containerd, ours: Lighterd) -> None:
+    """While containerd runs, which sees no change and goes on with them."""
+    before = tree(containerd)
+    told = migrate(ours, root_of(containerd), "--dry-run")
+    assert set(words(told).values()) == {"taken"}, told.stderr
+    done = migrate(ours, root_of(containerd))
+    assert done.returncode == 0, done.stderr
+    assert words(done) == {
+        f"default {REFERENCE}": "taken",
+        f"default {SEVERAL}": "taken",
+        f"k8s.io {REFERENCE}": "taken",
+    }
+    assert "copied" in done.stdout and ", 0 copied" in done.stdout
+    assert tree(containerd) == before
+    for digest in before:
+        mine = ours.root / "content/blobs/sha256" / digest
+        assert mine.stat().st_ino == (root_of(containerd) / BLOBS / digest).stat().st_ino
+    ours.start()
+    ran = ours.ctl("run", "--rm", REFERENCE, "c", "echo", "hello", check=True)
+    assert ran.stdout == b"hello\n"
+    assert b"app=web" in ours.ctl("-n", "k8s.io", "images", "ls", check=True).stdout
+    ours.ctl("system", "prune", check=True)  # what is named is kept
+    assert b"is not" not in ours.ctl("images", "check", check=True).stdout
+    ours.ctl("images", "rm", REFERENCE, SEVERAL, check=True)
+    ours.ctl("-n", "k8s.io", "images", "rm", REFERENCE, check=True)
+    ours.ctl("system", "prune", check=True)
+    assert not list((ours.root / "content/blobs/sha256").iterdir())
+    assert tree(containerd) == before
+    assert containerd.ctr("images", "check", "-q").decode().split() == [REFERENCE, SEVERAL]
+
+
+def test_it_is_broken_off_and_run_again(containerd: Containerd, ours: Lighterd) -> None:
+    source = root_of(containerd)
+    for point in ("migrate.linked", "content.noted", "import.blob-renamed", "migrate.adopted"):
+        broken = migrate(ours, source, "-n", "default", FAULT=f"{point}:abort")
+        assert broken.returncode == -6, (point, broken.stderr)
+    assert set(words(migrate(ours, source)).values()) == {"taken"}
+    again = migrate(ours, source)
+    assert (set(words(again).values()), again.returncode) == ({"present"}, 0)
+    ours.start()
+    assert ours.ctl("run", "--rm", REFERENCE, "c", "echo", "hello").stdout == b"hello\n"
+
+
+def test_what_cannot_be_taken_is_told(containerd: Containerd, ours: Lighterd) -> None:
+    """And takes nothing else with it: another image of that name, damage, no root, a manager."""
+    source = ours.base / "copy"
+    subprocess.run(["cp", "-a", str(root_of(containerd)), str(source)], check=True)
+    layout = Layout()
+    layout.list(layout.image([{"a": b"of ours"}]), name=SEVERAL)
+    (ours.base / "image.tar").write_bytes(layout.archive())
+    ours.start()
+    ours.ctl("images", "import", str(ours.base / "image.tar"), check=True)
+    kept = ours.ctl("images", "ls", check=True).stdout
+    serving = migrate(ours, source)
+    assert serving.returncode == 1
+    assert "stop the manager first" in serving.stderr and serving.stderr.count("\n") == 1
+    ours.stop()
+    blobs = source / BLOBS
+    largest = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
+    os.chmod(largest, 0o600)
+    with largest.open("r+b") as file:
+        file.write(b"damage")
+    done = migrate(ours, source, "-n", "default")
+    assert done.returncode == 1
+    assert words(done) == {f"default {REFERENCE}": "failed", f"default {SEVERAL}": "kept"}
+    assert f"migrate content sha256:{largest.name}: {largest} has other bytes" in done.stderr
+    for wrong, why in (
+        (("-n", "nobody"), "migrate namespace nobody: only default, k8s.io are there"),
+        (("--from", str(ours.base)), f"read {ours.base}: it is no root of containerd's"),
+    ):
+        refused = migrate(ours, source, *wrong)
+        assert refused.returncode == 1 and why in refused.stderr, refused.stderr
+    ours.start()
+    assert ours.ctl("images", "ls", check=True).stdout == kept
