@@ -37,8 +37,10 @@ def migrate(
             raise FailedPrecondition(f"migrate images: {err.message}; {advice}") from err
         db = open_database(root.database)
         undo.callback(db.close)
-        content = ContentStore(root.content, db, share_all=config.content_sharing == "shared")
-        migration = Migration(there, content, ImageStore(db, EventLog(db)))
+        told = EventLog(db)
+        shared = config.content_sharing == "shared"
+        content = ContentStore(root.content, db, told, share_all=shared)
+        migration = Migration(there, content, ImageStore(db, told))
         steps = _steps(migration, namespaces, dry_run)
         with asyncio.Runner() as runner:
             while (done := runner.run(anext(steps, None))) is not None:

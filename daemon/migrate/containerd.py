@@ -71,7 +71,7 @@ class ContainerdRoot:
                 }
                 for key, blob in (blobs.tables() if blobs else ())
             }
-        return self._sources[namespace].get(digest, {})
+        return dict(self._sources[namespace].get(digest, {}))
 
     def path(self, digest: str) -> str:
         return f"{self._dir}/{BLOBS}/{Digest.parse(digest).hex}"

@@ -91,15 +91,14 @@ class Migration:
                 path = ingest.file(digest.hex)
                 is_link = await asyncio.to_thread(self._bring, digest, size_bytes, path)
                 copied += not is_link
-                labels = graph.labels.get(digest, {}) | self._source.sources(
-                    image.namespace, digest
-                )
+                labels = self._source.sources(image.namespace, digest)
+                labels |= graph.labels.get(digest, {})
                 arrivals.append(Arrival(path, digest, size_bytes, labels, is_link))
             hit("migrate.linked")
             await self._content.adopt_all(image.namespace, arrivals)
         for digest in graph.found.keys() - missing.keys():
-            if labels := graph.labels.get(digest):
-                self._content.label(image.namespace, digest, labels)
+            if digest in graph.labels:
+                self._content.label(image.namespace, digest, graph.labels[digest])
         hit("migrate.adopted")
         self._images.create(image.namespace, image.name, image.target, image.labels)
         linked = len(missing) - copied
