@@ -240,6 +240,31 @@ def test_login_asks_the_manager_and_then_keeps(
     assert ctl("logout", "reg:5000").returncode == 1
 
 
+@pytest.mark.parametrize("server", ["harbor", "https://harbor/", "harbor/team"])
+def test_a_server_that_no_image_can_name_is_sent_nothing(
+    docker: Path, ctl: Ctl, manager: FakeManager, server: str
+) -> None:
+    """An image of harbor/x is Docker Hub's: so its credential would be taken for that one."""
+    hub = {"auths": {"https://index.docker.io/v1/": {"auth": PAIR}}}
+    write(docker, hub)
+    manager.on("registry.login", {"host": "https://registry-1.docker.io"})
+    for done in (login(ctl, server), ctl("logout", server)):
+        assert done.returncode == 1
+        assert b"with a domain or a port" in done.stderr
+    assert not manager.was_asked("registry.login")
+    assert json.loads((docker / "config.json").read_text()) == hub
+
+
+@pytest.mark.parametrize("server", ["docker.io", "https://index.docker.io/v1/"])
+def test_docker_hub_by_its_own_names(
+    docker: Path, ctl: Ctl, manager: FakeManager, server: str
+) -> None:
+    manager.on("registry.login", {"host": "https://registry-1.docker.io"})
+    done = login(ctl, server)
+    assert done.returncode == 0, done.stderr
+    assert find("nginx") == MINE
+
+
 def test_a_login_that_fails_keeps_nothing(docker: Path, ctl: Ctl, manager: FakeManager) -> None:
     manager.on("registry.login", PermissionDenied("reach reg:5000: 401", realm="auth.example"))
     done = login(ctl, "reg:5000")

@@ -1,9 +1,13 @@
 """Which hosts serve a registry: hosts.toml directories, the older tables, and the default."""
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lighter.daemon.registry import hosts
 from lighter.daemon.registry.access import Access, Credential
@@ -152,6 +156,9 @@ def test_dockers_directories_have_certificates_alone(certs: Path) -> None:
         ('[host."https://a"]\ncapabilities = ["pul"]', "capabilities is ['pul']"),
         ('[host."https://a"]\nca = 5', 'host."https://a".ca is 5'),
         ('[host."https://a"]\nclient = [["a", "b", "c"]]', "client is"),
+        ('[host."https://a"]\nclient = 5', 'host."https://a".client is 5'),
+        ('[host."https://a"]\nclient = [""]', "client is ['']"),
+        ('[host."https://a"]\nclient = [["", "k"]]', "client is [['', 'k']]"),
         ('[host."https://a"]\nskip_verify = 1', "skip_verify is 1"),
         ('[host."https://a"]\ndial_timeout = "soon"', "dial_timeout is 'soon'"),
         ('[host."https://a".header]\nX = "a\\r\\nB: c"', "header.X is 'several'"),
@@ -164,6 +171,46 @@ def test_a_wrong_file_is_named_with_its_key(certs: Path, text: str, words: str) 
         found("reg.example", config_path=(str(certs),))
     assert words in caught.value.message
     assert "reg.example/hosts.toml" in caught.value.message
+
+
+KEYS = (
+    *("server", "host", "capabilities", "ca", "client", "header", "override_path", "skip_verify"),
+    *("dial_timeout", "allowed_realms", "allowed_targets", "nobody's"),
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.booleans()
+    | st.integers(-5, 5)
+    | st.sampled_from(["", "pull", "https://a.example", "http://[::1", "3s", "//", "a b", "x@y"])
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+ADDRESSES = st.sampled_from(["https://a.example", "b:5000", "http://[::1", "//", ""]) | st.text()
+TABLES = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5)
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it, tables inline."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+@given(TABLES, st.dictionaries(ADDRESSES, TABLES, max_size=2))
+def test_whatever_a_file_holds_it_is_read_or_named(
+    table: dict[str, Any], listed: dict[str, Any]
+) -> None:
+    table = {**table, "host": listed} if listed else table
+    text = "".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in table.items())
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), "reg.example", text)
+        try:
+            assert found("reg.example", config_path=(folder,))
+        except InvalidArgument as err:
+            assert "reg.example/hosts.toml" in err.message
 
 
 def test_the_older_mirrors() -> None:

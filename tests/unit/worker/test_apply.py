@@ -311,9 +311,14 @@ def test_a_hard_link_into_a_lower_layer_copies_up(stack: Stack) -> None:
     stack.add(
         entry("d", DIR, mode=0o711),
         entry("d/f", FILE, content, mode=0o4711, uid=5, xattrs={"user.a": b"1"}),
-        entry("s", SYMLINK, link="x"),
+        entry("s", SYMLINK, link="x", uid=6, xattrs={"trusted.a": b"2"}),
+        entry("p", FIFO, mode=0o6711, uid=7, xattrs={"trusted.a": b"3"}),
     )
-    upper = stack.add(entry("new", HARDLINK, link="d/f"), entry("t", HARDLINK, link="/s"))
+    upper = stack.add(
+        entry("new", HARDLINK, link="d/f"),
+        entry("t", HARDLINK, link="/s"),
+        entry("q", HARDLINK, link="p"),
+    )
     status = os.stat(upper / "new")
     assert status.st_ino == os.stat(upper / "d" / "f").st_ino
     assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o4711, 5)
@@ -321,6 +326,11 @@ def test_a_hard_link_into_a_lower_layer_copies_up(stack: Stack) -> None:
     assert os.getxattr(upper / "new", "user.a") == b"1"
     assert stat.S_IMODE(os.stat(upper / "d").st_mode) == 0o711
     assert os.readlink(upper / "t") == "x"
+    assert os.getxattr(upper / "t", "trusted.a", follow_symlinks=False) == b"2"
+    status = os.lstat(upper / "q")
+    assert status.st_ino == os.lstat(upper / "p").st_ino
+    assert (status.st_mode, status.st_uid) == (stat.S_IFIFO | 0o6711, 7)
+    assert os.getxattr(upper / "q", "trusted.a", follow_symlinks=False) == b"3"
 
 
 @pytest.mark.parametrize(
