@@ -1,12 +1,13 @@
 """`ctl images import`, `export` and `convert`: images from files, into files, and made anew."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option
 from lighter.ctl.handing import handed_source, handed_target
-from lighter.ctl.output import print_json_line, progress
+from lighter.ctl.output import print_json_line, progress, visible
 
 
 def _platforms(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -55,8 +56,8 @@ def import_(session: Session, /, file: str, no_unpack: bool, **options: Any) -> 
             for item in call:
                 if session.json:
                     print_json_line(item)
-                elif not no_unpack:
-                    shown.show(item)
+                else:
+                    shown.show(item, quiet=no_unpack)
         finally:
             source.check()
     if session.json:
@@ -69,19 +70,30 @@ def import_(session: Session, /, file: str, no_unpack: bool, **options: Any) -> 
 class ImportProgress:
     """Items of images.import as ctr prints them: a line per image, finished when it is.
 
-    What was unpacked before is done without having been unpacked.
+    What was unpacked before is done without having been unpacked. A name that has stood for another
+    image is told on standard error: an archive may hold names that its owner did not think of.
     """
 
     def __init__(self) -> None:
         self._open = ""
+        self._moved: dict[str, str] = {}
 
-    def show(self, item: Any) -> None:
+    def show(self, item: Any, *, quiet: bool = False) -> None:
+        """`quiet`: of names that have moved alone."""
         ref, status = item["ref"], item["status"]
-        if status not in ("unpacking", "done"):
-            return
+        if status == "moved":
+            self._moved[ref] = item["digest"]
+        elif status in ("unpacking", "done"):
+            if not quiet:
+                self._unpacking(ref, status, item["digest"])
+            if status == "done" and ref in self._moved:
+                before = self._moved.pop(ref)
+                print(visible(f"moved {ref} from {before} to {item['digest']}"), file=sys.stderr)
+
+    def _unpacking(self, ref: str, status: str, digest: str) -> None:
         if self._open != ref:
             self._open = ref
-            progress(f"unpacking {ref} ({item['digest']})...", end="")
+            progress(f"unpacking {ref} ({digest})...", end="")
         if status == "done":
             self._open = ""
             progress("done")

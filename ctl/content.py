@@ -35,11 +35,20 @@ def content(_session: Session) -> None:
 
 
 @content.verb("list ls")
+@grammar.argument("filters", nargs=-1, metavar="[FILTER]...")
 @grammar.option("--quiet", "-q", is_flag=True, help="Digests alone.")
 @format_option
-def list_(session: Session, quiet: bool) -> None:
-    """list all blobs"""
-    rows = pages(session, "content.list", "content")
+def list_(session: Session, filters: tuple[str, ...], quiet: bool) -> None:
+    """list blobs
+
+    A filter is containerd's: digest==DIGEST, digest~=PATTERN, labels.KEY==VALUE; a comma joins what
+    must all be true; of several filters one is enough.
+
+    \b
+      ctl content ls
+      ctl content ls 'labels."containerd.io/uncompressed"'
+    """
+    rows = pages(session, "content.list", "content", filters=filters)
     if quiet:
         for row in rows:
             print(row["digest"])

@@ -14,7 +14,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     images.import       (stream) {source, base_name, index_name, digests, skip_digest_for_named, platforms,
                         all_platforms, unpack, compress_blobs, snapshotter} -> items {status, ref, digest,
                         done_bytes, total_bytes}, end {images: [name]}
-                        status: reading, importing, unpacking, done
+                        status: reading, importing, moved (a name that stood for `digest`),
+                        unpacking, done
     images.export       (stream) {target, names, platforms, all_platforms, skip_manifest_json,
                         skip_non_distributable} -> items as of import, end {size_bytes}
                         target: a file or pipe that the caller has open for writing
@@ -51,8 +52,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         target: a directory's path; place: the same one, which the caller has open
     images.unmount      {target, remove} -> {}          remove: what was written there too
     images.delete       {name} -> {}
-    content.list        {cursor, limit} -> {content: [{digest, size_bytes, labels, created_at,
-                        updated_at}], next}
+    content.list        {cursor, limit, filters} -> {content: [{digest, size_bytes, labels,
+                        created_at, updated_at}], next}
     content.get         {digest} -> {content: {…as listed}}
     content.read        (stream) {digest, offset} -> items {data}, end {}
     content.ingest      (stream) {ref, source, expected_bytes, expected_digest, labels, lease}

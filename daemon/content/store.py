@@ -19,7 +19,8 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from lighter.daemon.content.blobs import Arrival, check_file, open_blob, read_blob
 from lighter.daemon.content.digest import Digest
@@ -28,6 +29,7 @@ from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.whole import whole
 from lighter.daemon.events import Event, EventLog
 from lighter.daemon.files import sync_directory, write_whole
+from lighter.daemon.filters import any_of, label_path
 from lighter.daemon.metadata.columns import labels_of, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
@@ -212,16 +214,25 @@ class ContentStore:
         return _info(row)
 
     def list(
-        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
+        self,
+        namespace: str,
+        cursor: str = "",
+        limit: int = PAGE_ROWS,
+        filters: Sequence[str] = (),
     ) -> tuple[tuple[ContentInfo, ...], str]:
-        """One page by digest, after the digest `cursor`, and the next cursor ("" at the end)."""
+        """One page by digest, after the digest `cursor`, and the next cursor ("" at the end).
+
+        `filters`: as in daemon/filters.py, over digest and labels. Raises InvalidArgument.
+        """
+        wanted = any_of(filters)
         limit = max(1, min(limit, PAGE_ROWS))
         rows = self._db.rows(
             "SELECT * FROM content WHERE namespace = ? AND digest > ? ORDER BY digest LIMIT ?",
             (namespace, cursor, limit + 1),
         )
         page = tuple(map(_info, rows[:limit]))
-        return page, page[-1].digest if len(rows) > limit else ""
+        cursor = page[-1].digest if len(rows) > limit else ""
+        return tuple(info for info in page if wanted(partial(_field, info))), cursor
 
     def open(self, namespace: str, digest: str) -> int:
         """A read-only descriptor that the caller owns. Raises NotFound, DataLoss."""
@@ -362,6 +373,15 @@ def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arr
     )
     tx.execute("DELETE FROM trash WHERE owner = ? AND name = ?", (TRASH, digest.hex))
     return row is None
+
+
+def _field(info: ContentInfo, path: tuple[str, ...]) -> str | None:
+    """What a filter asks of content (containerd's AdaptInfo; sizes cannot be compared)."""
+    if path == ("digest",):
+        return info.digest
+    if path[0] == "labels":
+        return info.labels.get(label_path(path[1:]))
+    return None
 
 
 def _info(row: sqlite3.Row) -> ContentInfo:

@@ -12,7 +12,7 @@ from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import Ingests, IngestStatus
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.writer import Writer
-from lighter.daemon.filters import any_of, label_path
+from lighter.daemon.filters import any_of
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.leases import hold, holder
 from lighter.daemon.grpc.pb import content_pb2 as pb
@@ -72,13 +72,11 @@ class ContentService:
     async def list(
         self, call: Call, request: pb.ListContentRequest
     ) -> AsyncIterator[pb.ListContentResponse]:
-        wanted = any_of(request.filters)
         namespace, cursor, more = call.namespace, "", True
         while more:
-            page, cursor = self._content.list(namespace, cursor, LIST_ROWS)
-            rows = [_info(info) for info in page if wanted(partial(_field, info))]
-            if rows:
-                yield pb.ListContentResponse(info=rows)
+            page, cursor = self._content.list(namespace, cursor, LIST_ROWS, request.filters)
+            if page:
+                yield pb.ListContentResponse(info=map(_info, page))
             more = bool(cursor)
 
     async def delete(self, call: Call, request: pb.DeleteContentRequest) -> Empty:
@@ -279,15 +277,6 @@ def _info(info: ContentInfo) -> pb.Info:
         updated_at=timestamp(info.updated_at),
         labels=info.labels,
     )
-
-
-def _field(info: ContentInfo, path: tuple[str, ...]) -> str | None:
-    """What a filter asks of content (containerd's AdaptInfo; sizes cannot be compared)."""
-    if path == ("digest",):
-        return info.digest
-    if path[0] == "labels":
-        return info.labels.get(label_path(path[1:]))
-    return None
 
 
 def _status_field(status: IngestStatus, path: tuple[str, ...]) -> str | None:

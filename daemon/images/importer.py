@@ -13,6 +13,8 @@ are, the layout). Names are what the caller's request makes of the annotations (
                                           skip_digest_for_named: for those without a name
     index_name                            names the whole index
     names off                             leaves it at that: the archive's own names are not taken
+
+A name that is here and stands for something else moves, as with ctr and `docker load`; it is told.
 """
 
 import json
@@ -131,8 +133,12 @@ class Importer:
             report(Progress("importing", total_bytes=graph.size_bytes))
             await self._adopt(namespace, arrived, graph)
             hit("import.adopted")
+            moved = self._images.targets(namespace, names)
             images = self._images.put_all(namespace, names, labels=options.labels)
             hit("import.named")
+            for name, before in moved.items():
+                if before.digest != names[name].digest:
+                    report(Progress("moved", name, before.digest))
             report(Progress("importing", "", "", graph.size_bytes, graph.size_bytes))
             return images
 

@@ -14,8 +14,9 @@ TELL_S = 0.1
 
 @dataclass(frozen=True)
 class Progress:
-    """`status` is reading, importing, unpacking or done; of a transfer also resolving, resolved,
-    and of one piece of content waiting, downloading, uploading, exists, done.
+    """`status` is reading, importing, moved (a name, which stood for `digest` before), unpacking or
+    done; of a transfer also resolving, resolved, and of one piece of content waiting, downloading,
+    uploading, exists, done.
 
     Bytes are 0 where they are not known. `ref` is the image's name when it is known, `digest`
     what is worked on, `kind` what that is: index, manifest, config, layer, or "" for the image.

@@ -103,6 +103,11 @@ class ImageStore:
             raise self._missing(verb, namespace, name)
         return image
 
+    def targets(self, namespace: str, names: Iterable[str]) -> dict[str, Descriptor]:
+        """What those of the names that are here stand for."""
+        found = {name: self._exact(namespace, name) for name in names}
+        return {name: image.target for name, image in found.items() if image is not None}
+
     def exists(self, namespace: str, name: str) -> bool:
         """Whether there is an image of exactly this name."""
         return self._exact(namespace, name) is not None

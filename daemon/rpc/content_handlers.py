@@ -35,7 +35,10 @@ def content_methods(
     async def list_(call: Call, body: Body) -> Any:
         fields = Fields("content.list", body)
         page, cursor = content.list(
-            _namespace(call), fields.text("cursor"), fields.integer("limit", PAGE_ROWS)
+            _namespace(call),
+            fields.text("cursor"),
+            fields.integer("limit", PAGE_ROWS),
+            fields.texts("filters"),
         )
         return {"content": [_info(info) for info in page], "next": cursor or None}
 

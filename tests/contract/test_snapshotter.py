@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from lighter.daemon.events import EventLog
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
 from lighter.daemon.images.worker import read_files
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database
@@ -610,12 +610,13 @@ def test_the_account_of_the_disk_has_each_snapshots_files_once(place: Place) -> 
         (tree / "new").write_bytes(os.urandom(1 << 20))
         os.link(tree / "new", tree / "again")
     os.sync()
-    content = ContentStore(str(place.root / "content"), place.db)
+    log = EventLog(place.db)
+    content = ContentStore(str(place.root / "content"), place.db, log)
     housekeeping = Housekeeping(
         Root(str(place.root)),
         place.db,
         NamespaceStore(place.db),
-        Collector(place.db, content, {place.kind.name: place.snapshotter}),
+        Collector(place.db, log, content, {place.kind.name: place.snapshotter}),
         Ingests(str(place.root / "content/writes"), content),
         Leases(place.db),
         lambda _namespace, _name: None,

@@ -109,6 +109,21 @@ def test_all_metadata_brings_one_platforms_layers(lighterd: Lighterd) -> None:
     }
 
 
+def test_labels_are_edited_and_filtered_by(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    done(lighterd, "content", "fetch", f"{registry.host}/app:1")
+    layer, config = image.layers[0].digest, image.config.digest
+    assert "tier=web" in done(lighterd, "content", "edit-label", layer, "tier=web", "b=c")
+    ls = ("content", "ls", "-q")
+    assert done(lighterd, *ls, "labels.tier==web").split() == [layer]
+    assert set(done(lighterd, *ls, "labels.tier", f"digest=={config}").split()) == {layer, config}
+    assert done(lighterd, *ls, "labels.tier==web,labels.b==d") == ""
+    assert "tier" not in done(lighterd, "content", "edit-label", layer, "tier=")
+    assert "b=c" in done(lighterd, "content", "label", layer)
+    assert "filter" in refused(lighterd, "content", "ls", "=nothing")
+
+
 def test_fetch_says_what_it_cannot_find(lighterd: Lighterd, registry: Scripted) -> None:
     text = refused(lighterd, "content", "fetch", f"{registry.host}/app:2")
     assert f"{registry.host}/app:2" in text

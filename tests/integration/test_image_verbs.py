@@ -391,6 +391,31 @@ def test_sec_33_names_of_an_archive_stay_below_the_name_that_was_asked_for(
     assert re.fullmatch(r"example\.com/mine@sha256:[0-9a-f]{64}", new)
 
 
+@pytest.mark.parametrize("flags", [(), ("--no-unpack",)])
+def test_sec_33_a_name_that_an_archive_moves_is_told(
+    lighterd: Lighterd, busybox: str, flags: tuple[str, ...]
+) -> None:
+    def digest() -> str:
+        (row,) = json.loads(lighterd.ctl("--format", "json", "images", "ls", check=True).stdout)
+        return str(row["digest"])
+
+    before = digest()
+    archive = str(images.busybox_archive(compressed=True))  # names busybox, with another digest
+    done = lighterd.ctl("images", "import", *flags, archive, check=True)
+    assert digest() != before
+    assert done.stderr.decode() == f"moved {NAME} from {before} to {digest()}\n"
+    assert lighterd.ctl("images", "import", *flags, archive, check=True).stderr == b""
+
+
+def test_usage_has_a_line_for_each_snapshot(lighterd: Lighterd, busybox: str) -> None:
+    head, *rows = words(lighterd.ctl("images", "usage", SHORT, check=True).stdout)
+    listed = json.loads(lighterd.ctl("--format", "json", "snapshots", "ls", check=True).stdout)
+    assert head == ["KEY", "SIZE", "INODES"]
+    assert [row[0] for row in rows] == [row["key"] for row in listed]
+    entries = len(list(lighterd.root.glob("snapshots/overlayfs/*/fs/**/*")))
+    assert int(rows[0][-1]) >= entries > 100
+
+
 def test_check_tells_what_is_missing(lighterd: Lighterd, busybox: str) -> None:
     with lighterd.client() as client:
         details = client.call("images", "get", name=NAME)

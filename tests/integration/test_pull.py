@@ -14,8 +14,10 @@ from tests import images
 from tests.harness import Lighterd, await_that
 from tests.registries import (
     OCI_INDEX,
+    OCI_LAYER,
     PASSWORD,
     USER,
+    Authority,
     DebianRegistry,
     Reply,
     Request,
@@ -23,12 +25,14 @@ from tests.registries import (
     SmallImage,
     blob,
     describe,
+    digest_of,
     error,
     small_image,
 )
 
 MIB = 1 << 20
 FAILURE, INTERRUPTED = 1, 130
+FOREIGN_LAYER = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,7 @@ def test_progress_as_json(lighterd: Lighterd, registry: Scripted, image: SmallIm
     assert result["digest"] == image.descriptor.digest
     sizes = sum(len(data) for data in image.blobs.values())
     assert result["downloaded_bytes"] == sizes
+    assert 0 < result["download_s"] < 60 and 0 < result["unpack_s"] < 60
     assert items[0]["status"] == "resolving"
     over = {item["digest"]: item for item in items if item["kind"] and item["status"] == "done"}
     assert over.keys() == {*image.blobs, image.descriptor.digest}
@@ -213,10 +218,12 @@ def test_f23_to_f32_a_manager_killed_in_a_pull_goes_on_from_there(
     assert lighterd.process is not None
     lighterd.process.wait(10)
     blobs = lighterd.root / "content/blobs/sha256"
+    finished = {digest for digest in image.blobs if _is_content(lighterd, digest)}
+    assert bool(finished) == (POINTS.index(point) >= POINTS.index("ingest.adopted"))
     lighterd.start()
+    assert finished <= {digest for digest in image.blobs if _is_content(lighterd, digest)}
     listed = lighterd.ctl("images", "ls", "-q").stdout.decode()
     assert (listed == f"{name}\n") == (point == "pull.named")
-    finished = {digest for digest in image.blobs if _is_content(lighterd, digest)}
     before = {digest: bodies(registry, digest) for digest in image.blobs}
     done = lighterd.ctl("images", "pull", name)
     assert done.returncode == 0, done.stderr
@@ -239,10 +246,16 @@ def _is_content(lighterd: Lighterd, digest: str) -> bool:
 def test_f69_fifty_clients_pull_one_image_once(
     lighterd: Lighterd, registry: Scripted, image: SmallImage
 ) -> None:
-    name = f"{registry.host}/app:1"
-    argv = lighterd.ctl_argv("images", "pull", name)
+    """By two tags of one digest."""
+    registry.serve(image, "app", "2")
+    argv = lighterd.ctl_argv("images", "pull", f"{registry.host}/app:")
     started = [
-        subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(50)
+        subprocess.Popen(
+            [*argv[:-1], argv[-1] + "12"[number % 2]],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(50)
     ]
     for process in started:
         _, said = process.communicate(timeout=90)
@@ -250,23 +263,30 @@ def test_f69_fifty_clients_pull_one_image_once(
     assert {bodies(registry, digest) for digest in image.blobs} == {1}
 
 
-def test_f69_an_image_is_removed_while_it_is_pulled(
+def test_f69_an_image_is_removed_and_all_is_collected_while_it_is_pulled(
     lighterd: Lighterd, registry: Scripted, image: SmallImage
 ) -> None:
     """A collection takes nothing that a pull is bringing."""
     name, big = f"{registry.host}/app:1", image.layers[0]
     data = image.blobs[big.digest]
     registry.route(f"/v2/app/blobs/{big.digest}", blob(data, pace=(len(data) // 20, 0.05)))
-    for _ in range(3):
+    for verbs in (("images", "rm", name), ("system", "prune")):
         process = subprocess.Popen(
             lighterd.ctl_argv("images", "pull", name),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
+        times = 0
         while process.poll() is None:
-            lighterd.ctl("images", "rm", name)
+            lighterd.ctl(*verbs)
+            times += 1
         _, said = process.communicate()
         assert process.returncode == 0, said
+        assert times > 2, "it was there in the middle"
+        if verbs == ("system", "prune"):
+            assert lighterd.ctl("images", "check", "-q").stdout.decode() == f"{name}\n"
+        lighterd.ctl("images", "rm", name)
+        assert not [digest for digest in image.blobs if _is_content(lighterd, digest)]
 
 
 def test_a_pull_that_fails_names_reference_digest_and_host_and_leaves_the_old_image(
@@ -413,6 +433,44 @@ def test_sec_33_a_name_is_written_only_as_it_was_asked_for(
         assert client.call("images", "get", name=busybox) == before
 
 
+@pytest.mark.parametrize("kind", [OCI_LAYER, FOREIGN_LAYER])
+def test_sec_24_the_urls_of_a_layer_are_not_followed(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage, kind: str
+) -> None:
+    """Be it one that may be had from elsewhere: what the registry has not is missing."""
+    document = json.loads(image.manifest)
+    layer = document["layers"][0]
+    data = image.blobs[layer["digest"]]
+    with Scripted() as other:
+        other.default = blob(data)
+        layer |= {"mediaType": kind, "urls": [f"{other.url}/layer"]}
+        registry.serve(SmallImage(json.dumps(document).encode(), image.blobs), "urls", "1")
+        path = f"/v2/urls/blobs/{layer['digest']}"
+        registry.route(path, error(404, "BLOB_UNKNOWN", "unknown blob"))
+        text = refused(lighterd, "images", "pull", f"{registry.host}/urls:1")
+        assert layer["digest"] in text and f"{registry.host}/urls:1" in text
+        registry.route(path, blob(data))
+        done = lighterd.ctl("images", "pull", f"{registry.host}/urls:1")
+        assert done.returncode == 0, done.stderr
+        assert other.requests == []
+
+
+def test_what_a_worker_refuses_names_reference_and_layer(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    """The bytes are what the digest promises, and no layer."""
+    document = json.loads(image.manifest)
+    data = bytes(range(256)) * 100
+    document["layers"][0] |= {"digest": digest_of(data), "size": len(data)}
+    broken = SmallImage(json.dumps(document).encode(), {**image.blobs, digest_of(data): data})
+    registry.serve(broken, "broken", "1")
+    text = refused(lighterd, "images", "pull", f"{registry.host}/broken:1")
+    assert text.startswith(f"ctl: pull {registry.host}/broken:1: unpack layer {digest_of(data)}: ")
+    assert text.count("unpack layer") == 1
+    text = refused(lighterd, "images", "pull", f"{registry.host}/app:none")
+    assert text.count(f"{registry.host}/app:none") == 1
+
+
 def test_sec_34_an_encrypted_layer_is_refused(
     lighterd: Lighterd, registry: Scripted, image: SmallImage
 ) -> None:
@@ -503,6 +561,61 @@ def test_a_full_disk_fails_the_pull_and_the_next_one_goes_on(
         if lighterd.process is not None and lighterd.process.poll() is None:
             lighterd.stop()
         subprocess.run(["umount", "-l", str(lighterd.root)], check=True)
+
+
+def test_the_flags_of_a_registry_with_certificates(
+    lighterd: Lighterd, tmp_path: Path, busybox: str
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    certificate, key = map(str, authority.issue("client"))
+    server = authority.issue("server", "127.0.0.1")
+    known, trusted = ("--tlscert", certificate, "--tlskey", key), ("--tlscacert", str(authority.ca))
+    place = tmp_path / "registry"
+    with DebianRegistry(place, tls=server, client_ca=authority.ca) as registry:
+        name = f"{registry.host}/x:1"
+        push = ("images", "push", name, busybox)
+        assert "certificate" in refused(lighterd, *push, *known)
+        refused(lighterd, *push, *trusted)  # who are you
+        done = lighterd.ctl(*push, *known, *trusted)
+        assert done.returncode == 0, done.stderr
+        pull = ("images", "pull", "--label", "tier=web", "--max-concurrent-downloads", "1")
+        assert "certificate" in refused(lighterd, *pull, *known, name)
+        done = lighterd.ctl(*pull, *known, "--skip-verify", name)
+        assert done.returncode == 0, done.stderr
+    (row,) = [
+        row
+        for row in json.loads(lighterd.ctl("--format", "json", "images", "ls").stdout)
+        if row["name"] == name
+    ]
+    assert row["labels"] == {"tier": "web"}
+
+
+def test_an_index_is_pushed_whole_in_part_or_by_its_digest(
+    lighterd: Lighterd, registry: Scripted, tmp_path: Path
+) -> None:
+    arches = ("amd64", "arm64")
+    made = [small_image(1000, seed=number, arch=arch) for number, arch in enumerate(arches)]
+    index = registry.serve_index("multi", "1", *zip(made, arches, strict=True))
+    local = f"{registry.host}/multi:1"
+    with DebianRegistry(tmp_path / "registry") as target:
+
+        def push(tag: str, *flags: str) -> str:
+            """The digest that the tag has at the registry then."""
+            name = f"{target.host}/copy:{tag}"
+            done = lighterd.ctl("images", "push", "--plain-http", *flags, name, local)
+            assert done.returncode == 0, done.stderr
+            argv = ("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}")
+            return digest_of(subprocess.run(argv, capture_output=True, check=True).stdout)
+
+        assert lighterd.ctl("images", "pull", local).returncode == 0
+        text = refused(lighterd, "images", "push", f"{target.host}/copy:1", local)
+        assert "not all of its platforms are here" in text
+        assert push("amd64", "--platform", "linux/amd64") == made[0].descriptor.digest
+        assert lighterd.ctl("images", "pull", "--all-platforms", local).returncode == 0
+        assert push("all") == index.digest
+        assert push("one", "--manifest", made[1].descriptor.digest) == made[1].descriptor.digest
+        text = refused(lighterd, "images", "push", "--manifest", f"sha256:{'0' * 64}", local)
+        assert "has no document" in text
 
 
 def test_wrong_words(lighterd: Lighterd, registry: Scripted) -> None:

@@ -107,6 +107,10 @@ def test_a_terminal_that_is_wide_enough_gets_bars(
             display.finish(RESULT)
     assert (f"layer-{'a' * 12}" in screen.told) == bars
     assert ("━" in screen.told) == bars
+    # How much of it, how fast, and how long still: 3072 of 4096 bytes in 0.6 s.
+    assert ("4.0/4.1 kB" in screen.told or "4.0/4.0 KiB" in screen.told) == bars
+    assert ("B/s" in screen.told.partition("elapsed")[0]) == bars
+    assert ("0:00" in screen.told) == bars
     assert f"{REFERENCE}: resolved {DIGEST}\r\n" in screen.told
     assert "download: 1.2 s" in screen.told
 

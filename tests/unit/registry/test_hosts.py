@@ -182,8 +182,10 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     | st.integers(-5, 5)
     | st.sampled_from(["", "pull", "https://a.example", "http://[::1", "3s", "//", "a b", "x@y"])
     | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 ADDRESSES = st.sampled_from(["https://a.example", "b:5000", "http://[::1", "//", ""]) | st.text()
