@@ -619,7 +619,6 @@ def test_the_account_of_the_disk_has_each_snapshots_files_once(place: Place) -> 
         Collector(place.db, log, content, {place.kind.name: place.snapshotter}),
         Ingests(str(place.root / "content/writes"), content),
         Leases(place.db),
-        lambda _namespace, _name: None,
     )
     used = {one.kind: one for one in place.run(housekeeping.usage())}
     # The parent's files are copied by native, and shared, which du does not see, by btrfs.
