@@ -105,7 +105,7 @@ def test_images_come_by_links_and_run(containerd: Containerd, ours: Lighterd) ->
     ours.ctl("system", "prune", check=True)  # what is named is kept
     assert b"is not" not in ours.ctl("images", "check", check=True).stdout
     ours.ctl("images", "rm", REFERENCE, SEVERAL, check=True)
-    ours.ctl("--force", "-n", "k8s.io", "images", "rm", REFERENCE, check=True)
+    ours.ctl("-n", "k8s.io", "images", "rm", "--force", REFERENCE, check=True)
     ours.ctl("system", "prune", check=True)
     assert not list((ours.root / "content/blobs/sha256").iterdir())
     assert tree(containerd) == before
