@@ -197,10 +197,12 @@ class Supervisor:
             raise
 
     def _apply(self, entry: Entry, message: codec.Event) -> list[Event]:
-        known = entry.execs.get(message.body.get("exec_id") or "")
+        exec_id = str(message.body.get("exec_id") or "")
+        known = entry.execs.get(exec_id)
         execs = (known,) if known else ()
-        quiet = message.topic in _INTERNAL or is_probe(message.body.get("exec_id") or "")
-        durable = message.topic in _DURABLE and not quiet
+        quiet = message.topic in _INTERNAL or is_probe(exec_id)
+        # What a power cut ends with the machine is not flushed: no exec is there after it.
+        durable = message.topic in _DURABLE and not exec_id
         with self._changes(entry, *execs, durable=durable) as tx:
             exec_ = self._change(entry, message)
             entry.last_sequence = message.sequence

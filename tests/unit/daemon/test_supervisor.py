@@ -12,10 +12,11 @@ import pytest
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
-from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.proto import states
+from lighter.proto import codec, events, states
 from lighter.proto.paths import Root, State
 
 pytestmark = pytest.mark.root
@@ -118,3 +119,22 @@ def test_what_has_a_forgotten_tasks_name_now_is_left_alone(place: Place) -> None
     assert [(one.incarnation, one.state) for one in place.store.load()] == [
         ("b" * 16, states.RUNNING)
     ]
+
+
+@pytest.mark.parametrize(("exec_id", "flushed"), [("", True), ("e", False)])
+def test_the_end_of_a_container_is_flushed_and_that_of_an_exec_is_not(
+    place: Place, exec_id: str, flushed: bool
+) -> None:
+    """A flush takes milliseconds in which nobody else is served; no exec outlives a power cut."""
+    entry = place.entry("a" * 16, states.RUNNING)
+    entry.execs["e"] = Exec("e", states.RUNNING, False, 1)
+    durable: list[str] = []
+    place.db.durable.set_trace_callback(durable.append)
+    body = {"exec_id": exec_id, "exit_status": 3, "exited_at": 5, "cause": ""}
+    router = ShimRouter(1, lambda _peer: None, lambda _peer, _event: True)
+    told = codec.Event(1, 1, events.EXIT, 5, body)
+    assert place.supervisor.on_event(Peer(router, entry.incarnation), told)
+    assert ("COMMIT" in durable) == flushed
+    (kept,) = place.store.load()
+    ended = kept.execs["e"] if exec_id else kept
+    assert ended.exit is not None and ended.exit.exit_status == 3
