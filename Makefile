@@ -56,7 +56,11 @@ lint: venv ## ruff and mypy --strict
 	cd packaging/rpm && ../../$(BIN)/mypy --strict .
 	cd .ci && ../$(BIN)/mypy --strict rows.py
 
-test: setup lint ## all set-up, lint, then every test but the long ones; needs root
+# What late tests need is made beside lint and the early ones, which leave a processor idle.
+test: setup venv ## all set-up, lint, then every test but the long ones; needs root
+	$(BIN)/python tests/prepare.py & preparing=$$!; \
+	trap 'kill $$preparing 2>/dev/null || true; wait $$preparing || true' EXIT; \
+	$(MAKE) lint; \
 	$(PYTEST) -m "not soak" --durations=25 --junitxml=.cache/results.xml $(wildcard $(TESTS:%=tests/%))
 
 test-vm: setup venv ## the tests in a virtual machine alone: cgroup v2, systemd, reboots, power cuts

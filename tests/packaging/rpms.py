@@ -12,6 +12,9 @@ _BUILD = Path(__file__).resolve().parents[2] / "packaging" / "rpm" / "build.py"
 BUILD_S = 900
 # A version above any of ours, for upgrades.
 NEXT = "0.99.0"
+# One that speaks protocols of its own, and can adopt nothing of ours.
+ALIEN = "0.98.0"
+ALIEN_PROTOCOLS = (99,)
 # Becomes the installed program: the same process, with the same arguments.
 _OVERLAID = """#!/bin/sh
 exec unshare --mount sh -c '

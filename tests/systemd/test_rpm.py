@@ -9,13 +9,12 @@ import pytest
 from lighter.proto.release import OWN
 from lighter.proto.version import VERSION
 from tests.harness import await_that
-from tests.packaging.rpms import NEXT, built
+from tests.packaging.rpms import ALIEN, ALIEN_PROTOCOLS, NEXT, built
 from tests.systemd import inside
 from tests.systemd.conftest import IMAGE, install
 from tests.systemd.machine import Machine
 from tests.underway import Traffic
 
-ALIEN = "0.98.0"
 OWN_PROTOCOLS = ", ".join(map(str, OWN.protocols))
 IDLE = 200  # containers that only have to be there, beside those with traffic
 RATE_MB = 20
@@ -31,7 +30,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def alien(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A version that speaks another protocol than ours, and nothing else."""
-    return built(tmp_path_factory.mktemp("alien"), ALIEN, PROTOCOLS=(99,))
+    return built(tmp_path_factory.mktemp("alien"), ALIEN, PROTOCOLS=ALIEN_PROTOCOLS)
 
 
 @pytest.fixture(autouse=True)
