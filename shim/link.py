@@ -52,16 +52,23 @@ class Link:
             self._writes = False
             self._loop.watch(self._fd, READ, self._on_ready)
         else:
-            self._loop.call_later(self._pause_s, self._connect)
-            self._pause_s = min(2 * self._pause_s, RECONNECT_MAX_S)
+            self._connect_later()
+
+    def _connect_later(self) -> None:
+        """After a pause, that grows until somebody says welcome."""
+        self._loop.call_later(self._pause_s, self._connect)
+        self._pause_s = min(2 * self._pause_s, RECONNECT_MAX_S)
 
     def _lost(self) -> None:
-        """The manager has gone: nothing more is sent before the welcome of the next."""
+        """The manager has gone: nothing more is sent before the welcome of the next.
+
+        One that takes connections and ends each is no reason to use a processor up.
+        """
         self._loop.unwatch(self._fd)
         self._dealer.close()
         self._version = 0
         self._outgoing.clear()
-        self._connect()
+        self._connect_later()
 
     @property
     def generation(self) -> int:

@@ -10,6 +10,7 @@ compared with the baseline, and only where nothing else uses the machine (CENSUS
 environment), since a neighbour's netns looks like a leaked one.
 """
 
+import ipaddress
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -181,7 +182,8 @@ def _names(folder: Path, prefix: str = "") -> Iterator[str]:
 
 def leftovers_on_disk(root: Path, state: Path) -> list[str]:
     """What an instance without containers still keeps of one: bundles, runc's state, FIFOs,
-    sockets for runc, exit records, what was attached to networks, half-written content.
+    sockets for runc, exit records, what was attached to networks and their addresses, half-written
+    content.
     """
     folders = (
         (state / "tasks", 2),
@@ -194,8 +196,19 @@ def leftovers_on_disk(root: Path, state: Path) -> list[str]:
         (root / "content" / "ingest", 1),
     )
     return [
-        str(path)
-        for folder, depth in folders
-        for path in sorted(folder.glob("/".join("*" * depth)))
-        if not path.name.startswith(".")
+        *(
+            str(path)
+            for folder, depth in folders
+            for path in sorted(folder.glob("/".join("*" * depth)))
+            if not path.name.startswith(".")
+        ),
+        *(str(path) for path in sorted((root / "addresses").glob("*/*")) if _is_address(path.name)),
     ]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -21,6 +21,8 @@ def store_problems(root: Path) -> list[str]:
             *_snapshots(connection, root),
             *_of_containers(connection),
         ]
+    except sqlite3.DatabaseError as error:
+        return [f"database: {error}"]
     finally:
         connection.close()
 

@@ -68,15 +68,17 @@ class Peer:
         finally:
             self._pending.forget(generation, ident)
 
-    def take(self, message: codec.Response | codec.Error) -> None:
+    def take(self, message: codec.Response | codec.Error) -> bool:
+        """Whether somebody waits for this answer."""
         self.silent_since = None
         waiting = self._pending.close(message.generation, message.ident)
         if waiting is None or waiting.done():
-            return
+            return False
         if isinstance(message, codec.Error):
             waiting.set_exception(from_wire(message.code, message.message, message.details))
         else:
             waiting.set_result(message.body)
+        return True
 
     def fail_all(self, why: str) -> None:
         for waiting in self._pending.drop_all():
@@ -315,5 +317,5 @@ class ShimRouter:
                 create.set_exception(from_wire(message.code, message.message, message.details))
             else:
                 create.set_result(message.body)
-        else:
-            peer.take(message)
+        elif not peer.take(message):
+            self.dropped += 1

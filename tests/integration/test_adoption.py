@@ -3,14 +3,16 @@
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import psutil
 import pytest
 
@@ -58,12 +60,17 @@ def test_the_next_manager_adopts_everything(lighterd: Lighterd, busybox: str, co
     lighterd.kill9()
     began = time.monotonic()
     lighterd.start()
+    assert time.monotonic() - began < 20  # a second or two; F38 allows it ten with 100
 
     def found() -> dict[str, str]:
         return {row["id"]: row["status"] for row in ask(lighterd, "tasks.list")["tasks"]}
 
     wanted = dict.fromkeys(pids, "running") | {"created": "created", "c1": "paused"}
     await_that(lambda: found() == wanted, 30, "all are listed as before")
+    # What rows alone say, for a while.
+    await_that(
+        lambda: ask(lighterd, "system.health")["shims"] == len(pids), 30, "all shims said hello"
+    )
     print(f"{count} containers are back after {time.monotonic() - began:.2f} s")
     assert sorted(lighterd.shims()) == shims
     assert {row["id"]: row["pid"] for row in ask(lighterd, "tasks.list")["tasks"]} == pids
@@ -130,6 +137,7 @@ def test_f38_a_manager_killed_during_its_own_start_makes_progress(
         *("start.completed:abort", "settle.exit-recorded:abort", "start.tidied:abort"),
     ]
     files: list[int] = []
+    deaths = 0
     for n in range(count):
         lighterd.launch(FAULT=points[n % len(points)])
         assert lighterd.process is not None
@@ -141,9 +149,14 @@ def test_f38_a_manager_killed_during_its_own_start_makes_progress(
         finished = point_is_over(lighterd, points[n % len(points)])
         if not finished:
             assert lighterd.process.wait(20) == -signal.SIGKILL
+            deaths += 1
         else:
             lighterd.kill9()
         files.append(sum(len(names) for _, _, names in os.walk(lighterd.base)))
+    # Four points are passed in each start, and a recovered task's as long as there are so many.
+    assert deaths >= count // 2, deaths
+    # Each has got further, though none of them ended in peace.
+    assert recorded_exits(lighterd) == ["ended", "exits", "lost", "removed"]
     lighterd.start()
     status = {row["id"]: row for row in ask(lighterd, "tasks.list")["tasks"]}
     assert status["running"]["status"] == "running"
@@ -156,6 +169,13 @@ def test_f38_a_manager_killed_during_its_own_start_makes_progress(
     exits = sorted(e["event"]["container_id"] for e in events if e["topic"] == "/tasks/exit")
     assert exits == ["ended", "exits", "lost", "removed"]
     assert max(files) <= files[0] + 5, files
+
+
+def recorded_exits(lighterd: Lighterd) -> list[str]:
+    """Whose ends are in the database, read without its manager."""
+    with closing(sqlite3.connect(f"file:{lighterd.root}/lighter.db?mode=ro", uri=True)) as opened:
+        rows = opened.execute("SELECT body FROM events WHERE topic = '/tasks/exit'").fetchall()
+    return sorted(msgpack.unpackb(row[0])["container_id"] for row in rows)
 
 
 def point_is_over(lighterd: Lighterd, fault: str) -> bool:
@@ -218,15 +238,18 @@ def test_claim_and_withdrawal_have_one_winner(tmp_path: Path, count: int) -> Non
 # the spawner
 
 
-def test_a_killed_spawner_is_replaced_and_its_shims_stay(lighterd: Lighterd, busybox: str) -> None:
+def test_a_killed_spawner_is_replaced_and_its_shims_stay(
+    lighterd: Lighterd, busybox: str, record_property: Callable[[str, object], None]
+) -> None:
     lives.begin(lighterd, busybox, "old", "sleep", "1000")
     shims, old = lighterd.shims(), spawner_of(lighterd)
     kill_by_pidfd(old)
     killed = time.monotonic()
+    await_that(lambda: spawner_of(lighterd) not in (0, old), 5, "a new spawner")
+    record_property("s until a new spawner", f"{time.monotonic() - killed:.2f}")
+    kill_by_pidfd(spawner_of(lighterd))
     # Asked in the gap, a create waits for the next spawner.
     lives.begin(lighterd, busybox, "new", "sleep", "1000")
-    assert time.monotonic() - killed < 5
-    assert spawner_of(lighterd) not in (0, old)
     assert set(shims) < set(lighterd.shims())
     assert lives.task(lighterd, "old")["status"] == "running"
     for n in range(5):

@@ -3,15 +3,18 @@
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 
+from lighter.daemon.metadata.db import Database
 from tests import census
+from tests.storecheck import store_problems
 
 MARK = "0badcafe"
 
@@ -95,26 +98,55 @@ def test_a_leak_of_each_kind_is_seen_and_its_end_too(kind: str, scratch: Path) -
     assert census.Census.settled(marks, before, deadline_s=5).get(kind) is None
 
 
-def leak_netns(undo: ExitStack) -> None:
+def leak_netns(undo: ExitStack) -> str:
     subprocess.run(["ip", "netns", "add", f"lighter-{MARK}"], check=True)
     undo.callback(subprocess.run, ["ip", "netns", "delete", f"lighter-{MARK}"], check=True)
+    return f"lighter-{MARK}"
 
 
-def leak_link(undo: ExitStack) -> None:
+def leak_link(undo: ExitStack) -> str:
     subprocess.run(["ip", "link", "add", f"lt{MARK}", "type", "veth"], check=True)
     undo.callback(subprocess.run, ["ip", "link", "delete", f"lt{MARK}"], check=True)
+    return f"lt{MARK}"
 
 
-def leak_shared_memory(undo: ExitStack) -> None:
+def leak_shared_memory(undo: ExitStack) -> str:
     path = Path(f"/dev/shm/lighter-{MARK}")
     path.touch()
     undo.callback(path.unlink)
+    return path.name
 
 
-UNMARKED: dict[str, Callable[[ExitStack], None]] = {
+def leak_any_mount(undo: ExitStack) -> str:
+    point = undo.enter_context(tempfile.TemporaryDirectory(prefix=f"any-{MARK}-", dir="/tmp"))
+    subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
+    undo.callback(subprocess.run, ["umount", point], check=True)
+    return point
+
+
+def leak_loop_device(undo: ExitStack) -> str:
+    folder = undo.enter_context(tempfile.TemporaryDirectory(prefix=f"loop-{MARK}-"))
+    disk = Path(folder, "disk")
+    disk.write_bytes(bytes(1 << 20))
+    argv = ["losetup", "--find", "--show", disk]
+    device = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    undo.callback(subprocess.run, ["losetup", "--detach", device], check=True)
+    return os.path.basename(device)
+
+
+def leak_temporary_directory(undo: ExitStack) -> str:
+    return os.path.basename(
+        undo.enter_context(tempfile.TemporaryDirectory(prefix=f"lighter-{MARK}-", dir="/tmp"))
+    )
+
+
+UNMARKED: dict[str, Callable[[ExitStack], str]] = {
+    "any mount": leak_any_mount,
     "netns": leak_netns,
     "link": leak_link,
+    "loop device": leak_loop_device,
     "shared memory": leak_shared_memory,
+    "temporary directory": leak_temporary_directory,
 }
 
 
@@ -123,8 +155,12 @@ def test_on_a_machine_of_our_own_unmarked_kinds_are_compared(kind: str) -> None:
     alone = census.Owners(exclusive=True)
     before = census.Census.take(alone)
     with ExitStack() as undo:
-        UNMARKED[kind](undo)
-        assert any(MARK in thing for thing in census.Census.take(alone).since(before)[kind])
+        thing = UNMARKED[kind](undo)
+        assert thing in census.Census.take(alone).since(before)[kind]
+
+
+def test_no_kind_is_without_a_leak_of_its_own() -> None:
+    assert set(census.Census.take(census.Owners(exclusive=True)).things) == {*LEAKS, *UNMARKED}
 
 
 def test_nothing_of_a_neighbour_counts(scratch: Path) -> None:
@@ -144,7 +180,66 @@ def test_leftovers_of_a_container_on_disk_are_seen(tmp_path: Path) -> None:
         state / "s" / "01234567",
         root / "exits" / "default" / "web.json",
         root / "content" / "ingest" / "abc",
+        root / "addresses" / "default" / "10.88.0.2",
     ):
         path.mkdir(parents=True)
         assert census.leftovers_on_disk(root, state) == [str(path)]
         path.rmdir()
+    # What host-local keeps beside them, for the next address.
+    (root / "addresses" / "default" / "last_reserved_ip.0").touch()
+    assert census.leftovers_on_disk(root, state) == []
+
+
+def put(root: Path, table: str, **values: object) -> None:
+    """A row with these values, and something in each other column, whatever it refers to."""
+    with closing(sqlite3.connect(root / "lighter.db")) as opened:
+        columns = [(row[1], row[2]) for row in opened.execute(f"PRAGMA table_info({table})")]
+        row = {name: 1 if "INT" in kind else name for name, kind in columns} | values
+        marks = ",".join("?" * len(row))
+        opened.execute(f"INSERT INTO {table}({','.join(row)}) VALUES({marks})", list(row.values()))
+        opened.commit()
+
+
+def blob_without_a_row(root: Path) -> None:
+    (root / "content" / "blobs" / "sha256").mkdir(parents=True)
+    (root / "content" / "blobs" / "sha256" / "ab").touch()
+
+
+def directory_without_a_row(root: Path) -> None:
+    (root / "snapshots" / "overlayfs" / "7").mkdir(parents=True)
+
+
+def damaged(root: Path) -> None:
+    with (root / "lighter.db").open("r+b") as file:
+        file.seek(4096)  # the second page: a table
+        file.write(b"\xff" * 64)
+
+
+STORES: dict[str, Callable[[Path], None]] = {
+    "blob without a record: sha256:ab": blob_without_a_row,
+    "record without its blob: sha256:ab": lambda root: put(root, "content", digest="sha256:ab"),
+    "image without its content: sha256:ab": lambda root: put(root, "images", digest="sha256:ab"),
+    "snapshot directory without a record: overlayfs/7": directory_without_a_row,
+    "snapshot record without its directory: native/7": lambda root: put(
+        root, "snapshots", snapshotter="native", number=7, parent=None
+    ),
+    "snapshot of no container: k": lambda root: put(
+        root, "snapshots", kind="active", key="k", parent=None
+    ),
+    "row of containers: ('namespace', 'web'": lambda root: put(root, "containers", id="web"),
+    "row of tasks: ('namespace', 'web'": lambda root: put(root, "tasks", id="web"),
+    "row of execs: ('namespace', 'web'": lambda root: put(root, "execs", id="web"),
+    "row of trash: ('owner', 'name'": lambda root: put(root, "trash"),
+    "database: broken reference ('snapshots'": lambda root: put(root, "snapshots", parent=99),
+    "database: ": damaged,
+}
+
+
+@pytest.mark.parametrize("problem", STORES)
+def test_a_difference_between_records_and_disk_is_seen(problem: str, tmp_path: Path) -> None:
+    Database(str(tmp_path / "lighter.db")).close()
+    with closing(sqlite3.connect(tmp_path / "lighter.db")) as opened:
+        opened.execute("PRAGMA journal_mode = DELETE")
+    assert store_problems(tmp_path) == []
+    STORES[problem](tmp_path)
+    assert any(line.startswith(problem) for line in store_problems(tmp_path)), problem

@@ -201,7 +201,11 @@ def sweep(lighterd: Lighterd, points: list[str], action: str) -> None:
         except (AssertionError, errors.LighterError, NoAnswer) as error:
             wrong.append(f"{point}:{action}: {type(error).__name__} {error}")
             wrong.append(lighterd.log_end(3000))
-            break
+            try:
+                lighterd.clear()
+            except Exception as error:
+                wrong.append(f"what is behind {point} was not tried: {error!r}")
+                break
         print(f"{point}:{action} {time.monotonic() - began:.2f} s")
         lighterd.stop()
     assert not wrong, "\n".join(wrong)

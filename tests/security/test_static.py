@@ -75,6 +75,33 @@ def test_sec64_no_address_is_abstract() -> None:
                 assert "ipc://@" not in node.value and "tcp://" not in node.value, name
 
 
+def test_no_socket_of_zeromq_is_read_by_its_own_asyncio_classes() -> None:
+    """They make a detour for each message, and take the edge of a descriptor that both use."""
+    found = []
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found += [(name, a.name) for a in node.names if a.name.startswith("zmq.")]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "zmq":
+                found += [(name, f"{node.module}.{a.name}") for a in node.names]
+            elif isinstance(node, ast.Attribute) and ast.unparse(node) == "zmq.asyncio":
+                found.append((name, "zmq.asyncio"))
+    assert [where for where in found if "asyncio" in where[1]] == []
+
+
+def test_nothing_that_forks_loads_zeromq() -> None:
+    """The threads of a context stay behind in the parent."""
+    found = [
+        name
+        for name, tree in trees()
+        if name.split("/")[0] in ("shim", "proto", "ctl")
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Import) and any(a.name == "zmq" for a in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "zmq")
+    ]
+    assert found == []
+
+
 def test_sec68_libzmq_has_the_fixes() -> None:
     version = tuple(int(part) for part in zmq.zmq_version().split("."))
     assert version >= (4, 3, 5)

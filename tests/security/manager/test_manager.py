@@ -513,6 +513,26 @@ def test_sec76_the_shim_is_outside_the_containers_cgroup_and_dies_last(
     assert score[pid] >= score[shim] and score[pid] == max(own, 0)
 
 
+def test_sec76_a_shim_has_the_managers_oom_score_and_a_container_its_own(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    """What protects the manager protects its shims, and no container. Raising is allowed to all."""
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    lighterd = make_lighterd()
+    raised = min(max(own, 0) + 100, 1000)
+    lighterd.prefix = ["sh", "-c", f'echo {raised} >/proc/self/oom_score_adj; exec "$@"', "sh"]
+    lighterd.start()
+    image = lighterd.import_busybox()
+    lighterd.ctl("run", "-d", image, "x", "sleep", "1000", check=True)
+    (shim,) = lighterd.shims()
+    container = init_pid(lighterd, "x")
+    score = [
+        int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+        for pid in (lighterd.pid, shim, container)
+    ]
+    assert score == [raised, raised, max(own, 0)]
+
+
 def test_sec77_a_secret_in_the_environment_is_in_no_argument_log_or_event(
     lighterd: Lighterd, busybox: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import select
+import socket
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import zmq
 
 from lighter.daemon import sockets
-from lighter.proto import codec
+from lighter.proto import codec, zmtp
 from lighter.proto.dealer import Dealer
 from lighter.proto.errors import InvalidArgument
 
@@ -119,6 +120,49 @@ def test_what_was_unsent_never_reaches_the_next_manager(
     assert second.recv_multipart() == [b"abc", b""]
     assert not second.poll(200)
     dealer.close()
+
+
+def test_nothing_is_taken_for_a_manager_that_is_not_there(context: Any, path: str) -> None:
+    dealer = Dealer(path, b"abc", 4096)
+    assert not dealer.connect()
+    assert not dealer.send([b"\1", b"kill"])
+    router = sockets.bind_router(context, path, 0o600, -1, sockets.SHIM_HWM)
+    assert dealer.connect()
+    while not router.poll(20):
+        list(dealer.receive())
+    assert router.recv_multipart() == [b"abc", b""]
+    assert not router.poll(200)
+    dealer.close()
+
+
+def test_each_connection_shows_as_an_empty_message(context: Any, path: str) -> None:
+    for _ in range(3):
+        router = sockets.bind_router(context, path, 0o600, -1, sockets.SHIM_HWM)
+        dealer = greeted(router, path)
+        router.close(0)
+        assert take(dealer) == []
+        dealer.close()
+
+
+def test_a_message_waits_for_the_peers_ready(path: str) -> None:
+    """libzmq closes a connection on which one comes earlier than it has sent its own."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        dealer = Dealer(path, b"abc", 4096)
+        assert dealer.connect()
+        opened, _ = listener.accept()
+        with opened:
+            assert opened.recv(4096) == zmtp.opening(b"abc")
+            opened.sendall(zmtp.GREETING)
+            assert select.select([dealer], [], [], WAIT_S)[0]
+            assert list(dealer.receive()) == []
+            assert not select.select([opened], [], [], 0.2)[0]
+            opened.sendall(zmtp.command(b"\x05READY"))
+            assert select.select([dealer], [], [], WAIT_S)[0]
+            assert list(dealer.receive()) == []
+            assert opened.recv(4096) == zmtp.PROBE
+        dealer.close()
 
 
 def test_an_oversize_message_costs_the_connection(router: "zmq.Socket[bytes]", path: str) -> None:

@@ -1,8 +1,10 @@
 """The shims' ROUTER: who may say hello, and peers that do not keep to the protocol."""
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from lighter.daemon import sockets
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.proto import codec
+from lighter.proto.calls import MAX_OUTSTANDING
+from lighter.proto.errors import DeadlineExceeded
 from tests import zeromq
 from tests.harness import await_that
 from tests.unit.daemon import hostile
@@ -190,6 +194,44 @@ def test_no_common_version_is_a_hello_too(at: Setting) -> None:
     with at.shim(chosen=0, protocols=[77]):
         await_that(lambda: at.hellos, 30, "the hello is taken")
     assert (at.hellos[0]["protocols"], at.router.peers[ME].version) == ([77], 0)
+
+
+def test_a_late_answer_and_a_second_one_reach_nobody(at: Setting) -> None:
+    def ask(timeout_s: float) -> "Future[Any]":
+        call = at.router.peers[ME].call("kill", {}, timeout_s)
+        return asyncio.run_coroutine_threadsafe(call, at.serving.loop)
+
+    def asked() -> int:
+        while True:
+            assert socket.poll(20_000)
+            message = codec.decode(socket.recv_multipart())
+            if isinstance(message, codec.Request):
+                return message.ident
+
+    def answer(ident: int, body: Any) -> None:
+        socket.send_multipart(codec.encode(codec.Response(GENERATION, ident, body)))
+
+    with at.shim() as socket:
+        await_that(lambda: at.hellos, 30, "the hello is taken")
+        late = ask(0.05)
+        ident = asked()
+        with pytest.raises(DeadlineExceeded):
+            late.result(20)
+        answer(ident, "late")
+        first = ask(20)
+        ident = asked()
+        for body in ("first", "second", "third"):
+            answer(ident, body)
+        assert first.result(20) == "first"
+        next_ = ask(20)
+        answer(asked(), "next")
+        assert next_.result(20) == "next"
+        assert at.router.dropped == 3
+        # As many as may be open at a time are free again.
+        for _ in range(2 * MAX_OUTSTANDING):
+            again = ask(20)
+            answer(asked(), "again")
+            assert again.result(20) == "again"
 
 
 def test_events_wait_for_those_who_follow_them(at: Setting) -> None:

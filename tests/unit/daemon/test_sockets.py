@@ -77,65 +77,6 @@ def probed(router: Socket, *dealers: Socket) -> bytes:
     return peer
 
 
-def test_a_connect_shows_as_an_empty_message(ctx: Context, path: str) -> None:
-    router = bind(ctx, path)
-    dealer = connect(ctx, path, b"incarnation-00001")
-    assert receive(router, dealer) == [b"incarnation-00001", b""]
-    router.send_multipart([b"incarnation-00001", b"welcome"], zmq.NOBLOCK)
-    assert receive(dealer) == [b"welcome"]
-
-
-def test_each_reconnect_shows_again(ctx: Context, path: str) -> None:
-    router = bind(ctx, path)
-    dealer = connect(ctx, path, b"a")
-    probed(router, dealer)
-    for _ in range(3):
-        router.close(0)
-        wait_closed(path)
-        router = bind(ctx, path)
-        assert probed(router, dealer) == b"a"
-    dealer.send_multipart([b"again"], zmq.NOBLOCK)
-    assert receive(router, dealer) == [b"a", b"again"]
-
-
-def wait_closed(path: str) -> None:
-    """Until nobody listens at the path: close() is done by libzmq's own thread."""
-    end = time.monotonic() + PATIENCE_MS / 1000
-    while time.monotonic() < end:
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(path):
-                return
-        time.sleep(0.005)
-    raise AssertionError(f"{path} still listens")
-
-
-def test_nothing_is_queued_for_a_manager_that_is_not_there(ctx: Context, path: str) -> None:
-    dealer = connect(ctx, path, b"a")
-    with pytest.raises(zmq.Again):
-        dealer.send_multipart([b"kill"], zmq.NOBLOCK)
-    router = bind(ctx, path)
-    probed(router, dealer)
-    assert silent(router, dealer)
-
-
-def test_f74_what_was_asked_of_a_dead_manager_does_not_reach_the_next(
-    ctx: Context, path: str
-) -> None:
-    first = bind(ctx, path)
-    dealer = connect(ctx, path, b"a")
-    probed(first, dealer)
-    first.close(0)
-    wait_closed(path)
-    # As soon as the DEALER has seen the end, a send is refused; until then it may go to the dead.
-    end = time.monotonic() + PATIENCE_MS / 1000
-    with pytest.raises(zmq.Again):
-        while time.monotonic() < end:
-            dealer.send_multipart([b"kill"], zmq.NOBLOCK)
-    second = bind(ctx, path)
-    assert probed(second, dealer) == b"a"
-    assert silent(second, dealer)
-
-
 def test_a_send_to_a_peer_that_is_gone_fails_instead_of_vanishing(ctx: Context, path: str) -> None:
     router = bind(ctx, path)
     with pytest.raises(zmq.ZMQError) as caught:
@@ -176,18 +117,6 @@ def test_a_message_over_the_cap_costs_its_sender_the_connection(ctx: Context, pa
     dealer.send_multipart([bytes(codec.MAX_MESSAGE_BYTES + 65)], zmq.NOBLOCK)
     assert probed(router, dealer) == b"a"  # connected anew; the message is gone
     assert silent(router, dealer)
-
-
-def test_a_peer_that_is_sent_one_over_the_cap_never_comes_back(ctx: Context, path: str) -> None:
-    """libzmq does not reconnect after a protocol error: only the sender's codec prevents this."""
-    router = bind(ctx, path)
-    dealer = connect(ctx, path, b"a")
-    probed(router, dealer)
-    router.send_multipart([b"a", bytes(codec.MAX_MESSAGE_BYTES + 65)], zmq.NOBLOCK)
-    assert silent(router, dealer)
-    assert silent(dealer)
-    with pytest.raises(zmq.Again):
-        dealer.send_multipart([b"x"], zmq.NOBLOCK)
 
 
 def test_the_largest_message_passes(ctx: Context, path: str) -> None:
@@ -248,7 +177,7 @@ def test_sec_64_no_abstract_sockets(ctx: Context) -> None:
 def test_many_peers_connect_at_once(ctx: Context, path: str) -> None:
     """All are there soon; the default backlog of 100 would leave most to a later attempt."""
     router = bind(ctx, path)
-    assert router.getsockopt(zmq.BACKLOG) == sockets.BACKLOG
+    assert int(router.getsockopt(zmq.BACKLOG)) >= 1024
     dealers = {b"%d" % number: connect(ctx, path, b"%d" % number) for number in range(300)}
     assert {probed(router, *dealers.values()) for _ in dealers} == set(dealers)
 

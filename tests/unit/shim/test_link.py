@@ -2,7 +2,9 @@
 
 import os
 import random
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from lighter.proto import codec, errors
 from lighter.proto.calls import MAX_OUTSTANDING
+from lighter.shim.link import Link
+from lighter.shim.loop import READ, Loop
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager, Shim
 
@@ -311,6 +315,9 @@ def test_f73_truncated_and_flooding_messages(manager: FakeManager, shim: Shim) -
         codec.Request(manager.generation, 1, "task", "no_such_method", None, {}, _kill_body())
     )
     choice = random.Random(1)
+    with pytest.raises(errors.Unimplemented):
+        shim.call("no_such_method")
+    before = private_kib(shim.pid)
     for _ in range(2000):
         cut = bytearray(whole[1][: choice.randrange(len(whole[1]))])
         if cut:
@@ -324,6 +331,71 @@ def test_f73_truncated_and_flooding_messages(manager: FakeManager, shim: Shim) -
     with pytest.raises(errors.Unimplemented):
         shim.call("no_such_method")
     os.kill(shim.event("create")["pid"], 0)
+    assert private_kib(shim.pid) - before < 512
+
+
+def private_kib(pid: int) -> int:
+    """What a process has of its own, in memory."""
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(row.split()[1]) for row in rows if row.startswith("Private_"))
+
+
+def test_f73_answers_nobody_waits_for_are_counted_and_change_nothing(
+    manager: FakeManager, loop: Loop
+) -> None:
+    """A link in this process, so that its count can be seen."""
+    asked: list[codec.Request] = []
+    link = Link(loop, str(manager.base / "shims.sock"), "0123456789abcdef", dict, asked.append)
+
+    def turns_until(condition: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end, what
+            loop.call_later(0.01, loop.stop)
+            loop.run()
+            manager.pump(0)
+
+    turns_until(lambda: manager.hellos, "it says hello")
+    here, gone = manager.generation, manager.generation - 1
+    useless: list[codec.Message] = [
+        codec.Response(here, 1, {}),  # of nothing that it asked for
+        codec.Error(here, 1, "internal", "", {}),
+        codec.Request(gone, 2, "task", "kill", None, {}, {}),
+        codec.Ack(gone, 1 << 40),
+        codec.Hello(here, 1, [], {}),
+        codec.Welcome(gone, [1], []),
+    ]
+    link.publish("/tasks/exit", {})
+    for message in useless * 3:
+        manager.send("0123456789abcdef", codec.encode(message))
+    manager.send("0123456789abcdef", [b"\1", b"\xc1"])
+    turns_until(lambda: link.dropped == 3 * len(useless) + 1, "each is counted")
+    assert (asked, len(manager.hellos)) == ([], 1)
+    link.close()
+
+
+def test_a_manager_that_ends_each_connection_is_not_asked_without_a_pause(
+    manager: FakeManager, loop: Loop
+) -> None:
+    manager.vanish()
+    path = manager.base / "other.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(64)
+        link = Link(loop, str(path), "0123456789abcdef", dict, lambda _: None)
+        came: list[float] = []
+
+        def on_ready(_events: int) -> None:
+            listener.accept()[0].close()
+            came.append(time.monotonic())
+
+        loop.watch(listener.fileno(), READ, on_ready)
+        loop.call_later(1.0, loop.stop)
+        loop.run()
+        loop.unwatch(listener.fileno())
+        link.close()
+    # 20, 40, 80 and 160 ms, then 200 each time.
+    assert 2 <= len(came) <= 10, came
 
 
 def test_an_idle_shim_sleeps(manager: FakeManager, shim: Shim) -> None:
