@@ -214,10 +214,15 @@ class Manager:
         from lighter.daemon.grpc.callcounts import CallCounts
 
         counts = CallCounts() if self._config.metrics_address else None
-        server = wiring.grpc_server(services, counts)
+        traces = wiring.traces(services, os.environ)
+        watchers = [watcher for watcher in (counts, traces) if watcher is not None]
+        server = wiring.grpc_server(services, watchers)
         await server.start(self._config.address or self._state.grpc_socket)
         undo.push_async_callback(server.close)
         in_background = services.supervisor.in_background
+        if traces is not None:
+            await _loaded("aiohttp")
+            undo.push_async_callback(_ended, asyncio.ensure_future(traces.run()))
         if (tls := wiring.tls(self._config)) is not None:
             in_background(_keep_trying(partial(server.start_tcp, tls)))
         if counts is not None:
@@ -336,6 +341,12 @@ async def _keep_trying(listen: Callable[[], Awaitable[None]]) -> None:
                 log.error("%s; trying on", error.message)
             told = error.message
         await asyncio.sleep(LISTEN_AGAIN_S)
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    """Cancel it, and wait until it has put its things away."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _loaded(module: str) -> None:

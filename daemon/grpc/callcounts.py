@@ -1,21 +1,13 @@
 """How many calls there were and how they ended, by the names of go-grpc-prometheus."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, cast
 
-import grpc
 from google.protobuf.descriptor import MethodDescriptor
 
+from lighter.daemon.grpc.watching import Context, Ended
 from lighter.daemon.prometheus import Family, Sample
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Unary = Callable[[Any, Context], Awaitable[Any]]
-Streaming = Callable[[Any, Context], AsyncIterator[Any]]
 Method = tuple[str, str, str]  # type, service, method
-
-_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class CallCounts:
@@ -24,6 +16,15 @@ class CallCounts:
     def __init__(self) -> None:
         self.started: Counter[Method] = Counter()
         self.handled: Counter[tuple[Method, str]] = Counter()
+
+    def begin(self, rpc: MethodDescriptor, _context: Context) -> Ended:
+        method = _method(rpc)
+        self.started[method] += 1
+
+        def ended(code: str) -> None:
+            self.handled[method, code] += 1
+
+        return ended
 
     def families(self) -> list[Family]:
         return [
@@ -41,55 +42,6 @@ class CallCounts:
                 ],
             ),
         ]
-
-
-def counted_unary(handle: Unary, counts: CallCounts, rpc: MethodDescriptor) -> Unary:
-    method = _method(rpc)
-
-    async def counted(request: Any, context: Context) -> Any:
-        counts.started[method] += 1
-        code = "Canceled"
-        try:
-            answer = await handle(request, context)
-            code = "OK"
-            return answer
-        except grpc.aio.AbortError:
-            code = _spelled(context)
-            raise
-        finally:
-            counts.handled[method, code] += 1
-
-    return counted
-
-
-def counted_stream(handle: Streaming, counts: CallCounts, rpc: MethodDescriptor) -> Streaming:
-    method = _method(rpc)
-
-    async def counted(request: Any, context: Context) -> AsyncIterator[Any]:
-        counts.started[method] += 1
-        code = "Canceled"
-        try:
-            async with aclosing(cast("Any", handle(request, context))) as answers:
-                async for answer in answers:
-                    yield answer
-            code = "OK"
-        except grpc.aio.AbortError:
-            code = _spelled(context)
-            raise
-        finally:
-            counts.handled[method, code] += 1
-
-    return counted
-
-
-def _spelled(context: Context) -> str:
-    """As Go writes it: NotFound, and Canceled with one l."""
-    found: Any = context.code()
-    code = found if isinstance(found, grpc.StatusCode) else _BY_NUMBER.get(found)
-    if code is None:
-        return "Unknown"
-    name = "".join(word.capitalize() for word in code.name.split("_"))
-    return {"Ok": "OK", "Cancelled": "Canceled"}.get(name, name)
 
 
 def _method(rpc: MethodDescriptor) -> Method:

@@ -17,9 +17,9 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from lighter.daemon.grpc.callcounts import CallCounts, counted_stream, counted_unary
 from lighter.daemon.grpc.calls import streaming, unary
 from lighter.daemon.grpc.tls import Tls, credentials
+from lighter.daemon.grpc.watching import Watcher, watched_stream, watched_unary
 from lighter.daemon.limits import descriptor_limit
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
 from lighter.proto.paths import check_socket_path
@@ -64,10 +64,10 @@ class GrpcServer:
     """Serves on one path; `close` ends what is under way and waits for its clean-up."""
 
     def __init__(
-        self, services: Sequence[Service], settings: Settings, counts: CallCounts | None = None
+        self, services: Sequence[Service], settings: Settings, watchers: Sequence[Watcher] = ()
     ) -> None:
         self._services = services
-        self._counts = counts
+        self._watchers = watchers
         self._settings = settings
         self._servers: list[grpc.aio.Server] = []
 
@@ -149,7 +149,7 @@ class GrpcServer:
             ]
         )
         server.add_generic_rpc_handlers(
-            tuple(_handlers(service, self._counts) for service in self._services)
+            tuple(_handlers(service, self._watchers) for service in self._services)
         )
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -190,19 +190,19 @@ def _size(configured: int) -> int:
     return configured or DEFAULT_MESSAGE_SIZE
 
 
-def _handlers(service: Service, counts: CallCounts | None) -> grpc.GenericRpcHandler:
+def _handlers(service: Service, watchers: Sequence[Watcher]) -> grpc.GenericRpcHandler:
     """What grpc asks for a method of this service, made from the descriptors of pb/."""
     described: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(service.NAME)
     methods = {}
     for rpc in described.methods:
         method = getattr(service, _snake(rpc.name), None)
         if method is not None:
-            methods[rpc.name] = _handler(rpc, method, counts)
+            methods[rpc.name] = _handler(rpc, method, watchers)
     return grpc.method_handlers_generic_handler(service.NAME, methods)
 
 
 def _handler(
-    rpc: MethodDescriptor, method: Any, counts: CallCounts | None
+    rpc: MethodDescriptor, method: Any, watchers: Sequence[Watcher]
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     name = f"{rpc.containing_service.full_name}/{rpc.name}"
     read = GetMessageClass(rpc.input_type).FromString
@@ -211,8 +211,8 @@ def _handler(
         raise InvalidArgument(f"serve {name}: no rpc of this API streams to one answer")
     if not rpc.server_streaming:
         answer = unary(name, method)
-        if counts is not None:
-            answer = counted_unary(answer, counts, rpc)
+        if watchers:
+            answer = watched_unary(answer, watchers, rpc)
         return grpc.unary_unary_rpc_method_handler(answer, read, write)
     make = (
         grpc.stream_stream_rpc_method_handler
@@ -220,8 +220,8 @@ def _handler(
         else grpc.unary_stream_rpc_method_handler
     )
     answers = streaming(name, method)
-    if counts is not None:
-        answers = counted_stream(answers, counts, rpc)
+    if watchers:
+        answers = watched_stream(answers, watchers, rpc)
     return make(answers, read, write)
 
 

@@ -1,5 +1,6 @@
 """Which service of the API gets which of the manager's."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lighter.daemon.app import Services
@@ -21,6 +22,7 @@ from lighter.daemon.grpc.tasks import TasksService
 from lighter.daemon.grpc.tls import Tls
 from lighter.daemon.grpc.transfer import Parts, TransferService
 from lighter.daemon.grpc.version import VersionService
+from lighter.daemon.grpc.watching import Watcher
 from lighter.daemon.images.exporter import Exporter
 from lighter.daemon.images.layers import Layers
 from lighter.daemon.listening import tcp_address
@@ -29,11 +31,12 @@ from lighter.daemon.version import REVISION
 from lighter.proto.version import VERSION
 
 if TYPE_CHECKING:
+    from lighter.daemon.grpc.tracing import Traces
     from lighter.daemon.metricserver import MetricServer
 
 
-def grpc_server(s: Services, counts: CallCounts | None = None) -> GrpcServer:
-    """The front end, not started yet; `counts` are kept of its calls."""
+def grpc_server(s: Services, watchers: Sequence[Watcher] = ()) -> GrpcServer:
+    """The front end, not started yet; `watchers` hear of its calls."""
     streams, sandboxes = Streams(), SandboxStore(s.db)
     services: list[Service] = [
         VersionService(VERSION, REVISION),
@@ -74,8 +77,18 @@ def grpc_server(s: Services, counts: CallCounts | None = None) -> GrpcServer:
             s.config.max_recv_message_size,
             s.config.max_send_message_size,
         ),
-        counts,
+        watchers,
     )
+
+
+def traces(s: Services, environ: Mapping[str, str]) -> "Traces | None":
+    """Who sends a span for each call; None where nobody asked for it."""
+    if not any(name.startswith("OTEL_EXPORTER_OTLP") for name in environ):
+        return None
+    from lighter.daemon.grpc.tracing import Traces, settings_of
+
+    wanted = settings_of(environ)
+    return Traces(wanted, VERSION, s.db.uuid) if wanted else None
 
 
 def tls(config: Config) -> Tls | None:
