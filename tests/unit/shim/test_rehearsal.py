@@ -84,6 +84,24 @@ def test_what_a_killed_one_left_is_cleared_by_the_next(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_on_a_slow_host_it_ends_with_the_life_that_is_late(tmp_path: Path) -> None:
+    """Otherwise the manager would give the spawner up, and start another one as slow."""
+    script = """
+import sys
+from lighter.proto.errors import DeadlineExceeded
+from lighter.shim import rehearsal
+rehearsal.LIMIT_S = 0.0
+lives, birth = [], lambda: lives.append(1)
+try:
+    rehearsal.rehearse(sys.argv[1], birth)
+except DeadlineExceeded as late:
+    print(late, len(lives))
+"""
+    code, out, _ = output(rehearse(tmp_path / "r", script))
+    assert (code, out) == (0, "play lives: not over in 0 s 1\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_fault_points_are_for_shims(tmp_path: Path) -> None:
     assert output(rehearse(tmp_path / "r", FAULT="shim.runc-created:abort")) == (0, "", "")
 
