@@ -13,7 +13,7 @@ import gc
 import os
 import sys
 
-from lighter.ctl.cli import Interrupted, Session, ctl
+from lighter.ctl.cli import Interrupted, OtherVersion, Session, ctl
 from lighter.ctl.grammar import Done, UsageError
 from lighter.ctl.reading import read
 from lighter.proto.errors import DeadlineExceeded, LighterError
@@ -71,6 +71,10 @@ def _run(args: list[str]) -> int:
     except Interrupted as interrupted:
         return 128 + interrupted.signum
     except LighterError as error:
+        if isinstance(error, OtherVersion):
+            from lighter.ctl.kept import become
+
+            become(session.manager.path, sys.argv[1:])
         if session.debug:
             sys.excepthook(*sys.exc_info())
         session.complain(error.message)

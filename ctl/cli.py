@@ -10,7 +10,7 @@ import os
 import sys
 
 from lighter.ctl import grammar
-from lighter.proto.errors import InvalidArgument
+from lighter.proto.errors import InvalidArgument, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ class Interrupted(Exception):
     def __init__(self, signum: int) -> None:
         super().__init__(f"signal {signum}")
         self.signum = signum
+
+
+class OtherVersion(Unavailable):
+    """The manager shares no protocol with this ctl, and nothing was asked of it yet."""
 
 
 class Session:

@@ -288,7 +288,10 @@ class Manager:
         identity = {"kind": "client", "pid": os.getpid(), "version": VERSION}
         self._try_send(codec.Hello(welcome.generation, version, [], identity))
         if version == 0:
-            raise Unavailable(
+            from lighter.ctl.cli import OtherVersion
+
+            # Who was spoken with before may have been asked for something, and is not asked again.
+            raise (Unavailable if self._version else OtherVersion)(
                 f"connect {self.path}: the manager speaks versions {welcome.versions} of the "
                 f"protocol, ctl {VERSION} speaks {list(codec.SUPPORTED)}"
             )

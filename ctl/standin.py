@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lighter.ctl.cli import Session
+from lighter.ctl.cli import OtherVersion, Session
+from lighter.ctl.kept import HANDED_OVER
 from lighter.proto.errors import Unavailable
 
 START_S = 20.0
@@ -20,11 +21,14 @@ STOP_S = 10.0
 def stand_in(session: Session, command: str) -> Iterator[None]:
     """Inside, a manager serves: the one that does already, or else `command` is run for it.
 
-    Raises Unavailable when none answers and `command` is "", or does not come up.
+    Raises Unavailable when none answers and `command` is "", or does not come up; OtherVersion,
+    with nothing left running, when it is of a version that this ctl does not speak with.
     """
     try:
         session.manager.connect()
         argv = []
+    except OtherVersion:
+        raise
     except Unavailable as err:
         if not command:
             raise
@@ -33,7 +37,8 @@ def stand_in(session: Session, command: str) -> Iterator[None]:
     if not argv:
         yield
         return
-    environ = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    own = ("NOTIFY_SOCKET", HANDED_OVER)
+    environ = {name: value for name, value in os.environ.items() if name not in own}
     try:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environ)
     except OSError as err:
@@ -56,6 +61,8 @@ def _await_answer(session: Session, process: "subprocess.Popen[bytes]", command:
         try:
             session.manager.connect()
             return
+        except OtherVersion:
+            raise
         except Unavailable:
             if process.poll() is not None:
                 raise Unavailable(f"run {command}: it ended with {process.returncode}") from None

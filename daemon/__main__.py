@@ -24,16 +24,17 @@ PAUSE_S = 1.0
 STARTING_S = 10.0  # who ended later than this had started
 
 
-def main(spawner: Sequence[str] = SPAWNER, cores: str = "") -> None:
+def main(spawner: Sequence[str] = SPAWNER, cores: str = "", ctl: str = "") -> None:
     """Entry of `lighterd`. `spawner`: the command line that starts this version's spawner.
 
     `cores`: the directory of the installed versions, for a launcher that may choose another.
+    `ctl`: this version's own.
     """
     begun = time.monotonic()
     supervised = "NOTIFY_SOCKET" in os.environ
     # A start makes much and drops little. The collector is turned on when all is there.
     gc.disable()
-    installed = Installed(tuple(spawner), cores)
+    installed = Installed(tuple(spawner), cores, ctl)
     called = "containerd" if os.path.basename(sys.argv[0]) == "containerd" else "lighterd"
     try:
         # A shell that completes words runs the program without any: click answers that.

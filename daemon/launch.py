@@ -10,7 +10,7 @@ process and with the same arguments. That one goes on saying why until it is sta
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lighter.daemon.upgrade import judge, running_shims, schema_of
@@ -33,11 +33,11 @@ class StandIn(NamedTuple):
     reason: str
 
 
-def stand_in(cores: str, root: Root, state: State, own: Release = OWN) -> StandIn | None:
-    """The version to become, or None when this one is the right one, or no other is better."""
+def stand_ins(cores: str, root: Root, state: State, own: Release = OWN) -> Iterator[StandIn]:
+    """The versions to become, the best first; none when this one is the right one."""
     schema = schema_of(root.database)
     if judge(own, running_shims(state.tasks, but=own), schema).can_take_over:
-        return None  # nearly always: so nothing more than that was looked at
+        return  # nearly always: so nothing more than that was looked at
     shims = running_shims(state.tasks)
     verdict = judge(own, shims, schema)
     others = [kept for kept in kept_cores(cores) if kept[1].version != own.version]
@@ -48,8 +48,7 @@ def stand_in(cores: str, root: Root, state: State, own: Release = OWN) -> StandI
         if judge(release, shims, schema).can_take_over:
             more = len(verdict.problems) - 1
             reason = verdict.problems[0] + (f" (and {more} more)" if more else "")
-            return StandIn(program, release, reason)
-    return None  # tasks of shims that are not understood read `unknown`, and are left alone
+            yield StandIn(program, release, reason)
 
 
 def kept_cores(cores: str) -> list[tuple[str, Release]]:
@@ -66,18 +65,23 @@ def kept_cores(cores: str) -> list[tuple[str, Release]]:
 
 
 def hand_over(cores: str, root: Root, state: State, arguments: Sequence[str]) -> None:
-    """Become another version's lighterd when only that one can go on; return when this one can."""
-    other = stand_in(cores, root, state)
-    if other is None:
-        return
-    sys.stderr.write(
-        f"lighterd: version {OWN.version} cannot take over: {other.reason}; "
-        f"version {other.release.version} goes on serving\n"
-    )
-    sys.stderr.flush()
-    told = f"{OWN.version}: {other.reason}"[:_SHOWN]
-    environment = {**os.environ, STANDS_IN: told}
-    os.execve(other.program, [other.program, *arguments], environment)  # noqa: S606
+    """Become another version's lighterd when only that one can go on; return when this one can.
+
+    Or when none of the others can be started: then tasks of shims that this one does not understand
+    read `unknown`, and are left alone.
+    """
+    for other in stand_ins(cores, root, state):
+        sys.stderr.write(
+            f"lighterd: version {OWN.version} cannot take over: {other.reason}; "
+            f"version {other.release.version} goes on serving\n"
+        )
+        sys.stderr.flush()
+        told = f"{OWN.version}: {other.reason}"[:_SHOWN]
+        environment = {**os.environ, STANDS_IN: told}
+        try:
+            os.execve(other.program, [other.program, *arguments], environment)  # noqa: S606
+        except OSError as err:
+            log.warning("start %s: %s; it does not stand in", other.program, err.strerror)
 
 
 def told() -> str:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.notify import Notifier
+from lighter.daemon.options import Installed
 from lighter.daemon.placement import remove_empty
 from lighter.daemon.rpc.first_handlers import first_methods
 from lighter.daemon.rpc.server import ClientServer
@@ -63,7 +64,7 @@ LISTEN_AGAIN_S = 2.0
 class Manager:
     """One running manager. `run` returns when it was told to stop.
 
-    `spawner`: the command line that starts a spawner of this same version; its settings follow.
+    `installed`: where the programs of this same version are.
     `reread` reads the configuration again, as it was read for `config`. `stands_in`: for which
     version this one serves, and why; "" when it is the one that was meant.
     """
@@ -73,14 +74,14 @@ class Manager:
         config: Config,
         inherited: Inherited,
         notifier: Notifier,
-        spawner: Sequence[str],
+        installed: Installed,
         reread: Callable[[], Config],
         stands_in: str = "",
     ) -> None:
         self._config = config
         self._inherited = inherited
         self._notifier = notifier
-        self._spawner = spawner
+        self._installed = installed
         self._stands_in = stands_in
         self._reread = reread
         self._reloader: Reloader | None = None  # until all is there
@@ -102,6 +103,7 @@ class Manager:
             undo.callback(remove_empty, self._root.instance)
             files.write_whole(self._state.pid_file, f"{os.getpid()}\n".encode(), 0o644)
             undo.callback(files.remove, self._state.pid_file)
+            self._tell_ctl()
             hit("start.locked")
             db = open_database(self._root.database)
             undo.callback(db.close)
@@ -113,6 +115,13 @@ class Manager:
             if self._stands_in:
                 log.warning("stands in for version %s", self._stands_in)
             await self._serve(undo, db, generation, locks)
+
+    def _tell_ctl(self) -> None:
+        """Leave word which ctl is of this version, for one that is not (ctl/kept.py)."""
+        if self._installed.ctl:
+            files.write_whole(self._state.ctl, f"{self._installed.ctl}\n".encode(), 0o644)
+        else:
+            files.remove(self._state.ctl)
 
     def _first_generation(self) -> int:
         """A shim heeds no lower one than it has seen, and outlives a database that is lost."""
@@ -126,7 +135,7 @@ class Manager:
         generation: int,
         locks: list[int],
     ) -> None:
-        core = Core(self._config, db, generation, locks, self._inherited, self._spawner)
+        core = Core(self._config, db, generation, locks, self._inherited, self._installed.spawner)
         undo.callback(core.supervisor.close)
         server = ClientServer(
             generation,

@@ -36,11 +36,13 @@ _WRITTEN = {
 class Installed(NamedTuple):
     """What a launcher says: how its version's spawner is started, and where versions are kept.
 
-    `cores` is "" for a version that was chosen by hand: it does not look for a better one.
+    `cores` is "" for a version that was chosen by hand: it does not look for a better one. `ctl` is
+    the command line of this version alone, "" for one that was not installed by a package.
     """
 
     spawner: tuple[str, ...] = SPAWNER
     cores: str = ""
+    ctl: str = ""
 
 
 class Given(NamedTuple):

@@ -86,9 +86,7 @@ def _serve(
     if notifier.watchdog_s:
         # A watchdog sends SIGABRT: the log says where the event loop was.
         faulthandler.enable()
-    manager = Manager(
-        config, inherited, notifier, given.installed.spawner, lambda: load(given), stands_in
-    )
+    manager = Manager(config, inherited, notifier, given.installed, lambda: load(given), stands_in)
     asyncio.run(manager.run())
     # All is closed. To take the interpreter apart would be 30 ms more without a manager.
     try:

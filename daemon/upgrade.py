@@ -1,8 +1,9 @@
 """Whether a version can take over this instance: every shim that runs, and the database.
 
-Asked before anything is touched: by `ctl upgrade check`, and by the launcher of an installed
-version when it is started. Shims are known by their records in the state directory, so that no
-manager is needed.
+Asked before anything is touched: by `ctl upgrade check`, of a manager that knows its shims by what
+they say themselves; and by the launcher of an installed version when it is started, which has their
+records in the state directory alone. A record that cannot be read decides nothing there: it stands
+against each version alike.
 """
 
 import json
@@ -17,11 +18,11 @@ from lighter.daemon.tasks.reach import is_alive
 from lighter.proto.release import Release, protocols_of
 
 MAX_RECORD = 1 << 20
-_FIRST_VERSION = "0.1.0"  # its records do not say so
+FIRST_VERSION = "0.1.0"  # its records do not say so
 
 
 class RunningShim(NamedTuple):
-    """A shim whose process lives, as its record describes it."""
+    """A shim whose process lives. `protocols` is empty when nobody can tell what it speaks."""
 
     namespace: str
     id: str
@@ -57,7 +58,7 @@ def running_shims(tasks_dir: str, but: Release | None = None) -> list[RunningShi
             if but is not None and but.speaks_with(protocols_of(record)):
                 continue
             if record.get("boot_id") == boot_id and is_alive(record):
-                version = str(record.get("version", _FIRST_VERSION))
+                version = str(record.get("version", FIRST_VERSION))
                 pid = int(record["pid"])
                 found.append(RunningShim(namespace, id_, pid, version, protocols_of(record)))
     return found
@@ -80,7 +81,10 @@ def judge(
     """Whether `release` can take over; with `now`, also whether that one could come back."""
     refused = tuple(shim for shim in shims if not release.speaks_with(shim.protocols))
     problems = [
-        f"shim of {shim.namespace}/{shim.id} (version {shim.version}) speaks protocol "
+        f"shim of {shim.namespace}/{shim.id}: it is not connected, and its record cannot be read: "
+        f"nobody can tell whether version {release.version} could adopt it"
+        if not shim.protocols
+        else f"shim of {shim.namespace}/{shim.id} (version {shim.version}) speaks protocol "
         f"{_numbers(shim.protocols)}, version {release.version} speaks "
         f"{_numbers(release.protocols)}"
         for shim in refused

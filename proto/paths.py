@@ -3,7 +3,7 @@
     <root>   0700  lock  lighter.db  content/{ingest,blobs/sha256}  snapshots/<name>/
                    exits/<ns>/<id>.json  logs/<ns>/<id>/
                    volumes/<ns>/<name>/_data  network/<key>/  addresses/<network>/
-    <state>  0711  lock  lighter.sock  containerd.sock  shims.sock  lighterd.pid  runc/<ns>/
+    <state>  0711  lock  lighter.sock  containerd.sock  shims.sock  lighterd.pid  ctl  runc/<ns>/
                    tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}  s/<8 hex>  netns/<key>
 
 A Unix socket's path has at most 107 bytes (unix(7)); `check_socket_path` says so before libzmq
@@ -105,6 +105,11 @@ class State:
     @property
     def pid_file(self) -> str:
         return self.dir + "/lighterd.pid"
+
+    @property
+    def ctl(self) -> str:
+        """Holds the path of the ctl that belongs to the manager that serves, or served last."""
+        return self.dir + "/ctl"
 
     @property
     def runc(self) -> str:

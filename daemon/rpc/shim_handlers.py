@@ -12,15 +12,15 @@ from lighter.daemon.rpc.server import Call, Method
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, is_stopped
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.daemon.upgrade import Verdict, judge, running_shims, schema_of
-from lighter.proto.paths import Root, State
+from lighter.daemon.upgrade import FIRST_VERSION, RunningShim, judge, schema_of
+from lighter.proto.paths import Root
 from lighter.proto.release import OWN, checked, protocols_of
 
 CONNECTED, SILENT, STOPPED, REFUSED = "connected", "silent", "stopped", "refused"
 
 
 def shim_methods(
-    supervisor: Supervisor, bundle_of: Callable[[str, str], Bundle], root: Root, state: State
+    supervisor: Supervisor, bundle_of: Callable[[str, str], Bundle], root: Root
 ) -> dict[str, Method]:
     async def shims(_call: Call, _body: Mapping[str, Any]) -> Any:
         entries = [entry for entry in supervisor.entries.values() if entry.pidfd >= 0]
@@ -39,10 +39,10 @@ def shim_methods(
             "the request",
         )
 
-        def look() -> Verdict:
-            return judge(release, running_shims(state.tasks), schema_of(root.database), OWN)
-
-        verdict = await asyncio.to_thread(look)
+        entries = [entry for entry in supervisor.entries.values() if entry.pidfd >= 0]
+        running = [_running(entry, bundle_of(entry.namespace, entry.id)) for entry in entries]
+        schema = await asyncio.to_thread(schema_of, root.database)
+        verdict = judge(release, running, schema, OWN)
         return {
             "version": release.version,
             "running": OWN.version,
@@ -75,6 +75,19 @@ def _shim(entry: Entry, bundle: Bundle) -> dict[str, Any]:
         "state": state,
         "reason": reason,
     }
+
+
+def _running(entry: Entry, bundle: Bundle) -> RunningShim:
+    """As it says itself; one that is not connected, as its record says, if that can be read."""
+    said = entry.peer.identity if entry.peer else bundle.shim_record() or {}
+    known = said.get("pid") == entry.shim_pid
+    return RunningShim(
+        entry.namespace,
+        entry.id,
+        entry.shim_pid,
+        str(said.get("version", FIRST_VERSION)) if known else "",
+        protocols_of(said) if known else (),
+    )
 
 
 def _state(entry: Entry) -> tuple[str, str]:

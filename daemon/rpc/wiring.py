@@ -70,7 +70,7 @@ def native_methods(s: Services) -> dict[str, Method]:
         **volume_handlers.volume_methods(s.volumes),
         **snapshot_handlers.snapshot_methods(s.snapshots, s.images),
         **registry_handlers.registry_methods(s.registries),
-        **shim_handlers.shim_methods(s.supervisor, s.bundle_of, s.root, s.state),
+        **shim_handlers.shim_methods(s.supervisor, s.bundle_of, s.root),
         **content_handlers.content_methods(s.content, s.ingests, s.leases, s.images.collector),
         **content_handlers.lease_methods(s.leases, s.images.collector),
         **oci_handlers.oci_methods(s.host),

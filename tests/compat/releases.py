@@ -23,7 +23,7 @@ sys.path.append({libraries!r})
 """
 _LIGHTERD = """from lighter.daemon.__main__ import main
 
-main(spawner=[{spawner!r}], cores={cores!r})"""
+main(spawner=[{spawner!r}], cores={cores!r}, ctl={ctl!r})"""
 _CTL = """from lighter.ctl.__main__ import main
 
 main()"""
@@ -52,7 +52,7 @@ def make_release(cores: Path, version: str, migration: str = "", **literals: Any
             schema.write(f"\nMIGRATIONS = (*MIGRATIONS, {migration!r})\n")
     _program(core / "spawner", site, _SPAWNER)
     _program(core / "ctl", site, _CTL)
-    _program(core / "lighterd", site, _LIGHTERD.format(spawner=str(core / "spawner"), cores=""))
+    _program(core / "lighterd", site, _lighterd(core, ""))
     return core
 
 
@@ -60,10 +60,13 @@ def started(cores: Path, version: str) -> Path:
     """A directory with the programs that are started when `version` is the one installed."""
     core, programs = cores / version, cores.parent / f"bin-{version}"
     programs.mkdir()
-    body = _LIGHTERD.format(spawner=str(core / "spawner"), cores=str(cores))
-    _program(programs / "lighterd", core / "site", body)
+    _program(programs / "lighterd", core / "site", _lighterd(core, str(cores)))
     _program(programs / "ctl", core / "site", _CTL)
     return programs
+
+
+def _lighterd(core: Path, cores: str) -> str:
+    return _LIGHTERD.format(spawner=str(core / "spawner"), ctl=str(core / "ctl"), cores=cores)
 
 
 def _assign(module: Path, name: str, value: Any) -> None:

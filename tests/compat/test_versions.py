@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,12 +169,10 @@ def test_the_version_that_can_adopt_serves_and_says_why(one: Lighterd, cores: Pa
     begin(lighterd, "c", "sleep 1000")
     newer = started(cores, OTHER)
     switch(lighterd, newer, hard=True)
-    alien = lighterd.ctl("version")
-    assert alien.returncode == 1
-    assert f"speaks versions {list(PROTOCOLS)} of the protocol" in alien.stderr.decode()
-    # The manager's own command line stands beside its lighterd.
-    lighterd.bin = cores / VERSION
+    # The installed command line becomes the manager's own, as what units and scriptlets run does.
     await_status(lighterd, "c", "running")
+    assert system(lighterd, "version")["client"]["version"] == VERSION
+    lighterd.ctl("system", "reload", check=True)
     assert version_of(lighterd) == VERSION
     why = (
         f"{OTHER}: shim of default/c (version {VERSION}) speaks protocol {OURS}, "
@@ -188,12 +187,84 @@ def test_the_version_that_can_adopt_serves_and_says_why(one: Lighterd, cores: Pa
     seen = lighterd.ctl("run", "--rm", image, "env", check=True).stdout.decode()
     assert "LIGHTER" not in seen
     lighterd.ctl("rm", "-f", "c", check=True)
+    lighterd.bin = newer
     # With nothing left that only it understands, the next start is the installed version's.
     assert lighterd.stop() == 0
     lighterd.use(newer)
     lighterd.start()
     assert version_of(lighterd) == OTHER
     assert system(lighterd, "system", "info")["stands_in"] == ""
+
+
+def test_the_installed_ctl_stops_containers_of_a_manager_that_stands_in(
+    one: Lighterd, cores: Path
+) -> None:
+    """Of one that is down too, which is started for that and is not left running."""
+    lighterd = one
+    lighterd.use(started(cores, VERSION))
+    lighterd.start()
+    newer = started(cores, OTHER)
+    manager = f"{newer}/lighterd --root {lighterd.root} --state {lighterd.state}"
+    stop = ("system", "stop-containers", "--timeout", "20s", "--manager", manager)
+    for name in ("a", "b"):
+        begin(lighterd, name, "trap 'exit 5' TERM; while :; do usleep 20000; done")
+    switch(lighterd, newer, hard=True)
+    await_status(lighterd, "b", "running")
+    lighterd.ctl("kill", "-s", "TERM", "a", check=True)
+    await_status(lighterd, "a", "stopped")
+    lighterd.kill9()
+    done = lighterd.ctl("--connect-timeout", "1s", *stop, timeout=60)
+    assert done.stdout == b"stopped default/b (exit status 5)\n", done.stderr.decode()
+    assert not (lighterd.state / "lighterd.pid").exists()
+    lighterd.use(newer)
+    lighterd.start()
+    assert tasks(lighterd)["b"]["exit_status"] == 5
+
+
+@pytest.mark.parametrize("harm", ["written by others", "of others", "no path", "of another ctl"])
+def test_a_ctl_that_others_could_have_put_there_is_not_run(
+    one: Lighterd, cores: Path, harm: str
+) -> None:
+    lighterd = one
+    lighterd.use(cores / VERSION)
+    lighterd.start()
+    lighterd.bin = cores / OTHER
+    told = lighterd.state / "ctl"
+    assert told.read_text() == f"{cores / VERSION}/ctl\n"
+    match harm:
+        case "written by others":
+            told.chmod(0o666)
+        case "of others":
+            os.chown(cores / VERSION / "ctl", 65534, 65534)
+        case "no path":
+            told.write_text("ctl\n")
+        case _:  # which does not speak with it either, and does not go on looking
+            told.write_text(f"{cores / OTHER}/ctl\n")
+    alien = lighterd.ctl("version")
+    assert alien.returncode == 1 and alien.stderr.count(b"\n") == 1
+    assert f"speaks versions {list(PROTOCOLS)} of the protocol" in alien.stderr.decode()
+
+
+def test_a_kept_version_that_cannot_be_started_does_not_stand_in(
+    one: Lighterd, cores: Path
+) -> None:
+    """Its interpreter may be gone: the installed version serves then, and says so."""
+    lighterd = one
+    lighterd.use(cores / VERSION)
+    lighterd.start()
+    begin(lighterd, "c", "sleep 1000")
+    program = cores / VERSION / "lighterd"
+    text = program.read_text()
+    program.write_text("#!/no/such/python\n" + text)
+    switch(lighterd, started(cores, OTHER), hard=True)
+    await_that(lambda: shims(lighterd)["c"]["state"] == "refused", WAIT_S, "it is refused")
+    assert version_of(lighterd) == OTHER
+    assert f"start {program}: No such file or directory; it does not stand in" in (
+        lighterd.log_end()
+    )
+    program.write_text(text)
+    switch(lighterd, cores / VERSION, hard=True)
+    await_status(lighterd, "c", "running")
 
 
 def test_without_a_kept_version_that_can_the_installed_one_serves(
@@ -281,6 +352,32 @@ def test_a_check_before_anything_is_touched(one: Lighterd, cores: Path) -> None:
         lighterd.ctl("rm", "-f", name, check=True)
     alone = check(lighterd, str(cores / OTHER))
     assert alone.returncode == 0 and b"no way back" in alone.stdout
+
+
+def test_a_check_counts_a_shim_that_nothing_is_known_of(one: Lighterd, cores: Path) -> None:
+    """By what it has said itself, else by its record; without either nobody can tell."""
+    lighterd = one.start()
+    begin(lighterd, "c", "sleep 1000")
+    record = lighterd.state / "tasks/default/c/shim.json"
+    sound = record.read_bytes()
+    record.write_bytes(b"{")
+    assert check(lighterd).stdout.endswith(b"running shims: 1, 1 can be adopted\n")
+    (shim,) = lighterd.shims()
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        lighterd.kill9()
+        lighterd.start()
+        unknown = check(lighterd)
+        assert unknown.returncode == 1
+        assert b"running shims: 1, 0 can be adopted\n  shim of default/c: it is not" in (
+            unknown.stdout
+        )
+        record.write_bytes(sound)
+        assert check(lighterd).returncode == 0
+        assert check(lighterd, str(cores / OTHER)).returncode == 1
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    await_status(lighterd, "c", "running")
 
 
 def test_a_check_of_the_database_forward_and_back(one: Lighterd, cores: Path) -> None:
