@@ -1,8 +1,9 @@
 """The configuration: TOML in containerd's layout (version 3), our own keys in one plugin table.
 
 `/etc/lighter/config.toml`, or the file named by -c. A file that does not exist is an error only
-when it was named. Unknown keys warn; a wrong type refuses the start, with file and key. Files of
-containerd's versions 1 and 2 are read too: what we take from them stands at the same place.
+when it was named. Unknown keys warn; a wrong type refuses the start, with file, line and key.
+Files of containerd's versions 1 and 2 are read too: what we take from them stands at the same
+place.
 
 The standard library's parser reads, since `toml` 0.10.2 takes much that is no TOML, refuses some
 that is, and needs seconds for nested brackets; `toml` writes.
@@ -159,7 +160,7 @@ def key_of(setting: str) -> str:
 def load(path: str | None) -> Config:
     """Read the file; without `path` the one at DEFAULT_PATH, if there is one.
 
-    Raises InvalidArgument naming file, and line or key.
+    Raises InvalidArgument naming file, line and key.
     """
     name = path or DEFAULT_PATH
     try:
@@ -171,7 +172,8 @@ def load(path: str | None) -> Config:
     except OSError as err:
         raise InvalidArgument(f"read config {name}: {err.strerror}") from err
     try:
-        table = tomllib.loads(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:
         reason, line = _reason_and_line(str(err), data)
         raise InvalidArgument(f"read config {name}:{line}: {reason}") from err
@@ -182,7 +184,16 @@ def load(path: str | None) -> Config:
         ) from err
     except RecursionError as err:
         raise InvalidArgument(f"read config {name}: it nests too deep") from err
-    return parse(table, name)
+    try:
+        return parse(table, name)
+    except InvalidArgument as err:
+        from lighter.daemon.configlines import line_of
+
+        complaint = err.message.removeprefix(f"read config {name}: ")
+        line = line_of(text, complaint)
+        if line is None:
+            raise
+        raise InvalidArgument(f"read config {name}:{line}: {complaint}") from err
 
 
 def _read(path: str) -> bytes:
@@ -260,8 +271,12 @@ def _checked(config: Config, name: str) -> Config:
     for setting in ("root", "state"):
         if not str(getattr(config, setting)).startswith("/"):
             raise InvalidArgument(f"read config {name}: {setting} is not an absolute path")
-    if config.log_max_size < 0 or config.log_max_file < 0:
-        raise InvalidArgument(f"read config {name}: log.max_size or log.max_file is too small")
+    for setting in ("log_max_size", "log_max_file", "max_layer_bytes", "max_layer_entries"):
+        if getattr(config, setting) < 0:
+            raise InvalidArgument(
+                f"read config {name}: {key_of(setting)} is {getattr(config, setting)}, "
+                "expected 0 or more"
+            )
     for setting in ("grpc_uid", "grpc_gid"):
         if not 0 <= getattr(config, setting) < 1 << 32:
             raise InvalidArgument(
@@ -284,10 +299,6 @@ def _checked(config: Config, name: str) -> Config:
             parse_span(config.userns_ids)
         except InvalidArgument as err:
             raise InvalidArgument(f"read config {name}: userns.ids: {err.message}") from err
-    if config.max_layer_bytes < 0 or config.max_layer_entries < 0:
-        raise InvalidArgument(
-            f"read config {name}: images.max_layer_bytes or images.max_layer_entries is negative"
-        )
     if not 1 <= config.layers_at_once <= MAX_LAYERS_AT_ONCE:
         raise InvalidArgument(
             f"read config {name}: {key_of('layers_at_once')} is {config.layers_at_once}, "

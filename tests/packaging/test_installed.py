@@ -1,6 +1,7 @@
 """The installed programs: nothing around them changes them; versions live side by side."""
 
 import json
+import mmap
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from lighter.proto.version import VERSION
 from tests.harness import Lighterd
 from tests.packaging.conftest import CORE
-from tests.packaging.rpms import NEXT, programs
+from tests.packaging.rpms import NEXT, programs, query
 from tests.processes import with_title
 
 SITE = f"/usr/lib64/lighter/{VERSION}/site"
@@ -240,3 +241,73 @@ def test_only_the_command_in_the_path_may_hand_over(unpacked: Path) -> None:
     kept = (unpacked / f"usr/lib64/lighter/{VERSION}/lighterd").read_text()
     assert 'cores="/usr/lib64/lighter")' in chooses
     assert kept == chooses.replace('cores="/usr/lib64/lighter")', 'cores="")')
+    # A ctl of another version is told by either which is its own.
+    assert f'ctl="/usr/lib64/lighter/{VERSION}/ctl"' in kept
+
+
+def test_a_core_that_something_runs_from_is_not_removed(
+    rpms: dict[str, Path], tmp_path: Path
+) -> None:
+    """What is looked at is what is mapped: a shim's title does not tell its version."""
+    root = Root(tmp_path / "root")
+    for tool in ("grep", "sleep"):
+        (root.dir / "bin" / tool).symlink_to("busybox")
+    (root.dir / "proc").mkdir()
+    root.rpm("-i", "--nodeps", str(rpms[CORE]))
+    (library,) = (root.dir / SITE[1:] / "msgpack").glob("*.so")
+    subprocess.run(["mount", "--bind", "/proc", str(root.dir / "proc")], check=True)
+    try:
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+            argv = ["rpm", "--root", str(root.dir), "-e", CORE]
+            refused = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert refused.returncode != 0
+        assert f"{CORE} stays: shims or a manager run from it" in refused.stderr
+        assert library.exists()
+        root.rpm("-V", "--nodeps", CORE)
+        root.rpm("-e", CORE)
+    finally:
+        subprocess.run(["umount", str(root.dir / "proc")], check=True)
+    assert not (root.dir / "usr/lib64/lighter").exists()
+    # Said again it is an error of the caller's and harms nothing; installed again it is whole.
+    gone = subprocess.run(["rpm", "--root", str(root.dir), "-e", CORE], capture_output=True)
+    assert gone.returncode == 1
+    root.rpm("-i", "--nodeps", str(rpms[CORE]))
+    root.rpm("-V", "--nodeps", CORE)
+    root.rpm("-e", CORE)
+
+
+def test_requirements_can_be_met_and_name_what_is_missing(
+    rpms: dict[str, Path], newer: dict[str, Path], tmp_path: Path
+) -> None:
+    """On a host with SELinux all three are installed; going back is the small package's alone."""
+    root = Root(tmp_path / "root")
+    root.rpm("-i", "--nodeps", *stubs(tmp_path, rpms[CORE]))
+    old = [str(rpms[name]) for name in ("lighter", CORE, "lighter-selinux")]
+    argv = ["rpm", "--root", str(root.dir), "-i", "--test", *old[:2]]
+    refused = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert refused.returncode != 0
+    assert re.findall(r"\t(\S.*) is needed by lighter-", refused.stderr) == [
+        f"(lighter-selinux >= {VERSION}-1 if selinux-policy-targeted)"
+    ]
+    root.rpm("-i", "--test", *old)
+    root.rpm("-i", *old)
+    new = [str(newer[name]) for name in ("lighter", f"lighter-core-{NEXT}", "lighter-selinux")]
+    root.rpm("-U", *new)
+    root.rpm("-U", "--oldpackage", "--test", old[0])
+
+
+def stubs(directory: Path, core: Path) -> list[str]:
+    """A package without files that offers what ours require of a system with SELinux."""
+    needs = query(core, "", "--requires").splitlines()
+    offers = [need for need in needs if need.endswith(")") and not need.startswith("rpmlib(")]
+    offers += [need for need in needs if need.startswith("/")]
+    offers += ["runc", "container-selinux", "selinux-policy-targeted", "policycoreutils", "/bin/sh"]
+    provides = "\n".join(f"Provides: {offer}" for offer in offers)
+    spec = directory / "system.spec"
+    spec.write_text(
+        "Name: system\nVersion: 1\nRelease: 1\nSummary: s\nLicense: MIT\nBuildArch: noarch\n"
+        f"{provides}\n%description\ns\n%files\n"
+    )
+    argv = ["rpmbuild", "-bb", "--define", f"_topdir {directory}/made", str(spec)]
+    subprocess.run(argv, check=True, capture_output=True)
+    return [str(rpm) for rpm in directory.glob("made/RPMS/noarch/*.rpm")]

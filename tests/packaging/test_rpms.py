@@ -4,6 +4,7 @@ import importlib.util
 import marshal
 import re
 import subprocess
+import sys
 import tomllib
 import types
 from pathlib import Path
@@ -24,6 +25,18 @@ FOREIGN = re.compile(
     r"rpmlib\(.*|rtld\(GNU_HASH\)|/usr/bin/python3\.\d+"
     r"|(lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s)|ld-linux-x86-64)\.so\.\d+\(.*"
 )
+PYTHON = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+# What is in an extension when another project's code is; those that say their version, with it.
+NATIVE = {
+    "bundled(abseil-cpp) = {}": rb"lts_(\d{8})",
+    "bundled(boringssl)": rb"third_party/boringssl",
+    "bundled(c-ares)": rb"c-ares resolver",
+    "bundled(llhttp)": rb"llhttp_init\b",
+    "bundled(pybind11)": rb"N8pybind11",
+    "bundled(re2)": rb"N3re2",
+    "bundled(upb)": rb"upb_AllExts|upb_DecodeOptions",
+    "bundled(zlib) = {}": rb" inflate ([\d.]+) Copyright",
+}
 
 
 def lines(text: str) -> set[str]:
@@ -121,7 +134,16 @@ def test_only_root_can_change_anything(rpms: dict[str, Path]) -> None:
 
 def test_requirements_and_offers_are_what_is_meant(rpms: dict[str, Path]) -> None:
     requires = lines(query(rpms["lighter"], "", "--requires"))
-    assert {"(runc or crun)", "container-selinux", f"{CORE} = {VERSION}"} <= requires
+    asked = {need for need in requires if not need.startswith("rpmlib(")}
+    assert asked == {
+        "(runc or crun)",
+        "container-selinux",
+        f"(lighter-selinux >= {VERSION}-1 if selinux-policy-targeted)",
+        f"{CORE} = {VERSION}",
+        "config(lighter) = " + f"{VERSION}-1",
+        "/bin/sh",
+        PYTHON,
+    }
     assert lines(query(rpms["lighter"], "", "--recommends")) == {"containernetworking-plugins"}
     for relation in ("--obsoletes", "--conflicts"):
         assert query(rpms["lighter"], "", relation) == ""
@@ -131,6 +153,7 @@ def test_requirements_and_offers_are_what_is_meant(rpms: dict[str, Path]) -> Non
     needs = lines(query(rpms[CORE], "", "--requires"))
     assert not [need for need in needs if not FOREIGN.fullmatch(need)]
     assert any(need.startswith("libstdc++.so.6(") for need in needs)
+    assert {need for need in needs if need.startswith("/")} >= {PYTHON}
 
 
 def test_both_packages_say_what_their_version_can_take_over(rpms: dict[str, Path]) -> None:
@@ -150,26 +173,34 @@ def test_bundled_libraries_are_declared_with_their_versions(
     rpms: dict[str, Path], unpacked: Path
 ) -> None:
     offers = lines(query(rpms[CORE], "", "--provides"))
-    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    for pin in project["dependencies"]:
-        name, _, version = pin.partition("==")
-        assert f"bundled(python3dist({name})) = {version}" in offers
+    pins = re.findall(r"^(\S+)==(\S+)", (TOP / "packaging/rpm/wheels.txt").read_text(), re.M)
+    distributions = {offer for offer in offers if offer.startswith("bundled(python3dist(")}
+    assert distributions == {f"bundled(python3dist({name})) = {pin}" for name, pin in pins}
     site = unpacked / CORE_DIR[1:] / "site"
     ask = """
 import ctypes, glob, sys
 sys.path.insert(0, sys.argv[1])
-import isal, zmq
+import isal, zmq, zstandard
 sodium = ctypes.CDLL(*glob.glob(sys.argv[1] + "/pyzmq.libs/libsodium*")).sodium_version_string
 sodium.restype = ctypes.c_char_p
 print(f"bundled(zeromq) = {zmq.zmq_version()}")
 print(f"bundled(libsodium) = {sodium().decode()}")
 print(f"bundled(isa-l) = {isal.ISAL_VERSION}")
+print("bundled(zstd) = " + ".".join(map(str, zstandard.ZSTD_VERSION)))
 """
     python = site.parent / "python3"
     argv = [f"/usr/bin/{python.readlink().name}", "-IS", "-c", ask, str(site)]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     assert lines(shown) <= offers
-    assert len(lines(shown)) == 3
+    assert len(lines(shown)) == 4
+    native = {offer for offer in offers if re.match(r"bundled\((?!python3dist)", offer)}
+    compiled = [path.read_bytes() for path in site.rglob("*.so*")]
+    assert native - lines(shown) == {
+        (name.format(*(group.decode() for group in found.groups())))
+        for name, mark in NATIVE.items()
+        for data in compiled
+        for found in re.finditer(mark, data)
+    }
 
 
 def test_every_bundled_library_has_its_licence(unpacked: Path) -> None:

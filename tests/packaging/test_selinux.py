@@ -39,6 +39,10 @@ EXPECTED = {
     "/var/run/lighter/lighter.sock": "container_var_run_t",
     "/var/lib/lighter/lighter.db": "container_var_lib_t",
     "/var/lib/lighter/snapshots/overlayfs/7/fs/bin/sh": "container_file_t",
+    "/var/lib/lighter/volumes/default/data/_data": "container_file_t",
+    "/var/lib/lighter/volumes/default/data/_data/a/b": "container_file_t",
+    "/var/lib/lighter/volumes/default/data": "container_var_lib_t",
+    "/var/lib/lighter/volumes/default/data/filling-0": "container_var_lib_t",
     # No more than that: what is not named keeps the type that the policy gives it.
     "/usr/bin/ctl": None,
     f"/usr/lib64/lighter/{VERSION}/site/lighter/daemon/app.py": None,

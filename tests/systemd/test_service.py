@@ -204,9 +204,9 @@ def test_f78_reload_takes_over_the_log_level(machine: Machine) -> None:
     ("text", "complaint"),
     [
         ("version = 3\n[debug\n", f"{CONFIG}:2: "),
-        ('version = 3\n[debug]\nlevel = "loud"\n', f"{CONFIG}: debug.level is 'loud'"),
-        ("version = 3\n[debug]\nlevel = 7\n", f"{CONFIG}: debug.level is 7, expected text"),
-        ("version = 99\n", f"{CONFIG}: version is 99"),
+        ('version = 3\n[debug]\nlevel = "loud"\n', f"{CONFIG}:3: debug.level is 'loud'"),
+        ("version = 3\n[debug]\nlevel = 7\n", f"{CONFIG}:3: debug.level is 7, expected text"),
+        ("version = 99\n", f"{CONFIG}:1: version is 99"),
     ],
 )
 def test_f78_a_broken_file_keeps_the_old_configuration(

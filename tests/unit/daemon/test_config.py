@@ -118,13 +118,49 @@ def test_containerds_own_files_are_read(
         (b'debug = "x"', "debug is 'x', expected a table"),
         (b'[plugins."io.lighter.v1".log]\nmax_size = "1"', "log.max_size is '1', expected a whole"),
         (b'[plugins."io.lighter.v1".log]\nmax_size = true', "log.max_size is True"),
-        (b'[plugins."io.lighter.v1".log]\nmax_file = -1', "too small"),
+        (b'[plugins."io.lighter.v1".log]\nmax_file = -1', "log.max_file is -1, expected 0 or more"),
         (b"root = [" + b"[" * 100_000, "too deep"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_key(file: Path, text: bytes, words: str) -> None:
     file.write_bytes(text)
-    assert words in refusal(file)
+    said = refusal(file)
+    assert words in said
+
+
+OURS = b'[plugins."io.lighter.v1"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b"root = 5", 1),
+        (b"# root = 1\n\nversion = 3\nroot = 5 # root\n[debug]\nlevel = 1", 4),
+        (b'root = "/r"\n[debug]\n  level = 7', 3),
+        (b"debug.level = 7", 1),
+        (b"version = 3\ndebug = { level = 7 }", 2),
+        (b'version = 3\ndebug = "x"', 2),
+        (b"[debug]\naddress = 1\n[grpc]\n\naddress = 1", 5),
+        (OURS + b"group = 5", 2),
+        (b"[plugins.'io.lighter.v1'.log]\nmax_file = 1\nmax_size = true", 3),
+        (b'plugins."io.lighter.v1".log.max_size = true', 1),
+        (b'[plugins."io.lighter.v1".log]\nmax_size = 1\nmax_file = -1', 3),
+        (b'[plugins."io.lighter.v1".images]\nlayers_at_once = 0', 2),
+        (b'[plugins."io.lighter.v1".images]\n\nmax_layer_entries = -1', 3),
+        (b'[plugins."io.lighter.v1".userns]\nids = "x"', 2),
+        (b'[plugins."io.lighter.v1".runtimes.runc]\ntimeout_s = 0', 2),
+        (b'[plugins."io.lighter.v1".network]\nsubnet = "x"', 2),
+        (b"[grpc]\nuid = -1", 2),
+        (b'[grpc]\ntcp_address = "nowhere"', 2),
+        (b'[plugins."io.containerd.gc.v1.scheduler"]\nschedule_delay = 5', 2),
+        # What only looks like the key.
+        (b'x = """\nroot = 5\n"""\nroot = 5', 4),
+        (b'x = [\n"""\nroot = 5""",\n]\nroot = 5', 5),
+    ],
+)
+def test_f78_a_wrong_value_is_named_by_its_line_too(file: Path, text: bytes, line: int) -> None:
+    file.write_bytes(text)
+    assert refusal(file).startswith(f"read config {file}:{line}: ")
 
 
 @pytest.mark.parametrize(

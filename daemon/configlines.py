@@ -1,0 +1,66 @@
+"""Which line of a TOML file a complaint about a key is about; the parser keeps no lines."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+_HEADER = re.compile(r"\s*(\[\[?[^\]]+\]\]?)\s*(?:#.*)?")
+_ASSIGNMENT = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'|[ \t.])+?)\s*=""")
+# As messages write a key: dotted, or its last names.
+_WORD = re.compile(r"[A-Za-z0-9_-]+(?:[./:*-]+[A-Za-z0-9_-]+)*")
+
+
+def line_of(text: str, complaint: str) -> int | None:
+    """The line of the first key that the complaint names, or of the table that it is in."""
+    keys = {key: line for line, key in reversed(list(_keys(text)))}
+    for word in _WORD.findall(complaint):
+        # A name alone is a key of the top: `level` may be a value's too.
+        named = [key for key in keys if key == word or ("." in word and key.endswith(f".{word}"))]
+        if named:
+            return keys[min(named, key=lambda key: keys[key])]
+        above = [key for key in keys if word.startswith(f"{key}.")]
+        if above:
+            return keys[max(above, key=len)]
+    return None
+
+
+def _keys(text: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted key) of each table and each assignment that begins a line."""
+    lines = text.splitlines()
+    table = ""
+    for number, line in enumerate(lines, 1):
+        if header := _HEADER.fullmatch(line):
+            key = table = _dotted(header[1])
+        elif found := _ASSIGNMENT.match(line):
+            inner = _dotted(f"{found[1]} = 0")
+            key = f"{table}.{inner}" if table and inner else inner
+        else:
+            continue
+        # Not what only looks like it within a text or a list of several lines.
+        if key and _is_whole("\n".join(lines[: number - 1])):
+            yield number, key
+
+
+def _dotted(statement: str) -> str:
+    """The names that a statement of TOML leads through; "" for what is none."""
+    try:
+        value: Any = tomllib.loads(statement)
+    except tomllib.TOMLDecodeError:
+        return ""
+    names = []
+    while isinstance(value, dict | list) and value:
+        if isinstance(value, list):
+            value = value[0]
+        else:
+            name, value = next(iter(value.items()))
+            names.append(name)
+    return ".".join(names)
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
