@@ -430,7 +430,10 @@ class Api(Part):
         for mark, following in zip(set_at, [*set_at[1:], {"at": float("inf")}]):  # noqa: B905
             # A gap begins with the last success, which is before the mark that it belongs to.
             here = [b - a for a, b in gaps if mark["at"] <= b < following["at"]]
-            after[mark["name"]] = round(max(here, default=-1.0), 3)
+            if here:
+                after[mark["name"]] = round(max(here), 3)
+            else:
+                self.problems.append(f"no call has succeeded after {mark['name']}")
         ordinary = sorted(b - a for a, b in gaps)
         self.facts.update(
             calls=len(self.ends),

@@ -78,7 +78,9 @@ def test_every_path_of_a_shim_goes_without_its_files(one: Lighterd, spawner: Pat
     assert (
         lighterd.ctl("run", "--rm", images.REFERENCE, "new", "sh", "-c", "exit 4").returncode == 4
     )
-    lighterd.restart()
+    assert lighterd.stop() == 0
+    lighterd.use(BIN)
+    lighterd.start()
     await_that(lambda: lighterd.ctl("kill", "-s", "TERM", "c").returncode == 0, 20, "it is killed")
     assert lighterd.ctl("tasks", "wait", "c", check=True).stdout == b"9\n"
     for name in ("c", "ended"):
@@ -91,9 +93,7 @@ def test_a_shim_that_would_load_a_module_late_is_caught(one: Lighterd, spawner: 
     """The guard stands in the processes that matter: else a module of another version is read."""
     task = spawner / "site/lighter/shim/task.py"
     text = task.read_text()
-    where = (
-        "    async def kill(self, exec_id: str, signum: int, everyone: bool) -> dict[str, Any]:\n"
-    )
+    where = "    async def pause(self) -> dict[str, Any]:\n"
     assert text.count(where) == 1
     task.write_text(text.replace(where, f"{where}        import colorsys\n"))
     lighterd = one.start()

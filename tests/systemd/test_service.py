@@ -41,6 +41,11 @@ def test_f62_the_unit_says_what_keeps_containers_alive(machine: Machine) -> None
         "OOMScoreAdjust": "-999",
         "TasksMax": "infinity",
         "StartLimitIntervalUSec": "0",
+        "Type": "notify",
+        "RestartUSec": "20ms",
+        "TimeoutStopUSec": "30s",
+        "TimeoutStartUSec": "2min",
+        "TimeoutAbortUSec": "10s",
     }
     assert machine.show("lighterd.service", *wanted) == wanted
 
