@@ -190,10 +190,10 @@ def load(path: str | None) -> Config:
         from lighter.daemon.configlines import line_of
 
         complaint = err.message.removeprefix(f"read config {name}: ")
-        line = line_of(text, complaint)
-        if line is None:
+        at = line_of(text, complaint)
+        if at is None:
             raise
-        raise InvalidArgument(f"read config {name}:{line}: {complaint}") from err
+        raise InvalidArgument(f"read config {name}:{at}: {complaint}") from err
 
 
 def _read(path: str) -> bytes:

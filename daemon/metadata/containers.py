@@ -65,11 +65,14 @@ class ContainerStore:
 
     def get(self, namespace: str, container_id: str) -> Container:
         """Raises NotFound, which names the other namespaces that have such a container."""
+        return self._find("get", namespace, container_id)
+
+    def _find(self, verb: str, namespace: str, container_id: str) -> Container:
         row = self._db.row(
             "SELECT * FROM containers WHERE namespace = ? AND id = ?", (namespace, container_id)
         )
         if row is None:
-            raise self._missing("get", namespace, container_id)
+            raise self._missing(verb, namespace, container_id)
         return _container(row)
 
     def list(
@@ -110,7 +113,7 @@ class ContainerStore:
         Raises NotFound, and FailedPrecondition for one whose record is damaged.
         """
         check_labels(dict(container.labels))
-        check_whole("update", container)
+        check_whole("update", self._find("update", container.namespace, container.id))
         _check_spec("update", container)
         now = time.time_ns()
         with self._db.durable_transaction() as tx:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -280,3 +281,38 @@ def rows_of(lighterd: Lighterd, *words: str) -> list[dict[str, Any]]:
     shown = lighterd.ctl(*words, "--format", "json", check=True).stdout
     rows: list[dict[str, Any]] = json.loads(shown)
     return rows
+
+
+def test_f55_a_process_that_has_an_old_ones_pid_is_left_alone(lighterd: Lighterd) -> None:
+    """Row and record are of another boot, and name a process that lives, by pid and start."""
+    image = lighterd.import_busybox()
+    lives.begin(lighterd, image, "c", "true")
+    lives.await_task(lighterd, "c", "stopped")
+    await_that(lambda: not lighterd.shims(), 20, "its shim has ended")
+    (record,) = (lighterd.state / "tasks/default").glob("c/shim.json")
+    said = json.loads(record.read_text())
+    lighterd.kill9()
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        try:
+            stat = Path(f"/proc/{stranger.pid}/stat").read_text().rpartition(")")[2].split()
+            row = {"pid": stranger.pid, "shim_pid": stranger.pid, "shim_start": int(stat[19])}
+            with closing(sqlite3.connect(lighterd.root / "lighter.db")) as opened:
+                opened.execute(
+                    "UPDATE tasks SET state = 'running', closed = 0, exit_status = NULL,"
+                    " exited_at = NULL, cause = '', boot_id = 'another', pid = :pid,"
+                    " shim_pid = :shim_pid, shim_start = :shim_start",
+                    row,
+                )
+                opened.commit()
+            process = {"pid": stranger.pid, "start": int(stat[19]), "boot_id": "another"}
+            record.write_text(json.dumps({**said, **process}))
+            (lighterd.root / "exits/default/c.json").unlink(missing_ok=True)
+            lighterd.start()
+            task = lives.await_task(lighterd, "c", "stopped")
+            assert (task["exit_status"], task["cause"]) == (255, "reboot")
+            assert lighterd.ctl("kill", "-s", "KILL", "c").returncode == 1
+            lighterd.ctl("rm", "-f", "c", check=True)
+            lighterd.restart()
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()

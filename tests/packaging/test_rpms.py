@@ -290,3 +290,28 @@ def test_the_manual_pages_have_every_command_and_keep_examples(unpacked: Path) -
 def test_a_package_says_who_may_use_it_and_how(kind: str, rpms: dict[str, Path]) -> None:
     described = query(rpms[kind], "%{LICENSE}|%{SUMMARY}|%{VERSION}|%{EPOCH}|%{OBSOLETES}")
     assert re.fullmatch(rf".*Apache-2.0.*\|\S.*\|{VERSION}\|\(none\)\|\(none\)", described)
+
+
+def test_containers_have_a_minute_wherever_they_are_stopped(
+    rpms: dict[str, Path], unpacked: Path
+) -> None:
+    """At a removal and at a shutdown the same, and systemd waits longer than that."""
+    command = "/usr/bin/ctl system stop-containers --timeout 60s --manager /usr/bin/lighterd"
+    scripts = query(rpms["lighter"], "", "--scripts")
+    removal = scripts.partition("preuninstall scriptlet")[2].partition("scriptlet (using")[0]
+    assert f"\n    {command} || :\n" in removal
+    unit = (unpacked / "usr/lib/systemd/system/lighter-containers.service").read_text()
+    assert f"\nExecStop={command}\n" in unit
+    assert "\nTimeoutStopSec=120\n" in unit
+
+
+def test_the_group_and_the_directories_are_as_the_manager_makes_them(unpacked: Path) -> None:
+    def said(path: str) -> list[list[str]]:
+        text = (unpacked / path).read_text()
+        return [line.split() for line in text.splitlines() if line and line[0] != "#"]
+
+    assert said("usr/lib/sysusers.d/lighter.conf") == [["g", "lighter", "-"]]
+    assert said("usr/lib/tmpfiles.d/lighter.conf") == [
+        ["d", "/run/lighter", "0711", "root", "root", "-"],
+        ["d", "/var/lib/lighter", "0700", "root", "root", "-"],
+    ]
