@@ -239,8 +239,8 @@ def test_a_package_is_checked_before_it_is_installed(
 def test_only_the_command_in_the_path_may_hand_over(unpacked: Path) -> None:
     chooses = (unpacked / "usr/bin/lighterd").read_text()
     kept = (unpacked / f"usr/lib64/lighter/{VERSION}/lighterd").read_text()
-    assert 'cores="/usr/lib64/lighter")' in chooses
-    assert kept == chooses.replace('cores="/usr/lib64/lighter")', 'cores="")')
+    assert 'cores="/usr/lib64/lighter",' in chooses
+    assert kept == chooses.replace('cores="/usr/lib64/lighter",', 'cores="",')
     # A ctl of another version is told by either which is its own.
     assert f'ctl="/usr/lib64/lighter/{VERSION}/ctl"' in kept
 
