@@ -22,7 +22,7 @@ TOP = Path(__file__).resolve().parents[2]
 CORE_DIR = f"/usr/lib64/lighter/{VERSION}"
 # From the system, all of them glibc's, gcc's or the interpreter.
 FOREIGN = re.compile(
-    r"rpmlib\(.*|rtld\(GNU_HASH\)|/usr/bin/python3\.\d+"
+    r"rpmlib\(.*|rtld\(GNU_HASH\)|/bin/sh|/usr/bin/python3\.\d+"
     r"|(lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s)|ld-linux-x86-64)\.so\.\d+\(.*"
 )
 PYTHON = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
