@@ -23,6 +23,7 @@ from lighter.daemon.registry.client import Remote
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.types import Descriptor, Image
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.faults import hit
 
 READ_BYTES = 1 << 20
 
@@ -193,6 +194,7 @@ class _Work:
                 mount_from=self._near(digest),
                 progress=told,
             )
+        hit("push.blob")
         self._board.piece(kind, digest, "done" if pushed else "exists", size, size)
         self._note(digest)
 
@@ -200,6 +202,7 @@ class _Work:
         digest, size = descriptor.digest, descriptor.size
         data = await self._content.read_document(self._namespace, digest, MAX_DOCUMENT_BYTES)
         await self._remote.push_document(descriptor, data, tag)
+        hit("push.document")
         self._board.piece(_kind(descriptor), digest, "done", size, size)
         self._note(digest)
 

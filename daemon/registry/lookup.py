@@ -18,14 +18,15 @@ LOOKUP_S = 15.0
 
 
 class Lookup:
-    """At most MAX_LOOKUPS at a time, by one loop."""
+    """At most `at_once` at a time, by one loop; each is given up after `deadline_s`."""
 
-    def __init__(self) -> None:
-        self._room = asyncio.Semaphore(MAX_LOOKUPS)
+    def __init__(self, deadline_s: float = LOOKUP_S, at_once: int = MAX_LOOKUPS) -> None:
+        self._deadline_s = deadline_s
+        self._room = asyncio.Semaphore(at_once)
 
     async def addresses(self, host: str) -> list[Address]:
         """All addresses of a name, in the resolver's order. Raises OSError."""
-        async with asyncio.timeout(LOOKUP_S):
+        async with asyncio.timeout(self._deadline_s):
             await self._room.acquire()
             loop = asyncio.get_running_loop()
             answer: asyncio.Future[list[Address]] = loop.create_future()

@@ -6,6 +6,8 @@ The rows about many clients of one image and about what a pull leaves are the pu
 import asyncio
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -489,6 +491,50 @@ def test_f67_an_answer_that_does_not_come_is_given_up(what: str, tmp_path: Path)
         assert time.monotonic() - began < 10
         if listener:
             listener.close()
+
+
+# Asks a name server that is silent; the fourth name stands in /etc/hosts.
+BLACK_HOLE = """
+import asyncio, socket, time
+from lighter.daemon.registry.lookup import Lookup
+
+silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+silent.bind(("127.0.0.1", 53))
+
+async def work():
+    lookup = Lookup(deadline_s=1, at_once=2)
+    began = time.monotonic()
+    asked = [lookup.addresses(f"n{number}.test") for number in range(3)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(one, TimeoutError) for one in found), found
+    assert time.monotonic() - began < 2, "given up, although the resolver goes on"
+    lookups = [thread for thread in __import__("threading").enumerate() if thread.name == "lookup"]
+    assert len(lookups) == 2, "the third has had no place"
+    while True:
+        try:
+            return await lookup.addresses("localhost")
+        except TimeoutError:
+            assert time.monotonic() - began < 30, "places are given back"
+
+print(asyncio.run(work())[0])
+"""
+
+
+def test_f67_a_name_server_that_is_silent_holds_nothing_up(tmp_path: Path) -> None:
+    """In a network of its own. Each lookup is given up in time, and so many at once are asked."""
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text("nameserver 127.0.0.1\noptions timeout:2 attempts:1\n")
+    steps = (
+        "ip link set lo up && mount --bind $1 /etc/resolv.conf && "
+        'exec "$2" -c "$3"'  # the interpreter, with what it is to run
+    )
+    done = subprocess.run(
+        ["unshare", "-mn", "sh", "-ec", steps, "sh", resolv, sys.executable, BLACK_HOLE],
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().strip() in ("127.0.0.1", "::1")
 
 
 def test_f67_a_byte_now_and_then_is_no_progress(reg: Scripted) -> None:

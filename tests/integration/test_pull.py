@@ -29,6 +29,7 @@ from tests.registries import (
     error,
     small_image,
 )
+from tests.unit.images.build import Layout
 
 MIB = 1 << 20
 FAILURE, INTERRUPTED = 1, 130
@@ -616,6 +617,48 @@ def test_an_index_is_pushed_whole_in_part_or_by_its_digest(
         assert push("one", "--manifest", made[1].descriptor.digest) == made[1].descriptor.digest
         text = refused(lighterd, "images", "push", "--manifest", f"sha256:{'0' * 64}", local)
         assert "has no document" in text
+
+
+@pytest.mark.parametrize("point", ["push.blob", "push.document"])
+def test_f36_a_push_that_a_kill_ended_is_repeated(
+    lighterd: Lighterd, tmp_path: Path, busybox: str, point: str
+) -> None:
+    """No tag before all is there; what is there is not sent again."""
+    with DebianRegistry(tmp_path / "registry") as registry:
+        name = f"{registry.host}/x:1"
+        push = ("images", "push", "--plain-http", name, busybox)
+        lighterd.restart(FAULT=f"{point}:abort")
+        assert lighterd.ctl(*push).returncode != 0
+        assert lighterd.process is not None
+        lighterd.process.wait(10)
+        lighterd.restart()
+        pulled = lighterd.ctl("images", "pull", "--plain-http", name)
+        assert (pulled.returncode == 0) == (point == "push.document")
+        done = lighterd.ctl("--format", "json", *push)
+        assert done.returncode == 0, done.stderr
+        items = [json.loads(line) for line in done.stdout.splitlines()]
+        assert "exists" in {item.get("status") for item in items}
+        assert lighterd.ctl("images", "pull", "--plain-http", name).returncode == 0
+
+
+def test_sec_18_containers_of_an_image_without_layers_have_a_fresh_root_each(
+    lighterd: Lighterd, tmp_path: Path
+) -> None:
+    built = Layout()
+    built.list(built.image([]), name="docker.io/library/empty:1")
+    archive = tmp_path / "empty.tar"
+    archive.write_bytes(built.archive())
+    assert lighterd.ctl("images", "import", str(archive)).returncode == 0
+    done = lighterd.ctl("run", "--rm", "empty:1", "c0", "/bin/true")
+    assert done.returncode == 127 and b"/bin/true" in done.stderr, done.stderr
+    for name in ("c1", "c2"):
+        done = lighterd.ctl("containers", "create", "empty:1", name, "/bin/true")
+        assert done.returncode == 0, done.stderr
+    roots = list((lighterd.root / "snapshots/overlayfs").glob("*/fs"))
+    assert len(roots) == 2 and not [path for root in roots for path in root.iterdir()]
+    assert {root.parent.stat().st_mode & 0o777 for root in roots} == {0o700}
+    for name in ("c1", "c2"):
+        assert lighterd.ctl("containers", "rm", name).returncode == 0
 
 
 def test_wrong_words(lighterd: Lighterd, registry: Scripted) -> None:

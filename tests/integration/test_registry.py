@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lighter.daemon.images.reference import Reference
@@ -90,7 +91,10 @@ def test_sec_31_the_manager_keeps_no_secret(
     files = [lighterd.log, *(path for path in lighterd.root.rglob("*") if path.is_file())]
     files += [path for path in lighterd.state.rglob("*") if path.is_file()]
     assert any(path.name == "lighter.db" for path in files)
+    manager = psutil.Process(lighterd.pid)
+    lines = [process.cmdline() for process in (manager, *manager.children(recursive=True))]
     for secret in (PASSWORD, PAIR, "wrong-password-of-mine"):
+        assert secret not in str(lines)
         assert secret.encode() not in shown
         for path in files:
             assert secret.encode() not in path.read_bytes(), path
@@ -156,6 +160,24 @@ def test_sec_27_login_names_a_realm_elsewhere_and_keeps_the_consent(
             assert done.returncode == 0, done.stderr
             lighterd.ctl("images", "pull", "--no-unpack", name, check=True)
             assert (docker / "config.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_refresh_token_pulls(lighterd: Lighterd, tmp_path: Path) -> None:
+    secret = "identity-token-of-mine"
+    authority = Authority(tmp_path / "ca")
+    with TokenServer(authority, tmp_path / "t", wanted=True, identity_token=secret) as tokens:
+        with DebianRegistry(tmp_path / "r", tokens=tokens) as made:
+            realm = tokens.server.host
+            name = publish(made, Access(KNOWN.credential, realms=(realm,)))
+            hosts = tmp_path / "certs.d" / made.host
+            hosts.mkdir(parents=True)
+            (hosts / "hosts.toml").write_text(
+                f'server = "http://{made.host}"\nallowed_realms = ["{realm}"]\n'
+            )
+            pull = ("images", "pull", "--no-unpack", "--hosts-dir", str(hosts.parent), "--refresh")
+            refused = lighterd.ctl(*pull, "another-token", name)
+            assert refused.returncode == 1 and b"another-token" not in refused.stderr
+            lighterd.ctl(*pull, secret, name, check=True)
 
 
 def test_a_reload_takes_over_registries(

@@ -8,11 +8,14 @@ import base64
 import ipaddress
 import json
 import logging
+import resource
 import socket
 import sys
+import zlib
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -57,6 +60,7 @@ from tests.registries import (
 
 ME = Access(Credential(USER, PASSWORD))
 PAIR = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+MIB = 1 << 20
 IMAGE = small_image(5000)
 LAYER = IMAGE.layers[0]
 DATA = IMAGE.blobs[LAYER.digest]
@@ -229,6 +233,30 @@ def test_sec_23_what_is_no_digest_is_never_asked_for(reg: Scripted, digest: str)
 
     run(work())
     assert reg.requests == []
+
+
+@pytest.mark.parametrize("status", [302, 500])
+def test_sec_10_a_body_that_nobody_asked_for_is_not_inflated(
+    reg: Scripted, other: Scripted, status: int
+) -> None:
+    """Of a redirect or an error, compressed, which was not asked for either."""
+    packer = zlib.compressobj(9, wbits=31)
+    bomb = b"".join([*(packer.compress(bytes(MIB)) for _ in range(256)), packer.flush()])
+    headers = (("Location", f"{other.url}/data"), ("Content-Encoding", "gzip"))
+    reg.route(f"/v2/x/blobs/{LAYER.digest}", Reply(status, bomb, headers))
+    other.route("/data", blob(DATA))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    async def work() -> None:
+        async with remote(f"{reg.host}/x:1") as opened:
+            if status == 302:
+                assert await read(opened) == DATA
+            else:
+                with pytest.raises(Unavailable, match=LAYER.digest):
+                    await read(opened)
+
+    run(work())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 
 
 def test_sec_24_urls_of_a_descriptor_are_not_followed(reg: Scripted, other: Scripted) -> None:
@@ -685,15 +713,13 @@ def test_sec_29_this_machine_may_be_plain(reg: Scripted) -> None:
     run(work(reg.host))
 
 
-def test_sec_30_neither_netrc_nor_environment_is_read(
-    reg: Scripted, other: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_sec_30_netrc_is_not_read(
+    reg: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".netrc").write_text(f"machine 127.0.0.2 login {USER} password {PASSWORD}\n")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    monkeypatch.setenv("HTTP_PROXY", other.url)
-    monkeypatch.setenv("ALL_PROXY", other.url)
     reg.route("/v2/x/manifests/1", BASIC)
 
     async def work() -> None:
@@ -703,7 +729,40 @@ def test_sec_30_neither_netrc_nor_environment_is_read(
 
     run(work())
     assert reg.sent("authorization") == []
+
+
+def test_sec_30_a_proxy_is_the_configured_one_or_that_of_the_managers_environment(
+    reg: Scripted, other: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ALL_PROXY is none; what is configured stands in the environment's place; each gets what is
+    for an address that is not this machine's, and nothing that is."""
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for server in (reg, other):
+        server.serve(IMAGE, "x", "1")
+
+    async def resolve(name: str, **settings: Any) -> bool:
+        access = Access(plain_http=True)
+        registries = client(Names(), **settings)
+        async with registries.remote(Reference.parse(name), access) as opened:
+            try:
+                return await opened.resolve() == IMAGE.descriptor
+            except Unavailable as err:
+                assert "registry.test" in err.message
+                return False
+
+    monkeypatch.setenv("ALL_PROXY", other.url)
+    assert not run(resolve("registry.test/x:1"))
     assert other.requests == []
+    monkeypatch.setenv("HTTP_PROXY", other.url)
+    assert run(resolve("registry.test/x:1"))
+    assert {urlsplit(item.target).hostname for item in other.requests} == {"registry.test"}
+    asked = len(other.requests)
+    assert run(resolve(f"{reg.host}/x:1"))
+    direct = len(reg.requests)
+    assert direct and len(other.requests) == asked
+    assert run(resolve("registry.test/x:1", proxies=Proxies(http=reg.url)))
+    assert len(reg.requests) > direct and len(other.requests) == asked
 
 
 def test_sec_30_configured_credentials_go_to_the_exact_host(reg: Scripted) -> None:

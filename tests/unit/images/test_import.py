@@ -65,7 +65,7 @@ def test_an_image_is_imported_unpacked_and_deleted(
     place.check_whole()
     place.run(place.images.delete(NS, NAME))
     assert place.is_empty()
-    with pytest.raises(NotFound, match=f"find image {NAME}: there is no such image"):
+    with pytest.raises(NotFound, match=f"delete image {NAME}: there is no such image"):
         place.run(place.images.delete(NS, NAME))
 
 
