@@ -62,5 +62,8 @@ def rename(session: Session, ref: str, name: str) -> None:
     """Give a container that does not run another name, which is its id too.
 
     Snapshot and log follow. An ended task of it is forgotten: `ctl events` still has its exit code.
+
+    \b
+      ctl rename web front
     """
     resolved(session, ref, lambda id_: session.call("containers.rename", id=id_, name=name))

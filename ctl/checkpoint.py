@@ -43,6 +43,9 @@ def restore(
 
     A checkpoint that was made elsewhere is refused: its processes and its specification can have
     any right on this host. --trust takes it.
+
+    \b
+      ctl containers restore --rw --live web2 example.com/web:evening
     """
     session.call("containers.restore", id=container_id, name=ref, rw=rw, live=live, trust=trust)
     session.manager.own()

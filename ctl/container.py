@@ -51,7 +51,11 @@ def create(session: Session, /, words: tuple[str, ...], **flags: Any) -> None:
 @grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
 @format_option
 def list_(session: Session, quiet: bool) -> None:
-    """list containers"""
+    """list containers
+
+    \b
+      ctl containers list -q
+    """
     rows = pages(session, "containers.list", "containers")
     if quiet:
         for row in rows:
@@ -72,7 +76,11 @@ def list_(session: Session, quiet: bool) -> None:
 @grammar.argument("container_id", metavar="CONTAINER")
 @grammar.option("--spec", is_flag=True, help="The OCI spec alone.")
 def info(session: Session, container_id: str, spec: bool) -> None:
-    """print a container's definition and OCI spec, as ctr does"""
+    """print a container's definition and OCI spec, as ctr does
+
+    \b
+      ctl containers info --spec web
+    """
     import json
 
     container = session.call("containers.get", id=container_id)["container"]
@@ -103,7 +111,11 @@ def _as_ctr(container: Mapping[str, Any], loads: Any) -> dict[str, Any]:
 @grammar.argument("container_id", metavar="CONTAINER")
 @grammar.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
 def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
-    """set labels of a container; an empty value clears one"""
+    """set labels of a container; an empty value clears one
+
+    \b
+      ctl containers label web tier=front
+    """
     changes = key_values(labels, "label", bare=True)
     changed = session.call("containers.label", id=container_id, labels=changes)["container"]
     print(labels_text(changed["labels"]))
@@ -113,7 +125,11 @@ def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
 @grammar.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
 @grammar.option("--force", "-f", is_flag=True, help="End and delete its task first.")
 def delete(session: Session, container_ids: tuple[str, ...], force: bool) -> None:
-    """delete containers that do not run"""
+    """delete containers that do not run
+
+    \b
+      ctl containers delete web
+    """
     for container_id in container_ids:
         remove(session, container_id, force)
 

@@ -72,7 +72,11 @@ def list_(session: Session, filters: tuple[str, ...], quiet: bool) -> None:
 @content.verb("get")
 @grammar.argument("digest")
 def get(session: Session, digest: str) -> None:
-    """write a blob to standard output"""
+    """write a blob to standard output
+
+    \b
+      ctl content get sha256:… > layer.tar.gz
+    """
     for item in session.manager.begin("content.read", digest=digest, offset=0):
         write_bytes(1, item["data"])
 
@@ -129,7 +133,11 @@ def _ingest(
 @grammar.argument("regexp", default="")
 @format_option
 def active(session: Session, regexp: str) -> None:
-    """list what is arriving, all or the refs that match"""
+    """list what is arriving, all or the refs that match
+
+    \b
+      ctl content active
+    """
     try:
         wanted = re.compile(regexp)
     except re.error as err:
@@ -153,7 +161,11 @@ def active(session: Session, regexp: str) -> None:
 @content.verb("abort")
 @grammar.argument("refs", nargs=-1, required=True, metavar="REF...")
 def abort(session: Session, refs: tuple[str, ...]) -> None:
-    """remove ingests that nobody writes, with what has arrived"""
+    """remove ingests that nobody writes, with what has arrived
+
+    \b
+      ctl content abort layer-1
+    """
     for ref in refs:
         session.call("content.abort", ref=ref)
         print(ref)
@@ -163,7 +175,11 @@ def abort(session: Session, refs: tuple[str, ...]) -> None:
 @grammar.argument("digest")
 @grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def label(session: Session, digest: str, labels: tuple[str, ...]) -> None:
-    """set labels of a blob, an empty value clears one; without any, print them"""
+    """set labels of a blob, an empty value clears one; without any, print them
+
+    \b
+      ctl content label sha256:… keep=yes
+    """
     changes = key_values(labels, "label", bare=True)
     if changes:
         row = session.call("content.label", digest=digest, labels=changes)
@@ -176,7 +192,11 @@ def label(session: Session, digest: str, labels: tuple[str, ...]) -> None:
 @grammar.argument("digest")
 @grammar.option("--editor", envvar="EDITOR", default="", help="The program.  [env: EDITOR]")
 def edit(session: Session, digest: str, editor: str) -> None:
-    """edit a copy of a blob, and print the new digest"""
+    """edit a copy of a blob, and print the new digest
+
+    \b
+      ctl content edit --editor vi sha256:…
+    """
     if not editor:
         raise grammar.UsageError("an editor is needed: --editor or EDITOR")
     with tempfile.TemporaryDirectory(prefix="ctl-edit-") as folder:
@@ -195,7 +215,11 @@ def edit(session: Session, digest: str, editor: str) -> None:
 @force_option
 @grammar.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
 def delete(session: Session, digests: tuple[str, ...]) -> int:
-    """remove blobs from the namespace, whatever needs them; missing ones are no error"""
+    """remove blobs from the namespace, whatever needs them; missing ones are no error
+
+    \b
+      ctl content delete sha256:…
+    """
     code = 0
     for digest in digests:
         try:
@@ -213,7 +237,11 @@ def delete(session: Session, digests: tuple[str, ...]) -> int:
 
 @grammar.group("prune")
 def prune(_session: Session) -> None:
-    """Drop what makes blobs stay."""
+    """Drop what makes blobs stay.
+
+    \b
+      ctl content prune references
+    """
 
 
 content.add(prune)
@@ -232,6 +260,9 @@ def references(session: Session, dry: bool, is_async: bool) -> None:
 
     Containers can still be made from what is unpacked; the image can no longer be pushed or
     exported.
+
+    \b
+      ctl content prune references --dry
     """
     rows = session.call("content.prune_references", dry_run=dry)["pruned"]
     listing(
@@ -249,7 +280,11 @@ def references(session: Session, dry: bool, is_async: bool) -> None:
 @grammar.option("--snapshotter", default="", help="Look at this one's snapshots alone.")
 @format_option
 def why(session: Session, name: str, snapshotter: str) -> None:
-    """tell what keeps a blob or a snapshot: the chain from an image, container or lease to it"""
+    """tell what keeps a blob or a snapshot: the chain from an image, container or lease to it
+
+    \b
+      ctl content why sha256:…
+    """
     kept = session.call("content.why", name=name, snapshotter=snapshotter)["kept"]
     if session.json:
         print_json(kept)

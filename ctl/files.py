@@ -260,7 +260,11 @@ def _shown(path: bytes) -> str:
 @grammar.command("diff")
 @grammar.argument("ref", metavar="CONTAINER")
 def diff(session: Session, ref: str) -> None:
-    """List files that a container has added (A), changed (C) or deleted (D)."""
+    """List files that a container has added (A), changed (C) or deleted (D).
+
+    \b
+      ctl diff web
+    """
 
     def run(id_: str) -> None:
         with contextlib.ExitStack() as undo:
@@ -340,6 +344,10 @@ def commit(
 @grammar.option("--force", "-f", is_flag=True, help="One that is not there is no failure.")
 @grammar.argument("names", nargs=-1, required=True, metavar="IMAGE...")
 def rmi(session: Session, names: tuple[str, ...], force: bool) -> int:
-    """Remove images. What containers stand on stays until they go."""
+    """Remove images. What containers stand on stays until they go.
+
+    \b
+      ctl rmi nginx:alpine
+    """
     session.forced = force
     return remove_each(session, "images.delete", names, force=force)

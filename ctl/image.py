@@ -157,6 +157,9 @@ def usage(session: Session, name: str, snapshotter: str) -> None:
     """show what an image's snapshots take
 
     The highest layer first.
+
+    \b
+      ctl images usage docker.io/library/nginx:alpine
     """
     rows = session.call("images.usage", name=name, snapshotter=snapshotter)["snapshots"]
     listing(
@@ -177,6 +180,9 @@ def inspect(session: Session, names: tuple[str, ...], content: bool) -> None:
     """show what an image consists of
 
     A tree of its content; with --format json the record, manifest and config.
+
+    \b
+      ctl images inspect docker.io/library/nginx:alpine
     """
     for name in names:
         if session.json:
@@ -194,6 +200,9 @@ def delete(session: Session, names: tuple[str, ...], sync: bool) -> int:
     """remove images by reference
 
     One that is missing is told, and does not keep the others.
+
+    \b
+      ctl images delete docker.io/library/nginx:alpine
     """
     code = 0
     for name in names:
@@ -245,7 +254,11 @@ def mount(
 @grammar.option("--rm", is_flag=True, help="Remove the snapshot, and what was written to it, too.")
 @_snapshotter_option
 def unmount(session: Session, target: str, rm: bool, snapshotter: str) -> None:
-    """take an image off a directory"""
+    """take an image off a directory
+
+    \b
+      ctl images unmount /mnt/nginx
+    """
     session.call(
         "images.unmount", target=os.path.realpath(target), remove=rm, snapshotter=snapshotter
     )

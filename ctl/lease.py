@@ -24,7 +24,11 @@ def leases(_session: Session) -> None:
 @grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
 @format_option
 def list_(session: Session, quiet: bool) -> None:
-    """list leases"""
+    """list leases
+
+    \b
+      ctl leases list
+    """
     rows = session.call("leases.list")["leases"]
     if quiet:
         for row in rows:
@@ -52,7 +56,11 @@ def list_(session: Session, quiet: bool) -> None:
 )
 @grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def create(session: Session, lease_id: str, expires: float, labels: tuple[str, ...]) -> None:
-    """create a lease, and print its id"""
+    """create a lease, and print its id
+
+    \b
+      ctl leases create --id build --expires 1h
+    """
     given = key_values(labels, "label", bare=True)
     if expires > 0:
         at = time.time_ns() + int(expires * 1e9)
@@ -64,7 +72,11 @@ def create(session: Session, lease_id: str, expires: float, labels: tuple[str, .
 @grammar.argument("lease_id", metavar="ID")
 @format_option
 def resources(session: Session, lease_id: str) -> None:
-    """list what a lease holds"""
+    """list what a lease holds
+
+    \b
+      ctl leases resources build
+    """
     listing(
         session.json,
         session.call("leases.resources", id=lease_id)["resources"],
@@ -80,7 +92,11 @@ def resources(session: Session, lease_id: str) -> None:
 @grammar.argument("type_", metavar="TYPE")
 @grammar.argument("resource", metavar="RESOURCE")
 def add(session: Session, lease_id: str, type_: str, resource: str) -> None:
-    """hold one more resource: TYPE is content, images, ingests or snapshots/<snapshotter>"""
+    """hold one more resource: TYPE is content, images, ingests or snapshots/<snapshotter>
+
+    \b
+      ctl leases add build content sha256:…
+    """
     session.call("leases.add_resource", id=lease_id, type=type_, resource=resource)
 
 
@@ -89,7 +105,11 @@ def add(session: Session, lease_id: str, type_: str, resource: str) -> None:
 @grammar.argument("lease_ids", nargs=-1, required=True, metavar="ID...")
 @grammar.option("--sync", is_flag=True, help="Return when what it held is collected.")
 def delete(session: Session, lease_ids: tuple[str, ...], sync: bool) -> None:
-    """delete leases"""
+    """delete leases
+
+    \b
+      ctl leases delete build
+    """
     for lease_id in lease_ids:
         session.call("leases.delete", id=lease_id, sync=sync)
         print(lease_id)

@@ -102,7 +102,11 @@ def ls(
     no_trunc: bool,
     template: str | None,
 ) -> None:
-    """List containers, whether they run or not."""
+    """List containers, whether they run or not.
+
+    \b
+      ctl ls
+    """
     wanted = Filter(filters)
     shape = _Shape(session, template, ls_fields(time.time_ns(), no_trunc))
     rows: list[dict[str, Any]] = pages(session, "containers.list", "containers")

@@ -20,7 +20,11 @@ def namespaces(_session: Session) -> None:
 @grammar.option("--quiet", "-q", is_flag=True, help="Names alone.")
 @format_option
 def list_(session: Session, quiet: bool) -> None:
-    """list namespaces"""
+    """list namespaces
+
+    \b
+      ctl namespaces list
+    """
     rows = session.call("namespaces.list")["namespaces"]
     if quiet:
         for row in rows:
@@ -40,7 +44,11 @@ def list_(session: Session, quiet: bool) -> None:
 @grammar.argument("name")
 @grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def create(session: Session, name: str, labels: tuple[str, ...]) -> None:
-    """create a namespace"""
+    """create a namespace
+
+    \b
+      ctl namespaces create build
+    """
     session.call("namespaces.create", name=name, labels=key_values(labels, "label"))
 
 
@@ -48,7 +56,11 @@ def create(session: Session, name: str, labels: tuple[str, ...]) -> None:
 @grammar.argument("name")
 @grammar.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
 def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
-    """set labels of a namespace; an empty value clears one"""
+    """set labels of a namespace; an empty value clears one
+
+    \b
+      ctl namespaces label build owner=ci
+    """
     session.call("namespaces.label", name=name, labels=key_values(labels, "label", bare=True))
 
 
@@ -56,7 +68,11 @@ def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 @force_option
 @grammar.argument("names", nargs=-1, required=True, metavar="NAME...")
 def remove(session: Session, names: tuple[str, ...]) -> None:
-    """remove namespaces, which must be empty"""
+    """remove namespaces, which must be empty
+
+    \b
+      ctl namespaces remove build
+    """
     for name in names:
         session.call("namespaces.delete", name=name)
         print(name)

@@ -30,7 +30,11 @@ def network(_session: Session) -> None:
 @grammar.option("--quiet", "-q", is_flag=True, help="Names alone.")
 @format_option
 def list_(session: Session, quiet: bool) -> None:
-    """list networks; * is the default one"""
+    """list networks; * is the default one
+
+    \b
+      ctl network list
+    """
     answer = session.call("networks.list")
     rows = answer["networks"]
     if quiet:
@@ -57,7 +61,11 @@ def list_(session: Session, quiet: bool) -> None:
 @grammar.argument("names", nargs=-1, required=True, metavar="NETWORK...")
 @format_option
 def inspect(session: Session, names: tuple[str, ...]) -> None:
-    """print configurations and who is attached, as JSON"""
+    """print configurations and who is attached, as JSON
+
+    \b
+      ctl network inspect default
+    """
     for name in names:
         print_json(session.call("networks.get", name=name)["network"])
 
@@ -82,7 +90,11 @@ def inspect(session: Session, names: tuple[str, ...]) -> None:
 @grammar.option("--mtu", type=int, default=0, help="Largest packet.  [default: the plugin's]")
 @_NAME
 def create(session: Session, /, name: str, subnet: tuple[str, ...], **options: Any) -> None:
-    """write a configuration for a new network"""
+    """write a configuration for a new network
+
+    \b
+      ctl network create --subnet 10.9.0.0/24 back
+    """
     gateways = options.pop("gateway")
     made = session.call(
         "networks.create", name=name, subnets=list(subnet), gateways=list(gateways), **options
@@ -93,7 +105,11 @@ def create(session: Session, /, name: str, subnet: tuple[str, ...], **options: A
 @network.verb("remove rm delete del")
 @grammar.argument("names", nargs=-1, required=True, metavar="NETWORK...")
 def remove(session: Session, names: tuple[str, ...]) -> None:
-    """remove networks that ctl created and nobody uses"""
+    """remove networks that ctl created and nobody uses
+
+    \b
+      ctl network remove back
+    """
     for name in names:
         session.call("networks.delete", name=name)
         print(name)
@@ -106,7 +122,11 @@ def remove(session: Session, names: tuple[str, ...]) -> None:
 @_NAME
 @_REF
 def connect(session: Session, name: str, ref: str, ip: str, ip6: str, mac_address: str) -> None:
-    """attach a container, running or not, to one network more"""
+    """attach a container, running or not, to one network more
+
+    \b
+      ctl network connect back web
+    """
     made = resolved(
         session,
         ref,
@@ -122,7 +142,11 @@ def connect(session: Session, name: str, ref: str, ip: str, ip6: str, mac_addres
 @_NAME
 @_REF
 def disconnect(session: Session, name: str, ref: str) -> None:
-    """detach a container from a network"""
+    """detach a container from a network
+
+    \b
+      ctl network disconnect back web
+    """
     resolved(session, ref, lambda id_: session.call("networks.disconnect", id=id_, name=name))
 
 
@@ -130,7 +154,11 @@ def disconnect(session: Session, name: str, ref: str) -> None:
 @_REFS
 @format_option
 def check(session: Session, refs: tuple[str, ...]) -> int:
-    """have the plugins look at what is attached; fails when something is broken"""
+    """have the plugins look at what is attached; fails when something is broken
+
+    \b
+      ctl network check web
+    """
     return _print_checked(session, _all(session, "networks.check", refs))
 
 
@@ -139,7 +167,11 @@ def check(session: Session, refs: tuple[str, ...]) -> int:
 @_REFS
 @format_option
 def reload(session: Session, refs: tuple[str, ...], force: bool) -> int:
-    """attach anew what is broken, for one after the host's rules were flushed"""
+    """attach anew what is broken, for one after the host's rules were flushed
+
+    \b
+      ctl network reload
+    """
     return _print_checked(session, _all(session, "networks.reload", refs, force=force))
 
 
@@ -176,7 +208,11 @@ def _print_checked(session: Session, rows: list[Any]) -> int:
 @_REF
 @grammar.argument("wanted", required=False, metavar="[PORT[/PROTO]]")
 def port(session: Session, ref: str, wanted: str | None) -> int:
-    """List a container's published ports, or where one of them is."""
+    """List a container's published ports, or where one of them is.
+
+    \b
+      ctl port web 80/tcp
+    """
     if wanted is not None and not re.fullmatch(r"\d+(/[a-z]+)?", wanted, re.ASCII):
         raise grammar.UsageError(f"port {wanted}: expected PORT or PORT/PROTO")
     task = resolved(session, ref, lambda id_: session.call("tasks.get", id=id_)["task"])

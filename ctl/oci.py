@@ -16,7 +16,11 @@ def oci(_session: Session) -> None:
 
 @oci.verb("spec")
 def spec(session: Session) -> None:
-    """print the spec that a container starts from"""
+    """print the spec that a container starts from
+
+    \b
+      ctl oci spec > config.json
+    """
     import json
 
     shown = json.loads(session.call("oci.spec")["spec"])

@@ -19,7 +19,11 @@ def plugins(_session: Session) -> None:
 @grammar.option("--detailed", "-d", is_flag=True, help="Why a part cannot be used, too.")
 @format_option
 def list_(session: Session, quiet: bool, detailed: bool) -> None:
-    """list parts: skip is what this host cannot use"""
+    """list parts: skip is what this host cannot use
+
+    \b
+      ctl plugins list
+    """
     rows = session.call("system.plugins")["plugins"]
     if quiet:
         for row in rows:

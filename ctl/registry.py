@@ -98,7 +98,11 @@ def _from_stdin() -> str:
 @grammar.command("logout", short_help="forget a registry's credential")
 @grammar.argument("server", required=False, default=DEFAULT_REGISTRY)
 def logout(_session: Session, server: str) -> None:
-    """Remove a registry's credential from docker's file or its helper."""
+    """Remove a registry's credential from docker's file or its helper.
+
+    \b
+      ctl logout harbor.example
+    """
     host = _host_of(server, "log out of")
     file = CredentialFile.of_this_user()
     if not file.forget(host):
@@ -120,7 +124,11 @@ def registry(_session: Session) -> None:
 @format_option
 @grammar.argument("ref")
 def test(session: Session, /, ref: str, **flags: Any) -> int:
-    """show how a registry is reached: hosts, files, certificates, credentials, answers"""
+    """show how a registry is reached: hosts, files, certificates, credentials, answers
+
+    \b
+      ctl registry test harbor.example/library/nginx:1
+    """
     call = session.manager.begin("registry.test", name=ref, access=access(session, ref, flags))
     for item in call:
         if session.json:

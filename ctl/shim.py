@@ -22,7 +22,11 @@ def shim(session: Session, container_id: str) -> None:
 
 @shim.verb("state")
 def state(session: Session) -> None:
-    """print what the monitor is and how its container stands, as JSON"""
+    """print what the monitor is and how its container stands, as JSON
+
+    \b
+      ctl shim --id web state
+    """
     container_id = session.scope
     task = session.call("tasks.get", id=container_id)["task"]
     rows = session.call("system.shims")["shims"]
@@ -42,12 +46,20 @@ def state(session: Session) -> None:
 def exec_(
     session: Session, /, command: tuple[str, ...], exec_id: str | None, stdin: bool, **flags: Any
 ) -> int:
-    """run a command in the container; its exit code is ctl's"""
+    """run a command in the container; its exit code is ctl's
+
+    \b
+      ctl shim --id web exec --exec-id 1 sh
+    """
     request = process.exec_request(exec_id, command, {**flags, "user": None})
     return process.exec_attached(session, session.scope, request, stdin=stdin or flags["tty"])
 
 
 @shim.verb("delete")
 def delete(session: Session) -> None:
-    """forget a task that has ended: its monitor has gone then"""
+    """forget a task that has ended: its monitor has gone then
+
+    \b
+      ctl shim --id web delete
+    """
     print_json(session.call("tasks.delete", id=session.scope, exec_id="", force=False))

@@ -91,7 +91,11 @@ def exec_(
 @detach_keys_option
 @grammar.argument("ref", metavar="CONTAINER")
 def attach(session: Session, ref: str, no_stdin: bool, sig_proxy: str) -> int:
-    """Attach to a running container; the keys to detach leave a terminal."""
+    """Attach to a running container; the keys to detach leave a terminal.
+
+    \b
+      ctl attach web
+    """
     from lighter.ctl import process
 
     passes = sig_proxy == "true"
@@ -128,7 +132,11 @@ def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
 @grammar.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
 @_REFS
 def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum: int | None) -> int:
-    """Stop containers: their stop signal, then KILL. They are not started again by themselves."""
+    """Stop containers: their stop signal, then KILL. They are not started again by themselves.
+
+    \b
+      ctl stop -t 30 web
+    """
     return each(
         session,
         refs,
@@ -140,7 +148,11 @@ def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum:
 @force_option
 @_REFS
 def pause(session: Session, refs: tuple[str, ...]) -> int:
-    """Freeze containers."""
+    """Freeze containers.
+
+    \b
+      ctl pause web
+    """
     return each(session, refs, lambda id_: session.call("tasks.pause", id=id_))
 
 
@@ -148,7 +160,11 @@ def pause(session: Session, refs: tuple[str, ...]) -> int:
 @force_option
 @_REFS
 def resume(session: Session, refs: tuple[str, ...]) -> int:
-    """Let paused containers go on."""
+    """Let paused containers go on.
+
+    \b
+      ctl resume web
+    """
     return each(session, refs, lambda id_: session.call("tasks.resume", id=id_))
 
 
@@ -157,7 +173,11 @@ def resume(session: Session, refs: tuple[str, ...]) -> int:
 @grammar.option("--volumes", "-v", is_flag=True, help="Its anonymous volumes too.")
 @_REFS
 def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> int:
-    """Remove containers."""
+    """Remove containers.
+
+    \b
+      ctl rm -f web
+    """
     from lighter.ctl.container import remove
 
     return each(session, refs, lambda id_: remove(session, id_, force, volumes=volumes))

@@ -37,7 +37,11 @@ def _rows(session: Session) -> list[dict[str, Any]]:
 @grammar.option("--quiet", "-q", is_flag=True, help="Keys alone.")
 @format_option
 def list_(session: Session, quiet: bool) -> None:
-    """list snapshots"""
+    """list snapshots
+
+    \b
+      ctl snapshots list
+    """
     rows = _rows(session)
     if quiet:
         for row in rows:
@@ -56,7 +60,11 @@ def list_(session: Session, quiet: bool) -> None:
 @snapshots.verb("info")
 @grammar.argument("key")
 def info(session: Session, key: str) -> None:
-    """print what is recorded of a snapshot"""
+    """print what is recorded of a snapshot
+
+    \b
+      ctl snapshots info web
+    """
     print_json(session.call("snapshots.get", snapshotter=session.scope, key=key)["snapshot"])
 
 
@@ -65,7 +73,11 @@ def info(session: Session, key: str) -> None:
 @grammar.argument("keys", nargs=-1, metavar="[KEY]...")
 @format_option
 def usage(session: Session, in_bytes: bool, keys: tuple[str, ...]) -> None:
-    """print the disk space of snapshots, each without its parents (all of them without a KEY)"""
+    """print the disk space of snapshots, each without its parents (all of them without a KEY)
+
+    \b
+      ctl snapshots usage web
+    """
     rows = [
         {"key": key, **session.call("snapshots.usage", snapshotter=session.scope, key=key)}
         for key in keys or [row["key"] for row in _rows(session)]
@@ -104,14 +116,22 @@ def _make(session: Session, verb: str, key: str, parent: str, target: str, mount
 @snapshots.verb("prepare")
 @_makes
 def prepare(session: Session, key: str, parent: str, target: str, mounts: bool) -> None:
-    """make an active snapshot, on a committed PARENT or on nothing"""
+    """make an active snapshot, on a committed PARENT or on nothing
+
+    \b
+      ctl snapshots prepare work sha256:…
+    """
     _make(session, "prepare", key, parent, target, mounts)
 
 
 @snapshots.verb("view")
 @_makes
 def view(session: Session, key: str, parent: str, target: str, mounts: bool) -> None:
-    """make a read-only snapshot of a committed PARENT"""
+    """make a read-only snapshot of a committed PARENT
+
+    \b
+      ctl snapshots view look sha256:…
+    """
     _make(session, "view", key, parent, target, mounts)
 
 
@@ -119,7 +139,11 @@ def view(session: Session, key: str, parent: str, target: str, mounts: bool) -> 
 @grammar.argument("target")
 @grammar.argument("key")
 def mounts(session: Session, target: str, key: str) -> None:
-    """print the commands that mount a snapshot at TARGET"""
+    """print the commands that mount a snapshot at TARGET
+
+    \b
+      ctl snapshots mounts /mnt work
+    """
     answer = session.call("snapshots.mounts", snapshotter=session.scope, key=key)
     if session.json:
         print_json(answer["mounts"])
@@ -141,7 +165,11 @@ def _print_commands(mounts: Sequence[Mapping[str, Any]], target: str) -> None:
 @grammar.argument("name", metavar="KEY")
 @grammar.argument("active")
 def commit(session: Session, name: str, active: str) -> None:
-    """freeze the snapshot ACTIVE under the name KEY"""
+    """freeze the snapshot ACTIVE under the name KEY
+
+    \b
+      ctl snapshots commit done work
+    """
     session.call(
         "snapshots.commit",
         snapshotter=session.scope,
@@ -155,7 +183,11 @@ def commit(session: Session, name: str, active: str) -> None:
 @grammar.argument("image", metavar="REF|DIGEST")
 @format_option
 def unpack(session: Session, image: str) -> None:
-    """unpack an image that is here, by its reference or its manifest's digest"""
+    """unpack an image that is here, by its reference or its manifest's digest
+
+    \b
+      ctl snapshots unpack sha256:…
+    """
     call = session.manager.begin("snapshots.unpack", snapshotter=session.scope, image=image)
     if not session.json:
         progress(f"unpacking {image}...", end="")
@@ -199,7 +231,11 @@ def diff(session: Session, key: str, other: str, compression: str) -> None:
 @force_option
 @grammar.argument("keys", nargs=-1, required=True, metavar="KEY...")
 def remove(session: Session, keys: tuple[str, ...]) -> None:
-    """remove snapshots on which no other one stands"""
+    """remove snapshots on which no other one stands
+
+    \b
+      ctl snapshots remove work
+    """
     for key in keys:
         session.call("snapshots.delete", snapshotter=session.scope, key=key)
         print(key)
@@ -207,7 +243,11 @@ def remove(session: Session, keys: tuple[str, ...]) -> None:
 
 @snapshots.verb("tree")
 def tree(session: Session) -> None:
-    """print snapshots below their parents"""
+    """print snapshots below their parents
+
+    \b
+      ctl snapshots tree
+    """
     children: dict[str, list[str]] = {}
     for row in _rows(session):
         children.setdefault(row["parent"], []).append(row["key"])
@@ -226,7 +266,11 @@ def tree(session: Session) -> None:
 @grammar.argument("key")
 @grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def label(session: Session, key: str, labels: tuple[str, ...]) -> None:
-    """set labels of a snapshot and print all; an empty value clears one"""
+    """set labels of a snapshot and print all; an empty value clears one
+
+    \b
+      ctl snapshots label work keep=yes
+    """
     changes = key_values(labels, "label", bare=True)
     answer = session.call("snapshots.label", snapshotter=session.scope, key=key, labels=changes)
     print(labels_text(answer["snapshot"]["labels"]))

@@ -94,7 +94,11 @@ def start(session: Session, refs: tuple[str, ...], attach: bool, interactive: bo
 def restart(
     session: Session, refs: tuple[str, ...], timeout: float | None, signum: int | None
 ) -> int:
-    """Stop containers, as `ctl stop` does, and start them again; those that do not run, too."""
+    """Stop containers, as `ctl stop` does, and start them again; those that do not run, too.
+
+    \b
+      ctl restart web
+    """
     return each(
         session,
         refs,
@@ -106,7 +110,11 @@ def restart(
 @_REFS
 @format_option
 def wait(session: Session, refs: tuple[str, ...]) -> int:
-    """Wait for the end of containers, and print their exit codes, in the order of the words."""
+    """Wait for the end of containers, and print their exit codes, in the order of the words.
+
+    \b
+      ctl wait web
+    """
     code = 0
     ends = []
     waits: deque[Any] = deque()

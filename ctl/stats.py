@@ -200,6 +200,9 @@ def top(session: Session, ref: str) -> None:
     """List a container's processes: PID is the host's number, INSIDE the container's own.
 
     Nothing of the container is run for it, nor does it have to answer.
+
+    \b
+      ctl top web
     """
     found = resolved(session, ref, lambda id_: session.call("tasks.top", id=id_))["processes"]
     listing(

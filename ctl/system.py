@@ -30,13 +30,21 @@ def version(session: Session) -> None:
 
 @grammar.group("system")
 def system(_session: Session) -> None:
-    """Look at the manager itself."""
+    """Look at the manager itself.
+
+    \b
+      ctl system info
+    """
 
 
 @system.verb("info")
 @format_option
 def info(session: Session) -> None:
-    """show the manager's identity, directories and health"""
+    """show the manager's identity, directories and health
+
+    \b
+      ctl system info
+    """
     facts = {**session.call("version.get"), **session.call("system.health")}
     if session.json:
         print_json(facts)
@@ -49,7 +57,11 @@ def info(session: Session) -> None:
 @system.verb("shims")
 @format_option
 def shims(session: Session) -> None:
-    """list the shims: one process per container"""
+    """list the shims: one process per container
+
+    \b
+      ctl system shims
+    """
     now = time.time_ns()
     listing(
         session.json,
@@ -75,6 +87,9 @@ def overhead(session: Session) -> None:
     """show what running containers costs beside the containers
 
     PSS counts a page that several processes share in equal parts, so that the sum is the truth.
+
+    \b
+      ctl system overhead
     """
     own = session.call("system.processes")["processes"]
     shims = [row for row in session.call("system.shims")["shims"] if row["pss_bytes"]]
@@ -109,7 +124,11 @@ def overhead(session: Session) -> None:
 @system.verb("reload")
 @format_option
 def reload(session: Session) -> None:
-    """make the manager read its configuration again"""
+    """make the manager read its configuration again
+
+    \b
+      ctl system reload
+    """
     done = session.call("system.reload")
     if session.json:
         print_json(done)
@@ -126,6 +145,9 @@ def accept_loss(session: Session) -> None:
 
     Since it was mended nothing was removed for want of a row that needs it: layers, snapshots,
     logs. From now on it is.
+
+    \b
+      ctl system accept-loss
     """
     done = session.call("system.accept_loss")
     if session.json:
@@ -146,6 +168,9 @@ def stop_containers(session: Session, timeout: float, manager: str) -> int:
 
     Each gets its stop signal, and KILL when the time is over. They stay defined; nothing is
     removed.
+
+    \b
+      ctl system stop-containers
     """
     from lighter.ctl.standin import stand_in
 
@@ -188,7 +213,11 @@ def support(session: Session, output: str, lighterd: str) -> None:
 @system.verb("df")
 @format_option
 def df(session: Session) -> None:
-    """show what takes the disk space below the manager's root"""
+    """show what takes the disk space below the manager's root
+
+    \b
+      ctl system df
+    """
     from lighter.ctl import disk
 
     disk.df(session)
@@ -201,6 +230,9 @@ def prune(session: Session, dry_run: bool) -> None:
     """remove what nothing needs, in all namespaces
 
     Content, layers and broken-off transfers. Never an image or a container.
+
+    \b
+      ctl system prune
     """
     from lighter.ctl import disk
 

@@ -52,7 +52,11 @@ def start(
     fifo_dir: str,
     checkpoint: str,
 ) -> int:
-    """start a container, attached unless -d; the exit code is its own"""
+    """start a container, attached unless -d; the exit code is its own
+
+    \b
+      ctl tasks start -d web
+    """
     from lighter.ctl import process
 
     if words:
@@ -79,7 +83,11 @@ def start(
 @grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
 @format_option
 def list_(session: Session, quiet: bool) -> None:
-    """list tasks"""
+    """list tasks
+
+    \b
+      ctl tasks list
+    """
     rows = session.call("tasks.list")["tasks"]
     if quiet:
         for row in rows:
@@ -97,7 +105,11 @@ def list_(session: Session, quiet: bool) -> None:
 @grammar.argument("container_id", metavar="CONTAINER")
 @format_option
 def ps(session: Session, container_id: str) -> None:
-    """list the processes of a container, with the host's pids; as JSON with their own ones too"""
+    """list the processes of a container, with the host's pids; as JSON with their own ones too
+
+    \b
+      ctl tasks ps web
+    """
     listing(
         session.json,
         session.call("tasks.top" if session.json else "tasks.pids", id=container_id)["processes"],
@@ -134,7 +146,11 @@ def checkpoint(session: Session, container_id: str, image_path: str, ends: bool)
 @grammar.option("--format", "shape", type=grammar.Choice(("table", "json")), help="Of output.")
 @grammar.argument("container_id", metavar="CONTAINER")
 def metrics(session: Session, container_id: str, shape: str | None) -> None:
-    """print what a task has used, as ctr does"""
+    """print what a task has used, as ctr does
+
+    \b
+      ctl tasks metrics --format json web
+    """
     (found,) = session.call("tasks.metrics", ids=[container_id])["metrics"]
     if not found["version"]:
         raise NotFound(f"measure task {container_id}: it has ended")
@@ -199,7 +215,11 @@ def exec_(
     fifo_dir: str,
     **flags: Any,
 ) -> int:
-    """run a command in a running container; its exit code is ctl's"""
+    """run a command in a running container; its exit code is ctl's
+
+    \b
+      ctl tasks exec --exec-id 1 -t web /bin/sh
+    """
     from lighter.ctl import process
 
     request = process.exec_request(exec_id, command, flags)
@@ -216,7 +236,11 @@ def exec_(
 @grammar.option("--all", "-a", "everyone", is_flag=True, help="Signal all its processes.")
 @grammar.argument("container_id", metavar="CONTAINER")
 def kill(session: Session, container_id: str, signum: int, exec_id: str, everyone: bool) -> None:
-    """send a signal to a container"""
+    """send a signal to a container
+
+    \b
+      ctl tasks kill -s HUP web
+    """
     session.call("tasks.kill", id=container_id, exec_id=exec_id, signal=signum, all=everyone)
 
 
@@ -224,7 +248,11 @@ def kill(session: Session, container_id: str, signum: int, exec_id: str, everyon
 @force_option
 @grammar.argument("container_id", metavar="CONTAINER")
 def pause(session: Session, container_id: str) -> None:
-    """freeze a container"""
+    """freeze a container
+
+    \b
+      ctl tasks pause web
+    """
     session.call("tasks.pause", id=container_id)
 
 
@@ -232,7 +260,11 @@ def pause(session: Session, container_id: str) -> None:
 @force_option
 @grammar.argument("container_id", metavar="CONTAINER")
 def resume(session: Session, container_id: str) -> None:
-    """let a paused container go on"""
+    """let a paused container go on
+
+    \b
+      ctl tasks resume web
+    """
     session.call("tasks.resume", id=container_id)
 
 
@@ -241,7 +273,11 @@ def resume(session: Session, container_id: str) -> None:
 @grammar.option("--exec-id", default="", help="This process instead of the first one.")
 @grammar.argument("container_id", metavar="CONTAINER")
 def attach(session: Session, container_id: str, exec_id: str) -> int:
-    """attach to a running container; the keys to detach leave a terminal"""
+    """attach to a running container; the keys to detach leave a terminal
+
+    \b
+      ctl tasks attach web
+    """
     from lighter.ctl import process
 
     return process.attach(session, container_id, exec_id, stdin=True)
@@ -252,7 +288,11 @@ def attach(session: Session, container_id: str, exec_id: str) -> int:
 @grammar.argument("container_id", metavar="CONTAINER")
 @format_option
 def wait(session: Session, container_id: str, exec_id: str) -> None:
-    """wait for the end of a container and print its exit code"""
+    """wait for the end of a container and print its exit code
+
+    \b
+      ctl tasks wait web
+    """
     end = session.call("tasks.wait", id=container_id, exec_id=exec_id)
     if session.json:
         print_json(end)
@@ -265,6 +305,10 @@ def wait(session: Session, container_id: str, exec_id: str) -> None:
 @grammar.option("--exec-id", default="", help="Forget this process instead.")
 @grammar.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
 def delete(session: Session, container_ids: tuple[str, ...], force: bool, exec_id: str) -> None:
-    """delete tasks that have ended; the containers stay"""
+    """delete tasks that have ended; the containers stay
+
+    \b
+      ctl tasks delete web
+    """
     for container_id in container_ids:
         session.call("tasks.delete", id=container_id, exec_id=exec_id, force=force)

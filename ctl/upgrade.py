@@ -34,6 +34,9 @@ def check(session: Session, path: str | None) -> int:
 
     RPM is a package of that version, DIR a directory of packages or an installed version's own.
     Without one, the version that this ctl belongs to. Exit status 1 when it cannot.
+
+    \b
+      ctl upgrade check dist/lighter-core-0.3.0-0.3.0-1.x86_64.rpm
     """
     release = OWN if path is None else _release(path)
     found = session.call("system.upgrade_check", **release._asdict())

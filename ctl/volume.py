@@ -39,7 +39,11 @@ def volumes(_session: Session) -> None:
 def create(
     session: Session, name: str | None, driver: str, label: tuple[str, ...], opt: tuple[str, ...]
 ) -> None:
-    """create a volume, and print its name; one that is there stays as it is"""
+    """create a volume, and print its name; one that is there stays as it is
+
+    \b
+      ctl volume create site
+    """
     made = session.call(
         "volumes.create",
         name=name,
@@ -57,7 +61,11 @@ def create(
 )
 @grammar.option("--format", "template", metavar="table|json|TEMPLATE", help="Or a Go template.")
 def ls(session: Session, quiet: bool, filters: tuple[str, ...], template: str | None) -> None:
-    """list volumes"""
+    """list volumes
+
+    \b
+      ctl volume ls
+    """
     tests = [_test(word) for word in filters]
     shown = template or session.format
     shape = None if shown in ("json", "table") else Template(shown, _FIELDS)
@@ -98,7 +106,11 @@ def _test(word: str) -> Any:
 @grammar.option("--format", "template", metavar="TEMPLATE", help="A Go template.")
 @grammar.argument("names", nargs=-1, required=True, metavar="VOLUME...")
 def inspect(session: Session, names: tuple[str, ...], size: bool, template: str | None) -> None:
-    """print all that is known about volumes, as JSON"""
+    """print all that is known about volumes, as JSON
+
+    \b
+      ctl volume inspect site
+    """
     shape = Template(template, _FIELDS) if template and template != "json" else None
     found = [session.call("volumes.get", name=name, size=size)["volume"] for name in names]
     if shape is not None:
@@ -130,7 +142,11 @@ def as_docker(row: Mapping[str, Any]) -> dict[str, Any]:
 @grammar.option("--force", "-f", is_flag=True, help="One that is not there is no failure.")
 @grammar.argument("names", nargs=-1, required=True, metavar="VOLUME...")
 def rm(session: Session, names: tuple[str, ...], force: bool) -> int:
-    """remove volumes that no container uses, with all that is in them"""
+    """remove volumes that no container uses, with all that is in them
+
+    \b
+      ctl volume rm site
+    """
     return remove_each(session, "volumes.delete", names, force=force)
 
 
@@ -139,7 +155,11 @@ def rm(session: Session, names: tuple[str, ...], force: bool) -> int:
 @grammar.option("--force", "-f", is_flag=True, help="Do not ask.")
 @format_option
 def prune(session: Session, everything: bool, force: bool) -> int:
-    """remove all volumes without a name that no container uses"""
+    """remove all volumes without a name that no container uses
+
+    \b
+      ctl volume prune
+    """
     if not force:
         what = "all volumes" if everything else "all anonymous volumes"
         from lighter.ctl.asking import confirm

@@ -152,6 +152,20 @@ def marked_cgroups(owners: Owners) -> Iterator[str]:
                 yield from (path for path, _, _ in os.walk(top))
 
 
+def left_of_containers(owners: Owners) -> Iterator[str]:
+    """What the kernel still has of an instance's containers while its manager runs on."""
+    yield from marked_mounts(owners)
+    places = tuple(f"/lighter/{instance}/" for instance in owners.instances)
+    for path in marked_cgroups(owners):
+        for place in places:
+            # Below it: a namespace's, which stays, and in that a container's.
+            if "/" in path.partition(place)[2]:
+                yield path
+    for process in every_process():
+        if not process.is_zombie and process.is_in_cgroup(places):
+            yield f"{process.pid} {process.title[:160]}"
+
+
 def marked_sockets(owners: Owners) -> Iterator[str]:
     """Unix sockets bound to a path of ours (/proc/net/unix), open even when the file is gone."""
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:

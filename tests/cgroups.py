@@ -1,6 +1,8 @@
 """A container's cgroups as the host shows them, on v1 and v2."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MOUNT = Path("/sys/fs/cgroup")
@@ -42,3 +44,23 @@ def limit_memory(pid: int, size_bytes: int) -> None:
 def memory_limit(pid: int) -> str:
     name = "memory.max" if IS_V2 else "memory.limit_in_bytes"
     return (of_process(pid, "memory") / name).read_text().strip()
+
+
+@contextmanager
+def without_memory(pid: int, name: str) -> Iterator[Path]:
+    """A process in a cgroup of its own, where it gets no further page; removed when it is dead."""
+    group = MOUNT / ("" if IS_V2 else "memory") / name
+    group.mkdir()
+    try:
+        (group / ("memory.max" if IS_V2 else "memory.limit_in_bytes")).write_text("4096")
+        (group / "cgroup.procs").write_text(str(pid))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def oom_kills(group: Path) -> int:
+    """Processes that the OOM killer has ended there."""
+    name = "memory.events" if IS_V2 else "memory.oom_control"
+    rows = dict(row.split() for row in (group / name).read_text().splitlines())
+    return int(rows["oom_kill"])

@@ -243,7 +243,13 @@ class Lighterd:
         Raises AssertionError for what is left of containers.
         """
         self._remove_containers()
-        settled(lambda: [*self._left_on_disk(), *(f"shim {pid}" for pid in self.shims())])
+        settled(
+            lambda: [
+                *self._left_on_disk(),
+                *(f"shim {pid}" for pid in self.shims()),
+                *census.left_of_containers(self.owners_of_this()),
+            ]
+        )
         shutil.rmtree(self.base / "share", ignore_errors=True)
         if told := self.events(""):
             self.first_event = told[-1]["sequence"]

@@ -49,13 +49,20 @@ class Typist:
 
     def wait(self, timeout_s: float = 20) -> int:
         """The program's exit code; what it still writes is read meanwhile."""
+        code = self.poll(timeout_s)
+        assert code is not None, f"it runs on: {self.seen!r}"
+        return code
+
+    def poll(self, timeout_s: float) -> int | None:
+        """As `wait`; None for a program that runs on."""
         end = time.monotonic() + timeout_s
         while self._code is None:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
                 break
-            assert time.monotonic() < end, f"it runs on: {self.seen!r}"
+            if time.monotonic() >= end:
+                return None
             if select.select([self.fd], [], [], 0.02)[0]:
                 with contextlib.suppress(OSError):
                     self.seen += os.read(self.fd, 1 << 16)

@@ -20,7 +20,7 @@ from lighter.daemon.tasks.bundle import Bundle
 from lighter.proto import errors
 from lighter.proto.paths import Root, State
 from lighter.shim import shim
-from tests import lives
+from tests import cgroups, lives
 from tests.harness import Lighterd, await_that, kill_by_pidfd
 from tests.lives import NO_STDIO, ask
 
@@ -317,6 +317,22 @@ def test_f41_a_lost_shim_costs_its_container_and_nothing_else(
     assert not lives.check_history(events, alive=frozenset({"other"}))
     told = next(e for e in events if e["topic"] == "/tasks/exit" and not e["event"]["exec_id"])
     assert told["event"]["pid"] == pid
+
+
+def test_f43_a_shim_that_the_oom_killer_ends_is_a_lost_one(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    shim = shim_of(lighterd, "c")
+    which = {"id": "c", "exec_id": ""}
+    with cgroups.without_memory(shim, f"lighter-starved-{lighterd.instance}") as group:
+        # Whatever it is asked, it writes to a page that it shares with its spawner.
+        with suppress(errors.LighterError):
+            ask(lighterd, "tasks.resize", rows=1, cols=1, **which)
+        ended = ask(lighterd, "tasks.wait", **which)
+        assert cgroups.oom_kills(group) == 1
+    assert (ended["exit_status"], ended["cause"]) == (137, "lost-shim")
+    assert lives.process_state(shim) == ""
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.soak)])

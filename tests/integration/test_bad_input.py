@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,6 +137,32 @@ def test_programs_that_cannot_be_run(lighterd: Lighterd, busybox: str) -> None:
     refused(lighterd, REFUSED, "absolute path", "exec", "--cwd", "rel", "live", "id")
     refused(lighterd, REFUSED, "only letters", "tasks", "exec", "--exec-id", "a/b", "live", "id")
     assert lighterd.ctl("exec", "live", "true").returncode == 0
+
+
+def test_f77_a_spec_of_16_mib_and_words_that_no_program_can_get(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """execve(2): 128 KiB for one word, a quarter of the stack for all. A message has 16 MiB. The
+    runtime's init hears of it, and says so where the container's output goes.
+    """
+    word = "x" * (100 << 10)
+    tried: dict[str, dict[str, Any]] = {
+        "word": {"args": ["true", word * 2]},
+        "words": {"args": ["true", *[word] * 100]},
+        "spec": {"args": ["true"], "env": [f"A{n}={word}" for n in range(155)]},  # 15.5 MiB
+    }
+    with lighterd.client() as client:
+        for name, options in tried.items():
+            client.call("containers", "create", id=name, image=busybox, **options)
+            client.call("tasks", "create", id=name, timeout_s=60, **lives.NO_STDIO)
+            client.call("tasks", "start", id=name, timeout_s=60)
+            assert client.call("tasks", "wait", id=name, exec_id="")["exit_status"] in (1, 255)
+            said = lighterd.ctl("logs", name, check=True).stderr.decode().lower()
+            assert said == "exec /bin/true: argument list too long\n", name
+            client.call("containers", "delete", id=name, force=True)
+        with pytest.raises(errors.ResourceExhausted, match="at most 16777216 fit"):
+            client.call("containers", "create", id="x", image=busybox, args=[word] * 170)
+    nothing_is_there(lighterd)
 
 
 def test_a_file_that_is_no_program_of_this_machine(lighterd: Lighterd) -> None:

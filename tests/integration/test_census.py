@@ -163,6 +163,18 @@ def test_no_kind_is_without_a_leak_of_its_own() -> None:
     assert set(census.Census.take(census.Owners(exclusive=True)).things) == {*LEAKS, *UNMARKED}
 
 
+@pytest.mark.parametrize("leak", [leak_mount, leak_cgroup])
+def test_what_is_left_of_a_container_is_seen_while_its_manager_runs(
+    leak: Callable[[Path, ExitStack], None], scratch: Path
+) -> None:
+    marks = census.Owners({MARK}, {str(scratch)}, False)
+    with ExitStack() as undo:
+        leak(scratch, undo)
+        left = list(census.left_of_containers(marks))
+        assert left and all(MARK in thing or str(scratch) in thing for thing in left)
+    assert list(census.left_of_containers(marks)) == []
+
+
 def test_nothing_of_a_neighbour_counts(scratch: Path) -> None:
     marks = census.Owners({"deadbeef"}, {"/tmp/lighter-nobody"}, False)
     before = census.Census.take(marks)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from lighter.proto import errors
 from tests import lives
 from tests.harness import Lighterd, await_that
 from tests.lives import ask
+from tests.typist import Typist
 
 MIB = 1 << 20
 
@@ -298,6 +300,28 @@ def test_a_reader_that_goes_away_does_not_hold_the_container(
         stuck.stdout.close()
         goes_on(progress)
         ask(lighterd, "containers.delete", id=driver, force=True)
+
+
+def test_who_leaves_an_attach_by_ctrl_c_does_not_hold_the_container(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """The first ones are the container's, which ignores them; who presses on means ctl."""
+    share = lighterd.base / "share"
+    share.mkdir()
+    progress = share / "n"
+    mount = f"type=bind,src={share},dst=/share,options=rbind:rw"
+    script = "n=0; while :; do n=$((n+1)); echo line $n of output; echo $n >/share/n; done"
+    arguments = ["--mount", mount, busybox, "c", "sh", "-c", f"trap '' INT; {script}"]
+    lighterd.ctl("run", "-d", *arguments, check=True)
+    typist = Typist(lighterd.ctl_argv("attach", "c"))
+    try:
+        typist.expect(rb"line \d+ of output")
+        while (code := typist.poll(0.3)) is None:
+            typist.type(b"\x03")
+    finally:
+        typist.close()
+    assert code == 128 + signal.SIGINT
+    goes_on(progress)
 
 
 def count_in(progress: Path) -> int:

@@ -3,14 +3,19 @@
 import contextlib
 import json
 import os
+import shlex
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lighter.ctl.cli import ctl as root
+from lighter.ctl.grammar import Command, Group
+from lighter.ctl.reading import read
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
 from tests.fakes.manager import HOLD, Ask, FakeManager, FakeProcess
 from tests.unit.ctl.conftest import CTL, Ctl
@@ -275,7 +280,41 @@ def test_every_command_has_help(ctl: Ctl) -> None:
         done = ctl(*words, "-h")
         assert done.returncode == 0, (words, done.stderr)
         assert b"Usage:" in done.stdout
+        assert b"\n    ctl " in done.stdout, words
         assert ctl("help", *words).stdout.startswith(b"Usage:")
+
+
+def all_commands(group: Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Command]]:
+    for name in group.names():
+        command = group.find(name)
+        assert command is not None
+        yield " ".join((*words, name)), command
+        if isinstance(command, Group):
+            yield from all_commands(command, (*words, name))
+
+
+def examples(command: Command) -> list[list[str]]:
+    """What follows `ctl` in its help's examples, up to where the shell takes over."""
+    text = (command.callback.__doc__ or "").replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines()]
+    found = []
+    for line in lines:
+        if line.startswith("ctl "):
+            words = shlex.split(line, comments=True)[1:]
+            stop = [n for n, word in enumerate(words) if word in ("|", "&&", "<", ">")]
+            found.append(words[: stop[0]] if stop else words)
+    return found
+
+
+def test_every_command_has_an_example_that_can_be_read() -> None:
+    seen = 0
+    for name, command in all_commands(root):
+        lines = examples(command)
+        assert lines, f"ctl {name} has no example"
+        for words in lines:
+            assert read(root, words) is not None, f"ctl {name}: {' '.join(words)}"
+            seen += 1
+    assert seen > 150
 
 
 # exit codes and errors
