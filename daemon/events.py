@@ -37,15 +37,19 @@ class Event:
 
 
 class EventLog:
-    """Append within a transaction, then `announce` what was appended after the commit."""
+    """Append within a transaction, then `announce` what was appended after the commit.
 
-    def __init__(self, db: Database) -> None:
+    `monotonic_s` is time.monotonic, by which it knows how long ago the start was.
+    """
+
+    def __init__(self, db: Database, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._db = db
+        self._monotonic_s = monotonic_s
         self._subscribers: set[asyncio.Event] = set()
         self._unweighed = 0  # bytes that were appended since the last trim
         self._weighed: int | None = None  # bytes of all at the last trim, or more
         self._first = self.newest()
-        self._replay_until = time.monotonic() + REPLAY_S
+        self._replay_until = monotonic_s() + REPLAY_S
 
     @property
     def subscribers(self) -> int:
@@ -57,7 +61,7 @@ class EventLog:
         manager before: soon after a start, the number before all that was ingested since; else
         None, for new ones only.
         """
-        return self._first if time.monotonic() < self._replay_until else None
+        return self._first if self._monotonic_s() < self._replay_until else None
 
     def append(
         self,

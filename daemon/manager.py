@@ -270,6 +270,7 @@ class Manager:
             "fds": core.budget.used,
             "dropped": server.dropped + core.router.dropped,
             "subscribers": core.event_log.subscribers,
+            "coroutines": len(asyncio.all_tasks()),
             "stands_in": self._stands_in,
             "loss": core.db.loss,
         }

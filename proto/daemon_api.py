@@ -201,7 +201,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     system.plugins      {} -> {plugins: [{type, id, architecture, problem}]}
     system.processes    {} -> {processes: {manager, spawner: {pid, pss_bytes, rss_bytes, cpu_s, threads, fds}}}
     system.health       {} -> {status, generation, clients, shims, fds, dropped, subscribers,
-                        stands_in, loss}
+                        coroutines, stands_in, loss}
 
 exec_id "" means the container's own process. The status of a task is one of created, running,
 paused, stopped, unknown.

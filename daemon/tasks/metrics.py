@@ -37,7 +37,14 @@ _V1_MEMORY_PARTS = {
 _V1_BLKIO = {
     "io_service_bytes_recursive": "io_service_bytes",
     "io_serviced_recursive": "io_serviced",
+    "io_queued_recursive": "io_queued",
+    "io_service_time_recursive": "io_service_time",
+    "io_wait_time_recursive": "io_wait_time",
+    "io_merged_recursive": "io_merged",
+    "io_time_recursive": "time",
+    "sectors_recursive": "sectors",
 }
+_MAX_UINT32 = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -66,13 +73,14 @@ def of_task(entry: Entry) -> Metrics:
                 if os.path.isdir(f"{_MOUNT}/{folder}{path}"):
                     v1[name] = f"{_MOUNT}/{folder}{path}"
     if v1:
-        return Metrics(1, _v1(v1))
+        return Metrics(1, of_v1(v1))
     if not v2:
         raise NotFound(f"measure {entry.what}: it has no cgroup any more")
-    return Metrics(2, _v2(v2))
+    return Metrics(2, of_v2(v2))
 
 
-def _v1(at: Mapping[str, str]) -> dict[str, Any]:
+def of_v1(at: Mapping[str, str]) -> dict[str, Any]:
+    """The values of a cgroup of version 1, whose directory of each controller is given."""
     values: dict[str, Any] = {}
     if "pids" in at:
         values["pids"] = _pids(at["pids"])
@@ -85,6 +93,8 @@ def _v1(at: Mapping[str, str]) -> dict[str, Any]:
         values["blkio"] = _v1_blkio(at["blkio"])
     if "hugetlb" in at:
         values["hugetlb"] = list(_v1_hugetlb(at["hugetlb"]))
+    if "rdma" in at:
+        values["rdma"] = _rdma(at["rdma"])
     return values
 
 
@@ -135,21 +145,22 @@ def _v1_blkio(directory: str) -> dict[str, list[dict[str, Any]]]:
     """Of the scheduler that counts (CFQ, BFQ), else what the throttler has seen."""
     for prefix, suffix in (("", "_recursive"), ("bfq.", "_recursive"), ("throttle.", "")):
         if os.path.exists(f"{directory}/blkio.{prefix}io_serviced{suffix}"):
-            return {
+            read = {
                 field: list(_v1_devices(f"{directory}/blkio.{prefix}{name}{suffix}"))
                 for field, name in _V1_BLKIO.items()
             }
+            return {field: entries for field, entries in read.items() if entries}
     return {}
 
 
 def _v1_devices(path: str) -> Iterator[dict[str, Any]]:
     for line in _text(path).splitlines():
-        words = line.split()
-        if len(words) != 3 or ":" not in words[0] or not words[2].isdigit():
+        number, *op, value = line.split() or ("", "")
+        if ":" not in number or len(op) > 1 or not value.isdigit():
             continue  # "Total", of all devices
-        major, minor = map(int, words[0].split(":"))
+        major, minor = map(int, number.split(":"))
         device = {"device": _device(major, minor), "major": major, "minor": minor}
-        yield {"op": words[1], "value": int(words[2]), **device}
+        yield {"op": "".join(op), "value": int(value), **device}
 
 
 def _device(major: int, minor: int) -> str:
@@ -182,7 +193,8 @@ _V2_MEMORY = (
 )
 
 
-def _v2(directory: str) -> dict[str, Any]:
+def of_v2(directory: str) -> dict[str, Any]:
+    """The values of a cgroup of version 2."""
     cpu = _keyed(directory + "/cpu.stat")
     stat = _keyed(directory + "/memory.stat")
     memory = {name: stat[name] for name in _V2_MEMORY if name in stat}
@@ -196,7 +208,7 @@ def _v2(directory: str) -> dict[str, Any]:
     }
     events = _keyed(directory + "/memory.events")
     counted = ("usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled")
-    return {
+    values = {
         "pids": _pids(directory),
         "cpu": {name: cpu[name] for name in (*counted, "throttled_usec") if name in cpu},
         "memory": memory,
@@ -206,7 +218,51 @@ def _v2(directory: str) -> dict[str, Any]:
             if name in events
         },
         "io": {"usage": list(_v2_io(directory + "/io.stat"))},
+        "hugetlb": list(_v2_hugetlb(directory)),
     }
+    for part in ("cpu", "memory", "io"):
+        if pressure := _pressure(f"{directory}/{part}.pressure"):
+            values[part]["psi"] = pressure
+    if os.path.exists(directory + "/rdma.current"):
+        values["rdma"] = _rdma(directory)
+    return values
+
+
+def _v2_hugetlb(directory: str) -> Iterator[dict[str, Any]]:
+    for entry in sorted(os.listdir(directory)):
+        if entry.startswith("hugetlb.") and entry.endswith("B.current"):
+            size = entry.split(".")[1]
+            files = f"{directory}/hugetlb.{size}."
+            current, limit = _number(files + "current"), _limit(files + "max")
+            yield {"current": current, "max": limit, "pagesize": size}
+
+
+def _pressure(path: str) -> dict[str, dict[str, float]]:
+    """How long tasks have waited (Documentation/accounting/psi.rst); nothing where that is off."""
+    found = {}
+    for line in _text(path).splitlines():
+        kind, *words = line.split()
+        numbers = dict(word.split("=", 1) for word in words)
+        found[kind] = {name: float(numbers[name]) for name in ("avg10", "avg60", "avg300")}
+        found[kind]["total"] = int(numbers["total"])
+    return found
+
+
+def _rdma(directory: str) -> dict[str, list[dict[str, Any]]]:
+    return {
+        field: list(_rdma_devices(f"{directory}/rdma.{name}"))
+        for field, name in (("current", "current"), ("limit", "max"))
+    }
+
+
+def _rdma_devices(path: str) -> Iterator[dict[str, Any]]:
+    for line in _text(path).splitlines():
+        device, *words = line.split()
+        counts = {
+            f"{name}s": _MAX_UINT32 if number == "max" else int(number)
+            for name, _, number in (word.partition("=") for word in words)
+        }
+        yield {"device": device, **counts}
 
 
 def _v2_io(path: str) -> Iterator[dict[str, int]]:

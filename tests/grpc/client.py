@@ -45,6 +45,9 @@ class Api:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._channel.close()
 
     def call(self, module: ModuleType, service: str, method: str, **fields: Any) -> Any:

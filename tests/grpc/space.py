@@ -168,6 +168,12 @@ def descriptor(
     return types_pb2.Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
 
 
+def coroutines(lighterd: Lighterd) -> int:
+    """How many the manager runs."""
+    with lighterd.client() as client:
+        return int(client.call("system", "health")["coroutines"])
+
+
 class Refused:
     """What a call was refused with: `with refused("NOT_FOUND", "image"): …`."""
 

@@ -123,6 +123,20 @@ def test_lists(workshop: Workshop) -> None:
     assert ids("image==x") == []
 
 
+def test_a_list_that_no_message_holds_comes_by_a_stream(workshop: Workshop) -> None:
+    spec = Any_(type_url=SPEC.type_url, value=b'{"x": "%s"}' % (b"y" * (6 << 20)))
+    for name in ("a", "b", "c"):
+        workshop.containers("Create", container=_container(name, spec=spec))
+    assert _refused(workshop, "List")[0] == "RESOURCE_EXHAUSTED"
+    streamed = workshop.api.stream(containers_pb2, "Containers", "ListStream")
+    assert [(one.container.id, one.container.spec == spec) for one in streamed] == [
+        ("a", True),
+        ("b", True),
+        ("c", True),
+    ]
+    assert [c.id for c in workshop.containers("List", filters=["id==b"]).containers] == ["b"]
+
+
 def test_a_container_with_a_task_is_kept(workshop: Workshop) -> None:
     workshop.create("c", "sleep", "1000")
     refused = _refused(workshop, "Delete", id="c")

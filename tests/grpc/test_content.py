@@ -19,10 +19,11 @@ import pytest
 from lighter.daemon.grpc.pb import content_pb2 as pb
 from lighter.daemon.grpc.pb import namespaces_pb2
 from tests.grpc.client import Api, code
-from tests.grpc.space import Space, digest_of, refused
+from tests.grpc.space import Space, coroutines, digest_of, refused
 from tests.harness import Lighterd, await_that
 
 MIB = 1 << 20
+MAX_THREADS = 64
 
 
 class Writing:
@@ -186,15 +187,17 @@ def test_a_ref_has_one_writer(space: Space) -> None:
 
 @pytest.fixture
 def descriptors(space: Space) -> Iterator[Callable[[], int]]:
-    """How many descriptors and threads the manager has; at the end no more than at first."""
+    """How many descriptors the manager has; at the end no more than at first, and no more
+    coroutines. Threads are of a pool, which has a bound."""
 
     def count() -> int:
-        pid = space.lighterd.pid
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        return len(os.listdir(f"/proc/{space.lighterd.pid}/fd"))
 
-    before = count()
+    before, running = count(), coroutines(space.lighterd)
     yield count
     await_that(lambda: count() <= before, 20, "the manager has its descriptors back")
+    await_that(lambda: coroutines(space.lighterd) <= running + 2, 20, "no coroutine is left")
+    assert len(os.listdir(f"/proc/{space.lighterd.pid}/task")) < MAX_THREADS
 
 
 def test_cancelled_writers_leave_no_lock_and_no_descriptor(

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import time
@@ -81,6 +82,19 @@ def test_what_does_not_fit_is_refused_in_the_same_words(pair: Pair) -> None:
     assert pair("t", "exec", "--exec-id", "e", "d1", "true").code == 1
     assert pair("t", "start", "-d", "d1").code == 1
     assert pair("t", "ps", "d1").out == "PID INFO"
+
+
+def test_a_signal_of_ctrs_own_choice_and_flags_that_come_late(pair: Pair) -> None:
+    """Without -s it is SIGTERM; what follows the id is the command, flags or not."""
+    trap = 'trap "exit 9" TERM; echo; while :; do sleep 0.1; done'
+    pair.run_detached("k", "sh", "-c", trap)
+    pair("t", "kill", "k")
+    pair.await_status("k", "STOPPED")
+    assert "exit code 9" in pair("t", "rm", "k").err
+    pair("c", "create", REFERENCE, "late", "--label", "a=b")
+    theirs, ours = (_info(pair, side, "late") for side in (PEER, OURS))
+    assert ours == theirs
+    assert ours["Spec"]["process"]["args"] == ["--label", "a=b"] and "a" not in ours["Labels"]
 
 
 def test_an_attached_run(pair: Pair) -> None:
@@ -167,7 +181,37 @@ FLAGS = {
     "seccomp profile": ("--seccomp", "--seccomp-profile", "{dir}/seccomp.json"),
     "cgroup": ("--cgroup", "/NAMESPACE/other/place"),
     "runtime": ("--runtime", "io.containerd.runc.v1", "--no-pivot", "--platform", "linux/amd64"),
+    "runc": ("--runc-binary", "/usr/sbin/runc", "--runc-root", "{dir}/runc"),
+    "namespaces": ("--with-ns", "uts:/proc/self/ns/uts", "--null-io"),
+    "snapshotter": ("--snapshotter", "native", "--snapshotter-label", "a=b"),
+    "log": ("--log-uri", "file://{dir}/log"),
 }
+# Flags of all of them, whose effect is looked at here.
+ALWAYS = {"--detach", "--fifo-dir", "--pid-file"}
+NOT_COMPARED = {
+    "--apparmor-default-profile": "a host without AppArmor takes none",
+    "--apparmor-profile": "the same; test_a_run_that_cannot_be",
+    "--cni": "the peer has no network plugins; ours is tests/integration/test_network's",
+    "--config": "the spec is the client's: test_a_root_of_the_clients_own",
+    "--gidmap": "ids are mapped in test_ctl_flags",
+    "--gpus": "there are none; test_a_run_that_cannot_be",
+    "--rdt-class": "the hardware is not there",
+    "--remap-labels": "ids are mapped in test_ctl_flags",
+    "--rm": "goes with an attached run: test_an_attached_run",
+    "--rootfs": "the root is the client's: test_a_root_of_the_clients_own",
+    "--runc-systemd-cgroup": "wants systemd; test_a_run_that_cannot_be",
+    "--runtime-config-path": "is for other runtimes than runc",
+    "--tty": "wants a terminal: test_a_terminal",
+    "--uidmap": "ids are mapped in test_ctl_flags",
+}
+
+
+def test_each_flag_of_ctr_run_is_compared_or_has_a_reason() -> None:
+    shown = subprocess.run(["ctr", "run", "--help"], capture_output=True, check=True).stdout
+    flags = set(re.findall(r"^ +(--[a-z-]+)", shown.decode(), re.MULTILINE)) - {"--help"}
+    compared = {word for words in FLAGS.values() for word in words if word.startswith("--")}
+    assert flags == compared | ALWAYS | NOT_COMPARED.keys()
+    assert not compared & NOT_COMPARED.keys()
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -244,6 +288,12 @@ def test_shared_files_and_namespaces(pair: Pair, tmp_path: Path) -> None:
         words = ("run", "--rm", "--with-ns", f"pid:/proc/{pid}/ns/pid", REFERENCE, "s", "ps")
         said = pair.run(side, *words)
         assert "sleep N" in said.out, said
+        # The same by the longer way.
+        with_ns = ("--with-ns", f"pid:/proc/{pid}/ns/pid")
+        pair.run(side, "c", "create", *with_ns, REFERENCE, "long", "sleep", "999")
+        pair.run(side, "t", "start", "-d", "--fifo-dir", str(pair.fifos), "long")
+        said = pair.run(side, "t", "exec", "--exec-id", "e", "long", "ps")
+        assert "sleep N" in said.out and "sleep 999" in said.out, said
 
 
 def test_a_terminal(pair: Pair) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from lighter.daemon.grpc.pb import diff_pb2 as pb
 from lighter.daemon.grpc.pb import types_pb2
 from tests.grpc.space import LEASE, SNAPSHOTTER, Space, descriptor, digest_of, refused
 from tests.grpc.test_snapshots import mounted
+from tests.harness import await_that
+from tests.processes import with_title
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
@@ -186,13 +189,16 @@ def test_what_no_layer_is_made_of(space: Space) -> None:
 
 
 def test_a_client_that_goes_leaves_the_snapshot_removable(space: Space) -> None:
-    data = gzip.compress(layer(**{f"f{number}": "x" * 5000 for number in range(2000)}))
+    data = gzip.compress(layer(**{f"f{number}": "x" * 5000 for number in range(5000)}))
     space.put(data)
     mounts = space.snapshots("Prepare", key="a").mounts
     call = space.api.future(
         pb, "Diff", "Apply", diff=descriptor(data, LAYER + "+gzip"), mounts=mounts
     )
-    call.cancel()
+    working = partial(with_title, f"lighter-worker --instance {space.lighterd.instance}")
+    await_that(working, 30, "a worker applies it")
+    assert call.cancel(), "it was over before"
+    await_that(lambda: not working(), 30, "the worker has ended")
     space.snapshots("Remove", key="a")
     space.snapshots("Cleanup")
     assert space.keys() == []

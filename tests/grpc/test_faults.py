@@ -1,30 +1,70 @@
-"""A manager that dies at a step of what ctr asks: the next one can be asked the same again."""
+"""A manager that dies, fails or loses a shim at a step of what containerd's API is asked: the same
+is asked again until it works, and then nothing is missing and nothing is left.
 
+The points are those of tests/integration/test_kill9, but for what only `ctl`'s front end passes.
+"""
+
+import itertools
 import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests import lives
 from tests.grpc.conftest import run_ctr
+from tests.grpc.lives import ApiLife
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
+from tests.integration import test_kill9 as kill9
+from tests.integration.test_kill9 import PHASES, SHIM, SHIM_ASKED, sweep
 
-POINTS = (
-    *("create.row-committed", "create.bundle-made", "create.shim-forked", "create.done"),
-    *("start.asked", "event.exit-committed", "delete.closed", "delete.row-gone"),
-)
+# Snapshot and record are the client's own business here.
+NOT_HERE = {"containers.snapshot-made", "containers.row-committed"}
+KILLED = {
+    phase: [point for point in points if point not in NOT_HERE] for phase, points in PHASES.items()
+}
+FAILING = ["create.bundle-made", "start.asked", "exec.asked", "delete.closed", *SHIM_ASKED]
+SHIM_KILLED = ["shim.claimed", "shim.exec-asked", "shim.init-exited", "shim.runc-deleted"]
+
+
+def test_the_points_of_a_life_are_the_same(lighterd: Lighterd, busybox: str) -> None:
+    trace = lighterd.base / "trace"
+    lighterd.restart(FAULT_TRACE=str(trace))
+    ApiLife(lighterd, busybox, "").run()
+    lives.leftovers(lighterd)
+    passed = {line.split()[1] for line in trace.read_text().splitlines()}
+    assert passed - kill9.ELSEWHERE == {*itertools.chain.from_iterable(KILLED.values()), *SHIM}
+
+
+@pytest.mark.parametrize("phase", KILLED)
+def test_f01_f22_the_manager_is_killed(make_lighterd: Callable[..., Lighterd], phase: str) -> None:
+    sweep(make_lighterd(), KILLED[phase], "abort", ApiLife)
+
+
+def test_a_call_that_fails_can_be_repeated(make_lighterd: Callable[..., Lighterd]) -> None:
+    sweep(make_lighterd(), FAILING, "error", ApiLife)
+
+
+def test_f42_the_shim_is_killed(make_lighterd: Callable[..., Lighterd]) -> None:
+    sweep(make_lighterd(), SHIM_KILLED, "abort", ApiLife)
+
+
+def test_f43_the_shim_is_stopped(make_lighterd: Callable[..., Lighterd]) -> None:
+    sweep(make_lighterd(), ["shim.start-asked", "shim.kill-asked"], "stop", ApiLife)
 
 
 def _ctr(lighterd: Lighterd, *words: str) -> "subprocess.CompletedProcess[bytes]":
     return run_ctr(lighterd.grpc_address, *words)
 
 
-def _dies_at(lighterd: Lighterd, point: str, *words: str) -> None:
-    """ctr is asked while the manager is to die there, and another manager is started."""
-    lighterd.restart(FAULT=f"{point}:abort")
+def test_a_run_of_ctr_that_a_manager_dies_over(make_lighterd: Callable[..., Lighterd]) -> None:
+    lighterd = make_lighterd().start()
+    lighterd.import_busybox()
+    run = ("run", "--rm", REFERENCE, "f", "sh", "-c", "exit 5")
+    lighterd.restart(FAULT="start.asked:abort")
     asked = subprocess.Popen(
-        ["ctr", "--address", lighterd.grpc_address, *words],
+        ["ctr", "--address", lighterd.grpc_address, *run],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -37,14 +77,6 @@ def _dies_at(lighterd: Lighterd, point: str, *words: str) -> None:
         asked.kill()
         asked.wait()
     lighterd.start()
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_a_run_that_a_manager_dies_over(make_lighterd: Callable[..., Lighterd], point: str) -> None:
-    lighterd = make_lighterd().start()
-    lighterd.import_busybox()
-    run = ("run", "--rm", REFERENCE, "f", "sh", "-c", "exit 5")
-    _dies_at(lighterd, point, *run)
 
     def removed() -> bool:
         """What a client does that finds its container again."""
@@ -64,27 +96,3 @@ def _listed(lighterd: Lighterd) -> Any:
         for words in (("c", "ls", "-q"), ("t", "ls", "-q"))
         if _ctr(lighterd, *words).stdout
     ]
-
-
-@pytest.mark.parametrize("point", ["exec.row-committed", "exec.asked", "exec.done"])
-def test_an_exec_that_a_manager_dies_over(
-    make_lighterd: Callable[..., Lighterd], point: str
-) -> None:
-    lighterd = make_lighterd().start()
-    lighterd.import_busybox()
-    started = _ctr(lighterd, "run", "-d", "--null-io", REFERENCE, "f", "sleep", "1000")
-    assert started.returncode == 0, started
-    _dies_at(lighterd, point, "tasks", "exec", "--exec-id", "e", "f", "sleep", "1000")
-    _ctr(lighterd, "tasks", "kill", "--exec-id", "e", "-s", "9", "f")
-
-    def removed() -> bool:
-        _ctr(lighterd, "tasks", "rm", "--exec-id", "e", "f")
-        return (
-            b"no running process found"
-            in _ctr(lighterd, "tasks", "rm", "--exec-id", "e", "f").stderr
-        )
-
-    await_that(removed, 30, "the process is forgotten")
-    again = _ctr(lighterd, "tasks", "exec", "--exec-id", "e", "f", "sh", "-c", "exit 6")
-    assert again.returncode == 6, again
-    assert _ctr(lighterd, "tasks", "rm", "-f", "f").returncode == 0

@@ -254,3 +254,40 @@ def test_a_resource_of_another_kind_is_another(space: Space) -> None:
     space.leases("DeleteResource", id="l1", resource=image)
     infos = space.snapshot_infos()
     assert [dict(info.labels) for info in infos if info.name == "x"] == [{}]
+
+
+def test_labels_that_keep(space: Space) -> None:
+    """gc.root, gc.ref.content, gc.ref.snapshot, and gc.flat of a lease."""
+    gc = "containerd.io/gc."
+    child, other = space.put(b"child"), space.put(b"other")
+    space.snapshots("Prepare", key="a")
+    space.snapshots("Commit", key="a", name="base")
+    kept = {f"{gc}ref.content.0": child, f"{gc}ref.snapshot.{SNAPSHOTTER}": "base"}
+    root = space.put(b"root", {f"{gc}root": "now", **kept})
+    flat = space.put(b"flat", {f"{gc}ref.content.0": other})
+    space.leases("Create", id="flat", labels={f"{gc}flat": "now"})
+    space.leases("AddResource", id="flat", resource=leases_pb2.Resource(id=flat, type="content"))
+    space.leases("Delete", id=LEASE, sync=True)
+    assert space.digests() == {root, child, flat}
+    assert space.keys() == ["base"]
+    # Nobody asks for a collection: a label that goes may have kept more.
+    info = content_pb2.Info(digest=root)
+    space.content("Update", info=info, update_mask={"paths": [f"labels.{gc}root"]})
+    await_that(lambda: space.digests() == {flat}, 30, "what the root has kept is collected")
+    await_that(lambda: space.keys() == [], 30, "its snapshot too")
+
+
+def test_what_a_container_kept_goes_after_it(space: Space) -> None:
+    digest = space.put(b"kept")
+    container = containers_pb2.Container(
+        id="c",
+        runtime={"name": "io.containerd.runc.v2"},
+        spec=Any_(type_url="x", value=b"{}"),
+        labels={"containerd.io/gc.ref.content.0": digest},
+    )
+    space.api.call(containers_pb2, "Containers", "Create", container=container)
+    space.leases("Delete", id=LEASE, sync=True)
+    assert space.digests() == {digest}
+    space.api.metadata.pop()  # the lease's header: it has gone
+    space.api.call(containers_pb2, "Containers", "Delete", id="c")
+    await_that(lambda: not space.digests(), 30, "nobody had to ask for that")

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from lighter.daemon.grpc.pb import introspection_pb2, namespaces_pb2, types_pb2, version_pb2
+from lighter.daemon.grpc.pb import (
+    content_pb2,
+    introspection_pb2,
+    namespaces_pb2,
+    types_pb2,
+    version_pb2,
+)
 from lighter.proto.version import VERSION
 from tests.containerd import Containerd
 from tests.grpc.client import Api, code
@@ -31,12 +38,62 @@ def test_the_configuration_says_where_and_for_whom(
 ) -> None:
     lighterd = make_lighterd(config="[grpc]\ngid = 12\n")
     elsewhere = f"{lighterd.base}/elsewhere.sock"
-    (lighterd.base / "config.toml").write_text(f'[grpc]\naddress = "{elsewhere}"\ngid = 12\n')
+    (lighterd.base / "config.toml").write_text(
+        f'[grpc]\naddress = "{elsewhere}"\nuid = 11\ngid = 12\n'
+        "max_recv_message_size = 100000\nmax_send_message_size = 300000\n"
+    )
     lighterd.start()
 
-    assert os.stat(elsewhere).st_gid == 12
+    found = os.stat(elsewhere)
+    assert (found.st_uid, found.st_gid) == (11, 12)
     assert not os.path.exists(lighterd.grpc_address)
     assert run_ctr(elsewhere, "namespaces", "ls", "-q").stdout == b"default\n"
+
+    def get(size: int) -> str:
+        with pytest.raises(grpc.RpcError) as caught:
+            api.call(namespaces_pb2, "Namespaces", "Get", name="x" * size)
+        return code(caught.value)
+
+    with Api(elsewhere) as api:
+        assert get(90_000) in ("NOT_FOUND", "INVALID_ARGUMENT")
+        assert get(110_000) == "RESOURCE_EXHAUSTED"
+        parts = [
+            content_pb2.WriteContentRequest(
+                action=content_pb2.COMMIT if offset == 360_000 else content_pb2.WRITE,
+                ref="r",
+                offset=offset,
+                data=b"x" * 90_000,
+            )
+            for offset in range(0, 450_000, 90_000)
+        ]
+        *_, said = api.converse(content_pb2, "Content", "Write", parts)
+
+        def read(size: int) -> int:
+            stream = api.stream(content_pb2, "Content", "Read", digest=said.digest, size=size)
+            return sum(len(part.data) for part in stream)
+
+        assert read(290_000) == 290_000
+        with pytest.raises(grpc.RpcError) as caught:
+            read(310_000)
+        assert code(caught.value) == "RESOURCE_EXHAUSTED"
+
+
+def test_a_server_is_known_again_after_a_restart(lighterd: Lighterd) -> None:
+    def server() -> tuple[str, int, str]:
+        with Api(lighterd.grpc_address) as api:
+            told = api.call(introspection_pb2, "Introspection", "Server")
+        shown = run_ctr(lighterd.grpc_address, "version").stdout.decode()
+        return told.uuid, told.pid, shown
+
+    first = server()
+    lighterd.restart()
+    second = server()
+    assert second[0] == first[0] and second[1] == lighterd.pid != first[1]
+    for uuid, _, shown in (first, second):
+        _, _, of_server = shown.partition("Server:")
+        words = of_server.split()
+        assert words[words.index("Version:") + 1] == VERSION
+        assert words[words.index("UUID:") + 1] == uuid
 
 
 def test_a_stale_socket_is_replaced_and_a_file_is_not(
@@ -124,8 +181,11 @@ def test_a_message_of_nearly_16_mib_passes_and_a_larger_one_does_not(api: Api) -
 
 
 def test_200_clients_at_once(lighterd: Lighterd) -> None:
+    connected = threading.Barrier(200)
+
     def ask(number: int) -> str:
         with Api(lighterd.grpc_address) as api:
+            connected.wait(60)
             name = f"n{number}"
             api.call(
                 namespaces_pb2,

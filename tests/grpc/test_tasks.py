@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as Any_
 
-from lighter.daemon.grpc.pb import runc_options_pb2
+from lighter.daemon.grpc.pb import runc_options_pb2, tasks_pb2
 from lighter.daemon.grpc.pb.task_types_pb2 import Status
 from tests.grpc.client import code
+from tests.grpc.space import coroutines
 from tests.grpc.workshop import Workshop
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
@@ -57,6 +59,41 @@ def test_wait_before_start(workshop: Workshop) -> None:
     assert (task.status, task.exit_status) == (Status.STOPPED, 137)
     gone = workshop.tasks("Delete", container_id="c")
     assert (gone.pid, gone.exit_status, gone.exited_at) == (pid, 137, task.exited_at)
+
+
+def test_clients_that_go_leave_nothing_that_waits(workshop: Workshop) -> None:
+    """Cancelled Waits, and a ctr that is killed while it is attached."""
+    folder = f"/proc/{workshop.lighterd.pid}/fd"
+    workshop.create("c", "sleep", "1000")
+    workshop.tasks("Start", container_id="c")
+    workshop.exec("c", "e", "sleep", "1000")
+    running, descriptors = coroutines(workshop.lighterd), len(os.listdir(folder))
+    waiting = [
+        workshop.api.future(tasks_pb2, "Tasks", "Wait", container_id="c", exec_id=exec_id)
+        for exec_id in ("", "e")
+        for _ in range(25)
+    ]
+    await_that(lambda: coroutines(workshop.lighterd) >= running + 50, 30, "all of them wait")
+    for call in waiting:
+        call.cancel()
+    await_that(lambda: coroutines(workshop.lighterd) < running + 10, 30, "none of them waits")
+
+    fifos = ("--fifo-dir", str(workshop.fifos))
+    argv = ["ctr", "-a", workshop.lighterd.grpc_address, "-n", workshop.namespace, "run", *fifos]
+    script = "echo begun; exec sleep 1000"
+    attached = subprocess.Popen(
+        [*argv, REFERENCE, "a", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert attached.stdout is not None and attached.stdout.readline() == b"begun\n"
+    attached.kill()
+    attached.communicate()
+    await_that(lambda: coroutines(workshop.lighterd) < running + 10, 30, "nothing waits for it")
+    await_that(lambda: len(os.listdir(folder)) <= descriptors + 2, 30, "its descriptors are closed")
+    workshop.tasks("Kill", container_id="a", signal=9)
+    assert workshop.tasks("Wait", container_id="a").exit_status == 137
+    workshop.tasks("Delete", container_id="a")
 
 
 def test_a_process_that_is_only_added(workshop: Workshop) -> None:
@@ -281,6 +318,25 @@ def test_a_lost_shim_of_a_chosen_cgroup(workshop: Workshop) -> None:
     assert workshop.tasks("Wait", container_id="a").exit_status == 137
     await_that(lambda: not Path(f"/proc/{pid}").exists(), 30, "init is ended and reaped")
     workshop.tasks("Delete", container_id="a")
+
+
+def test_the_runtime_of_a_request(workshop: Workshop, tmp_path: Path) -> None:
+    """`runtime_path` stands in for the record's: one of containerd's names, or a runtime's own."""
+    own, log = tmp_path / "my-runc", tmp_path / "log"
+    own.write_text(f'#!/bin/sh\necho "$*" >> {log}\nexec runc "$@"\n')
+    own.chmod(0o755)
+    workshop.create("c", "sleep", "1000", runtime_path=str(own))
+    workshop.tasks("Start", container_id="c")
+    workshop.tasks("Kill", container_id="c", signal=9)
+    assert workshop.tasks("Wait", container_id="c").exit_status == 137
+    workshop.tasks("Delete", container_id="c")
+    called = log.read_text()
+    assert all(f" {verb} " in called for verb in ("create", "start", "delete")), called
+    refused = _refused(workshop.create_task, "c", runtime_path="io.containerd.nosuch.v9")
+    assert refused[0] == "UNKNOWN" and "failed to resolve runtime path" in refused[1]
+    workshop.create_task("c", runtime_path="io.containerd.runc.v1")
+    assert log.read_text() == called
+    workshop.tasks("Delete", container_id="c")
 
 
 def test_what_is_not_done_is_said(workshop: Workshop) -> None:

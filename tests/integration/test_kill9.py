@@ -89,6 +89,10 @@ class Life:
         self.create("b")
         self.delete("b")
 
+    def ask(self, call: str, **body: Any) -> Any:
+        """One call to the manager. Raises the error that it answers, or NoAnswer."""
+        return ask(self.lighterd, call, **body)
+
     def define(self, name: str, *command: str) -> None:
         self.call(
             "containers.create",
@@ -137,7 +141,7 @@ class Life:
         end = time.monotonic() + RETRY_S
         while True:
             try:
-                return ask(self.lighterd, call, **body)
+                return self.ask(call, **body)
             except NoAnswer as gone:
                 self.help(gone)
             except errors.LighterError as error:
@@ -183,7 +187,7 @@ def ask_quickly(lighterd: Lighterd) -> list[dict[str, Any]]:
         return rows
 
 
-def sweep(lighterd: Lighterd, points: list[str], action: str) -> None:
+def sweep(lighterd: Lighterd, points: list[str], action: str, life: type[Life] = Life) -> None:
     """A life per point; all that went wrong is told together."""
     image = lighterd.start().import_busybox()
     lighterd.stop()
@@ -194,7 +198,7 @@ def sweep(lighterd: Lighterd, points: list[str], action: str) -> None:
         lighterd.start(FAULT=f"{point}:{action}", FAULT_TRACE=str(trace))
         began = time.monotonic()
         try:
-            Life(lighterd, image, point).run()
+            life(lighterd, image, point).run()
             assert f" {point}\n" in trace.read_text(), "the point was not passed"
             lives.leftovers(lighterd)
             assert not (bad := lives.check_history(lives.history(lighterd))), bad

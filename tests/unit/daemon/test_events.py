@@ -199,3 +199,18 @@ def test_the_newest_match_is_found(log: EventLog) -> None:
     log.publish("default", "/u", {"id": "a", "n": 4})
     assert log.find_last("default", "/t", {"id": "a"}) == {"id": "a", "n": 2}
     assert log.find_last("default", "/t", {"id": "b"}) is None
+
+
+def test_only_soon_after_the_start_is_what_was_missed_told(tmp_path: Path) -> None:
+    now = [1000.0]
+    db = Database(str(tmp_path / "lighter.db"))
+    publish(EventLog(db), 3)
+    log = EventLog(db, lambda: now[0])
+    publish(log, 2)
+    assert replayed(log, since=log.since_start()) == [4, 5]
+    now[0] += events.REPLAY_S - 0.1
+    assert log.since_start() == 3
+    now[0] += 0.2
+    assert log.since_start() is None
+    assert events.REPLAY_S == 30.0  # what docs/grpc.md promises
+    db.close()
