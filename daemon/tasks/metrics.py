@@ -208,7 +208,7 @@ def of_v2(directory: str) -> dict[str, Any]:
     }
     events = _keyed(directory + "/memory.events")
     counted = ("usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled")
-    values = {
+    values: dict[str, Any] = {
         "pids": _pids(directory),
         "cpu": {name: cpu[name] for name in (*counted, "throttled_usec") if name in cpu},
         "memory": memory,
