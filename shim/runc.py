@@ -27,6 +27,9 @@ MAX_QUOTE = 4096
 # wait for a READY that never comes).
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
+# What CRIU takes along besides, when it is told: runc-checkpoint(8).
+CHECKPOINT_FLAGS = ("--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks")
+
 KILLED_S = 5.0  # how long a runtime that was killed may take to die
 
 

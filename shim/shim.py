@@ -174,7 +174,8 @@ class Shim:
         if method == "update":
             return await task.update(_text(body, "resources"))
         if method == "checkpoint":
-            return await task.checkpoint(_text(body, "image"), bool(body["leave_running"]))
+            more = [str(flag) for flag in body.get("flags") or ()]
+            return await task.checkpoint(_text(body, "image"), bool(body["leave_running"]), more)
         if method == "release_output":
             return await task.release_output()
         if method == "end":

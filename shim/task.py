@@ -287,10 +287,16 @@ class Task:
         await self._runc.run(runc.update_argv(self.id, resources), self._runtime_s)
         return {}
 
-    async def checkpoint(self, image: str, leave_running: bool) -> dict[str, Any]:
-        """Have CRIU write the container's state below `image`; without `leave_running` it ends."""
+    async def checkpoint(self, image: str, leave_running: bool, more: list[str]) -> dict[str, Any]:
+        """Have CRIU write the container's state below `image`; without `leave_running` it ends.
+
+        `more` are flags of the runtime's from runc.CHECKPOINT_FLAGS.
+        """
         self.init.check("checkpoint", self.id)
-        flags = ["--leave-running"] if leave_running else []
+        for flag in more:
+            if flag not in runc.CHECKPOINT_FLAGS:
+                raise InvalidArgument(f"checkpoint task {self.id}: there is no flag {flag}")
+        flags = [*(["--leave-running"] if leave_running else []), *more]
         argv = runc.checkpoint_argv(self.id, image, self._bundle, flags)
         await self._runc.run(argv, self._runtime_s)
         return {}

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from lighter.daemon.checkpoints import document
 from lighter.daemon.checkpoints.document import Checkpoint, Record
 from lighter.daemon.containers.maker import ContainerMaker, Definition
 from lighter.daemon.content.gc import Collector
+from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.freezing import Freezing
 from lighter.daemon.images import platforms
@@ -75,17 +76,60 @@ class Checkpoints:
         container_id: str,
         directory: str,
         end: Callable[[], Awaitable[object]] | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
         """CRIU's files of its processes alone, in a directory of the caller's; `end` as in `write`.
 
-        The runtime is never asked to end them: a restart policy would start them again.
+        `flags` are the runtime's, which is never asked to end them: a restart policy would start
+        them again.
         """
         if end is None:
-            await self._tasks.checkpoint(namespace, container_id, directory)
+            await self._tasks.checkpoint(namespace, container_id, directory, flags)
             return
         async with self._freezing.frozen(namespace, container_id):
-            await self._tasks.checkpoint(namespace, container_id, directory)
+            await self._tasks.checkpoint(namespace, container_id, directory, flags)
             await end()
+
+    async def dump_content(
+        self,
+        namespace: str,
+        container_id: str,
+        hold: Callable[[str], None],
+        end: Callable[[], Awaitable[object]] | None = None,
+        flags: Sequence[str] = (),
+    ) -> list[Descriptor]:
+        """The same as content: CRIU's files in one archive, and the container's specification.
+
+        No name keeps them: `hold` is called with each digest while they are pinned.
+        """
+        container = self._containers.get(namespace, container_id)
+        what = f"checkpoint task {container_id}"
+        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
+            new = Additions(what, self._content, namespace, ingest, pin)
+            async with self._freezing.frozen(namespace, container_id):
+                made = [
+                    await self._dumped(new, ingest, namespace, container_id, flags),
+                    await new.document(document.CONFIG, document.pack_spec(container.spec)),
+                ]
+                await new.adopt()
+                for one in made:
+                    hold(one.digest)
+                if end is not None:
+                    await end()
+        return made
+
+    async def _dumped(
+        self,
+        new: Additions,
+        ingest: Ingest,
+        namespace: str,
+        container_id: str,
+        flags: Sequence[str] = (),
+    ) -> Descriptor:
+        dump = ingest.file(_DUMP)
+        os.mkdir(dump, 0o700)
+        await self._tasks.checkpoint(namespace, container_id, dump, flags)
+        return await self._packed(new, dump)
 
     async def write(
         self,
@@ -125,10 +169,7 @@ class Checkpoints:
             ]
             async with self._freezing.frozen(namespace, container_id):
                 if task:
-                    dump = ingest.file(_DUMP)
-                    os.mkdir(dump, 0o700)
-                    await self._tasks.checkpoint(namespace, container_id, dump)
-                    entries.append(await self._packed(new, dump))
+                    entries.append(await self._dumped(new, ingest, namespace, container_id))
                 if rw:
                     layer, _diff_id = await new.layer(self._snapshots, container, document.LAYER)
                     entries.append(
@@ -218,11 +259,21 @@ class Checkpoints:
         found, checkpoint = await self._find(namespace, name, trust)
         if checkpoint.criu is None:
             raise FailedPrecondition(f"restore {found.name}: it has no processes")
-        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
+        with self._collector.pin() as pin:
             pin.content(namespace, found.target.digest)
+            async with self.extracted(namespace, checkpoint.criu.digest) as directory:
+                yield directory
+
+    @contextlib.asynccontextmanager
+    async def extracted(self, namespace: str, digest: str) -> AsyncIterator[str]:
+        """The same of an archive with CRIU's files, whoever made it: what is restored from it has
+        any right that its maker gave it, so the caller has to trust that one as root.
+        """
+        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
+            pin.content(namespace, digest)
             directory = ingest.file(_DUMP)
             os.mkdir(directory, 0o700)
-            fd = self._content.open(namespace, checkpoint.criu.digest)
+            fd = self._content.open(namespace, digest)
             try:
                 job = {"job": "extract", "path": b"/", "target": directory, "owner": (0, 0)}
                 await self._worker.run(job, [fd])

@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.filters import any_of
 from lighter.daemon.grpc import anys
 from lighter.daemon.grpc.calls import Call
+from lighter.daemon.grpc.checkpoints import TaskCheckpoints
 from lighter.daemon.grpc.containers import container_words
 from lighter.daemon.grpc.options import runtime_options
 from lighter.daemon.grpc.pb import cgroups_v1_pb2, cgroups_v2_pb2, runc_options_pb2
@@ -41,7 +42,6 @@ from lighter.proto.errors import (
     InvalidArgument,
     LighterError,
     NotFound,
-    Unimplemented,
     Unknown,
 )
 
@@ -68,8 +68,10 @@ class TasksService:
         tasks: TaskService,
         execs: ExecService,
         by_hand: ByHand,
+        checkpoints: TaskCheckpoints,
     ) -> None:
         self._by_hand = by_hand
+        self._checkpoints = checkpoints
         self._records = records
         self._containers = containers
         self._tasks = tasks
@@ -88,8 +90,6 @@ class TasksService:
 
     async def create(self, call: Call, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
         namespace, id_ = call.namespace, request.container_id
-        if request.HasField("checkpoint"):
-            raise Unimplemented(f"create task {id_}: there are no checkpoints to restore")
         with container_words(namespace, id_):
             container = self._records.get(namespace, id_)
         runtime = request.runtime_path or container.runtime
@@ -98,9 +98,13 @@ class TasksService:
         mounts = tuple(Mount(m.type, m.source, tuple(m.options)) for m in request.rootfs)
         stdio = stdio_of(request.stdin, request.stdout, request.stderr, request.terminal)
         try:
-            pid = await self._containers.start_recorded(
-                namespace, id_, mounts, request.terminal, stdio, runtime, options
-            )
+            async with AsyncExitStack() as undo:
+                if request.HasField("checkpoint"):
+                    opened = self._checkpoints.opened(namespace, request.checkpoint)
+                    stdio["restore"] = await undo.enter_async_context(opened)
+                pid = await self._containers.start_recorded(
+                    namespace, id_, mounts, request.terminal, stdio, runtime, options
+                )
         except AlreadyExists as err:
             raise AlreadyExists(f"task {id_}: already exists") from err
         except LighterError as err:
@@ -277,16 +281,16 @@ class TasksService:
         return Empty()
 
     async def checkpoint(
-        self, _call: Call, request: pb.CheckpointTaskRequest
+        self, call: Call, request: pb.CheckpointTaskRequest
     ) -> pb.CheckpointTaskResponse:
-        raise Unimplemented(
-            f"checkpoint task {request.container_id}: not by this call, "
-            "but `ctl containers checkpoint` makes them"
-        )
+        entry = self._entry(call, request.container_id)
+        with _refused(entry, "checkpoint"):
+            return await self._checkpoints.make(call, request)
 
 
 # What containerd's runtime says when a step does not fit the state; its code is Unknown there.
 _REFUSALS = {
+    "checkpoint": "cannot checkpoint a {state} container",
     "exec": "cannot exec in a {state} state",
     "pause": "cannot pause a {state} container",
     "resume": "cannot resume a {state} container",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from lighter.daemon.app import Services
 from lighter.daemon.config import Config
 from lighter.daemon.grpc.callcounts import CallCounts
+from lighter.daemon.grpc.checkpoints import TaskCheckpoints
 from lighter.daemon.grpc.containers import ContainersService
 from lighter.daemon.grpc.content import ContentService
 from lighter.daemon.grpc.diff import DiffService
@@ -51,7 +52,14 @@ def grpc_server(s: Services, watchers: Sequence[Watcher] = ()) -> GrpcServer:
             s.images.collector,
         ),
         ContainersService(s.records),
-        TasksService(s.records, s.containers, s.tasks, s.execs, s.by_hand),
+        TasksService(
+            s.records,
+            s.containers,
+            s.tasks,
+            s.execs,
+            s.by_hand,
+            TaskCheckpoints(s.checkpoints, s.by_hand, s.leases),
+        ),
         EventsService(s.event_log, s.tasks),
         StreamingService(streams),
         TransferService(

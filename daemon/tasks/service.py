@@ -9,7 +9,7 @@ import builtins
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from lighter.daemon.events import EventLog
@@ -183,8 +183,12 @@ class TaskService:
             with self._bundle_of(namespace, container_id).resources(resources) as path:
                 await peer.call("update", {"resources": path})
 
-    async def checkpoint(self, namespace: str, container_id: str, directory: str) -> None:
+    async def checkpoint(
+        self, namespace: str, container_id: str, directory: str, flags: Sequence[str] = ()
+    ) -> None:
         """Write the task's processes and memory to a directory; it goes on after that.
+
+        `flags`: what CRIU takes along besides, as the runtime spells it.
 
         Raises FailedPrecondition with the reason where CRIU cannot do it.
         """
@@ -193,7 +197,7 @@ class TaskService:
         async with entry.lock:
             states.advance(states.TASK, entry.state, "checkpoint", entry.what)
             peer = await connected(entry)
-            body = {"image": directory, "leave_running": True}
+            body = {"image": directory, "leave_running": True, "flags": list(flags)}
             try:
                 await peer.call("checkpoint", body)
             except FailedPrecondition as err:

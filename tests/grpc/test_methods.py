@@ -48,7 +48,6 @@ REFUSED = {
         ),
         NO_PODS,
     ),
-    "containerd.services.tasks.v1.Tasks/Checkpoint": "ctl makes checkpoints, by its own calls",
 }
 
 
