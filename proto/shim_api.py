@@ -11,8 +11,8 @@
     resize       {exec_id, rows, cols} -> {}
     close_stdin  {exec_id} -> {}
     update       {resources} -> {}                   `resources`: path of OCI linux.resources
-    checkpoint   {image, leave_running, flags} -> {}    CRIU's files go to the directory `image`; flags: of
-                                                 the runtime, none from managers of the first release
+    checkpoint   {image, leave_running, flags} -> {}    CRIU's files go to the directory `image`
+                                                 flags: the runtime's; the first release has none
     release_output  {} -> {}                         what was written to FIFOs that nobody reads is
                                                      not waited with any longer
     end          {} -> {}                            SIGKILL to init, whatever its state
