@@ -1,4 +1,4 @@
-"""Lighter installed in a machine, its manager enabled, and what tests ask of it there."""
+"""Lighter in a machine that has it, its manager enabled, and what tests ask of it there."""
 
 import json
 import shlex
@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.images import REFERENCE
 from tests.vm.machine import Done, Machine
-from tests.vm.payload import MOUNT, RPMS
+from tests.vm.payload import MOUNT
 
 INSTALL_S = 300.0
 READY_S = 120.0
@@ -22,9 +22,8 @@ class Installed:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
-    def install(self) -> "Installed":
-        self.machine.run(f"rpm -i --nodeps {RPMS}/*.rpm", timeout_s=INSTALL_S)
-        self.machine.run("systemctl enable --now lighterd", timeout_s=READY_S)
+    def await_start(self) -> "Installed":
+        self.await_manager()
         # Ready is told before the spawner has loaded, which takes its time in an emulated machine.
         loaded = "journalctl -b -u lighterd | grep -q 'spawner loaded'"
         self.machine.await_that(loaded, READY_S, "the spawner has loaded")

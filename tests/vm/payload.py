@@ -3,7 +3,7 @@
     lib/, bin/  a virtual environment without pip, for the guest's Python 3.11: the four folders as
                 they are, their dependencies and pytest's
     tests/      the tests, pyproject.toml beside them
-    rpms/, newer/   the packages, and the same sources under a higher version
+    rpms/, newer/   the package `lighter`, of this checkout and under a higher version
     image.tar   the test image
 
 It is made anew for each run; only the dependencies, which take a download, are kept.
@@ -32,7 +32,6 @@ _LAUNCHER = """\
 from lighter.{module}.__main__ import main
 main()
 """
-# The rpms of this checkout, and the same ones under a higher version.
 RPMS = f"{MOUNT}/rpms"
 NEWER_RPMS = f"{MOUNT}/newer"
 
@@ -49,8 +48,11 @@ def make_payload(work: Path) -> Path:
     shutil.copy(REPOSITORY / "pyproject.toml", tree)
     shutil.copy(images.busybox_archive(), tree / "image.tar")
     _make_environment(tree)
-    _add_rpms(tree / "rpms", built(work / "rpms"))
-    _add_rpms(tree / "newer", built(work / "newer", NEXT))
+    for target, version in (("rpms", None), ("newer", NEXT)):
+        (tree / target).mkdir()
+        for rpm in packages(work, version):
+            if not is_core(rpm):
+                shutil.copy(rpm, tree / target)
     _compile(library, tree / "tests")
     image = work / "payload.raw"
     make_image(tree, image, SIZE)
@@ -71,12 +73,15 @@ def _make_environment(tree: Path) -> None:
         launcher.chmod(0o755)
 
 
-def _add_rpms(target: Path, packages: dict[str, Path]) -> None:
+def packages(work: Path, version: str | None = None) -> list[Path]:
     """What a host installs; the SELinux module wants a policy that Debian has not."""
-    target.mkdir()
-    for name, rpm in packages.items():
-        if name == "lighter" or name.startswith("lighter-core-"):
-            shutil.copy(rpm, target)
+    found = built(work / f"rpms-{version or 'own'}", version)
+    return [rpm for name, rpm in found.items() if name == "lighter" or is_core(rpm)]
+
+
+def is_core(rpm: Path) -> bool:
+    """Whether it has a version's directory; hosts may have several of these."""
+    return rpm.name.startswith("lighter-core-")
 
 
 def _dependencies() -> Path:

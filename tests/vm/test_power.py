@@ -14,7 +14,6 @@ import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -24,62 +23,27 @@ import pytest
 from tests import images
 from tests.images import REFERENCE
 from tests.vm import powercut
-from tests.vm.disk import Disk
+from tests.vm.beside import Beside
+from tests.vm.disks import Disks
 from tests.vm.installed import Installed
-from tests.vm.machine import Machine, switched_on
+from tests.vm.life import Cut
 
 ROOT = "var/lib/lighter"
 CUTS = 24
 
 
-@dataclass
-class Cut:
-    """A life that a power cut has ended: the log of its writes, and how long the log was when the
-    manager had begun, when each answer had arrived, and at the end.
-    """
-
-    log: Path
-    began: int = 0
-    end: int = 0
-    answered: dict[str, int] = field(default_factory=dict)
+@pytest.fixture(scope="module")
+def cut(beside: Beside) -> Cut:
+    return beside.cut()
 
 
 @pytest.fixture(scope="module")
-def cut(disk: Disk, payload: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
-    work = tmp_path_factory.mktemp("power")
-    cut = Cut(work / "writes")
-    cut.log.touch()
-    with switched_on(disk, payload, write_log=cut.log) as machine:
-        live(machine, cut)
-    yield cut
+def base(disks: Disks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The disk before that life. What is looked at has been written in it."""
+    work = tmp_path_factory.mktemp("base")
+    powercut.without_data(disks.installed.image, work / "disk.raw")
+    yield work / "disk.raw"
     shutil.rmtree(work)  # pytest would keep it for three runs
-
-
-def live(machine: Machine, cut: Cut) -> None:
-    """One act after the other, each answered, then much at a time, and the cut."""
-
-    def answered(what: str) -> None:
-        cut.answered[what] = cut.log.stat().st_size
-
-    host = Installed(machine).install()
-    cut.began = cut.log.stat().st_size
-    host.import_image()
-    answered("image")
-    host.ctl("containers", "create", REFERENCE, "kept")
-    answered("container")
-    host.run("seven", "sh", "-c", "exit 7")
-    host.await_status("seven", "stopped")
-    answered("exit")
-    host.run("runs")
-    answered("run")
-    host.ctl("namespaces", "create", "other")
-    answered("namespace")
-    # The cut comes amid work that nobody has an answer to.
-    machine.begin(f"for n in $(seq 100); do ctl run -d {REFERENCE} n$n true; done", timeout_s=600)
-    machine.begin(["ctl", "-n", "other", "images", "import", "/opt/payload/image.tar"])
-    machine.await_that("ctl containers ls -q | grep -q ^n1", 120)
-    machine.cut_power()
-    cut.end = cut.log.stat().st_size
 
 
 def image(root: Path, database: sqlite3.Connection) -> None:
@@ -189,23 +153,23 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
 
 @pytest.mark.parametrize("moment", CHECKS)
 def test_what_was_acknowledged_is_on_the_disk(
-    cut: Cut, disk: Disk, tmp_path: Path, moment: str
+    cut: Cut, base: Path, tmp_path: Path, moment: str
 ) -> None:
     """F50: the power is cut right after the answer: what it was about, and all before, is there."""
     before = list(CHECKS)[: list(CHECKS).index(moment) + 1]
     up_to = powercut.last_flush(cut.log, cut.answered[moment])
-    look(disk, cut, up_to, tmp_path, before)
+    look(base, cut, up_to, tmp_path, before)
 
 
 def test_what_was_acknowledged_is_on_the_disk_after_the_last_cut(
-    cut: Cut, disk: Disk, tmp_path: Path
+    cut: Cut, base: Path, tmp_path: Path
 ) -> None:
     """F50: the cut amid work."""
-    look(disk, cut, powercut.last_flush(cut.log, cut.end), tmp_path, list(CHECKS))
+    look(base, cut, powercut.last_flush(cut.log, cut.end), tmp_path, list(CHECKS))
 
 
 def test_no_cut_leaves_a_record_of_something_half_made(
-    cut: Cut, disk: Disk, tmp_path: Path
+    cut: Cut, base: Path, tmp_path: Path
 ) -> None:
     """F50: cuts all over the manager's life, at flushes that nobody has chosen."""
     flushes = [e.end for e in powercut.entries(cut.log, cut.end) if e.is_flush]
@@ -213,14 +177,14 @@ def test_no_cut_leaves_a_record_of_something_half_made(
     assert len(flushes) > CUTS
     for up_to in (flushes[n * len(flushes) // CUTS] for n in range(CUTS)):
         known = [what for what in CHECKS if cut.answered[what] < up_to]
-        look(disk, cut, up_to, tmp_path, known)
+        look(base, cut, up_to, tmp_path, known)
 
 
-def look(disk: Disk, cut: Cut, up_to: int, folder: Path, expected: list[str]) -> None:
+def look(base: Path, cut: Cut, up_to: int, folder: Path, expected: list[str]) -> None:
     image = folder / "disk.raw"
     with ExitStack() as undo:
         undo.callback(image.unlink, missing_ok=True)
-        powercut.replay(disk.image, cut.log, up_to, image)
+        powercut.replay(base, cut.log, up_to, image)
         mounted = undo.enter_context(powercut.Mounted(image, folder / "mounted"))
         root = mounted / ROOT
         database = undo.enter_context(closing(sqlite3.connect(root / "lighter.db")))
@@ -229,27 +193,25 @@ def look(disk: Disk, cut: Cut, up_to: int, folder: Path, expected: list[str]) ->
         assert not list(half_made(root, database)), f"cut at {up_to} of {cut.end}"
 
 
-def test_the_machine_starts_again_and_goes_on(
-    cut: Cut, disk: Disk, payload: Path, tmp_path: Path
-) -> None:
-    """F50, F55: a boot after the cut."""
-    image = tmp_path / "disk.raw"
-    with ExitStack() as undo:
-        undo.callback(image.unlink, missing_ok=True)
-        powercut.replay(disk.image, cut.log, powercut.last_flush(cut.log, cut.end), image)
-        machine = undo.enter_context(switched_on(disk, payload, image=image))
-        host = Installed(machine)
-        host.await_manager()
-        tasks = host.tasks()
-        assert (tasks["seven"]["status"], tasks["seven"]["exit_status"]) == ("stopped", 7)
-        if "runs" in tasks:  # only how a task ended is flushed, and a cut is an end
-            assert (tasks["runs"]["status"], tasks["runs"]["exit_status"]) == ("stopped", 255)
-            assert '"reboot"' in host.ctl("inspect", "runs").text
-        containers = host.ctl("containers", "ls", "-q").text.split()
-        assert {"kept", "seven", "runs"} <= set(containers)
-        host.ctl("tasks", "start", "-d", "kept")
-        done = host.ctl("run", "--rm", REFERENCE, "new", "sh", "-c", "exit 5", check=False)
-        assert done.code == 5, done.stderr
-        for name in containers:
-            host.ctl("rm", "-f", name)
-        assert host.tasks() == {}
+def test_the_machine_starts_again_and_goes_on(beside: Beside) -> None:
+    """F50, F55: a boot after the cut. Tasks that ran read stopped, for a reboot."""
+    machine = beside.again()
+    host = Installed(machine)
+    host.await_manager()
+    host.await_status("unless", "running")
+    tasks = host.tasks()
+    assert (tasks["seven"]["status"], tasks["seven"]["exit_status"]) == ("stopped", 7)
+    assert (tasks["runs"]["status"], tasks["runs"]["exit_status"]) == ("stopped", 255)
+    assert '"reboot"' in host.ctl("inspect", "runs").text
+    assert "Exited (255, reboot)" in host.ctl("ps", "-a").text
+    containers = host.ctl("containers", "ls", "-q").text.split()
+    assert {"kept", "seven", "runs", "unless"} <= set(containers)
+    host.ctl("tasks", "start", "-d", "kept")
+    host.ctl("tasks", "delete", "runs")
+    host.ctl("tasks", "start", "-d", "runs")
+    assert host.task("runs")["status"] == "running"
+    done = host.ctl("run", "--rm", REFERENCE, "new", "sh", "-c", "exit 5", check=False)
+    assert done.code == 5, done.stderr
+    host.ctl("rm", "-f", *containers)
+    assert host.tasks() == {}
+    assert machine.run("systemctl --failed --no-legend").text == ""
