@@ -32,9 +32,9 @@ from lighter.shim.task import Task
 # CPython 3.11 specialises a function after eight calls (PEP 659). One life more comes before: it
 # shows which code is run.
 LIVES = 10
-# Of all lives. On a host that is too slow for them a spawner has to serve all the same: its manager
-# waits for it twice as long.
-LIMIT_S = 15.0
+# Of all lives. On a host that is too slow for them a spawner has to serve all the same, and its
+# manager waits 30 s for it, in which it has to be loaded too.
+LIMIT_S = 8.0
 RUNTIME = "/bin/echo"
 ACTOR = "/bin/cat"
 
