@@ -94,6 +94,7 @@ class TasksService:
             container = self._records.get(namespace, id_)
         runtime = request.runtime_path or container.runtime
         _check_runtime(runtime)
+        # As containerd (core/runtime/v2, Create): a value that is empty stands for the record's.
         options = runtime_options(request.options) if request.options.value else None
         mounts = tuple(Mount(m.type, m.source, tuple(m.options)) for m in request.rootfs)
         stdio = stdio_of(request.stdin, request.stdout, request.stderr, request.terminal)

@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from lighter.daemon.grpc.pb import containers_pb2
 from tests.grpc.client import code
 from tests.grpc.workshop import Workshop
+from tests.images import REFERENCE
 
 SPEC = Any_(
     type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec",
@@ -135,6 +136,22 @@ def test_a_list_that_no_message_holds_comes_by_a_stream(workshop: Workshop) -> N
         ("c", True),
     ]
     assert [c.id for c in workshop.containers("List", filters=["id==b"]).containers] == ["b"]
+
+
+def test_what_ctl_has_chosen_outlives_a_change_by_ctr(workshop: Workshop) -> None:
+    place = ("--cgroup-parent", f"/{workshop.namespace}")
+    workshop.ctl(
+        *("create", "--name", "n", "--stop-signal", "SIGINT", *place, REFERENCE, "sleep", "1000")
+    )
+    with workshop.lighterd.client(workshop.namespace) as client:
+
+        def options() -> Any:
+            return client.call("containers", "get", id="n")["container"]["options"]
+
+        before = options()
+        assert before["stop_signal"] == "SIGINT" and before["cgroup"]
+        workshop.ctr("containers", "label", "n", "a=b")
+        assert options() == before
 
 
 def test_a_container_with_a_task_is_kept(workshop: Workshop) -> None:
