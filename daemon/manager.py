@@ -109,8 +109,8 @@ class Manager:
             undo.callback(db.close)
             first = self._first_generation()
             generation = db.raise_generation(first)
-            if generation == first > 1 and not db.loss:
-                db.note_loss("the database was not there, and containers were")
+            if generation == first and not db.loss and (first > 1 or self._has_files()):
+                db.note_loss("the database was not there, and containers or their files were")
             log.info("manager starts version=%s generation=%d", VERSION, generation)
             if self._stands_in:
                 log.warning("stands in for version %s", self._stands_in)
@@ -127,6 +127,14 @@ class Manager:
         """A shim heeds no lower one than it has seen, and outlives a database that is lost."""
         has_tasks = any(os.scandir(self._state.tasks))
         return int(time.time()) if has_tasks else 1
+
+    def _has_files(self) -> bool:
+        """Whether there is content or a snapshot, which a first start of all finds none of."""
+        for place in (f"{self._root.content}/blobs", self._root.snapshots):
+            with contextlib.suppress(FileNotFoundError), os.scandir(place) as kinds:
+                if any(kind.is_dir() and os.listdir(kind.path) for kind in kinds):
+                    return True
+        return False
 
     async def _serve(
         self,

@@ -120,6 +120,26 @@ def test_f53_a_damaged_database_costs_no_container_and_no_file(
     await_that(lambda: not lighterd.shims(), 20, "no shim is left")
 
 
+@pytest.mark.parametrize("harm", ["empty", "missing"])
+def test_f53_with_nothing_in_the_databases_place_no_file_goes(
+    expendable: Lighterd, harm: str
+) -> None:
+    """Nothing runs that could tell that there was one: what is on the disk does."""
+    lighterd = expendable
+    image = lighterd.import_busybox()
+    lives.define(lighterd, image, "c", "true")
+    before = kept_files(lighterd)
+    lighterd.kill9()
+    database = lighterd.root / "lighter.db"
+    missing(database)
+    if harm == "empty":
+        database.touch(0o600)
+    lighterd.start()
+    assert "was not there" in ask(lighterd, "system.health")["loss"]
+    lighterd.restart()
+    assert before <= kept_files(lighterd)
+
+
 def test_f53_without_a_database_running_containers_are_adopted(expendable: Lighterd) -> None:
     lighterd = expendable
     image = lighterd.import_busybox()
