@@ -51,6 +51,24 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def read_only_mount(directory: str) -> str:
+    """The mount that this lies on, if nothing can be written there; else "".
+
+    A file system that has met an error can be read-only without a flag that says so (ext4's
+    EMERGENCY_RO): it is tried.
+    """
+    try:
+        os.close(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as err:
+        if err.errno != errno.EROFS:
+            return ""
+    else:
+        return ""
+    while not os.path.ismount(directory):
+        directory = os.path.dirname(directory)
+    return directory
+
+
 def make_directory(path: str, mode: int, follow: bool = False) -> None:
     """Make it with its parents, or set the mode of one that exists. Raises OSError.
 
@@ -62,6 +80,9 @@ def make_directory(path: str, mode: int, follow: bool = False) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | nofollow)
     try:
         os.fchmod(fd, mode)
+    except OSError as err:
+        err.filename = path
+        raise
     finally:
         os.close(fd)
 

@@ -3,6 +3,7 @@
 import errno
 import os
 
+from lighter.daemon.files import read_only_mount
 from lighter.proto.errors import (
     DataLoss,
     FailedPrecondition,
@@ -33,4 +34,6 @@ def from_os(attempt: str, error: OSError) -> LighterError:
     text = error.strerror or str(error)
     if error.filename is not None:
         text = f"{text}: {os.fsdecode(error.filename)}"
+        if error.errno == errno.EROFS:
+            text += f", on {read_only_mount(os.path.dirname(os.fsdecode(error.filename)))}"
     return _MEANING.get(error.errno or 0, Internal)(f"{attempt}: {text}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
+from lighter.daemon.files import read_only_mount
 from lighter.daemon.metadata.reserve import Reserve
 from lighter.daemon.metadata.schema import MIGRATIONS, migrate, version_of
 from lighter.proto.errors import (
@@ -41,10 +42,14 @@ _ERRORS: dict[int, type[LighterError]] = {
     sqlite3.SQLITE_CANTOPEN: FailedPrecondition,
     sqlite3.SQLITE_NOTADB: DataLoss,
 }
+_MAY_BE_READ_ONLY = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 
 
-def _translated(error: sqlite3.Error, attempt: str) -> LighterError:
+def _translated(error: sqlite3.Error, attempt: str, path: str) -> LighterError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    # SQLite has one word for all that a write can meet, and Python does not tell the errno.
+    if code in _MAY_BE_READ_ONLY and (mount := read_only_mount(os.path.dirname(path))):
+        return FailedPrecondition(f"{attempt}: {mount} is read-only")
     return _ERRORS.get(code, Internal)(f"{attempt}: {error}")
 
 
@@ -74,7 +79,7 @@ class Database:
                 self._migrate(migrations)
                 self.fast = undo.enter_context(closing(self._connect("NORMAL")))
             except sqlite3.Error as err:
-                raise _translated(err, f"open database {path}") from err
+                raise _translated(err, f"open database {path}", path) from err
             self.uuid = self._first_uuid()
             undo.pop_all()
 
@@ -150,7 +155,7 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as err:
-            raise _translated(err, f"write database {self.path}") from err
+            raise _translated(err, f"write database {self.path}", self.path) from err
         finally:
             self._inside = ""
 
@@ -172,7 +177,7 @@ class Database:
         try:
             return self.durable.execute(sql, parameters).fetchall()
         except sqlite3.Error as err:
-            raise _translated(err, f"read database {self.path}") from err
+            raise _translated(err, f"read database {self.path}", self.path) from err
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
         """The first row of a query, or None."""

@@ -142,6 +142,7 @@ def test_f44_a_runtime_that_hangs_holds_nobody_else(lighterd: Lighterd, busybox:
 
 
 def test_a_create_that_is_given_up_is_undone(lighterd: Lighterd, busybox: str) -> None:
+    """F60: what succeeds late and was given up is undone."""
     gate = lighterd.base / "gate"
     os.mkfifo(gate)
     slow = runtime(

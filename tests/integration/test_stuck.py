@@ -185,6 +185,7 @@ def test_f44_exec_hangs(lighterd: Lighterd, busybox: str) -> None:
 def test_an_exec_is_kept_when_its_client_goes_before_the_runtime_has_answered(
     make_lighterd: Callable[..., Lighterd],
 ) -> None:
+    """F60: what succeeds late is there, whoever has given it up."""
     lighterd = make_lighterd().start()
     busybox = lighterd.import_busybox()
     flag = lighterd.base / "hangs"
@@ -217,6 +218,7 @@ def test_an_exec_is_kept_when_its_client_goes_before_the_runtime_has_answered(
 def test_a_bind_from_a_file_system_that_does_not_answer_holds_its_caller_alone(
     lighterd: Lighterd, busybox: str
 ) -> None:
+    """F60: a disk that stands still."""
     bind = {"type": "bind", "destination": "/x", "options": ["rbind"]}
     with StuckFs(lighterd.base / "dead") as dead:
         mount = {**bind, "source": str(dead.path / "data")}

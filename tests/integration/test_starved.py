@@ -1,0 +1,73 @@
+"""F59: no process more for the spawner, its shims and what they run, no thread for the manager."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lighter.proto import errors
+from tests import cgroups, lives
+from tests.harness import Lighterd
+from tests.lives import NO_STDIO, ask
+from tests.processes import with_title
+
+pytestmark = pytest.mark.shared_lighterd
+
+TYPED = (errors.ResourceExhausted, errors.Unavailable, errors.FailedPrecondition)
+
+
+@contextlib.contextmanager
+def at_most(cgroup: Path, more: int) -> Iterator[None]:
+    """While the block runs, `more` tasks than now can be in the cgroup."""
+    limit = cgroup / "pids.max"
+    limit.write_text(str(int((cgroup / "pids.current").read_text()) + more))
+    try:
+        yield
+    finally:
+        limit.write_text("max")
+
+
+def test_f59_no_process_more_for_shims(lighterd: Lighterd, busybox: str) -> None:
+    """With room for 0, 1, 2, … more: the fork fails in shim, runtime and runtime's child."""
+    old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
+    lives.define(lighterd, busybox, "new", "sleep", "1000")
+    (spawner,) = with_title(f"lighter-spawner --instance {lighterd.instance}")
+    cgroup, shims = cgroups.of_process(spawner, "pids"), lighterd.shims()
+    for more in (0, 1, 3, 7):
+        with at_most(cgroup, more), contextlib.suppress(*TYPED):
+            ask(lighterd, "tasks.create", id="new", **NO_STDIO)
+            assert more > 1, "there was room for what a runtime needs"
+            ask(lighterd, "tasks.delete", id="new", exec_id="", force=True)
+        assert lives.task(lighterd, "new")["status"] is None
+        assert (lighterd.shims(), lives.process_state(old)) == (shims, "S")
+    ask(lighterd, "tasks.create", id="new", **NO_STDIO)
+    ask(lighterd, "tasks.start", id="new")
+    for name in ("new", "old"):
+        ask(lighterd, "containers.delete", id=name, force=True)
+    lives.leftovers(lighterd)
+    assert not (wrong := lives.check_history(lives.history(lighterd))), wrong
+
+
+def test_f59_no_thread_more_for_the_manager(lighterd: Lighterd, busybox: str) -> None:
+    """It has what it needs: processes are the spawner's, and its threads are there before."""
+    old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
+    top = cgroups.MOUNT if cgroups.IS_V2 else cgroups.MOUNT / "pids"
+    cgroup = top / f"lighter-test-{lighterd.instance}"
+    cgroup.mkdir()
+    try:
+        (cgroup / "cgroup.procs").write_text(str(lighterd.pid))
+        with at_most(cgroup, 0):
+            ask(lighterd, "containers.create", id="new", image=busybox, args=["sleep", "1000"])
+            ask(lighterd, "tasks.create", id="new", **NO_STDIO)
+            ask(lighterd, "tasks.start", id="new")
+            ask(lighterd, "tasks.exec", id="old", exec_id="x", args=["true"], **NO_STDIO)
+            assert ask(lighterd, "tasks.wait", id="old", exec_id="x")["exit_status"] == 0
+            assert lives.process_state(old) == "S"
+            for name in ("new", "old"):
+                ask(lighterd, "containers.delete", id=name, force=True)
+            lighterd.import_busybox()
+            lighterd.ctl("system", "prune", check=True)
+    finally:
+        (top / "cgroup.procs").write_text(str(lighterd.pid))
+        cgroup.rmdir()
