@@ -15,7 +15,7 @@ LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
 PYTEST := $(BIN)/python -m pytest
 TESTS := unit contract security integration grpc docker compat packaging systemd
 
-.PHONY: help setup venv dev lint test test-vm vm-shell soak reliability rpm wheels protos demo bench bench-images bench-quick clean distclean
+.PHONY: help setup venv dev lint test test-vm vm-shell soak reliability mutants rpm wheels protos demo bench bench-images bench-quick clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -54,7 +54,7 @@ lint: venv ## ruff and mypy --strict
 	cd .mypy && ../$(BIN)/mypy --namespace-packages --explicit-package-bases $(PACKAGE_FOLDERS:%=-p lighter.%)
 	cd bench && ../$(BIN)/mypy --strict .
 	cd packaging/rpm && ../../$(BIN)/mypy --strict .
-	cd .ci && ../$(BIN)/mypy --strict rows.py
+	cd .ci && ../$(BIN)/mypy --strict rows.py mutants.py
 
 # What late tests need is made beside lint and the early ones, which leave a processor idle.
 test: setup venv ## all set-up, lint, then every test but the long ones; needs root
@@ -74,6 +74,9 @@ soak: venv ## the long versions of the tests
 
 reliability: venv ## write docs/reliability.md: rows, their tests, and the results of the last `make test`
 	$(BIN)/python .ci/rows.py $(addprefix --results=,$(wildcard .cache/results.xml))
+
+mutants: venv ## switch guards off, one by one, and see whether their rows' tests turn red
+	$(BIN)/python .ci/mutants.py
 
 rpm: setup venv ## source and binary rpms in dist/, built without a network
 	env -u PYTHONSAFEPATH $(BIN)/python packaging/rpm/build.py

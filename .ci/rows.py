@@ -112,9 +112,9 @@ def find_tests(checkout: Path = CHECKOUT) -> Iterator[Test]:
         for node in ast.walk(ast.parse(path.read_bytes(), file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _is_test(node):
                 rows = rows_of_name(node.name) | rows_of_text(ast.get_docstring(node) or "")
-                soak = any("mark.soak" in ast.unparse(mark) for mark in node.decorator_list)
+                marks = [ast.unparse(mark) for mark in node.decorator_list]  # parameters' aside
                 if rows:
-                    yield Test(file, node.name, frozenset(rows), soak)
+                    yield Test(file, node.name, frozenset(rows), "pytest.mark.soak" in marks)
 
 
 def _is_test(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

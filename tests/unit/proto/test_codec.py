@@ -198,6 +198,8 @@ def test_sec_68_hostile_frames_cost_no_memory() -> None:
 
 
 def test_a_body_may_nest_as_deep_as_the_rule_and_no_deeper() -> None:
+    """SEC-68: what nests without end costs no recursion."""
+
     def nested(depth: int) -> dict[str, Any]:
         value: dict[str, Any] = {}
         for _ in range(depth - 1):

@@ -1,0 +1,136 @@
+"""Switch guards off, one by one, and see whether the test of the guard's row turns red.
+
+tests/mutants.toml names the guards. Each is switched off in a copy of the checkout with a virtual
+environment of its own, so that managers and workers started there run the changed source too.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[1]
+TABLE = "tests/mutants.toml"
+FOLDERS = ("daemon", "shim", "proto", "ctl")
+TEST_S = 300
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A guard `off` in one file: its exact text, and what stands there instead."""
+
+    row: str
+    file: str
+    guard: str
+    off: str
+    test: str
+
+    def switched_off(self, source: str) -> str:
+        """Raises ValueError unless the guard's text is there exactly once."""
+        if (count := source.count(self.guard)) != 1:
+            raise ValueError(f"{self.row}: {self.file} has {count} times {self.guard!r}")
+        return source.replace(self.guard, self.off)
+
+
+def read_mutants(checkout: Path = CHECKOUT) -> list[Mutant]:
+    return [Mutant(**each) for each in tomllib.loads((checkout / TABLE).read_text())["mutant"]]
+
+
+class Copy:
+    """The checkout's files as they are now, below a directory of its own, ready to run tests."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        listed = subprocess.run(
+            ["/usr/bin/git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=CHECKOUT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (CHECKOUT / name).is_file():
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(CHECKOUT / name, directory / name)
+        self.python = directory / ".venv/bin/python"
+        self._make_environment()
+
+    def _make_environment(self) -> None:
+        """One whose package is this copy; everything else is the checkout's own environment."""
+        venv.create(self.directory / ".venv", symlinks=True)
+        ours = next((CHECKOUT / ".venv/lib").glob("python3*/site-packages"))
+        site = self.directory / ".venv/lib" / ours.parent.name / "site-packages"
+        (site / "lighter").mkdir()
+        for folder in FOLDERS:
+            (site / "lighter" / folder).symlink_to(self.directory / folder)
+        (site / "checkout.pth").write_text(f"{ours}\n")
+        for program in ("lighterd", "ctl"):
+            script = (CHECKOUT / ".venv/bin" / program).read_text()
+            made = self.python.with_name(program)
+            made.write_text(f"#!{self.python}\n{script.partition(chr(10))[2]}")
+            made.chmod(0o755)
+
+    def passes(self, test: str) -> tuple[bool, str]:
+        """Whether the test passes here, and the end of what was printed. A hang is no pass."""
+        argv = [str(self.python), "-m", "pytest", "-q", "-x", "-m", "not soak", test]
+        environ = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                argv,
+                check=False,
+                cwd=self.directory,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=TEST_S,
+            )
+        except subprocess.TimeoutExpired:
+            return False, f"not done within {TEST_S} s"
+        if done.returncode not in (0, 1):  # neither passed nor failed: there is no such test
+            raise ValueError(f"{test}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return done.returncode == 0, done.stdout[-300:]
+
+
+def judge(copy: Copy, mutant: Mutant) -> bool:
+    """Whether the test turns red without the guard."""
+    path = copy.directory / mutant.file
+    before = path.read_text()
+    path.write_text(mutant.switched_off(before))
+    began = time.monotonic()
+    try:
+        survives, _ = copy.passes(mutant.test)
+    finally:
+        path.write_text(before)
+    said = "SURVIVES" if survives else "killed"
+    sys.stdout.write(f"{said:8} {mutant.row} {mutant.file}: {mutant.guard.strip()!r}")
+    sys.stdout.write(f" ({mutant.test.rpartition('::')[2]}, {time.monotonic() - began:.0f} s)\n")
+    sys.stdout.flush()
+    return not survives
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("rows", nargs="*", help="only these rows' guards")
+    args = parser.parse_args()
+    chosen = [each for each in read_mutants() if not args.rows or each.row in args.rows]
+    with tempfile.TemporaryDirectory(prefix="lighter-mutants-") as directory:
+        copy = Copy(Path(directory))
+        # A test that is red with its guard on shows nothing.
+        red = {test: said for test in {each.test for each in chosen}
+               for passed, said in [copy.passes(test)] if not passed}  # fmt: skip
+        for test, said in red.items():
+            sys.stdout.write(f"RED with its guard: {test}\n{said}\n")
+        killed = [judge(copy, each) for each in chosen if each.test not in red]
+    sys.stdout.write(f"{sum(killed)} of {len(chosen)} killed\n")
+    return 0 if all(killed) and not red else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""tests/mutants.toml is true: each guard stands in its file once, each row's test is there."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_rows import CHECKOUT, TESTS, program
+
+mutants = program("mutants")
+ALL = mutants.read_mutants(CHECKOUT)
+
+
+# (row, file::test) of all that name the row they hold.
+HELD = {(row, f"{test.file}::{test.name}") for test in TESTS for row in test.rows}
+
+
+@pytest.mark.parametrize("mutant", ALL, ids=[f"{each.row} {each.file}" for each in ALL])
+def test_a_guard_is_where_it_is_said_to_be(mutant: "mutants.Mutant") -> None:
+    source = (CHECKOUT / mutant.file).read_text()
+    without = mutant.switched_off(source)
+    assert without != source
+    ast.parse(without, mutant.file)
+    assert (mutant.row, mutant.test) in HELD
+
+
+def test_a_guard_that_has_gone_or_is_there_twice_is_told(tmp_path: Path) -> None:
+    mutant = mutants.Mutant("F01", "x.py", "if a:\n", "if False:\n", "")
+    assert mutant.switched_off("b\nif a:\n    c\n") == "b\nif False:\n    c\n"
+    for source in ("if b:\n", "if a:\n    pass\nif a:\n    pass\n"):
+        with pytest.raises(ValueError, match=r"F01: x\.py has [02] times"):
+            mutant.switched_off(source)
