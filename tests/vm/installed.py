@@ -10,8 +10,8 @@ from tests.vm.machine import Done, Machine
 from tests.vm.payload import MOUNT
 
 INSTALL_S = 300.0
-READY_S = 120.0
-STATE_S = 60.0
+READY_S = 300.0
+STATE_S = 180.0
 # As a first process it would not end at SIGTERM by itself.
 IDLE = ("sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait")
 
