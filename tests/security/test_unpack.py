@@ -6,11 +6,13 @@ so that a path resolved against it is caught too.
 """
 
 import ast
+import contextlib
 import gzip
 import hashlib
 import os
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -425,23 +427,37 @@ def test_sec_10_a_bomb_stops_at_the_disk_reserve(small_disk: Path, size_gib: int
 
 
 def test_sec_10_layers_side_by_side_keep_the_reserve_together(small_disk: Path) -> None:
-    """Each alone has room enough: 40 of 64 MiB."""
+    """Each alone has room enough: 40 of 64 MiB. Both have begun before either goes on."""
     content = archive(*(entry(str(number), FILE, bytes(MIB)) for number in range(40)))
-    fds, workers, failed = [], [], 0
+    both = threading.Barrier(2)
+    workers, feeders, failed = [], [], 0
     for name in "ab":
-        (small_disk / name).mkdir()
-        fds.append(harness.memfd(content))
+        target = small_disk / name
+        target.mkdir()
+        reads, writes = os.pipe()
         workers.append(harness.Worker())
-        target = str(small_disk / name)
-        workers[-1].send({"job": "apply", "target": target, "whiteouts": "overlay"}, [fds[-1]])
-    for worker, fd in zip(workers, fds, strict=True):
+        job = {"job": "apply", "target": str(target), "whiteouts": "overlay"}
+        workers[-1].send(job, [reads])
+        os.close(reads)
+
+        def feed(writes: int = writes, first: Path = target / "0") -> None:
+            with open(writes, "wb", buffering=0) as pipe, contextlib.suppress(BrokenPipeError):
+                pipe.write(content[: 2 * MIB])
+                await_that(first.exists, 30, "the worker has begun")
+                both.wait(30)
+                pipe.write(content[2 * MIB :])
+
+        feeders.append(threading.Thread(target=feed))
+        feeders[-1].start()
+    for worker in workers:
         with worker:
             try:
                 worker.result()
             except ResourceExhausted as err:
                 failed += 1
                 assert "kept free" in err.message
-        os.close(fd)
+    for feeder in feeders:
+        feeder.join()
     status = os.statvfs(small_disk)
     assert failed
     assert status.f_bavail * status.f_frsize > 0
