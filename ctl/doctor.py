@@ -7,7 +7,7 @@ from __future__ import annotations
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option
 from lighter.ctl.output import print_json, table
-from lighter.proto.errors import Unavailable
+from lighter.proto.errors import Unavailable, Unimplemented
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,14 +77,16 @@ def examination(session: Session, lighterd: str) -> list[dict[str, Any]]:
             "advice": "`systemctl status lighterd` tells why it does not run",
         }
         return [away, *_of_program(lighterd)]
+    except Unimplemented:  # it is of the release before, which did not look
+        health, found = session.call("system.health"), _of_program(lighterd)
     return [_of_manager(health), *found]
 
 
 def _of_manager(health: dict[str, Any]) -> dict[str, Any]:
     one = {"check": "manager", "status": "ok", "found": "it serves", "advice": ""}
-    if health["stands_in"]:
+    if health.get("stands_in"):
         one |= {"status": "warning", "found": f"it stands in for {health['stands_in']}"}
-    if health["loss"]:
+    if health.get("loss"):
         one |= {
             "status": "problem",
             "found": f"its database has lost rows: {health['loss']}",

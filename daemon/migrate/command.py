@@ -42,8 +42,12 @@ def migrate(
         content = ContentStore(root.content, db, told, share_all=shared)
         migration = Migration(there, content, ImageStore(db, told))
         steps = _steps(migration, namespaces, dry_run)
+
+        async def step() -> Migrated | None:
+            return await anext(steps, None)
+
         with asyncio.Runner() as runner:
-            while (done := runner.run(anext(steps, None))) is not None:
+            while (done := runner.run(step())) is not None:
                 yield done
 
 
