@@ -42,6 +42,8 @@ def login(
     from lighter.ctl.asking import ask, confirm
 
     host = _host_of(server, "log in to")
+    # Before anything is read: another version's ctl may have to go on from here.
+    session.manager.connect()
     name, colon, secret = flags.pop("user").partition(":")
     name = name or ask("User name")
     if password_stdin:

@@ -14,13 +14,13 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
 from lighter.daemon import files
+from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
 from lighter.daemon.core import Core
 from lighter.daemon.limits import raise_descriptor_limit
@@ -107,10 +107,7 @@ class Manager:
             hit("start.locked")
             db = open_database(self._root.database)
             undo.callback(db.close)
-            first = self._first_generation()
-            generation = db.raise_generation(first)
-            if generation == first and not db.loss and (first > 1 or self._has_files()):
-                db.note_loss("the database was not there, and containers or their files were")
+            generation = begin(db, self._root, self._state)
             log.info("manager starts version=%s generation=%d", VERSION, generation)
             if self._stands_in:
                 log.warning("stands in for version %s", self._stands_in)
@@ -122,19 +119,6 @@ class Manager:
             files.write_whole(self._state.ctl, f"{self._installed.ctl}\n".encode(), 0o644)
         else:
             files.remove(self._state.ctl)
-
-    def _first_generation(self) -> int:
-        """A shim heeds no lower one than it has seen, and outlives a database that is lost."""
-        has_tasks = any(os.scandir(self._state.tasks))
-        return int(time.time()) if has_tasks else 1
-
-    def _has_files(self) -> bool:
-        """Whether there is content or a snapshot, which a first start of all finds none of."""
-        for place in (f"{self._root.content}/blobs", self._root.snapshots):
-            with contextlib.suppress(FileNotFoundError), os.scandir(place) as kinds:
-                if any(kind.is_dir() and os.listdir(kind.path) for kind in kinds):
-                    return True
-        return False
 
     async def _serve(
         self,

@@ -24,12 +24,14 @@ from tests.systemd.tree import debian_tree
 from tests.vm.disk import the_disk
 
 NICE = 5  # whoever is waited for goes first
+END_S = 20.0
+POLL_S = 0.1
 
 
 def main() -> None:
     os.setsid()
     os.nice(NICE)
-    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as output:
         # Those that mount something come first: tests look for mounts that nobody has undone.
         steps: dict[str, Callable[[], object]] = {
@@ -49,6 +51,20 @@ def main() -> None:
                 sys.stderr.write(f"prepare {what}: {error}\n")
             else:
                 sys.stderr.write(f"prepared {what} in {time.monotonic() - begun:.0f} s\n")
+
+
+def _end(*_: object) -> None:
+    """Let each of what runs undo its own (debootstrap has mounts), and end what does not."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    until = time.monotonic() + END_S
+    try:
+        while time.monotonic() < until:
+            os.waitpid(-1, os.WNOHANG)
+            time.sleep(POLL_S)
+    except ChildProcessError:
+        pass  # all have ended
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 from lighter.daemon.containers.request import check_restart
 from lighter.daemon.events import EventLog, Telling
-from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.metadata.containers import ContainerStore, check_whole
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.oci.controls import read_controls
 from lighter.daemon.oci.limits import NONE, Limits, resources
@@ -67,6 +67,7 @@ class ContainerChanges:
         says of limits that the kernel does not take; then nothing has changed.
         """
         container = self._store.get(namespace, container_id)
+        check_whole("update", container)
         changes = resources(limits, read_controls()) if limits != NONE else {}
         if not changes:
             return

@@ -7,12 +7,13 @@ the image's files, given to those ids for one container, serve the next that has
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lighter.daemon.files import read_capped
 from lighter.daemon.metadata.containers import ContainerStore
-from lighter.daemon.oci.idmaps import MAX_ID, IdMaps, IdRange
+from lighter.daemon.oci.idmaps import MAX_ID, IdMaps, IdRange, from_spec
 from lighter.daemon.oci.idspan import Span, parse_span
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 
@@ -83,6 +84,11 @@ class IdPool:
     def _recorded(self) -> Iterator[tuple[Span, Span]]:
         for value in self._store.option(OPTION):
             yield Span(value["uid"], value["size"]), Span(value["gid"], value["size"])
+        for spec in self._store.specs_beside_damaged_options():
+            with contextlib.suppress(InvalidArgument, AttributeError, TypeError):
+                maps = from_spec(spec)
+                for uids, gids in itertools.product(maps.uids, maps.gids):
+                    yield Span(uids.host, uids.size), Span(gids.host, gids.size)
 
     def _sources(self) -> tuple[list[Span], list[Span]]:
         if self._configured:

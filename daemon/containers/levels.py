@@ -24,4 +24,10 @@ class Levels:
             self._claimed.discard(labels.level)
 
     def _taken(self) -> set[str]:
-        return self._claimed | {one["level"] for one in self._store.option(OPTION)}
+        recorded = {one["level"] for one in self._store.option(OPTION)}
+        for spec in self._store.specs_beside_damaged_options():
+            process = spec.get("process")
+            label = process.get("selinuxLabel") if isinstance(process, dict) else None
+            if isinstance(label, str) and label.count(":") >= 3:
+                recorded.add(label.split(":", 3)[3])  # user, role, type, level
+        return self._claimed | recorded

@@ -20,12 +20,14 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from lighter.daemon.content.blobs import Arrival, check_file, open_blob, read_blob
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
+from lighter.daemon.content.references import REF_LABEL
 from lighter.daemon.content.whole import whole
 from lighter.daemon.events import Event, EventLog
 from lighter.daemon.files import sync_directory, write_whole
@@ -36,9 +38,9 @@ from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import ContentInfo
 from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import LighterError, NotFound, ResourceExhausted
+from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, ResourceExhausted
 from lighter.proto.faults import hit
-from lighter.proto.names import check_labels
+from lighter.proto.names import BROKEN_LABEL, check_labels
 
 TRASH = "content"
 SHAREABLE_LABEL = "containerd.io/namespace.shareable"
@@ -162,8 +164,10 @@ class ContentStore:
             row = tx.execute(
                 "SELECT size_bytes, namespaces.labels FROM content"
                 " JOIN namespaces ON namespaces.name = content.namespace"
-                " WHERE digest = ? ORDER BY json_valid(namespaces.labels) AND"
-                " json_extract(namespaces.labels, ?) = 'true' DESC",
+                " WHERE digest = ? ORDER BY"
+                # Of AND both sides are computed, and the second fails for what is no JSON.
+                " CASE WHEN typeof(namespaces.labels) = 'text' AND json_valid(namespaces.labels)"
+                " THEN json_extract(namespaces.labels, ?) = 'true' ELSE 0 END DESC",
                 (digest, f'$."{SHAREABLE_LABEL}"'),
             ).fetchone()
             if row is None or not (
@@ -257,8 +261,16 @@ class ContentStore:
     # --- changing
 
     def label(self, namespace: str, digest: str, changes: Mapping[str, str]) -> ContentInfo:
-        """Set labels; the value "" removes one. Raises NotFound, InvalidArgument."""
+        """Set labels; the value "" removes one. Raises NotFound, InvalidArgument.
+
+        FailedPrecondition for content whose labels cannot be read, unless they say what it needs:
+        written anew without that, it would be kept and what it needs would not.
+        """
         info = self.info(namespace, digest)
+        if BROKEN_LABEL in info.labels and not any(key.startswith(REF_LABEL) for key in changes):
+            raise FailedPrecondition(
+                f"label content {digest}: its labels cannot be read; pull or import its image again"
+            )
         labels = merge_labels(info.labels, changes)
         now = time.time_ns()
         with self._db.durable_transaction() as tx:
@@ -267,6 +279,11 @@ class ContentStore:
                 (json.dumps(labels), now, namespace, digest),
             )
         return ContentInfo(info.digest, info.size, labels, info.created_at, now)
+
+    def note(self, namespace: str, digest: str, changes: Mapping[str, str]) -> None:
+        """The same of what is only good to know: nothing for content that cannot have it."""
+        with suppress(FailedPrecondition):
+            self.label(namespace, digest, changes)
 
     async def delete(self, namespace: str, digest: str) -> None:
         """Take the content from this namespace; the bytes go with the last one. Raises NotFound."""

@@ -6,7 +6,9 @@ this tells where to look. A create or a removal that is under way may show for i
 
 import json
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from lighter.daemon import files
@@ -31,6 +33,7 @@ def leftovers(config: Config) -> Iterator[Finding]:
     root, state = Root(config.root), State(config.state)
     tasks = set(_tasks(state.tasks))
     recorded = {task: _recorded_pid(state, task) for task in tasks}
+    ended = _ended(root.database)
     shims = dict(_running_shims(root.instance))
     pids = set(recorded.values())
     kinds = {
@@ -40,7 +43,9 @@ def leftovers(config: Config) -> Iterator[Finding]:
             if pid not in pids
         ],
         "records whose shim is gone": [
-            f"{task.namespace}/{task.id}" for task, pid in recorded.items() if not pid
+            f"{task.namespace}/{task.id}"
+            for task, pid in recorded.items()
+            if not pid and task not in ended
         ],
         "mounts without a task": list(_mounts(state.tasks, tasks)),
         "cgroups without a task": list(_cgroups(root.instance, tasks)),
@@ -63,6 +68,16 @@ def _tasks(directory: str) -> Iterator[_Task]:
     for namespace in sorted(_directories(directory)):
         for id_ in sorted(_directories(f"{directory}/{namespace}")):
             yield _Task(namespace, id_)
+
+
+def _ended(database: str) -> set[_Task]:
+    """Tasks that have ended and are not deleted: their directory stays, and their shim is gone."""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as opened:
+            rows = opened.execute("SELECT namespace, id FROM tasks WHERE state = 'stopped'")
+            return {_Task(*row) for row in rows}
+    except sqlite3.Error:
+        return set()  # another check says what is wrong with it
 
 
 def _recorded_pid(state: State, task: _Task) -> int:

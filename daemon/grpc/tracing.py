@@ -79,6 +79,9 @@ def settings_of(environ: Mapping[str, str]) -> Settings | None:
     pairs = environ.get("OTEL_EXPORTER_OTLP_HEADERS", "").split(",")
     named = (pair.partition("=") for pair in pairs if "=" in pair)
     headers = {unquote(name).strip(): unquote(value).strip() for name, _, value in named}
+    if not all(text.isprintable() for pair in headers.items() for text in pair):
+        log.warning("no traces are sent to %s: a header holds a control character", endpoint)
+        return None
     return Settings(endpoint, environ.get("OTEL_SERVICE_NAME") or "lighterd", share, headers)
 
 

@@ -99,7 +99,7 @@ class Downloads:
         reference, digest and host; what has arrived by then stays for the next time.
         """
         if self.content.has(namespace, descriptor.digest):
-            self.content.label(namespace, descriptor.digest, labels)
+            self.content.note(namespace, descriptor.digest, labels)
             return False
         key = (namespace, descriptor.digest)
         arriving = self._arriving.setdefault(key, _Arriving())
@@ -110,7 +110,7 @@ class Downloads:
                 if not self.content.has(namespace, descriptor.digest):
                     await self._download(namespace, descriptor, remote, labels, arriving)
                 else:
-                    self.content.label(namespace, descriptor.digest, labels)
+                    self.content.note(namespace, descriptor.digest, labels)
             told(descriptor.size)
             return True
         finally:
@@ -160,7 +160,7 @@ class Downloads:
                         raise
             hit("pull.committed")
         except AlreadyExists:
-            self.content.label(namespace, descriptor.digest, labels)
+            self.content.note(namespace, descriptor.digest, labels)
         finally:
             arriving.writer = None
             await asyncio.shield(writer.close())

@@ -40,12 +40,23 @@ from lighter.daemon.registry.access import Access
 from lighter.daemon.registry.client import Remote
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.types import Descriptor, Image
-from lighter.proto.errors import DataLoss, InvalidArgument, LighterError, NotFound, from_wire
+from lighter.proto.errors import (
+    DataLoss,
+    InvalidArgument,
+    LighterError,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+    from_wire,
+)
 from lighter.proto.faults import hit
 
 AT_ONCE = 3
 LEASE_S = 24 * 3600
 SOURCE_LABEL = "containerd.io/distribution.source."
+# No other bytes of a layer would end otherwise.
+_FOR_GOOD = (ResourceExhausted, PermissionDenied, Unavailable)
 MAX_SOURCE_BYTES = 2048  # labels have 4096 for key and value
 
 
@@ -289,8 +300,8 @@ class Puller:
             arriving = any(not task.done() for task in fetching.values())
             try:
                 await self._unpack_one(work, image, snapshotter, sources)
-            except LighterError:
-                if not arriving:
+            except LighterError as err:
+                if not arriving or isinstance(err, _FOR_GOOD):
                     raise
                 # The worker may have been given bytes that prove to be wrong: of an earlier,
                 # broken download, or of a host that is not asked again.

@@ -226,7 +226,7 @@ class _Work:
         text = ",".join(repositories)
         if len(text) <= MAX_SOURCE_BYTES:
             with suppress(NotFound):
-                self._content.label(self._namespace, digest, {self._key: text})
+                self._content.note(self._namespace, digest, {self._key: text})
 
     @property
     def _key(self) -> str:

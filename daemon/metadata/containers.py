@@ -107,6 +107,15 @@ class ContainerStore:
         found = ((mapping(row["options"]) or {}).get(key) for row in rows)
         return (value for value in found if value is not None)
 
+    def specs_beside_damaged_options(self) -> Iterator[dict[str, Any]]:
+        """Of containers whose options cannot be read: what those said may stand there too."""
+        rows = self._db.rows(
+            "SELECT options, spec FROM containers WHERE CASE"
+            " WHEN typeof(options) = 'text' AND json_valid(options)"
+            " THEN json_type(options) = 'object' ELSE 0 END = 0"
+        )
+        return (mapping(bytes(row["spec"])) or {} for row in rows if row["spec"])
+
     def replace(self, container: Container, also: Also = nothing) -> Container:
         """Record all fields anew but its times; returns it with them.
 

@@ -184,12 +184,14 @@ class Database:
         rows = self.rows(sql, parameters)
         return rows[0] if rows else None
 
-    def raise_generation(self, first: int = 1) -> int:
+    def raise_generation(self, first: int = 1, loss: str = "") -> int:
         """Count this start of a manager; the number is durable before it is returned.
 
-        `first`: for a database that has counted none.
+        Of a database that has counted none: `first` is its number, and `loss` is noted with it.
         """
         with self.durable_transaction() as tx:
+            if loss and not tx.execute("SELECT 1 FROM meta WHERE key = 'generation'").fetchone():
+                tx.execute("INSERT OR IGNORE INTO meta(key, value) VALUES('loss', ?)", (loss,))
             row = tx.execute(
                 "INSERT INTO meta(key, value) VALUES('generation', ?) ON CONFLICT(key) DO UPDATE"
                 " SET value = CAST(value AS INTEGER) + 1 RETURNING value",

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 
+from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
@@ -16,7 +17,7 @@ from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.migrate.containerd import ContainerdRoot
 from lighter.daemon.migrate.migration import Migrated, Migration
 from lighter.proto.errors import FailedPrecondition, PermissionDenied
-from lighter.proto.paths import Root
+from lighter.proto.paths import Root, State
 
 
 def migrate(
@@ -37,6 +38,8 @@ def migrate(
             raise FailedPrecondition(f"migrate images: {err.message}; {advice}") from err
         db = open_database(root.database)
         undo.callback(db.close)
+        # As a start does it: what comes now must not be taken for files of a database that is lost.
+        begin(db, root, State(config.state))
         told = EventLog(db)
         shared = config.content_sharing == "shared"
         content = ContentStore(root.content, db, told, share_all=shared)

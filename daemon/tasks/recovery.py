@@ -115,7 +115,13 @@ class Recovery:
         """Look again until its shim is found, or has said hello by itself."""
         for pause_s in retries():
             await asyncio.sleep(pause_s)
-            if entry.peer is not None or self._supervisor.entry(*entry.key) is not entry:
+            if self._supervisor.entry(*entry.key) is not entry:
+                return
+            if entry.peer is not None:
+                if entry.is_abandoned:
+                    kill_shim(entry)
+                if entry.closed:
+                    self._supervisor.on_loaded_closed(entry)
                 return
             with contextlib.suppress(LighterError, OSError):
                 shim, process = self._find_shim(entry, bundle)

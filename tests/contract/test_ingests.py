@@ -425,6 +425,19 @@ def test_the_sharing_namespace_is_found_among_others_that_do_not_share(place: Pl
     assert place.content.share("other", DIGEST)
 
 
+@pytest.mark.parametrize("labels", ["{", b"\xff\x00", "[]"])
+def test_a_namespace_with_damaged_labels_keeps_nobody_from_sharing(
+    place: Place, labels: str | bytes
+) -> None:
+    for namespace in ("a", "bad", "z"):
+        run(place.commit(namespace=namespace))
+    with place.db.fast_transaction() as tx:
+        tx.execute("UPDATE namespaces SET labels = ? WHERE name = 'bad'", (labels,))
+    assert not place.content.share("other", DIGEST)
+    place.namespaces.label("z", {SHAREABLE_LABEL: "true"})
+    assert place.content.share("other", DIGEST)
+
+
 def test_content_is_shared_with_all_when_configured(place: Place) -> None:
     run(place.commit(namespace="a"))
     place.reopen(share_all=True)

@@ -38,12 +38,14 @@ def problems(done: "subprocess.CompletedProcess[bytes]") -> list[str]:
 
 
 def test_a_sound_host_with_a_running_container_has_no_problem(manager: Lighterd) -> None:
+    """One that has ended and is not removed is no leftover either."""
     manager.ctl("run", "-d", REFERENCE, "c", "sleep", "100", check=True)
+    manager.ctl("run", REFERENCE, "ended", "true", check=True)
     done = manager.ctl("--format", "json", "doctor")
     assert (problems(done), done.returncode) == ([], 0), done.stderr
     found = findings(done)
     assert found["manager"][0]["found"] == "it serves"
-    assert found["leftovers"][0]["found"] == "none beside 1 tasks and 1 shims"
+    assert found["leftovers"][0]["found"] == "none beside 2 tasks and 1 shims"
     assert any("runc version" in one["found"] for one in found["runtime"])
     shown = manager.ctl("doctor", "--all").stdout.decode()
     assert "checks are well" in shown and "leftovers" in shown

@@ -1,5 +1,6 @@
 """`--userns=auto`: ids that no other container has, free again when it is gone."""
 
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,12 @@ from typing import Any
 import pytest
 
 from lighter.daemon.containers.idpool import IdPool
+from lighter.daemon.containers.levels import Levels
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.oci.selinux import SELinux
+from lighter.daemon.types import Container
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from tests.harness import Lighterd
 
@@ -89,5 +94,28 @@ def test_ids_of_a_record_are_kept_while_another_is_written(tmp_path: Path) -> No
         for wrong in ({}, "", {"uid": "1", "gid": 1, "size": 1}, {"uid": 1, "gid": 1, "size": -1}):
             with pytest.raises(InvalidArgument):
                 pool.keep(wrong).__enter__()
+    finally:
+        db.close()
+
+
+def test_what_a_damaged_record_may_have_is_given_to_nobody(tmp_path: Path) -> None:
+    """Its container may run. The specification says what its options cannot any more."""
+    db = Database(str(tmp_path / "db"))
+    store = ContainerStore(db)
+    maps = [{"containerID": 0, "hostID": 1000, "size": 20}]
+    spec = {
+        "linux": {"uidMappings": maps, "gidMappings": maps},
+        "process": {"selinuxLabel": "system_u:system_r:container_t:s0:c1,c2"},
+    }
+    named = Container("n", "c", "", "", "", "", json.dumps(spec).encode(), {}, {}, 0, 0)
+    try:
+        NamespaceStore(db).ensure("n")
+        store.create(named)
+        for damaged in ("{", "[]"):
+            with db.fast_transaction() as tx:
+                tx.execute("UPDATE containers SET options = ?", (damaged,))
+            with IdPool(store, "1000:100").claim(20) as (found, _noted):
+                assert found.root == (1020, 1020)
+            assert Levels(store, SELinux(False))._taken() == {"s0:c1,c2"}
     finally:
         db.close()

@@ -19,6 +19,7 @@ from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.types import Descriptor, Usage
 from lighter.proto import faults
+from lighter.proto.errors import FailedPrecondition
 from tests.fakes.worker import ForkWorker
 from tests.told import check_told
 
@@ -328,3 +329,17 @@ def test_f54_an_unreadable_record_costs_nothing_that_it_may_need(place: Place, l
     assert step.how == "its labels cannot be read"
     place.execute("DELETE FROM content WHERE digest = ?", broken)
     assert place.collect().content == (stray,)
+
+
+def test_f54_a_label_does_not_take_the_place_of_those_that_could_not_be_read(place: Place) -> None:
+    """They say what it needs: with any other in their place that would be collected."""
+    broken, stray = place.add(b"broken"), place.add(b"stray")
+    place.execute("UPDATE content SET labels = '{' WHERE digest = ?", broken)
+    with pytest.raises(FailedPrecondition, match="its labels cannot be read"):
+        place.content.label(NS, broken, {"a": "b"})
+    place.content.note(NS, broken, {"a": "b"})
+    assert place.collect().content == ()
+    assert place.kept() == {broken, stray}
+    # An image that arrives again says all of it.
+    place.content.label(NS, broken, {"containerd.io/gc.ref.content.l.0": str(stray)})
+    assert place.content.info(NS, broken).labels == {"containerd.io/gc.ref.content.l.0": stray}

@@ -30,6 +30,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
             {WHOLE: "https://c/x", "OTEL_EXPORTER_OTLP_HEADERS": "a=b,key=x%3Dy%20z"},
             Settings("https://c/x", headers={"a": "b", "key": "x=y z"}),
         ),
+        ({WHOLE: "https://c/x", "OTEL_EXPORTER_OTLP_HEADERS": "a=b%0Ac"}, None),
         ({WHOLE: "https://c/x", "OTEL_SDK_DISABLED": "true"}, None),
         ({ENDPOINT: "c:4318"}, None),
         ({ENDPOINT: "file:///etc/passwd"}, None),

@@ -53,6 +53,18 @@ def test_generation_rises_and_uuid_stays(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_loss_is_noted_with_the_first_generation_or_never(tmp_path: Path) -> None:
+    """A manager that dies behind its first number has noted it; a later one would not."""
+    db = Database(str(tmp_path / "lighter.db"))
+    committed: list[str] = []
+    db.durable.set_trace_callback(committed.append)
+    assert (db.raise_generation(7, "lost"), db.loss) == (7, "lost")
+    assert committed.count("COMMIT") == 1
+    db.accept_loss()
+    assert (db.raise_generation(9, "lost"), db.loss) == (8, "")
+    db.close()
+
+
 def test_an_error_undoes_the_transaction(db: Database) -> None:
     with pytest.raises(ZeroDivisionError):
         with db.durable_transaction() as tx:
