@@ -29,7 +29,7 @@ from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit
 from lighter.daemon.types import Container, Mount, RuntimeOptions
 from lighter.daemon.volumes.service import Volumes
-from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable
+from lighter.proto.errors import FailedPrecondition, Internal, NotFound, Unavailable
 
 TURN_S = 300.0  # that one copy waits for another
 
@@ -160,6 +160,35 @@ class ContainerService:
         return await self._create_task(container, mounts, terminal, stdio, options)
 
     async def _create_task(
+        self,
+        container: Container,
+        mounts: tuple[Mount, ...],
+        terminal: bool,
+        stdio: Mapping[str, Any],
+        options: RuntimeOptions,
+    ) -> int:
+        """As `_make_task`. Raises NotFound when the container was deleted meanwhile.
+
+        Before it has a task nothing holds a delete up, which takes the files that a shim is
+        mounting: what that says of them is not the reason.
+        """
+        try:
+            return await self._make_task(container, mounts, terminal, stdio, options)
+        except Internal as err:
+            if self._is_recorded(container):
+                raise
+            gone = f"create task {container.id}: its container was deleted meanwhile"
+            raise NotFound(gone) from err
+
+    def _is_recorded(self, container: Container) -> bool:
+        """Whether it is still this one, and not another of its name."""
+        try:
+            found = self._store.get(container.namespace, container.id)
+        except NotFound:
+            return False
+        return found.created_at == container.created_at
+
+    async def _make_task(
         self,
         container: Container,
         mounts: tuple[Mount, ...],

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness import BIN, Lighterd
+from tests.harness import BIN, Lighterd, await_that
 from tests.images import REFERENCE
+from tests.processes import with_title
 
 pytestmark = pytest.mark.shared_lighterd
 
@@ -40,7 +41,9 @@ def problems(done: "subprocess.CompletedProcess[bytes]") -> list[str]:
 def test_a_sound_host_with_a_running_container_has_no_problem(manager: Lighterd) -> None:
     """One that has ended and is not removed is no leftover either."""
     manager.ctl("run", "-d", REFERENCE, "c", "sleep", "100", check=True)
-    manager.ctl("run", REFERENCE, "ended", "true", check=True)
+    manager.ctl("run", "-d", REFERENCE, "ended", "true", check=True)
+    title = f"lighter-shim --instance {manager.instance} "
+    await_that(lambda: len(with_title(title)) == 1, 20, "the shim of the other has gone")
     done = manager.ctl("--format", "json", "doctor")
     assert (problems(done), done.returncode) == ([], 0), done.stderr
     found = findings(done)

@@ -18,13 +18,14 @@ NAMES = 3
 CALL_S = 30.0
 # What each may be answered with, as far as the others can have been faster.
 GONE, THERE, NOT_NOW = errors.NotFound, errors.AlreadyExists, errors.FailedPrecondition
+ENDED = errors.Unavailable  # of a shim whose container was deleted while it was made
 MAY_BE: dict[str, tuple[type[errors.LighterError], ...]] = {
     "containers.create": (THERE, NOT_NOW),
     "containers.label": (GONE,),
     "containers.delete": (GONE, NOT_NOW),
     "tasks.create": (GONE, THERE, NOT_NOW),
-    "tasks.start": (GONE, NOT_NOW),
-    "tasks.kill": (GONE, NOT_NOW),
+    "tasks.start": (GONE, NOT_NOW, ENDED),
+    "tasks.kill": (GONE, NOT_NOW, ENDED),
     "tasks.delete": (GONE, NOT_NOW),
     "images.tag": (THERE,),
     "images.label": (GONE,),
