@@ -89,7 +89,8 @@ class Rival(threading.Thread):
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("seconds", [4, pytest.param(600, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("seconds", [4, 600])
 def test_sec_75_each_is_answered_with_what_fits(
     lighterd: Lighterd, busybox: str, seconds: int
 ) -> None:
