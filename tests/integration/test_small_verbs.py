@@ -30,6 +30,7 @@ def test_attach_passes_signals_on_or_keeps_them(manager: Lighterd, proxy: str) -
 def test_copies_into_one_stopped_container_wait_for_each_other(
     manager: Lighterd, tmp_path: Path
 ) -> None:
+    """SEC-75: what several clients do to one object at once comes one after the other."""
     manager.ctl("containers", "create", REFERENCE, "c", "true", check=True)
     names = [f"f{number}" for number in range(6)]
     for name in names:
