@@ -29,7 +29,7 @@ from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit
 from lighter.daemon.types import Container, Mount, RuntimeOptions
 from lighter.daemon.volumes.service import Volumes
-from lighter.proto.errors import FailedPrecondition, Internal, NotFound, Unavailable
+from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable
 
 TURN_S = 300.0  # that one copy waits for another
 
@@ -151,7 +151,7 @@ class ContainerService:
         terminal = bool(container.options.get("terminal"))
         mounts = await self.mounts(container)
         # It may have been deleted meanwhile; from here to the task's row nothing else runs.
-        container = self._joined(self._store.get(namespace, container_id))
+        container = self._joined(self._same(container, "start"))
         self.check_free(namespace, container_id)
         options = from_record(container.options.get("runc") or {})
         # The record's URI comes from who made the container, never from its image or labels.
@@ -167,35 +167,6 @@ class ContainerService:
         stdio: Mapping[str, Any],
         options: RuntimeOptions,
     ) -> int:
-        """As `_make_task`. Raises NotFound when the container was deleted meanwhile.
-
-        Before it has a task nothing holds a delete up, which takes the files that a shim is
-        mounting: what that says of them is not the reason.
-        """
-        try:
-            return await self._make_task(container, mounts, terminal, stdio, options)
-        except Internal as err:
-            if self._is_recorded(container):
-                raise
-            gone = f"create task {container.id}: its container was deleted meanwhile"
-            raise NotFound(gone) from err
-
-    def _is_recorded(self, container: Container) -> bool:
-        """Whether it is still this one, and not another of its name."""
-        try:
-            found = self._store.get(container.namespace, container.id)
-        except NotFound:
-            return False
-        return found.created_at == container.created_at
-
-    async def _make_task(
-        self,
-        container: Container,
-        mounts: tuple[Mount, ...],
-        terminal: bool,
-        stdio: Mapping[str, Any],
-        options: RuntimeOptions,
-    ) -> int:
         """With the networks of its definition, which are undone when there comes no task."""
         namespace, id_ = container.namespace, container.id
         if "network" not in container.options or self._tasks.exists(namespace, id_):
@@ -204,7 +175,7 @@ class ContainerService:
         prepared = await self._networks.prepare(container, request)
         try:
             # Plugins took their time: what was looked at before may have changed.
-            self._store.get(namespace, id_)
+            self._same(container, "start")
             self.check_free(namespace, id_)
             container = replace(container, spec=with_network(container.spec, prepared))
             pid = await self._creator.create(
@@ -219,6 +190,16 @@ class ContainerService:
         except BaseException:
             await asyncio.shield(self._networks.released(prepared.key))
             raise
+
+    def _same(self, container: Container, verb: str) -> Container:
+        """Its record as it is now, asked again after a wait in which others had their turn.
+
+        Raises NotFound when it is gone, also when another container has its name by now.
+        """
+        found = self._store.get(container.namespace, container.id)
+        if found.created_at != container.created_at:
+            raise NotFound(f"{verb} container {container.id}: it was deleted meanwhile")
+        return found
 
     def _joined(self, container: Container) -> Container:
         """With the namespaces of the containers that it names, as they run now.
@@ -306,18 +287,19 @@ class ContainerService:
         `volumes`: those too that were made for it and that it did not name.
         """
         container = self._store.get(namespace, container_id)
-        await self._tasks.end_creation(namespace, container_id, force)
-        if self._tasks.exists(namespace, container_id):
+        while True:
+            await self._tasks.end_creation(namespace, container_id, force)
+            self._same(container, "delete")
+            if not self._tasks.exists(namespace, container_id):
+                break
             task = self._tasks.find(namespace, container_id)
             if not force:
                 raise FailedPrecondition(
                     f"delete container {container_id}: it has a {task.view().status} task; "
                     f"delete that first (ctl tasks delete {container_id})"
                 )
-            try:
+            with contextlib.suppress(NotFound):  # somebody else was faster
                 await self._tasks.delete(namespace, container_id, force=True)
-            except NotFound:
-                pass  # somebody else was faster
         self._records.forget(namespace, container_id)
         if container.snapshot_key:
             await remove_quietly(
