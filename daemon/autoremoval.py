@@ -30,6 +30,8 @@ class AutoRemoval:
     def on_closed(self, entry: Entry) -> None:
         if not entry.options.get("auto_remove"):
             return
+        if entry.is_abandoned:
+            return  # it never was a task: whoever asked for its create removes the container
         if self._goes_on(entry):
             entry.removed.set()  # who waits for that has waited for the end
         else:

@@ -35,9 +35,6 @@ READABLE_VERSIONS = (1, 2, 3)
 PLUGIN = "io.lighter.v1"
 MAX_LAYERS_AT_ONCE = 64
 MAX_TIMEOUT_S = 24 * 3600
-HIDDEN = "(hidden)"
-# Tables whose texts may be passwords, tokens, or addresses with one in them.
-_SECRETS = {"auth", "headers", "proxy"}
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
 
@@ -392,42 +389,18 @@ def dump(config: Config) -> str:
     """The configuration as a file that `load` reads back to the same."""
     import toml  # no manager that serves writes a configuration
 
-    return toml.dumps(_table(config))
+    return toml.dumps(document(config))
 
 
-def shown(config: Config) -> str:
-    """The same for other eyes: what may be a secret is replaced."""
-    import toml
-
-    return toml.dumps(_without_secrets(_table(config)))
-
-
-def _without_secrets(value: Any) -> Any:
-    """A copy in which texts below a table of credentials or headers read HIDDEN."""
-    if isinstance(value, dict):
-        return {
-            key: _hidden(inner) if key.lower() in _SECRETS else _without_secrets(inner)
-            for key, inner in value.items()
-        }
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
-
-
-def _hidden(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _hidden(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_hidden(item) for item in value]
-    return HIDDEN if value else value
-
-
-def _table(config: Config) -> dict[str, Any]:
-    table: dict[str, Any] = {"version": VERSION}
+def document(config: Config) -> dict[str, Any]:
+    """The configuration as a document of TOML: `{"version": 3, "root": …, "plugins": {…}}`."""
+    whole: dict[str, Any] = {"version": VERSION}
     for setting, place in _PLACES.items():
-        inner = table
+        inner = whole
         for key in place[:-1]:
             inner = inner.setdefault(key, {})
         inner[place[-1]] = getattr(config, setting)
     registry = registry_settings.dump(config.registry)
     if registry:
-        table["plugins"][PLUGIN]["registry"] = registry
-    return table
+        whole["plugins"][PLUGIN]["registry"] = registry
+    return whole

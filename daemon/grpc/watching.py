@@ -1,7 +1,7 @@
 """Who wants to know of each call of the API: that it begins, and with which code it ends."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, cast
 
 import grpc
@@ -25,18 +25,8 @@ class Watcher(Protocol):
 
 def watched_unary(handle: Unary, watchers: Sequence[Watcher], rpc: MethodDescriptor) -> Unary:
     async def watched(request: Any, context: Context) -> Any:
-        ends = [watcher.begin(rpc, context) for watcher in watchers]
-        code = "Canceled"
-        try:
-            answer = await handle(request, context)
-            code = "OK"
-            return answer
-        except grpc.aio.AbortError:
-            code = _spelled(context)
-            raise
-        finally:
-            for ended in ends:
-                ended(code)
+        with _watched(watchers, rpc, context):
+            return await handle(request, context)
 
     return watched
 
@@ -45,21 +35,29 @@ def watched_stream(
     handle: Streaming, watchers: Sequence[Watcher], rpc: MethodDescriptor
 ) -> Streaming:
     async def watched(request: Any, context: Context) -> AsyncIterator[Any]:
-        ends = [watcher.begin(rpc, context) for watcher in watchers]
-        code = "Canceled"
-        try:
+        with _watched(watchers, rpc, context):
             async with aclosing(cast("Any", handle(request, context))) as answers:
                 async for answer in answers:
                     yield answer
-            code = "OK"
-        except grpc.aio.AbortError:
-            code = _spelled(context)
-            raise
-        finally:
-            for ended in ends:
-                ended(code)
 
     return watched
+
+
+@contextmanager
+def _watched(
+    watchers: Sequence[Watcher], rpc: MethodDescriptor, context: Context
+) -> Iterator[None]:
+    ends = [watcher.begin(rpc, context) for watcher in watchers]
+    code = "Canceled"
+    try:
+        yield
+        code = "OK"
+    except grpc.aio.AbortError:
+        code = _spelled(context)
+        raise
+    finally:
+        for ended in ends:
+            ended(code)
 
 
 def _spelled(context: Context) -> str:

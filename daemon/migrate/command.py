@@ -4,6 +4,7 @@ and closed. A running manager is refused: it is stopped first, which no containe
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 
@@ -29,8 +30,11 @@ def migrate(
     root = Root(config.root)
     there = ContainerdRoot(source)
     os.umask(0o022)
-    os.makedirs(root.dir, 0o700, exist_ok=True)
     with ExitStack() as undo:
+        if dry_run and not os.path.exists(root.database):
+            # Nothing is here yet, and looking makes nothing: an empty instance stands for it.
+            root = Root(undo.enter_context(tempfile.TemporaryDirectory(prefix="lighter-dry-")))
+        os.makedirs(root.dir, 0o700, exist_ok=True)
         try:
             undo.callback(os.close, take_lock(root.lock, wait_s=0))
         except FailedPrecondition as err:
@@ -38,8 +42,9 @@ def migrate(
             raise FailedPrecondition(f"migrate images: {err.message}; {advice}") from err
         db = open_database(root.database)
         undo.callback(db.close)
-        # As a start does it: what comes now must not be taken for files of a database that is lost.
-        begin(db, root, State(config.state))
+        if not dry_run:
+            # As a start does it: what comes must not be taken for files of a database that is lost.
+            begin(db, root, State(config.state))
         told = EventLog(db)
         shared = config.content_sharing == "shared"
         content = ContentStore(root.content, db, told, share_all=shared)

@@ -40,7 +40,7 @@ def system_methods(
         return {"findings": [asdict(finding) for finding in found]}
 
     async def configuration(_call: Call, _body: Mapping[str, Any]) -> Any:
-        from lighter.daemon.config import shown
+        from lighter.daemon.configview import shown
 
         return {"config": await asyncio.to_thread(shown, reloader.running)}
 

@@ -86,6 +86,7 @@ def test_images_come_by_links_and_run(containerd: Containerd, ours: Lighterd) ->
     before = tree(containerd)
     told = migrate(ours, root_of(containerd), "--dry-run")
     assert set(words(told).values()) == {"taken"}, told.stderr
+    assert not (ours.root / "lighter.db").exists()
     done = migrate(ours, root_of(containerd))
     assert done.returncode == 0, done.stderr
     assert words(done) == {

@@ -1,0 +1,34 @@
+"""A configuration for other eyes than its owner's: in a bundle for a bug report, in an answer."""
+
+from typing import Any
+
+from lighter.daemon.config import Config, document
+
+HIDDEN = "(hidden)"
+# Tables whose texts may be passwords, tokens, or addresses with one in them.
+_SECRETS = {"auth", "headers", "proxy"}
+
+
+def shown(config: Config) -> str:
+    """The file that `dump` writes, with what may be a secret replaced by HIDDEN."""
+    import toml  # no manager that serves writes a configuration
+
+    return toml.dumps(_without_secrets(document(config)))
+
+
+def _without_secrets(value: Any) -> Any:
+    """A copy in which texts below a table of credentials or headers read HIDDEN."""
+    if isinstance(value, dict):
+        return {
+            key: _hidden(inner) if key.lower() in _SECRETS else _without_secrets(inner)
+            for key, inner in value.items()
+        }
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _hidden(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(item) for item in value]
+    return HIDDEN if value else value
