@@ -31,6 +31,7 @@ from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.downloads import Downloads
 from lighter.daemon.images.layers import Layers
 from lighter.daemon.images.mounted import MountedImages
+from lighter.daemon.images.processors import Processors
 from lighter.daemon.images.pull import Puller
 from lighter.daemon.images.push import Pusher
 from lighter.daemon.images.service import ImageService
@@ -97,6 +98,7 @@ class Services:
     snapshots: SnapshotService
     image_store: ImageStore
     images: ImageService
+    layers: Layers
     mounted: MountedImages
     housekeeping: Housekeeping
     scheduler: Scheduler
@@ -183,6 +185,11 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         "btrfs": BtrfsSnapshotter(root.snapshots, db, event_log, remover),
         "erofs": ErofsSnapshotter(root.snapshots, db, event_log, remover),
     }
+    processors = Processors(
+        spawner,
+        config.stream_processors,
+        lambda path: runtimes.find_program(path, "stream processor"),
+    )
     images = ImageService(
         db,
         event_log,
@@ -192,9 +199,11 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         config.snapshotter,
         config.layer_limits,
         config.layers_at_once,
+        processors,
     )
     image_store = ImageStore(db, event_log)
     snapshots = SnapshotService(db, snapshotters, config.snapshotter, spawner)
+    layers = Layers(content, snapshots, images.collector, spawner, config.layer_limits, processors)
     mounted = MountedImages(images, snapshotters, spawner)
     housekeeping = Housekeeping(root, db, namespaces, images.collector, ingests, leases)
     scheduler = Scheduler(config.gc, housekeeping.collect)
@@ -323,7 +332,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         content=content,
         images=image_store,
         snapshots=snapshots,
-        layers=Layers(content, snapshots, images.collector, spawner, config.layer_limits),
+        layers=layers,
         collector=images.collector,
         worker=spawner,
     )
@@ -353,6 +362,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         snapshots=snapshots,
         image_store=image_store,
         images=images,
+        layers=layers,
         mounted=mounted,
         housekeeping=housekeeping,
         scheduler=scheduler,

@@ -19,7 +19,9 @@ import tomllib
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from lighter.daemon import extensions
 from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
+from lighter.daemon.extensions import ProxyPlugin, StreamProcessor
 from lighter.daemon.listening import check_pem, check_tcp, prefixed
 from lighter.daemon.oci.idspan import parse_span
 from lighter.daemon.registry import settings as registry_settings
@@ -79,6 +81,8 @@ class Config:
     gc_schedule_delay: str = "0s"
     gc_startup_delay: str = "100ms"
     registry: RegistrySettings = field(default_factory=RegistrySettings)
+    proxy_plugins: tuple[ProxyPlugin, ...] = ()
+    stream_processors: tuple[StreamProcessor, ...] = ()
 
     @property
     def layer_limits(self) -> dict[str, int | None]:
@@ -148,10 +152,17 @@ _PLACES: dict[str, tuple[str, ...]] = {
     },
 }
 
+# Tables that are read elsewhere, with keys that are free.
+_TABLES: dict[str, tuple[str, ...]] = {
+    "registry": registry_settings.OUR_PLACE,
+    "proxy_plugins": (extensions.PROXY_PLUGINS,),
+    "stream_processors": (extensions.STREAM_PROCESSORS,),
+}
+
 
 def key_of(setting: str) -> str:
     """How the file names a setting."""
-    return ".".join(_PLACES.get(setting, registry_settings.OUR_PLACE))
+    return ".".join(_PLACES.get(setting) or _TABLES[setting])
 
 
 def load(path: str | None) -> Config:
@@ -238,9 +249,11 @@ def parse(table: dict[str, Any], name: str) -> Config:
                 f"expected {_KIND_NAMES[kinds[setting]]}"
             )
         values[setting] = value
-    for key in _unknown(table):
-        log.warning("config %s: key %s is not known and has no effect", name, key)
     values["registry"] = registry_settings.parse(table, name)
+    values["proxy_plugins"] = extensions.parse_proxy_plugins(table, name)
+    values["stream_processors"] = extensions.parse_stream_processors(table, name)
+    for key in (*_unknown(table), *extensions.unknown(table)):
+        log.warning("config %s: key %s is not known and has no effect", name, key)
     return _checked(Config(**values), name)
 
 
@@ -368,11 +381,19 @@ def _at(table: dict[str, Any], place: tuple[str, ...], name: str) -> Any:
     return value
 
 
+_READ_ELSEWHERE = (
+    ("version",),
+    registry_settings.PATH_PLACE,
+    (extensions.PROXY_PLUGINS,),
+    (extensions.STREAM_PROCESSORS,),
+)
+
+
 def _unknown(table: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[str]:
     found = []
     for key, value in table.items():
         place = (*prefix, key)
-        if place in _PLACES.values() or place in (("version",), registry_settings.PATH_PLACE):
+        if place in (*_PLACES.values(), *_READ_ELSEWHERE):
             continue
         if place in registry_settings.TABLE_PLACES:
             found += registry_settings.unknown(value, place)
@@ -403,4 +424,5 @@ def document(config: Config) -> dict[str, Any]:
     registry = registry_settings.dump(config.registry)
     if registry:
         whole["plugins"][PLUGIN]["registry"] = registry
+    whole.update(extensions.dump(config.proxy_plugins, config.stream_processors))
     return whole

@@ -5,8 +5,8 @@ from typing import Any
 from lighter.daemon.config import Config, document
 
 HIDDEN = "(hidden)"
-# Tables whose texts may be passwords, tokens, or addresses with one in them.
-_SECRETS = {"auth", "headers", "proxy"}
+# Keys below which texts may be passwords, tokens, or addresses with one in them.
+_SECRETS = {"args", "auth", "env", "headers", "proxy"}
 
 
 def shown(config: Config) -> str:
@@ -17,7 +17,7 @@ def shown(config: Config) -> str:
 
 
 def _without_secrets(value: Any) -> Any:
-    """A copy in which texts below a table of credentials or headers read HIDDEN."""
+    """A copy in which texts below a key of _SECRETS read HIDDEN."""
     if isinstance(value, dict):
         return {
             key: _hidden(inner) if key.lower() in _SECRETS else _without_secrets(inner)

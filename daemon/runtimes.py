@@ -46,22 +46,22 @@ class Runtimes:
             )
         return self._checked(wanted)
 
-    def find_program(self, program: str) -> str:
-        """As `find`, of a client that names the program itself: a path, or a word for PATH."""
+    def find_program(self, program: str, kind: str = "runtime") -> str:
+        """As `find`, of one whose program is named itself: a path, or a word for PATH."""
         if "/" in program and not program.startswith("/"):
-            raise InvalidArgument(f"find runtime {program}: expected a word or an absolute path")
-        return self._checked(program)
+            raise InvalidArgument(f"find {kind} {program}: expected a word or an absolute path")
+        return self._checked(program, kind)
 
-    def _checked(self, wanted: str) -> str:
-        path = os.path.realpath(self._look_up(wanted))
+    def _checked(self, wanted: str, kind: str = "runtime") -> str:
+        path = os.path.realpath(self._look_up(wanted, kind))
         mode = os.stat(path)
         if not stat.S_ISREG(mode.st_mode) or not os.access(path, os.X_OK):
-            raise FailedPrecondition(f"find runtime {path}: it is no executable file")
+            raise FailedPrecondition(f"find {kind} {path}: it is no executable file")
         if mode.st_uid != 0 or mode.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise FailedPrecondition(f"find runtime {path}: others than root may write to it")
+            raise FailedPrecondition(f"find {kind} {path}: others than root may write to it")
         return path
 
-    def _look_up(self, wanted: str) -> str:
+    def _look_up(self, wanted: str, kind: str) -> str:
         """Where PATH has it. Searched anew when it is gone from there."""
         known = self._in_path.get(wanted)
         if known is not None and os.path.exists(known):
@@ -70,6 +70,6 @@ class Runtimes:
         if found is None and wanted == "runc":
             found = shutil.which("crun", mode=os.F_OK)  # all that CentOS Stream 10 has
         if found is None:
-            raise NotFound(f"find runtime {wanted}: no such program; is the package installed?")
+            raise NotFound(f"find {kind} {wanted}: no such program; is the package installed?")
         self._in_path[wanted] = found
         return found

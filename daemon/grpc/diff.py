@@ -20,14 +20,12 @@ class DiffService:
         self._collector = collector
 
     async def apply(self, call: Call, request: pb.ApplyRequest) -> pb.ApplyResponse:
-        if request.payloads:
-            named = ", ".join(sorted(request.payloads))
-            raise Unimplemented(f"apply layer: no processor takes the payloads {named}")
         applied = await self._layers.apply(
             call.namespace,
             target(request.diff),
             [mount(given) for given in request.mounts],
             sync=request.sync_fs,
+            payloads={name: any_.SerializeToString() for name, any_ in request.payloads.items()},
         )
         return pb.ApplyResponse(
             applied=descriptor(Descriptor(OCI_LAYER, applied.diff_id, applied.size_bytes))

@@ -25,7 +25,6 @@ from lighter.daemon.grpc.transfer import Parts, TransferService
 from lighter.daemon.grpc.version import VersionService
 from lighter.daemon.grpc.watching import Watcher
 from lighter.daemon.images.exporter import Exporter
-from lighter.daemon.images.layers import Layers
 from lighter.daemon.listening import tcp_address
 from lighter.daemon.metadata.sandboxes import SandboxStore
 from lighter.daemon.version import REVISION
@@ -47,7 +46,7 @@ def grpc_server(s: Services, watchers: Sequence[Watcher] = ()) -> GrpcServer:
         LeasesService(s.leases, s.images.collector),
         SnapshotsService(s.snapshots, s.leases, s.images.collector),
         DiffService(
-            Layers(s.content, s.snapshots, s.images.collector, s.spawner, s.config.layer_limits),
+            s.layers,
             s.leases,
             s.images.collector,
         ),

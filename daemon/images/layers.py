@@ -13,6 +13,7 @@ from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collector, Pin
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.images.processors import Processors
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.types import Descriptor, Mount
@@ -45,19 +46,27 @@ class Layers:
         collector: Collector,
         worker: Worker,
         limits: Mapping[str, int | None],
+        processors: Processors | None = None,
     ) -> None:
         self._content = content
         self._snapshots = snapshots
         self._collector = collector
-        self._worker = worker
+        self._processors = processors or Processors(worker)
         self._limits = dict(limits)
         self._at_once = asyncio.Semaphore(WORKERS_AT_ONCE)
 
     async def apply(
-        self, namespace: str, layer: Descriptor, mounts: Sequence[Mount], *, sync: bool = False
+        self,
+        namespace: str,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        sync: bool = False,
+        payloads: Mapping[str, bytes] | None = None,
     ) -> Applied:
         """Apply content to the namespace's active snapshot that has these mounts.
 
+        `payloads`: what the stream processors of these ids get beside it, if they take part.
         Raises NotFound (content, snapshot), FailedPrecondition for a view, and what a layer is
         refused with. On an error the snapshot holds what was written until then.
         """
@@ -78,7 +87,7 @@ class Layers:
             async with self._at_once:  # those that wait hold no descriptor
                 fd = self._content.open(namespace, layer.digest)
                 try:
-                    done = await self._worker.run(order, [fd])
+                    done = await self._processors.apply(order, [fd], payloads=payloads)
                 finally:
                     os.close(fd)
         hit("layers.applied")

@@ -17,6 +17,7 @@ from lighter.daemon.images.documents import MAX_DOCUMENT_BYTES, load
 from lighter.daemon.images.graph import Resolved, StoredDocuments, Walker
 from lighter.daemon.images.importer import Importer, ImportOptions
 from lighter.daemon.images.platforms import Platform
+from lighter.daemon.images.processors import Processors
 from lighter.daemon.images.progress import Progress, Report, unreported
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.unpack import LAYERS_AT_ONCE, Unpacker
@@ -78,6 +79,7 @@ class ImageService:
         default_snapshotter: str = DEFAULT_SNAPSHOTTER,
         limits: Mapping[str, int | None] | None = None,
         layers_at_once: int = LAYERS_AT_ONCE,
+        processors: Processors | None = None,
     ) -> None:
         self._content = content
         self._snapshotters = snapshotters
@@ -87,7 +89,7 @@ class ImageService:
         self._host = platforms.host()
         self.collector = Collector(db, events_log, content, snapshotters)
         self.unpacker = Unpacker(
-            content, snapshotters, worker, self.collector, limits, layers_at_once
+            content, snapshotters, worker, self.collector, limits, layers_at_once, processors
         )
         self._importer = Importer(content, self._store, self.collector, worker)
         # Content never changes under its digest, so what was read of it is kept: an image that

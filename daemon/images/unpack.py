@@ -23,6 +23,7 @@ from lighter.daemon.content.gc import SNAPSHOT_LABEL, Collector
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.images.chain import chain_ids, layers_of
 from lighter.daemon.images.graph import Resolved
+from lighter.daemon.images.processors import Processors
 from lighter.daemon.images.progress import Report, Scaled, unreported
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.snapshots.types import ACTIVE, VIEW, LayerTarget, Snapshotter
@@ -72,10 +73,11 @@ class Unpacker:
         collector: Collector,
         limits: Mapping[str, int | None] | None = None,
         layers_at_once: int = LAYERS_AT_ONCE,
+        processors: Processors | None = None,
     ) -> None:
         self._content = content
         self._snapshotters = snapshotters
-        self._worker = worker
+        self._processors = processors or Processors(worker)
         self._collector = collector
         self._limits = dict(limits or {})
         self._layers_at_once = layers_at_once
@@ -270,6 +272,8 @@ class Unpacker:
             "limits": self._limits,
         }
         source = job.sources.get(layer.digest)
+        if source and self._processors.chain(layer.media_type):
+            await source.whole()  # a program gets what is verified, and all of it at once
         with ExitStack() as undo:
             fd = source.open() if source else self._content.open(job.namespace, layer.digest)
             undo.callback(os.close, fd)
@@ -278,7 +282,7 @@ class Unpacker:
                 fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
                 undo.callback(os.close, fds[1])
                 undo.callback(asyncio.create_task(_tell(lower.applied, fds[1])).cancel)
-            work = _naming(layer, self._worker.run(order, fds, job.scaled.of(layer)))
+            work = _naming(layer, self._processors.apply(order, fds, job.scaled.of(layer)))
             done = await (_with_source(work, source) if source else work)
         if done["diff_id"] != step.diff:
             raise DataLoss(

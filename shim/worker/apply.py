@@ -1,7 +1,8 @@
 """Job `apply`: one layer, from its compressed bytes to files, in one pass and locked in.
 
     {job: "apply", media_type, diff_id | nil, digest | nil, target: dir, whiteouts: "overlay" |
-     "plain", lowers: [dir, nearest first], limits: {max_bytes, max_entries, devices}, sync: bool}
+     "plain", lowers: [dir, nearest first], limits: {max_bytes, max_entries, devices}, sync: bool,
+     patience_s: how long its bytes may stay away | nil}
     + [the layer's bytes: file or pipe, eventfd that tells when the lowers are whole (or none)]
     → {diff_id, digest | nil, size_bytes, entries, compressed_bytes, plain_bytes}
 
@@ -309,7 +310,13 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
         raise InvalidArgument(f"unpack layer: whiteouts {mode!r} is neither overlay nor plain")
     if not isinstance(job.get("target"), str):
         raise InvalidArgument("unpack layer: the job names no target directory")
-    source = Source(fds[0], channel, hash_input=bool(job.get("digest")), compressed=compressed)
+    source = Source(
+        fds[0],
+        channel,
+        hash_input=bool(job.get("digest")),
+        compressed=compressed,
+        patience_s=job.get("patience_s"),
+    )
     source.look()
     target, lowers = _enter(job, mode, fds, channel)
     limits = job.get("limits") or {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from lighter.proto.errors import InvalidArgument, LighterError
+from lighter.proto.errors import DeadlineExceeded, InvalidArgument, LighterError
 
 MAX_PACKET = 128 * 1024
 MAX_FDS = 8
@@ -81,12 +81,16 @@ class Channel:
         """Send the last packet of a job that failed. Raises PeerGone."""
         self._send(msgpack.packb({"error": [error.code, error.message[:MAX_MESSAGE]]}))
 
-    def wait_readable(self, fd: int) -> None:
-        """Wait until `fd` has data or ended. Raises PeerGone when the manager is gone."""
+    def wait_readable(self, fd: int, patience_s: float | None = None) -> None:
+        """Wait until `fd` has data or ended. Raises PeerGone when the manager is gone,
+        DeadlineExceeded after `patience_s`."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.register(self._socket.fileno(), select.POLLRDHUP)
-        for ready, _ in poll.poll():
+        seen = poll.poll(None if patience_s is None else patience_s * 1000)
+        if not seen:
+            raise DeadlineExceeded(f"read input: nothing came for {patience_s:g} s")
+        for ready, _ in seen:
             if ready != fd:
                 raise PeerGone
 

@@ -38,7 +38,8 @@ _STACK = 256 << 10
 class Source:
     """Iterate for the tar's bytes; the digests and counts are final once the iterator ended.
 
-    `compressed` False takes the input for the tar itself, whatever it begins with.
+    `compressed` False takes the input for the tar itself, whatever it begins with. Input that is
+    silent for `patience_s` is given up, with DeadlineExceeded.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Source:
         "_hash_in",
         "_hash_out",
         "_head",
+        "_patience_s",
         "_queue",
         "in_bytes",
         "out_bytes",
@@ -60,10 +62,12 @@ class Source:
         *,
         hash_input: bool = False,
         compressed: bool = True,
+        patience_s: float | None = None,
     ) -> None:
         self._fd = fd
         self._channel = channel
         self._compressed = compressed
+        self._patience_s = patience_s
         self._head = b""
         self._hash_in = hashlib.sha256() if hash_input else None
         self._hash_out = hashlib.sha256()
@@ -117,7 +121,7 @@ class Source:
         while True:
             try:
                 if self._channel is not None:
-                    self._channel.wait_readable(self._fd)
+                    self._channel.wait_readable(self._fd, self._patience_s)
                 chunk = os.read(self._fd, _READ)
             except OSError as err:
                 raise typed(err, "read input") from err

@@ -34,6 +34,9 @@ oom_score = 0
   [stream_processors."io.containerd.ocicrypt.decoder.v1.tar"]
     accepts = ["application/vnd.oci.image.layer.v1.tar+encrypted"]
     path = "ctd-decoder"
+
+[ttrpc]
+  address = ""
 """
 
 
@@ -56,7 +59,8 @@ def test_it_serves_where_containerd_does(
     name = f"called-{secrets.token_hex(4)}"  # ctr's cgroups are beside those of other managers
     done = run_ctr(address, "run", "--rm", images.REFERENCE, name, "echo", "hello")
     assert done.stdout == b"hello\n", done.stderr
-    assert b"stream_processors" in lighterd.log.read_bytes()  # which have no effect
+    assert b"key ttrpc is not known" in lighterd.log.read_bytes()
+    assert b"stream_processors" not in lighterd.log.read_bytes()
 
 
 def test_its_version_and_its_configuration(tmp_path: Path) -> None:

@@ -112,8 +112,6 @@ def test_what_cannot_be_applied(space: Space) -> None:
     view = space.snapshots("View", key="v", parent="base").mounts
     with refused("FAILED_PRECONDITION", "view, not active"):
         space.diff("Apply", diff=descriptor(data, LAYER), mounts=view)
-    with refused("UNIMPLEMENTED", "payloads x"):
-        space.diff("Apply", diff=descriptor(data, LAYER), mounts=mounts, payloads={"x": {}})
     garbage = os.urandom(100000)
     space.put(garbage)
     with refused("INVALID_ARGUMENT"):
