@@ -53,9 +53,11 @@ def definition(
     given: Mapping[str, str],
     auto_remove: bool = False,
     stdin_open: bool = True,
+    as_docker: bool = False,
 ) -> dict[str, Any]:
     """The body of containers.create; `flags` are the values of `definition_options`, `given` how
-    those were spelt that stand on the line. Raises UsageError."""
+    those were spelt that stand on the line; `as_docker`: the command is one for the image's
+    entrypoint. Raises UsageError."""
     if flags["config"]:
         refuse_others_than_config(given)
     body: dict[str, Any] = {
@@ -63,6 +65,7 @@ def definition(
         "image": "" if flags["rootfs"] or flags["config"] else image,
         "rootfs": absolute(image) if flags["rootfs"] else "",
         "args": list(command),
+        "keep_entrypoint": as_docker,
         "auto_remove": auto_remove,
         "stdin_open": stdin_open,
     }

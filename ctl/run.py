@@ -57,8 +57,9 @@ def run(
 ) -> int:
     """Run a container of IMAGE, by default attached: its exit code is ctl's.
 
-    As ctr, the word after IMAGE is the new container's ID. With --name or -i, as docker, all words
-    after IMAGE are the command; without --name an id is made up.
+    As ctr, the word after IMAGE is the new container's ID, and the words after it take the place of
+    the image's entrypoint and command. With --name or -i, as docker, all words after IMAGE are the
+    command, which the image's entrypoint runs; without --name an id is made up.
 
     \b
       ctl run -d --net-host docker.io/library/nginx:alpine web
@@ -78,7 +79,14 @@ def run(
     if null_io:
         flags["log_driver"] = "none"
     body = definition(
-        container_id, image, command, flags, given=session.given, auto_remove=rm, stdin_open=stdin
+        container_id,
+        image,
+        command,
+        flags,
+        given=session.given,
+        auto_remove=rm,
+        stdin_open=stdin,
+        as_docker=as_docker,
     )
     if body["spec"]:
         flags["tty"] = has_terminal(body["spec"])

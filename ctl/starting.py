@@ -41,14 +41,22 @@ def create(
 ) -> None:
     """Create a container of IMAGE, which `ctl start` starts; prints its id.
 
-    As docker: all words after IMAGE are the command. `ctl containers create` is ctr's form.
+    As docker: all words after IMAGE are the command, which the image's entrypoint runs.
+    `ctl containers create` is ctr's form.
 
     \b
       ctl create --name web --restart unless-stopped docker.io/library/nginx:alpine
       ctl start web
     """
     body = definition(
-        name, image, words, flags, given=session.given, auto_remove=rm, stdin_open=interactive
+        name,
+        image,
+        words,
+        flags,
+        given=session.given,
+        auto_remove=rm,
+        stdin_open=interactive,
+        as_docker=True,
     )
     with process.Refusals():
         created = create_or_pull(session, body, image, pull_when)

@@ -106,6 +106,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         rootfs: a directory in place of the image; spec: a whole OCI spec, which
                         most of the rest then has no part in; cgroup null: the instance's own place
                         seccomp: "default", "unconfined" or the profile's JSON text
+                        args take the place of the image's entrypoint and command; keep_entrypoint: of
+                        its command alone; entrypoint, when not null, takes the place of both
     containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
                         labels, created_at, updated_at}], next}
     containers.get      {id} -> {container: {…as listed, spec: text, options, networks, ports, restart: {policy,

@@ -19,7 +19,9 @@ OPTIONS = (
     grammar.option("--cwd", "--workdir", "-w", help="Working directory."),
     grammar.option("--user", "-u", help="User or uid[:group or gid]."),
     grammar.option("--group-add", multiple=True, help="Further group, a name or a number."),
-    grammar.option("--entrypoint", help='Program instead of the image\'s; "": none.'),
+    grammar.option(
+        "--entrypoint", help='Instead of the image\'s entrypoint and command; "": none.'
+    ),
     grammar.option("--init", is_flag=True, help="A small init as process 1, which reaps (tini)."),
     grammar.option("--stop-signal", help="What `stop` sends.  [default: the image's]"),
 )
@@ -47,11 +49,14 @@ def entrypoint(program: str | None) -> list[str] | None:
 
 
 def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
-    """`KEY=value` for each word and each line of the files; the words win, being last."""
+    """`KEY=value` for each word and each line of the files; the words win, being last.
+
+    A word KEY that ctl's own environment has not stays as it is, and takes the image's away.
+    """
     lines = [line for path in files for line in read_text(path, "env file").splitlines()]
     given = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     env = []
-    for item in (*given, *words):
+    for number, item in enumerate((*given, *words)):
         key, sign, _value = item.partition("=")
         if not key:
             raise grammar.UsageError(f"--env {item!r}: the name is empty")
@@ -59,4 +64,6 @@ def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
             env.append(item)
         elif key in os.environ:
             env.append(f"{key}={os.environ[key]}")
+        elif number >= len(given):
+            env.append(key)
     return env

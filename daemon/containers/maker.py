@@ -48,7 +48,7 @@ from lighter.daemon.oci.propagation import (
 from lighter.daemon.oci.selinux import Labels, SELinux
 from lighter.daemon.oci.users import Identity
 from lighter.daemon.orphans import Orphans
-from lighter.daemon.runtimes import Runtimes
+from lighter.daemon.runtimes import NAMES, Runtimes
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.types import Container, ImageConfig, Mount, RuntimeOptions
 from lighter.daemon.volumes.claim import Claim
@@ -160,7 +160,8 @@ class ContainerMaker:
     async def _recreate(
         self, namespace: str, id_: str, definition: Definition, fill: Fill
     ) -> Container:
-        runtime = definition.runtime or self._defaults.runtime
+        runtime, snapshotter = self._defaults_in(namespace)
+        runtime = definition.runtime or runtime
         check_programs(runtime, RuntimeOptions(), self._runtimes)
         spec = definition.spec
         spec["linux"]["cgroupsPath"] = cgroup_path(self._root.instance, namespace, id_)
@@ -177,7 +178,7 @@ class ContainerMaker:
                 namespace,
                 id_,
                 definition.image,
-                definition.snapshotter or self._defaults.snapshotter,
+                definition.snapshotter or snapshotter,
                 RootWish(id_maps=maps),
                 undo,
             )
@@ -193,8 +194,9 @@ class ContainerMaker:
     async def _create(
         self, namespace: str, id_: str, request: CreateRequest
     ) -> tuple[Container, tuple[str, ...]]:
-        request = self._of_namespace(namespace, request)
-        runtime = request.runtime or self._defaults.runtime
+        runtime, snapshotter = self._defaults_in(namespace)
+        runtime, snapshotter = request.runtime or runtime, request.snapshotter or snapshotter
+        request = replace(request, runtime=runtime, snapshotter=snapshotter)
         placing = request.placing
         check_programs(runtime, placing.options, self._runtimes)
         options = options_of(request, self._defaults)
@@ -284,16 +286,14 @@ class ContainerMaker:
         )
         return container, told
 
-    def _of_namespace(self, namespace: str, request: CreateRequest) -> CreateRequest:
-        """With what the namespace's labels say for requests that leave it open."""
+    def _defaults_in(self, namespace: str) -> tuple[str, str]:
+        """Runtime and snapshotter for who leaves them open: the namespace's labels', then ours."""
         labels = self._labels_of(namespace)
         runtime = labels.get(DEFAULT_RUNTIME_LABEL, "")
-        return replace(
-            request,
-            # containerd's names of the plugin for runc mean whatever runs containers here.
-            runtime=request.runtime or ("" if runtime.startswith("io.containerd.") else runtime),
-            snapshotter=request.snapshotter or labels.get(DEFAULT_SNAPSHOTTER_LABEL, ""),
-        )
+        if NAMES.get(runtime) == "runc":  # which means whatever runs containers here
+            runtime = ""
+        snapshotter = labels.get(DEFAULT_SNAPSHOTTER_LABEL, "")
+        return runtime or self._defaults.runtime, snapshotter or self._defaults.snapshotter
 
     async def _make_root(
         self, namespace: str, id_: str, request: CreateRequest, undo: AsyncExitStack
@@ -305,9 +305,8 @@ class ContainerMaker:
             return await self._looks.at(what, partial(self._roots.directory, request.root))
         if not request.image:
             raise InvalidArgument(f"create container {id_}: no image is named")
-        snapshotter = request.snapshotter or self._defaults.snapshotter
         return await self._roots.snapshot(
-            namespace, id_, request.image, snapshotter, request.root, undo
+            namespace, id_, request.image, request.snapshotter, request.root, undo
         )
 
     async def _identity(self, request: CreateRequest, made: MadeRoot) -> Identity:
@@ -339,6 +338,7 @@ class ContainerMaker:
                 host=self._host,
                 args=request.args,
                 entrypoint=request.entrypoint,
+                keep_entrypoint=request.keep_entrypoint,
                 env=request.env,
                 cwd=request.cwd,
                 terminal=request.terminal,

@@ -37,6 +37,7 @@ class CreateRequest:
     id: str | None = None
     args: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
+    keep_entrypoint: bool = False
     env: tuple[str, ...] = ()
     cwd: str | None = None
     user: str | None = None

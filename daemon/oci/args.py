@@ -7,21 +7,25 @@ from lighter.proto.errors import InvalidArgument
 
 
 def args_from(
-    image: ImageConfig, args: Sequence[str] = (), entrypoint: Sequence[str] | None = None
+    image: ImageConfig,
+    args: Sequence[str] = (),
+    entrypoint: Sequence[str] | None = None,
+    *,
+    keep_entrypoint: bool = False,
 ) -> tuple[str, ...]:
     """Return the process's argument vector.
 
     As `ctr run`: words given by the caller replace entrypoint and command together, and without
-    any the image's own are used. An `entrypoint` given by the caller (which may be the image's) is
-    kept before the caller's words, and the image's command is dropped, as Docker's --entrypoint
-    does.
+    any the image's own are used. With `keep_entrypoint`, as `docker run`, they replace the command
+    alone. An `entrypoint` given by the caller takes the place of the image's, and the image's
+    command is dropped, as Docker's --entrypoint does.
 
     Raises InvalidArgument when nothing is left to run, or a word holds a NUL byte.
     """
     if entrypoint is not None:
         words = (*entrypoint, *args)
     elif args:
-        words = tuple(args)
+        words = (*image.entrypoint, *args) if keep_entrypoint else tuple(args)
     else:
         words = (*image.entrypoint, *image.cmd)
     if not words or not words[0]:

@@ -49,8 +49,8 @@ OOM_SCORES = range(-1000, 1001)  # proc_pid_oom_score_adj(5)
 class SpecRequest:
     """What a container is asked to be.
 
-    `args` are the caller's words and `entrypoint` the caller's choice (args.args_from); `cwd` None
-    is the image's; `mounts` and `rlimits` are OCI objects, `resources` is merged into
+    `args`, `entrypoint` and `keep_entrypoint` are as of args.args_from; `cwd` None is the image's;
+    `mounts` and `rlimits` are OCI objects, `resources` is merged into
     linux.resources; `seccomp` is "default", "unconfined" or a profile's JSON text; `unmask` leaves
     kernel files as they are; `root_path` "" is the snapshot; `host_devices` are those that a
     privileged container sees.
@@ -64,6 +64,7 @@ class SpecRequest:
     host: Host
     args: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
+    keep_entrypoint: bool = False
     env: tuple[str, ...] = ()
     cwd: str | None = None
     terminal: bool = False
@@ -156,7 +157,14 @@ def _process(request: SpecRequest) -> dict[str, Any]:
     image, identity = request.image, request.identity
     process: dict[str, Any] = {
         "user": oci_user(identity),
-        "args": list(args_from(image, request.args, request.entrypoint)),
+        "args": list(
+            args_from(
+                image,
+                request.args,
+                request.entrypoint,
+                keep_entrypoint=request.keep_entrypoint,
+            )
+        ),
         "env": container_environment(
             image.env,
             request.env,

@@ -24,6 +24,7 @@ def create_request(fields: Fields) -> CreateRequest:
         id=fields.name_or_none("id"),
         args=fields.texts("args"),
         entrypoint=fields.texts_or_none("entrypoint"),
+        keep_entrypoint=fields.flag("keep_entrypoint"),
         env=fields.texts("env"),
         cwd=fields.text_or_none("cwd"),
         user=fields.text_or_none("user"),

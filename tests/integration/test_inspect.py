@@ -82,9 +82,13 @@ def test_a_namespaces_labels_choose_for_its_containers(lighterd: Lighterd) -> No
     try:
         refused = lighterd.ctl("containers", "create", REFERENCE, "a", "true")
         assert refused.returncode == 1 and b"absent" in refused.stderr
-        lighterd.ctl(
-            "namespaces", "label", "default", f"{labels[1].partition('=')[0]}=", check=True
-        )
+        key = labels[1].partition("=")[0]
+        other = f"{key}=io.containerd.runsc.v1"
+        lighterd.ctl("namespaces", "label", "default", other, check=True)
+        refused = lighterd.ctl("containers", "create", REFERENCE, "a", "true")
+        assert refused.returncode == 1 and b"io.containerd.runsc.v1" in refused.stderr
+        runc = f"{key}=io.containerd.runc.v2"
+        lighterd.ctl("namespaces", "label", "default", runc, check=True)
         lighterd.ctl("containers", "create", REFERENCE, "a", "true", check=True)
         lighterd.ctl("containers", "create", "--snapshotter", "overlayfs", REFERENCE, "b", "true",
                      check=True)  # fmt: skip

@@ -76,6 +76,41 @@ def control(pid: int, controller: str, v1: str, v2: str) -> str:
     return path.read_text().strip()
 
 
+@pytest.fixture
+def entry(ctl: Ctl) -> Iterator[str]:
+    """An image with an entrypoint and a command."""
+    ctl.lighterd.ctl("create", "--name", "base", REFERENCE, "true", check=True)
+    changes = ("-c", 'ENTRYPOINT ["echo", "entry"]', "-c", 'CMD ["cmd"]')
+    ctl.lighterd.ctl("commit", *changes, "base", "entry:1", check=True)
+    yield "entry:1"
+    ctl.lighterd.ctl("rmi", "-f", "entry:1", check=True)
+
+
+def test_an_images_entrypoint_runs_the_words_of_dockers_form(ctl: Ctl, entry: str) -> None:
+    for words, said in (
+        (("--name", "x", entry), b"entry cmd\n"),
+        (("--name", "x", entry, "-c", "max=200"), b"entry -c max=200\n"),
+        (("-i", entry, "made-up"), b"entry made-up\n"),
+        (("--name", "x", "--entrypoint", "echo", entry, "mine"), b"mine\n"),
+        (("--name", "x", "--entrypoint", "id", entry), None),
+        (("--name", "x", "--entrypoint", "", entry, "echo", "bare"), b"bare\n"),
+        ((entry, "x"), b"entry cmd\n"),
+        ((entry, "x", "echo", "ctr's form"), b"ctr's form\n"),
+        (("--entrypoint", "echo", entry, "x", "mine"), b"mine\n"),
+    ):
+        done = ctl.lighterd.ctl("run", "--rm", *words, check=True)
+        assert done.stdout == said if said else done.stdout.startswith(b"uid=0"), words
+
+
+def test_an_images_entrypoint_stays_over_restarts(ctl: Ctl, entry: str) -> None:
+    lighterd = ctl.lighterd
+    lighterd.ctl("create", "--name", "x", entry, "again", check=True)
+    for _ in range(2):
+        assert lighterd.ctl("start", "-a", "x", check=True).stdout == b"entry again\n"
+    lighterd.ctl("containers", "create", entry, "y", "echo", "ctr's form", check=True)
+    assert lighterd.ctl("start", "-a", "y", check=True).stdout == b"ctr's form\n"
+
+
 def test_limits_are_in_the_kernel(ctl: Ctl) -> None:
     pid = ctl.detached(
         "x",

@@ -50,7 +50,7 @@ def test_environment_files_come_first_and_bare_names_are_taken_from_here(
     monkeypatch.setenv("HERE", "here")
     monkeypatch.delenv("ABSENT", raising=False)
     env = process.environment(("A=2", "ABSENT"), (str(file),))
-    assert env == ["A=1", "HERE=here", "B=x=y", "A=2"]
+    assert env == ["A=1", "HERE=here", "B=x=y", "A=2", "ABSENT"], "which takes the image's away"
 
 
 PLAIN_DURATION = re.compile(r"\d+(\.\d+)?|(\d+(\.\d+)?(ns|us|ms|s|m|h|d))+", re.ASCII)

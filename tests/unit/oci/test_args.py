@@ -27,6 +27,21 @@ def test_args_from(
 
 
 @pytest.mark.parametrize(
+    ("args", "entrypoint", "expected"),
+    [
+        ((), None, ("entry", "-e", "cmd")),
+        (("a",), None, ("entry", "-e", "a")),
+        (("a",), ("mine",), ("mine", "a")),
+        (("a",), (), ("a",)),
+    ],
+)
+def test_args_for_the_images_entrypoint(
+    args: tuple[str, ...], entrypoint: tuple[str, ...] | None, expected: tuple[str, ...]
+) -> None:
+    assert args_from(IMAGE, args, entrypoint, keep_entrypoint=True) == expected
+
+
+@pytest.mark.parametrize(
     ("image", "args"), [(ImageConfig(), ()), (ImageConfig(), ("",)), (IMAGE, ("a\0b",))]
 )
 def test_refused(image: ImageConfig, args: tuple[str, ...]) -> None:
