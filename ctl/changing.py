@@ -13,7 +13,7 @@ from lighter.ctl.short import each
 _LIMITS = {
     "cpus": ("--cpus", float, "How many processors' time, 1.5."),
     "cpu_shares": ("--cpu-shares", int, "Weight among others."),
-    "cpu_quota": ("--cpu-quota", int, "Microseconds in each period."),
+    "cpu_quota": ("--cpu-quota", int, "Microseconds in each period; -1: free."),
     "cpu_period": ("--cpu-period", int, "Microseconds."),
     "cpuset_cpus": ("--cpuset-cpus", str, "Processors that may be used, 0-2,5."),
     "cpuset_mems": ("--cpuset-mems", str, "Memory nodes that may be used, 0,1."),
@@ -22,6 +22,7 @@ _LIMITS = {
     "memory_reservation": ("--memory-reservation", SIZE, "Goal when memory is short."),
     "pids": ("--pids-limit", int, "Processes and threads; -1: free."),
 }
+_FREED_BY_1 = ("cpu_quota", "memory_swap", "pids")
 _SHORT = {"memory": ("-m", "--memory-limit")}
 
 
@@ -47,6 +48,10 @@ def update(session: Session, /, refs: tuple[str, ...], restart: str, **flags: An
     limits = {name: value for name, value in flags.items() if value is not None}
     if not limits and not restart:
         raise grammar.UsageError("update: at least one flag must say what to change")
+    for name, value in limits.items():
+        if value in (0, ""):
+            freed = "; -1 takes the limit away" if name in _FREED_BY_1 else ""
+            raise grammar.UsageError(f"update: {_LIMITS[name][0]} {value} changes nothing{freed}")
     return each(
         session,
         refs,

@@ -344,6 +344,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         tasks=tasks,
         events_log=event_log,
         is_owner=maker.is_owner,
+        is_held=containers.is_held,
     )
 
     return Services(

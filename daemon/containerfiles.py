@@ -23,6 +23,7 @@ from lighter.daemon.types import Container
 from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable
 
 MAX_BINDS = 1000
+_READ_ONLY = frozenset(("ro", "rro"))
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class ContainerFiles:
         if writable:
             turn = self._containers.turn
             await turn(namespace, id_, lambda: self._living(namespace, id_) is None)
+            container = await self._containers.get(namespace, id_)  # as it is after that wait
         living = self._living(namespace, id_)
         # Nothing is awaited in between, so that nobody starts it between the two. A living one is
         # held too: it may end while it is written to, and another task be made of it.
@@ -191,7 +193,8 @@ def _binds(spec: Mapping[str, Any]) -> list[list[Any]]:
     for mount in spec.get("mounts") or ():
         options = mount.get("options") or ()
         if mount.get("type") == "bind" or {"bind", "rbind"}.intersection(options):
-            found.append([mount["source"], mount["destination"], "ro" in options])
+            read_only = not _READ_ONLY.isdisjoint(options)
+            found.append([mount["source"], mount["destination"], read_only])
     return found[:MAX_BINDS]
 
 

@@ -1,7 +1,8 @@
 """A container's processes frozen while something of it is read, and never longer.
 
-That they are is noted durably before, so that the manager that comes after one that died thaws
-them. A task that a user has paused is left as it is.
+Several may read at a time: the first freezes, the last one thaws, and meanwhile nobody else does
+(`Entry.readers`). That they are frozen is noted durably before, so that the manager that comes
+after one that died thaws them. A task that a user has paused is left as it is.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from weakref import WeakValueDictionary
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.entry import Entry
@@ -39,40 +41,48 @@ class Freezing:
         self._db = db
         self._tasks = tasks
         self._later: set[asyncio.Task[None]] = set()
+        self._frozen: set[str] = set()  # incarnations that are ours to thaw
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def frozen(self, namespace: str, container_id: str) -> AsyncIterator[None]:
         """Frozen if it runs. Raises Unavailable when its shim does not freeze it."""
-        entry = self._running(namespace, container_id)
-        if entry is None:
+        try:
+            entry = self._tasks.find(namespace, container_id)
+        except NotFound:
             yield
             return
         key = f"{_NOTES}{namespace}/{container_id}"
+        late = False
+        entry.readers += 1
+        try:
+            try:
+                async with self._turn(entry):
+                    if entry.state == states.RUNNING:
+                        await self._freeze(key, entry)
+            except (DeadlineExceeded, Unavailable, asyncio.CancelledError):
+                late = True  # its shim, or the runtime, may freeze it yet
+                raise
+            yield
+        finally:
+            entry.readers -= 1
+            if late:
+                self._in_background(self._thaw_what_froze_late(key, entry))
+            elif entry.incarnation in self._frozen:
+                await asyncio.shield(self._in_background(self._thaw(key, entry)))
+
+    async def _freeze(self, key: str, entry: Entry) -> None:
         with self._db.durable_transaction() as tx:
             tx.execute(
                 "INSERT OR REPLACE INTO meta(key, value) VALUES(?, ?)", (key, entry.incarnation)
             )
-        late = False
-        try:
-            try:
-                await self._tasks.pause(namespace, container_id)
-            except (DeadlineExceeded, Unavailable):
-                late = True  # its shim, or the runtime, may freeze it yet
-                raise
-            hit("freeze.frozen")
-            yield
-        finally:
-            if late:
-                self._in_background(self._thaw_what_froze_late(key, entry))
-            else:
-                await self._thaw(key, entry)
+        self._frozen.add(entry.incarnation)
+        await self._tasks.pause(entry.namespace, entry.id)
+        hit("freeze.frozen")
 
-    def _running(self, namespace: str, container_id: str) -> Entry | None:
-        try:
-            entry = self._tasks.find(namespace, container_id)
-        except NotFound:
-            return None
-        return entry if entry.state == states.RUNNING else None
+    def _turn(self, entry: Entry) -> asyncio.Lock:
+        """Freezing and thawing of one task, one at a time."""
+        return self._turns.setdefault(entry.incarnation, asyncio.Lock())
 
     async def recover(self, entry_of: Callable[[str, str], Entry | None]) -> None:
         """Thaw what the manager before has left frozen; its shim is waited for."""
@@ -83,23 +93,26 @@ class Freezing:
             entry = entry_of(namespace, container_id)
             if entry is not None and entry.incarnation == row["value"]:
                 # Its runtime may be at it still.
+                self._frozen.add(entry.incarnation)
                 self._in_background(self._thaw_what_froze_late(row["key"], entry))
             else:
-                self._forget(row["key"])
+                self._forget(row["key"], row["value"])
 
     async def _thaw(self, key: str, entry: Entry) -> None:
-        """Now, or as soon as its shim can be reached."""
+        """Now, or as soon as its shim can be reached; who reads it still does that then."""
         try:
-            await self._resume(entry)
-            self._forget(key)
+            async with self._turn(entry):
+                await self._resume(entry)
+                self._forget_unless_read(key, entry)
         except LighterError as error:
             log.warning("thaw %s: %s; trying on", entry.what, error.message)
             self._in_background(self._thaw_later(key, entry))
 
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+        return task
 
     async def _thaw_what_froze_late(self, key: str, entry: Entry) -> None:
         """After a pause that was given up: for as long as the runtime may take to do it."""
@@ -113,26 +126,32 @@ class Freezing:
         await self._thaw(key, entry)
 
     async def _thaw_later(self, key: str, entry: Entry) -> None:
-        resumed = False
         for pause_s in retries():
             await asyncio.sleep(pause_s)
             try:
-                if not resumed:  # else it is a user's own pause
+                async with self._turn(entry):
                     await self._resume(entry)
-                    resumed = True
-                self._forget(key)
+                    self._forget_unless_read(key, entry)
                 return
             except LighterError as error:
                 log.warning("thaw %s: %s; trying on", entry.what, error.message)
 
     async def _resume(self, entry: Entry) -> None:
+        if entry.readers or entry.incarnation not in self._frozen:
+            return  # else it is a user's own pause
         try:
             await connected(entry)  # from then on it is known whether it is frozen
-            if entry.state == states.PAUSED:
+            if entry.state == states.PAUSED and not entry.readers:
                 await self._tasks.resume(entry.namespace, entry.id)
         except (FailedPrecondition, NotFound):
             pass  # it has ended, or somebody else has resumed it
+        if not entry.readers:
+            self._frozen.discard(entry.incarnation)
 
-    def _forget(self, key: str) -> None:
+    def _forget_unless_read(self, key: str, entry: Entry) -> None:
+        if entry.incarnation not in self._frozen:
+            self._forget(key, entry.incarnation)
+
+    def _forget(self, key: str, incarnation: str) -> None:
         with self._db.durable_transaction() as tx:
-            tx.execute("DELETE FROM meta WHERE key = ?", (key,))
+            tx.execute("DELETE FROM meta WHERE key = ? AND value = ?", (key, incarnation))

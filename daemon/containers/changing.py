@@ -19,14 +19,20 @@ from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.metadata.containers import ContainerStore, check_whole
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.oci.controls import read_controls
-from lighter.daemon.oci.limits import NONE, Limits, resources
+from lighter.daemon.oci.limits import Limits, resources
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.restarts import policy as restart_policy
 from lighter.daemon.restarts.policy import RestartPolicy
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container
 from lighter.proto import events, states
-from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 from lighter.proto.paths import Root, cgroup_path
@@ -39,7 +45,9 @@ _LIVE = (states.CREATED, states.RUNNING, states.PAUSED)
 
 
 class ContainerChanges:
-    """Changes of recorded containers. `is_owner`: whether a name is taken."""
+    """Changes of recorded containers. `is_owner`: whether a name is taken; `is_held`: whether files
+    are being copied into that container.
+    """
 
     def __init__(
         self,
@@ -51,6 +59,7 @@ class ContainerChanges:
         tasks: TaskService,
         events_log: EventLog,
         is_owner: Callable[[str, str], bool],
+        is_held: Callable[[str, str], bool],
     ) -> None:
         self._root = root
         self._db = db
@@ -59,18 +68,23 @@ class ContainerChanges:
         self._tasks = tasks
         self._events = events_log
         self._is_owner = is_owner
+        self._is_held = is_held
 
     async def limit(self, namespace: str, container_id: str, limits: Limits) -> None:
         """Give it other limits, at once if it runs, and for its next tasks.
 
-        What is not named stays. Raises InvalidArgument, or FailedPrecondition with what the runtime
-        says of limits that the kernel does not take; then nothing has changed.
+        What is not named stays. Raises InvalidArgument, also where nothing would change, or
+        FailedPrecondition with what the runtime says of limits that the kernel does not take; then
+        nothing has changed.
         """
         container = self._store.get(namespace, container_id)
         check_whole("update", container)
-        changes = resources(limits, read_controls()) if limits != NONE else {}
+        changes = resources(limits, read_controls(), _known(container))
         if not changes:
-            return
+            raise InvalidArgument(
+                f"update container {container_id}: nothing of it would change; "
+                "where a limit can be taken away, -1 does that"
+            )
         try:
             task = self._tasks.find(namespace, container_id)
         except NotFound:
@@ -95,11 +109,13 @@ class ContainerChanges:
         """Give it another name; an ended task of it is forgotten.
 
         Raises AlreadyExists, and FailedPrecondition while it runs, while others name it, and for
-        what a client of containerd's API has made, which knows it by its id.
+        what a client of containerd's API has made, which knows it by its id; Unavailable while
+        files are being copied into it.
         """
         check_name(name, "container")
         container = self._store.get(namespace, container_id)
         self._check_renamable(container)
+        self._check_free(container)
         if self._is_owner(namespace, name):
             raise AlreadyExists(f"rename container {container_id}: {name} exists already")
         with suppress(NotFound):
@@ -112,6 +128,7 @@ class ContainerChanges:
             await self._tasks.delete(namespace, container_id)
         if self._tasks.exists(namespace, container_id) or self._is_owner(namespace, name):
             raise FailedPrecondition(f"rename container {container_id}: it has changed meanwhile")
+        self._check_free(container)
         told = Telling(
             self._events, namespace, events.CONTAINER_RENAME, {"id": name, "old": container_id}
         )
@@ -125,6 +142,11 @@ class ContainerChanges:
         hit("rename.committed")
         self._events.announce(*told.events)
         self.recover()
+
+    def _check_free(self, container: Container) -> None:
+        """Who copies has mounted its root, by the old name: a task of the new one would too."""
+        if self._is_held(container.namespace, container.id):
+            raise Unavailable(f"rename container {container.id}: files are being copied into it")
 
     def _check_renamable(self, container: Container) -> None:
         if "spec_type" in container.options:
@@ -165,6 +187,19 @@ class ContainerChanges:
             hit("rename.log-moved")
             with self._db.durable_transaction() as tx:
                 tx.execute("DELETE FROM meta WHERE key = ?", (row["key"],))
+
+
+def _known(container: Container) -> Mapping[str, Any]:
+    """The resources that its spec has, which may be a client's. Raises InvalidArgument."""
+    try:
+        known = (json.loads(container.spec).get("linux") or {}).get("resources") or {}
+        memory = known.get("memory") or {}
+        numbers = [memory.get(name) or 0 for name in ("limit", "swap", "reservation")]
+        if not all(isinstance(number, int) for number in numbers):
+            raise TypeError
+    except (ValueError, AttributeError, TypeError) as err:
+        raise InvalidArgument(f"update container {container.id}: its spec is no OCI spec") from err
+    return {"memory": memory}
 
 
 def _with_limits(container: Container, changes: Mapping[str, Any]) -> bytes:

@@ -55,11 +55,16 @@ class Limits:
 NONE = Limits()
 
 
-def resources(limits: Limits, controls: Controls) -> dict[str, Any]:
-    """Return what belongs into `linux.resources`, {} for NONE. Raises InvalidArgument."""
+def resources(
+    limits: Limits, controls: Controls, known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what belongs into `linux.resources`, {} for NONE. Raises InvalidArgument.
+
+    `known`: the resources that these are a change of.
+    """
     parts = {
         "cpu": _cpu(limits, controls),
-        "memory": _memory(limits, controls),
+        "memory": _memory(limits, controls, (known or {}).get("memory") or {}),
         "pids": _pids(limits, controls),
         "blockIO": _block(limits.block, controls),
     }
@@ -83,8 +88,8 @@ def _cpu(limits: Limits, controls: Controls) -> dict[str, Any]:
         if quota not in (None, -1) or period:
             raise InvalidArgument("limit container: cpus is quota and period: choose one of them")
         quota, period = int(limits.cpus * CPU_PERIOD_US), CPU_PERIOD_US
-    if quota is not None and quota != -1:
-        if quota < MIN_QUOTA_US:
+    if quota is not None:
+        if quota != -1 and quota < MIN_QUOTA_US:
             raise InvalidArgument(
                 f"limit container: cpu quota: {MIN_QUOTA_US} us (0.01 cpus) is the least"
             )
@@ -119,25 +124,29 @@ def _chosen(text: str, online: frozenset[int], what: str) -> str:
     return text
 
 
-def _memory(limits: Limits, controls: Controls) -> dict[str, Any]:
+def _memory(limits: Limits, controls: Controls, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of swap goes along with another limit, and the other way: runtimes set both."""
     memory: dict[str, Any] = {}
     if limits.memory or limits.memory_reservation:
         _needs("memory", "memory", controls)
-    if limits.memory:
-        memory["limit"] = limits.memory
+    limit = limits.memory or known.get("limit") or 0
+    swap = limits.memory_swap or known.get("swap") or 0
+    reservation = limits.memory_reservation or known.get("reservation") or 0
+    if limits.memory or limits.memory_swap:
+        memory |= {"limit": limit} if limit else {}
+        memory |= {"swap": swap} if swap else {}
     if limits.memory_reservation:
-        if limits.memory and limits.memory_reservation > limits.memory:
-            raise InvalidArgument("limit container: memory reservation is above the memory limit")
-        memory["reservation"] = limits.memory_reservation
-    if limits.memory_swap:
+        memory["reservation"] = reservation
+    if memory and limit and reservation > limit:
+        raise InvalidArgument("limit container: memory reservation is above the memory limit")
+    if "swap" in memory:
         _needs("swap", "memory and swap", controls)
-        if limits.memory_swap != -1 and limits.memory_swap < (limits.memory or 1):
+        if swap != -1 and swap < (limit or 1):
             raise InvalidArgument(
                 "limit container: memory and swap together are below the memory limit"
             )
-        if not limits.memory:
+        if not limit:
             raise InvalidArgument("limit container: swap: a memory limit must be set too")
-        memory["swap"] = limits.memory_swap
     if any(size < 0 for key, size in memory.items() if key != "swap"):
         raise InvalidArgument("limit container: a size is negative")
     return memory

@@ -157,16 +157,21 @@ class ByHand:
     ) -> None:
         """Send a signal. One that ends the container, SIGKILL or its stop signal, ends it for good.
 
-        One that waits to be started again is not any more.
+        One that waits to be started again is not any more, and a paused one goes on, as docker's.
         """
         was_owed = False
-        if not exec_id and self._ends(namespace, container_id, signum):
+        ends = not exec_id and self._ends(namespace, container_id, signum)
+        if ends:
             was_owed = self._stopped_by_hand((namespace, container_id))
         try:
             await self._tasks.kill(namespace, container_id, exec_id, signum, everyone)
         except (NotFound, FailedPrecondition):
             if not was_owed:
                 raise
+            return
+        entry = self._supervisor.entries.get((namespace, container_id))
+        if ends and signum != signal.SIGKILL and entry is not None:
+            await self._tasks.resume_to_end(entry)
 
     async def signal(
         self, namespace: str, container_id: str, exec_id: str, signum: int, everyone: bool

@@ -34,7 +34,8 @@ def restart_methods(by_hand: ByHand, changes: ContainerChanges) -> dict[str, Met
         namespace, id_ = namespace_of(call), fields.id()
         policy = fields.text("restart")
         restart_policy.parse(policy)  # before anything is changed
-        await changes.limit(namespace, id_, read_limits(fields.mapping("limits")))
+        if limits := fields.mapping("limits"):
+            await changes.limit(namespace, id_, read_limits(limits))
         if policy:
             by_hand.set_policy(namespace, id_, changes.set_restart(namespace, id_, policy))
         return {}

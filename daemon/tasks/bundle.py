@@ -141,6 +141,9 @@ class Bundle:
         """What `write_added` wrote: it outlives the manager, as the exec does."""
         return _read_json(f"{self.dir}/added-{exec_id}.json", MAX_MESSAGE_BYTES)
 
+    def is_added(self, exec_id: str) -> bool:
+        return os.path.exists(f"{self.dir}/added-{exec_id}.json")
+
     def remove_added(self, exec_id: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.dir}/added-{exec_id}.json")

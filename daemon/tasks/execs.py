@@ -19,6 +19,8 @@ from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 
+ENDED_KEPT = 256  # of each task
+
 
 class ExecService:
     """Execs and attached streams of tasks. Every method takes the namespace first."""
@@ -56,6 +58,7 @@ class ExecService:
 
         async def run() -> int:
             try:
+                self._forget_oldest(entry)
                 self._record(entry, exec_)
                 return await self._ask(entry, exec_id, terminal, process, stdio)
             except Exception:
@@ -175,6 +178,20 @@ class ExecService:
             raise
         tidy()
         return int(answer["pid"])
+
+    def _forget_oldest(self, entry: Entry) -> None:
+        """Of the ended ones that were run at once the newest stay, for who still asks for them.
+
+        One that was added is its client's to delete.
+        """
+        ended = [one for one in entry.execs.values() if one.exit is not None]
+        if len(ended) < ENDED_KEPT:
+            return
+        bundle = self._bundle_of(entry.namespace, entry.id)
+        own = [one for one in ended if not bundle.is_added(one.exec_id)]
+        own.sort(key=lambda one: one.exit.exited_at if one.exit else 0)
+        for one in own[: len(own) - ENDED_KEPT + 1]:
+            self._forget_exec(entry, one.exec_id)
 
     def _forget_exec(self, entry: Entry, exec_id: str) -> None:
         gone = entry.execs.pop(exec_id, None)

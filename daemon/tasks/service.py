@@ -7,6 +7,7 @@ shim changes the entry only by the event that the shim sends, so a lost answer l
 import asyncio
 import builtins
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ from lighter.proto.errors import (
     Unavailable,
 )
 from lighter.proto.faults import hit
+
+log = logging.getLogger("lighter.tasks")
 
 FORCE_S = 12.0  # for a shim to clean up, a little more than it drains output for
 
@@ -141,6 +144,7 @@ class TaskService:
             await self._signal_unless_ended(entry, stop_signal)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
+                    await self.resume_to_end(entry)
                     await entry.ended.wait()
         if entry.exit is None:
             await self._signal_unless_ended(entry, signal.SIGKILL)
@@ -155,6 +159,17 @@ class TaskService:
                 ) from err
         assert entry.exit is not None
         return entry.exit
+
+    async def resume_to_end(self, entry: Entry) -> None:
+        """Let a paused task go on: a signal that was sent to end it waits for that.
+
+        One that is held still for a reader goes on when that is done.
+        """
+        if entry.state == states.PAUSED and not entry.readers:
+            try:
+                await self.resume(entry.namespace, entry.id)
+            except LighterError as err:
+                log.warning("resume %s, so that it ends: %s", entry.what, err.message)
 
     async def _signal_unless_ended(self, entry: Entry, signum: int) -> None:
         try:
@@ -172,6 +187,10 @@ class TaskService:
         await self._step(namespace, container_id, "pause")
 
     async def resume(self, namespace: str, container_id: str) -> None:
+        """Raises Unavailable while it is held still for who reads its files or its memory."""
+        entry = self.find(namespace, container_id)
+        if entry.readers:
+            raise Unavailable(f"resume {entry.what}: it is held still until a copy of it is made")
         await self._step(namespace, container_id, "resume")
 
     async def update(self, namespace: str, container_id: str, resources: Mapping[str, Any]) -> None:
@@ -350,4 +369,4 @@ class TaskService:
 
 def _why_alive(entry: Entry) -> str:
     """Why SIGKILL has not ended the container: what init waits for may be another of its own."""
-    return why_alive(entry.pid) or why_alive(*cgroup_members(entry.pid))
+    return why_alive(entry.pid) or why_alive(*cgroup_members(entry))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lighter.proto import errors
-from tests import lives
+from tests import images, lives
 from tests.harness import Lighterd, await_that
 from tests.integration.test_restarts import RUNS_S, Container, events
 from tests.lives import ask
@@ -40,6 +40,38 @@ def test_a_removal_is_finished_by_the_next_manager(manager: Lighterd, point: str
     await_that(lambda: names(manager) == [], RUNS_S, "it is removed")
     assert kept.runs == 1
     assert events(manager, "/containers/restart") == [], "nobody was to start it again"
+
+
+TRAPS = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done"
+
+
+@pytest.mark.parametrize(
+    "words", [("stop",), ("kill", "-s", "TERM"), ("restart",)], ids=lambda words: words[0]
+)
+def test_a_paused_one_gets_its_stop_signal_and_goes_on(
+    manager: Lighterd, words: tuple[str, ...]
+) -> None:
+    lives.begin(manager, images.REFERENCE, "c", "sh", "-c", TRAPS, stop_timeout_s=-1)
+    await_that(lambda: manager.ctl("logs", "c").stdout == b"ready\n", 20, "it has its trap")
+    manager.ctl("pause", "c", check=True)
+    manager.ctl("kill", "-s", "USR1", "c", check=True)
+    assert lives.task(manager, "c")["status"] == "paused", "that is not its stop signal"
+    manager.ctl(*words, "c", check=True)
+    with manager.client() as client:
+        await_that(
+            lambda: (
+                [
+                    event["event"]["exit_status"]
+                    for event in manager.events()
+                    if event["topic"] == "/tasks/exit"
+                ]
+                == [3]
+            ),
+            20,
+            "it has ended by itself",
+        )
+        if words == ("restart",):
+            assert client.call("tasks", "get", id="c")["task"]["status"] == "running"
 
 
 def test_a_stop_stays_that_comes_while_the_first_start_is_under_way(manager: Lighterd) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lighter.proto import errors
 from tests import images, lives
 from tests.harness import Lighterd, await_that
 from tests.lives import NoAnswer, ask, begin, define
@@ -49,6 +50,32 @@ def test_limits_change_at_once_and_stay(manager: Lighterd) -> None:
     refused = manager.ctl("update", "--pids-limit", "5", "--restart", "odd", "web")
     assert b"choose restart policy 'odd'" in refused.stderr
     assert limits(pid)[0] == "77", "all or nothing of what can be seen before"
+
+
+def test_a_limit_is_taken_away_and_what_changes_nothing_is_refused(manager: Lighterd) -> None:
+    pid = begin(manager, IMAGE, "web", "sleep", "1000", limits={"cpus": 0.5, "memory": 64 << 20})
+
+    def quota() -> str:
+        return limit_of(manager, pid, "cpu", "cpu.cfs_quota_us", "cpu.max").split()[0]
+
+    assert quota() == "50000"
+    manager.ctl("update", "--cpu-quota", "-1", "web", check=True)
+    assert quota() in ("-1", "max")
+    manager.ctl("update", "--memory-swap", "96m", "web", check=True)
+    resources = json.loads(manager.ctl("inspect", "web", check=True).stdout)["spec"]["linux"][
+        "resources"
+    ]
+    assert resources["memory"] == {"limit": 64 << 20, "swap": 96 << 20}
+    swap = limit_of(manager, pid, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max")
+    assert int(swap) in (96 << 20, 32 << 20)
+    for flags in (("--cpus", "0"), ("-m", "0"), ("--pids-limit", "0")):
+        refused = manager.ctl("update", *flags, "web")
+        assert refused.returncode == 2 and b"changes nothing" in refused.stderr, flags
+    with pytest.raises(errors.InvalidArgument, match="nothing of it would change"):
+        ask(manager, "containers.update", id="web", limits={"memory": 0}, restart="")
+    for flags in (("--memory-swap", "32m"), ("-m", "128m"), ("--memory-reservation", "80m")):
+        refused = manager.ctl("update", *flags, "web")
+        assert refused.returncode == 1 and b"the memory limit" in refused.stderr, flags
 
 
 def test_a_policy_that_is_changed_counts_from_then_on(manager: Lighterd) -> None:

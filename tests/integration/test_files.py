@@ -201,6 +201,8 @@ def test_a_container_is_not_started_while_it_is_written_to(lighterd: Lighterd) -
         await_that(lambda: _is_extracting(lighterd), 20, "a worker waits for more")
         refused = lighterd.ctl("tasks", "start", "-d", "c")
         assert refused.returncode == 1 and b"files are being copied into it" in refused.stderr
+        refused = lighterd.ctl("rename", "c", "d")
+        assert b"rename container c: files are being copied into it" in refused.stderr
         os.write(write_end, archive.getvalue()[512:])
         os.close(write_end)
         assert copying.wait(20) == 0
@@ -389,6 +391,36 @@ def test_what_a_commit_froze_is_thawed_when_its_shim_can_be_reached_again(
         os.kill(shim, signal.SIGCONT)
         lighterd.restart()
     lighterd.ctl("rmi", "half:1", check=True)
+
+
+def test_a_commit_is_not_thawed_by_hand(lighterd: Lighterd) -> None:
+    """Its file is large enough for the question to come in time."""
+    in_state(lighterd, "running")
+    make = "dd if=/dev/urandom of=/data/big bs=1M count=64"
+    lighterd.ctl("exec", "c", "sh", "-c", make, check=True)
+    commit = ("commit", "c", "still:1")
+    with subprocess.Popen(lighterd.ctl_argv(*commit), stdout=subprocess.DEVNULL) as committing:
+        await_that(lambda: _status(lighterd) == "paused", 20, "it is frozen")
+        refused = lighterd.ctl("resume", "c")
+        if committing.poll() is None:
+            assert b"resume task c: it is held still" in refused.stderr
+        assert committing.wait(60) == 0
+    assert _status(lighterd) == "running"
+    lighterd.ctl("rmi", "still:1", check=True)
+
+
+def test_nothing_is_copied_into_a_place_that_is_read_only_below_too(
+    lighterd: Lighterd, tmp_path: Path
+) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "file").write_text("x")
+    mount = f"type=bind,src={tmp_path}/host,dst=/home,options=rbind:rro"
+    lighterd.ctl("create", "--name", "c", "--mount", mount, REFERENCE, "true", check=True)
+    refused = lighterd.ctl("cp", f"{tmp_path}/file", "c:/home/")
+    assert refused.returncode == 1 and b"Read-only file system" in refused.stderr
+    assert list((tmp_path / "host").iterdir()) == []
+    shown = lighterd.ctl("inspect", "-f", "{{(index .Mounts 0).RW}}", "c", check=True)
+    assert shown.stdout == b"false\n"
 
 
 def _status(lighterd: Lighterd) -> str:

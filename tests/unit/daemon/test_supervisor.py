@@ -13,10 +13,13 @@ from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.execs import ENDED_KEPT, ExecService
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import codec, events, states
+from lighter.proto.errors import Unavailable
 from lighter.proto.paths import Root, State
 
 pytestmark = pytest.mark.root
@@ -138,3 +141,32 @@ def test_the_end_of_a_container_is_flushed_and_that_of_an_exec_is_not(
     (kept,) = place.store.load()
     ended = kept.execs["e"] if exec_id else kept
     assert ended.exit is not None and ended.exit.exit_status == 3
+
+
+def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(place: Place) -> None:
+    entry = place.entry("a" * 16, states.RUNNING)
+    router = ShimRouter(1, lambda _peer: None, lambda _peer, _event: True)
+    entry.peer = Peer(router, entry.incarnation)
+    entry.peer.version = 1
+    bundle = place.bundle_of("default", "c")
+    os.makedirs(bundle.dir)
+    bundle.write_added("x000", {"process": {}, "stdio": {}})
+    with place.db.fast_transaction() as tx:
+        for number in range(ENDED_KEPT + 10):
+            exec_ = Exec(f"x{number:03}", states.STOPPED, False, 1, exit=Exit(0, number))
+            entry.execs[exec_.exec_id] = exec_
+            place.store.save_exec(tx, entry, exec_)
+        entry.execs["runs"] = Exec("runs", states.RUNNING, False, 1)
+    execs = ExecService(
+        db=place.db,
+        store=place.store,
+        log=EventLog(place.db),
+        supervisor=place.supervisor,
+        bundle_of=place.bundle_of,
+    )
+    with pytest.raises(Unavailable):  # there is no shim
+        asyncio.run(execs.exec("default", "c", "new", {}, {}))
+    kept = {"x000", *(f"x{number:03}" for number in range(11, ENDED_KEPT + 10))}
+    assert set(entry.execs) == kept | {"runs"}
+    (recorded,) = place.store.load()
+    assert set(recorded.execs) == kept

@@ -37,6 +37,22 @@ def test_each_limit_by_its_name_in_the_spec() -> None:
     assert resources(Limits(), NOTHING) == {}
 
 
+def test_a_change_is_judged_with_what_is_known() -> None:
+    known = {"memory": {"limit": 1 << 20, "swap": 4 << 20, "reservation": 1 << 19}}
+    for asked, changed in (
+        (Limits(memory_swap=-1), {"limit": 1 << 20, "swap": -1}),
+        (Limits(memory=2 << 20), {"limit": 2 << 20, "swap": 4 << 20}),
+        (Limits(memory_reservation=1 << 18), {"reservation": 1 << 18}),
+    ):
+        assert resources(asked, ALL, known) == {"memory": changed}
+    for wrong in (Limits(memory=5 << 20), Limits(memory=1 << 18), Limits(memory_swap=1)):
+        with pytest.raises(InvalidArgument, match="the memory limit"):
+            resources(wrong, ALL, known)
+    with pytest.raises(InvalidArgument, match="a memory limit must be set too"):
+        resources(Limits(memory_swap=-1), ALL)
+    assert resources(Limits(cpu_quota=-1), ALL) == {"cpu": {"quota": -1}}
+
+
 @pytest.mark.parametrize(
     "asked",
     [
