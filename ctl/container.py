@@ -9,6 +9,7 @@ from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.definition import definition, definition_options
 from lighter.ctl.output import labels_text, listing, rfc3339
 from lighter.ctl.paging import pages
+from lighter.ctl.resolve import work_through
 from lighter.proto.errors import FailedPrecondition, NotFound
 
 
@@ -124,14 +125,15 @@ def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
 @containers.verb("delete del remove rm")
 @grammar.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
 @grammar.option("--force", "-f", is_flag=True, help="End and delete its task first.")
-def delete(session: Session, container_ids: tuple[str, ...], force: bool) -> None:
+def delete(session: Session, container_ids: tuple[str, ...], force: bool) -> int:
     """delete containers that do not run
 
     \b
       ctl containers delete web
     """
-    for container_id in container_ids:
-        remove(session, container_id, force)
+    return work_through(
+        session, container_ids, lambda id_: remove(session, id_, force), shown=False
+    )
 
 
 def remove(session: Session, container_id: str, force: bool, *, volumes: bool = False) -> None:

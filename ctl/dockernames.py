@@ -13,6 +13,8 @@ def as_docker(shown: Mapping[str, Any]) -> dict[str, Any]:
     spec, task, options = shown["spec"], shown["task"] or {}, shown.get("options") or {}
     process = spec.get("process") or {}
     status = {"": "created", "stopped": "exited"}.get(task.get("status", ""), task.get("status"))
+    if status == "exited" and task.get("restart_at"):
+        status = "restarting"
     args = list(process.get("args") or ("",))
     return {
         "Id": shown["id"],
@@ -23,11 +25,11 @@ def as_docker(shown: Mapping[str, Any]) -> dict[str, Any]:
         "Image": shown["image"],
         "State": {
             "Status": status,
-            "Running": status in ("running", "paused"),
+            "Running": status in ("running", "paused", "restarting"),
             "Paused": status == "paused",
             "OOMKilled": task.get("cause") == "oom",
             "Dead": False,
-            "Pid": 0 if status == "exited" else task.get("pid") or 0,
+            "Pid": 0 if status in ("exited", "restarting") else task.get("pid") or 0,
             "ExitCode": task.get("exit_status") or 0,
             "Restarting": bool(task.get("restart_at")),
             "Error": task.get("reason") or "",
@@ -52,7 +54,7 @@ def as_docker(shown: Mapping[str, Any]) -> dict[str, Any]:
             "AutoRemove": bool(options.get("auto_remove")),
             "ReadonlyRootfs": bool((spec.get("root") or {}).get("readonly")),
             "LogConfig": {"Type": (options.get("log") or {}).get("driver", "")},
-            "CgroupParent": (spec.get("linux") or {}).get("cgroupsPath", ""),
+            "CgroupParent": _parent((spec.get("linux") or {}).get("cgroupsPath", "")),
             "RestartPolicy": _policy(shown.get("restart")),
             **_limits((spec.get("linux") or {}).get("resources") or {}),
         },
@@ -78,6 +80,11 @@ def _health(health: Mapping[str, Any] | None) -> dict[str, Any]:
     ]
     streak = health["failing_streak"]
     return {"Health": {"Status": health["status"], "FailingStreak": streak, "Log": log}}
+
+
+def _parent(cgroup: str) -> str:
+    """Of a path, or of systemd's slice:prefix:name."""
+    return cgroup.partition(":")[0] if ":" in cgroup else cgroup.rpartition("/")[0]
 
 
 def _policy(restart: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -152,6 +159,6 @@ def _mounts(spec: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
             "Destination": mount["destination"],
             "Driver": "local" if name else "",
             "Mode": ",".join(words),
-            "RW": "ro" not in words,
+            "RW": {"ro", "rro"}.isdisjoint(words),
             "Propagation": propagation[-1] if propagation else "",
         }

@@ -5,6 +5,7 @@ import time
 from lighter.ctl import grammar
 from lighter.ctl.cli import DURATION, Session, force_option, format_option, key_values
 from lighter.ctl.output import labels_text, listing, local_time, rfc3339
+from lighter.ctl.resolve import work_through
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 
@@ -104,12 +105,12 @@ def add(session: Session, lease_id: str, type_: str, resource: str) -> None:
 @force_option
 @grammar.argument("lease_ids", nargs=-1, required=True, metavar="ID...")
 @grammar.option("--sync", is_flag=True, help="Return when what it held is collected.")
-def delete(session: Session, lease_ids: tuple[str, ...], sync: bool) -> None:
+def delete(session: Session, lease_ids: tuple[str, ...], sync: bool) -> int:
     """delete leases
 
     \b
       ctl leases delete build
     """
-    for lease_id in lease_ids:
-        session.call("leases.delete", id=lease_id, sync=sync)
-        print(lease_id)
+    return work_through(
+        session, lease_ids, lambda id_: session.call("leases.delete", id=id_, sync=sync)
+    )

@@ -3,6 +3,7 @@
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, force_option, format_option, key_values
 from lighter.ctl.output import labels_text, listing
+from lighter.ctl.resolve import remove_each
 
 
 @grammar.group("namespaces")
@@ -67,12 +68,10 @@ def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 @namespaces.verb("remove rm delete del")
 @force_option
 @grammar.argument("names", nargs=-1, required=True, metavar="NAME...")
-def remove(session: Session, names: tuple[str, ...]) -> None:
+def remove(session: Session, names: tuple[str, ...]) -> int:
     """remove namespaces, which must be empty
 
     \b
       ctl namespaces remove build
     """
-    for name in names:
-        session.call("namespaces.delete", name=name)
-        print(name)
+    return remove_each(session, "namespaces.delete", names, force=False)

@@ -9,7 +9,7 @@ def oci(_session: Session) -> None:
     """Look at OCI specs.
 
     \b
-      ctl oci spec > config.json
+      ctl oci spec > config.json    # then give it root.path, absolute, and process.args
       ctl run --config config.json box
     """
 

@@ -30,23 +30,38 @@ def resolved(session: Session, ref: str, act: Callable[[str], Result]) -> Result
     return act(container_id)
 
 
-def remove_each(session: Session, method: str, names: tuple[str, ...], *, force: bool) -> int:
-    """Call `method` for each full name and print those that went; returns the exit code.
+def work_through(
+    session: Session, names: tuple[str, ...], act: Callable[[str], object], *, shown: bool = True
+) -> int:
+    """`act` on each name; `shown`: prints those it succeeded for. Returns the exit code.
 
-    Works through all of them, tells what failed, and fails if anything did. `force`: one that is
-    not there is no failure.
+    Works through all of them, tells what failed, and fails if anything did.
     """
     code = 0
     for name in names:
         try:
-            try:
-                session.call(method, name=name)
-            except NotFound:
-                if not force:
-                    raise
+            act(name)
         except LighterError as error:
+            if not error.answered:  # nobody is there for the others either, or the time is over
+                raise
             session.complain(error.message)
             code = 1
         else:
-            print(name, flush=True)
+            if shown:
+                print(name, flush=True)
     return code
+
+
+def remove_each(session: Session, method: str, names: tuple[str, ...], *, force: bool) -> int:
+    """Call `method` for each full name, as `work_through`. `force`: one that is not there is no
+    failure.
+    """
+
+    def remove(name: str) -> None:
+        try:
+            session.call(method, name=name)
+        except NotFound:
+            if not force:
+                raise
+
+    return work_through(session, names, remove)

@@ -13,8 +13,7 @@ from lighter.ctl.cli import (
     detach_keys_option,
     force_option,
 )
-from lighter.ctl.resolve import resolved
-from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable
+from lighter.ctl.resolve import resolved, work_through
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,18 +25,7 @@ _REFS = grammar.argument("refs", nargs=-1, required=True, metavar="CONTAINER..."
 
 def each(session: Session, refs: tuple[str, ...], act: Callable[[str], object]) -> int:
     """`act` on every container; prints the names it succeeded for. Returns the exit code."""
-    code = 0
-    for ref in refs:
-        try:
-            resolved(session, ref, act)
-        except (DeadlineExceeded, Unavailable):
-            raise
-        except LighterError as error:
-            session.complain(error.message)
-            code = 1
-        else:
-            print(ref, flush=True)
-    return code
+    return work_through(session, refs, lambda ref: resolved(session, ref, act))
 
 
 @grammar.command("exec", interspersed=False)

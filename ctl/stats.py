@@ -10,6 +10,7 @@ from lighter.ctl.cli import Session, format_option
 from lighter.ctl.output import decimal_size_text, listing, size_text, table
 from lighter.ctl.resolve import resolved
 from lighter.ctl.template import Template
+from lighter.proto.errors import NotFound
 
 INTERVAL_S = 1.0
 _CLEAR, _TO_END = "\x1b[H\x1b[J", "\x1b[J"
@@ -52,7 +53,13 @@ def stats(
     before = _sample(session, ids)
     while True:
         time.sleep(INTERVAL_S)
-        now = _sample(session, ids)
+        try:
+            now = _sample(session, ids)
+        except NotFound:
+            ids = [id_ for id_ in ids if _is_there(session, id_)]
+            if not ids:
+                return
+            continue
         rows = [_row(one, before[0].get(id_), now[1]) for id_, one in now[0].items()]
         printer.show([row for row in rows if everything or refs or row["running"]])
         if no_stream:
@@ -63,6 +70,14 @@ def stats(
 def _known(session: Session, container_id: str) -> str:
     session.call("tasks.get", id=container_id)
     return container_id
+
+
+def _is_there(session: Session, container_id: str) -> bool:
+    try:
+        _known(session, container_id)
+    except NotFound:
+        return False
+    return True
 
 
 def _sample(session: Session, ids: Sequence[str]) -> tuple[dict[str, Row], int]:

@@ -304,11 +304,15 @@ def wait(session: Session, container_id: str, exec_id: str) -> None:
 @grammar.option("--force", "-f", is_flag=True, help="End it first.")
 @grammar.option("--exec-id", default="", help="Forget this process instead.")
 @grammar.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
-def delete(session: Session, container_ids: tuple[str, ...], force: bool, exec_id: str) -> None:
+def delete(session: Session, container_ids: tuple[str, ...], force: bool, exec_id: str) -> int:
     """delete tasks that have ended; the containers stay
 
     \b
       ctl tasks delete web
     """
-    for container_id in container_ids:
+    from lighter.ctl.resolve import work_through
+
+    def forget(container_id: str) -> None:
         session.call("tasks.delete", id=container_id, exec_id=exec_id, force=force)
+
+    return work_through(session, container_ids, forget, shown=False)

@@ -15,6 +15,7 @@ class LighterError(Exception):
     """Base of every error that may travel: `code` names it, `details` is plain msgpack data."""
 
     code = "unknown"
+    answered = False  # whether a peer sent it, who is there then
 
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)
@@ -108,4 +109,5 @@ def from_wire(code: str, message: str, details: dict[str, Any] | None = None) ->
     """Rebuild the error a peer sent. A code this version does not know becomes Unknown."""
     error = BY_CODE.get(code, Unknown)(message)
     error.details = dict(details or {})
+    error.answered = True
     return error

@@ -1,9 +1,11 @@
 """The mounts of a container: containerd's default ones, and a caller's in their places."""
 
+import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lighter.daemon.oci.checks import check_mount
+from lighter.proto.errors import InvalidArgument
 
 SHM_BYTES = 64 << 20
 
@@ -39,7 +41,12 @@ def container_mounts(
         mounts["/sys"] = mount("/sys", "bind", "/sys", "rbind", *_STRICT, "ro")
     for path in host_files:
         mounts[path] = mount(path, "bind", path, "rbind", "ro")
+    places = set()
     for entry in map(check_mount, asked):
+        place = posixpath.normpath(entry["destination"])
+        if place in places:
+            raise InvalidArgument(f"mount {place}: two mounts are asked for at this place")
+        places.add(place)
         mounts[entry["destination"]] = entry
     return list(mounts.values())
 

@@ -105,10 +105,16 @@ def _plural(rule: dict[str, Any]) -> dict[str, Any]:
     return rule
 
 
+_CONDITIONS = ("arches", "caps")
+
+
 def _applies(rule: Mapping[str, Any], capabilities: Set[str], arch: str) -> bool:
     includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
     if not isinstance(includes, dict) or not isinstance(excludes, dict):
         raise InvalidArgument("read seccomp profile: includes and excludes are not objects")
+    for words in (part.get(name) or [] for part in (includes, excludes) for name in _CONDITIONS):
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise InvalidArgument("read seccomp profile: arches and caps are not lists of texts")
     go_arch = _GO_ARCH.get(arch, arch)
     if includes.get("arches") and go_arch not in includes["arches"]:
         return False

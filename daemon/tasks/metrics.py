@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.processes import cgroups_of
+from lighter.daemon.tasks.processes import cgroups_of, own_cgroup
 from lighter.proto.errors import NotFound
 
 _MOUNT = "/sys/fs/cgroup"
@@ -59,7 +59,8 @@ def of_task(entry: Entry) -> Metrics:
     """Raises NotFound when the cgroup is gone: with its task's end, or its processes'."""
     v1: dict[str, str] = {}
     v2 = ""
-    for _number, controllers, path in cgroups_of(entry.pid) if entry.exit is None else []:
+    for _number, controllers, at in cgroups_of(entry.pid) if entry.exit is None else []:
+        path = own_cgroup(entry, at)
         if path == "/":
             continue
         if not controllers:

@@ -5,6 +5,7 @@ Only the host's /proc and cgroup file systems are read, nothing inside the conta
 
 import contextlib
 import os
+import re
 import signal
 
 from lighter.daemon.tasks.entry import Entry
@@ -19,29 +20,40 @@ def of_task(entry: Entry) -> list[dict[str, object]]:
     execs = {exec_.pid: exec_.exec_id for exec_ in entry.execs.values() if exec_.exit is None}
     return [
         {"pid": pid, "exec_id": execs.get(pid, ""), "args": _args(pid)}
-        for pid in cgroup_members(entry.pid)
+        for pid in cgroup_members(entry)
     ]
 
 
 def described(entry: Entry) -> list[dict[str, object]]:
     """As `of_task`, with {container_pid, ppid, uid, state, cpu_s} of each that still is there."""
-    found = []
+    found: list[dict[str, object]] = []
+    try:
+        depth = len(_status(entry.pid)["NSpid"].split())
+    except (OSError, KeyError):
+        return found  # it has ended
     for row in of_task(entry):
         with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
-            found.append({**row, **_facts(int(str(row["pid"])))})
+            found.append({**row, **_facts(int(str(row["pid"])), depth)})
     return found
 
 
-def _facts(pid: int) -> dict[str, object]:
-    """proc_pid_status(5), proc_pid_stat(5). Raises OSError for a process that is gone."""
+def _status(pid: int) -> dict[str, str]:
+    """proc_pid_status(5). Raises OSError for a process that is gone."""
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        status = dict(
-            line.split(":\t", 1) for line in file.read(1 << 16).splitlines() if ":\t" in line
-        )
+        lines = file.read(1 << 16).splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def _facts(pid: int, depth: int) -> dict[str, object]:
+    """`depth`: how many pid namespaces the container's init is in, from the host's on.
+
+    proc_pid_stat(5). Raises OSError for a process that is gone.
+    """
+    status = _status(pid)
     with open(f"/proc/{pid}/stat", "rb") as file:
         fields = file.read(4096).rpartition(b")")[2].split()
     return {
-        "container_pid": int(status["NSpid"].split()[-1]),
+        "container_pid": int(status["NSpid"].split()[:depth][-1]),
         "ppid": int(status["PPid"]),
         "uid": int(status["Uid"].split()[0]),
         "state": status["State"][:1],
@@ -49,15 +61,28 @@ def _facts(pid: int) -> dict[str, object]:
     }
 
 
-def cgroup_members(pid: int) -> list[int]:
-    """All pids in the cgroup of `pid` and below it (v1: the pids controller's, else another)."""
-    for _number, controllers, path in sorted(cgroups_of(pid), key=lambda f: f[1] != "pids"):
+def cgroup_members(entry: Entry) -> list[int]:
+    """All pids in the task's cgroup and below it (v1: the pids controller's, else another)."""
+    for _number, controllers, at in sorted(cgroups_of(entry.pid), key=lambda f: f[1] != "pids"):
+        path = own_cgroup(entry, at)
         if path == "/":
             continue
         for base in (f"/sys/fs/cgroup/{controllers}", "/sys/fs/cgroup"):
             if os.path.exists(f"{base}{path}/cgroup.procs"):
                 return _below(base + path)
     return []
+
+
+def own_cgroup(entry: Entry, path: str) -> str:
+    """The task's own cgroup, of the `path` where its init is now: that may have gone below it.
+
+    Below the place of an outer container the kernel's paths begin with that.
+    """
+    chosen = str(entry.options.get("cgroup") or "")
+    own = chosen or f"/{entry.namespace}/{entry.id}"
+    above = "" if chosen else "/lighter/[0-9a-f]{8}"
+    found = re.match(f".*?{above}{re.escape(own)}(?=/|$)", path)
+    return found[0] if found else path
 
 
 def in_cgroup(path: str, mount: str = "/sys/fs/cgroup") -> bool:

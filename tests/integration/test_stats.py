@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import census
+from tests import census, cgroups
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 
@@ -108,6 +108,61 @@ def test_top_knows_each_process_by_both_numbers(lighterd: Lighterd) -> None:
     assert inside == b"sleep\x004321\x00"
     header = lighterd.ctl("top", "idle", check=True).stdout.split(b"\n")[0].split()
     assert header == [b"UID", b"PID", b"INSIDE", b"PPID", b"STAT", b"TIME", b"CMD"]
+
+
+def test_a_container_is_measured_whole_wherever_its_init_has_gone(lighterd: Lighterd) -> None:
+    lighterd.ctl("run", "-d", REFERENCE, "deep", "sleep", "1000", check=True)
+    lighterd.ctl("exec", "-d", "deep", "sleep", "4322", check=True)
+    with lighterd.client() as client:
+        pid = client.call("tasks", "get", id="deep")["task"]["pid"]
+    below = cgroups.of_process(pid, "pids") / "init.scope"
+    below.mkdir()
+    (below / "cgroup.procs").write_text(str(pid))
+    for words in (("top", "deep"), ("tasks", "ps", "--format", "json", "deep")):
+        shown = lighterd.ctl(*words, check=True).stdout
+        assert b"1000" in shown and b"4322" in shown, words
+    assert stats(lighterd, "deep")["deep"]["pids"] == 2
+    lighterd.ctl("rm", "-f", "deep", check=True)
+
+
+def test_top_tells_the_containers_own_number_of_what_is_nested_in_it(lighterd: Lighterd) -> None:
+    nested = ("unshare", "-p", "-f", "sleep", "4323")
+    lighterd.ctl("run", "-d", "--privileged", REFERENCE, "outer", *nested, check=True)
+
+    def rows() -> dict[str, dict[str, int]]:
+        shown = lighterd.ctl("top", "--format", "json", "outer", check=True).stdout
+        return {row["args"][0]: row for row in json.loads(shown)}
+
+    await_that(lambda: "sleep" in rows(), 20, "it has begun")
+    assert rows()["unshare"]["container_pid"] == 1
+    inner = rows()["sleep"]["container_pid"]
+    assert inner > 1
+    seen = lighterd.ctl("exec", "outer", "cat", f"/proc/{inner}/cmdline", check=True).stdout
+    assert seen == b"sleep\x004323\x00"
+    lighterd.ctl("rm", "-f", "outer", check=True)
+
+
+def test_stats_go_on_when_one_of_them_is_removed(lighterd: Lighterd) -> None:
+    lighterd.ctl("run", "-d", REFERENCE, "gone", "sleep", "1000", check=True)
+    shape = ("--format", "{{.Name}}")
+    with subprocess.Popen(
+        lighterd.ctl_argv("stats", *shape, "gone", "idle"), stdout=subprocess.PIPE
+    ) as shown:
+        assert shown.stdout is not None
+        assert {shown.stdout.readline() for _ in range(2)} == {b"gone\n", b"idle\n"}
+        lighterd.ctl("rm", "-f", "gone", check=True)
+        lines = [shown.stdout.readline() for _ in range(8)]
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(20) == 130
+    assert lines[-3:] == [b"idle\n"] * 3
+    lighterd.ctl("run", "-d", REFERENCE, "gone", "sleep", "1000", check=True)
+    with subprocess.Popen(
+        lighterd.ctl_argv("stats", *shape, "gone"), stdout=subprocess.PIPE
+    ) as shown:
+        assert shown.stdout is not None
+        assert shown.stdout.readline() == b"gone\n"
+        lighterd.ctl("rm", "-f", "gone", check=True)
+        assert shown.wait(20) == 0, "there is no more to show"
 
 
 def test_what_the_manager_costs_beside_the_containers(lighterd: Lighterd) -> None:

@@ -60,6 +60,24 @@ def test_health_restarts_and_policy() -> None:
     assert _says("{{if .State.Restarting}}again{{end}}", task={"restart_at": 5}) == "again"
 
 
+def test_one_that_waits_for_its_restart_is_restarting() -> None:
+    task = {"status": "stopped", "pid": 7, "restart_at": 5}
+    state = "{{.State.Status}} {{.State.Running}} {{.State.Pid}}"
+    assert _says(state, task=task) == "restarting true 0"
+    assert _says(state, task={**task, "restart_at": None}) == "exited false 0"
+
+
+def test_the_parent_of_its_cgroup() -> None:
+    for path, parent in (
+        ("/lighter/0a/default/web", "/lighter/0a/default"),
+        ("web.slice:lighter:web", "web.slice"),
+        ("", ""),
+    ):
+        assert (
+            _says("{{.HostConfig.CgroupParent}}", spec={"linux": {"cgroupsPath": path}}) == parent
+        )
+
+
 def test_without_a_check_there_is_no_health() -> None:
     assert "Health" not in as_docker(_shown(health=None))["State"]
 

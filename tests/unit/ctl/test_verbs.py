@@ -16,7 +16,14 @@ import pytest
 from lighter.ctl.cli import ctl as root
 from lighter.ctl.grammar import Command, Group
 from lighter.ctl.reading import read
-from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    LighterError,
+    NotFound,
+    Unavailable,
+)
 from tests.fakes.manager import HOLD, Ask, FakeManager, FakeProcess
 from tests.unit.ctl.conftest import CTL, Ctl
 
@@ -163,6 +170,7 @@ def test_run_has_two_spellings(
     assert done.returncode == 0, done.stderr
     body = manager.asked("containers.create").body
     assert (body["image"], body["id"], body["args"]) == ("busybox", container_id, args)
+    assert body["keep_entrypoint"] == (container_id is None or "--name" in words)
     stdio = manager.asked("tasks.create").body
     assert (stdio["stdin"], stdio["stdout"], stdio["stderr"]) == ("", "", "")
     as_docker = words[0].startswith("-")
@@ -318,6 +326,50 @@ def test_every_command_has_an_example_that_can_be_read() -> None:
 
 
 # exit codes and errors
+
+
+@pytest.mark.parametrize("error", [Unavailable("stuck"), DeadlineExceeded("stuck")])
+def test_a_container_that_is_stuck_leaves_the_others_their_turn(
+    manager: FakeManager, ctl: Ctl, error: LighterError
+) -> None:
+    manager.on("tasks.stop", lambda ask: error if ask.body["id"] == "b" else {})
+    done = ctl("stop", "a", "b", "c")
+    assert (done.returncode, done.stdout) == (1, b"a\nc\n")
+    assert done.stderr == b"ctl: stuck\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "key"),
+    [
+        (("containers", "rm"), "containers.delete", "id"),
+        (("tasks", "rm"), "tasks.delete", "id"),
+        (("namespaces", "rm"), "namespaces.delete", "name"),
+        (("leases", "rm"), "leases.delete", "id"),
+    ],
+)
+def test_long_forms_work_through_all_names(
+    manager: FakeManager, ctl: Ctl, words: tuple[str, ...], method: str, key: str
+) -> None:
+    manager.on(method, lambda ask: NotFound("no b") if ask.body[key] == "b" else {})
+    done = ctl(*words, "a", "b", "c")
+    assert (done.returncode, done.stderr) == (1, b"ctl: no b\n")
+    assert [manager.asked(method).body[key] for _ in "abc"] == ["a", "b", "c"]
+    shown = b"" if words[0] in ("containers", "tasks") else b"a\nc\n"
+    assert done.stdout == shown
+
+
+@pytest.mark.parametrize("flags", [("--cpus", "0"), ("-m", "0"), ("--cpuset-cpus", "")])
+def test_an_update_that_changes_nothing_is_wrong_usage(ctl: Ctl, flags: tuple[str, ...]) -> None:
+    done = ctl("update", *flags, "web")
+    assert done.returncode == 2 and b"changes nothing" in done.stderr
+
+
+def test_when_the_time_is_over_nobody_else_is_asked(manager: FakeManager, ctl: Ctl) -> None:
+    manager.on("tasks.stop", HOLD)
+    done = ctl("--timeout", "300ms", "stop", "a", "b")
+    assert (done.returncode, done.stdout) == (124, b"")
+    assert manager.asked("tasks.stop").body["id"] == "a"
+    assert not manager.was_asked("tasks.stop")
 
 
 def test_an_attached_run_ends_with_the_processs_code_and_all_its_output(

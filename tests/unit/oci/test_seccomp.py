@@ -140,6 +140,15 @@ def test_dockers_form(capabilities: tuple[str, ...], arch: str, names: list[str]
         '{"defaultAction": "A", "syscalls": [1]}',
         '{"defaultAction": "A", "syscalls": [{}]}',
         '{"defaultAction": "A", "syscalls": [{"names": ["a"], "action": "A", "includes": [1]}]}',
+        *(
+            f'{{"defaultAction": "A", "syscalls": [{{"names": ["a"], "action": "A", {wrong}}}]}}'
+            for wrong in (
+                '"includes": {"caps": [[]]}',
+                '"excludes": {"caps": 1}',
+                '"includes": {"arches": 5}',
+                '"excludes": {"arches": [1]}',
+            )
+        ),
         '{"defaultAction": "A", "archMap": {}}',
         "[" * 100_000,
         " " * (1 << 21),

@@ -100,6 +100,14 @@ def test_a_bind_that_does_not_say_so_is_made_one() -> None:
     assert mount_at(spec, "/d")[0]["options"] == ["rbind", "ro"]
 
 
+def test_two_mounts_at_one_place_are_refused() -> None:
+    first = {"destination": "/d", "type": "bind", "source": "/a", "options": ["rbind"]}
+    for place in ("/d", "/d/", "//d"):
+        second = {**first, "destination": place, "source": "/b"}
+        with pytest.raises(InvalidArgument, match="two mounts are asked for at this place"):
+            generate(request(mounts=(first, second)))
+
+
 @pytest.mark.parametrize(
     "mount",
     [
