@@ -93,6 +93,7 @@ def events(
         namespace=session.namespace if session.namespace_given else "",
         since=_begin(session, since, no_follow or until is not None),
         since_time=since[1] if since is not None and since[0] == "time" else None,
+        until=last,
         until_time=until[1] if until is not None and until[0] == "time" else None,
         follow=not no_follow,
         filters=list(filters),
@@ -100,11 +101,9 @@ def events(
     )
     show = print_json_line if session.json else _show
     for item in call:
-        if last is not None and item["sequence"] > last:
+        if last is not None and item["sequence"] > last:  # a manager of the release before
             return
         show(item)
-        if item["sequence"] == last:
-            return
 
 
 def _begin(session: Session, since: tuple[str, int] | None, from_the_first: bool) -> int | None:

@@ -4,7 +4,9 @@ import contextlib
 import os
 import time
 
+from lighter.daemon import eventnumbers
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks.recovery import read_boot_id
 from lighter.proto.paths import Root, State
 
 LOST = "the database was not there, and containers or their files were"
@@ -18,6 +20,7 @@ def begin(db: Database, root: Root, state: State) -> int:
     """
     has_tasks = _has_entries(state.tasks)
     lost = has_tasks or _has_files(root)
+    eventnumbers.begin(db, read_boot_id())
     return db.raise_generation(int(time.time()) if has_tasks else 1, LOST if lost else "")
 
 

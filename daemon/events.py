@@ -4,6 +4,7 @@ Events are appended inside the transaction that changes what they tell about, an
 woken after its commit. A subscriber reads the database at its own pace, so that a slow one costs
 no memory. The newest KEEP_EVENTS are kept, or as many of them as have MAX_BYTES; a subscriber
 whose next one is gone is told so, and so is one that goes on from a number that was never given.
+Numbers that a power cut made the manager leave out (eventnumbers.py) are as those that are gone.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgpack
 
+from lighter.daemon.eventnumbers import NEWEST
 from lighter.daemon.metadata.db import Database
 from lighter.proto.errors import OutOfRange, ResourceExhausted
 
@@ -125,16 +127,18 @@ class EventLog:
         *,
         wanted: Callable[[Event], bool] = lambda _event: True,
         since_time: int | None = None,
+        until: int | None = None,
         until_time: int | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Events of `namespace` ("" for all) after number `since`, then new ones while `follow`.
 
         `since` 0: all that is kept. Only those that are `wanted`, and that happened in the times
-        (ns, both included) are handed out; it ends when the second one is over. Raises
-        ResourceExhausted when events were trimmed that the subscriber was yet to see, OutOfRange
-        for a number that no event has had.
+        (ns, both included) are handed out; it ends when the second one is over, or after number
+        `until`. Raises ResourceExhausted when events are gone that the subscriber was yet to see,
+        OutOfRange for a number that no event has had.
         """
         last = since
+        all_kept = since_time is not None if since is None else since <= 0
         if last is None:
             last = self.newest() if since_time is None else self._before(since_time)
         elif last > (newest := self.newest()):
@@ -145,13 +149,18 @@ class EventLog:
         try:
             while True:
                 news.clear()
+                if until is not None and last >= until:
+                    return
                 page = self._page(last)
-                if seen_any and page and page[0].sequence != last + 1:
-                    raise ResourceExhausted(
-                        f"subscribe events: those from {last + 1} to {page[0].sequence - 1} "
-                        f"are no longer kept (the newest {KEEP_EVENTS} are)"
-                    )
+                newest = page[-1].sequence if page else self.newest()
+                if seen_any and not page and last < newest and not all_kept:
+                    raise _gone(last, newest)
                 for event in page:
+                    if until is not None and event.sequence > until:
+                        return
+                    follows = event.sequence == last + 1
+                    if seen_any and not follows and not (all_kept and self._has(last)):
+                        raise _gone(last, event.sequence - 1)
                     last, seen_any = event.sequence, True
                     if (
                         namespace in ("", event.namespace)
@@ -161,9 +170,11 @@ class EventLog:
                     ):
                         yield event
                 await asyncio.sleep(0)  # who wants few of many holds nobody up
-                if page and page[-1].sequence < self.newest():
+                if page and newest < self.newest():
                     continue
-                if not follow or not await _happens(news, until_time):
+                if not follow or (until is not None and last >= until):
+                    return
+                if not await _happens(news, until_time):
                     return
         finally:
             self._subscribers.discard(news)
@@ -185,9 +196,10 @@ class EventLog:
     def of_topic(self, topic: str, until: int) -> list[Event]:
         """Those of a topic among the LOOK_BACK events up to number `until`, oldest first."""
         rows = self._db.rows(
-            "SELECT sequence, timestamp, namespace, topic, body FROM events"
-            " WHERE sequence > ? AND sequence <= ? AND topic = ? ORDER BY sequence",
-            (until - LOOK_BACK, until, topic),
+            "SELECT sequence, timestamp, namespace, topic, body FROM"
+            " (SELECT * FROM events WHERE sequence <= ? ORDER BY sequence DESC LIMIT ?)"
+            " WHERE topic = ? ORDER BY sequence",
+            (until, LOOK_BACK, topic),
         )
         return [_event(row) for row in rows]
 
@@ -201,9 +213,13 @@ class EventLog:
         return int(row[0]) - 1 if row and row[0] else self.newest()
 
     def newest(self) -> int:
-        """The number of the last event, 0 before the first."""
-        row = self._db.row("SELECT max(sequence) FROM events")
-        return int(row[0] or 0) if row else 0
+        """The number of the last event, 0 before the first; or the last one that was left out."""
+        row = self._db.row(NEWEST)
+        return int(row[0]) if row else 0
+
+    def _has(self, sequence: int) -> bool:
+        """Whether it is kept: then those that do not follow it were not trimmed, but left out."""
+        return bool(self._db.row("SELECT 1 FROM events WHERE sequence = ?", (sequence,)))
 
     def _page(self, since: int) -> list[Event]:
         """The next events, at least one, with bodies of _PAGE_BYTES at most beside it."""
@@ -225,6 +241,13 @@ class EventLog:
             (since, until),
         )
         return [_event(row) for row in rows]
+
+
+def _gone(last: int, until: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"subscribe events: those from {last + 1} to {until} "
+        f"are no longer kept (the newest {KEEP_EVENTS} are)"
+    )
 
 
 def _event(row: sqlite3.Row) -> Event:

@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lighter.daemon import files
+from lighter.daemon import eventnumbers, files
 from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
 from lighter.daemon.core import Core
@@ -108,6 +108,7 @@ class Manager:
             db = open_database(self._root.database)
             undo.callback(db.close)
             generation = begin(db, self._root, self._state)
+            undo.callback(eventnumbers.end, db)
             log.info("manager starts version=%s generation=%d", VERSION, generation)
             if self._stands_in:
                 log.warning("stands in for version %s", self._stands_in)

@@ -180,7 +180,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     networks.check      {id} -> {checked: [{namespace, id, network, ifname, status, reason, repaired}]}
     networks.reload     {id, force} -> {checked}        attached anew where CHECK failed, or by force
     events.newest       {} -> {sequence}
-    events.subscribe    (stream) {since, follow, since_time, until_time, filters, expressions} -> items {sequence,
+    events.subscribe    (stream) {since, follow, since_time, until, until_time, filters, expressions} -> items {sequence,
                         timestamp, namespace, topic, event}
                         since: a sequence (0: all that is kept), or null for new ones only; out-of-range for
                         one that was never given, resource-exhausted when the next one is no longer kept;

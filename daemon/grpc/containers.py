@@ -1,5 +1,10 @@
-"""containerd.services.containers.v1.Containers: the records, as the client writes them."""
+"""containerd.services.containers.v1.Containers: the records, as the client writes them.
 
+But for labels that steer the manager and that the client has copied from the image: those are left
+out, with a warning.
+"""
+
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,19 +20,27 @@ from lighter.daemon.grpc.options import understood
 from lighter.daemon.grpc.pb import containers_pb2 as pb
 from lighter.daemon.grpc.translate import set_time
 from lighter.daemon.grpc.words import identifier, quoted
-from lighter.daemon.records import ContainerRecords
+from lighter.daemon.images.imposed import ImposedLabels
+from lighter.daemon.oci.config import RESERVED_LABELS
+from lighter.daemon.records import STOP_SIGNAL_LABEL, ContainerRecords
+from lighter.daemon.restarts.labels import EXPLICITLY_STOPPED
 from lighter.daemon.types import Container
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
 from lighter.proto.names import check_labels
 
+log = logging.getLogger("lighter.grpc")
+
+# An image has a field for the one; the other can but keep its own container stopped.
+_HARMLESS = (STOP_SIGNAL_LABEL, EXPLICITLY_STOPPED)
 _ALL = ("labels", "spec", "extensions", "image", "snapshotkey")
 
 
 class ContainersService:
     NAME = "containerd.services.containers.v1.Containers"
 
-    def __init__(self, records: ContainerRecords) -> None:
+    def __init__(self, records: ContainerRecords, imposed: ImposedLabels) -> None:
         self._records = records
+        self._imposed = imposed
 
     async def get(self, call: Call, request: pb.GetContainerRequest) -> pb.GetContainerResponse:
         with container_words(call.namespace, request.id):
@@ -64,6 +77,7 @@ class ContainersService:
         given = request.container
         namespace = call.namespace
         _check(given)
+        await self._leave_out_imposed(namespace, given, given.image, {})
         options: dict[str, Any] = {"spec_type": given.spec.type_url}
         if given.extensions:
             options["extensions"] = _extensions(given)
@@ -97,12 +111,36 @@ class ContainersService:
     ) -> pb.UpdateContainerResponse:
         given = request.container
         with container_words(call.namespace, given.id):
+            paths = list(request.update_mask.paths)
             old = self._records.get(call.namespace, given.id)
-            changed = _changed(old, given, list(request.update_mask.paths))
+            image = given.image if not paths or "image" in paths else old.image
+            await self._leave_out_imposed(call.namespace, given, image, old.labels)
+            old = self._records.get(call.namespace, given.id)
+            changed = _changed(old, given, paths)
             made = self._records.update(changed)
         answer = pb.UpdateContainerResponse()
         _fill(answer.container, made)
         return answer
+
+    async def _leave_out_imposed(
+        self, namespace: str, given: pb.Container, image: str, before: Mapping[str, str]
+    ) -> None:
+        """Take away what the client was given by the image, unless the record has had it."""
+        reserved = [
+            key
+            for key, value in given.labels.items()
+            if key.startswith(RESERVED_LABELS) and key not in _HARMLESS and before.get(key) != value
+        ]
+        if not reserved or not image:
+            return
+        imposed = await self._imposed.of(namespace, image)
+        for key in reserved:
+            if imposed.has(key, given.labels[key]):
+                del given.labels[key]
+                log.warning(
+                    "container %s: drop label %r, which is image %s's: only a caller may set it",
+                    *(given.id, key[:80], image[:200]),
+                )
 
     async def delete(self, call: Call, request: pb.DeleteContainerRequest) -> Empty:
         with container_words(call.namespace, request.id):

@@ -25,6 +25,7 @@ from lighter.daemon.grpc.transfer import Parts, TransferService
 from lighter.daemon.grpc.version import VersionService
 from lighter.daemon.grpc.watching import Watcher
 from lighter.daemon.images.exporter import Exporter
+from lighter.daemon.images.imposed import ImposedLabels
 from lighter.daemon.listening import tcp_address
 from lighter.daemon.metadata.sandboxes import SandboxStore
 from lighter.daemon.version import REVISION
@@ -50,7 +51,7 @@ def grpc_server(s: Services, watchers: Sequence[Watcher] = ()) -> GrpcServer:
             s.leases,
             s.images.collector,
         ),
-        ContainersService(s.records),
+        ContainersService(s.records, ImposedLabels(s.images, s.content)),
         TasksService(
             s.records,
             s.containers,

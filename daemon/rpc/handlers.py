@@ -49,6 +49,7 @@ def event_methods(events_log: EventLog) -> dict[str, Method]:
             fields.flag("follow", True),
             wanted=wishes(fields.texts("filters"), fields.texts("expressions")),
             since_time=fields.integer_or_none("since_time"),
+            until=fields.integer_or_none("until"),
             until_time=fields.integer_or_none("until_time"),
         ):
             yield {

@@ -1,5 +1,6 @@
 """containerd's Containers by a Python client: records as they were written, masks, filters."""
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from lighter.daemon.grpc.pb import containers_pb2
 from tests.grpc.client import code
 from tests.grpc.workshop import Workshop
 from tests.images import REFERENCE
+from tests.variants import NAME, variant
 
 SPEC = Any_(
     type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec",
@@ -162,3 +164,26 @@ def test_a_container_with_a_task_is_kept(workshop: Workshop) -> None:
     workshop.ctr("snapshots", "rm", "c")
     workshop.containers("Delete", id="c")
     assert workshop.ctl("ls", "-q") == ""
+
+
+def test_sec_44_reserved_labels_of_the_image_are_left_out(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """With a client that is no ctr: in create, and in update with and without a mask."""
+    status, policy = "containerd.io/restart.status", "containerd.io/restart.policy"
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(variant(Labels={status: "running", "io.lighter/x": "y", "plain": "kept"}))
+    workshop.ctr("images", "import", str(archive))
+    given = {status: "running", policy: "always", "io.lighter/x": "y", "plain": "kept"}
+    left = {policy: "always", "plain": "kept"}
+    made = workshop.containers("Create", container=_container("c", image=NAME, labels=given))
+    assert dict(made.container.labels) == left
+    for mask in (None, FieldMask(paths=["labels"]), FieldMask(paths=[f"labels.{status}"])):
+        changed = _container("c", image=NAME, labels=given)
+        made = workshop.containers("Update", container=changed, update_mask=mask)
+        assert dict(made.container.labels) == left, mask
+    # Of another image they are the caller's own, and stay when the record has had them.
+    workshop.containers("Create", container=_container("own", image=REFERENCE, labels=given))
+    changed = _container("own", image=NAME, labels=given)
+    made = workshop.containers("Update", container=changed)
+    assert dict(made.container.labels) == given

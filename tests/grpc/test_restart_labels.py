@@ -10,8 +10,11 @@ from typing import Any
 from tests import lives
 from tests.grpc.conftest import Ctr
 from tests.harness import Lighterd, await_that
+from tests.variants import NAME, variant
 
 STATUS = "containerd.io/restart.status"
+LOG_URI = "containerd.io/restart.loguri"
+STOP_SIGNAL = "io.containerd.image.config.stop-signal"
 SOON_S = 30.0
 
 
@@ -72,6 +75,36 @@ def test_on_failure_counts_in_its_label(lighterd: Lighterd, busybox: str, ctr: C
     run(ctr, busybox, "odd", odd, "true")
     lives.await_task(lighterd, "odd", "stopped")
     await_that(lambda: "'sometimes'" in lighterd.log_end(), SOON_S, "it is said why")
+
+
+def test_sec_44_labels_that_ctr_copies_from_an_image_steer_nothing(
+    lighterd: Lighterd, ctr: Ctr, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    own = {
+        STATUS: "running",
+        LOG_URI: f"binary:///bin/touch?{started}=x",
+        "org.example.plain": "kept",
+    }
+    archive = tmp_path / "image.tar"
+    # In this case Go's decoder takes it for Labels.
+    archive.write_bytes(variant(LABELS=own))
+    assert ctr("images", "import", str(archive)).returncode == 0
+    run(ctr, NAME, "plain", {}, "sleep", "1000")
+    assert labels_of(ctr, "plain") == {"org.example.plain": "kept", STOP_SIGNAL: "SIGTERM"}
+    assert "drop label 'containerd.io/restart.loguri'" in lighterd.log_end()
+    ctr("c", "label", "plain", f"{STATUS}=running")
+    assert STATUS not in labels_of(ctr, "plain"), "nor later"
+    ctr("t", "kill", "-s", "KILL", "plain")
+    lives.await_task(lighterd, "plain", "stopped")
+    # What differs from the image's is the caller's.
+    log = lighterd.base / "share" / "log"
+    log.parent.mkdir()
+    run(ctr, NAME, "mine", {STATUS: "stopped", LOG_URI: f"file://{log}"}, "sleep", "1000")
+    labels = labels_of(ctr, "mine")
+    assert (labels[STATUS], labels[LOG_URI]) == ("stopped", f"file://{log}")
+    assert lives.task(lighterd, "plain")["restart_at"] is None
+    assert not started.exists()
 
 
 def test_a_task_that_is_to_be_stopped_is(lighterd: Lighterd, busybox: str, ctr: Ctr) -> None:

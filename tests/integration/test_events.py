@@ -54,6 +54,9 @@ def test_followed_over_dead_managers_and_asked_for_later(lighterd: Lighterd, bus
         return [event["sequence"] for event in asked(*words)]
 
     assert asked("--since", str(first), "--until", str(last)) == seen
+    mine = ("--filter", "container=c1", "--since", str(first))
+    assert numbers(*mine, "--until", str(last)) == numbers(*mine, "--no-follow")
+    assert numbers(*mine, "--until", str(first)) == []
     assert numbers("--since", str(last - 2), "--no-follow") == [last - 1, last]
     later = [event["sequence"] for event in seen if event["topic"].startswith("/tasks/")]
     since = f"@{middle_ns // 1_000_000_000}.{middle_ns % 1_000_000_000:09}"

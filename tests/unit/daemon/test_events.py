@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lighter.daemon import events
+from lighter.daemon import eventnumbers, events
 from lighter.daemon.events import Event, EventLog
 from lighter.daemon.eventwishes import wishes
 from lighter.daemon.metadata.db import Database
@@ -147,6 +147,83 @@ def test_who_goes_on_from_a_number_whose_next_is_gone_is_told(
         replayed(log, since=5)
     assert replayed(log, since=10) == list(range(11, 21))
     assert replayed(log, since=0) == list(range(11, 21)), "0 is all that is kept"
+
+
+def cut(log: EventLog, seen: int, boot: str = "second") -> EventLog:
+    """The log of the next manager, after a power cut that took all events after `seen`."""
+    with log._db.durable_transaction() as tx:
+        tx.execute("DELETE FROM events WHERE sequence > ?", (seen,))
+        tx.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'events'", (seen,))
+    eventnumbers.begin(log._db, boot)
+    return EventLog(log._db)
+
+
+def test_f50_a_number_that_a_power_cut_took_is_not_given_out_again(log: EventLog) -> None:
+    eventnumbers.begin(log._db, "first")
+    publish(log, 8)
+    log = cut(log, 5)
+    for since in (5, 6, 8):
+        with pytest.raises(ResourceExhausted, match=f"from {since + 1} to 10005"):
+            replayed(log, since=since)
+    assert replayed(log, since=None) == []
+    publish(log, 2)
+    for since in (3, 5, 6, 8):
+        with pytest.raises(ResourceExhausted, match="no longer kept"):
+            replayed(log, since=since)
+    assert replayed(log, since=10005) == [10006, 10007]
+    assert replayed(log, since=0) == [1, 2, 3, 4, 5, 10006, 10007], "0 is all that is kept"
+    assert chosen(log, since_time=1) == [1, 2, 3, 4, 5, 10006, 10007]
+
+
+def test_after_a_power_cut_new_events_alone_are_followed(log: EventLog) -> None:
+    eventnumbers.begin(log._db, "first")
+    publish(log, 8)
+    log = cut(log, 0)
+
+    async def follow() -> list[int]:
+        stream = log.subscribe("", None, True)
+        first = asyncio.create_task(collect(stream, 1))
+        await asyncio.sleep(0)
+        publish(log, 1)
+        found = await first
+        await stream.aclose()  # type: ignore[attr-defined]
+        return found
+
+    assert asyncio.run(follow()) == [10001]
+
+
+def test_a_manager_that_ended_while_the_host_went_on_has_lost_no_event(log: EventLog) -> None:
+    eventnumbers.begin(log._db, "first")
+    publish(log, 3)
+    eventnumbers.begin(log._db, "first")  # killed
+    publish(log, 1)
+    eventnumbers.end(log._db)
+    eventnumbers.begin(log._db, "second")  # stopped in order, and the host after it
+    publish(log, 1)
+    assert replayed(log, since=3) == [4, 5]
+    log = cut(log, 4, "third")
+    publish(log, 1)
+    with pytest.raises(ResourceExhausted):
+        replayed(log, since=4)
+
+
+def test_a_number_to_end_at_is_heeded_whatever_is_wanted(log: EventLog) -> None:
+    publish(log, 5)
+
+    async def until(number: int, **how: Any) -> list[int]:
+        return await collect(log.subscribe("", how.pop("since", 0), True, until=number, **how))
+
+    assert asyncio.run(until(3)) == [1, 2, 3]
+    assert asyncio.run(until(5, wanted=lambda event: event.sequence < 2)) == [1]
+    assert asyncio.run(until(3, since=4)) == []
+
+    async def to_come() -> list[int]:
+        waiting = asyncio.create_task(until(7, wanted=lambda event: event.sequence != 7))
+        await asyncio.sleep(0)
+        publish(log, 3)
+        return await waiting
+
+    assert asyncio.run(to_come()) == [1, 2, 3, 4, 5, 6]
 
 
 def test_large_events_are_bounded_by_their_bytes(
