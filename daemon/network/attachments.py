@@ -219,6 +219,18 @@ class Attachments:
         hit("network.added")
         return done
 
+    async def publish(self, key: str, ports: tuple[Port, ...]) -> None:
+        """The ports are its from now on: who is to attach it tells a plugin next."""
+        await self._change(key, lambda record: replace(record, ports=ports, withdrawn=()))
+
+    async def withdraw(self, key: str) -> None:
+        """Let others have its ports, when it has left the network that published them."""
+        record = self._records[key]
+        if record.ports and not record.publishes:
+            await self._change(
+                key, lambda record: replace(record, ports=(), withdrawn=record.ports)
+            )
+
     async def attached_late(self, key: str) -> None:
         """The task may be started now."""
         await self._change(key, lambda record: replace(record, late=False))

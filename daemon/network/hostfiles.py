@@ -1,7 +1,11 @@
-"""hosts, hostname and resolv.conf of a container: texts, and the host's own to begin with."""
+"""hosts, hostname and resolv.conf of a container: texts, and the host's own to begin with.
+
+Beside each file `<name>.own` keeps what was written last, so that what the container has changed
+since stays when its networks change: other lines of hosts, and the other two files whole.
+"""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lighter.daemon import files
@@ -14,6 +18,10 @@ RESOLV_CONF = "/etc/resolv.conf"
 # What systemd's resolver asks itself; /etc/resolv.conf then names only a loopback address.
 BEHIND_RESOLVED = "/run/systemd/resolve/resolv.conf"
 _MODE = 0o644
+_OWN = ".own"
+
+# The file as it is, what was written to it last, what is to be in it now → the file.
+Changed = Callable[[bytes, bytes | None, bytes], bytes]
 
 HOSTS = (
     "127.0.0.1\tlocalhost\n"
@@ -136,7 +144,7 @@ def write(
 ) -> list[tuple[str, str]]:
     """Write the files; returns (place in the container, path). Blocking. Raises Unavailable.
 
-    They are written over, never replaced: a container has them mounted.
+    They are written over, never replaced: a container has them mounted. What it has written stays.
     """
     texts = {
         "hosts": hosts_text(request, results, hostname),
@@ -148,7 +156,7 @@ def write(
         for place, name in PLACES.items():
             if texts[name] or name == "resolv.conf":
                 path = f"{directory}/{name}"
-                _write_over(path, texts[name].encode(), owner)
+                _write_over(path, texts[name].encode(), owner, _CHANGED[name])
                 made.append((place, path))
     except OSError as err:
         raise Unavailable(f"write {err.filename or directory}: {err.strerror}") from err
@@ -161,15 +169,48 @@ def existing(directory: str) -> list[tuple[str, str]]:
     return [(place, path) for place, path in paths if os.path.exists(path)]
 
 
-def _write_over(path: str, data: bytes, owner: tuple[int, int]) -> None:
+def _write_over(path: str, text: bytes, owner: tuple[int, int], changed: Changed) -> None:
     # A container that owns it may hold a lease on it: fcntl(2), F_SETLEASE.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, flags, _MODE)
     try:
         os.fchown(fd, *owner)
         os.fchmod(fd, _MODE)
-        os.ftruncate(fd, 0)
-        while data:
-            data = data[os.write(fd, data) :]
+        own = files.read_capped(path + _OWN, MAX_FILE_BYTES)
+        rewrite(fd, lambda old: changed(old, own, text))
     finally:
         os.close(fd)
+    files.write_whole(path + _OWN, text)
+
+
+def rewrite(fd: int, change: Callable[[bytes], bytes]) -> None:
+    """Put what `change` makes of an open file in its place. One that was made large is left."""
+    # A container can write to it: one that has made it large has done so to itself.
+    old = os.pread(fd, MAX_FILE_BYTES + 1, 0)
+    if len(old) > MAX_FILE_BYTES:
+        return
+    new = change(old)
+    if new != old:
+        # First the bytes, then the end: who reads meanwhile never finds an empty file.
+        written = 0
+        while written < len(new):
+            written += os.pwrite(fd, new[written:], written)
+        os.ftruncate(fd, len(new))
+
+
+def hosts_changed(old: bytes, own: bytes | None, text: bytes) -> bytes:
+    """`old` with `text` in the place of `own`, all other lines as they are."""
+    if own and own in old:
+        return old.replace(own, text, 1)
+    ours = {*(own or b"").splitlines(), *text.splitlines()}
+    return text + b"".join(
+        line for line in old.splitlines(keepends=True) if line.rstrip(b"\r\n") not in ours
+    )
+
+
+def whole_changed(old: bytes, own: bytes | None, text: bytes) -> bytes:
+    """`text`, unless somebody else has written to the file. `own` None: that is not known."""
+    return text if own is None or old in (b"", own) else old
+
+
+_CHANGED = {"hosts": hosts_changed, "hostname": whole_changed, "resolv.conf": whole_changed}

@@ -4,12 +4,14 @@ What is changed here is written into the container's definition too, so that its
 """
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.network import ports
 from lighter.daemon.network.attachments import Attachments, Wanted, not_attached
-from lighter.daemon.network.configs import Configs, Network
+from lighter.daemon.network.configs import DEFAULT, Configs, Network
 from lighter.daemon.network.netns import is_own_network
 from lighter.daemon.network.records import Attached, Record
 from lighter.daemon.network.request import NetworkRequest, from_option
@@ -75,17 +77,20 @@ class LiveNetworks:
             raise FailedPrecondition(
                 f"connect {container_id}: it shares the network of {request.container}"
             )
+        _check_own_network(container)
+        known = await self._known()
         entry = self._alive(namespace, container_id)
         attached = None
         if entry is not None:
             attached = await self._connect(container, entry, network, wanted, request)
-        elif network.name in request.networks:
+        elif known.has(request, network.name):
             raise AlreadyExists(f"connect {container_id}: it is in network {network.name} already")
         # As it is now: plugins took their time, and somebody may have changed the rest.
         container = self._store.get(namespace, container_id)
         request = from_option(container.options.get("network"))
-        names = tuple(dict.fromkeys((*request.networks, network.name)))
-        changed = request.with_networks(names)
+        changed = request
+        if not known.has(request, network.name):
+            changed = request.with_networks((*request.networks, network.name))
         if attached is not None and "portMappings" in attached.capabilities and not changed.ports:
             record = self._attachments.of(namespace, container_id)
             changed = replace(changed, ports=record.ports if record else ())
@@ -116,8 +121,10 @@ class LiveNetworks:
                 raise AlreadyExists(f"connect {entry.id}: it is in network {network.name} already")
             await self._attachments.rekeep(self._now(record), entry)
             before = {one.ifname for one in self._now(record).attached}
-            wanted = _with_ports(wanted, self._now(record), network)
+            wanted = await self._with_ports(wanted, self._now(record), network)
             try:
+                if not (network.may_have_ipv6 or any(":" in ip for ip in wanted.ips)):
+                    await self._attachments.netns.without_ipv6(record.key)
                 attached = await self._attachments.add(record.key, network, wanted)
             except BaseException:
                 await asyncio.shield(self._undo(record, before))
@@ -130,6 +137,20 @@ class LiveNetworks:
         for one in self._now(record).attached:
             if one.ifname not in before:
                 await self._attachments.remove(record.key, one)
+        await self._attachments.withdraw(record.key)
+
+    async def _with_ports(self, wanted: Wanted, record: Record, network: Network) -> Wanted:
+        """With the ports that the container has published, where no other network does that now.
+
+        Raises AlreadyExists when somebody else has one of them by now.
+        """
+        had = record.withdrawn or record.ports
+        able = network.has_capability("portMappings")
+        if not had or wanted.ports or record.publishes or not able:
+            return wanted
+        here = ports.choose(had, self._service.taken_ports(but_of=record.key))
+        await self._attachments.publish(record.key, here)
+        return replace(wanted, ports=here)
 
     def _now(self, record: Record) -> Record:
         now = self._attachments.of(record.namespace, record.id)
@@ -143,26 +164,33 @@ class LiveNetworks:
         """Detach now, if it runs, and from the next start on. Raises NotFound."""
         container = self._store.get(namespace, container_id)
         request = from_option(container.options.get("network"))
+        known = await self._known()
         record = self._attachments.of(namespace, container_id)
-        found = record and self._find(record, network_name)
-        name = found.network.name if found else network_name
+        found = record and (
+            self._find(record, network_name) or self._find(record, known.meant(network_name))
+        )
+        name = found.network.name if found else known.meant(network_name)
         if record is not None and found is not None:
+            entry = self._alive(namespace, container_id)
             async with self._attachments.lock(record.key):
-                now = self._find(self._now(record), network_name)
+                if entry is not None:
+                    await self._attachments.rekeep(self._now(record), entry)
+                now = self._find(self._now(record), name)
                 if now is not None:
                     hit("network.disconnecting")
                     await self._attachments.remove(record.key, now)
+                    await self._attachments.withdraw(record.key)
             await self._rewrite(record.key, container, request)
             await self._service.names.renew(namespace, [name])
-        elif name not in request.networks:
+        elif not known.has(request, name):
             raise not_attached(network_name, container_id)
         container = self._store.get(namespace, container_id)
         request = from_option(container.options.get("network"))
-        kept = [other for other in request.networks if other != name]
-        changed = request.with_networks(kept)
-        if not changed.attaches:
-            changed = replace(changed, ports=(), ip="", ip6="", mac="")
-        self._redefine(container, changed)
+        self._redefine(container, known.without(request, name))
+
+    async def _known(self) -> "_Known":
+        networks, _unusable = await asyncio.to_thread(self._configs.read)
+        return _Known(tuple(network.name for network in networks))
 
     def _find(self, record: Record, name: str) -> Attached | None:
         return next((one for one in record.attached if one.network.name == name), None)
@@ -233,9 +261,43 @@ class LiveNetworks:
         return replace(said, status="ok", repaired=True)
 
 
-def _with_ports(wanted: Wanted, record: Record, network: Network) -> Wanted:
-    """With the ports that the container has published, where no other network does that now."""
-    published = any("portMappings" in one.capabilities for one in record.attached)
-    if wanted.ports or published or not network.has_capability("portMappings"):
-        return wanted
-    return replace(wanted, ports=record.ports)
+def _check_own_network(container: Container) -> None:
+    """Whether it has its own, running or not. What a client recorded is judged when it runs."""
+    if "cgroup" in container.options:
+        return
+    namespaces = (json.loads(container.spec).get("linux") or {}).get("namespaces") or ()
+    own = [one for one in namespaces if one.get("type") == "network"]
+    if not own:
+        raise FailedPrecondition(f"connect {container.id}: it uses the host's network")
+    if own[0].get("path"):
+        raise FailedPrecondition(f"connect {container.id}: it uses the network {own[0]['path']}")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The names of all networks, in their order: what the words of a definition stand for now."""
+
+    names: Sequence[str]
+
+    def meant(self, word: str) -> str:
+        if word == DEFAULT and word not in self.names and self.names:
+            return self.names[0]
+        return word
+
+    def _all(self, request: NetworkRequest) -> list[str]:
+        return [*self.names[: int(request.cni)], *map(self.meant, request.networks)]
+
+    def has(self, request: NetworkRequest, name: str) -> bool:
+        return name in self._all(request)
+
+    def without(self, request: NetworkRequest, name: str) -> NetworkRequest:
+        """Without this network, by whatever word; an address of it is not for the next one."""
+        first = self._all(request)[:1]
+        changed = replace(
+            request,
+            cni=request.cni and list(self.names[:1]) != [name],
+            networks=tuple(word for word in request.networks if self.meant(word) != name),
+        )
+        if not changed.attaches:
+            return replace(changed, ports=(), ip="", ip6="", mac="")
+        return replace(changed, ip="", ip6="", mac="") if first == [name] else changed

@@ -170,11 +170,28 @@ def _narrow(
         raise InvalidArgument(f"create network {new.name}: {err}") from err
     for one, subnet in zip(ranges, subnets, strict=True):
         if within.version == subnet.version and within.subnet_of(subnet):  # type: ignore[arg-type]
-            first, last = within[0], within[-1]
             if within != subnet:
-                one[0] |= {"rangeStart": str(first), "rangeEnd": str(last)}
+                try:
+                    first, last = _hosts(within, subnet)
+                except ValueError as err:
+                    raise InvalidArgument(f"create network {new.name}: {err}") from err
+                one[0] |= {"rangeStart": first, "rangeEnd": last}
             return
     raise InvalidArgument(f"create network {new.name}: {within} is in none of its subnets")
+
+
+def _hosts(within: IpNetwork, subnet: IpNetwork) -> tuple[str, str]:
+    """The first and last address of it but those that stand for the subnet or for all in it.
+
+    Without a range host-local leaves these out itself. Raises ValueError when it has no other.
+    """
+    of_all = 1 if subnet.version == 4 else 0
+    first = max(int(within[0]), int(subnet[0]) + 1)
+    last = min(int(within[-1]), int(subnet[-1]) - of_all)
+    if first > last:
+        raise ValueError(f"{within} has no address for a container")
+    kind = type(subnet[0])
+    return str(kind(first)), str(kind(last))
 
 
 def _address(new: NewNetwork, text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from lighter.daemon.content.whole import whole
 from lighter.daemon.network.attachments import Attachments
-from lighter.daemon.network.hostfiles import MAX_FILE_BYTES
+from lighter.daemon.network.hostfiles import rewrite
 from lighter.daemon.network.records import Attached, Record
 from lighter.daemon.network.specs import default_hostname
 
@@ -122,17 +122,7 @@ def _renew(path: str, text: bytes) -> None:
     # fcntl(2), F_SETLEASE.
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        # A container can write to it: one that has made it large has done so to itself.
-        old = os.pread(fd, MAX_FILE_BYTES + 1, 0)
-        if len(old) > MAX_FILE_BYTES:
-            return
-        new = renewed(old, text)
-        if new != old:
-            # First the bytes, then the end: who reads meanwhile never finds an empty file.
-            written = 0
-            while written < len(new):
-                written += os.pwrite(fd, new[written:], written)
-            os.ftruncate(fd, len(new))
+        rewrite(fd, lambda old: renewed(old, text))
     finally:
         os.close(fd)
 

@@ -46,6 +46,10 @@ class NetworkNamespaces:
         finally:
             os.close(fd)
 
+    async def without_ipv6(self, key: str) -> None:
+        """From now on interfaces in it have no IPv6 unless given one, as in those that are made."""
+        await self._worker.run({"job": "netns-no-ipv6", "path": self.path(key)}, ())
+
     async def remove(self, key: str) -> None:
         """Take it off; processes in it keep it until they end."""
         if self.exists(key):

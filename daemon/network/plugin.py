@@ -62,10 +62,25 @@ def find(kind: str, directories: Sequence[str]) -> str:
             continue
         if not stat.S_ISREG(info.st_mode) or not info.st_mode & 0o111:
             continue
-        if info.st_uid not in (0, os.geteuid()) or info.st_mode & stat.S_IWOTH:
+        if _others_may_change(info):
             raise FailedPrecondition(f"run CNI plugin {path}: others than root may change it")
+        for place in {directory, os.path.dirname(os.path.realpath(path))}:
+            if _others_may_change(os.stat(place)):
+                raise FailedPrecondition(
+                    f"run CNI plugin {path}: others than root may change {place}"
+                )
         return path
     raise NotFound(f"find CNI plugin {kind}: it is in none of {', '.join(directories)}")
+
+
+def _others_may_change(info: os.stat_result) -> bool:
+    """A file, or which files are in a directory; in a sticky one only their owner says that."""
+    if info.st_uid not in (0, os.geteuid()):
+        return True
+    if stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX:
+        return False
+    by_group = info.st_gid != 0 and bool(info.st_mode & stat.S_IWGRP)
+    return by_group or bool(info.st_mode & stat.S_IWOTH)
 
 
 async def call(

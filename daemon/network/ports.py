@@ -75,7 +75,10 @@ def _refused(port: Port, error: OSError) -> LighterError:
 
 def _socket(port: Port) -> socket.socket:
     family = socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET
-    made = socket.socket(family, _KINDS.get(port.protocol, socket.SOCK_STREAM))
-    # One that was closed a moment ago still holds its port against others, not against packets.
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kind = _KINDS.get(port.protocol, socket.SOCK_STREAM)
+    made = socket.socket(family, kind)
+    if kind == socket.SOCK_STREAM:
+        # One that was closed a moment ago still holds its port against others, not against packets.
+        # Of UDP it would let two have one port.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return made

@@ -63,7 +63,8 @@ class Record:
 
     `made`: the namespace is ours, not only its path; else `incarnation` may name the task that it
     is of. `token` marks its plugins' processes (plugin.py). `late`: its task makes the
-    namespace, and is not attached yet, nor to be started. `unreadable`: why nothing but its
+    namespace, and is not attached yet, nor to be started. `withdrawn` are ports that were published
+    in a network which it has left, for the next one. `unreadable`: why nothing but its
     key, and whose it is, is known; it is never written, and keeps what the key stands for.
     """
 
@@ -78,6 +79,7 @@ class Record:
     attached: tuple[Attached, ...] = ()
     ports: tuple[Port, ...] = ()
     late: bool = False
+    withdrawn: tuple[Port, ...] = ()
     unreadable: str = ""
 
     def attachment(self, one: Attached, *, gone: bool = False) -> Attachment:
@@ -100,6 +102,11 @@ class Record:
     def without(self, ifname: str) -> "Record":
         kept = tuple(other for other in self.attached if other.ifname != ifname)
         return replace(self, attached=kept)
+
+    @property
+    def publishes(self) -> bool:
+        """Whether a network of its has been asked to publish its ports."""
+        return any("portMappings" in one.capabilities for one in self.attached)
 
     def next_ifname(self) -> str:
         taken = {one.ifname for one in self.attached}
@@ -202,6 +209,7 @@ def _document(record: Record) -> dict[str, Any]:
         "incarnation": record.incarnation,
         "late": record.late,
         "ports": [vars(port) for port in record.ports],
+        "withdrawn": [vars(port) for port in record.withdrawn],
         "attached": [
             {
                 "network": one.network.as_json(),
@@ -230,6 +238,7 @@ def _record(key: str, document: dict[str, Any]) -> Record:
         incarnation=str(document.get("incarnation", "")),
         late=bool(document.get("late")),
         ports=tuple(_port(port) for port in document.get("ports", ())),
+        withdrawn=tuple(_port(port) for port in document.get("withdrawn", ())),
         attached=tuple(
             Attached(
                 network=configs.recorded(one["network"]),

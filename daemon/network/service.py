@@ -83,7 +83,7 @@ class NetworkService:
         late = bool(networks) and "id_root" in container.options
         fields: dict[str, Any] = {"made": not (request.container or late), "late": late}
         if networks:
-            fields["ports"] = ports.choose(request.ports, self._taken_ports())
+            fields["ports"] = ports.choose(request.ports, self.taken_ports())
         elif not request.container:
             fields["path"] = ""
         record = self._attachments.new(namespace, id_, **fields)
@@ -129,6 +129,8 @@ class NetworkService:
             await attachments.netns.remove(key)
             await attachments.netns.keep(key, entry.pid, attachments.cgroup_of(entry))
             networks = await asyncio.to_thread(self._networks, request)
+            if not _may_have_ipv6(request, networks):
+                await attachments.netns.without_ipv6(key)
             await self._add_all(key, request, networks)
             await self.write_files(key, request, container)
             await attachments.attached_late(key)
@@ -144,8 +146,7 @@ class NetworkService:
         if request.container:
             return await self._share(record, request.container)
         if networks:
-            ipv6 = bool(request.ip6) or any(network.may_have_ipv6 for network in networks)
-            await self._attachments.netns.make(key, ipv6=ipv6)
+            await self._attachments.netns.make(key, ipv6=_may_have_ipv6(request, networks))
             hit("network.netns-made")
         await self._add_all(key, request, networks)
         return await self.write_files(key, request, container)
@@ -197,10 +198,12 @@ class NetworkService:
         """(place in the container, path) of the files that were written for it."""
         return hostfiles.existing(self._attachments.directory(key))
 
-    def _taken_ports(self) -> Iterator[tuple[str, Port]]:
+    def taken_ports(self, but_of: str = "") -> Iterator[tuple[str, Port]]:
+        """Container and port, of all records but the one of this key."""
         for record in self._attachments.all():
-            for port in record.ports:
-                yield record.id, port
+            if record.key != but_of:
+                for port in record.ports:
+                    yield record.id, port
 
     async def released(self, key: str) -> None:
         """What was prepared is not needed; returns after a first try of undoing it."""
@@ -223,6 +226,10 @@ class NetworkService:
             await asyncio.shield(self.released(record.key))
             raise
         return record
+
+
+def _may_have_ipv6(request: NetworkRequest, networks: list[Network]) -> bool:
+    return bool(request.ip6) or any(network.may_have_ipv6 for network in networks)
 
 
 def _hostname(spec: bytes) -> str:

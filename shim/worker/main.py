@@ -43,6 +43,7 @@ JOBS: dict[str, Job] = {
     "look": pack.look,
     "mount": imagemount.mount,
     "netns": netns.make,
+    "netns-no-ipv6": netns.no_ipv6,
     "netns-remove": netns.remove,
     "pack": pack.run,
     "process": process.run,

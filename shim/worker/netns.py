@@ -1,8 +1,9 @@
-"""Jobs `netns` and `netns-remove`: a network namespace that is kept by a path on the host.
+"""Jobs `netns`, `netns-remove`, `netns-no-ipv6`: a network namespace that a path on the host keeps.
 
     {job: "netns", path, ipv6: bool} + [] → {}              a new one, with its loopback up
     {job: "netns", path} + [network namespace] → {}         one that is there already
     {job: "netns-remove", path} → {mounted: bool}
+    {job: "netns-no-ipv6", path} → {}       interfaces to come have no IPv6 unless given one
 
 A worker does it, since unshare(2) moves the thread that calls it: the manager never leaves its own
 namespace. What keeps the new one alive after this process is the mount.
@@ -73,6 +74,21 @@ def _no_ipv6() -> None:
         os.write(setting, b"1")
     finally:
         os.close(setting)
+
+
+def no_ipv6(job: dict[str, Any], _fds: list[int], _channel: Channel) -> dict[str, Any]:
+    """Raises NotFound and what else open(2), setns(2) say."""
+    path = str(job["path"])
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            linux.setns(fd, linux.CLONE_NEWNET)
+        finally:
+            os.close(fd)
+        _no_ipv6()
+    except OSError as err:
+        raise typed(err, f"set up network namespace {path}") from err
+    return {}
 
 
 def remove(job: dict[str, Any], _fds: list[int], _channel: Channel) -> dict[str, Any]:

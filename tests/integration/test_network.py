@@ -107,11 +107,15 @@ def test_ports_are_published_found_and_freed(net: NetworkedLighterd) -> None:
     run(net, "-p", "8080:80", "again")
 
 
-def test_a_port_of_a_hosts_program_is_refused(net: NetworkedLighterd) -> None:
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_port_of_a_hosts_program_is_refused(net: NetworkedLighterd, kind: str) -> None:
     net.write("10-a.conflist", net.bridge("a", "10.20.0.0/24"))
+    how = "SOCK_STREAM" if kind == "tcp" else "SOCK_DGRAM"
+    # As programs of UDP often do it, it lets others have its port too.
     program = (
-        "import socket, sys; s = socket.create_server(('', 8085)); print('on', flush=True);"
-        "sys.stdin.read()"
+        f"import socket, sys; s = socket.socket(type=socket.{how});"
+        "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('', 8085));"
+        f"{'s.listen();' if kind == 'tcp' else ''} print('on', flush=True); sys.stdin.read()"
     )
     listener = subprocess.Popen(
         ["nsenter", f"--net=/run/netns/{net.netns}", "/usr/bin/python3", "-I", "-c", program],
@@ -121,7 +125,7 @@ def test_a_port_of_a_hosts_program_is_refused(net: NetworkedLighterd) -> None:
     assert listener.stdin and listener.stdout
     with listener:
         assert listener.stdout.readline() == b"on\n"
-        refused = net.ctl("run", "-d", "-p", "8085:80", IMAGE, "web", "true")
+        refused = net.ctl("run", "-d", "-p", f"8085:80/{kind}", IMAGE, "web", "true")
         listener.stdin.close()
     assert "a process of the host has it" in refused.stderr.decode()
 
@@ -190,6 +194,15 @@ def test_sec_85_no_ipv6_where_none_is_configured(net: NetworkedLighterd) -> None
     run(net, "--network", "a", "one")
     links = inside(net, "one", "cat /proc/net/if_inet6").split("\n")
     assert [line.split()[-1] for line in links if line] == ["lo"]
+    # Nor in a namespace that the runtime has made.
+    net.base.chmod(0o711)  # mapped ids pass through it
+    maps = ("--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536")
+    run(net, *maps, "--network", "a", "mapped")
+    run(net, "bare")
+    net.ctl("network", "connect", "a", "bare", check=True)
+    for name in ("mapped", "bare"):
+        assert "10.20.0." in inside(net, name, "ip -o addr show eth0")
+        assert "eth0" not in inside(net, name, "cat /proc/net/if_inet6"), name
 
 
 def test_sec_83_a_containers_router_advertisement_changes_nothing(
@@ -333,8 +346,15 @@ def test_the_hosts_file_follows_a_connect(net: NetworkedLighterd) -> None:
     net.ctl("network", "connect", "b", "one", check=True)
     _, second = net.addresses_of("one")
     assert f"{second}\tone\n" in inside(net, "one", "cat /etc/hosts")
+    inside(
+        net, "one", "echo 192.0.2.1 mine >>/etc/hosts; echo nameserver 192.0.2.2 >/etc/resolv.conf"
+    )
     net.ctl("network", "disconnect", "b", "one", check=True)
-    assert second not in inside(net, "one", "cat /etc/hosts")
+    hosts = inside(net, "one", "cat /etc/hosts")
+    assert second not in hosts and hosts.endswith("192.0.2.1 mine\n")
+    net.ctl("network", "connect", "b", "one", check=True)
+    assert "192.0.2.1 mine\n" in inside(net, "one", "cat /etc/hosts")
+    assert inside(net, "one", "cat /etc/resolv.conf") == "nameserver 192.0.2.2\n"
 
 
 def test_containers_of_a_network_find_each_other_by_name(net: NetworkedLighterd) -> None:

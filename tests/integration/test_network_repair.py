@@ -221,6 +221,75 @@ def test_connected_again_it_has_its_ports_again(net: NetworkedLighterd) -> None:
     assert "--dport 8080" in net.host("iptables", "-t", "nat", "-S")
 
 
+def test_ports_of_a_network_that_is_left_are_free(net: NetworkedLighterd) -> None:
+    net.write("20-b.conflist", net.bridge("b", "10.21.0.0/24"))
+    run(net, "--network", "a", "-p", "8080:80", "one")
+    net.ctl("network", "disconnect", "a", "one", check=True)
+    assert net.ctl("port", "one", check=True).stdout == b""
+    run(net, "-p", "8080:80", "two")
+    refused = net.ctl("network", "connect", "b", "one")
+    assert b"container two has it" in refused.stderr
+    assert not net.addresses_of("one")
+    net.ctl("rm", "-f", "two", check=True)
+    net.restart()
+    net.ctl("network", "connect", "b", "one", check=True)
+    assert net.ctl("port", "one", check=True).stdout == b"80/tcp -> 0.0.0.0:8080\n"
+
+
+def test_a_network_is_left_by_whatever_word_it_was_asked_for(net: NetworkedLighterd) -> None:
+    for number, (flags, word) in enumerate(
+        (
+            (("--cni",), "a"),
+            (("-p", "8080:80"), "a"),
+            (("-p", "8080:80"), "default"),
+            (("--network", "a"), "default"),
+        )
+    ):
+        name = f"c{number}"
+        run(net, *flags, name)
+        again = net.ctl("network", "connect", "a", name)
+        assert b"already" in again.stderr, flags
+        net.ctl("network", "disconnect", word, name, check=True)
+        assert "eth0" not in inside(net, name, "ip -o link"), flags
+        assert net.ctl("network", "disconnect", word, name).returncode == 1, flags
+        net.ctl("restart", "-t", "0", name, check=True)
+        assert not net.addresses_of(name), flags
+
+
+def test_an_address_is_not_asked_of_another_network(net: NetworkedLighterd) -> None:
+    net.write("20-b.conflist", net.bridge("b", "10.21.0.0/24"))
+    run(net, "--network", "a", "--network", "b", "--ip", "10.20.0.9", "one")
+    net.ctl("network", "disconnect", "a", "one", check=True)
+    net.ctl("restart", "-t", "0", "one", check=True)
+    assert [one["network"] for one in net.task("one")["networks"]] == ["b"]
+
+
+def test_who_has_no_network_of_its_own_is_not_connected_stopped_either(
+    net: NetworkedLighterd,
+) -> None:
+    joined = f"/run/netns/{net.netns}"
+    for name, flags, cause in (
+        ("host", ("--net-host",), "the host's network"),
+        ("joined", ("--with-ns", f"net:{joined}"), joined),
+    ):
+        net.ctl("create", *flags, "--name", name, IMAGE, "sleep", "600", check=True)
+        refused = net.ctl("network", "connect", "a", name)
+        assert refused.returncode == 1 and cause in refused.stderr.decode()
+        net.ctl("start", name, check=True)
+        assert not net.addresses_of(name)
+
+
+def test_f56_an_address_is_free_when_nobody_has_it_any_more(net: NetworkedLighterd) -> None:
+    """Also where somebody has taken the namespace off its path."""
+    run(net, "--network", "a", "one")
+    (address,) = net.addresses_of("one")
+    (path,) = (net.state / "netns").glob("*")
+    subprocess.run(["umount", "-l", str(path)], check=True)
+    net.ctl("network", "disconnect", "a", "one", check=True)
+    assert not has_network(net, "one", address)
+    assert not list(net.addresses.glob(f"*/{address}"))
+
+
 def test_a_namespace_taken_off_its_path_is_kept_again(net: NetworkedLighterd) -> None:
     run(net, "--network", "a", "one")
     (address,) = net.addresses_of("one")

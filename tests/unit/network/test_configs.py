@@ -1,6 +1,7 @@
 """Which configurations there are, and which are refused with the reason."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,5 +139,17 @@ def test_plugins_are_found_in_the_order_of_the_directories(tmp_path: Path) -> No
     (tmp_path / "configured" / "lt-x").chmod(0o777)
     with pytest.raises(FailedPrecondition, match="others than root may change it"):
         plugin.find("lt-x", directories)
+    (tmp_path / "configured" / "lt-x").chmod(0o775)
+    assert plugin.find("lt-x", directories), "root's own group is root"
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "configured" / "lt-x", 0, 12345)
+        with pytest.raises(FailedPrecondition, match="others than root may change it"):
+            plugin.find("lt-x", directories)
+    (tmp_path / "configured" / "lt-x").chmod(0o755)
+    (tmp_path / "configured").chmod(0o777)
+    with pytest.raises(FailedPrecondition, match=f"may change {tmp_path}/configured"):
+        plugin.find("lt-x", directories)
+    (tmp_path / "configured").chmod(0o1777)
+    assert plugin.find("lt-x", directories), "in a sticky directory only its owner replaces it"
     with pytest.raises(LighterError, match="find CNI plugin lt-y"):
         Chain(directories, 1).check_plugins(network(type="lt-y"))

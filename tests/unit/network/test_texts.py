@@ -63,6 +63,43 @@ def test_hosts() -> None:
         hostfiles.hosts_text(request, [Result((Address("10.0.0.2/24"),))], "web")
 
 
+OWN, NEW = b"127.0.0.1 localhost\n10.0.0.2 web\n", b"127.0.0.1 localhost\n10.1.0.2 web\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "own", "new"),
+    [
+        (b"", None, NEW),
+        (OWN, OWN, NEW),
+        (
+            b"1.1.1.1 first\n" + OWN + b"2.2.2.2 last",
+            OWN,
+            b"1.1.1.1 first\n" + NEW + b"2.2.2.2 last",
+        ),
+        # Our lines are no longer as they were: what is left of them goes.
+        (b"10.0.0.2 web\n2.2.2.2 last\n", OWN, NEW + b"2.2.2.2 last\n"),
+        # Of the release before, which left no word of what was its own.
+        (OWN + b"2.2.2.2 last\n", None, NEW + b"10.0.0.2 web\n2.2.2.2 last\n"),
+    ],
+)
+def test_hosts_keep_what_the_container_wrote(old: bytes, own: bytes | None, new: bytes) -> None:
+    assert hostfiles.hosts_changed(old, own, NEW) == new
+    assert hostfiles.hosts_changed(new, NEW, NEW) == new
+
+
+def test_a_container_keeps_its_own_resolv_conf(tmp_path: Path) -> None:
+    def written(**request: Any) -> str:
+        hostfiles.write(str(tmp_path), NetworkRequest(**request), [RESULT], "web")
+        return (tmp_path / "resolv.conf").read_text()
+
+    assert written(dns=("10.0.0.1",)).startswith("nameserver 10.0.0.1\n")
+    assert written(dns=("10.0.0.2",)).startswith("nameserver 10.0.0.2\n")
+    (tmp_path / "resolv.conf").write_text("nameserver 10.9.9.9\n")
+    (tmp_path / "hostname").write_text("mine\n")
+    assert written(dns=("10.0.0.3",)) == "nameserver 10.9.9.9\n"
+    assert (tmp_path / "hostname").read_text() == "mine\n"
+
+
 def test_resolv_conf_is_the_callers_the_networks_or_the_hosts(tmp_path: Path) -> None:
     host = Resolver(("10.1.1.1",), ("host.example",), ("rotate",))
     assert hostfiles.resolver_of(NetworkRequest(), [RESULT], host) == Resolver(
@@ -113,6 +150,14 @@ def test_a_made_configuration_is_one() -> None:
         "rangeStart": "10.1.5.0",
         "rangeEnd": "10.1.5.255",
     }
+    for within, first, last in (
+        ("10.1.0.0/24", "10.1.0.1", "10.1.0.255"),
+        ("10.1.255.128/25", "10.1.255.128", "10.1.255.254"),
+    ):
+        edge = NewNetwork("n", subnets=("10.1.0.0/16",), ip_range=within)
+        plugin = made.configuration(edge, "10.77.0.0/16", [], "/a")["plugins"][0]
+        one = plugin["ipam"]["ranges"][0][0]
+        assert (one["rangeStart"], one["rangeEnd"]) == (first, last), "no address of all"
     assert len(bridge_name("a-very-long-name-of-a-network")) <= 15
     assert bridge_name("web") == "lt-web"
 
@@ -130,6 +175,8 @@ def test_a_made_configuration_is_one() -> None:
         NewNetwork("a", subnets=("10.1.0.1/24",)),
         NewNetwork("a", subnets=("10.1.0.0/24",), gateways=("10.2.0.1",)),
         NewNetwork("a", subnets=("10.1.0.0/24",), ip_range="10.2.0.0/24"),
+        NewNetwork("a", subnets=("10.1.0.0/24",), ip_range="10.1.0.0/32"),
+        NewNetwork("a", subnets=("10.1.0.0/24",), ip_range="10.1.0.255/32"),
         NewNetwork("a", mtu=20),
     ],
 )
