@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections import deque
 
 from lighter.ctl.resume import Resumption, resumption
 from lighter.proto import codec
@@ -21,8 +20,11 @@ from lighter.proto.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterator
     from typing import Any
+else:
+    from _collections import deque  # what `collections` brings besides takes a millisecond
 
 # A manager that lives answers its welcome long before this, so a probe is rarely made.
 PROBE_AFTER_S = 0.15

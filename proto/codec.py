@@ -8,8 +8,7 @@ code behind sees well-formed messages or none.
 
 from __future__ import annotations
 
-import msgpack
-
+from lighter.proto import packing
 from lighter.proto.compat import PROTOCOLS
 from lighter.proto.errors import ResourceExhausted
 
@@ -169,7 +168,7 @@ def encode(message: Message, version: int = VERSION) -> list[bytes]:
     libzmq would drop the connection of a too large message without a word, so it is refused here.
     """
     kind = _KIND_OF[type(message)]
-    body: bytes = msgpack.packb((kind, *message), use_bin_type=True)
+    body = packing.pack((kind, *message))
     if len(body) > MAX_MESSAGE_BYTES:
         raise ResourceExhausted(
             f"send {type(message).__name__.lower()}: {len(body)} bytes, "
@@ -207,26 +206,11 @@ def _unpack(body: bytes) -> Any:
     """One msgpack object, bounded in every direction (CVE-2026-32284 and its kind)."""
     if len(body) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"body of {len(body)} bytes")
-    size = len(body)
     try:
-        return msgpack.unpackb(
-            body,
-            raw=False,
-            strict_map_key=True,
-            ext_hook=_refuse_ext,
-            max_str_len=size,
-            max_bin_len=size,
-            max_array_len=min(size, MAX_ITEMS),
-            max_map_len=min(size, MAX_ITEMS),
-            max_ext_len=0,
-        )
-    # ValueError covers msgpack's format, stack and extra-data errors and bad UTF-8.
-    except (ValueError, TypeError, RecursionError, OverflowError, msgpack.UnpackException) as err:
+        return packing.unpack(body, MAX_ITEMS)
+    # Of ValueError are msgpack's format, stack and extra-data errors, and bad UTF-8.
+    except (ValueError, TypeError, RecursionError, OverflowError) as err:
         raise ProtocolError(f"not msgpack: {type(err).__name__}: {err}") from err
-
-
-def _refuse_ext(code: int, data: bytes) -> Any:
-    raise ValueError(f"ext type {code}")
 
 
 def _is_id(value: object) -> bool:

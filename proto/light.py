@@ -7,7 +7,7 @@ these otherwise. They do what our classes ask of them, and no more.
 
 from __future__ import annotations
 
-from operator import itemgetter
+from _operator import itemgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

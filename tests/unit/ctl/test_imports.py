@@ -23,7 +23,10 @@ LAUNCH = (
     f"import sys; sys.path.insert(0, {str(SITE)!r}); from lighter.ctl.__main__ import main; main()"
 )
 
-PROTO = ("calls", "codec", "compat", "dealer", "errors", "light", "paths", "version", "zmtp")
+PROTO = (
+    *("calls", "codec", "compat", "dealer", "errors", "light", "packing", "paths", "version"),
+    "zmtp",
+)
 EVERY_COMMAND = {
     *("lighter", "lighter.ctl", "lighter.ctl.__main__", "lighter.ctl.cli", "lighter.ctl.grammar"),
     *("lighter.ctl.reading", "lighter.ctl.connect", "lighter.ctl.resume", "lighter.proto"),
@@ -49,10 +52,10 @@ OF = {
 # Each of these costs milliseconds. `typing`, `re`, `socket` and `signal` (the last two by `enum`)
 # are what most of the standard library would bring.
 COSTLY = {
-    *("argparse", "asyncio", "click", "contextlib", "csv", "dataclasses", "enum", "functools"),
-    *("hashlib", "importlib.metadata", "inspect", "json", "logging", "pathlib", "re", "selectors"),
-    *("signal", "socket", "subprocess", "tempfile", "termios", "threading", "traceback", "typing"),
-    "zmq",
+    *("argparse", "asyncio", "click", "collections", "contextlib", "csv", "dataclasses"),
+    *("datetime", "enum", "functools", "hashlib", "importlib.metadata", "inspect", "json"),
+    *("logging", "msgpack", "operator", "pathlib", "re", "selectors", "signal", "socket"),
+    *("subprocess", "tempfile", "termios", "threading", "traceback", "typing", "zmq"),
 }
 
 
