@@ -397,7 +397,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         ),
         health=health,
         followers=_Followers(restarts, health, endings, removal),
-        settler=WorkerSettler(spawner, state, core.boot_id, config.runc_timeout_s),
+        settler=WorkerSettler(spawner, root.instance, state, core.boot_id, config.runc_timeout_s),
         network_of=core.network_of,
         attachments=attachments,
         endings=endings,

@@ -43,7 +43,7 @@ class Placement:
         if not self._scopes or self._refused:
             return []
         self._count += 1
-        name = f"lighter-shims-{self._instance}-{self._generation}"
+        name = f"{_scopes_of(self._instance)}{self._generation}"
         return scope_argv(f"{name}.scope" if self._count == 1 else f"{name}-{self._count}.scope")
 
     def started(self, pid: int, launcher: list[str]) -> None:
@@ -58,6 +58,18 @@ class Placement:
     def loaded(self) -> None:
         """A spawner serves. What stood in a scope's way may be over when the next is started."""
         self._refused = False
+
+
+def _scopes_of(instance: str) -> str:
+    """What the names of its scopes begin with."""
+    return f"lighter-shims-{instance}-"
+
+
+def is_place_of_shims(cgroup: str, instance: str) -> bool:
+    """Whether shims of this instance are born there, or below: one of its scopes, or by hand."""
+    by_hand, scope = shims_cgroup(instance), _scopes_of(instance)
+    # Below the place of an outer container the kernel's paths begin with that.
+    return f"{by_hand}/" in f"{cgroup}/" or f"/{scope}" in cgroup
 
 
 def under_systemd() -> bool:

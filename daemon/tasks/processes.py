@@ -8,6 +8,7 @@ import os
 import re
 import signal
 
+from lighter.daemon.placement import is_place_of_shims
 from lighter.daemon.tasks.entry import Entry
 
 MAX_ARGS_BYTES = 4096
@@ -120,19 +121,31 @@ def _args(pid: int) -> list[str]:
     return [part.decode(errors="replace") for part in raw.rstrip(b"\0").split(b"\0")]
 
 
-def end_session(leader: int) -> None:
+def end_session(leader: int, instance: str) -> None:
     """SIGKILL to what a dead shim has left in its session: runs of the runtime, which know nothing
     of its end. What runs in a container has a session of its own.
 
-    A session's id is not given to a process while the session lasts (credentials(7)), so if
-    `leader` names a living process it is another, with another session.
+    The shim may be dead for long, and a daemon of somebody else's have led a session by its pid and
+    have ended: only who is where shims of this instance are born is ended.
     """
-    if _is_alive(leader):
-        return
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(ProcessLookupError):
             if os.getsid(pid) == leader:
-                os.kill(pid, signal.SIGKILL)
+                _end_member(pid, leader, instance)
+
+
+def _end_member(pid: int, leader: int, instance: str) -> None:
+    """Raises ProcessLookupError when it is gone."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        # A session's id is not given to a process while the session lasts (credentials(7)): if
+        # `leader` names a living process, it is another, with another session.
+        if os.getsid(pid) != leader or _is_alive(leader):
+            return
+        if any(is_place_of_shims(path, instance) for _, _, path in cgroups_of(pid)):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
 
 
 def _is_alive(pid: int) -> bool:

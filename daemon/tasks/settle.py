@@ -29,8 +29,11 @@ MOST_S = 30.0  # for a runtime to delete what is dead already
 class WorkerSettler:
     """Settles a lost shim's task with a worker process and the runtime's own `delete --force`."""
 
-    def __init__(self, worker: Worker, state: State, boot_id: str, runtime_s: float) -> None:
+    def __init__(
+        self, worker: Worker, instance: str, state: State, boot_id: str, runtime_s: float
+    ) -> None:
         self._worker = worker
+        self._instance = instance
         self._state = state
         self._boot_id = boot_id
         self._runtime_s = min(runtime_s, MOST_S)
@@ -51,7 +54,7 @@ class WorkerSettler:
         # A runtime that outlived its shim would go on making what is freed here.
         shim = bundle.shim_record() or {}
         if shim.get("boot_id") == self._boot_id:
-            await asyncio.to_thread(processes.end_session, int(shim["pid"]))
+            await asyncio.to_thread(processes.end_session, int(shim["pid"]), self._instance)
         done = await self._run_worker(entry, job)
         if done["left"]:
             raise Unavailable(f"end {entry.what}: {all_alive(done['left'])}")
