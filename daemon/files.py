@@ -3,12 +3,15 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 
 from lighter.proto.faults import hit
 
 # open(2), as it is called here: nothing there, a link, a socket or a device without a driver.
 _IS_NO_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV))
+
+_TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")
 
 
 def write_whole(path: str, data: bytes, mode: int = 0o600, durable: bool = False) -> None:
@@ -34,6 +37,17 @@ def write_whole(path: str, data: bytes, mode: int = 0o600, durable: bool = False
         raise
     if durable:
         sync_directory(directory)
+
+
+def sweep(directory: str, of: str = "") -> None:
+    """Delete what `write_whole` left there when it was killed, `of` one file or of any.
+
+    Nobody may write there meanwhile.
+    """
+    for name in os.listdir(directory):
+        found = _TEMPORARY.fullmatch(name)
+        if found and (not of or found[1] == of):
+            remove(f"{directory}/{name}")
 
 
 def remove(path: str) -> None:

@@ -101,6 +101,7 @@ class Manager:
         async with AsyncExitStack() as undo:
             locks = [take_lock(self._root.lock), take_lock(self._state.lock)]
             undo.callback(remove_empty, self._root.instance)
+            files.sweep(self._state.dir)
             files.write_whole(self._state.pid_file, f"{os.getpid()}\n".encode(), 0o644)
             undo.callback(files.remove, self._state.pid_file)
             self._tell_ctl()

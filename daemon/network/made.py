@@ -250,7 +250,9 @@ def remove(network: Network) -> None:
             f"remove network {network.name}: ctl did not create it; delete {network.path}"
         )
     files.remove(network.path)
-    files.sync_directory(os.path.dirname(network.path))
+    directory, name = os.path.split(network.path)
+    files.sweep(directory, name)  # of a manager that was killed over an earlier create of it
+    files.sync_directory(directory)
 
 
 def is_ours(network: Network) -> bool:

@@ -39,6 +39,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["d"]
 
 
+def test_what_a_killed_write_has_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    others = {"f", "f.tmp", "f.0badcafe", "f.0BADCAFE.tmp", "f.0badcafe.tmp.x", ".0badcafe.tmp"}
+    for name in (*others, "f.0badcafe.tmp", "g.0badcafe.tmp"):
+        (tmp_path / name).touch()
+    files.sweep(str(tmp_path), "g")
+    assert set(os.listdir(tmp_path)) == {*others, "f.0badcafe.tmp"}
+    files.sweep(str(tmp_path))
+    assert set(os.listdir(tmp_path)) == others
+
+
 def test_a_directorys_mode_is_corrected(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "a" / "b"
     files.make_directory(str(path), 0o711)
