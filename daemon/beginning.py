@@ -1,27 +1,52 @@
 """The first thing that an instance's database is asked: whether it is all that there was."""
 
 import contextlib
+import logging
 import os
 import time
 
-from lighter.daemon import eventnumbers
+from lighter.daemon import eventnumbers, files
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.recovery import read_boot_id
 from lighter.proto.paths import Root, State
 
+log = logging.getLogger("lighter.beginning")
+
 LOST = "the database was not there, and containers or their files were"
+OLDER = "the database is an older copy of the one that was used before"
 
 
 def begin(db: Database, root: Root, state: State) -> int:
     """Count a start, and note with the first one when its database cannot be the first there was.
 
     Returns the generation. A shim heeds no lower one than it has seen, and outlives a database that
-    is lost: beside tasks, the first number is the time.
+    is lost, or replaced by an older copy: beside tasks, the first number is the time, and the last
+    one stands beside them too.
     """
     has_tasks = _has_entries(state.tasks)
     lost = has_tasks or _has_files(root)
     eventnumbers.begin(db, read_boot_id())
-    return db.raise_generation(int(time.time()) if has_tasks else 1, LOST if lost else "")
+    last = f"{state.dir}/generation"
+    generation = db.raise_generation(
+        int(time.time()) if has_tasks else 1,
+        LOST if lost else "",
+        seen=_read(last, root.instance),
+        older=OLDER,
+    )
+    try:
+        files.write_whole(last, f"{root.instance} {generation}\n".encode())
+    except OSError as err:  # it is needed only beside a database that somebody puts back
+        log.warning("note generation in %s: %s", last, err.strerror)
+    return generation
+
+
+def _read(path: str, instance: str) -> int:
+    """The generation that this instance has noted there; 0 for none."""
+    with contextlib.suppress(OSError, ValueError):
+        of, generation = (files.read_capped(path, 40) or b"").decode("ascii").split()
+        if of == instance:
+            return int(generation)
+    return 0
 
 
 def _has_files(root: Root) -> bool:

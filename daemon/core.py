@@ -75,6 +75,7 @@ class Core:
             store=self.task_store,
             supervisor=self.supervisor,
             bundle_of=self.bundle_of,
+            instance=root.instance,
             state=state,
             boot_id=self.boot_id,
         )

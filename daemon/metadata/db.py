@@ -184,20 +184,29 @@ class Database:
         rows = self.rows(sql, parameters)
         return rows[0] if rows else None
 
-    def raise_generation(self, first: int = 1, loss: str = "") -> int:
+    def raise_generation(
+        self, first: int = 1, loss: str = "", *, seen: int = 0, older: str = ""
+    ) -> int:
         """Count this start of a manager; the number is durable before it is returned.
 
         Of a database that has counted none: `first` is its number, and `loss` is noted with it.
+        One that has counted less than has been `seen` is an older copy: `older` is noted.
         """
         with self.durable_transaction() as tx:
-            if loss and not tx.execute("SELECT 1 FROM meta WHERE key = 'generation'").fetchone():
-                tx.execute("INSERT OR IGNORE INTO meta(key, value) VALUES('loss', ?)", (loss,))
             row = tx.execute(
-                "INSERT INTO meta(key, value) VALUES('generation', ?) ON CONFLICT(key) DO UPDATE"
-                " SET value = CAST(value AS INTEGER) + 1 RETURNING value",
-                (str(first),),
+                "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'generation'"
             ).fetchone()
-            return int(row[0])
+            counted = row[0] if row else first - 1
+            if row:
+                loss = older if counted < seen else ""
+            if loss:
+                tx.execute("INSERT OR IGNORE INTO meta(key, value) VALUES('loss', ?)", (loss,))
+            generation = max(counted, seen) + 1
+            tx.execute(
+                "INSERT OR REPLACE INTO meta(key, value) VALUES('generation', ?)",
+                (str(generation),),
+            )
+            return int(generation)
 
     @property
     def loss(self) -> str:

@@ -94,6 +94,7 @@ class Entry:
     killed_at: float | None = None  # when SIGKILL was sent to init
     execs: dict[str, Exec] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    hearsay: bool = False  # its row is of another incarnation: what it is, its shim will say
     orphan: bool = False  # found at a start, its create not done: nobody waits for it any more
     removed: asyncio.Event = field(default_factory=asyncio.Event)  # of one that removes itself
     cleaned: asyncio.Event = field(default_factory=asyncio.Event)

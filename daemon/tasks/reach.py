@@ -112,6 +112,17 @@ def find_process(record: Mapping[str, Any]) -> Child | None:
     return Child(int(record["pid"]), int(record["start"]), pidfd)
 
 
+def living_shims(instance: str) -> set[int]:
+    """Pids of all processes that are called as shims of this instance."""
+    title = f"lighter-shim --instance {instance} ".encode()
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+            if file.read(len(title)) == title:
+                found.add(int(name))
+    return found
+
+
 def kill_process(record: Mapping[str, Any]) -> None:
     """SIGKILL to the process of a shim's record, if it still lives."""
     found = find_process(record)

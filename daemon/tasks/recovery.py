@@ -17,7 +17,14 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.spawn import Child
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.reach import HELLO_S, find_process, is_alive, kill_process, kill_shim
+from lighter.daemon.tasks.reach import (
+    HELLO_S,
+    find_process,
+    is_alive,
+    kill_process,
+    kill_shim,
+    living_shims,
+)
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor, retries
@@ -29,6 +36,8 @@ from lighter.proto.names import check_name
 from lighter.proto.paths import State
 
 log = logging.getLogger("lighter.recovery")
+
+_KEPT = ("runtime", "cgroup")  # of a row's options: how to end what runs, whichever start it is of
 
 
 def read_boot_id() -> str:
@@ -46,6 +55,7 @@ class Recovery:
         store: TaskStore,
         supervisor: Supervisor,
         bundle_of: Callable[[str, str], Bundle],
+        instance: str,
         state: State,
         boot_id: str,
     ) -> None:
@@ -53,6 +63,7 @@ class Recovery:
         self._store = store
         self._supervisor = supervisor
         self._bundle_of = bundle_of
+        self._instance = instance
         self._state = state
         self._boot_id = boot_id
         self._tombstones: set[str] = set()
@@ -70,13 +81,15 @@ class Recovery:
             hit("recover.entry")
             self._recover(entry, bundle)
         self._recover_unrecorded(known)
+        self._drop_tombstones()
         self._remove_dead_sockets()
         return len(self._supervisor.entries)
 
     def _recover(self, entry: Entry, bundle: Bundle) -> None:
         entry.orphan = entry.state == states.CREATING or entry.is_abandoned
+        entry.hearsay = entry.from_hello and not entry.last_sequence
         try:
-            shim, process = self._find_shim(entry, bundle)
+            entry, shim, process = self._find_shim(entry, bundle)
         except (LighterError, OSError) as err:
             # Who took it for dead would end its container.
             log.error("find shim of %s: %s; trying on", entry.what, err)
@@ -124,13 +137,29 @@ class Recovery:
                     self._supervisor.on_loaded_closed(entry)
                 return
             with contextlib.suppress(LighterError, OSError):
-                shim, process = self._find_shim(entry, bundle)
+                entry, shim, process = self._find_shim(entry, bundle)
                 entry.unknown_from, entry.unknown_reason = None, ""
                 self._take_step(entry, bundle, shim, process)
                 return
 
-    def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[str, Child | None]:
-        """What is known of it, and its process when that lives."""
+    def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[Entry, str, Child | None]:
+        """What is known of it, and its process when that lives.
+
+        Whoever puts an older copy of the database back brings rows back that are of earlier starts:
+        in place of one whose container was started again since stands an entry of that start.
+        """
+        shim, process = self._find_its_own(entry, bundle)
+        if process is None:
+            record = bundle.shim_record() or {}
+            if self._is_of_later(entry, record) and (process := find_process(record)):
+                try:
+                    return self._replace(entry, bundle, record), states.SILENT, process
+                except BaseException:
+                    os.close(process.pidfd)
+                    raise
+        return entry, shim, process
+
+    def _find_its_own(self, entry: Entry, bundle: Bundle) -> tuple[str, Child | None]:
         if entry.boot_id != self._boot_id:
             return states.REBOOT, None
         record: Mapping[str, Any] = {"pid": entry.shim_pid, "start": entry.shim_start}
@@ -143,6 +172,31 @@ class Recovery:
             record = bundle.shim_record() or record
         process = find_process(record)
         return (states.SILENT if process is not None else states.DEAD), process
+
+    def _is_of_later(self, entry: Entry, record: Mapping[str, Any]) -> bool:
+        """Whether a shim's record is of another start, whose removal nobody has asked for."""
+        incarnation = record.get("incarnation", entry.incarnation)
+        return (
+            incarnation != entry.incarnation
+            and record.get("boot_id") == self._boot_id
+            and incarnation not in self._tombstones
+        )
+
+    def _replace(self, entry: Entry, bundle: Bundle, record: dict[str, Any]) -> Entry:
+        """The entry of a later start, which runs until its shim says what it does."""
+        log.warning(
+            "the row of %s is of an earlier start; shim %s lives", entry.what, record["pid"]
+        )
+        later = self._entry(bundle, record, states.RUNNING)
+        kept = {name: entry.options[name] for name in _KEPT if name in entry.options}
+        later.options = {**kept, "from_hello": True}
+        later.hearsay = True
+        with self._db.durable_transaction() as tx:
+            self._store.delete_execs(tx, entry)
+            self._store.save(tx, later)
+        self._supervisor.remove(entry)
+        self._supervisor.add(later)
+        return later
 
     def _recover_unrecorded(self, known: set[str]) -> None:
         """Bundles without a row: a delete or create was cut short, or the database lost."""
@@ -169,6 +223,18 @@ class Recovery:
                     kill_process(record)
                 if step != "wait":
                     self._supervisor.in_background(self._remove_bundle(bundle, record))
+
+    def _drop_tombstones(self) -> None:
+        """Of shims that ended while no manager was there. One that lives and has no task may be of
+        any of them, and says which when it connects.
+        """
+        if not self._tombstones:
+            return
+        entries = self._supervisor.entries.values()
+        with_task = {entry.shim_pid for entry in entries if entry.pidfd >= 0}
+        if living_shims(self._instance) <= with_task:
+            self._tombstones.clear()
+            self._store.prune_tombstones()
 
     def _remove_dead_sockets(self) -> None:
         """Sockets for runtimes whose shim died over them; a bound one stands in /proc/net/unix."""
@@ -219,12 +285,16 @@ class Recovery:
             self._supervisor.router.forget(peer.incarnation, "call shim: it is not adopted")
             return
         bundle = self._bundle_of(identity["namespace"], identity["id"])
-        taken = self._supervisor.entries.get((bundle.namespace, bundle.id))
-        if taken is not None:
-            log.error("shim %s is left alone: %s has another shim", peer.incarnation, taken.what)
+        entry = self._supervisor.entries.get((bundle.namespace, bundle.id))
+        if entry is None:
+            entry = self._entry(bundle, identity, identity["state"])
+            entry.options = {"from_hello": True}
+        elif entry.incarnation != peer.incarnation:
+            log.error("shim %s is left alone: %s has another shim", peer.incarnation, entry.what)
             return
-        entry = self._entry(bundle, identity, identity["state"])
-        entry.options = {"from_hello": True}
+        entry.state, entry.pid = identity["state"], identity["init_pid"]
+        entry.terminal = bool(identity.get("terminal"))
+        entry.hearsay = False
         with self._db.durable_transaction() as tx:
             self._store.save(tx, entry)
         self._supervisor.add(entry)

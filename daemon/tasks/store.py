@@ -14,6 +14,8 @@ from lighter.proto import states
 
 log = logging.getLogger("lighter.tasks")
 
+_EVER = (1 << 63) - 1
+
 
 class TaskStore:
     """Reads and writes the rows; transactions are the caller's, so that events join them."""
@@ -128,14 +130,17 @@ class TaskStore:
             (entry.incarnation, *key, time.time_ns()),
         )
 
+    def delete_execs(self, tx: sqlite3.Connection, entry: Entry) -> None:
+        tx.execute("DELETE FROM execs WHERE namespace = ? AND id = ?", (entry.namespace, entry.id))
+
     def delete_exec(self, tx: sqlite3.Connection, entry: Entry, exec_id: str) -> None:
         tx.execute(
             "DELETE FROM execs WHERE namespace = ? AND id = ? AND exec_id = ?",
             (entry.namespace, entry.id, exec_id),
         )
 
-    def prune_tombstones(self, before_ns: int) -> None:
-        """Drop those from before a time, that of the boot: no shim of theirs can be left."""
+    def prune_tombstones(self, before_ns: int = _EVER) -> None:
+        """Drop those from before a time, of which no shim is left: that of the boot, or all."""
         with self._db.fast_transaction() as tx:
             tx.execute("DELETE FROM tombstones WHERE at < ?", (before_ns,))
 

@@ -269,7 +269,7 @@ class Supervisor:
     def on_hello(self, peer: Peer) -> None:
         """A shim of ours is there, new or found again."""
         entry = self.by_incarnation.get(peer.incarnation)
-        if entry is None:
+        if entry is None or entry.hearsay:
             self.on_stranger(peer)
             return
         entry.peer = peer

@@ -163,6 +163,46 @@ def test_f53_without_a_database_running_containers_are_adopted(expendable: Light
     await_that(lambda: not lighterd.shims(), 20, "no shim is left")
 
 
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_f53_an_older_copy_of_the_database_ends_no_container(
+    expendable: Lighterd, restarts: int
+) -> None:
+    """The container was started again since the copy was made, and the manager too."""
+    lighterd = expendable
+    image = lighterd.import_busybox()
+    script = ["sh", "-c", "trap 'exit 6' TERM; while :; do wait; done"]
+    lives.begin(lighterd, image, "c", *script)
+    lives.begin(lighterd, image, "same", "sleep", "1000")
+    database = lighterd.root / "lighter.db"
+    copy = lighterd.base / "copy.db"
+    with closing(sqlite3.connect(database)) as opened, closing(sqlite3.connect(copy)) as to:
+        opened.backup(to)
+    lighterd.ctl("restart", "c", check=True)
+    pids = {name: lives.await_task(lighterd, name, "running")["pid"] for name in ("c", "same")}
+    for _ in range(restarts):
+        lighterd.restart()
+    lighterd.kill9()
+    missing(database)
+    shutil.copy(copy, database)
+    lighterd.start()
+    for name, pid in pids.items():
+        await_that(
+            lambda name=name, pid=pid: lives.task(lighterd, name).get("pid") == pid,
+            *(20, "it is adopted"),
+        )
+        assert lives.await_task(lighterd, name, "running")["pid"] == pid
+    assert ("older copy" in ask(lighterd, "system.health")["loss"]) is bool(restarts)
+    assert lighterd.ctl("exec", "c", "echo", "here", check=True).stdout == b"here\n"
+    ask(lighterd, "tasks.kill", id="c", exec_id="", signal=signal.SIGTERM, all=False)
+    assert ask(lighterd, "tasks.wait", id="c", exec_id="")["exit_status"] == 6
+    ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    # Rows that are back need no shim: it is started again as ever.
+    lighterd.ctl("start", "c", check=True)
+    lives.await_task(lighterd, "c", "running")
+    lighterd.ctl("rm", "-f", "c", "same", check=True)
+    await_that(lambda: not lighterd.shims(), 20, "no shim is left")
+
+
 @pytest.mark.parametrize(
     "record",
     [

@@ -5,7 +5,9 @@ that nobody expected.
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,12 +20,15 @@ from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.reach import living_shims
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 from lighter.proto.paths import Root, State
+from tests.harness import await_that
 
 pytestmark = pytest.mark.root
 
@@ -58,13 +63,24 @@ class Freeing:
         return False
 
 
+def buried(tx: sqlite3.Connection, incarnation: str) -> None:
+    tx.execute(
+        "INSERT INTO tombstones(incarnation, namespace, id, at) VALUES(?, 'default', 'c', ?)",
+        (incarnation, time.time_ns()),
+    )
+
+
+def start_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
 class Start:
     """A manager's tasks before and after its start, without shims that connect."""
 
     def __init__(self, directory: Path) -> None:
-        root, self.state = Root(str(directory / "root")), State(str(directory / "state"))
+        self.root, self.state = Root(str(directory / "root")), State(str(directory / "state"))
         os.makedirs(self.state.short_sockets)
-        self.bundle_of = partial(Bundle, self.state, root)
+        self.bundle_of = partial(Bundle, self.state, self.root)
         self.db = Database(str(directory / "db"))
         self.store = TaskStore(self.db)
         self.supervisor = Supervisor(self.db, self.store, EventLog(self.db), self.bundle_of)
@@ -77,20 +93,27 @@ class Start:
             store=self.store,
             supervisor=self.supervisor,
             bundle_of=self.bundle_of,
+            instance=self.root.instance,
             state=self.state,
             boot_id=read_boot_id(),
         )
+        self.supervisor.on_stranger = self.recovery.on_stranger
 
-    def record(self, boot_id: str = "") -> Bundle:
-        """A running task whose shim is gone, as the manager before has left it."""
+    def record(self, boot_id: str = "", state: str = states.RUNNING, **row: Any) -> Bundle:
+        """A task, running unless said, whose shim is gone, as the manager before has left it."""
         bundle = self.bundle_of("default", "c")
         bundle.write(b"{}", ME, "")
         os.unlink(bundle.claim(ME))
         Path(bundle.record).write_text(json.dumps({"incarnation": ME, "pid": 1, "start": 1}))
-        entry = Entry("default", "c", ME, states.RUNNING, "", boot_id or read_boot_id(), 1)
+        entry = Entry("default", "c", ME, state, "", boot_id or read_boot_id(), 1, **row)
         with self.db.fast_transaction() as tx:
             self.store.save(tx, entry)
         return bundle
+
+    def started_again(self, bundle: Bundle, incarnation: str) -> None:
+        """Since then; its shim, for which this process stands, lives."""
+        record = {"incarnation": incarnation, "pid": os.getpid(), "start": start_of(os.getpid())}
+        Path(bundle.record).write_text(json.dumps({**record, "boot_id": read_boot_id()}))
 
     def run(self) -> Entry:
         self.recovery.run()
@@ -98,10 +121,11 @@ class Start:
         return self.supervisor.entries["default", "c"]
 
     def said_hello(self, **identity: Any) -> None:
-        peer = self.router.peers[ME] = Peer(self.router, ME)
-        started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-        peer.identity = {**SAID, "pid": os.getpid(), "start": int(started), **identity}
-        self.recovery.on_stranger(peer)
+        me = identity.get("incarnation", ME)
+        peer = self.router.peers[me] = Peer(self.router, me)
+        peer.version = 1
+        peer.identity = {**SAID, "pid": os.getpid(), "start": start_of(os.getpid()), **identity}
+        self.supervisor.on_hello(peer)
 
 
 @pytest.fixture
@@ -180,6 +204,125 @@ def test_a_bundle_without_a_row_stays_while_it_cannot_be_read(start: Start) -> N
         start.supervisor.close()
 
     asyncio.run(work())
+
+
+LATER = "ffeeddccbbaa9988"
+OLD_ROWS: dict[str, dict[str, Any]] = {
+    "ran": {"shim_pid": 1, "shim_start": 1, "last_sequence": 3},
+    "was being created": {"state": states.CREATING},
+    "had ended": {"state": states.STOPPED, "exit": Exit(3, 1), "last_sequence": 9},
+    "was over": {"state": states.STOPPED, "exit": Exit(3, 1), "closed": True, "last_sequence": 9},
+    "ran before a reboot": {"boot_id": "an-earlier-boot", "last_sequence": 3},
+    "was being undone": {"options": {"abandoned": True, "runtime": "crun"}},
+}
+
+
+@pytest.mark.parametrize("row", OLD_ROWS.values(), ids=OLD_ROWS)
+def test_f53_a_row_of_an_older_copy_ends_no_later_start(start: Start, row: dict[str, Any]) -> None:
+    """Its container was started again after the copy was made, and runs."""
+    bundle = start.record(**row)
+    start.started_again(bundle, LATER)
+
+    async def work() -> None:
+        entry = start.run()
+        assert (entry.incarnation, entry.exit, entry.closed) == (LATER, None, False)
+        assert entry.options == {
+            **{key: value for key, value in row.get("options", {}).items() if key == "runtime"},
+            "from_hello": True,
+        }
+        assert entry.pidfd >= 0
+        start.said_hello(incarnation=LATER, state=states.PAUSED, init_pid=4711)
+        assert start.supervisor.entries["default", "c"] is entry
+        assert (entry.view().status, entry.pid) == (states.PAUSED, 4711)
+        await asyncio.sleep(0.1)
+        assert start.settler.freed == []
+        start.supervisor.close()
+
+    asyncio.run(work())
+    assert [(one.incarnation, one.state, one.pid) for one in start.store.load()] == [
+        (LATER, states.PAUSED, 4711)
+    ]
+
+
+def test_f53_a_later_start_that_has_not_told_is_asked_by_the_next_manager(start: Start) -> None:
+    bundle = start.record(last_sequence=3)
+    start.started_again(bundle, LATER)
+
+    async def work() -> None:
+        start.run()
+        start.supervisor.close()
+        start.supervisor.entries.clear()
+        start.supervisor.by_incarnation.clear()
+        entry = start.run()
+        start.said_hello(incarnation=LATER, state=states.STOPPED)
+        assert (entry.state, start.settler.freed) == (states.STOPPED, [])
+        start.supervisor.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("why", ["its shim is dead", "its delete was accepted", "before a reboot"])
+def test_a_later_start_that_is_over_is_not_waited_for(start: Start, why: str) -> None:
+    bundle = start.record(last_sequence=3)
+    start.started_again(bundle, LATER)
+    if why == "its delete was accepted":
+        with start.db.fast_transaction() as tx:
+            buried(tx, LATER)
+    else:
+        record = json.loads(Path(bundle.record).read_bytes())
+        record["start" if why == "its shim is dead" else "boot_id"] = 1
+        Path(bundle.record).write_text(json.dumps(record))
+
+    async def work() -> None:
+        entry = start.run()
+        await comes_true(lambda: entry.closed)
+        assert (entry.incarnation, start.settler.freed) == (ME, ["c"])
+        start.supervisor.close()
+
+    asyncio.run(work())
+
+
+@contextmanager
+def lighter_shim(instance: str) -> Iterator[int]:
+    """A process that is called as a shim of this instance."""
+    title = f"lighter-shim --instance {instance} --namespace default --id c"
+    with subprocess.Popen([title, "1000"], executable="/bin/sleep") as process:
+        try:
+            # An exec is told of before its arguments can be read.
+            await_that(lambda: process.pid in living_shims(instance), 20, "it is called so")
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_a_tombstone_goes_with_its_shim_though_no_manager_saw_that(start: Start) -> None:
+    with start.db.fast_transaction() as tx:
+        buried(tx, LATER)
+
+    async def work() -> None:
+        with lighter_shim(start.root.instance):
+            start.recovery.run()
+            assert start.store.tombstones() == {LATER}
+        with lighter_shim("another"):
+            start.recovery.run()
+            assert start.store.tombstones() == set()
+        start.supervisor.close()
+
+    asyncio.run(work())
+
+
+def test_shims_that_have_tasks_keep_no_tombstone(start: Start) -> None:
+    with lighter_shim(start.root.instance) as pid:
+        start.record(shim_pid=pid, shim_start=start_of(pid), last_sequence=1)
+        with start.db.fast_transaction() as tx:
+            buried(tx, LATER)
+
+        async def work() -> None:
+            assert start.run().pidfd >= 0
+            assert start.store.tombstones() == set()
+            start.supervisor.close()
+
+        asyncio.run(work())
 
 
 def test_a_shim_without_a_row_gets_one(start: Start) -> None:

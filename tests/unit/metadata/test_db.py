@@ -65,6 +65,17 @@ def test_a_loss_is_noted_with_the_first_generation_or_never(tmp_path: Path) -> N
     db.close()
 
 
+def test_f53_an_older_copy_goes_on_above_what_was_seen_and_is_noted(tmp_path: Path) -> None:
+    db = Database(str(tmp_path / "lighter.db"))
+    assert db.raise_generation(1, "lost", seen=0, older="older") == 1
+    db.accept_loss()
+    assert (db.raise_generation(1, "lost", seen=1, older="older"), db.loss) == (2, "")
+    assert (db.raise_generation(1, "lost", seen=7, older="older"), db.loss) == (8, "older")
+    db.accept_loss()
+    assert (db.raise_generation(1, "lost", seen=3, older="older"), db.loss) == (9, "")
+    db.close()
+
+
 def test_an_error_undoes_the_transaction(db: Database) -> None:
     with pytest.raises(ZeroDivisionError):
         with db.durable_transaction() as tx:
