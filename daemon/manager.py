@@ -47,6 +47,7 @@ from lighter.proto.version import VERSION
 
 if TYPE_CHECKING:
     from lighter.daemon.app import Services
+    from lighter.daemon.grpc.server import GrpcServer
     from lighter.daemon.reload import Reloader
     from lighter.daemon.snapshots.types import Snapshotter
 
@@ -155,7 +156,7 @@ class Manager:
         log.info("manager answers tasks=%d socket=%s", found, self._state.client_socket)
         core.spawner.start()
         services = await self._complete(core, server)
-        await self._serve_grpc(undo, services)
+        grpc_server = await self._serve_grpc(undo, services)
         # What is there now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -173,7 +174,9 @@ class Manager:
         in_background(services.freezing.recover(core.supervisor.entry))
         in_background(self._tidy(services))
         in_background(services.label_watch.run())
-        in_background(_keep_listening(server.listen_again, router.listen_again))
+        in_background(
+            _keep_listening(server.listen_again, router.listen_again, grpc_server.listen_again)
+        )
         await self._stopping.wait()
         await self._finish_removals(services.snapshotters)
         self._notifier.stopping()
@@ -205,7 +208,7 @@ class Manager:
         server.complete(methods)
         return services
 
-    async def _serve_grpc(self, undo: AsyncExitStack, services: "Services") -> None:
+    async def _serve_grpc(self, undo: AsyncExitStack, services: "Services") -> "GrpcServer":
         """Serve containerd's API too.
 
         grpc takes a tenth of a second to load, in which all else comes late: shims come back first,
@@ -233,6 +236,7 @@ class Manager:
             page = wiring.metric_server(services, counts)
             undo.push_async_callback(page.close)
             in_background(_keep_trying(page.start))
+        return server
 
     async def _finish_removals(self, snapshotters: "Mapping[str, Snapshotter]") -> None:
         """Let removals end while the database is open; the next start does the rest."""
@@ -374,12 +378,13 @@ async def _adopted(supervisor: Supervisor) -> None:
         await asyncio.sleep(SHIMS_FIRST_S / SHIMS_FIRST_LOOKS)
 
 
-async def _keep_listening(*listen_again: Callable[[], None]) -> None:
+async def _keep_listening(*listen_again: Callable[[], Awaitable[None] | None]) -> None:
     """A socket's file can be deleted under a server, which the kernel does not tell it."""
     while True:
         await asyncio.sleep(LOOK_AT_SOCKETS_S)
         for act in listen_again:
             try:
-                act()
+                if (under_way := act()) is not None:
+                    await under_way
             except (LighterError, OSError) as err:
                 log.error("listen again: %s", err)

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,6 +70,7 @@ class GrpcServer:
         self._watchers = watchers
         self._settings = settings
         self._servers: list[grpc.aio.Server] = []
+        self._path = ""
 
     async def start(self, path: str) -> None:
         """Listen at `path`, mode 0660. A stale socket is replaced, anything else refused.
@@ -90,7 +91,20 @@ class GrpcServer:
         finally:
             os.umask(mask)
         await self._serve(server, healthy)
+        self._path = path
         log.info("containerd's API is served socket=%s services=%d", path, len(self._services))
+
+    def listen_again(self) -> Awaitable[None] | None:
+        """Put the socket's file back if somebody deleted it; what it returns is to be waited for,
+        and raises FailedPrecondition.
+
+        A server of grpc listens to what it was told before its start: those who are connected keep
+        the one that they have, and new ones get another.
+        """
+        if not self._path or os.path.lexists(self._path):
+            return None
+        log.warning("socket %s was deleted; listening again", self._path)
+        return self.start(self._path)
 
     async def start_tcp(self, tls: Tls) -> None:
         """Listen for clients with certificates too. Raises FailedPrecondition, and may be tried

@@ -25,12 +25,37 @@ from lighter.proto.version import VERSION
 from tests.containerd import Containerd
 from tests.grpc.client import Api, code
 from tests.grpc.conftest import Ctr, run_ctr
-from tests.harness import Lighterd
+from tests.harness import Lighterd, await_that
+
+
+def access_of(path: str) -> tuple[int, int, int] | None:
+    """(mode, uid, gid) of a socket; None when nothing is there."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid
 
 
 def test_only_root_can_connect(lighterd: Lighterd) -> None:
-    found = os.stat(lighterd.grpc_address)
-    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o660, 0, 0)
+    assert access_of(lighterd.grpc_address) == (0o660, 0, 0)
+
+
+def test_f76_a_socket_that_was_deleted_is_put_back_and_connections_stay(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd().start()
+    path = lighterd.grpc_address
+    with Api(path) as before:
+        for _ in range(2):
+            before.call(namespaces_pb2, "Namespaces", "List")
+            os.unlink(path)
+            await_that(lambda: access_of(path) == (0o660, 0, 0), 30, "the socket is put back")
+            with Api(path) as after:
+                after.call(namespaces_pb2, "Namespaces", "List")
+    lighterd.restart()
+    with Api(path) as after:
+        after.call(namespaces_pb2, "Namespaces", "List")
 
 
 def test_the_configuration_says_where_and_for_whom(

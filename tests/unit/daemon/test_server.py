@@ -364,7 +364,7 @@ def test_the_calls_of_a_client_that_died_end_with_it(at: Setting) -> None:
     await_that(lambda: len(os.listdir("/proc/self/fd")) == len(before), 30, "nothing stays open")
 
 
-def test_a_socket_that_was_deleted_is_put_back_and_connections_stay(at: Setting) -> None:
+def test_f76_a_socket_that_was_deleted_is_put_back_and_connections_stay(at: Setting) -> None:
     path = Path(at.serving.address)
     with at.client() as client:
         path.unlink()

@@ -174,7 +174,7 @@ def test_any_frames_leave_the_router_serving(long_lived: Setting, frames: list[b
                 break
 
 
-def test_a_socket_that_was_deleted_is_put_back(at: Setting) -> None:
+def test_f76_a_socket_that_was_deleted_is_put_back(at: Setting) -> None:
     path = Path(at.serving.address)
     path.unlink()
     at.serving.do(at.router.listen_again)
