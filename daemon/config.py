@@ -5,21 +5,20 @@ when it was named. Unknown keys warn; a wrong type refuses the start, with file,
 Files of containerd's versions 1 and 2 are read too: what we take from them stands at the same
 place.
 
-The standard library's parser reads, since `toml` 0.10.2 takes much that is no TOML, refuses some
-that is, and needs seconds for nested brackets; `toml` writes.
+What it imports is read with it (configfiles.py). The standard library's parser reads, since `toml`
+0.10.2 takes much that is no TOML, refuses some that is, and needs seconds for nested brackets;
+`toml` writes.
 """
 
-import errno
 import ipaddress
 import logging
-import os
 import re
-import stat
-import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lighter.daemon import extensions
+from lighter.daemon.configfiles import VERSION, Source, gather, merged, place_of
 from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
 from lighter.daemon.extensions import ProxyPlugin, StreamProcessor
 from lighter.daemon.listening import check_pem, check_tcp, prefixed
@@ -31,8 +30,6 @@ from lighter.proto.errors import InvalidArgument
 log = logging.getLogger("lighter.config")
 
 DEFAULT_PATH = "/etc/lighter/config.toml"
-MAX_CONFIG_BYTES = 1 << 20
-VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 PLUGIN = "io.lighter.v1"
 MAX_LAYERS_AT_ONCE = 64
@@ -172,63 +169,26 @@ def load(path: str | None) -> Config:
     """
     name = path or DEFAULT_PATH
     try:
-        data = _read(name)
+        sources = gather(name)
     except FileNotFoundError as err:
         if path is None:
             return Config()
         raise InvalidArgument(f"read config {name}: {err.strerror}") from err
-    except OSError as err:
-        raise InvalidArgument(f"read config {name}: {err.strerror}") from err
     try:
-        text = data.decode("utf-8")
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as err:
-        reason, line = _reason_and_line(str(err), data)
-        raise InvalidArgument(f"read config {name}:{line}: {reason}") from err
-    except UnicodeDecodeError as err:
-        number = data.count(b"\n", 0, err.start) + 1
-        raise InvalidArgument(
-            f"read config {name}:{number}: byte {err.start} of the file is not UTF-8"
-        ) from err
-    except RecursionError as err:
-        raise InvalidArgument(f"read config {name}: it nests too deep") from err
-    try:
-        return parse(table, name)
+        return parse(merged(sources), name, sources)
     except InvalidArgument as err:
-        from lighter.daemon.configlines import line_of
-
         complaint = err.message.removeprefix(f"read config {name}: ")
-        at = line_of(text, complaint)
+        at = place_of(sources, complaint)
         if at is None:
             raise
-        raise InvalidArgument(f"read config {name}:{at}: {complaint}") from err
+        raise InvalidArgument(f"read config {at}: {complaint}") from err
 
 
-def _read(path: str) -> bytes:
-    """The bytes of a regular file of at most MAX_CONFIG_BYTES. Raises OSError."""
-    # Without NONBLOCK a FIFO in the file's place would hold the start for ever.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        data = os.read(fd, MAX_CONFIG_BYTES + 1)  # one call reads a regular file to its end
-    finally:
-        os.close(fd)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_CONFIG_BYTES} bytes")
-    return data
+def parse(table: dict[str, Any], name: str, sources: Sequence[Source] = ()) -> Config:
+    """Settings from a parsed file, or from what was merged of its `sources`.
 
-
-def _reason_and_line(message: str, data: bytes) -> tuple[str, int]:
-    """tomllib's "reason (at line 3, column 5)", or "reason (at end of document)", taken apart."""
-    found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", message)
-    if found and found[2]:
-        return found[1], int(found[2])
-    return message, len(data.splitlines())
-
-
-def parse(table: dict[str, Any], name: str) -> Config:
-    """Settings from a parsed file. Raises InvalidArgument for a wrong type or version."""
+    Raises InvalidArgument for a wrong type or version.
+    """
     version = table.get("version", VERSION)
     if type(version) is not int or version not in READABLE_VERSIONS:
         raise InvalidArgument(
@@ -252,8 +212,9 @@ def parse(table: dict[str, Any], name: str) -> Config:
     values["registry"] = registry_settings.parse(table, name)
     values["proxy_plugins"] = extensions.parse_proxy_plugins(table, name)
     values["stream_processors"] = extensions.parse_stream_processors(table, name)
-    for key in (*_unknown(table), *extensions.unknown(table)):
-        log.warning("config %s: key %s is not known and has no effect", name, key)
+    for file, its_own in [(one.name, one.table) for one in sources] or [(name, table)]:
+        for key in (*_unknown(its_own), *extensions.unknown(its_own)):
+            log.warning("config %s: key %s is not known and has no effect", file, key)
     return _checked(Config(**values), name)
 
 
@@ -383,6 +344,7 @@ def _at(table: dict[str, Any], place: tuple[str, ...], name: str) -> Any:
 
 _READ_ELSEWHERE = (
     ("version",),
+    ("imports",),
     registry_settings.PATH_PLACE,
     (extensions.PROXY_PLUGINS,),
     (extensions.STREAM_PROCESSORS,),

@@ -11,14 +11,20 @@ _ASSIGNMENT = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'|[ \t.])+?)\s*
 _WORD = re.compile(r"[A-Za-z0-9_-]+(?:[./:*-]+[A-Za-z0-9_-]+)*")
 
 
-def line_of(text: str, complaint: str) -> int | None:
-    """The line of the first key that the complaint names, or of the table that it is in."""
+def line_of(text: str, complaint: str, *, exactly: bool = False) -> int | None:
+    """The line of the first key that the complaint names, or of the table that it is in.
+
+    `exactly`: of the key that the complaint begins with, and of no other.
+    """
     keys = {key: line for line, key in reversed(list(_keys(text)))}
-    for word in _WORD.findall(complaint):
+    words = _WORD.findall(complaint)
+    for word in words[:1] if exactly else words:
         # A name alone is a key of the top: `level` may be a value's too.
         named = [key for key in keys if key == word or ("." in word and key.endswith(f".{word}"))]
         if named:
             return keys[min(named, key=lambda key: keys[key])]
+        if exactly:
+            continue
         above = [key for key in keys if word.startswith(f"{key}.")]
         if above:
             return keys[max(above, key=len)]

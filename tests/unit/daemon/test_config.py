@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lighter.daemon import config
 from lighter.daemon.config import Config, dump, load, parse
+from lighter.daemon.configfiles import MAX_CONFIG_BYTES
 from lighter.daemon.content.scheduler import Schedule
 from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto.errors import InvalidArgument
@@ -205,7 +206,7 @@ def test_what_is_no_file_is_refused_at_once(file: Path) -> None:
 def test_a_huge_file_is_not_read(file: Path) -> None:
     with file.open("wb") as out:
         out.truncate(100 << 20)
-    assert f"more than {config.MAX_CONFIG_BYTES} bytes" in refusal(file)
+    assert f"more than {MAX_CONFIG_BYTES} bytes" in refusal(file)
 
 
 def test_a_dump_reads_back_to_the_same() -> None:
