@@ -189,8 +189,13 @@ class Lighterd:
 
     def import_busybox(self, *, compressed: bool = False) -> str:
         """Import the test image; returns its name."""
-        archive = images.busybox_archive(compressed=compressed)
-        with self.client() as client, archive.open("rb") as file:
+        names = self.import_archive(images.busybox_archive(compressed=compressed))
+        assert images.REFERENCE in names, names
+        return images.REFERENCE
+
+    def import_archive(self, path: Path) -> list[str]:
+        """Import an image archive; returns the names of its images."""
+        with self.client() as client, path.open("rb") as file:
             stream = client.stream(
                 "images",
                 "import",
@@ -205,8 +210,8 @@ class Lighterd:
             )
             for _ in stream:
                 pass
-        assert images.REFERENCE in stream.result["images"], stream.result
-        return images.REFERENCE
+        found: list[str] = stream.result["images"]
+        return found
 
     def events(self, namespace: str = "default") -> list[dict[str, Any]]:
         """Those of this test until now, in their order."""

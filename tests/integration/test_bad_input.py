@@ -10,7 +10,7 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -327,15 +327,51 @@ def test_layers_that_lead_out_of_their_root(lighterd: Lighterd) -> None:
         assert os.stat("/etc/passwd").st_nlink == links, name
 
 
-def test_a_bomb_meets_the_disk_reserve_not_the_disk(lighterd: Lighterd) -> None:
-    """What is read stays within the archive's own size: a blob of zeros is hashed, then refused."""
-    bomb = gzip.compress(b"\0" * (256 << 20), 9)
-    before = rss_kib(lighterd.pid)
-    path = lighterd.base / "bomb.tar.gz"
-    path.write_bytes(bomb)
-    done = lighterd.ctl("images", "import", str(path))
-    assert done.returncode == FAILURE and done.stderr.startswith(b"ctl: "), done.stderr
-    assert rss_kib(lighterd.pid) - before < 64 << 10
+@pytest.fixture
+def small(make_lighterd: Callable[..., Lighterd]) -> Iterator[Lighterd]:
+    """An instance whose root is a file system of 64 MiB."""
+    lighterd = make_lighterd()
+    lighterd.root.mkdir(mode=0o700)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "lighter-test", str(lighterd.root)],
+        check=True,
+    )
+    try:
+        yield lighterd.start()
+    finally:
+        lighterd.stop()
+        subprocess.run(["umount", str(lighterd.root)], check=True)
+
+
+def bomb(size_bytes: int) -> bytes:
+    """A compressed image archive of a thousandth of that size, with one blob of so many zeros."""
+    piece = bytes(64 << 20)
+    begin = io.BytesIO()
+    with tarfile.open(fileobj=begin, mode="w") as opened:
+        for name, data in (("oci-layout", b"{}"), ("index.json", b'{"schemaVersion":2}')):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+        blob = tarfile.TarInfo(f"blobs/sha256/{'0' * 64}")
+        blob.size = size_bytes
+        header = blob.tobuf(tarfile.GNU_FORMAT)
+        length = opened.offset
+    members = gzip.compress(piece, 9) * (size_bytes // len(piece))
+    return gzip.compress(begin.getvalue()[:length] + header) + members + gzip.compress(bytes(1024))
+
+
+def test_a_bomb_meets_the_disk_reserve_not_the_disk(small: Lighterd) -> None:
+    """A blob that the disk has no room for is refused before its first byte is written."""
+    path = small.base / "bomb.tar.gz"
+    path.write_bytes(bomb(4 << 30))
+    assert path.stat().st_size < 8 << 20
+    before = rss_kib(small.pid)
+    with pytest.raises(errors.ResourceExhausted, match=r"bytes or more, \d+ are allowed"):
+        small.import_archive(path)
+    assert rss_kib(small.pid) - before < 64 << 10
+    assert os.listdir(small.root / "content/ingest") == []
+    # What has room is taken as before.
+    assert small.import_busybox()
 
 
 def rss_kib(pid: int) -> int:
