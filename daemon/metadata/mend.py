@@ -4,7 +4,9 @@
     lighter.db.damaged-<seconds>  what was found, with its -wal
 
 Rows that are gone would make whatever they named look like nobody's. So after a loss nothing is
-removed for that reason (see Database.loss) until an administrator has looked and accepted it.
+removed for that reason (see Database.loss) until an administrator has looked and accepted it. The
+new database says itself what is lost, from before it has its name. A mending that was broken off
+is begun anew, from what was set aside.
 """
 
 import logging
@@ -17,6 +19,7 @@ from contextlib import closing, suppress
 from lighter.daemon import files
 from lighter.daemon.metadata.db import Database
 from lighter.proto.errors import FailedPrecondition
+from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.database")
 
@@ -40,43 +43,65 @@ def damage(path: str) -> str:
 
 def open_database(path: str) -> Database:
     """The database at `path`, mended when it is damaged. Raises what Database raises."""
-    wrong = damage(path)
+    set_aside = _set_aside(path)
+    wrong = "its log was set aside" if set_aside else damage(path)
     loss = ""
     if wrong:
         log.error("database %s is damaged: %s", path, wrong)
-        loss = mend(path)
+        loss = mend(path, set_aside)
         log.error("database %s is mended; %s", path, loss or "nothing is lost")
     db = Database(path)
-    if loss:
+    if loss and not db.loss:  # of nothing that could be read there was no table to note it in
         db.note_loss(loss)
     return db
 
 
-def mend(path: str) -> str:
+def _set_aside(path: str) -> str:
+    """The copy that has the log which `path` lost to a mending that was broken off; or ""."""
+    log_is_there = os.path.exists(path + "-wal") and os.path.getsize(path + "-wal")
+    if log_is_there or not os.path.exists(path):
+        return ""
+    folder, name = os.path.split(path)
+    for other in os.listdir(folder):
+        if other.startswith(name + ".damaged-") and other.endswith("-wal"):
+            aside = f"{folder}/{other.removesuffix('-wal')}"
+            if os.path.exists(aside) and os.path.samefile(aside, path):
+                return aside
+    return ""
+
+
+def mend(path: str, set_aside: str = "") -> str:
     """Put a sound database in place of a damaged one; what was lost, "" when all could be read.
 
-    Raises FailedPrecondition when that cannot be done; then all is as it was.
+    `set_aside`: what an earlier try has moved away, to be read instead. Raises FailedPrecondition
+    when it cannot be done; then all is as it was.
     """
-    aside = f"{path}.damaged-{int(time.time())}"
+    aside = set_aside or f"{path}.damaged-{int(time.time())}"
     made = f"{path}.{os.urandom(4).hex()}"
     try:
         os.close(os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with closing(sqlite3.connect(made, isolation_level=None)) as new:
-            lost = _read_into(new, path)
-        for suffix in ("", "-wal"):
-            with suppress(FileNotFoundError):
-                os.link(path + suffix, aside + suffix)
+            loss = _read_into(new, set_aside or path, aside)
+        if not set_aside:
+            for suffix in ("", "-wal"):
+                with suppress(FileNotFoundError):
+                    os.link(path + suffix, aside + suffix)
+            files.sync_directory(os.path.dirname(path))
         for suffix in ("-wal", "-shm"):
             files.remove(path + suffix)
+        hit("mend.set-aside")
         os.rename(made, path)
         files.sync_directory(os.path.dirname(path))
+        hit("mend.renamed")
     except (OSError, sqlite3.Error) as err:
         files.remove(made)
         raise FailedPrecondition(f"mend database {path}: {err}") from err
-    return lost and f"{lost}; the damaged file is {aside}"
+    return loss
 
 
-def _read_into(new: sqlite3.Connection, path: str) -> str:
+def _read_into(new: sqlite3.Connection, path: str, aside: str) -> str:
+    """Copy what can be read, and note the loss with it; the loss."""
+    where = f"; the damaged file is {aside}"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as old:
         try:
             version = int(old.execute("PRAGMA user_version").fetchone()[0])
@@ -85,7 +110,7 @@ def _read_into(new: sqlite3.Connection, path: str) -> str:
                 " AND name NOT LIKE 'sqlite_%' ORDER BY type = 'index'"
             ).fetchall()
         except sqlite3.DatabaseError as err:
-            return f"nothing of it can be read ({err})"
+            return f"nothing of it can be read ({err}){where}"
         new.execute("BEGIN")
         for _name, _type, sql in made_by:
             new.execute(sql)
@@ -94,11 +119,14 @@ def _read_into(new: sqlite3.Connection, path: str) -> str:
         whole_numbers = _copy_numbers(old, new)
         dangling = _drop_dangling(new, tables)
         new.execute(f"PRAGMA user_version = {version}")
+        lost = [f"rows of {', '.join(torn)}"] if torn else []
+        lost += [f"{dangling} rows that name a lost one"] if dangling else []
+        lost += ["numbers were skipped"] if not whole_numbers else []
+        loss = f"lost: {'; '.join(lost)}{where}" if lost else ""
+        if loss and "meta" in tables:
+            new.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('loss', ?)", (loss,))
         new.execute("COMMIT")
-    lost = [f"rows of {', '.join(torn)}"] if torn else []
-    lost += [f"{dangling} rows that name a lost one"] if dangling else []
-    lost += ["numbers were skipped"] if not whole_numbers else []
-    return "lost: " + "; ".join(lost) if lost else ""
+    return loss
 
 
 def _copy(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> bool:

@@ -1,0 +1,62 @@
+"""Mending a damaged database, broken off at any step."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.mend import open_database
+from lighter.daemon.metadata.namespaces import NamespaceStore
+
+OPEN = (
+    "import sys; from lighter.daemon.metadata.mend import open_database; open_database(sys.argv[1])"
+)
+
+
+def damage(path: Path, in_the_log: str) -> None:
+    """A database whose page of events is none, with a namespace that stands in its log alone."""
+    db = Database(str(path))
+    db.raise_generation()
+    with db.durable_transaction() as tx:
+        tx.execute("INSERT INTO events(timestamp, namespace, topic, body) VALUES(0, 'n', 't', '')")
+    page_bytes = db.row("PRAGMA page_size")[0]  # type: ignore[index]
+    page = db.row("SELECT rootpage FROM sqlite_master WHERE name = 'events'")[0]  # type: ignore[index]
+    db.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+    pid = os.fork()
+    if pid == 0:
+        NamespaceStore(Database(str(path))).create(in_the_log)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert Path(f"{path}-wal").stat().st_size
+
+
+def open_until(path: Path, point: str) -> None:
+    """A process that opens it, and is killed there."""
+    environ = {**os.environ, "FAULT": f"{point}:abort"}
+    done = subprocess.run([sys.executable, "-c", OPEN, path], env=environ)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("point", ["mend.set-aside", "mend.renamed"])
+def test_f53_a_mending_that_is_broken_off_loses_nothing_more(tmp_path: Path, point: str) -> None:
+    """Neither what stood in the log alone, nor the word that rows are lost."""
+    path = tmp_path / "lighter.db"
+    damage(path, "in-the-log")
+    open_until(path, point)
+    db = open_database(str(path))
+    assert db.loss.startswith("lost: rows of events; the damaged file is ")
+    assert "in-the-log" in {one.name for one in NamespaceStore(db).list()}
+    assert db.check() == []
+    db.close()
+    aside = Path(db_aside := str(next(tmp_path.glob("lighter.db.damaged-*[0-9]"))))
+    assert aside.exists() and Path(f"{db_aside}-wal").exists()
+    again = open_database(str(path))
+    assert again.loss and len(list(tmp_path.glob("lighter.db.damaged-*[0-9]"))) == 1
+    again.close()
