@@ -74,9 +74,9 @@ class Stdio:
         return read_end, write_end
 
     def set_terminal(self, master: int, rows: int, cols: int) -> None:
-        """Use the terminal that the runtime has made and sent."""
-        self._master = os.dup(master)
+        """Use the terminal that the runtime has made and sent; takes the descriptor."""
         self._add_output(STDOUT, master)
+        self._master = os.dup(master)
         self._input = InputStream(self._loop, os.dup(master), True, self._buffer)
         if rows and cols:
             self.resize(rows, cols)
@@ -185,12 +185,14 @@ class Stdio:
 class ConsoleSocket:
     """Where the runtime sends the master of a new terminal (runc(8), --console-socket)."""
 
-    __slots__ = ("_listener", "_loop", "_master", "path")
+    __slots__ = ("_arrived", "_connections", "_fd", "_listener", "_loop", "path")
 
     def __init__(self, loop: Loop, path: str) -> None:
         self.path = path
         self._loop = loop
-        self._master = Future()
+        self._arrived = Future()
+        self._fd = -1
+        self._connections: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind(path)
         os.chmod(path, 0o600)
@@ -199,12 +201,19 @@ class ConsoleSocket:
 
     async def master(self, timeout_s: float) -> int:
         """The terminal's descriptor; the caller owns it. Raises DeadlineExceeded."""
-        master: int = await self._loop.within(self._master, timeout_s, "receive terminal")
+        await self._loop.within(self._arrived, timeout_s, "receive terminal")
+        master, self._fd = self._fd, -1
         return master
 
     def close(self) -> None:
+        """Listen no longer. A terminal that nobody has taken ends."""
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
+        for connection in list(self._connections):
+            self._drop(connection)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         try:
             os.unlink(self.path)
         except FileNotFoundError:
@@ -212,14 +221,30 @@ class ConsoleSocket:
 
     def _on_connection(self, _events: int) -> None:
         connection, _address = self._listener.accept()
-        with connection:
-            # The runtime sends right after it connects; a peer that does not is not waited for.
-            connection.settimeout(5)
-            try:
-                _name, fds, _flags, _from = socket.recv_fds(
-                    connection, 4096, 1, socket.MSG_CMSG_CLOEXEC
-                )
-            except OSError:
-                return
-        if len(fds) == 1:
-            self._master.set(fds[0])
+        connection.setblocking(False)
+        self._connections.append(connection)
+        self._loop.watch(connection.fileno(), READ, lambda _events: self._receive(connection))
+        self._receive(connection)  # it sends right after it connects: mostly it is there already
+
+    def _receive(self, connection: socket.socket) -> None:
+        """Take what a runtime has sent, if it has."""
+        try:
+            _name, fds, _flags, _from = socket.recv_fds(
+                connection, 4096, 1, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            fds = []
+        self._drop(connection)
+        for fd in fds:
+            if self._arrived.done:
+                os.close(fd)
+            else:
+                self._fd = fd
+                self._arrived.set()
+
+    def _drop(self, connection: socket.socket) -> None:
+        self._connections.remove(connection)
+        self._loop.unwatch(connection.fileno())
+        connection.close()
