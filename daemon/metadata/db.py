@@ -4,6 +4,10 @@
 is on disk. `fast` (synchronous=NORMAL) is for events and running states: a power cut may take the
 last commits, a crash of the manager takes none (https://www.sqlite.org/pragma.html#pragma_synchronous).
 
+The kernel tells of lost pages once, to one fsync, and then counts them as written (fsync(2), EIO).
+So after a failed write the log may have a hole before which nothing durable may be put: the next
+transaction first moves what it holds into the database and begins it anew.
+
 SQLite has one writer. Both connections belong to the loop's thread, so a transaction inside
 another would wait for itself: it is refused, and no `await` may stand inside one.
 """
@@ -63,6 +67,7 @@ class Database:
     def __init__(self, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:
         self.path = path
         self._inside = ""
+        self._is_log_suspect = False
         self._last: dict[str, int] = {}
         self.on_mutation: Callable[[], None] = lambda: None  # after each durable commit
         try:
@@ -145,6 +150,8 @@ class Database:
         self._inside = name
         self._reserve.check()
         try:
+            if self._is_log_suspect:
+                self._renew_log()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -155,9 +162,20 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as err:
+            if getattr(err, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                self._is_log_suspect = True
             raise _translated(err, f"write database {self.path}", self.path) from err
         finally:
             self._inside = ""
+
+    def _renew_log(self) -> None:
+        busy = self.durable.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise Unavailable(
+                f"write database {self.path}: its log had an error and cannot be begun anew, "
+                "somebody reads it"
+            )
+        self._is_log_suspect = False
 
     @contextmanager
     def durable_transaction(self) -> Iterator[sqlite3.Connection]:

@@ -19,8 +19,15 @@ class Reserve:
     def __init__(self, path: str, size_bytes: int = SIZE_BYTES) -> None:
         self._path = path
         self._size_bytes = size_bytes
-        self._is_held = os.path.exists(path)
+        self._is_held = self._is_there()
         self.check()
+
+    def _is_there(self) -> bool:
+        """Whether the file has its space: one that was only begun has its name alone."""
+        try:
+            return os.lstat(self._path).st_blocks * 512 >= self._size_bytes
+        except OSError:
+            return False
 
     def check(self) -> None:
         """Give the space up when a write would find none; take it again when there is plenty."""

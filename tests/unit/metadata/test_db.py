@@ -1,16 +1,19 @@
 """The database: transactions, migrations, what survives, what is refused."""
 
 import os
+import resource
 import signal
 import sqlite3
 import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.schema import MIGRATIONS, version_of
-from lighter.proto.errors import DataLoss, FailedPrecondition, Internal
+from lighter.proto.errors import DataLoss, FailedPrecondition, Internal, Unavailable
 
 NEXT = (*MIGRATIONS, "CREATE TABLE later(name TEXT)")
 
@@ -183,3 +186,61 @@ def test_check_finds_a_damaged_page(tmp_path: Path) -> None:
     damaged = Database(str(path))
     assert damaged.check() != []
     damaged.close()
+
+
+@contextmanager
+def files_end_at(size_bytes: int) -> Iterator[None]:
+    """Writes beyond it fail with an errno that SQLite has no word for (EFBIG): SQLITE_IOERR."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def fail_to_write(db: Database, *, durable: bool) -> None:
+    begin = db.durable_transaction if durable else db.fast_transaction
+    with files_end_at(1 << 20), pytest.raises(DataLoss, match="disk I/O error"):
+        with begin() as tx:
+            tx.execute("INSERT INTO meta VALUES('large', ?)", ("x" * (4 << 20),))
+
+
+@pytest.mark.parametrize("durable", [True, False], ids=["durable", "fast"])
+def test_f51_after_a_failed_write_nothing_is_put_behind_it_in_the_log(
+    db: Database, durable: bool
+) -> None:
+    """The log may have a hole there: what it holds moves into the database first."""
+    with db.fast_transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES('before', '1')")
+    fail_to_write(db, durable=durable)
+    log = Path(db.path + "-wal")
+    assert log.stat().st_size > 0
+    sizes: list[int] = []
+    db.durable.set_trace_callback(lambda sql: sizes.append(log.stat().st_size))
+    with db.durable_transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES('behind', '1')")
+    assert 0 in sizes, "the log was not begun anew"
+    db.durable.set_trace_callback(None)
+    with closing(sqlite3.connect(f"file:{db.path}?immutable=1", uri=True)) as without_log:
+        assert without_log.execute("SELECT 1 FROM meta WHERE key = 'before'").fetchone()
+    assert db.row("SELECT 1 FROM meta WHERE key = 'behind'") is not None
+    sizes.clear()
+    with db.durable_transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES('later', '1')")
+    assert log.stat().st_size > 0
+
+
+def test_f51_while_the_log_cannot_be_begun_anew_nothing_is_promised(db: Database) -> None:
+    with db.durable_transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES('before', '1')")
+    fail_to_write(db, durable=True)
+    db.durable.execute("PRAGMA busy_timeout = 10")
+    with closing(sqlite3.connect(db.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchall()
+        with pytest.raises(Unavailable, match="its log had an error"):
+            with db.durable_transaction() as tx:
+                tx.execute("INSERT INTO meta VALUES('behind', '1')")
+    with db.durable_transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES('behind', '1')")

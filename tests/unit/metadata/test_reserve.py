@@ -73,3 +73,10 @@ def test_a_database_opens_on_a_full_disk(disk: Path) -> None:
 def test_a_small_disk_is_left_alone(disk: Path) -> None:
     Reserve(str(disk / "reserve"), 20 << 20)
     assert not (disk / "reserve").exists()
+
+
+def test_a_reserve_that_was_only_begun_is_taken_again(disk: Path) -> None:
+    """Its maker was killed before it had its space."""
+    (disk / "reserve").touch()
+    Reserve(str(disk / "reserve"))
+    assert (disk / "reserve").stat().st_blocks * 512 == SIZE_BYTES
