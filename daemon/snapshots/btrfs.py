@@ -7,7 +7,6 @@ committed: btrfs leaves it out of snapshots, and it is deleted with the one it l
 
 import asyncio
 import logging
-from collections.abc import Mapping
 
 from lighter.daemon.snapshots import subvolumes
 from lighter.daemon.snapshots.disk import measure
@@ -49,22 +48,12 @@ class BtrfsSnapshotter(NativeSnapshotter):
         else:
             await asyncio.to_thread(subvolumes.create, path, "fs")
 
-    async def commit(
-        self,
-        namespace: str,
-        name: str,
-        key: str,
-        labels: Mapping[str, str] | None = None,
-        usage: Usage | None = None,
-        parent: str = "",
-    ) -> None:
-        await super().commit(namespace, name, key, labels, usage, parent)
-        path = self.files(self._rows.find("commit", namespace, name).number)
+    async def _sealed(self, row: Row) -> None:
         try:
-            await asyncio.to_thread(subvolumes.freeze, path)
+            await asyncio.to_thread(subvolumes.freeze, self.files(row.number))
         except OSError as err:
             # It is committed all the same: this only guards it against a mistake.
-            logger.warning("make snapshot %s read-only: %s", name, err)
+            logger.warning("make snapshot %s/%d read-only: %s", self.name, row.number, err)
 
     def _measured(self, row: Row) -> Usage:
         below = "" if row.parent is None else self.files(row.parent)

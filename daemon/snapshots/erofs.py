@@ -14,7 +14,6 @@ with an image that the next commit replaces, or a committed one whose old files 
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.events import EventLog
@@ -22,6 +21,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots import erofsimage
 from lighter.daemon.snapshots.disk import make_directory
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
+from lighter.daemon.snapshots.rows import Row
 from lighter.daemon.snapshots.types import LayerTarget, TreeRemover
 from lighter.daemon.types import Mount, Usage
 from lighter.proto.errors import FailedPrecondition, LighterError
@@ -64,20 +64,12 @@ class ErofsSnapshotter(OverlaySnapshotter):
         await self._mount_images(self._rows.chain(row.parent))
         return await super().layer_target(namespace, key)
 
-    async def commit(
-        self,
-        namespace: str,
-        name: str,
-        key: str,
-        labels: Mapping[str, str] | None = None,
-        usage: Usage | None = None,
-        parent: str = "",
-    ) -> None:
-        self._rows.check_absent("commit", namespace, name)
-        row = self._active("commit", namespace, key)
+    async def _seal(self, row: Row, usage: Usage | None) -> Usage | None:
         made = await erofsimage.make(self.files(row.number), self._image(row.number))
         hit("snapshot.image-made")
-        await super().commit(namespace, name, key, labels, usage or made, parent)
+        return usage or made
+
+    async def _sealed(self, row: Row) -> None:
         hit("snapshot.image-committed")
         try:
             await self._mount_images((row.number,))

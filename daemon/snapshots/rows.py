@@ -196,20 +196,30 @@ class SnapshotRows:
         self,
         namespace: str,
         name: str,
-        key: str,
+        row: Row,
         labels: Mapping[str, str],
         usage: Usage,
         parent: int | None,
     ) -> None:
-        """Make the active `key` the committed `name` on `parent` (a number; None: as it is).
+        """Make the active `row` the committed `name` on `parent` (a number; None: as it is).
 
-        Raises as `find` and `check_absent`.
+        What became of it since it was looked up counts: raises NotFound when it is not there as
+        such any more, FailedPrecondition when it is a container's, and as `check_absent`.
         """
         self.check_absent("commit", namespace, name)
-        row = self.find("commit", namespace, key)
-        if row.info.kind != ACTIVE:
-            raise FailedPrecondition(f"commit snapshot {key}: it is {row.info.kind}")
+        key = row.info.key
         with self._db.durable_transaction() as tx:
+            now = tx.execute(
+                "SELECT c.id FROM snapshots AS s LEFT JOIN containers AS c ON"
+                " (c.namespace, c.snapshotter, c.snapshot_key)"
+                " = (s.namespace, s.snapshotter, s.key)"
+                " WHERE s.number = ? AND s.kind = ? AND s.key = ?",
+                (row.number, ACTIVE, key),
+            ).fetchone()
+            if now is None:
+                raise NotFound(f"commit snapshot {key}: it has been removed or committed meanwhile")
+            if now["id"] is not None:
+                raise FailedPrecondition(f"commit snapshot {key}: container {now['id']} uses it")
             forget_leases(tx, row.number)
             tx.execute(
                 "UPDATE snapshots SET key = ?, kind = ?, labels = ?, size_bytes = ?, inodes = ?,"

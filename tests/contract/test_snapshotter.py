@@ -7,7 +7,9 @@ import shutil
 import signal
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.images.worker import read_files
 from lighter.daemon.leases import Leases
+from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
@@ -30,7 +33,7 @@ from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import MAX_MOUNT_DATA, OverlaySnapshotter
 from lighter.daemon.snapshots.subvolumes import create, freeze
 from lighter.daemon.snapshots.types import Snapshotter
-from lighter.daemon.types import Mount, Usage
+from lighter.daemon.types import Container, Mount, Usage
 from lighter.proto import faults
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lighter.proto.paths import Root
@@ -534,6 +537,57 @@ def test_f_61_500_layers_mount_and_one_more_names_the_limit(overlay: Place) -> N
     with pytest.raises(FailedPrecondition, match=r"501 layers .* 500 layers can be mounted"):
         overlay.run(overlay.snapshotter.prepare(NS, "more", "l500"))
     assert len(overlay.directories()) == 502
+
+
+def commit_while(place: Place, meanwhile: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Commit "work", and do something else while its files are synced: threads wait for that."""
+
+    async def steps() -> None:
+        go = threading.Event()
+        with ThreadPoolExecutor(1) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            threads.submit(go.wait)
+            commit = asyncio.ensure_future(place.snapshotter.commit(NS, "base", "work"))
+            async with place.snapshotter._sweeping:  # no file goes before the commit is over
+                try:
+                    await asyncio.sleep(0)
+                    await meanwhile()
+                finally:
+                    go.set()
+                    await asyncio.wait([commit])
+            await place.snapshotter.sweep()
+            await commit
+
+    asyncio.run(steps())
+
+
+def test_a_commit_is_of_the_snapshot_that_was_meant(overlay: Place) -> None:
+    """F50: another one that has its key by then was never synced."""
+    overlay.run(overlay.snapshotter.prepare(NS, "work"))
+    Path(overlay.snapshotter.files(1), "file").touch()  # its directory goes in the background
+
+    async def exchange() -> None:
+        await overlay.snapshotter.remove(NS, "work")
+        await overlay.snapshotter.prepare(NS, "work")
+
+    with pytest.raises(NotFound, match="commit snapshot work: it has been removed"):
+        commit_while(overlay, exchange)
+    rows = overlay.db.rows("SELECT key, kind FROM snapshots")
+    assert [tuple(row) for row in rows] == [("work", "active")]
+
+
+def test_a_container_that_takes_a_snapshot_while_it_is_committed_keeps_its_root(
+    overlay: Place,
+) -> None:
+    overlay.run(overlay.snapshotter.prepare(NS, "work"))
+
+    async def take() -> None:
+        ContainerStore(overlay.db).create(
+            Container(NS, "c", "", "runc", "overlayfs", "work", b"", {}, {}, 0, 0)
+        )
+
+    with pytest.raises(FailedPrecondition, match="commit snapshot work: container c uses it"):
+        commit_while(overlay, take)
 
 
 def test_a_root_that_mount_options_cannot_name_is_refused(tmp_path: Path) -> None:
