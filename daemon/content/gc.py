@@ -152,6 +152,8 @@ class Collector:
 
     def preview(self, namespace: str) -> Collected:
         """What `collect` would remove now."""
+        if self._db.loss:
+            return Collected((), ())
         connection = self._db.durable
         unneeded = self._unneeded(connection, namespace)
         return _collected(unneeded, _freed(connection, namespace, unneeded))

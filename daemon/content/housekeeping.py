@@ -84,7 +84,8 @@ class Housekeeping:
                 pause_s += collected.pause_s
             except LighterError as err:
                 failure = failure or err
-        await self._ingests.expire(self._leases.ingests())
+        if not self._db.loss:  # a lost row may have held any
+            await self._ingests.expire(self._leases.ingests())
         if failure:
             raise failure
         return pause_s
@@ -105,7 +106,7 @@ class Housekeeping:
     async def prune(self, *, dry_run: bool) -> list[Pruned]:
         """Collect now, or tell what that would remove; namespaces without any are left out."""
         leased = self._leases.ingests()
-        idle = self._ingests.idle(leased)
+        idle = () if self._db.loss else self._ingests.idle(leased)
         pruned = []
         for namespace in [one.name for one in self._namespaces.list()]:
             if dry_run:
@@ -117,7 +118,7 @@ class Housekeeping:
                 refs = tuple(status.ref for status in own)
                 size_bytes = sum(status.offset for status in own)
                 pruned.append(Pruned(namespace, collected, refs, size_bytes))
-        if not dry_run:
+        if not dry_run and not self._db.loss:
             await self._ingests.expire(leased)
         return pruned
 

@@ -1,4 +1,4 @@
-"""The bytes that a caller has open, a file or a pipe, in pieces and off the loop."""
+"""The bytes of a file or pipe that is open, in pieces and off the loop."""
 
 import asyncio
 import os
@@ -7,31 +7,12 @@ from collections.abc import AsyncGenerator
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.whole import whole
-from lighter.proto.errors import InvalidArgument
 
 _CHUNK_BYTES = 1 << 20
 
 
-def open_source(verb: str, path: str, pid: int) -> int:
-    """A descriptor of our own of what process `pid` names as `/proc/<pid>/fd/<n>`, not blocking.
-
-    Raises InvalidArgument for another path, and for what is neither a file nor a pipe.
-    """
-    if not path.startswith(f"/proc/{pid}/fd/") or "/.." in path:
-        raise InvalidArgument(f"{verb} {path}: it is no descriptor of process {pid}")
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-    except OSError as err:
-        raise InvalidArgument(f"{verb} {path}: {err.strerror}") from err
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
-        os.close(fd)
-        raise InvalidArgument(f"{verb} {path}: it is neither a file nor a pipe")
-    return fd
-
-
 async def chunks(fd: int, what: str) -> AsyncGenerator[bytes, None]:
-    """All bytes of a descriptor of `open_source`, from its start; a pipe may be idle for long."""
+    """All bytes of a file from its start, or of a non-blocking pipe, which may be idle for long."""
     is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
     while True:
         try:

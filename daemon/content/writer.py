@@ -158,7 +158,13 @@ class Writer:
             await self._owner.drop(self)
             raise from_os(f"commit ingest {self.ref}", err) from err
         hit("ingest.synced")
-        await content.adopt(self.namespace, self.path, digest, self.offset, labels)
+        # From its rename on the file is content, whatever becomes of the record.
+        self._shut = "its commit was begun, and broke off"
+        try:
+            await content.adopt(self.namespace, self.path, digest, self.offset, labels)
+        except InvalidArgument:  # for its labels, before anything was done
+            self._shut = ""
+            raise
         self._shut = "it has been committed"
         hit("ingest.adopted")
         await self._owner.drop(self)

@@ -1,24 +1,26 @@
 """Methods about content and leases: maps in, the store's and its ingests' calls, maps out."""
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import Ingests
-from lighter.daemon.content.source import chunks, open_source
+from lighter.daemon.content.source import chunks
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.writer import Writer
 from lighter.daemon.leases import CONTENT, Leases
 from lighter.daemon.rpc.fields import Fields
+from lighter.daemon.rpc.handed import open_source
 from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.types import ContentInfo
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import AlreadyExists, DataLoss, OutOfRange
+from lighter.proto.errors import AlreadyExists, DataLoss, NotFound, OutOfRange
 from lighter.proto.names import check_name
 
 Body = Mapping[str, Any]
@@ -53,12 +55,15 @@ def content_methods(
         with collector.pin() as pin:
             pin.content(namespace, digest)
             fd = content.open(namespace, digest)
+            hashed = None if offset else hashlib.sha256()
             try:
-                while data := await asyncio.to_thread(os.pread, fd, READ_BYTES, offset):
+                while data := await asyncio.to_thread(_piece, fd, offset, hashed):
                     offset += len(data)
                     yield {"data": data}
             finally:
                 os.close(fd)
+            if hashed is not None and hashed.hexdigest() != Digest.parse(digest).hex:
+                raise DataLoss(f"read content {digest}: its bytes have another digest")
         yield Result({})
 
     async def ingest(call: Call, body: Body) -> AsyncIterator[Any]:
@@ -71,7 +76,7 @@ def content_methods(
             Digest.parse(expected)
         if lease:
             leases.get(namespace, lease)
-        source = open_source("ingest", fields.needed("source"), call.pid)
+        source = open_source("ingest", fields.needed("source"), call.pid, blocking=False)
         try:
             try:
                 writer = await ingests.open(
@@ -98,7 +103,8 @@ def content_methods(
                         except AlreadyExists:
                             existed = True
             except (DataLoss, OutOfRange):
-                await ingests.abort(namespace, ref)  # no rest makes these bytes the right ones
+                with suppress(NotFound):  # what the disk has lost is gone already
+                    await ingests.abort(namespace, ref)  # no rest makes these bytes the right ones
                 raise
         finally:
             os.close(source)
@@ -166,6 +172,13 @@ def content_methods(
         "content.why": Method(unary=why),
         "content.prune_references": Method(unary=prune_references),
     }
+
+
+def _piece(fd: int, offset: int, hashed: "hashlib._Hash | None") -> bytes:
+    data = os.pread(fd, READ_BYTES, offset)
+    if hashed is not None:
+        hashed.update(data)
+    return data
 
 
 async def _copy(

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import stat
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 from lighter.daemon.images.progress import Progress
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.rpc.fields import Fields
+from lighter.daemon.rpc.handed import open_target
 from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.types import Mount
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import InvalidArgument
 from lighter.proto.names import check_name
 
 Body = Mapping[str, Any]
@@ -72,8 +71,9 @@ def snapshot_methods(snapshots: SnapshotService, images: ImageService) -> dict[s
         lower = fields.text("lower")
         if fields.flag("parent"):
             lower = (await snapshots.get(namespace, snapshotter, key)).parent
-        target = _open_target(fields.needed("target"), call.pid)
+        target = open_target("write", fields.needed("target"), call.pid, append=True)
         try:
+            os.set_blocking(target, True)
             return await snapshots.diff(
                 namespace, snapshotter, (lower, key), target, fields.text("compression")
             )
@@ -123,23 +123,6 @@ def _which(call: Call, method: str, body: Body) -> tuple[str, str, str]:
     """(namespace, snapshotter, key) that a request is about."""
     fields = Fields(f"snapshots.{method}", body)
     return _namespace(call), fields.text("snapshotter"), fields.needed("key")
-
-
-def _open_target(path: str, pid: int) -> int:
-    """A file or pipe that the caller has open, to append to. The caller closes the result."""
-    if not path.startswith(f"/proc/{pid}/fd/") or "/.." in path:
-        raise InvalidArgument(f"write {path}: it is no descriptor of process {pid}")
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-    try:
-        fd = os.open(path, flags)
-    except OSError as err:
-        raise InvalidArgument(f"write {path}: {err.strerror}") from err
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
-        os.close(fd)
-        raise InvalidArgument(f"write {path}: it is neither a file nor a pipe")
-    os.set_blocking(fd, True)
-    return fd
 
 
 def _mounts(mounts: tuple[Mount, ...]) -> dict[str, Any]:

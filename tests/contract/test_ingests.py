@@ -15,6 +15,7 @@ import pytest
 from lighter.daemon.clock import Clock
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
+from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.content.ingests import EXPIRE_S, Ingests
 from lighter.daemon.content.store import SHAREABLE_LABEL, ContentStore
 from lighter.daemon.content.writer import Writer
@@ -22,15 +23,19 @@ from lighter.daemon.events import EventLog
 from lighter.daemon.leases import INGESTS, Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.rpc.content_handlers import content_methods
+from lighter.daemon.rpc.server import Call
 from lighter.proto import faults
 from lighter.proto.errors import (
     AlreadyExists,
     DataLoss,
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     NotFound,
     Unavailable,
 )
+from lighter.proto.paths import Root
 
 NS = "default"
 DATA = b"first half, second half"
@@ -309,6 +314,111 @@ def test_f51_a_failed_fsync_is_a_failed_commit_and_its_pages_are_not_trusted_aga
             assert writer.offset == 0
 
     run(steps())
+
+
+def test_f51_who_sends_is_told_of_the_disk_and_not_that_there_is_no_ingest(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ingest is gone by then; that its removal finds none is no answer."""
+    collector = Collector(place.db, place.log, place.content, {})
+    methods = content_methods(place.content, place.ingests, Leases(place.db), collector)
+    ingest = methods["content.ingest"].stream
+    assert ingest is not None
+    real = os.fsync
+
+    def fails(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/data"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    async def steps() -> None:
+        (tmp_path / "sent").write_bytes(DATA)
+        with (tmp_path / "sent").open("rb") as sent:
+            body = {"ref": "r", "source": f"/proc/{os.getpid()}/fd/{sent.fileno()}"}
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "fsync", fails)
+                with pytest.raises(DataLoss, match="commit ingest r: Input/output error"):
+                    async for _ in ingest(Call(NS, os.getpid(), 0), body):
+                        pass
+
+    run(steps())
+    assert place.directories() == []
+
+
+def test_a_commit_that_broke_off_leaves_a_writer_that_cannot_change_content(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has its name in the store already; what fails is the record."""
+    monkeypatch.setattr(faults._faults, "plan", {"import.blob-renamed": ("error", 0)})
+    monkeypatch.setattr(faults._faults, "passes", {})
+
+    async def steps() -> None:
+        async with await place.ingests.open(NS, "r") as writer:
+            await writer.write(DATA)
+            with pytest.raises(Internal, match="blob-renamed"):
+                await writer.commit(len(DATA), DIGEST)
+            assert place.blobs() == [DIGEST.hex]
+            for attempt in (writer.write(b"x"), writer.truncate(0), writer.commit(0, "")):
+                with pytest.raises(FailedPrecondition, match="its commit was begun"):
+                    await attempt
+
+    run(steps())
+    monkeypatch.undo()
+    run(place.commit())
+    assert place.read() == DATA
+
+
+def test_labels_that_are_refused_leave_the_ingest_to_be_committed_with_others(place: Place) -> None:
+    async def steps() -> None:
+        async with await place.ingests.open(NS, "r") as writer:
+            await writer.write(DATA)
+            with pytest.raises(InvalidArgument):
+                await writer.commit(len(DATA), DIGEST, {"x" * 5000: ""})
+            await writer.commit(len(DATA), DIGEST, {"a": "b"})
+
+    run(steps())
+
+
+def test_f53_after_a_loss_no_ingest_goes_for_its_age(place: Place) -> None:
+    """The lease that held it may be among the rows that are lost."""
+    collector = Collector(place.db, place.log, place.content, {})
+    housekeeping = Housekeeping(
+        Root(str(place.root)),
+        place.db,
+        place.namespaces,
+        collector,
+        place.ingests,
+        Leases(place.db),
+    )
+    run(place.write(DATA[:HALF]))
+    (directory,) = place.directories()
+    os.utime(directory / "data", (0, 0))
+    place.db.note_loss("lost: rows of leases")
+    run(housekeeping.collect())
+    assert run(housekeeping.prune(dry_run=True)) == run(housekeeping.prune(dry_run=False)) == []
+    assert place.directories() == [directory]
+    place.db.accept_loss()
+    run(housekeeping.collect())
+    assert place.directories() == []
+
+
+def test_f50_content_of_other_bytes_is_read_as_broken(place: Place) -> None:
+    run(place.commit())
+    path = Path(place.content.path(DIGEST))
+    path.chmod(0o600)
+    path.write_bytes(DATA[:-1] + b"X")
+    collector = Collector(place.db, place.log, place.content, {})
+    methods = content_methods(place.content, place.ingests, Leases(place.db), collector)
+    read = methods["content.read"].stream
+    assert read is not None
+
+    async def steps(offset: int) -> None:
+        async for _ in read(Call(NS, os.getpid(), 0), {"digest": DIGEST, "offset": offset}):
+            pass
+
+    with pytest.raises(DataLoss, match=f"read content {DIGEST}: its bytes have another digest"):
+        run(steps(0))
+    run(steps(1))  # a part proves nothing
 
 
 def test_after_a_commit_the_writer_cannot_change_what_is_content(place: Place) -> None:

@@ -376,6 +376,26 @@ def test_f76_another_user_is_refused_even_when_the_sockets_mode_was_changed(
         assert member.returncode == 0, member.stderr
 
 
+def test_a_file_that_a_caller_may_only_read_is_written_by_no_request(
+    lighterd: Lighterd, busybox: str, tmp_path: Path
+) -> None:
+    """The manager opens it anew, as root: the caller's own right to it is what counts."""
+    lighterd.ctl("snapshots", "prepare", "work", check=True)
+    file = tmp_path / "file"
+    file.write_bytes(b"as it was")
+    with file.open("rb") as readable, lighterd.client() as client:
+        target = f"/proc/{os.getpid()}/fd/{readable.fileno()}"
+        with pytest.raises(errors.PermissionDenied, match="has it open for reading alone"):
+            client.call("snapshots", "diff", key="work", lower="", target=target)
+    assert file.read_bytes() == b"as it was"
+    with file.open("ab") as writable, lighterd.client() as client:
+        target = f"/proc/{os.getpid()}/fd/{writable.fileno()}"
+        client.call("snapshots", "diff", key="work", lower="", target=target)
+    written = file.read_bytes()
+    assert written[:9] == b"as it was" and len(written) > 9
+    lighterd.ctl("snapshots", "rm", "work", check=True)
+
+
 def test_f76_another_user_is_no_shim_even_when_the_sockets_mode_was_changed(
     lighterd: Lighterd, busybox: str
 ) -> None:
