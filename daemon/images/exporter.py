@@ -74,7 +74,8 @@ class Exporter:
         """Write the archive to `out_fd` (the caller's; a pipe is non-blocking); returns its size.
 
         Raises NotFound for a name or content that is missing, before a byte is written;
-        FailedPrecondition when the reader goes away, ResourceExhausted for a full disk.
+        FailedPrecondition when the reader goes away, ResourceExhausted for a full disk, DataLoss
+        as soon as bytes turn out to be others than were recorded: the archive breaks off there.
         """
         if not names:
             raise InvalidArgument("export images: no image is named")
@@ -170,7 +171,7 @@ class Exporter:
         for digest, descriptor in blobs:
             fd = self._content.open_known(digest, descriptor.size)
             try:
-                out.file(_path(descriptor), fd, descriptor.size)
+                out.blob(_path(descriptor), fd, descriptor.size, Digest.parse(digest))
             finally:
                 os.close(fd)
             hit("export.blob")

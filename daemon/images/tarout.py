@@ -1,18 +1,20 @@
-"""Writing a tar whose files are other files: the kernel moves their bytes (sendfile(2)).
+"""Writing a tar whose files are content: bytes are hashed as they pass.
 
 The same entries make the same bytes: owner 0, no times, directories before what is in them
 (POSIX.1-2001 pax; a size above 8 GiB takes an extended header).
 """
 
+import hashlib
 import os
 import select
 import tarfile
 
+from lighter.daemon.content.digest import Digest
 from lighter.proto.errors import Canceled, DataLoss
 
 _BLOCK = 512
 _RECORD = 20 * _BLOCK  # tar(1)'s, which pads an archive to whole ones
-_MOST = 8 << 20  # moved by one call, so that a stop is seen soon
+_MOST = 1 << 20  # moved at a time
 
 
 class TarOut:
@@ -41,22 +43,21 @@ class TarOut:
         info.size, info.mode = len(data), 0o644
         self._write(_header(info) + data + _padding(len(data)))
 
-    def file(self, name: str, source_fd: int, size_bytes: int) -> None:
-        """A file of the first `size_bytes` of another. Raises DataLoss when it has fewer."""
+    def blob(self, name: str, source_fd: int, size_bytes: int, digest: Digest) -> None:
+        """A file of the bytes of another. Raises DataLoss when those are not of this digest."""
         info = tarfile.TarInfo(name)
         info.size, info.mode = size_bytes, 0o444
         self._write(_header(info))
-        offset = 0
+        hashed, offset = hashlib.sha256(), 0
         while offset < size_bytes:
-            self._wait()
-            try:
-                moved = os.sendfile(self._fd, source_fd, offset, min(_MOST, size_bytes - offset))
-            except BlockingIOError:
-                continue
-            if not moved:
+            data = os.pread(source_fd, min(_MOST, size_bytes - offset), offset)
+            if not data:
                 raise DataLoss(f"write {name}: its file ends after {offset} of {size_bytes} bytes")
-            offset += moved
-            self.done_bytes += moved
+            offset += len(data)
+            hashed.update(data)
+            self._write(data)
+        if hashed.hexdigest() != digest.hex:
+            raise DataLoss(f"write {name}: its bytes have another digest")
         self._write(_padding(size_bytes))
 
     def end(self) -> None:

@@ -182,6 +182,23 @@ def test_a_damaged_file_is_said_before_a_byte_is_written(place: Place) -> None:
     assert (place.root / "exported").read_bytes() == b""
 
 
+def test_f50_a_layer_that_has_other_bytes_is_never_handed_on_as_whole(place: Place) -> None:
+    """Of the same size: that is seen as its bytes pass."""
+    two_images(place)
+    whole = export(place, ONE)[""]
+    blobs = (place.root / "content/blobs/sha256").iterdir()
+    layer = next(path for path in blobs if path.read_bytes()[:2] == b"\x1f\x8b")
+    layer.chmod(0o600)
+    with layer.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(DataLoss, match=f"{layer.name}: its bytes have another digest"):
+        export(place, ONE)
+    assert (place.root / "exported").stat().st_size < len(whole)
+
+
 def test_layers_that_may_not_be_handed_on(place: Place) -> None:
     layout = Layout()
     described = layout.image([{"a": b"1"}, {"b": b"2"}])
