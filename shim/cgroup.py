@@ -28,14 +28,17 @@ class Cgroup:
         self.beside = beside
 
     def pids(self) -> list[int]:
-        """All processes, those of nested cgroups too."""
+        """All processes, those of nested cgroups too.
+
+        One of a pid namespace that is not ours is shown as 0, which names our own group to kill(2).
+        """
         top = self.v2 or self.v1.get("pids") or self.v1.get("memory") or self.v1.get("freezer")
         if not top:
             return []
         found: list[int] = []
         for directory, _subdirs, _files in os.walk(top):
             found += [int(word) for word in read_text(directory + "/cgroup.procs").split()]
-        return found
+        return [pid for pid in found if pid]
 
     def kill_all(self, signum: int = signal.SIGKILL) -> None:
         """Signal every process. With SIGKILL nothing can fork away from it."""

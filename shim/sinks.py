@@ -343,7 +343,10 @@ class Spool:
             os.close(self._fd)
             self._fd = -1
             self._read = self.size = 0
-            os.unlink(self._path)
+            try:
+                os.unlink(self._path)
+            except FileNotFoundError:  # with its directory, by hand
+                pass
 
 
 def _report_loss(loop: Loop, path: str, dropped_bytes: int) -> None:

@@ -4,12 +4,14 @@ and closed. A running manager is refused: it is stopped first, which no containe
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 
 from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
+from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.images.store import ImageStore
@@ -31,15 +33,18 @@ def migrate(
     there = ContainerdRoot(source)
     os.umask(0o022)
     with ExitStack() as undo:
-        if dry_run and not os.path.exists(root.database):
-            # Nothing is here yet, and looking makes nothing: an empty instance stands for it.
-            root = Root(undo.enter_context(tempfile.TemporaryDirectory(prefix="lighter-dry-")))
-        os.makedirs(root.dir, 0o700, exist_ok=True)
-        try:
-            undo.callback(os.close, take_lock(root.lock, wait_s=0))
-        except FailedPrecondition as err:
-            advice = "stop the manager first (systemctl stop lighterd): its containers go on"
-            raise FailedPrecondition(f"migrate images: {err.message}; {advice}") from err
+        if not dry_run or os.path.exists(root.database):
+            os.makedirs(root.dir, 0o700, exist_ok=True)
+            try:
+                undo.callback(os.close, take_lock(root.lock, wait_s=0))
+            except FailedPrecondition as err:
+                advice = "stop the manager first (systemctl stop lighterd): its containers go on"
+                raise FailedPrecondition(f"migrate images: {err.message}; {advice}") from err
+        if dry_run:
+            # Looking changes nothing, not even a schema or what is damaged: a copy stands for it.
+            copy = undo.enter_context(tempfile.TemporaryDirectory(prefix="lighter-dry-"))
+            _copy_database(root, Root(copy))
+            root = Root(copy)
         db = open_database(root.database)
         undo.callback(db.close)
         if not dry_run:
@@ -57,6 +62,16 @@ def migrate(
         with asyncio.Runner() as runner:
             while (done := runner.run(step())) is not None:
                 yield done
+
+
+def _copy_database(root: Root, copy: Root) -> None:
+    for suffix in ("", "-wal"):
+        try:
+            shutil.copyfile(root.database + suffix, copy.database + suffix)
+        except FileNotFoundError:
+            continue
+        except OSError as err:
+            raise from_os("copy database to look at it", err) from err
 
 
 async def _steps(

@@ -24,6 +24,7 @@ from lighter.daemon.connections import (
     peer_credentials,
     peer_groups,
 )
+from lighter.daemon.content.failures import from_os
 from lighter.daemon.rpc.outbox import Outbox
 from lighter.daemon.sockets import CLIENT_HWM, bind_router, listen
 from lighter.proto import codec
@@ -34,6 +35,7 @@ from lighter.proto.errors import (
     Internal,
     InvalidArgument,
     LighterError,
+    NotFound,
     PermissionDenied,
     ResourceExhausted,
     Unimplemented,
@@ -357,13 +359,8 @@ class ClientServer:
             self._fail(client, request.generation, request.ident, late)
         except asyncio.CancelledError:
             self._fail(client, request.generation, request.ident, _canceled(request))
-        except PermissionError as err:
-            denied = PermissionDenied(f"call {name}: {err}")
-            self._fail(client, request.generation, request.ident, denied)
         except Exception as err:
-            log.exception("call %s", name)
-            broken = Internal(f"call {name}: {type(err).__name__}: {err}")
-            self._fail(client, request.generation, request.ident, broken)
+            self._fail(client, request.generation, request.ident, _unexpected(name, err))
 
     async def _method(self, name: str) -> Method:
         """One that is not among the first, as soon as all are there."""
@@ -454,6 +451,18 @@ class ClientServer:
                 self._waiting.discard(client)
         if self._waiting:
             self._retry_later()
+
+
+def _unexpected(name: str, err: Exception) -> LighterError:
+    """For what no method has put into words: what the host lacks, or a mistake of ours."""
+    if isinstance(err, OSError):
+        found = from_os(f"call {name}", err)
+        # NotFound would be taken for the word that the object is not there.
+        if not isinstance(found, NotFound | Internal):
+            log.warning("%s", found.message)
+            return found
+    log.error("call %s", name, exc_info=err)
+    return Internal(f"call {name}: {type(err).__name__}: {err}")
 
 
 def _unknown(name: str) -> Unimplemented:

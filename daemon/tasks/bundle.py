@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lighter.daemon import files
+from lighter.daemon.content.failures import from_os
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, Unavailable
 from lighter.proto.paths import Root, State, check_socket_path
@@ -40,7 +41,7 @@ class Bundle:
         return f"{self.dir}/claim-{incarnation}"
 
     def write(self, spec: bytes, incarnation: str, log_dir: str) -> None:
-        """Make the directory with all that the order names. Raises AlreadyExists, Unavailable."""
+        """Make the directory with all that the order names. Raises AlreadyExists, or as from_os."""
         try:
             above = (
                 os.path.dirname(self.dir),
@@ -59,7 +60,7 @@ class Bundle:
             raise AlreadyExists(f"make bundle {self.dir}: it is there already") from err
         except OSError as err:
             self.remove()
-            raise Unavailable(f"make bundle {self.dir}: {err.strerror}") from err
+            raise from_os(f"make bundle {self.dir}", err) from err
 
     def open_to(self, gid: int) -> None:
         """Let the root of a user namespace, whose group on the host this is, reach the rootfs.
@@ -127,7 +128,7 @@ class Bundle:
 
     def write_process(self, exec_id: str, process: Mapping[str, Any]) -> str:
         path = f"{self.dir}/exec-{exec_id}.json"
-        files.write_whole(path, json.dumps(process).encode())
+        self._write(path, process)
         return path
 
     def remove_process(self, exec_id: str) -> None:
@@ -135,7 +136,7 @@ class Bundle:
             os.unlink(f"{self.dir}/exec-{exec_id}.json")
 
     def write_added(self, exec_id: str, request: Mapping[str, Any]) -> None:
-        files.write_whole(f"{self.dir}/added-{exec_id}.json", json.dumps(request).encode())
+        self._write(f"{self.dir}/added-{exec_id}.json", request)
 
     def added(self, exec_id: str) -> dict[str, Any] | None:
         """What `write_added` wrote: it outlives the manager, as the exec does."""
@@ -152,22 +153,31 @@ class Bundle:
     def resources(self, resources: Mapping[str, Any]) -> Iterator[str]:
         """The path of a file that says this, while it is needed."""
         path = f"{self.dir}/resources-{os.urandom(4).hex()}.json"
-        files.write_whole(path, json.dumps(resources).encode())
+        self._write(path, resources)
         try:
             yield path
         finally:
             os.unlink(path)
 
     def write_runtime(self, called: Mapping[str, Any]) -> None:
-        _create(self.dir + "/runtime.json", json.dumps(called).encode())
+        self._write(self.dir + "/runtime.json", called)
 
     def runtime(self) -> dict[str, Any]:
         """{root, cgroup, flags}; {} of one that is called as ever."""
         return _read_json(self.dir + "/runtime.json") or {}
 
+    def _write(self, path: str, value: Mapping[str, Any]) -> None:
+        try:
+            files.write_whole(path, json.dumps(value).encode())
+        except OSError as err:
+            raise from_os(f"write {path}", err) from err
+
     def console(self) -> str:
         """A new short path for a terminal's socket (see proto/paths)."""
-        files.make_directory(self._state.short_sockets, 0o700)
+        try:
+            files.make_directory(self._state.short_sockets, 0o700)
+        except OSError as err:
+            raise from_os("make a terminal's socket", err) from err
         return check_socket_path(f"{self._state.short_sockets}/{os.urandom(4).hex()}")
 
     def remove_console(self, path: str) -> None:

@@ -115,6 +115,20 @@ def test_images_come_by_links_and_run(containerd: Containerd, ours: Lighterd) ->
     assert containerd.ctr("images", "check", "-q").decode().split() == [REFERENCE, SEVERAL]
 
 
+def test_a_dry_run_mends_nothing(containerd: Containerd, ours: Lighterd) -> None:
+    """It looks at a copy: what is there stays, whatever is wrong with it."""
+    assert migrate(ours, root_of(containerd)).returncode == 0
+    database = ours.root / "lighter.db"
+    whole = database.read_bytes()
+    database.write_bytes(whole[: len(whole) // 2])
+    before = {path: path.read_bytes() for path in ours.root.glob("lighter.db*")}
+    migrate(ours, root_of(containerd), "--dry-run")
+    assert {path: path.read_bytes() for path in ours.root.glob("lighter.db*")} == before
+    database.write_bytes(whole)
+    told = migrate(ours, root_of(containerd), "--dry-run")
+    assert set(words(told).values()) == {"present"}, told.stderr
+
+
 def test_it_is_broken_off_and_run_again(containerd: Containerd, ours: Lighterd) -> None:
     source = root_of(containerd)
     for point in ("migrate.linked", "content.noted", "import.blob-renamed", "migrate.adopted"):

@@ -1,6 +1,7 @@
 """A ClientServer or ShimRouter that runs in a thread, for tests that talk to it over real ipc."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class Service:
     async def fail(self, _call: Call, body: Mapping[str, Any]) -> Any:
         if body.get("broken"):
             raise RuntimeError("a bug")
+        if number := body.get("errno"):
+            raise OSError(number, os.strerror(number), "/a/file")
         raise NotFound(f"find \udcff{'x' * body.get('length', 0)}: there is none")
 
     async def hang(self, _call: Call, _body: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """The directory of a task: what becomes of it when the host lacks something."""
 
+import contextlib
 import os
 import resource
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lighter.daemon.tasks.bundle import Bundle
-from lighter.proto.errors import Unavailable
+from lighter.proto.errors import ResourceExhausted, Unavailable
 from lighter.proto.paths import Root, State
+from lighter.shim import linux
 
 
 def test_one_that_cannot_be_removed_says_so_and_is_removed_later(tmp_path: Path) -> None:
@@ -26,3 +28,29 @@ def test_one_that_cannot_be_removed_says_so_and_is_removed_later(tmp_path: Path)
     bundle.remove()
     assert not bundle.exists()
     bundle.remove()
+
+
+@pytest.mark.root
+def test_f49_a_full_state_directory_is_named(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    linux.mount("tmpfs", str(state), "tmpfs", data="size=64k")
+    try:
+        bundle = Bundle(State(str(state)), Root(str(tmp_path / "root")), "ns", "c")
+        with pytest.raises(ResourceExhausted, match=f"make bundle {bundle.dir}: No space left"):
+            bundle.write(b"x" * 100_000, "one", "")
+        assert not bundle.exists()
+        bundle.write(b"{}", "one", "")
+        with (state / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while filler.write(b"x" * 4096):
+                pass
+        for write in (
+            lambda: bundle.write_process("x", {}),
+            lambda: bundle.write_added("x", {}),
+            lambda: bundle.write_runtime({}),
+            lambda: bundle.resources({}).__enter__(),
+        ):
+            with pytest.raises(ResourceExhausted, match=f"write {bundle.dir}/.*: No space left"):
+                write()
+    finally:
+        linux.umount(str(state))

@@ -1,5 +1,6 @@
 """The clients' ROUTER: calls, streams, refusals, and peers that do not keep to the protocol."""
 
+import errno
 import os
 import select
 import subprocess
@@ -101,6 +102,23 @@ def test_errors_travel_by_code_and_a_bug_is_internal(at: Setting) -> None:
         with pytest.raises(errors.Unimplemented, match=r"call test\.nope: there is no such method"):
             client.call("test", "nope")
         assert client.call("test", "echo") == {}
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.ENOSPC, errors.ResourceExhausted),
+        (errno.EMFILE, errors.ResourceExhausted),
+        (errno.EACCES, errors.PermissionDenied),
+        (errno.EIO, errors.DataLoss),
+        (errno.ENOENT, errors.Internal),  # some file's absence, not that of what was asked for
+    ],
+)
+def test_f49_what_the_host_lacks_is_told_as_that_with_the_path(
+    at: Setting, number: int, expected: type[errors.LighterError]
+) -> None:
+    with at.client() as client, pytest.raises(expected, match=r"call test\.fail: .*/a/file"):
+        client.call("test", "fail", errno=number)
 
 
 def test_an_error_that_quotes_megabytes_still_arrives(at: Setting) -> None:

@@ -201,6 +201,17 @@ def test_without_a_reader_the_spool_takes_8_mib_and_then_drops_and_counts(pump: 
     os.close(reader)
 
 
+def test_a_spool_whose_directory_was_removed_by_hand_ends_like_any_other(pump: Pump) -> None:
+    path = pump.fifo()
+    sink = pump.attach(path)
+    assert pump.write(b"kept") == 4
+    for spool in pump.directory.glob("*.spool"):
+        spool.unlink()
+    sink.close()
+    assert sink.closed and sink.dropped_bytes == 4
+    pump.errors.clear()  # that they are lost was told
+
+
 def test_dropped_bytes_are_reported_when_the_sink_ends(pump: Pump) -> None:
     sink = pump.attach(pump.fifo())
     pump.write(noise(9 * 1024 * 1024))
