@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from lighter.daemon.listening import TcpAddress
-from lighter.daemon.prometheus import CONTENT_TYPE, Family, Sample, of_containers, text
+from lighter.daemon.prometheus import CONTENT_TYPE, Family, Sample, named, of_containers, text
 from lighter.daemon.tasks import metrics
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.supervisor import Supervisor
@@ -19,6 +19,7 @@ log = logging.getLogger("lighter.metrics")
 
 PATH = "/v1/metrics"
 STOP_S = 1.0
+MOST_COMPLAINTS = 100
 _BUILD = "containerd_build_info_total"
 
 
@@ -32,6 +33,7 @@ class MetricServer:
         self._supervisor = supervisor
         self._more = more
         self._one = asyncio.Lock()
+        self._complained: set[str] = set()
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -65,10 +67,20 @@ class MetricServer:
         measured = []
         for entry in entries:
             try:
-                measured.append((entry.namespace, entry.id, metrics.of_task(entry)))
+                numbers = named(metrics.of_task(entry))
             except (NotFound, OSError):
                 continue  # it does not run, or ends this moment
+            except Exception as err:  # the others' numbers are wanted all the same
+                self._complain(f"measure {entry.what}: it is left out: {err!r}")
+                continue
+            measured.append((entry.namespace, entry.id, numbers))
         return text([_build(), *self._more(), *of_containers(measured)]).encode()
+
+    def _complain(self, why: str) -> None:
+        """Once: the page is read every few seconds."""
+        if why not in self._complained and len(self._complained) < MOST_COMPLAINTS:
+            self._complained.add(why)
+            log.error("%s", why, exc_info=True)
 
 
 def _build() -> Family:

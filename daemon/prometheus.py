@@ -44,19 +44,25 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def of_containers(measured: Iterable[tuple[str, str, Metrics]]) -> list[Family]:
-    """Of (namespace, container, its numbers); a name's samples stand together."""
+Named = tuple[str, Labels, int]
+
+
+def named(metrics: Metrics) -> list[Named]:
+    """A container's numbers by name and labels; what is no whole number, as pressure, is not."""
+    read = _v1 if metrics.version == 1 else _v2
+    return [one for one in read(metrics.values) if isinstance(one[2], int)]
+
+
+def of_containers(measured: Iterable[tuple[str, str, Iterable[Named]]]) -> list[Family]:
+    """Of (namespace, container, what `named` says); a name's samples stand together."""
     families: dict[str, Family] = {}
-    for namespace, container, metrics in measured:
+    for namespace, container, numbers in measured:
         of = {"container_id": container, "namespace": namespace}
-        read = _v1 if metrics.version == 1 else _v2
-        for name, labels, value in read(metrics.values):
+        for name, labels, value in numbers:
             family = families.setdefault(name, Family(f"container_{name}", "gauge", []))
             family.samples.append(Sample({**of, **labels}, value))
     return list(families.values())
 
-
-Named = Iterator[tuple[str, Labels, int]]
 
 _V1_MEMORY = {
     "pg_pg_in": "pgpgin",
@@ -71,10 +77,10 @@ _V1_MEMORY = {
 }
 _V1_ENTRIES = {"usage": "usage", "swap": "swap", "kernel": "kernel", "kernel_tcp": "kerneltcp"}
 _V1_CPU = {"total": "cpu_total", "kernel": "cpu_kernel", "user": "cpu_user"}
-_V1_BLKIO_UNITS = {"io_service_bytes_recursive": "bytes", "io_serviced_recursive": "total"}
+_V1_BLKIO_UNITS = {"io_service_bytes_recursive": "bytes"}
 
 
-def _v1(values: Mapping[str, Any]) -> Named:
+def _v1(values: Mapping[str, Any]) -> Iterator[Named]:
     yield from _pids(values)
     if cpu := values.get("cpu"):
         for field, name in _V1_CPU.items():
@@ -97,7 +103,7 @@ def _v1(values: Mapping[str, Any]) -> Named:
     for field, entries in values.get("blkio", {}).items():
         for one in entries:
             labels = {name: str(one[name]) for name in ("op", "device", "major", "minor")}
-            yield f"blkio_{field}_{_V1_BLKIO_UNITS[field]}", labels, one["value"]
+            yield f"blkio_{field}_{_V1_BLKIO_UNITS.get(field, 'total')}", labels, one["value"]
     for one in values.get("hugetlb", ()):
         page = {"page": one["pagesize"]}
         yield "hugetlb_usage_bytes", page, one["usage"]
@@ -105,17 +111,16 @@ def _v1(values: Mapping[str, Any]) -> Named:
         yield "hugetlb_max_bytes", page, one["max"]
 
 
-_V2_CPU_UNITS = {
-    **dict.fromkeys(("usage_usec", "user_usec", "system_usec", "throttled_usec"), "microseconds"),
-    **dict.fromkeys(("nr_periods", "nr_throttled"), "total"),
-}
+_V2_CPU_UNITS = dict.fromkeys(
+    ("usage_usec", "user_usec", "system_usec", "throttled_usec"), "microseconds"
+)
 _V2_IO_UNITS = {"rbytes": "bytes", "wbytes": "bytes", "rios": "total", "wios": "total"}
 
 
-def _v2(values: Mapping[str, Any]) -> Named:
+def _v2(values: Mapping[str, Any]) -> Iterator[Named]:
     yield from _pids(values)
     for field, value in values.get("cpu", {}).items():
-        yield f"cpu_{field}_{_V2_CPU_UNITS[field]}", {}, value
+        yield f"cpu_{field}_{_V2_CPU_UNITS.get(field, 'total')}", {}, value
     for field, value in values.get("memory", {}).items():
         yield f"memory_{field}_bytes", {}, value
     if events := values.get("memory_events"):
@@ -126,7 +131,7 @@ def _v2(values: Mapping[str, Any]) -> Named:
             yield f"io_{field}_{unit}", device, one[field]
 
 
-def _pids(values: Mapping[str, Any]) -> Named:
+def _pids(values: Mapping[str, Any]) -> Iterator[Named]:
     if pids := values.get("pids"):
         yield "pids_limit", {}, pids["limit"]
         yield "pids_current", {}, pids["current"]

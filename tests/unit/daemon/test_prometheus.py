@@ -1,7 +1,17 @@
 """The text format, and the names that containerd's metrics have on either version of cgroups."""
 
-from lighter.daemon.prometheus import Family, Sample, of_containers, text
-from lighter.daemon.tasks.metrics import Metrics
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lighter.daemon import metricserver
+from lighter.daemon.listening import tcp_address
+from lighter.daemon.prometheus import Family, Sample, named, of_containers, text
+from lighter.daemon.tasks.metrics import Metrics, of_v1, of_v2
+from tests.unit.daemon import cgroups
 
 V1 = {
     "pids": {"limit": 0, "current": 1},
@@ -34,7 +44,7 @@ V2 = {
 
 
 def names(metrics: Metrics) -> set[str]:
-    families = of_containers([("default", "box", metrics)])
+    families = of_containers([("default", "box", named(metrics))])
     assert all(
         sample.labels["container_id"] == "box" and sample.labels["namespace"] == "default"
         for family in families
@@ -71,7 +81,49 @@ def test_names_on_cgroup_v2() -> None:
 
 
 def test_one_family_for_all_containers_and_labels_that_need_quotes() -> None:
-    (family, *_) = of_containers([("a", "1", Metrics(2, V2)), ("b", "2", Metrics(2, V2))])
+    (family, *_) = of_containers(
+        [("a", "1", named(Metrics(2, V2))), ("b", "2", named(Metrics(2, V2)))]
+    )
     assert [sample.labels["container_id"] for sample in family.samples] == ["1", "2"]
     odd = Family("x", "gauge", [Sample({"device": 'a"b\\c\nd'}, (1 << 64) - 1)])
     assert text([odd]) == ('# TYPE x gauge\nx{device="a\\"b\\\\c\\nd"} 18446744073709551615\n')
+
+
+def test_what_a_kernel_shows_of_version_2(tmp_path: Path) -> None:
+    """With pressure, which has no place on the page."""
+    shown = names(Metrics(2, of_v2(cgroups.files(tmp_path / "c", cgroups.V2))))
+    assert not any("psi" in name for name in shown)
+    assert {
+        *("cpu_usage_usec_microseconds", "cpu_throttled_usec_microseconds"),
+        *("cpu_nr_periods_total", "cpu_nr_throttled_total", "pids_current", "memory_oom_total"),
+        *("memory_anon_bytes", "memory_pgmajfault_bytes", "memory_swap_limit_bytes"),
+        *("io_rbytes_bytes", "io_wios_total"),
+    } <= shown
+
+
+def test_what_a_kernel_shows_of_version_1(tmp_path: Path) -> None:
+    assert {
+        *("pids_current", "cpu_total_nanoseconds", "memory_oom_total", "memory_pgpgin_bytes"),
+        *("blkio_io_serviced_recursive_total", "blkio_io_merged_recursive_total"),
+        *("blkio_io_time_recursive_total", "blkio_sectors_recursive_total"),
+        "hugetlb_usage_bytes",
+    } <= names(Metrics(1, of_v1(cgroups.directories(tmp_path / "c"))))
+
+
+def test_numbers_that_cannot_be_read_leave_those_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = {"good": Metrics(2, V2), "bad": Metrics(2, {"cpu": None})}
+    monkeypatch.setattr(metricserver.metrics, "of_task", lambda entry: numbers[entry.id])
+    entries = [
+        SimpleNamespace(namespace="default", id=name, what=f"task {name}")
+        for name in sorted(numbers)
+    ]
+    page = metricserver.MetricServer(tcp_address("127.0.0.1:1"), cast("Any", None), list)
+    with caplog.at_level(logging.ERROR):
+        for _look in range(2):
+            body = page._written(cast("Any", entries)).decode()
+            assert 'container_pids_current{container_id="good",namespace="default"} 1' in body
+            assert 'container_id="bad"' not in body
+    (complaint,) = (record.getMessage() for record in caplog.records)
+    assert complaint.startswith("measure task bad: it is left out: AttributeError")
