@@ -5,7 +5,7 @@ out, with a warning.
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,8 @@ log = logging.getLogger("lighter.grpc")
 # An image has a field for the one; the other can but keep its own container stopped.
 _HARMLESS = (STOP_SIGNAL_LABEL, EXPLICITLY_STOPPED)
 _ALL = ("labels", "spec", "extensions", "image", "snapshotkey")
+_CREATE, _UPDATE = "create container", "update"
+_NO_SPEC = "container.Spec must be set: invalid argument"
 
 
 class ContainersService:
@@ -161,36 +163,52 @@ def container_words(namespace: str, container_id: str) -> Iterator[None]:
 
 
 def _check(given: pb.Container) -> None:
+    """Of a new one. Raises InvalidArgument."""
     try:
         identifier(given.id)
     except InvalidArgument as err:
-        raise _invalid(f"container.ID: {err.message}") from err
-    if "" in given.extensions:
-        raise _invalid("container.Extensions keys must not be zero-length: invalid argument")
-    try:
-        check_labels(dict(given.labels))
-    except InvalidArgument as err:
-        raise _invalid(f"containers.Labels: {err.message}") from err
+        raise _invalid(_CREATE, f"container.ID: {err.message}") from err
     if not given.runtime.name:
-        raise _invalid("container.Runtime.Name must be set: invalid argument")
+        raise _invalid(_CREATE, "container.Runtime.Name must be set: invalid argument")
     if not given.HasField("spec"):
-        raise _invalid("container.Spec must be set: invalid argument")
-    if given.snapshot_key and not given.snapshotter:
+        raise _invalid(_CREATE, _NO_SPEC)
+    _check_changeable(
+        _CREATE, given.labels, given.extensions, given.snapshotter, given.snapshot_key
+    )
+
+
+def _check_changeable(
+    doing: str,
+    labels: Mapping[str, str],
+    extensions: Collection[str],
+    snapshotter: str,
+    snapshot_key: str,
+) -> None:
+    if "" in extensions:
+        raise _invalid(doing, "container.Extensions keys must not be zero-length: invalid argument")
+    try:
+        check_labels(dict(labels))
+    except InvalidArgument as err:
+        raise _invalid(doing, f"containers.Labels: {err.message}") from err
+    if snapshot_key and not snapshotter:
         raise _invalid(
-            "container.Snapshotter must be set if container.SnapshotKey is set: invalid argument"
+            doing,
+            "container.Snapshotter must be set if container.SnapshotKey is set: invalid argument",
         )
 
 
-def _invalid(cause: str) -> InvalidArgument:
-    return InvalidArgument(f"create container failed validation: {cause}")
+def _invalid(doing: str, cause: str) -> InvalidArgument:
+    return InvalidArgument(f"{doing} failed validation: {cause}")
 
 
 def _changed(old: Container, given: pb.Container, paths: list[str]) -> Container:
-    """`old` with the fields of the mask as they are given; all that may change without one."""
+    """`old` with the fields of the mask as they are given; all that may change without one, when
+    the rest is as it was. Raises InvalidArgument.
+    """
     if not paths:
-        if given.snapshotter and given.snapshotter != old.snapshotter:
+        if given.snapshotter != old.snapshotter:
             raise InvalidArgument("container.Snapshotter field is immutable: invalid argument")
-        if given.runtime.name and given.runtime.name != old.runtime:
+        if given.runtime.name != old.runtime:
             raise InvalidArgument("container.Runtime.Name field is immutable: invalid argument")
     labels = dict(old.labels)
     options = dict(old.options)
@@ -210,6 +228,8 @@ def _changed(old: Container, given: pb.Container, paths: list[str]) -> Container
                 kept[name] = anys.to_record(given.extensions[name])
             options["extensions"] = kept
         elif path == "spec":
+            if not given.HasField("spec"):
+                raise _invalid(_UPDATE, _NO_SPEC)
             changes["spec"] = given.spec.value
             options["spec_type"] = given.spec.type_url
         elif path == "image":
@@ -221,7 +241,11 @@ def _changed(old: Container, given: pb.Container, paths: list[str]) -> Container
                 f"cannot update {quoted(path)} field on {quoted(old.id)}: invalid argument"
             )
     kept_labels = {key: value for key, value in labels.items() if value}
-    return replace(old, labels=kept_labels, options=options, **changes)
+    new = replace(old, labels=kept_labels, options=options, **changes)
+    _check_changeable(
+        _UPDATE, new.labels, options.get("extensions") or (), new.snapshotter, new.snapshot_key
+    )
+    return new
 
 
 def _extensions(given: pb.Container) -> dict[str, list[str]]:

@@ -98,14 +98,45 @@ def test_masks(workshop: Workshop) -> None:
     assert dict(update("extensions").extensions) == {}
     other = Any_(type_url=SPEC.type_url, value=b'{"process": {}}')
     assert update("spec", spec=other).spec == other
-    whole = update(labels={"all": "1"}, image="all")
+    whole = update(labels={"all": "1"}, image="all", extensions={"e": value})
     assert (dict(whole.labels), whole.image, whole.spec) == ({"all": "1"}, "all", SPEC)
     with pytest.raises(grpc.RpcError) as refused:
         update("snapshotter")
     assert refused.value.details() == 'cannot update "snapshotter" field on "c": invalid argument'
-    with pytest.raises(grpc.RpcError) as refused:
-        update(snapshotter="other", snapshot_key="k")
-    assert "container.Snapshotter field is immutable" in refused.value.details()
+
+
+def test_a_change_of_all_that_forgets_something_changes_nothing(workshop: Workshop) -> None:
+    """Without a mask all fields are meant: one that is left out would be emptied."""
+    given = _container("c", image="i", snapshotter="overlayfs", snapshot_key="k")
+    made = workshop.containers("Create", container=given).container
+    of_runc = given.runtime
+    for fields, cause in (
+        ({}, "container.Snapshotter field is immutable"),
+        ({"snapshotter": "other"}, "container.Snapshotter field is immutable"),
+        ({"snapshotter": "overlayfs"}, "container.Runtime.Name field is immutable"),
+        (
+            {"snapshotter": "overlayfs", "runtime": of_runc},
+            "update failed validation: container.Spec must be set",
+        ),
+    ):
+        change = containers_pb2.Container(id="c", labels={"a": "b"}, **fields)
+        refused = _refused(workshop, "Update", container=change)
+        assert refused == ("INVALID_ARGUMENT", f"{cause}: invalid argument")
+    for mask, fields, cause in (
+        ("spec", {"spec": None}, "container.Spec must be set"),
+        ("extensions", {"extensions": {"": Any_(type_url="x")}}, "keys must not be zero-length"),
+        ("labels", {"labels": {"a": "x" * 5000}}, "containers.Labels"),
+    ):
+        change = _container("c", **fields)
+        masked = {"container": change, "update_mask": FieldMask(paths=[mask])}
+        refused = _refused(workshop, "Update", **masked)
+        assert refused[0] == "INVALID_ARGUMENT", refused
+        assert refused[1].startswith("update failed validation: ") and cause in refused[1], refused
+    assert workshop.containers("Get", id="c").container == made
+    without = workshop.containers("Create", container=_container("d")).container
+    no_snapshotter = {"container": _container("d", snapshot_key="k")}
+    assert "container.Snapshotter must be set" in _refused(workshop, "Update", **no_snapshotter)[1]
+    assert workshop.containers("Get", id="d").container == without
 
 
 def test_lists(workshop: Workshop) -> None:
