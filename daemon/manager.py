@@ -223,7 +223,11 @@ class Manager:
         traces = wiring.traces(services, os.environ)
         watchers = [watcher for watcher in (counts, traces) if watcher is not None]
         server = wiring.grpc_server(services, watchers)
-        await server.start(self._config.address or self._state.grpc_socket)
+        ours = self._state.grpc_socket
+        address = self._config.address or ours
+        await server.start(address)
+        if not _same_file(address, ours):  # who has found the API there finds it there still
+            await server.start(ours, for_root=True)
         undo.push_async_callback(server.close)
         in_background = services.supervisor.in_background
         if traces is not None:
@@ -349,6 +353,10 @@ async def _keep_trying(listen: Callable[[], Awaitable[None]]) -> None:
                 log.error("%s; trying on", error.message)
             told = error.message
         await asyncio.sleep(LISTEN_AGAIN_S)
+
+
+def _same_file(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 async def _ended(task: "asyncio.Task[None]") -> None:

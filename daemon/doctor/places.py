@@ -113,7 +113,8 @@ def database(config: Config) -> Iterator[Finding]:
 def sockets(config: Config) -> Iterator[Finding]:
     """Who may connect, and whether somebody answers there."""
     state = State(config.state)
-    for path in (state.client_socket, state.shims_socket, config.address or state.grpc_socket):
+    paths = (state.client_socket, state.shims_socket, state.grpc_socket, config.address)
+    for path in dict.fromkeys(filter(None, paths)):
         check_socket_path(path)
         try:
             found = os.lstat(path)

@@ -61,7 +61,7 @@ class Service(Protocol):
 
 
 class GrpcServer:
-    """Serves on one path; `close` ends what is under way and waits for its clean-up."""
+    """Serves by socket and by TCP; `close` ends what is under way and waits for its clean-up."""
 
     def __init__(
         self, services: Sequence[Service], settings: Settings, watchers: Sequence[Watcher] = ()
@@ -70,12 +70,13 @@ class GrpcServer:
         self._watchers = watchers
         self._settings = settings
         self._servers: list[grpc.aio.Server] = []
-        self._path = ""
+        self._paths: dict[str, bool] = {}
 
-    async def start(self, path: str) -> None:
-        """Listen at `path`, mode 0660. A stale socket is replaced, anything else refused.
+    async def start(self, path: str, *, for_root: bool = False) -> None:
+        """Listen at `path`, mode 0660, for those of the settings or for root alone.
 
-        Raises InvalidArgument for a path that no socket can have, FailedPrecondition.
+        A directory that is missing is made, a stale socket replaced, anything else refused. Raises
+        InvalidArgument for a path that no socket can have, FailedPrecondition.
         """
         check_socket_path(path)
         await asyncio.to_thread(_clear, path)
@@ -84,27 +85,29 @@ class GrpcServer:
         mask = os.umask(0o177)
         try:
             server.add_insecure_port(f"unix:{path}")
-            os.chown(path, self._settings.uid, self._settings.gid)
+            if not for_root:
+                os.chown(path, self._settings.uid, self._settings.gid)
             os.chmod(path, 0o660)
         except (RuntimeError, OSError) as err:
             raise FailedPrecondition(f"bind {path}: {err}") from err
         finally:
             os.umask(mask)
         await self._serve(server, healthy)
-        self._path = path
+        self._paths[path] = for_root
         log.info("containerd's API is served socket=%s services=%d", path, len(self._services))
 
     def listen_again(self) -> Awaitable[None] | None:
-        """Put the socket's file back if somebody deleted it; what it returns is to be waited for,
+        """Put a socket's file back if somebody deleted it; what it returns is to be waited for,
         and raises FailedPrecondition.
 
         A server of grpc listens to what it was told before its start: those who are connected keep
         the one that they have, and new ones get another.
         """
-        if not self._path or os.path.lexists(self._path):
-            return None
-        log.warning("socket %s was deleted; listening again", self._path)
-        return self.start(self._path)
+        for path, for_root in self._paths.items():
+            if not os.path.lexists(path):
+                log.warning("socket %s was deleted; listening again", path)
+                return self.start(path, for_root=for_root)
+        return None
 
     async def start_tcp(self, tls: Tls) -> None:
         """Listen for clients with certificates too. Raises FailedPrecondition, and may be tried
@@ -182,8 +185,11 @@ class GrpcServer:
 
 
 def _clear(path: str) -> None:
-    """Remove a socket that nobody listens on. Raises FailedPrecondition for anything else."""
+    """Remove a socket that nobody listens on, or make its directory, which the host's restart may
+    have emptied away. Raises FailedPrecondition for anything else.
+    """
     try:
+        os.makedirs(os.path.dirname(path), 0o711, exist_ok=True)
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise FailedPrecondition(f"bind {path}: something that is not a socket stands there")
         with socket.socket(socket.AF_UNIX) as probe:

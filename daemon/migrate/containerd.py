@@ -14,7 +14,7 @@ from lighter.daemon.content.blobs import read_blob
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.migrate.bolt import Bolt, Table
 from lighter.daemon.types import Descriptor
-from lighter.proto.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from lighter.proto.errors import DataLoss, FailedPrecondition, LighterError, ResourceExhausted
 
 DATABASE = "io.containerd.metadata.v1.bolt/meta.db"
 BLOBS = "io.containerd.content.v1.content/blobs/sha256"
@@ -31,6 +31,14 @@ class Named(NamedTuple):
     labels: dict[str, str]
 
 
+class Unreadable(NamedTuple):
+    """A record of an image that says nothing which we could take, and why."""
+
+    namespace: str
+    name: str
+    why: str
+
+
 class ContainerdRoot:
     """`path` is what containerd's configuration calls root. Looks like `Documents`."""
 
@@ -45,19 +53,15 @@ class ContainerdRoot:
         version = self._bolt.root.table(b"v1")
         return [_text(name) for name, _ in version.tables()] if version else []
 
-    def images(self, namespace: str) -> Iterator[Named]:
-        """Raises DataLoss for a record that is none."""
+    def images(self, namespace: str) -> Iterator[Named | Unreadable]:
+        """Raises DataLoss where the database itself is damaged."""
         found = self._bolt.root.table(b"v1", namespace.encode(), b"images")
         for key, image in found.tables() if found else ():
             name = _text(key)
-            target = dict(_values(image, b"target"))
             try:
-                digest = Digest.parse(target["digest"])
-                size = _varint(dict(image.table(b"target").values())[b"size"])  # type: ignore[union-attr]
-                descriptor = Descriptor(target["mediatype"], digest, size)
-            except (KeyError, ValueError, IndexError) as err:
-                raise DataLoss(f"read image {name} of {self._dir}: {err!r}") from err
-            yield Named(namespace, name, descriptor, dict(_values(image, b"labels")))
+                yield Named(namespace, name, _target(image), dict(_values(image, b"labels")))
+            except LighterError as err:
+                yield Unreadable(namespace, name, err.message)
 
     def sources(self, namespace: str, digest: str) -> dict[str, str]:
         """Labels of content that say where it came from."""
@@ -89,6 +93,18 @@ class ContainerdRoot:
         if size > max_bytes:
             raise ResourceExhausted(f"read content {digest}: {size} bytes, at most {max_bytes}")
         return read_blob(self.path(digest), digest, size)
+
+
+def _target(image: Table) -> Descriptor:
+    """Raises InvalidArgument, DataLoss."""
+    target = image.table(b"target")
+    found = dict(target.values()) if target else {}
+    try:
+        media_type, digest = (_text(found[name]) for name in (b"mediatype", b"digest"))
+        size = _varint(found[b"size"])
+    except (KeyError, ValueError) as err:
+        raise DataLoss(f"read its target: {err!r}") from err
+    return Descriptor(media_type, Digest.parse(digest), size, dict(_values(image, b"annotations")))
 
 
 def _values(table: Table, name: bytes) -> Iterator[tuple[str, str]]:

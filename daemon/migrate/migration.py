@@ -20,7 +20,7 @@ from lighter.daemon.content.store import ContentStore
 from lighter.daemon.images import platforms
 from lighter.daemon.images.graph import Graph, Walker
 from lighter.daemon.images.store import ImageStore
-from lighter.daemon.migrate.containerd import ContainerdRoot, Named
+from lighter.daemon.migrate.containerd import ContainerdRoot, Named, Unreadable
 from lighter.proto.errors import DataLoss, LighterError, NotFound
 from lighter.proto.faults import hit
 
@@ -52,7 +52,7 @@ class Migration:
         self._content = content
         self._images = images
 
-    def wanted(self, namespaces: Iterable[str]) -> Iterator[Named]:
+    def wanted(self, namespaces: Iterable[str]) -> Iterator[Named | Unreadable]:
         """All images of these namespaces; of all without any. Raises NotFound for a namespace."""
         there = self._source.namespaces()
         for namespace in namespaces or there:
@@ -60,8 +60,10 @@ class Migration:
                 raise NotFound(f"migrate namespace {namespace}: only {', '.join(there)} are there")
             yield from self._source.images(namespace)
 
-    async def take(self, image: Named, *, dry_run: bool = False) -> Migrated:
+    async def take(self, image: Named | Unreadable, *, dry_run: bool = False) -> Migrated:
         """One image: whole, or not at all. What went wrong is in the answer."""
+        if isinstance(image, Unreadable):
+            return Migrated(image.namespace, image.name, FAILED, reason=image.why)
         try:
             found = self._images.get(image.namespace, image.name)
             same = found.target.digest == image.target.digest

@@ -1,6 +1,7 @@
 """In containerd's place: its name, its flags, a configuration of its version 2, its socket."""
 
 import secrets
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -46,14 +47,14 @@ def test_it_serves_where_containerd_does(
     link = tmp_path / "containerd"
     link.symlink_to(BIN / "lighterd")
     lighterd = make_lighterd()
-    place = Path(lighterd.base) / "run"
-    place.mkdir()
+    place = Path(lighterd.base) / "run"  # which a restart of the host has emptied away
     address = str(place / "containerd.sock")
     config = Path(lighterd.base) / "theirs.toml"
     config.write_text(CONFIG.format(address=address))
     # The harness names the manager's program first: it is called by the link in its place.
     lighterd.prefix = ["sh", "-c", 'shift; exec "$0" -c "$CONFIG" "$@"', str(link)]
     lighterd.start(CONFIG=str(config))
+    assert stat.S_IMODE(place.stat().st_mode) == 0o711
     done = run_ctr(address, "images", "import", str(images.busybox_archive()))
     assert done.returncode == 0, done.stderr
     name = f"called-{secrets.token_hex(4)}"  # ctr's cgroups are beside those of other managers

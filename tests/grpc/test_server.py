@@ -71,8 +71,10 @@ def test_the_configuration_says_where_and_for_whom(
 
     found = os.stat(elsewhere)
     assert (found.st_uid, found.st_gid) == (11, 12)
-    assert not os.path.exists(lighterd.grpc_address)
-    assert run_ctr(elsewhere, "namespaces", "ls", "-q").stdout == b"default\n"
+    beside = os.stat(lighterd.grpc_address)  # where it was is for root, whoever else may go there
+    assert (stat.S_IMODE(beside.st_mode), beside.st_uid, beside.st_gid) == (0o660, 0, 0)
+    for address in (elsewhere, lighterd.grpc_address):
+        assert run_ctr(address, "namespaces", "ls", "-q").stdout == b"default\n"
 
     def get(size: int) -> str:
         with pytest.raises(grpc.RpcError) as caught:
@@ -101,6 +103,18 @@ def test_the_configuration_says_where_and_for_whom(
         with pytest.raises(grpc.RpcError) as caught:
             read(310_000)
         assert code(caught.value) == "RESOURCE_EXHAUSTED"
+
+
+def test_the_same_path_by_another_name_is_served_once(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd()
+    link = lighterd.base / "link"
+    link.symlink_to(lighterd.state)
+    address = f"{link}/{os.path.basename(lighterd.grpc_address)}"
+    (lighterd.base / "config.toml").write_text(f'[grpc]\naddress = "{address}"\n')
+    lighterd.start()
+    assert run_ctr(address, "namespaces", "ls", "-q").stdout == b"default\n"
 
 
 def test_a_server_is_known_again_after_a_restart(lighterd: Lighterd) -> None:

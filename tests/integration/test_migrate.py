@@ -2,19 +2,24 @@
 
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lighter.daemon.migrate.containerd import BLOBS
+from lighter.daemon.grpc.pb import images_pb2
+from lighter.daemon.migrate.containerd import BLOBS, DATABASE
 from tests import images
 from tests.containerd import Containerd
+from tests.grpc.client import Api
 from tests.harness import BIN, Lighterd
 from tests.images import REFERENCE
-from tests.unit.images.build import HOST, Layout
+from tests.unit.images.build import HOST, MANIFEST, Layout
+from tests.unit.migrate.bolt_file import Tree, database
 
+PAGE = Path(__file__).resolve().parents[2] / "docs/migrate-from-containerd.md"
 SEVERAL = "example.com/several:1"
 
 
@@ -172,3 +177,86 @@ def test_what_cannot_be_taken_is_told(containerd: Containerd, ours: Lighterd) ->
         assert refused.returncode == 1 and why in refused.stderr, refused.stderr
     ours.start()
     assert ours.ctl("images", "ls", check=True).stdout == kept
+
+
+def record(digest: str, size: int, **more: Tree) -> Tree:
+    """An image as containerd's database has it."""
+    varint = b""
+    value = size << 1
+    while value >= 0x80:
+        varint += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    target = {
+        b"digest": digest.encode(),
+        b"mediatype": MANIFEST.encode(),
+        b"size": varint + bytes([value]),
+    }
+    return {b"target": target, **{name.encode(): tree for name, tree in more.items()}}
+
+
+def test_one_record_that_cannot_be_taken_leaves_the_others(ours: Lighterd, tmp_path: Path) -> None:
+    """Of another digest, or damaged; an image's annotations come along."""
+    layout = Layout()
+    good = layout.image([{"a": b"b"}])
+    (tmp_path / BLOBS).mkdir(parents=True)
+    for digest, data in layout.blobs.items():
+        (tmp_path / BLOBS / digest.removeprefix("sha256:")).write_bytes(data)
+    notes = {b"org.example/key": b"value"}
+    found = record(good["digest"], good["size"], annotations=notes)
+    no_size = {name: value for name, value in found[b"target"].items() if name != b"size"}
+    images: Tree = {
+        b"example.com/a:1": record("sha512:" + "0" * 128, 1),
+        b"example.com/b:1": {b"labels": {b"a": b"b"}},
+        b"example.com/c:1": {**found, b"target": no_size},
+        b"example.com/d:1": {**found, b"target": {**no_size, b"size": b"\xff"}},
+        b"example.com/e:1": found,
+    }
+    (tmp_path / DATABASE).parent.mkdir()
+    (tmp_path / DATABASE).write_bytes(database({b"v1": {b"default": {b"images": images}}}))
+    done = migrate(ours, tmp_path)
+    assert done.returncode == 1
+    assert words(done) == {
+        **{f"default example.com/{name}:1": "failed" for name in "abcd"},
+        "default example.com/e:1": "taken",
+    }
+    assert "example.com/a:1: parse digest 'sha512:000" in done.stderr
+    assert "example.com/b:1: read its target: KeyError" in done.stderr
+    ours.start()
+    with Api(ours.grpc_address) as api:
+        taken = api.call(images_pb2, "Images", "Get", name="example.com/e:1").image
+    assert dict(taken.target.annotations) == {"org.example/key": "value"}
+
+
+def test_a_container_moves_as_the_page_says(containerd: Containerd, ours: Lighterd) -> None:
+    """Its successor by ctl first, then the end of what containerd runs."""
+    text = PAGE.read_text().partition("## Containers")[2].partition("## ")[0]
+    block = re.findall(r"(?:^    .+\n)+", text, re.MULTILINE)[0]
+    assert migrate(ours, root_of(containerd), "-n", "default").returncode == 0
+    ours.start()
+    fifos = ("--fifo-dir", str(ours.base / "fifos"))
+    containerd.ctr("run", "-d", *fifos, REFERENCE, "web", "sleep", "600")
+    environ = {
+        **os.environ,
+        "CONTAINERD_ADDRESS": containerd.address,
+        "LIGHTER_ADDRESS": ours.address,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    try:
+        script = block.replace("docker.io/library/app:1 web", f"{REFERENCE} web sleep 600")
+        done = subprocess.run(
+            ["sh", "-ec", script],
+            cwd=ours.base,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert containerd.ctr("containers", "ls", "-q") == b""
+        assert "RUNNING" in ours.ctl("tasks", "ls", check=True).stdout.decode()
+    finally:
+        if containerd.ctr("containers", "ls", "-q"):
+            containerd.ctr("tasks", "rm", "-f", "web")
+            containerd.ctr("containers", "rm", "web")
+        ours.ctl("rm", "-f", "web")
