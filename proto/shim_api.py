@@ -7,7 +7,8 @@
     resume       {} -> {}
     exec         {exec_id, process, terminal, stdin, stdout, stderr, rows, cols} -> {pid}
                  `process`: path of the OCI process that the manager wrote for `runc exec`
-    attach       {exec_id, stdin, stdout, stderr} -> {terminal}
+    attach       {exec_id, stdin, stdout, stderr, may_drop} -> {terminal}
+                 may_drop: a slow reader loses output; in the first releases the container waits
     resize       {exec_id, rows, cols} -> {}
     close_stdin  {exec_id} -> {}
     update       {resources} -> {}                   `resources`: path of OCI linux.resources

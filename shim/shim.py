@@ -161,8 +161,9 @@ class Shim:
         if method == "exec":
             return await task.exec(_text(body, "exec_id"), body)
         if method == "attach":
-            uris = [_text(body, name) for name in ("stdin", "stdout", "stderr")]
-            return await task.attach(_text(body, "exec_id"), *uris)
+            stdin, stdout, stderr = (_text(body, name) for name in ("stdin", "stdout", "stderr"))
+            may_drop = bool(body.get("may_drop"))
+            return await task.attach(_text(body, "exec_id"), stdin, stdout, stderr, may_drop)
         if method == "resize":
             return await task.resize(_text(body, "exec_id"), body["rows"], body["cols"])
         if method == "close_stdin":

@@ -4,6 +4,7 @@
     … that is slow                               the rest waits here; the container waits with it
     … that has gone                              spooled beside the task, then dropped and counted,
                                                  or the container waits (policy)
+    … of one who must hold nothing up (policy)   spooled, then dropped and counted, also when slow
     file://                                      appended; what the disk does not take is counted
 
 A pipe reached as /proc/<pid>/fd/<n> belongs to its caller alone: nobody can open it again, so when
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from lighter.proto.errors import DataLoss, InvalidArgument
 from lighter.shim.loop import WRITE, Loop, Timer
 
+NEVER_WAIT = "never-wait"
 SPOOL_BYTES = 8 * 1024 * 1024
 RETRY_S = 0.1
 _CHUNK = 64 * 1024
@@ -133,7 +135,7 @@ class FifoSink:
     @property
     def blocked(self) -> bool:
         """Whether the container has to wait for this reader."""
-        if self.closed:
+        if self.closed or self._policy == NEVER_WAIT:
             return False
         if self.waiting:
             return self._policy == "block" and self._spool.size >= SPOOL_BYTES
@@ -147,7 +149,9 @@ class FifoSink:
     @property
     def splice_fd(self) -> int:
         """The descriptor to splice into while the reader keeps up; -1 otherwise."""
-        return self._fd if self.idle and not self.waiting else -1
+        if self._policy == NEVER_WAIT or self.waiting or not self.idle:
+            return -1
+        return self._fd
 
     def write(self, data: "memoryview | bytes") -> None:
         if self.closed:
@@ -247,7 +251,8 @@ class FifoSink:
 
     def _keep(self, data: "memoryview | bytes") -> None:
         room = SPOOL_BYTES - self._spool.size
-        if self._policy == "drop" and self.waiting and len(data) > room:
+        may_drop = (self.waiting and self._policy == "drop") or self._policy == NEVER_WAIT
+        if may_drop and len(data) > room:
             self.dropped_bytes += len(data)
             return
         if not self._spool.append(data):

@@ -114,8 +114,8 @@ class Stdio:
             os.close(fd)
         self._child_fds.clear()
 
-    def attach(self, stdin: str, stdout: str, stderr: str) -> None:
-        """Let a caller's FIFOs or pipes take part.
+    def attach(self, stdin: str, stdout: str, stderr: str, policy: str = "") -> None:
+        """Let a caller's FIFOs or pipes take part, by a policy other than the process's own.
 
         Raises FailedPrecondition for a stream that the process does not have, InvalidArgument for
         a path that is no FIFO or cannot be opened.
@@ -124,7 +124,7 @@ class Stdio:
         try:
             for number, path in ((STDOUT, stdout), (STDERR, "" if self.is_terminal else stderr)):
                 if path:
-                    added.append(self._add_sink(number, path))
+                    added.append(self._add_sink(number, path, policy))
             if stdin and self._input is not None:
                 self._input.add(stdin)
         except (OSError, LighterError) as err:
@@ -134,14 +134,14 @@ class Stdio:
                 raise InvalidArgument(f"attach {err.filename}: {err.strerror}") from err
             raise
 
-    def _add_sink(self, number: int, path: str) -> Sink:
+    def _add_sink(self, number: int, path: str, policy: str) -> Sink:
         stream = self._outputs.get(number)
         if stream is None or stream.ended:
             name = "stdout" if number == STDOUT else "stderr"
             raise FailedPrecondition(f"attach {name}: the process has no open {name}")
         self._spools += 1
         spool_path = f"{self._spool_prefix}{number}-{self._spools}.spool"
-        return stream.add(path, self._policy, spool_path)
+        return stream.add(path, policy or self._policy, spool_path)
 
     def close_stdin(self) -> None:
         if self._input is not None:

@@ -36,6 +36,7 @@ from lighter.shim.process import Process, read_pid
 from lighter.shim.reaper import Reaper
 from lighter.shim.rootfs import Rootfs
 from lighter.shim.sender import SentLog
+from lighter.shim.sinks import NEVER_WAIT
 from lighter.shim.stdio import Stdio
 from lighter.shim.streams import SharedBuffer
 
@@ -306,10 +307,12 @@ class Task:
             process.stdio.release()
         return {}
 
-    async def attach(self, exec_id: str, stdin: str, stdout: str, stderr: str) -> dict[str, Any]:
+    async def attach(
+        self, exec_id: str, stdin: str, stdout: str, stderr: str, may_drop: bool
+    ) -> dict[str, Any]:
         process = self._process(exec_id)
         process.check("attach", self.id)
-        process.stdio.attach(stdin, stdout, stderr)
+        process.stdio.attach(stdin, stdout, stderr, NEVER_WAIT if may_drop else "")
         return {"terminal": process.stdio.is_terminal}
 
     async def resize(self, exec_id: str, rows: int, cols: int) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 dockerd and kubelet keep books of their own about what they have made here, and know nothing of
 what somebody ends or changes behind their backs. Reading, exec and whatever adds something stay
-free. A request of the native front end only: through containerd's API these programs act
-themselves.
+free; who attaches there gets what it reads in time, and holds nothing up. Requests of the native
+front end only: through containerd's API these programs act themselves.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -42,6 +42,11 @@ def guarded(methods: Mapping[str, Method]) -> dict[str, Method]:
         name: _guarded(name, method) if name in GUARDED else method
         for name, method in methods.items()
     }
+
+
+def is_owned(namespace: str) -> bool:
+    """Whether another program looks after its containers."""
+    return namespace in OWNERS
 
 
 def check(name: str, call: Call, body: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from lighter.daemon.oci.process import ExecRequest
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import SIGNALS, Fields
 from lighter.daemon.rpc.methods import methods, namespace_of
+from lighter.daemon.rpc.owners import is_owned
 from lighter.daemon.rpc.server import Call, Method
 from lighter.daemon.tasks import criu, processes
 from lighter.daemon.tasks.execs import ExecService
@@ -112,7 +113,9 @@ def task_methods(
     async def attach(call: Call, body: Body) -> Any:
         fields = Fields("tasks.attach", body)
         stdio = {name: value for name, value in _stdio(fields, call).items() if name in STDIO}
-        terminal = await execs.attach(namespace_of(call), fields.id(), fields.exec_id(), stdio)
+        namespace = namespace_of(call)
+        may_drop = is_owned(namespace)
+        terminal = await execs.attach(namespace, fields.id(), fields.exec_id(), stdio, may_drop)
         return {"terminal": terminal}
 
     async def resize(call: Call, body: Body) -> Any:

@@ -202,13 +202,21 @@ class ExecService:
             self._store.delete_exec(tx, entry, exec_id)
 
     async def attach(
-        self, namespace: str, container_id: str, exec_id: str, stdio: Mapping[str, Any]
+        self,
+        namespace: str,
+        container_id: str,
+        exec_id: str,
+        stdio: Mapping[str, Any],
+        may_drop: bool = False,
     ) -> bool:
-        """Let the caller's pipes take part; returns whether the process has a terminal."""
+        """Let the caller's pipes take part; returns whether the process has a terminal.
+
+        With `may_drop` a caller who reads slowly loses output, and the container does not wait.
+        """
         entry = self._supervisor.find(namespace, container_id)
         if not exec_id:
             states.advance(states.TASK, entry.state, "attach", entry.what)
-        body = {"exec_id": exec_id, **stdio}
+        body = {"exec_id": exec_id, **stdio, "may_drop": may_drop}
         answer = await (await connected(entry)).call("attach", body, timeout_s=SIGNAL_S)
         return bool(answer["terminal"])
 

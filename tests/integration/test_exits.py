@@ -324,6 +324,41 @@ def test_who_leaves_an_attach_by_ctrl_c_does_not_hold_the_container(
     goes_on(progress)
 
 
+def test_who_attaches_to_what_is_anothers_holds_nothing_up(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """There the container does not wait for a reader that is stuck; who reads gets all."""
+    share = lighterd.base / "share"
+    share.mkdir()
+    progress = share / "n"
+    mount = f"type=bind,src={share},dst=/share,options=rbind:rw"
+    # So long that 4000 of them fill all pipes between the two several times.
+    line = "x" * 200
+    script = f"n=0; while :; do n=$((n+1)); echo {line}; echo $n >/share/n; done"
+    lighterd.ctl("namespaces", "create", "moby", check=True)
+    archive = lighterd.base / "image.tar"
+    lighterd.ctl("images", "export", str(archive), busybox, check=True)
+    lighterd.ctl("-n", "moby", "images", "import", str(archive), check=True)
+    arguments = ["--mount", mount, busybox, "c", "sh", "-c", script]
+    lighterd.ctl("-n", "moby", "run", "-d", *arguments, check=True)
+    stuck = subprocess.Popen(
+        lighterd.ctl_argv("-n", "moby", "attach", "c"),
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        assert stuck.stdout is not None
+        stuck.stdout.read(1)
+        os.kill(stuck.pid, signal.SIGSTOP)
+        goes_on(progress)
+    finally:
+        stuck.kill()
+        stuck.wait()
+        assert stuck.stdout is not None
+        stuck.stdout.close()
+        lighterd.ctl("-n", "moby", "rm", "-f", "c", check=True)
+
+
 def count_in(progress: Path) -> int:
     """0 while the file is being written anew."""
     return int(progress.read_text().strip() or 0)

@@ -248,6 +248,29 @@ def test_without_a_reader_policy_block_makes_the_container_wait(pump: Pump) -> N
     os.close(reader)
 
 
+@pytest.mark.parametrize("pump", [sinks.NEVER_WAIT], indirect=True)
+def test_a_slow_reader_who_must_hold_nothing_up_loses_what_the_spool_does_not_take(
+    pump: Pump,
+) -> None:
+    reader, writer = os.pipe()
+    sink = pump.attach(f"/proc/{os.getpid()}/fd/{writer}")
+    os.close(writer)
+    data = noise(12 * 1024 * 1024)
+    assert pump.write(data) == len(data), "the container never waits"
+    assert sink.dropped_bytes > 0
+    os.set_blocking(reader, False)
+    got = b""
+    while not sink.idle:
+        got += read_all(reader)
+        pump.turn()
+    got += read_all(reader)
+    assert sinks.SPOOL_BYTES <= len(got) <= sinks.SPOOL_BYTES + 2 * PIPE_BYTES
+    assert len(got) + sink.dropped_bytes == len(data) and data.startswith(got)
+    pump.write(b"more")
+    assert read_all(reader) == b"more"
+    os.close(reader)
+
+
 def test_nothing_wakes_a_sink_that_waits_with_nothing_to_give(pump: Pump) -> None:
     pump.attach(pump.fifo())
     pump.turn()
