@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from lighter.daemon.grpc.errors import status_of
 from lighter.daemon.grpc.words import identifier
+from lighter.daemon.listening import prefixed
 from lighter.proto.errors import FailedPrecondition, LighterError
 
 log = logging.getLogger("lighter.grpc")
@@ -38,7 +39,8 @@ class Call:
         name = self._headers.get(NAMESPACE, "")
         if not name:
             raise FailedPrecondition("namespace is required: failed precondition")
-        return identifier(name)
+        with prefixed("namespace validation"):
+            return identifier(name)
 
     @property
     def lease(self) -> str:

@@ -1,6 +1,7 @@
 """containerd's words for common refusals: ctr and others print them as they come."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,6 +9,8 @@ from lighter.proto.errors import InvalidArgument, LighterError
 from lighter.proto.names import MAX_NAME, check_name
 
 _PATTERN = "^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"
+# The same; ours are looser by what may stand between and at the end.
+_NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*", re.ASCII)
 
 
 def quoted(text: str) -> str:
@@ -16,9 +19,11 @@ def quoted(text: str) -> str:
 
 
 def identifier(text: str) -> str:
-    """Return what names an object of ours. Raises InvalidArgument."""
+    """Return what names an object of ours, by containerd's rule. Raises InvalidArgument."""
     try:
-        return check_name(text, "identifier")
+        if check_name(text, "identifier") and not _NAME.fullmatch(text):
+            raise InvalidArgument(f"check identifier {text}: it is none of containerd's")
+        return text
     except InvalidArgument as err:
         if not text:
             cause = "identifier must not be empty"

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from lighter.daemon.grpc.pb import (
+    containers_pb2,
     content_pb2,
     introspection_pb2,
     namespaces_pb2,
@@ -103,6 +104,15 @@ def test_the_configuration_says_where_and_for_whom(
         with pytest.raises(grpc.RpcError) as caught:
             read(310_000)
         assert code(caught.value) == "RESOURCE_EXHAUSTED"
+
+
+def test_a_namespace_is_named_as_containerd_names_one(lighterd: Lighterd) -> None:
+    for name in ("a--b", "a.", "../x"):
+        with Api(lighterd.grpc_address, name) as api, pytest.raises(grpc.RpcError) as caught:
+            api.call(containers_pb2, "Containers", "List")
+        assert code(caught.value) == "INVALID_ARGUMENT"
+        words = f'namespace validation: identifier "{name}" must match '
+        assert caught.value.details().startswith(words)
 
 
 def test_the_same_path_by_another_name_is_served_once(
