@@ -39,6 +39,7 @@ from lighter.daemon.images.exporter import Exporter, ExportOptions
 from lighter.daemon.images.progress import Progress, Report
 from lighter.daemon.images.pull import Puller, PullOptions
 from lighter.daemon.images.push import Pusher, PushOptions
+from lighter.daemon.images.reference import Reference
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.leases import IMAGES, Leases
 from lighter.daemon.types import Image
@@ -101,6 +102,7 @@ class TransferService:
         where = _registry(source)
         async with self._taken(namespace, source.resolver.auth_stream) as stream:
             reach = access(source, stream)
+            reference = source.reference
             for wanted in to.platforms or (None,):
                 unpacked = [named for of, named in to.unpacks if of == wanted]
                 options = PullOptions(
@@ -113,7 +115,10 @@ class TransferService:
                     names=to.names,
                 )
                 report = _pulling(tree, to.names[0], where)
-                await self._parts.puller.pull(namespace, source.reference, options, reach, report)
+                pulled = await self._parts.puller.pull(namespace, reference, options, reach, report)
+                # The tag may be moved meanwhile: all platforms are of one image.
+                digest = pulled.image.target.digest
+                reference = f"{Reference.parse(source.reference).name}@{digest}"
         made = [self._parts.images.record(namespace, name) for name in to.names]
         made += self._name_by_digest(namespace, to, made[0])
         await self._unpack(namespace, made[:1], to, tree.report)

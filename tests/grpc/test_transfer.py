@@ -388,6 +388,42 @@ def test_platforms_of_a_pull(
     assert len(space.snapshot_infos("kind==Committed")) == 1
 
 
+def test_a_tag_that_moves_amid_a_pull_of_several_platforms(space: Space) -> None:
+    """All of them are of the image that it stood for first."""
+    first, each = index_of(amd64=small_image(1000, seed=1), arm64=small_image(1000, seed=2))
+    second, others = index_of(amd64=small_image(1000, seed=3), arm64=small_image(1000, seed=4))
+    with Scripted() as registry:
+        for image in each + others:
+            registry.serve(image, "app")
+        kind = ("Content-Type", OCI_INDEX)
+        replies = {
+            digest_of(index): Reply(body=index, headers=(kind,)) for index in (first, second)
+        }
+        for digest, reply in replies.items():
+            registry.route(f"/v2/app/manifests/{digest}", reply)
+        # HEAD and GET are counted alike: the tag moves once the first platform is there.
+        brought = each[0].layers[0].digest
+
+        def tag(_request: Request) -> Reply:
+            return replies[digest_of(second if brought in space.digests() else first)]
+
+        registry.route("/v2/app/manifests/1", tag)
+        source = ends.OCIRegistry(
+            reference=f"{registry.host}/app:1",
+            resolver=ends.RegistryResolver(default_scheme="http"),
+        )
+        store = ends.ImageStore(
+            name="example.com/app:1",
+            platforms=[
+                types_pb2.Platform(os="linux", architecture=name) for name in ("amd64", "arm64")
+            ],
+        )
+        transfer(space.api, source, store).result()
+    have = space.digests()
+    assert {image.layers[0].digest for image in each} <= have
+    assert digest_of(first) in have and digest_of(second) not in have
+
+
 def test_an_export_that_cannot_begin_leaves_no_pipe(space: Space) -> None:
     before = descriptors(space)
     for number in range(8):
