@@ -66,6 +66,10 @@ class Config:
     max_layer_entries: int = 0
     layers_at_once: int = 3
     content_sharing: str = "isolated"
+    tracing_endpoint: str = ""
+    tracing_protocol: str = ""
+    tracing_service: str = "lighterd"
+    tracing_ratio: float = 1.0
     network_conf_dir: str = "/etc/cni/net.d"
     network_bin_dir: str = ""
     network_subnet: str = "10.77.0.0/16"
@@ -137,6 +141,10 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "selinux": ("plugins", PLUGIN, "selinux"),
     "userns_ids": ("plugins", PLUGIN, "userns", "ids"),
     "content_sharing": ("plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"),
+    "tracing_endpoint": ("plugins", "io.containerd.tracing.processor.v1.otlp", "endpoint"),
+    "tracing_protocol": ("plugins", "io.containerd.tracing.processor.v1.otlp", "protocol"),
+    "tracing_service": ("plugins", "io.containerd.internal.v1.tracing", "service_name"),
+    "tracing_ratio": ("plugins", "io.containerd.internal.v1.tracing", "sampling_ratio"),
     **{
         f"gc_{name}": ("plugins", "io.containerd.gc.v1.scheduler", name)
         for name in (

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lighter.daemon.config import Config, document
+from lighter.daemon.registry import redact
 
 HIDDEN = "(hidden)"
 # Keys below which texts may be passwords, tokens, or addresses with one in them.
@@ -17,13 +18,17 @@ def shown(config: Config) -> str:
 
 
 def _without_secrets(value: Any) -> Any:
-    """A copy in which texts below a key of _SECRETS read HIDDEN."""
+    """A copy in which texts below a key of _SECRETS read HIDDEN, and addresses have no user and
+    password.
+    """
     if isinstance(value, dict):
         return {
             key: _hidden(inner) if key.lower() in _SECRETS else _without_secrets(inner)
             for key, inner in value.items()
         }
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return redact.url(value) if isinstance(value, str) and "://" in value else value
 
 
 def _hidden(value: Any) -> Any:

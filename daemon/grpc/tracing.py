@@ -1,6 +1,7 @@
 """Traces of containerd's API for OpenTelemetry: a span for each call, sent to a collector.
 
-Switched on by the environment, as the specification of its SDKs says:
+Switched on by the environment, as the specification of its SDKs says, or by the configuration,
+whose endpoint, name and share count where the environment names none:
 
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT      where to, or
     OTEL_EXPORTER_OTLP_ENDPOINT             where to, without /v1/traces
@@ -30,8 +31,10 @@ from urllib.parse import unquote, urlsplit
 
 from google.protobuf.descriptor import MethodDescriptor
 
+from lighter.daemon.config import Config
 from lighter.daemon.grpc.calls import NAMESPACE
 from lighter.daemon.grpc.watching import Context, Ended
+from lighter.daemon.registry import redact
 
 log = logging.getLogger("lighter.tracing")
 
@@ -51,38 +54,47 @@ _FAULTS = {"Unknown", "DeadlineExceeded", "Unimplemented", "Internal", "Unavaila
 
 @dataclass(frozen=True)
 class Settings:
-    """Where spans go, and which. `headers` may hold a secret."""
+    """Where spans go, and which. `endpoint` and `headers` may hold a secret."""
 
-    endpoint: str
+    endpoint: str = field(repr=False)
     service: str = "lighterd"
     share: float = 1.0
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-def settings_of(environ: Mapping[str, str]) -> Settings | None:
+def settings_of(environ: Mapping[str, str], config: Config) -> Settings | None:
     """None when no endpoint is set, or what is set cannot be used, which is logged."""
     endpoint = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
-    if not endpoint and (base := environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")):
-        endpoint = base.rstrip("/") + _PATH
+    base = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "") or config.tracing_endpoint
+    if not endpoint and base:
+        endpoint = base.rstrip("/").removesuffix(_PATH) + _PATH
     if not endpoint or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     try:
+        if config.tracing_protocol not in ("", "http/protobuf"):
+            raise ValueError(f"the protocol {config.tracing_protocol} is not spoken here")
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("it is no http or https address")
-        share = float(environ.get("OTEL_TRACES_SAMPLER_ARG") or 1.0)
+        share = float(environ.get("OTEL_TRACES_SAMPLER_ARG") or config.tracing_ratio)
         if not 0.0 <= share <= 1.0:
-            raise ValueError("OTEL_TRACES_SAMPLER_ARG is not between 0 and 1")
+            raise ValueError(f"the share of traces is {share}, not between 0 and 1")
     except ValueError as err:
-        log.warning("no traces are sent to %s: %s", endpoint, err)
+        log.warning("no traces are sent to %s: %s", _shown(endpoint), err)
         return None
     pairs = environ.get("OTEL_EXPORTER_OTLP_HEADERS", "").split(",")
     named = (pair.partition("=") for pair in pairs if "=" in pair)
     headers = {unquote(name).strip(): unquote(value).strip() for name, _, value in named}
     if not all(text.isprintable() for pair in headers.items() for text in pair):
-        log.warning("no traces are sent to %s: a header holds a control character", endpoint)
+        log.warning("no traces go to %s: a header holds a control character", _shown(endpoint))
         return None
-    return Settings(endpoint, environ.get("OTEL_SERVICE_NAME") or "lighterd", share, headers)
+    service = environ.get("OTEL_SERVICE_NAME") or config.tracing_service
+    return Settings(endpoint, service, share, headers)
+
+
+def _shown(endpoint: str) -> str:
+    """For a log: what is before an "@" may be a password."""
+    return redact.url(endpoint) if "://" in endpoint else endpoint.rpartition("@")[2]
 
 
 class Traces:
@@ -210,8 +222,9 @@ class Traces:
         """Once in a while: a collector may be away for days."""
         if time.monotonic() - self._complained >= COMPLAIN_S:
             self._complained = time.monotonic()
-            endpoint = self.settings.endpoint
-            log.warning("send traces to %s: %s; %d are dropped", endpoint, why, self.dropped)
+            shown = _shown(self.settings.endpoint)
+            why = redact.Redactor().clean(why)
+            log.warning("send traces to %s: %s; %d are dropped", shown, why, self.dropped)
 
 
 def _ignored(_code: str) -> None:

@@ -91,11 +91,12 @@ def grpc_server(s: Services, watchers: Sequence[Watcher] = ()) -> GrpcServer:
 
 def traces(s: Services, environ: Mapping[str, str]) -> "Traces | None":
     """Who sends a span for each call; None where nobody asked for it."""
-    if not any(name.startswith("OTEL_EXPORTER_OTLP") for name in environ):
+    by_environment = any(name.startswith("OTEL_EXPORTER_OTLP") for name in environ)
+    if not by_environment and not s.config.tracing_endpoint:
         return None
     from lighter.daemon.grpc.tracing import Traces, settings_of
 
-    wanted = settings_of(environ)
+    wanted = settings_of(environ, s.config)
     return Traces(wanted, VERSION, s.db.uuid) if wanted else None
 
 

@@ -97,14 +97,18 @@ def test_calls_become_spans(make_lighterd: Callable[..., Lighterd], collector: C
 
 
 def test_a_collector_that_is_away_holds_nobody_up(make_lighterd: Callable[..., Lighterd]) -> None:
-    lighterd = make_lighterd().start(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    lighterd = make_lighterd(
+        config='[plugins."io.containerd.tracing.processor.v1.otlp"]\n'
+        'endpoint = "http://user:hunter2@127.0.0.1:9"\n'
+    ).start()
     with Api(lighterd.grpc_address) as api:
         api.call(version_pb2, "Version", "Version")
         await_that(
-            lambda: "send traces to http://127.0.0.1:9/v1/traces: " in lighterd.log_end(),
+            lambda: "send traces to http://<hidden>@127.0.0.1:9/v1/traces: " in lighterd.log_end(),
             30,
             "it is said",
         )
         api.call(version_pb2, "Version", "Version")
     assert lighterd.stop() == 0
     assert lighterd.log_end().count("send traces to") == 1
+    assert "hunter2" not in lighterd.log.read_text()

@@ -1,9 +1,14 @@
-"""What the environment makes of tracing, and where a span stands among those of its caller."""
+"""What environment and configuration make of tracing; where a span is among its caller's."""
 
+import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from lighter.daemon.config import Config, parse
+from lighter.daemon.configview import shown
 from lighter.daemon.grpc.pb import version_pb2
 from lighter.daemon.grpc.tracing import MOST_SPANS, Settings, Traces, settings_of
 
@@ -40,12 +45,52 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     ],
 )
 def test_the_environment_switches_it_on(environ: dict[str, str], wanted: Settings | None) -> None:
-    assert settings_of(environ) == wanted
+    assert settings_of(environ, Config()) == wanted
 
 
-def test_a_header_that_may_be_a_secret_is_in_no_text_of_the_settings() -> None:
-    found = settings_of({WHOLE: "https://c/x", "OTEL_EXPORTER_OTLP_HEADERS": "key=hunter2"})
-    assert "hunter2" not in repr(found)
+CONFIGURED = """
+[plugins."io.containerd.tracing.processor.v1.otlp"]
+  endpoint = "http://configured:4318"
+  protocol = "http/protobuf"
+[plugins."io.containerd.internal.v1.tracing"]
+  service_name = "named"
+  sampling_ratio = 0.5
+"""
+
+
+def test_the_configuration_counts_where_the_environment_says_nothing() -> None:
+    config = parse(tomllib.loads(CONFIGURED), "config.toml")
+    configured = Settings("http://configured:4318/v1/traces", "named", 0.5)
+    assert settings_of({}, config) == configured
+    for ending in ("/", "/v1/traces", "/v1/traces/"):
+        again = replace(config, tracing_endpoint=config.tracing_endpoint + ending)
+        assert settings_of({}, again) == configured
+    environ = {ENDPOINT: "http://c", "OTEL_SERVICE_NAME": "n", "OTEL_TRACES_SAMPLER_ARG": "1"}
+    assert settings_of(environ, config) == Settings("http://c/v1/traces", "n", 1.0)
+    assert settings_of({"OTEL_SDK_DISABLED": "true"}, config) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"tracing_protocol": "grpc"}, "the protocol grpc is not spoken here"),
+        ({"tracing_ratio": 1.5}, "the share of traces is 1.5, not between 0 and 1"),
+        ({"tracing_endpoint": "user:hunter2@c:4318"}, "it is no http or https address"),
+        ({"tracing_endpoint": "ftp://user:hunter2@c"}, "it is no http or https address"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_told(
+    wrong: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(Config(tracing_endpoint="http://user:hunter2@c"), **wrong)
+    assert settings_of({}, config) is None
+    assert why in caplog.text and "hunter2" not in caplog.text
+
+
+def test_what_may_be_a_secret_is_in_no_text_of_the_settings() -> None:
+    environ = {WHOLE: "https://u:hunter3@c/x", "OTEL_EXPORTER_OTLP_HEADERS": "key=hunter2"}
+    assert "hunter" not in repr(settings_of(environ, Config()))
+    assert "hunter" not in shown(Config(tracing_endpoint="http://u:hunter2@c"))
 
 
 class Context:
