@@ -43,12 +43,23 @@ class LabelWatch:
         """Keep tasks as containerd's labels have them, also where no end of a task was seen."""
         while True:
             await asyncio.sleep(LOOK_S)
-            for definition in self._store.labelled():
-                if definition.by_labels:
-                    try:
-                        await self._look(definition)
-                    except LighterError as err:
-                        log.warning("look at labels of container %s: %s", definition.id, err)
+            try:
+                for definition in self._store.labelled():
+                    await self._look_safely(definition.namespace, definition.id)
+            except LighterError as err:
+                log.warning("look at labels of containers: %s", err)
+
+    async def _look_safely(self, namespace: str, container_id: str) -> None:
+        # As it is now: looking at those before it has taken its time.
+        definition = self._store.definition(namespace, container_id)
+        if definition is None or not definition.by_labels:
+            return
+        try:
+            await self._look(definition)
+        except LighterError as err:
+            log.warning("look at labels of container %s: %s", container_id, err)
+        except Exception:  # a mistake here must not leave all others alone
+            log.exception("look at labels of container %s", container_id)
 
     async def _look(self, of: Definition) -> None:
         key = of.namespace, of.id

@@ -197,9 +197,10 @@ class Restarts:
 
     def arm(self, row: Restart) -> None:
         """See to what is owed when it is due; never later than its pause after this moment, since
-        the clock may have been set meanwhile.
+        the clock may have been set meanwhile. Nothing is owed to a container that is gone.
         """
-        assert row.due_at is not None
+        if row.due_at is None:
+            return
         left_s = min((row.due_at - time.time_ns()) / 1e9, row.delay_ms / 1e3)
         self._arm_in(row.key, max(0.0, left_s))
 
