@@ -2,11 +2,11 @@
 
 import json
 import re
-import time
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import DURATION, Session, format_option
+from lighter.ctl.cli import Session, format_option
+from lighter.ctl.moments import ago_ns, date_ns, looks_like_a_date
 from lighter.ctl.output import plain, print_json_line, progress, rfc3339
 from lighter.proto.errors import Unimplemented
 
@@ -24,24 +24,7 @@ class Moment(grammar.Kind):
         if re.fullmatch(r"@[0-9]{1,10}(\.[0-9]{1,9})?", text, re.ASCII):
             seconds, _, part = text[1:].partition(".")
             return "time", int(seconds) * 1_000_000_000 + int(part.ljust(9, "0") or "0")
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}.*", text, re.ASCII):
-            return "time", self._date(text)
-        return "time", time.time_ns() - int(DURATION.convert(text) * 1e9)
-
-    def _date(self, text: str) -> int:
-        from datetime import datetime
-
-        # Nanoseconds, as our own output has them, are more than the standard library keeps.
-        whole, dot, rest = text.partition(".")
-        digits = re.match(r"[0-9]{1,9}", rest, re.ASCII)
-        if dot and digits is None:
-            raise grammar.BadValue(f"{text!r} is no time")
-        fraction = digits[0] if digits else ""
-        try:
-            moment = datetime.fromisoformat(whole + rest[len(fraction) :])
-        except ValueError:
-            raise grammar.BadValue(f"{text!r} is no time such as 2026-01-31T12:00:00Z") from None
-        return int(moment.timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0"))
+        return "time", date_ns(text) if looks_like_a_date(text) else ago_ns(text)
 
 
 MOMENT = Moment()

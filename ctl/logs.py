@@ -1,10 +1,10 @@
 """`ctl logs`: what a container has written, from its log."""
 
-import time
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import DURATION, MAX_DIGITS, Session, format_option
+from lighter.ctl.cli import MAX_DIGITS, Session, format_option
+from lighter.ctl.moments import ago_ns, date_ns, looks_like_a_date
 from lighter.ctl.output import print_json_line, rfc3339, write_bytes
 from lighter.ctl.resolve import resolved
 from lighter.proto.daemon_api import NOTICE, STDERR, STDOUT
@@ -31,16 +31,7 @@ class Since(grammar.Kind):
     name = "time"
 
     def convert(self, text: str) -> int:
-        if text[:1].isdigit() and "-" in text:
-            from datetime import UTC, datetime
-
-            try:
-                moment = datetime.fromisoformat(text)
-            except ValueError:
-                raise grammar.BadValue(f"{text!r} is no RFC 3339 time") from None
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return int(moment.timestamp() * 1_000_000) * 1000
-        return time.time_ns() - int(DURATION.convert(text) * 1e9)
+        return date_ns(text) if looks_like_a_date(text) else ago_ns(text)
 
 
 @grammar.command("logs")

@@ -176,24 +176,36 @@ def reload(session: Session, refs: tuple[str, ...], force: bool) -> int:
 
 
 def _all(session: Session, method: str, refs: tuple[str, ...], **fields: Any) -> list[Any]:
-    """The answers for these containers, or for all that have a network."""
-    if not refs:
-        tasks = session.call("tasks.list")["tasks"]
-        refs = tuple(task["id"] for task in tasks if task["networks"])
+    """The answers for these containers, or for all that have a network: those of every namespace,
+    since a host's rules are of none, unless -n names one.
+    """
 
-    def ask(container_id: str) -> list[Any]:
-        checked: list[Any] = session.call(method, id=container_id, **fields)["checked"]
+    def ask(container_id: str, namespace: str = session.namespace) -> list[Any]:
+        call = session.manager.begin(method, namespace=namespace, id=container_id, **fields)
+        checked: list[Any] = call.result()["checked"]
         return checked
 
-    return [row for ref in refs for row in resolved(session, ref, ask)]
+    if refs:
+        return [row for ref in refs for row in resolved(session, ref, ask)]
+    spaces = [session.namespace]
+    if not session.namespace_given:
+        spaces = [one["name"] for one in session.call("namespaces.list")["namespaces"]]
+    rows = []
+    for space in spaces:
+        tasks = session.manager.begin("tasks.list", namespace=space).result()["tasks"]
+        for task in tasks:
+            if task["networks"]:
+                rows += ask(task["id"], space)
+    return rows
 
 
 def _print_checked(session: Session, rows: list[Any]) -> int:
     listing(
         session.json,
         rows,
-        ("CONTAINER", "NETWORK", "INTERFACE", "STATUS", "REASON"),
+        ("NAMESPACE", "CONTAINER", "NETWORK", "INTERFACE", "STATUS", "REASON"),
         lambda row: (
+            row["namespace"],
             row["id"],
             row["network"],
             row["ifname"],

@@ -6,6 +6,8 @@ sees each item as it arrives, and names the body of the request that brings the 
 
 from __future__ import annotations
 
+import time
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +63,7 @@ class AfterBytes:
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = dict(body)
+        self._began = time.time_ns()
         self._time = -1
         self._seen: dict[int, int] = {}
         self._skip: dict[int, int] = {}
@@ -82,7 +85,11 @@ class AfterBytes:
 
     def body(self) -> dict[str, Any]:
         if self._time < 0:
-            return self._body
+            if self._body.get("tail") != 0:
+                return self._body
+            # What came when no manager was there is new too, and the end of the log no longer ours.
+            since = max(self._began, self._body.get("since") or 0)
+            return {**self._body, "tail": None, "since": since}
         self._skip = dict(self._seen)
         return {**self._body, "tail": None, "since": self._time - 1}
 

@@ -50,12 +50,14 @@ class LogReader:
         ended: Callable[[], bool],
         *,
         until: int | None = None,
+        is_anothers: Callable[[], bool] = lambda: False,
     ) -> AsyncIterator[Chunk]:
         """Chunks, oldest first. `tail` keeps the last lines, `since` (ns) the newer chunks.
 
         `until` (ns): nothing later, and no waiting for it. `tail` counts from the log's end.
 
-        With `follow` new ones come as they are written, until `ended` says that no more will.
+        With `follow` new ones come as they are written, until `ended` says that no more will, or
+        `is_anothers` that the directory has been made anew: where to go on is of the one before.
         """
         if tail is None:
             position = _Position(0, 0)
@@ -66,6 +68,8 @@ class LogReader:
             while True:
                 before = position
                 chunks, position = await asyncio.to_thread(self._batch, position, since)
+                if is_anothers():
+                    return
                 for chunk in chunks:
                     if until is not None and chunk.timestamp > until:
                         return

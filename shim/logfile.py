@@ -79,11 +79,26 @@ class LogFile:
         if self._fd < 0:
             self._open(self._number)
         if self._max_bytes and self._size and self._size + length > self._max_bytes:
-            self._open(self._number + 1)
-            if self._max_files:
-                for number in self._numbers():
-                    if number <= self._number - self._max_files:
-                        os.unlink(self._path(number))
+            following = self._number + 1
+            try:
+                self._open(following)
+            except OSError:
+                # Where there is no room for one file more, there may be when the oldest has gone.
+                if not self._remove_before(following):
+                    raise
+                self._open(following)
+            self._remove_before(following)
+
+    def _remove_before(self, following: int) -> bool:
+        """Remove what is too much beside that file, but not the open one; whether any was."""
+        old = [
+            number
+            for number in self._numbers()
+            if self._max_files and number <= following - self._max_files and number != self._number
+        ]
+        for number in old:
+            os.unlink(self._path(number))
+        return bool(old)
 
     def _open(self, number: int) -> None:
         """Go over to this file; without room for it the one before stays open."""

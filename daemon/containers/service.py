@@ -72,6 +72,10 @@ class ContainerService:
     async def get(self, namespace: str, container_id: str) -> Container:
         return self._store.get(namespace, container_id)
 
+    def created_at(self, namespace: str, container_id: str) -> int:
+        """By which one is told from a later one of its id (ns). Raises NotFound."""
+        return self._store.get(namespace, container_id).created_at
+
     async def list(
         self, namespace: str, cursor: str, limit: int
     ) -> tuple[tuple[Container, ...], str]:

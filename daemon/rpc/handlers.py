@@ -91,6 +91,12 @@ def log_methods(
                 over = True
             return over and not is_owed(namespace, id_)
 
+        def is_anothers() -> bool:
+            try:
+                return containers.created_at(namespace, id_) != container.created_at
+            except NotFound:
+                return False  # what is left of its log is still its own
+
         reader = LogReader(root.logs(namespace, id_))
         async for chunk in reader.read(
             fields.integer_or_none("tail"),
@@ -98,6 +104,7 @@ def log_methods(
             fields.flag("follow"),
             ended,
             until=fields.integer_or_none("until"),
+            is_anothers=is_anothers,
         ):
             yield {"timestamp": chunk.timestamp, "stream": chunk.stream, "data": chunk.data}
 

@@ -149,5 +149,7 @@ def test_logs_until_a_time(lighterd: Lighterd) -> None:
     await_that(lambda: lighterd.ctl("logs", "c").stdout == b"one\ntwo\n", 20, "both lines")
     assert lighterd.ctl("logs", "--until", stamp, "c", check=True).stdout == b"one\n"
     assert lighterd.ctl("logs", "--since", stamp, "c", check=True).stdout == b"two\n"
+    shown = lighterd.ctl("logs", "-t", "c", check=True).stdout.decode().split()[0]
+    assert lighterd.ctl("logs", "--until", shown, "c", check=True).stdout == b"one\n"
     assert lighterd.ctl("logs", "-f", "--until", "0s", "c", check=True).stdout == b"one\ntwo\n"
     assert lighterd.ctl("logs", "-n", "1", "c", check=True).stdout == b"two\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests import census, lives
+from tests import census, images, lives
 from tests.harness import await_that, settled
 from tests.networks import NetworkedLighterd, inside, run
 
@@ -219,6 +219,27 @@ def test_connected_again_it_has_its_ports_again(net: NetworkedLighterd) -> None:
     net.ctl("stop", "-t", "0", "one", check=True)
     net.ctl("start", "one", check=True)
     assert "--dport 8080" in net.host("iptables", "-t", "nat", "-S")
+
+
+def test_all_namespaces_are_looked_at_unless_one_is_named(net: NetworkedLighterd) -> None:
+    run(net, "--network", "a", "one")
+    other = ("-n", "other")
+    net.ctl(*other, "images", "import", str(images.busybox_archive()), check=True)
+    net.ctl(*other, "run", "-d", "--network", "a", IMAGE, "two", "sleep", "600", check=True)
+    try:
+        assert {row[1] for row in checked(net, "network", "check")} == {"one", "two"}
+        assert {row[1] for row in checked(net, *other, "network", "check")} == {"two"}
+        assert checked(net, "network", "reload", "--force") == [
+            ["default", "one", "a", "eth0", "repaired"],
+            ["other", "two", "a", "eth0", "repaired"],
+        ]
+    finally:
+        net.ctl(*other, "rm", "-f", "two", check=True)
+
+
+def checked(net: NetworkedLighterd, *words: str) -> list[list[str]]:
+    lines = net.ctl(*words, check=True).stdout.decode().splitlines()
+    return [line.split()[:5] for line in lines[1:]]
 
 
 def test_ports_of_a_network_that_is_left_are_free(net: NetworkedLighterd) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lighter.ctl.cli import DURATION, SIGNAL, SIZE
+from lighter.ctl.events import MOMENT
 from lighter.ctl.flags import filesystem, namespaces, process, security
 from lighter.ctl.grammar import BadValue, Integer, UsageError
 from lighter.ctl.logs import Since, Tail
@@ -126,10 +129,23 @@ def test_no_signals(text: str) -> None:
         SIGNAL.convert(text)
 
 
-def test_since_takes_a_time_with_its_zone() -> None:
-    since = Since()
-    assert since.convert("1970-01-01T01:00:01+01:00") == 1_000_000_000
-    assert since.convert("1970-01-01T00:00:01") == 1_000_000_000
+@pytest.fixture
+def two_hours_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "EET-2")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("two_hours_east")
+def test_since_takes_a_time_with_its_zone_or_in_the_hosts() -> None:
+    for convert in (Since().convert, lambda text: MOMENT.convert(text)[1]):
+        assert convert("1970-01-01T01:00:01+01:00") == 1_000_000_000
+        assert convert("1970-01-01T00:00:01.123456789Z") == 1_123_456_789
+        assert convert("1970-01-01T02:00:01") == 1_000_000_000
+        with pytest.raises(BadValue):
+            convert("1970-01-01T00:00:01.x")
 
 
 def test_the_names_in_proc_are_this_processs_own() -> None:

@@ -1,5 +1,6 @@
 """What the next manager is asked, and what of its answer is new."""
 
+import time
 from typing import Any
 
 from lighter.ctl.resume import resumption
@@ -35,6 +36,15 @@ def test_a_log_without_items_yet_is_asked_for_as_at_first() -> None:
     again = resumption("logs.read", body)
     assert again is not None
     assert again.body() == body
+
+
+def test_a_log_that_is_followed_from_its_end_goes_on_from_when_it_was_asked_for() -> None:
+    """Its end is elsewhere by then: what was written while no manager was there is new."""
+    before = time.time_ns()
+    again = resumption("logs.read", {"id": "c", "tail": 0, "since": None, "follow": True})
+    assert again is not None
+    body = again.body()
+    assert body["tail"] is None and before <= body["since"] <= time.time_ns()
 
 
 def test_a_log_goes_on_within_one_instant() -> None:

@@ -181,6 +181,31 @@ def test_files_rotated_away_while_they_are_followed_are_passed_over(log: Log) ->
     assert asyncio.run(follow()) == b"1\n5\n"
 
 
+def test_the_log_of_a_later_container_is_not_gone_on_with(log: Log) -> None:
+    log.write(b"1\n")
+    made_anew = False
+
+    async def follow() -> bytes:
+        seen = b""
+
+        def ended() -> bool:
+            nonlocal made_anew
+            if seen and not made_anew:
+                log.write(b"2\n3\n")
+                (log.dir / logchunks.file_name(1)).unlink()
+                log.write(b"of another\n", b"and more\n")
+                made_anew = True
+            return False
+
+        async with asyncio.timeout(30):
+            reader = LogReader(str(log.dir))
+            async for chunk in reader.read(None, None, True, ended, is_anothers=lambda: made_anew):
+                seen += chunk.data
+        return seen
+
+    assert asyncio.run(follow()) == b"1\n"
+
+
 def test_the_loop_goes_on_while_a_long_log_is_searched(log: Log) -> None:
     """Half a million chunks that `since` leaves out: nobody else waits for them."""
     piece = logchunks.HEAD.pack(1, STDOUT, 2) + b"x\n"

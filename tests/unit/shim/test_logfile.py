@@ -160,6 +160,18 @@ def test_bytes_lost_at_the_very_end_are_noticed_too(tiny_disk: Path) -> None:
 
 
 @pytest.mark.root
+def test_a_full_directory_has_room_again_when_the_oldest_file_goes(tiny_disk: Path) -> None:
+    log = LogFile(str(tiny_disk), 25_000, 3)
+    for _ in range(6):
+        log.append(STDOUT, b"x" * 10_000)
+    assert len(files(tiny_disk)) == 3
+    linux.mount("", str(tiny_disk), "", linux.MS_REMOUNT, "nr_inodes=4")  # the directory is one
+    log.append(STDOUT, b"y" * 10_000)
+    assert [path.name for path in files(tiny_disk)] == [f"{n:010d}.log" for n in (2, 3, 4)]
+    assert log.lost_bytes == 0
+    log.close()
+
+
 def test_without_room_for_a_new_file_the_old_one_stays_open(tiny_disk: Path) -> None:
     log = LogFile(str(tiny_disk), 25_000, 3)
     log.append(STDOUT, bytes(10_000))
