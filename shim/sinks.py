@@ -8,9 +8,10 @@
     file://                                      appended; what the disk does not take is counted
 
 A pipe reached as /proc/<pid>/fd/<n> belongs to its caller alone: nobody can open it again, so when
-its reader has gone the sink is over. A FIFO by path may find a new reader, who first gets what
-the kernel's pipe still holds (it does as long as our end is open, pipe(7)), then the spool, then
-new output, in order.
+its reader has gone the sink is over. One reached as /proc/self/fd/<n> is a logging program's, which
+nobody has sent away: when that has ended it is told, and what it does not get is counted. A FIFO by
+path may find a new reader, who first gets what the kernel's pipe still holds (it does as long as
+our end is open, pipe(7)), then the spool, then new output, in order.
 """
 
 import array
@@ -33,6 +34,11 @@ _CHUNK = 64 * 1024
 def is_callers_pipe(uri: str) -> bool:
     """Whether the path names a descriptor of the calling process rather than a file."""
     return uri.startswith("/proc/")
+
+
+def is_loggers_pipe(uri: str) -> bool:
+    """Whether it is one that this process has made for a logging program (logger.py)."""
+    return uri.startswith("/proc/self/")
 
 
 def open_fifo(path: str, flags: int) -> int:
@@ -96,6 +102,7 @@ class FifoSink:
     """
 
     __slots__ = (
+        "_dead",
         "_fd",
         "_loop",
         "_on_room",
@@ -122,6 +129,7 @@ class FifoSink:
         self.closed = False
         self.waiting = False  # nobody reads at the moment
         self.dropped_bytes = 0
+        self._dead = False  # a logging program that has ended: all is dropped
         self._fd = -1
         try:
             self._fd = open_fifo(path, os.O_WRONLY)
@@ -149,12 +157,15 @@ class FifoSink:
     @property
     def splice_fd(self) -> int:
         """The descriptor to splice into while the reader keeps up; -1 otherwise."""
-        if self._policy == NEVER_WAIT or self.waiting or not self.idle:
+        if self._policy == NEVER_WAIT or self.waiting or self._dead or not self.idle:
             return -1
         return self._fd
 
     def write(self, data: "memoryview | bytes") -> None:
         if self.closed:
+            return
+        if self._dead:
+            self.dropped_bytes += len(data)
             return
         if self.idle and self.waiting:
             self._find_reader()
@@ -171,10 +182,12 @@ class FifoSink:
 
     def reader_gone(self) -> None:
         """The reader closed its end: over for a caller's pipe, a wait for a FIFO."""
-        if self.closed or self.waiting:
+        if self.closed or self.waiting or self._dead:
             return
         self._loop.unwatch(self._fd)
-        if is_callers_pipe(self.path):
+        if is_loggers_pipe(self.path):
+            self._logger_gone()
+        elif is_callers_pipe(self.path):
             self._rest = b""
             self.close()
         else:
@@ -182,6 +195,13 @@ class FifoSink:
             if not self.idle:
                 self._retry_later()
         self._on_room()
+
+    def _logger_gone(self) -> None:
+        self._loop.on_error(DataLoss(f"write output {_named(self.path)}: it has ended"))
+        self.dropped_bytes += self._count_unread() + len(self._rest) + self._spool.size
+        self._rest = b""
+        self._spool.close()
+        self._dead = True
 
     def finish(self) -> None:
         """No more will be written: close as soon as a reader has, or can get, all of it."""
@@ -222,11 +242,12 @@ class FifoSink:
 
     def _unread(self) -> bool:
         """Whether the kernel's pipe holds bytes, which would go with our end of it."""
-        if self._fd < 0:
-            return False
+        return self._fd >= 0 and self._count_unread() > 0
+
+    def _count_unread(self) -> int:
         count = array.array("i", [0])
         fcntl.ioctl(self._fd, termios.FIONREAD, count)
-        return count[0] > 0
+        return count[0]
 
     def _watch_reader(self) -> None:
         # No event asked for: epoll reports EPOLLERR, the reader's end, in any case.
@@ -243,7 +264,9 @@ class FifoSink:
             return 0
 
     def _keep_rest(self, data: "memoryview | bytes") -> None:
-        if self.waiting:
+        if self._dead:
+            self.dropped_bytes += len(data)
+        elif self.waiting:
             self._keep(data)
         elif not self.closed:
             self._rest = bytes(data)
@@ -278,7 +301,7 @@ class FifoSink:
         while not self.idle:
             data = self._rest or self._spool.peek(_CHUNK)
             written = self._put(data)
-            if self.closed or self.waiting:
+            if self.closed or self.waiting or self._dead:
                 return
             if self._rest:
                 self._rest = self._rest[written:]
@@ -356,7 +379,11 @@ class Spool:
 
 def _report_loss(loop: Loop, path: str, dropped_bytes: int) -> None:
     if dropped_bytes:
-        loop.on_error(DataLoss(f"write output {path}: {dropped_bytes} bytes are lost"))
+        loop.on_error(DataLoss(f"write output {_named(path)}: {dropped_bytes} bytes are lost"))
+
+
+def _named(path: str) -> str:
+    return "to the logging program" if is_loggers_pipe(path) else path
 
 
 def open_sink(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import stat
 from datetime import UTC, datetime
@@ -109,6 +110,28 @@ def test_a_logging_program_gets_both_outputs(lighterd: Lighterd) -> None:
     lighterd.ctl("run", "-d", "--log-uri", uri, REFERENCE, "c", "sh", "-c", script, check=True)
     for name, words in (("out", "to-out\n"), ("err", "to-err\n"), ("who", "default/c key=value\n")):
         await_that(lambda n=name, w=words: _text(share / n) == w, 20, name)
+
+
+def test_f47_a_logging_program_that_dies_is_told_of_and_holds_nothing_up(
+    lighterd: Lighterd,
+) -> None:
+    share = lighterd.base / "share"
+    share.mkdir()
+    program = share / "logger"
+    program.write_text(f"#!/bin/sh\necho $$ >{share}/pid\nexec 5>&-\nexec cat <&3 >{share}/out\n")
+    program.chmod(0o755)
+    os.mkfifo(share / "gate")
+    uri, script = f"binary://{program}", "echo first; read x </share/gate; seq 100000"
+    lighterd.ctl("run", "-d", "--log-uri", uri, "-v", f"{share}:/share", REFERENCE, "c", "sh", "-c",
+                 script, check=True)  # fmt: skip
+    await_that(lambda: _text(share / "out") == "first\n", 20, "it is read")
+    os.kill(int(_text(share / "pid")), signal.SIGKILL)
+    report = lighterd.state / "tasks/default/c/shim.log"
+    await_that(lambda: "to the logging program: it has ended" in _text(report), 20, "it is told")
+    (share / "gate").write_text("go\n")
+    assert lighterd.ctl("wait", "c", check=True).stdout == b"0\n"
+    lost = sum(len(f"{number}\n") for number in range(1, 100001))
+    await_that(lambda: f"{lost} bytes are lost" in _text(report), 20, "and how much is lost")
 
 
 def _text(path: Path) -> str:

@@ -223,6 +223,43 @@ def test_dropped_bytes_are_reported_when_the_sink_ends(pump: Pump) -> None:
     ]
 
 
+def test_f47_what_a_logging_program_does_not_get_any_more_is_counted(pump: Pump) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    sink = pump.attach(f"/proc/self/fd/{writer}")
+    os.close(writer)
+    pump.write(b"read")
+    assert read_all(reader) == b"read"
+    data = noise(100_000)
+    assert pump.write(data) == len(data)
+    os.close(reader)
+    pump.turn()
+    said = "write output to the logging program: "
+    assert [str(error) for error in pump.errors] == [f"{said}it has ended"]
+    assert sink.dropped_bytes == len(data), "what it had not read, too"
+    assert pump.write(b"more") == 4, "nobody waits for it"
+    pump.end()
+    assert [str(error) for error in pump.errors[1:]] == [f"{said}{len(data) + 4} bytes are lost"]
+    assert sink.closed and pump.ended
+
+
+def test_f47_a_logging_program_is_found_dead_by_a_write(pump: Pump) -> None:
+    """Before the loop has heard of it; a second reader, who is slow, keeps its bytes."""
+    reader, writer = os.pipe()
+    sink = pump.attach(f"/proc/self/fd/{writer}")
+    os.close(writer)
+    other = reader_of(path := pump.fifo())
+    pump.attach(path)
+    pump.turn()
+    os.close(reader)
+    sink.write(b"lost")
+    assert (sink.dropped_bytes, sink.blocked) == (4, False)
+    assert pump.write(b"more") == 4
+    assert read_all(other) == b"more"
+    assert sink.dropped_bytes == 8
+    os.close(other)
+
+
 @pytest.mark.parametrize("pump", ["block"], indirect=True)
 def test_without_a_reader_policy_block_makes_the_container_wait(pump: Pump) -> None:
     """F47: only who asks for it waits."""
