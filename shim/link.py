@@ -33,6 +33,7 @@ class Link:
         self._generation = 0
         self._version = 0
         self._sequence = 0
+        self._asked = 0  # the ident of this generation's last request
         self._unacknowledged: deque[codec.Event] = deque()
         self._outgoing: deque[list[bytes]] = deque()
         self._empty: list[Future] = []
@@ -181,6 +182,8 @@ class Link:
         if welcome.generation < self._generation:
             self.dropped += 1
             return
+        if welcome.generation > self._generation:
+            self._asked = 0
         self._generation = welcome.generation
         self._version = codec.choose_version(welcome.versions)
         self._pause_s = RECONNECT_S
@@ -206,6 +209,11 @@ class Link:
         self._send(codec.Error(err.generation, err.ident, answer.code, answer.message, {}))
 
     def _on_fresh_request(self, request: codec.Request) -> None:
+        # A manager's idents rise as it sends: what does not is a repeat, and once is enough.
+        if request.ident <= self._asked:
+            self.dropped += 1
+            return
+        self._asked = request.ident
         if request.deadline_ns is not None and request.deadline_ns < time.monotonic_ns():
             late = DeadlineExceeded(f"{request.method} task: the request came too late")
             self.fail(request, late)

@@ -124,9 +124,6 @@ class Shim:
         }
 
     def _on_request(self, request: codec.Request) -> None:
-        if request.ident in self._open:
-            self.link.dropped += 1  # once is enough
-            return
         if len(self._open) >= MAX_OUTSTANDING:
             busy = f"{request.method} task: {len(self._open)} requests are under way"
             self.link.fail(request, Unavailable(busy))

@@ -158,18 +158,46 @@ def test_a_repeated_ident_is_executed_once(manager: FakeManager, tmp_path: Path)
     calls = tmp_path / "calls"
     runtime = runtimes.fake(tmp_path / "runtime", start=f"echo start >>{calls}; sleep 0.3")
     shim = manager.run("c", runtime)
-    request = codec.Request(manager.generation, 700, "task", "start", None, {}, {})
+    ident = manager.next_ident()
+    request = codec.Request(manager.generation, ident, "task", "start", None, {}, {})
     for _ in range(5):
         manager.send(shim.incarnation, codec.encode(request))
-    manager.answer(700)
+    manager.answer(ident)
     assert calls.read_text() == "start\n"
 
 
+def test_f73_a_request_that_comes_again_after_its_answer_is_dropped(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+    shim = manager.run("c", runtimes.fake(tmp_path / "runtime", update=f"echo >>{calls}"))
+    shim.event("create")
+    ident = shim.ask("update", resources="r")
+    manager.answer(ident)
+    request = codec.Request(
+        manager.generation, ident, "task", "update", None, {}, {"resources": "r"}
+    )
+    for replayed in (request, request._replace(ident=ident - 1)):
+        manager.send(shim.incarnation, codec.encode(replayed))
+    shim.call("update", resources="r")
+    assert calls.read_text() == "\n\n"
+    assert not {ident, ident - 1} & manager.answers.keys()
+    # The next manager counts anew.
+    manager.vanish()
+    manager.come_back()
+    manager.until(lambda: manager.hellos, "it says hello to the next")
+    request = request._replace(generation=manager.generation, ident=1)
+    manager.send(shim.incarnation, codec.encode(request))
+    manager.answer(1)
+    assert calls.read_text() == "\n\n\n"
+
+
 def test_another_service_is_not_answered_with_deeds(manager: FakeManager, shim: Shim) -> None:
-    request = codec.Request(manager.generation, 701, "image", "kill", None, {}, _kill_body())
+    ident = manager.next_ident()
+    request = codec.Request(manager.generation, ident, "image", "kill", None, {}, _kill_body())
     manager.send(shim.incarnation, codec.encode(request))
     with pytest.raises(errors.Unimplemented, match="image"):
-        manager.answer(701)
+        manager.answer(ident)
 
 
 def test_the_17th_outstanding_request_is_refused_at_once(
