@@ -71,7 +71,9 @@ class Prober:
         process = await self._containers.exec_spec(entry.namespace, entry.id, request, None)
         # Not cancelled at the deadline: the process may be there in the end, and must be ended.
         asked = asyncio.ensure_future(
-            self._execs.exec(entry.namespace, entry.id, exec_id, process, output.stdio())
+            self._execs.exec(
+                entry.namespace, entry.id, exec_id, process, output.stdio(), for_health=True
+            )
         )
         try:
             async with asyncio.timeout(check.timeout_s):

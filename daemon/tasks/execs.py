@@ -9,13 +9,13 @@ from typing import Any
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
-from lighter.daemon.tasks.entry import Entry, Exec, is_probe
+from lighter.daemon.tasks.entry import PROBE_PREFIX, Entry, Exec, is_probe
 from lighter.daemon.tasks.reach import SIGNAL_S, connected
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import events, states
-from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 
@@ -47,12 +47,17 @@ class ExecService:
         exec_id: str | None,
         process: Mapping[str, Any],
         stdio: Mapping[str, Any],
+        *,
+        for_health: bool = False,
     ) -> tuple[str, int]:
         """Run one more process in the container: (exec id, pid). `process` is OCI's."""
         entry = self._supervisor.find(namespace, container_id)
         states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
         await connected(entry)
-        exec_id = check_name(exec_id, "exec") if exec_id is not None else secrets.token_hex(8)
+        if exec_id is None:
+            exec_id = secrets.token_hex(8)
+        elif not for_health:
+            _check_id(exec_id)
         terminal = bool(process.get("terminal"))
         exec_ = Exec(exec_id, states.CREATING, terminal, time.time_ns())
 
@@ -82,7 +87,7 @@ class ExecService:
         """Record a process that `start` will run. It is there for a later manager too."""
         entry = self._supervisor.find(namespace, container_id)
         states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
-        check_name(exec_id, "exec")
+        _check_id(exec_id)
         exec_ = Exec(exec_id, states.ADDED, terminal, time.time_ns())
         if exec_id not in entry.execs:
             request = {"process": dict(process), "stdio": dict(stdio)}
@@ -264,6 +269,15 @@ async def _to_its_end(asking: Coroutine[Any, Any, int]) -> int:
     asked = asyncio.ensure_future(asking)
     asked.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await asyncio.shield(asked)
+
+
+def _check_id(exec_id: str) -> None:
+    """Whether a client may choose it: one of a probe's would run unseen. Raises InvalidArgument."""
+    check_name(exec_id, "exec")
+    if is_probe(exec_id):
+        raise InvalidArgument(
+            f"check exec name {exec_id}: those that begin with {PROBE_PREFIX} are of health checks"
+        )
 
 
 def find_exec(entry: Entry, exec_id: str) -> Exec:

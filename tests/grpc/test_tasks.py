@@ -13,11 +13,13 @@ from google.protobuf.any_pb2 import Any as Any_
 
 from lighter.daemon.grpc.pb import runc_options_pb2, tasks_pb2
 from lighter.daemon.grpc.pb.task_types_pb2 import Status
+from lighter.proto import errors
 from tests.grpc.client import code
 from tests.grpc.space import coroutines
 from tests.grpc.workshop import Workshop
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
+from tests.lives import NO_STDIO, ask
 
 
 def _refused(call: Any, *args: Any, **fields: Any) -> tuple[str, str]:
@@ -388,3 +390,17 @@ def test_both_front_ends_show_the_same(workshop: Workshop) -> None:
     workshop.ctr("tasks", "rm", "-f", "b")
     workshop.ctr("containers", "rm", "b")
     assert workshop.ctl("ls", "-q") == ""
+
+
+def test_no_client_takes_a_name_of_a_health_checks(workshop: Workshop) -> None:
+    """What runs by such a name is told to nobody."""
+    workshop.create("c", "sleep", "1000")
+    workshop.tasks("Start", container_id="c")
+    name = "lighter-health-0123456789abcdef"
+    words = "those that begin with lighter-health- are of health checks"
+    why = _refused(workshop.exec, "c", name, "true")
+    assert why[0] == "INVALID_ARGUMENT" and words in why[1]
+    with pytest.raises(errors.InvalidArgument, match=words):
+        which = {"id": "c", "exec_id": name}
+        ask(workshop.lighterd, "tasks.exec", workshop.namespace, args=["true"], **which, **NO_STDIO)
+    assert len(workshop.tasks("ListPids", container_id="c").processes) == 1
