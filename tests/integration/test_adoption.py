@@ -321,6 +321,30 @@ def test_f41_a_lost_shim_costs_its_container_and_nothing_else(
     assert told["event"]["pid"] == pid
 
 
+@pytest.mark.parametrize("lost", ["init", "shim"])
+def test_f41_who_shares_a_pid_namespace_with_a_lost_container_is_told_of(
+    lighterd: Lighterd, busybox: str, lost: str
+) -> None:
+    """With the namespace's init the kernel ends all that is in it: each is an exit of its own."""
+    pid = lives.begin(lighterd, busybox, "owner", "sleep", "1000")
+    for name in ("joins", "runs-on"):
+        shares = ["--pid", "container:owner"] if name == "joins" else ["--ipc", "container:owner"]
+        lighterd.ctl("run", "-d", *shares, "--name", name, busybox, "sleep", "1000", check=True)
+    which = {"id": "joins", "exec_id": "x"}
+    ask(lighterd, "tasks.exec", args=["sleep", "1000"], **which, **NO_STDIO)
+    os.kill(pid if lost == "init" else shim_of(lighterd, "owner"), signal.SIGKILL)
+    ended = {name: ask(lighterd, "tasks.wait", id=name, exec_id="") for name in ("owner", "joins")}
+    assert {name: (end["exit_status"], end["cause"]) for name, end in ended.items()} == {
+        "owner": (137, "" if lost == "init" else "lost-shim"),
+        "joins": (137, ""),
+    }
+    assert ask(lighterd, "tasks.wait", **which)["exit_status"] == 137
+    assert lives.task(lighterd, "runs-on")["status"] == "running"
+    for name in ended:
+        assert ask(lighterd, "tasks.delete", id=name, exec_id="", force=False) == ended[name]
+    assert not lives.check_history(lives.history(lighterd), alive=frozenset({"runs-on"}))
+
+
 def test_f43_a_shim_that_the_oom_killer_ends_is_a_lost_one(
     lighterd: Lighterd, busybox: str
 ) -> None:
@@ -337,19 +361,29 @@ def test_f43_a_shim_that_the_oom_killer_ends_is_a_lost_one(
     assert lives.process_state(shim) == ""
 
 
+def start_after_kill9(lighterd: Lighterd) -> float:
+    """Seconds until the next manager is ready."""
+    lighterd.kill9()
+    began = time.monotonic()
+    lighterd.start()
+    return time.monotonic() - began
+
+
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.soak)])
 def test_f43_a_stopped_shim_is_shown_and_holds_nobody(
     lighterd: Lighterd, busybox: str, count: int
 ) -> None:
     for n in range(count):
         lives.begin(lighterd, busybox, f"c{n}", "sleep", "1000")
+    all_answer_s = start_after_kill9(lighterd)
     mute = shim_of(lighterd, "c0")
     os.kill(mute, signal.SIGSTOP)
     await_that(lambda: lives.process_state(mute) == "T", 30, "the shim is stopped")
     for restarted in (False, True):
         if restarted:
-            lighterd.kill9()
-            lighterd.start()
+            # It is ready before this one is adopted, which would take for ever.
+            assert start_after_kill9(lighterd) < 2 * all_answer_s + 3
+            assert ask(lighterd, "system.health")["shims"] < count
         began = time.monotonic()
         with lighterd.client() as client:
             rows = {row["id"]: row for row in client.call("tasks", "list")["tasks"]}

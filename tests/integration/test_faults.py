@@ -1,6 +1,7 @@
 """Runtimes that misbehave, repeated calls, names at their limits, events across restarts."""
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -183,6 +184,11 @@ def test_f75_a_call_that_is_repeated_has_no_second_effect(lighterd: Lighterd, bu
             errors.AlreadyExists,
         ),
         ("tasks.delete", {**which, "force": False}, errors.NotFound),
+        (
+            "tasks.kill",
+            {"id": "c", "exec_id": "", "signal": signal.SIGKILL, "all": False},
+            errors.FailedPrecondition,
+        ),
         ("tasks.delete", {"id": "c", "exec_id": "", "force": True}, errors.NotFound),
         ("containers.delete", {"id": "c", "force": False}, errors.NotFound),
     ]
@@ -190,6 +196,8 @@ def test_f75_a_call_that_is_repeated_has_no_second_effect(lighterd: Lighterd, bu
         ask(lighterd, call, **body)
         if call == "tasks.exec":
             ask(lighterd, "tasks.wait", **which)
+        elif call == "tasks.kill":
+            ask(lighterd, "tasks.wait", id="c", exec_id="")
         for restarted in (False, True):
             if restarted:
                 lighterd.kill9()

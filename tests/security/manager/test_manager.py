@@ -189,10 +189,11 @@ def test_sec47_a_working_directory_through_an_open_file_is_refused(
     assert (after.st_mtime_ns, after.st_mode, after.st_uid) == (
         *(before.st_mtime_ns, before.st_mode, before.st_uid),
     )
-    lighterd.ctl("run", "-d", image, "live", "sleep", "100")
+    lighterd.ctl("run", "-d", lighterd.import_busybox(), "live", "sleep", "100", check=True)
     for cwd in ("/proc/self/fd/7", "/proc/1/root", "/dev/fd/3"):
         refused = lighterd.ctl("exec", "--cwd", cwd, "live", "pwd")
         assert refused.returncode == 125, (cwd, refused)
+        assert b"check working directory" in refused.stderr, (cwd, refused)
 
 
 # -- SEC-64: sockets that a container on the host's network could reach

@@ -140,6 +140,7 @@ def test_a_request_is_the_same_after_it_was_recorded() -> None:
     ],
 )
 def test_requests_that_are_refused(wrong: dict[str, Any]) -> None:
+    """Line breaks in names too (SEC-40)."""
     with pytest.raises(InvalidArgument):
         parse(wrong)
 
