@@ -6,6 +6,7 @@ others.
 
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import zmq
 
 from lighter.daemon import sockets
 from lighter.proto import codec
-from tests import zeromq
+from tests import lives, zeromq
 from tests.harness import Lighterd, await_that
 from tests.integration.test_bad_input import rss_kib
+from tests.lives import ask
 from tests.unit.daemon.hostile import BODIES
 
 pytestmark = pytest.mark.root
@@ -133,20 +135,33 @@ def test_sec68_greetings_that_stop_half_way(lighterd: Lighterd) -> None:
             connection.close()
 
 
-def test_f73_a_replayed_request_is_not_executed_twice(lighterd: Lighterd) -> None:
+def test_f73_what_comes_again_and_what_was_for_an_earlier_manager_is_dropped(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    before = ask(lighterd, "system.health")["dropped"]
     with lighterd.client() as client:
+        here = {"namespace": "default"}
+        which = {"id": "c", "exec_id": ""}
         generation = client.welcome.generation
-        request = codec.Request(
-            *(generation, 77, "namespaces", "create", None, {"namespace": "default"}),
-            {"name": "once"},
+        wait = codec.Request(generation, 77, "tasks", "wait", None, here, which)
+        stale = codec.Request(
+            generation - 1, 78, "namespaces", "create", None, here, {"name": "stale", "labels": {}}
         )
-        client.send(request._replace(generation=generation - 1))
-        client.send(request)
-        message, _ = client.receive(time.monotonic() + ANSWER_S, "answer")
-        assert isinstance(message, codec.Response)
-        with pytest.raises(Exception, match="exists"):
-            client.call("namespaces", "create", name="once", labels={})
-        client.call("namespaces", "delete", name="once")
+        for request in (wait, wait, wait, stale):
+            client.send(request)
+        await_that(
+            lambda: ask(lighterd, "system.health")["dropped"] == before + 3,
+            *(ANSWER_S, "two repeats and one that is stale are counted"),
+        )
+        ask(lighterd, "tasks.kill", signal=signal.SIGKILL, all=False, **which)
+        end = time.monotonic() + ANSWER_S
+        message, _ = client.receive(end, "the end is told")
+        assert isinstance(message, codec.Response) and message.ident == 77
+        client.send(codec.Request(generation, 79, "namespaces", "list", None, here, {}))
+        message, _ = client.receive(end, "the next answer")
+        assert isinstance(message, codec.Response) and message.ident == 79, "it is told once"
+        assert "stale" not in [row["name"] for row in message.body["namespaces"]]
 
 
 CLIENT = """
