@@ -176,15 +176,22 @@ def _problems_of_life(life: list[dict[str, Any]], alive: bool) -> list[str]:
     return problems
 
 
-def leftovers(lighterd: Lighterd) -> None:
-    """Wait until nothing of a container is left on disk or running. Raises AssertionError."""
+def leftovers(lighterd: Lighterd, but: Collection[str] = ()) -> None:
+    """Wait until nothing of a container is left on disk or running, `but` these mounts.
+
+    Raises AssertionError.
+    """
 
     def look() -> list[str]:
         return [
             *census.leftovers_on_disk(lighterd.root, lighterd.state),
             *store_problems(lighterd.root),
             *(f"shim {pid}" for pid in lighterd.shims()),
-            *census.marked_mounts(lighterd.owners_of_this()),
+            *(
+                point
+                for point in census.marked_mounts(lighterd.owners_of_this())
+                if point not in but
+            ),
         ]
 
     settled(look)

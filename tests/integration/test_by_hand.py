@@ -2,8 +2,6 @@
 that are under way, other ways to end a container, a full disk.
 """
 
-import contextlib
-import os
 import shutil
 import subprocess
 import time
@@ -17,6 +15,7 @@ from tests import images, lives
 from tests.harness import Lighterd, await_that
 from tests.integration.test_restarts import RUNS_S, Container, events
 from tests.lives import ask
+from tests.nemesis import fill
 
 SLEEPS = "trap 'exit 0' TERM; sleep 1000 & wait"
 
@@ -209,15 +208,6 @@ def test_a_full_disk_keeps_nobody_from_ending_a_container(
 def manager_writes(manager: Lighterd) -> None:
     labels = {"at": str(time.monotonic())}
     ask(manager, "containers.label", id="kept", labels=labels)
-
-
-def fill(path: Path) -> None:
-    """Write to the file until the disk is full."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    with contextlib.suppress(OSError):
-        while True:
-            os.write(fd, bytes(4096))
-    os.close(fd)
 
 
 def slow_to_start(program: Path) -> Path:

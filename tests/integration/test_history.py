@@ -1,198 +1,128 @@
-"""Recorded histories: clients at work while the manager is killed at random, then a judge.
+"""Histories of clients at work while a nemesis breaks what it can, then judges (tests/histories).
 
-Each client notes every call with its answer. Names are the clients' own, so what a client was told
-about them is everything that was asked of them; the judge compares that with the lists at the end
-and with the event log. The method is Jepsen's; the properties are those of the API.
+F01 to F22, F42, F43, F51, F55: in any order, beside each other's consequences.
 """
 
+import hashlib
 import random
-import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from lighter.proto import errors
 from tests import lives
-from tests.client import Client
 from tests.harness import Lighterd
-from tests.lives import NO_STDIO
+from tests.histories import (
+    LOST,
+    OK,
+    REFUSED,
+    Call,
+    Caller,
+    judge_exits,
+    judge_images,
+    judge_lists,
+    judge_logs,
+)
+from tests.nemesis import MoodyRegistry, Nemesis, small_disk
+from tests.registries import SmallImage, small_image
 
-CALL_S = 5.0
-OK, REFUSED, LOST = "ok", "refused", "lost"
+CLIENTS = 4
+DISK = "192m"
 
 
-@dataclass
-class Call:
-    """`outcome`: answered, refused with the error code in `result`, or lost: either is true."""
-
-    call: str
-    name: str
-    began: float
-    ended: float
-    outcome: str
-    result: Any
-
-
-@dataclass
-class Caller(threading.Thread):
-    """One client with names of its own, each going through random steps of its life."""
-
-    lighterd: Lighterd
-    image: str
-    number: int
-    seed: int
-    until: float
-    calls: list[Call] = field(default_factory=list)
-    failure: str = ""
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def run(self) -> None:
-        choose = random.Random(self.seed)
+@pytest.fixture
+def on_small_disk(make_lighterd: Callable[..., Lighterd]) -> Iterator[Lighterd]:
+    lighterd = make_lighterd()
+    with small_disk(lighterd.root, DISK):
         try:
-            while time.monotonic() < self.until:
-                self._step(f"n{self.number}-{choose.randrange(3)}", choose)
-        except Exception as error:
-            self.failure = f"client {self.number}: {error!r}"
-
-    def _step(self, name: str, choose: random.Random) -> None:
-        code = choose.randrange(1, 100)
-        exec_id = f"x{len(self.calls)}"
-        body: dict[str, Any]
-        call, body = choose.choice(
-            [
-                ("containers.create", {"image": self.image, "args": ["sleep", "1000"]}),
-                (
-                    "containers.create",
-                    {"image": self.image, "args": ["sh", "-c", f"exit {code}"]},
-                ),
-                ("tasks.create", NO_STDIO),
-                ("tasks.start", {}),
-                ("tasks.exec", {"exec_id": exec_id, "args": ["true"], **NO_STDIO}),
-                ("tasks.kill", {"exec_id": "", "signal": lives.SIGKILL, "all": False}),
-                ("tasks.delete", {"exec_id": "", "force": False}),
-                ("containers.delete", {"force": choose.random() < 0.5}),
-            ]
-        )
-        began = time.monotonic()
-        outcome, result = self._ask(call, {"id": name, **body})
-        self.calls.append(Call(call, name, began, time.monotonic(), outcome, result))
-
-    def _ask(self, call: str, body: dict[str, Any]) -> tuple[str, Any]:
-        service, _, method = call.partition(".")
-        try:
-            with Client(self.lighterd.address, timeout_s=CALL_S) as client:
-                return OK, client.call(service, method, timeout_s=CALL_S, **body)
-        except errors.LighterError as error:
-            lost = error.code in ("unavailable", "deadline-exceeded", "canceled")
-            return (LOST if lost else REFUSED), error.code
-        except OSError:  # zmq.Again: the manager has gone after its welcome
-            return LOST, ""
+            yield lighterd.start()
+        finally:
+            lighterd.stop()
 
 
-# What may be refused, as far as an honest client can provoke it.
-EXPECTED = {"not-found", "already-exists", "failed-precondition"}
+def tags_of(registry: MoodyRegistry, number: int, images: list[SmallImage]) -> dict[str, Any]:
+    """The names of one client; each image has one of every client."""
+    tags = {}
+    for index, image in enumerate(images):
+        registry.serve(image, f"app{index}", f"n{number}")
+        tags[f"{registry.host}/app{index}:n{number}"] = image
+    return tags
 
 
-def judge_lists(calls: list[Call], listed: set[str]) -> list[str]:
-    """Acknowledged creates are listed until a delete, acknowledged deletes are gone for good."""
+def read_whole(lighterd: Lighterd, image: SmallImage) -> list[str]:
+    """What cannot be read of it as it was pushed."""
     problems = []
-    known: dict[str, bool | None] = {}  # None: nobody can tell
-    for call in calls:
-        if call.outcome == REFUSED and call.result not in EXPECTED:
-            problems.append(f"refused with {call.result}: {call}")
-        there = known.get(call.name, False)
-        creates, deletes = call.call == "containers.create", call.call == "containers.delete"
-        if creates or deletes:
-            contradicts = (
-                (call.outcome == OK and there is creates)
-                or (call.result == "already-exists" and there is False)
-                or (call.result == "not-found" and deletes and there is True)
-            )
-            if contradicts:
-                problems.append(f"{call.name} was {there} before: {call}")
-            if call.outcome == OK:
-                known[call.name] = creates
-            elif call.outcome == LOST:
-                known[call.name] = there if there is creates else None
-            elif call.result in ("already-exists", "not-found"):
-                known[call.name] = call.result == "already-exists"
-    problems += [
-        f"{name} was {'created' if there else 'deleted'}, and is {'not ' if there else ''}listed"
-        for name, there in known.items()
-        if there is not None and there is not (name in listed)
-    ]
+    for digest in (image.descriptor.digest, *image.blobs):
+        with lighterd.client() as client:
+            stream = client.stream("content", "read", digest=digest, offset=0)
+            data = b"".join(item["data"] for item in stream)
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+            problems.append(f"{digest} is {len(data)} other bytes")
     return problems
 
 
-def judge_exits(calls: list[Call], events: list[dict[str, Any]]) -> list[str]:
-    """What a delete told of an exit is what the log tells."""
-    told = {
-        (event["event"]["container_id"], event["event"]["exited_at"]): event["event"]["exit_status"]
-        for event in events
-        if event["topic"] == "/tasks/exit" and not event["event"]["exec_id"]
-    }
-    return [
-        f"deleted with {call.result}, the log tells otherwise"
-        for call in calls
-        if call.call == "tasks.delete"
-        and call.outcome == OK
-        and told.get((call.name, call.result["exited_at"])) != call.result["exit_status"]
-    ]
-
-
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("seconds", [20, pytest.param(600, marks=pytest.mark.soak)])
-def test_histories_under_kill_9_are_explained(
-    lighterd: Lighterd, busybox: str, seconds: int
-) -> None:
+@pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.soak)])
+def test_histories_under_a_nemesis_are_explained(on_small_disk: Lighterd, seconds: int) -> None:
+    lighterd = on_small_disk
+    busybox = lighterd.import_busybox()
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     choose = random.Random(seed)
-    until = time.monotonic() + seconds
-    callers = [Caller(lighterd, busybox, n, choose.randrange(1 << 32), until) for n in range(4)]
-    for caller in callers:
-        caller.start()
-    kills = 0
-    while time.monotonic() < until:
-        # The nemesis: its rhythm is the fault, nothing waits for it.
-        time.sleep(choose.uniform(0.1, 1.5))
-        lighterd.kill9()
-        lighterd.start()
-        kills += 1
-    for caller in callers:
-        caller.join()
+    # Images that share a layer: what one tag's end lets go, another may be pulling.
+    images = [small_image(200_000, 1000 + n, seed=7) for n in range(3)]
+    with MoodyRegistry() as registry:
+        until = time.monotonic() + seconds
+        callers = [
+            Caller(lighterd, busybox, n, choose.randrange(1 << 32), until) for n in range(CLIENTS)
+        ]
+        for caller in callers:
+            caller.tags = tags_of(registry, caller.number, images)
+        for caller in callers:
+            caller.start()
+        nemesis = Nemesis(lighterd, registry, choose)
+        try:
+            nemesis.run(until)
+        finally:
+            for caller in callers:
+                caller.until = 0
+                caller.join()
     assert not [caller.failure for caller in callers if caller.failure]
     calls = [call for caller in callers for call in caller.calls]
     count = {o: sum(call.outcome == o for call in calls) for o in (OK, REFUSED, LOST)}
-    print(f"{kills} kills, calls: {count}")
-    assert count[OK] and kills, "else nothing was tested"
+    print(f"{dict(nemesis.acts)}, calls: {count}")
+    assert count[OK], "else nothing was tested"
+    assert len(nemesis.acts) == 7, f"not all was broken: {dict(nemesis.acts)}"
 
     with lighterd.client() as client:
         page = client.call("containers", "list", cursor="", limit=500)["containers"]
         listed = {row["id"] for row in page}
         tasks = {row["id"]: row["status"] for row in client.call("tasks", "list")["tasks"]}
+        page = client.call("images", "list", cursor="", limit=500, filters=[])["images"]
+        tags = {row["name"] for row in page}
     problems = [problem for caller in callers for problem in judge_lists(caller.calls, listed)]
+    for caller in callers:
+        found, certain = judge_images(caller.calls, tags)
+        problems += found
+        problems += [line for tag in certain for line in read_whole(lighterd, caller.tags[tag])]
     for name in listed:
         lives.ask(lighterd, "containers.delete", id=name, force=True)
-    lives.leftovers(lighterd)
+    lives.leftovers(lighterd, but=[str(lighterd.root)])
     events = lives.history(lighterd)
     problems += lives.check_history(events)
     problems += judge_exits(calls, events)
+    everything = lighterd.events("")
+    problems += [line for caller in callers for line in judge_logs(caller.events, everything)]
     problems += [f"a task without a container: {name}" for name in tasks.keys() - listed]
     assert not problems, "\n".join(problems)
 
 
-def test_the_judge_sees_what_must_not_be() -> None:
-    def call(what: str, outcome: str, result: Any = None) -> Call:
-        return Call(what, "n", 0, 0, outcome, result)
+def call(what: str, outcome: str, result: Any = None) -> Call:
+    return Call(what, "n", 0, 0, outcome, result)
 
+
+def test_the_judge_of_lists_sees_what_must_not_be() -> None:
     made, gone = call("containers.create", OK), call("containers.delete", OK)
     assert not judge_lists([made], {"n"})
     assert judge_lists([made], set()), "an acknowledged create that is not listed"
@@ -200,8 +130,29 @@ def test_the_judge_sees_what_must_not_be() -> None:
     assert judge_lists([made, made], {"n"}), "a name made twice"
     assert not judge_lists([call("containers.create", LOST)], set())
     assert not judge_lists([call("containers.create", LOST)], {"n"})
+    full = call("containers.delete", REFUSED, "resource-exhausted")
+    assert not judge_lists([made, full], {"n"})
     assert judge_lists([made, call("containers.delete", REFUSED, "internal")], {"n"})
 
+
+def test_the_judge_of_images_sees_what_must_not_be() -> None:
+    pulled, removed = call("images.pull", OK), call("images.delete", OK)
+    read = {"wanted": "sha256:1", "read": "sha256:1"}
+    assert judge_images([pulled, pulled], {"n"}) == ([], {"n"})
+    assert judge_images([pulled, removed, removed], set())[0], "removed twice"
+    assert judge_images([pulled], set())[0], "an acknowledged pull that is not listed"
+    assert judge_images([pulled, removed], {"n"})[0], "a removed tag that is listed"
+    assert not judge_images([pulled, call("content.read", OK, read)], {"n"})[0]
+    wrong = call("content.read", OK, {**read, "read": "sha256:2"})
+    assert judge_images([pulled, wrong], {"n"})[0]
+    lost = call("content.read", REFUSED, "not-found")
+    assert judge_images([pulled, lost], {"n"})[0], "content that has gone under its tag"
+    assert not judge_images([pulled, removed, lost], set())[0]
+    assert not judge_images([pulled, call("images.delete", LOST), lost], {"n"})[0]
+    assert judge_images([call("images.pull", LOST)], {"n"}) == ([], set())
+
+
+def test_the_judges_of_events_see_what_must_not_be() -> None:
     def event(topic: str, **body: Any) -> dict[str, Any]:
         return {"topic": f"/tasks/{topic}", "event": {"container_id": "n", **body}}
 
@@ -221,6 +172,19 @@ def test_the_judge_sees_what_must_not_be() -> None:
         [ended],
     ):
         assert lives.check_history(wrong), wrong
-    told = call("tasks.delete", OK, {"exit_status": 1, "exited_at": 5})
-    assert not judge_exits([told], life)
-    assert judge_exits([call("tasks.delete", OK, {"exit_status": 2, "exited_at": 5})], life)
+    told = {"exit_status": 1, "exited_at": 5}
+    assert not judge_exits([call("tasks.delete", OK, told)], life)
+    assert not judge_exits([call("tasks.get", OK, {"task": told})], life)
+    assert not judge_exits([call("tasks.get", OK, {"task": {"exit_status": None}})], life)
+    for other in ({**told, "exit_status": 2}, {**told, "exited_at": 6}):
+        assert judge_exits([call("tasks.delete", OK, other)], life)
+        assert judge_exits([call("tasks.get", OK, {"task": other})], life)
+
+
+def test_the_judge_of_logs_sees_what_must_not_be() -> None:
+    log = [{"sequence": number, "event": {"exit_status": number}} for number in range(1, 6)]
+    assert not judge_logs([], log)
+    assert not judge_logs(log[:3], log)
+    assert judge_logs([log[0], log[2]], log), "one was passed over"
+    assert judge_logs([log[0], log[0], log[1]], log), "one was told twice"
+    assert judge_logs([log[0], {**log[1], "event": {"exit_status": 9}}], log), "a code changed"

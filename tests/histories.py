@@ -1,0 +1,256 @@
+"""Recorded histories: clients at work while things break, and judges of what they were told.
+
+Each client notes every call with its answer. Names are the clients' own, so what a client was told
+about them is everything that was asked of them; the judges compare that with the lists at the end
+and with the event log. Contents are everybody's: what one client's tag lets go another's may need.
+The method is Jepsen's; the properties are those of the API.
+"""
+
+import hashlib
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from lighter.proto import errors
+from tests import lives
+from tests.client import Client
+from tests.harness import Lighterd
+from tests.lives import NO_STDIO
+from tests.registries import SmallImage
+
+CALL_S = 5.0
+OK, REFUSED, LOST = "ok", "refused", "lost"
+# Nobody can tell whether a call was carried out that ended so.
+UNTOLD = {"unavailable", "deadline-exceeded", "canceled"}
+# What may be refused, as far as an honest client can provoke it; the others are of a full disk and
+# of bodies that are cut.
+EXPECTED = {"not-found", "already-exists", "failed-precondition"}
+OF_FAULTS = {"resource-exhausted", "data-loss"}
+
+
+@dataclass
+class Call:
+    """`outcome`: answered, refused with the error code in `result`, or lost: either is true."""
+
+    call: str
+    name: str
+    began: float
+    ended: float
+    outcome: str
+    result: Any
+
+
+@dataclass
+class Caller(threading.Thread):
+    """One client with names of its own, each going through random steps of its life.
+
+    `tags`: what it may pull, by name. `events`: the log as it was read, piece by piece.
+    """
+
+    lighterd: Lighterd
+    image: str
+    number: int
+    seed: int
+    until: float
+    tags: dict[str, SmallImage] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    failure: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def run(self) -> None:
+        choose = random.Random(self.seed)
+        try:
+            while time.monotonic() < self.until:
+                kind = choose.random()
+                if self.tags and kind < 0.3:
+                    self._step_of_image(choose)
+                elif kind < 0.35:
+                    self._read_log()
+                else:
+                    self._step(f"n{self.number}-{choose.randrange(3)}", choose)
+        except Exception as error:
+            self.failure = f"client {self.number}: {error!r}"
+
+    def _step(self, name: str, choose: random.Random) -> None:
+        code = choose.randrange(1, 100)
+        exec_id = f"x{len(self.calls)}"
+        body: dict[str, Any]
+        call, body = choose.choice(
+            [
+                ("containers.create", {"image": self.image, "args": ["sleep", "1000"]}),
+                (
+                    "containers.create",
+                    {"image": self.image, "args": ["sh", "-c", f"exit {code}"]},
+                ),
+                ("tasks.create", NO_STDIO),
+                ("tasks.start", {}),
+                ("tasks.exec", {"exec_id": exec_id, "args": ["true"], **NO_STDIO}),
+                ("tasks.kill", {"exec_id": "", "signal": lives.SIGKILL, "all": False}),
+                ("tasks.get", {}),
+                ("tasks.delete", {"exec_id": "", "force": False}),
+                ("containers.delete", {"force": choose.random() < 0.5}),
+            ]
+        )
+        self._note(call, name, {"id": name, **body})
+
+    def _step_of_image(self, choose: random.Random) -> None:
+        name, image = choose.choice(list(self.tags.items()))
+        call = choose.choice(["images.pull", "images.pull", "content.read", "images.delete"])
+        if call == "content.read":
+            digest = choose.choice([image.descriptor.digest, *image.blobs])
+            self._note(call, name, {"digest": digest})
+        elif call == "images.pull":
+            access = {"plain_http": True}
+            unpack = choose.random() < 0.3
+            self._note(call, name, {"name": name, "access": access, "unpack": unpack})
+        else:
+            self._note(call, name, {"name": name})
+
+    def _read_log(self) -> None:
+        """Go on reading the log of all namespaces where it was left."""
+        since = self.events[-1]["sequence"] if self.events else self.lighterd.first_event
+        try:
+            with Client(self.lighterd.address, "", timeout_s=CALL_S) as client:
+                body = {"since": since, "follow": False}
+                # Item by item: what was read before an answer is lost has been read.
+                for item in client.stream("events", "subscribe", timeout_s=CALL_S, **body):
+                    self.events.append(item)
+        except (errors.Unavailable, errors.DeadlineExceeded, errors.Canceled, zmq.ZMQError):
+            pass
+        except errors.LighterError as error:
+            assert error.code in OF_FAULTS, error
+
+    def _note(self, call: str, name: str, body: dict[str, Any]) -> None:
+        began = time.monotonic()
+        outcome, result = self._ask(call, body)
+        self.calls.append(Call(call, name, began, time.monotonic(), outcome, result))
+
+    def _ask(self, call: str, body: dict[str, Any]) -> tuple[str, Any]:
+        service, _, method = call.partition(".")
+        try:
+            with Client(self.lighterd.address, timeout_s=CALL_S) as client:
+                stream = client.stream(service, method, timeout_s=CALL_S, **body)
+                read = hashlib.sha256()
+                for item in stream:
+                    read.update(item.get("data", b""))
+                if call == "content.read":
+                    return OK, {"wanted": body["digest"], "read": f"sha256:{read.hexdigest()}"}
+                return OK, stream.result
+        except errors.LighterError as error:
+            return (LOST if error.code in UNTOLD else REFUSED), error.code
+        except (OSError, zmq.ZMQError):  # the manager has gone after its welcome
+            return LOST, ""
+
+
+# -- the judges
+
+
+class Names:
+    """What is known of each name: True, False or, when nobody can tell, None."""
+
+    def __init__(self, makes: str, removes: str, *, makes_again: bool = False) -> None:
+        self.known: dict[str, bool | None] = {}
+        self.problems: list[str] = []
+        self._makes = makes
+        self._removes = removes
+        self._makes_again = makes_again  # it is no error that the name is there already
+
+    def hear(self, call: Call) -> None:
+        if call.call not in (self._makes, self._removes):
+            return
+        makes = call.call == self._makes
+        there = self.known.get(call.name, False)
+        contradicts = (
+            (call.outcome == OK and there is makes and not (makes and self._makes_again))
+            or (call.result == "already-exists" and there is False)
+            or (call.result == "not-found" and not makes and there is True)
+        )
+        if contradicts:
+            self.problems.append(f"{call.name} was {there} before: {call}")
+        if call.outcome == OK:
+            self.known[call.name] = makes
+        elif call.outcome == LOST or call.result in OF_FAULTS:
+            self.known[call.name] = there if there is makes else None
+        elif call.result == "already-exists" or (call.result == "not-found" and not makes):
+            self.known[call.name] = call.result == "already-exists"
+
+    def compare(self, listed: set[str]) -> list[str]:
+        """Acknowledged creates are listed until a delete, acknowledged deletes are for good."""
+        return self.problems + [
+            f"{name} was {'made' if there else 'removed'}, and is {'not ' if there else ''}listed"
+            for name, there in self.known.items()
+            if there is not None and there is not (name in listed)
+        ]
+
+
+def judge_lists(calls: list[Call], listed: set[str]) -> list[str]:
+    """Of one client's containers."""
+    names = Names("containers.create", "containers.delete")
+    for call in calls:
+        names.hear(call)
+    return names.compare(listed) + [
+        f"refused with {call.result}: {call}"
+        for call in calls
+        if call.outcome == REFUSED and call.result not in EXPECTED | OF_FAULTS
+    ]
+
+
+def judge_images(calls: list[Call], listed: set[str]) -> tuple[list[str], set[str]]:
+    """Of one client's tags; and those that are there for certain.
+
+    What an acknowledged pull has brought can be read until the tag is removed, whoever else
+    removes another tag of the same content.
+    """
+    names = Names("images.pull", "images.delete", makes_again=True)
+    problems = []
+    for call in calls:
+        names.hear(call)
+        if call.call != "content.read":
+            continue
+        if call.outcome == OK and call.result["read"] != call.result["wanted"]:
+            problems.append(f"wrong bytes: {call}")
+        if call.result == "not-found" and names.known.get(call.name):
+            problems.append(f"{call.name} was pulled: {call}")
+    certain = {name for name, there in names.known.items() if there}
+    return problems + names.compare(listed), certain
+
+
+def judge_exits(calls: list[Call], events: list[dict[str, Any]]) -> list[str]:
+    """What a delete or a look told of an exit is what the log tells."""
+    told = {
+        (event["event"]["container_id"], event["event"]["exited_at"]): event["event"]["exit_status"]
+        for event in events
+        if event["topic"] == "/tasks/exit" and not event["event"]["exec_id"]
+    }
+    problems = []
+    for call in calls:
+        if call.outcome != OK or call.call not in ("tasks.delete", "tasks.get"):
+            continue
+        seen = call.result if call.call == "tasks.delete" else call.result["task"]
+        if seen["exit_status"] is None:
+            continue
+        if told.get((call.name, seen["exited_at"])) != seen["exit_status"]:
+            problems.append(f"{call.call} told {seen}, the log tells otherwise")
+    return problems
+
+
+def judge_logs(read: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[str]:
+    """What was read piece by piece, of several managers, is what the log tells: no exit changes."""
+    if not read:
+        return []
+    last = read[-1]["sequence"]
+    upto = [event for event in events if event["sequence"] <= last]
+    if read == upto:
+        return []
+    first = next((pair for pair in zip(read, upto, strict=False) if pair[0] != pair[1]), None)
+    return [f"{len(read)} events were read, the log has {len(upto)}; they differ in {first}"]
