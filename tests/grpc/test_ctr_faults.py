@@ -48,3 +48,24 @@ def test_a_manager_that_dies_at_each_point_of_an_import(
             ctr("leases", "rm", "--sync", lease)
         assert len(ctr("snapshots", "ls").splitlines()) == 1, point
         assert ctr("content", "ls", "-q") == "", point
+
+
+def test_a_manager_that_dies_while_it_makes_a_layer(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    lighterd = make_lighterd().start()
+    lighterd.import_busybox()
+    lighterd.ctl("containers", "create", images.REFERENCE, "c1", "true", check=True)
+    with lighterd.client() as client:
+        (row,) = client.call("containers", "list", cursor="", limit=10)["containers"]
+    diff = ("snapshots", "diff", "--keep", row["snapshot_key"])
+    before = run_ctr(lighterd.grpc_address, "content", "ls", "-q").stdout
+    lighterd.restart(FAULT="layers.made:abort")
+    argv = ["ctr", "--address", lighterd.grpc_address, *diff]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        assert lighterd.process is not None
+        assert lighterd.process.wait(30) != 0
+        first.kill()
+    lighterd.start()
+    assert run_ctr(lighterd.grpc_address, "content", "ls", "-q").stdout == before
+    assert run_ctr(lighterd.grpc_address, *diff).returncode == 0

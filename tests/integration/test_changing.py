@@ -119,6 +119,23 @@ def test_a_rename_takes_all_with_it(manager: Lighterd) -> None:
     assert b"joined shares its namespaces" in refused.stderr
 
 
+def test_a_killed_change_of_limits_can_be_repeated(manager: Lighterd) -> None:
+    pid = begin(manager, IMAGE, "web", "sleep", "1000")
+    before = limit_of(manager, pid, "pids", "pids.max", "pids.max")
+    manager.restart(FAULT="update.applied:abort")
+    update = ("update", "--pids-limit", "77", "web")
+    assert manager.ctl(*update).returncode != 0
+    assert manager.process is not None
+    manager.process.wait(30)
+    manager.start()
+    # It runs with what the runtime was told; what nobody acknowledged is not for its next task.
+    assert limit_of(manager, pid, "pids", "pids.max", "pids.max") in (before, "77")
+    manager.ctl(*update, check=True)
+    manager.ctl("restart", "-t", "0", "web", check=True)
+    pid = lives.task(manager, "web")["pid"]
+    assert limit_of(manager, pid, "pids", "pids.max", "pids.max") == "77"
+
+
 def test_a_rename_is_done_or_not_whenever_the_manager_dies(manager: Lighterd) -> None:
     for number, point in enumerate(("rename.committed", "rename.log-moved")):
         old, new = f"old{number}", f"new{number}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lighter.daemon.tasks import criu
+from tests import lives
 from tests.harness import Lighterd, await_that
 
 COUNTS = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done"
@@ -129,6 +130,25 @@ def test_what_is_around_criu(standing_in: Lighterd) -> None:
             20,
             "adopted",
         )
+
+
+def test_f42_a_shim_killed_in_a_checkpoint_is_a_lost_one(standing_in: Lighterd) -> None:
+    lighterd = standing_in
+    image = "docker.io/library/busybox:test"
+    lighterd.restart(FAULT="shim.checkpoint-asked:abort")
+    run = ("run", "-d", "--name", "c", image, "sleep", "1000")
+    lighterd.ctl(*run, check=True)
+    directory = lighterd.base / "share" / "image"
+    checkpoint = ("tasks", "checkpoint", "--image-path", str(directory), "c")
+    failed = lighterd.ctl(*checkpoint)
+    assert failed.returncode == 1 and failed.stderr.count(b"\n") == 1, failed.stderr
+    row = lives.await_task(lighterd, "c", "stopped")
+    assert (row["cause"], row["exit_status"]) == ("lost-shim", 137)
+    assert not directory.exists() or not list(directory.iterdir())
+    lighterd.ctl("rm", "c", check=True)
+    lighterd.restart()
+    lighterd.ctl(*run, check=True)
+    lighterd.ctl(*checkpoint, check=True)
 
 
 def test_the_reason_is_the_first_that_criu_gives(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lighter.proto.errors import FailedPrecondition
+from tests import lives
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.integration.test_checkpoint import with_stand_in
@@ -75,6 +76,21 @@ def test_what_is_not_in_a_checkpoint_is_said(standing_in: Lighterd) -> None:
     lighterd.ctl("c", "checkpoint", "--task", "--exit", "box", REF, check=True)
     with lighterd.client() as client:
         assert client.call("tasks", "get", id="box")["task"]["status"] == "stopped"
+
+
+def test_f36_a_manager_killed_in_a_checkpoint_leaves_nothing_of_it(standing_in: Lighterd) -> None:
+    lighterd = standing_in
+    lighterd.restart(FAULT="checkpoint.read:abort")
+    checkpoint = ("c", "checkpoint", "--rw", "--task", "box", REF)
+    assert lighterd.ctl(*checkpoint).returncode != 0
+    assert lighterd.process is not None
+    lighterd.process.wait(20)
+    lighterd.start()
+    await_that(lambda: lives.task(lighterd, "box")["status"] == "running", 20, "it is thawed")
+    assert REF not in lighterd.ctl("images", "ls", "-q", check=True).stdout.decode()
+    await_that(lambda: not os.listdir(f"{lighterd.root}/content/ingest"), 20, "nothing is left")
+    lighterd.ctl(*checkpoint, check=True)
+    lighterd.ctl("c", "restore", "-d", "--rw", "--live", "two", REF, check=True)
 
 
 def test_one_from_outside_is_taken_only_when_trusted(

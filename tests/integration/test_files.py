@@ -357,7 +357,7 @@ def test_commit_makes_an_image_that_runs_and_travels(lighterd: Lighterd, tmp_pat
 def test_a_manager_killed_in_a_commit_leaves_nothing_frozen(lighterd: Lighterd) -> None:
     in_state(lighterd, "running")
     try:
-        for point in ("freeze.frozen", "commit.layer"):
+        for point in ("freeze.frozen", "commit.layer", "commit.adopted"):
             lighterd.restart(FAULT=f"{point}:abort")
             assert lighterd.ctl("commit", "c", "cut:1").returncode != 0
             assert lighterd.process is not None

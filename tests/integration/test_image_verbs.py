@@ -203,20 +203,21 @@ def test_an_archive_goes_where_it_is_sent(lighterd: Lighterd, busybox: str, fold
     assert (file.read_bytes(), stat.S_IMODE(file.stat().st_mode)) == (whole, 0o640)
 
 
-@pytest.mark.parametrize("who", ["ctl", "manager"])
+@pytest.mark.parametrize(
+    ("who", "point"),
+    [("ctl", "export.blob"), ("manager", "export.blob"), ("manager", "export.opened")],
+)
 def test_f_36_a_kill_during_an_export_leaves_the_old_file(
-    lighterd: Lighterd, busybox: str, folder: Path, who: str
+    lighterd: Lighterd, busybox: str, folder: Path, who: str, point: str
 ) -> None:
     trace = folder.parent / "trace"
     action = "abort" if who == "manager" else "stop"
-    lighterd.restart(FAULT=f"export.blob:{action}", FAULT_TRACE=str(trace))
+    lighterd.restart(FAULT=f"{point}:{action}", FAULT_TRACE=str(trace))
     file = folder / "image.tar"
     file.write_bytes(b"old")
     argv = lighterd.ctl_argv("images", "export", str(file), SHORT)
     export = subprocess.Popen(argv, stderr=subprocess.PIPE)
-    await_that(
-        lambda: trace.exists() and "export.blob" in trace.read_text(), 20, "a blob was written"
-    )
+    await_that(lambda: trace.exists() and point in trace.read_text(), 20, f"{point} is passed")
     if who == "ctl":
         export.kill()
         lighterd.cont()
@@ -307,6 +308,22 @@ def test_f_36_a_manager_killed_while_it_mounts_leaves_nothing(
     lighterd.start()
     await_that(lambda: not mount_lines(folder), 20, "the half-made mount is gone")
     await_that(lambda: mounted_snapshots(lighterd) == [], 20, "its snapshot too")
+
+
+@pytest.mark.parametrize("rw", [False, True])
+def test_f_36_a_manager_killed_while_it_unmounts_has_a_next_that_can(
+    lighterd: Lighterd, busybox: str, folder: Path, rw: bool
+) -> None:
+    options = ["--rw"] if rw else []
+    lighterd.ctl("images", "mount", *options, SHORT, str(folder), check=True)
+    lighterd.restart(FAULT="unmount.unmounted:abort")
+    unmount = ("images", "unmount", "--rm", str(folder))
+    assert lighterd.ctl(*unmount).returncode == 1
+    lighterd.kill9()
+    lighterd.start()
+    assert not mount_lines(folder)
+    lighterd.ctl(*unmount)  # of a view the next manager may be rid already
+    await_that(lambda: mounted_snapshots(lighterd) == [], 20, "its snapshot is gone")
 
 
 def mounted_snapshots(lighterd: Lighterd) -> list[Any]:

@@ -53,6 +53,11 @@ MAY_FAIL = [
     *("event.create", *START, *EXEC, "event.exit", "event.closed", "delete.closed"),
     *("delete.bundle-gone", "delete.row-gone", *SHIM_CREATE, *SHIM_ASKED),
 ]
+# What a running container may be asked besides, in the order in which Moves asks.
+SHIM_MOVED = [
+    *("shim.attach-asked", "shim.pause-asked", "shim.resume-asked", "shim.update-asked"),
+    *("shim.resize-asked", "shim.close_stdin-asked", "shim.release_output-asked"),
+]
 EXACT = {"shim.runc-deleted", "shim.unmounted", "shim.acknowledged"}
 LOST = {("lost-shim", 137), ("unknown", 255)}
 RETRY_S = 20.0
@@ -174,11 +179,49 @@ class Life:
 
     def check_lost(self, name: str) -> None:
         """Seen within seconds, told once, with the container's processes gone."""
-        assert self.point in SHIM, "only a fault in the shim may cost a container"
+        assert self.point in (*SHIM, *SHIM_MOVED), "only a fault in the shim may cost a container"
         row = lives.await_task(self.lighterd, name, "stopped")
         assert self.point not in EXACT, row
         assert (row["cause"], row["exit_status"]) in LOST, row
         await_that(lambda: lives.process_state(row["pid"]) in ("", "Z"), 30, "its processes end")
+
+
+class Moves(Life):
+    """A container that is asked all else that a shim can be asked; nobody reads what it writes."""
+
+    def run(self) -> None:
+        fifo = self.lighterd.base / f"fifo-{self.point}"
+        os.mkfifo(fifo)
+        try:
+            self.define("a", "sh", "-c", "head -c 1000000 /dev/zero; exec sleep 1000")
+            with_output = {**NO_STDIO, "stdout": str(fifo)}
+            is_created = lambda _: self._status() == "created"  # noqa: E731
+            self.call("tasks.create", is_created, id="a", **with_output)
+            try:
+                self.start("a")
+                self._move()
+                self.call("tasks.kill", self.is_stopped, id="a", exec_id="", signal=9, all=False)
+                self.call("tasks.wait", id="a", exec_id="")
+                self.delete("a")
+            except Lost:
+                self.check_lost("a")
+                self.delete("a")
+        finally:
+            fifo.unlink()
+
+    def _move(self) -> None:
+        streams = {"exec_id": "", "stdin": "", "stdout": "", "stderr": ""}
+        self.call("tasks.attach", id="a", **streams)
+        self.call("tasks.pause", lambda _: self._status() == "paused", id="a")
+        self.call("tasks.resume", lambda _: self._status() == "running", id="a")
+        self.call("containers.update", id="a", limits={"pids": 77})
+        has_none = lambda error: "the process has none" in error.message  # noqa: E731
+        self.call("tasks.resize", has_none, id="a", exec_id="", rows=20, cols=80)
+        self.call("tasks.close_stdin", id="a", exec_id="")
+
+    def _status(self) -> str | None:
+        status: str | None = lives.task(self.lighterd, "a")["status"]
+        return status
 
 
 def ask_quickly(lighterd: Lighterd) -> list[dict[str, Any]]:
@@ -245,12 +288,21 @@ def test_a_call_that_fails_inside_the_manager_can_be_repeated(
     sweep(make_lighterd(), [point for point in MAY_FAIL if point in MANAGER], "error")
 
 
-SHIM_PHASES = {"create": SHIM_CREATE, "asked": SHIM_ASKED, "later": SHIM_LATER}
+SHIM_PHASES = {
+    "create": SHIM_CREATE,
+    "asked": SHIM_ASKED,
+    "later": SHIM_LATER,
+    "moved": SHIM_MOVED,
+}
+
+
+def life_of(phase: str) -> type[Life]:
+    return Moves if phase == "moved" else Life
 
 
 @pytest.mark.parametrize("phase", SHIM_PHASES)
 def test_f42_the_shim_is_killed(make_lighterd: Callable[..., Lighterd], phase: str) -> None:
-    sweep(make_lighterd(), SHIM_PHASES[phase], "abort")
+    sweep(make_lighterd(), SHIM_PHASES[phase], "abort", life_of(phase))
 
 
 @pytest.mark.parametrize("phase", SHIM_PHASES)
@@ -259,7 +311,7 @@ def test_f43_the_shim_is_stopped_and_goes_on(
 ) -> None:
     # Before it has claimed its task a shim has no title to be found by.
     titled = [point for point in SHIM_PHASES[phase] if point != "shim.claim-written"]
-    sweep(make_lighterd(), titled, "stop")
+    sweep(make_lighterd(), titled, "stop", life_of(phase))
 
 
 def test_a_call_that_fails_inside_the_shim_can_be_repeated(

@@ -364,6 +364,24 @@ def test_what_is_changed_while_a_network_is_connected_stays_changed(net: Network
     assert defined(net, "one")["network"]["networks"] == ["slow"]
 
 
+def test_killed_when_it_is_connected_and_nothing_is_written(net: NetworkedLighterd) -> None:
+    net.write("20-b.conflist", net.bridge("b", "10.21.0.0/24"))
+    run(net, "--network", "a", "one")
+    (first,) = net.addresses_of("one")
+    net.restart(FAULT="network.connected:abort")
+    argv = net.ctl_argv("--connect-timeout", "1s", "network", "connect", "b", "one")
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL):
+        await_death(net)
+    net.start()
+    assert has_network(net, "one", first)
+    net.ctl("network", "connect", "b", "one")  # it may be there: then this says so
+    (second,) = [address for address in net.addresses_of("one") if address != first]
+    assert second in inside(net, "one", "ip -o addr show eth1")
+    assert net.ctl("network", "check", "one").returncode == 0
+    net.ctl("network", "disconnect", "b", "one", check=True)
+    assert net.addresses_of("one") == [first]
+
+
 def test_killed_while_it_is_disconnected(net: NetworkedLighterd) -> None:
     run(net, "--network", "a", "-p", "8080:80", "one")
     (address,) = net.addresses_of("one")
