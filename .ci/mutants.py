@@ -2,6 +2,7 @@
 
 tests/mutants.toml names the guards. Each is switched off in a copy of the checkout with a virtual
 environment of its own, so that managers and workers started there run the changed source too.
+A guard is missed when the test fails. A test that cannot be set up or hangs says nothing of it.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 import time
 import tomllib
 import venv
+import xml.etree.ElementTree as ET  # of our own pytest
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ CHECKOUT = Path(__file__).parents[1]
 TABLE = "tests/mutants.toml"
 FOLDERS = ("daemon", "shim", "proto", "ctl")
 TEST_S = 300
+GREEN, FAILED, BROKEN, HANGS = "green", "failed", "broken", "hangs"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,17 @@ class Mutant:
         if (count := source.count(self.guard)) != 1:
             raise ValueError(f"{self.row}: {self.file} has {count} times {self.guard!r}")
         return source.replace(self.guard, self.off)
+
+
+def verdict(junit: str) -> str:
+    """Of the tests in a JUnit report of pytest's: failed, when one has failed by its own word."""
+    cases = ET.fromstring(junit)  # noqa: S314
+    failures = [failure.get("message") or "" for failure in cases.iter("failure")]
+    if any(not message.startswith("Failed: Timeout ") for message in failures):
+        return FAILED
+    if failures:
+        return HANGS
+    return BROKEN if next(cases.iter("error"), None) is not None else GREEN
 
 
 def read_mutants(checkout: Path = CHECKOUT) -> list[Mutant]:
@@ -77,14 +91,16 @@ class Copy:
             made.write_text(f"#!{self.python}\n{script.partition(chr(10))[2]}")
             made.chmod(0o755)
 
-    def complaint(self, *tests: str) -> str:
-        """What pytest says at its end when one of the tests is red or hangs, else ""."""
-        argv = [str(self.python), "-m", "pytest", "-q", "-x", "-m", "not soak", *tests]
+    def run(self, *tests: str) -> tuple[str, str]:
+        """The verdict on these tests, and what pytest says at its end."""
+        report = self.directory / "results.xml"
+        report.unlink(missing_ok=True)
+        argv = [str(self.python), "-m", "pytest", "-q", "-x", "-m", "not soak"]
         environ = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         limit_s = TEST_S * len(tests)
         try:
             done = subprocess.run(
-                argv,
+                [*argv, f"--junitxml={report}", *tests],
                 check=False,
                 cwd=self.directory,
                 env=environ,
@@ -93,27 +109,29 @@ class Copy:
                 timeout=limit_s,
             )
         except subprocess.TimeoutExpired:
-            return f"not done within {limit_s} s"
+            return HANGS, f"not done within {limit_s} s"
         if done.returncode not in (0, 1):  # neither passed nor failed: there is no such test
             raise ValueError(f"run {tests}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return done.stdout[-2000:] if done.returncode else ""
+        if not report.exists():  # pytest itself was ended, as its time limit may do
+            return HANGS, done.stderr[-2000:]
+        return verdict(report.read_text()), done.stdout[-2000:]
 
 
 def judge(copy: Copy, mutant: Mutant) -> bool:
-    """Whether the test turns red without the guard."""
+    """Whether the test fails without the guard."""
     path = copy.directory / mutant.file
     before = path.read_text()
     path.write_text(mutant.switched_off(before))
     began = time.monotonic()
     try:
-        survives = not copy.complaint(mutant.test)
+        found, _ = copy.run(mutant.test)
     finally:
         path.write_text(before)
-    said = "SURVIVES" if survives else "killed"
+    said = {FAILED: "killed", GREEN: "SURVIVES"}.get(found, found.upper())
     sys.stdout.write(f"{said:8} {mutant.row} {mutant.file}: {mutant.guard.strip()!r}")
     sys.stdout.write(f" ({mutant.test.rpartition('::')[2]}, {time.monotonic() - began:.0f} s)\n")
     sys.stdout.flush()
-    return not survives
+    return found == FAILED
 
 
 def main() -> int:
@@ -124,8 +142,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lighter-mutants-") as directory:
         copy = Copy(Path(directory))
         # A test that is red with its guard on shows nothing.
-        if said := copy.complaint(*sorted({each.test for each in chosen})):
-            sys.stdout.write(f"not all tests pass with their guards on:\n{said}\n")
+        found, said = copy.run(*sorted({each.test for each in chosen}))
+        if found != GREEN:
+            sys.stdout.write(f"not all tests pass with their guards on: {found}\n{said}\n")
             return 1
         killed = [judge(copy, each) for each in chosen]
     sys.stdout.write(f"{sum(killed)} of {len(chosen)} killed\n")

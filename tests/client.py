@@ -20,14 +20,23 @@ INITIAL_CREDIT_BYTES = 1024 * 1024
 
 
 class Client:
-    """Connected and greeted when made. Raises Unavailable when no welcome comes in `timeout_s`."""
+    """Connected and greeted when made. Raises Unavailable when no welcome comes in `timeout_s`.
 
-    def __init__(self, path: str, namespace: str = "default", timeout_s: float = 10) -> None:
+    `context`: one that many share, whose owner ends it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        namespace: str = "default",
+        timeout_s: float = 10,
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+    ) -> None:
         self.namespace = namespace
         self.welcome: codec.Welcome
-        self._context = sockets.context()
+        self._own_context = sockets.context() if context is None else None
         self._ident = 0
-        self.socket = zeromq.connect_dealer(self._context, path, sockets.CLIENT_HWM)
+        self.socket = zeromq.connect_dealer(self._own_context or context, path, sockets.CLIENT_HWM)
         try:
             self._greet(time.monotonic() + timeout_s)
         except BaseException:
@@ -47,7 +56,8 @@ class Client:
 
     def close(self) -> None:
         self.socket.close(0)
-        self._context.term()
+        if self._own_context is not None:
+            self._own_context.term()
 
     def call(self, service: str, method: str, *, timeout_s: float = 20, **body: Any) -> Any:
         """The answer's body. Raises what the manager answered, or DeadlineExceeded."""

@@ -2,6 +2,8 @@
 
 In CI hypothesis takes the same examples each time, so that a red run can be run again; elsewhere
 it looks further each time. Its limits on time are off: a busy machine is no fault of the code.
+Where nothing else runs (CENSUS_EXCLUSIVE) a session fails of which a folder took longer than
+tests/BUDGET gives it.
 """
 
 import os
@@ -9,7 +11,11 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import budget
+
 IN_CI = os.environ.get("CI") == "true"
+IS_EXCLUSIVE = os.environ.get("CENSUS_EXCLUSIVE") == "1"
+SPENT = budget.Spent(budget.read(budget.FILE.read_text()))
 
 settings.register_profile(
     "lighter", deadline=None, derandomize=IN_CI, suppress_health_check=[HealthCheck.too_slow]
@@ -36,8 +42,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if "soak" not in report.keywords:
+        SPENT.add(report.nodeid, report.duration)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if IS_EXCLUSIVE and SPENT.over() and not exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests have measured, a line each: record_property(name, value)."""
+    if IS_EXCLUSIVE:
+        for line in SPENT.over():
+            terminalreporter.write_line(line, red=True)
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"MEASURED {report.nodeid}: {name}: {value}")

@@ -183,7 +183,8 @@ def _answer(what: str, code: int, out: bytes, err: bytes) -> dict[str, Any]:
     failed = isinstance(number, int) and "msg" in document  # some end with 0 all the same
     if code == 0 and not failed:
         return document
-    words = _quoted(" ".join(str(document.get(key) or "") for key in ("msg", "details")).encode())
+    words = " ".join(str(document.get(key) or "") for key in ("msg", "details"))
+    words = _quoted(words.encode(errors="replace"))  # JSON can spell half a character
     words = words or _quoted(err.strip().rpartition(b"\n")[2]) or f"it ended with {code}"
     if number == _TRY_AGAIN_LATER:
         raise Unavailable(f"{what}: {words}")

@@ -30,3 +30,20 @@ def test_a_guard_that_has_gone_or_is_there_twice_is_told(tmp_path: Path) -> None
     for source in ("if b:\n", "if a:\n    pass\nif a:\n    pass\n"):
         with pytest.raises(ValueError, match=r"F01: x\.py has [02] times"):
             mutant.switched_off(source)
+
+
+@pytest.mark.parametrize(
+    ("case", "found"),
+    [
+        ("", "green"),
+        ("<skipped/>", "green"),
+        ('<failure message="assert 1 == 2"/>', "failed"),
+        ('<failure message="Failed: Timeout (&gt;120.0s) from pytest-timeout."/>', "hangs"),
+        ('<error message="failed on setup with &quot;OSError&quot;"/>', "broken"),
+        ('<failure message="assert False"/><error message="failed on teardown"/>', "failed"),
+    ],
+)
+def test_only_a_failure_of_the_tests_own_is_one(case: str, found: str) -> None:
+    """A guard is not shown to be needed by a test that could not be set up, or hung."""
+    suite = f'<testsuites><testsuite><testcase name="t">{case}</testcase></testsuite></testsuites>'
+    assert mutants.verdict(suite) == found

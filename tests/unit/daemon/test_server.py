@@ -218,7 +218,7 @@ def test_a_process_that_connects_often_uses_up_no_places(
             assert client.call("test", "echo") == {}
 
 
-def test_what_belongs_to_another_generation_is_dropped(at: Setting) -> None:
+def test_f73_what_belongs_to_another_generation_is_dropped(at: Setting) -> None:
     with at.client() as client:
         client.send(codec.Request(GENERATION - 1, 1, "test", "echo", None, {}, {}))
         assert client.call("test", "echo", n=2) == {"n": 2}

@@ -170,3 +170,22 @@ def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(pla
     assert set(entry.execs) == kept | {"runs"}
     (recorded,) = place.store.load()
     assert set(recorded.execs) == kept
+
+
+def test_f80_an_event_that_is_told_again_is_not_applied_again(place: Place) -> None:
+    """Its acknowledgement was lost with a manager; meanwhile the container has gone further."""
+    entry = place.entry("a" * 16, states.CREATED)
+    router = ShimRouter(1, lambda _peer: None, lambda _peer, _event: True)
+    peer = Peer(router, entry.incarnation)
+    topics = (events.START, events.PAUSED, events.RESUMED, events.PAUSED)
+    told = [
+        codec.Event(1, number, topic, number, {"container_id": "c", "pid": 1})
+        for number, topic in enumerate(topics, 1)
+    ]
+    for event in (*told, *told):
+        assert place.supervisor.on_event(peer, event), "it is acknowledged, once more"
+    (kept,) = place.store.load()
+    assert (kept.state, kept.last_sequence) == (states.PAUSED, len(told))
+    with place.db.fast_transaction() as tx:
+        written = [row[0] for row in tx.execute("SELECT topic FROM events ORDER BY sequence")]
+    assert written == list(topics)

@@ -1,0 +1,199 @@
+"""Load: what a manager holds stays level over many lives, many clients, many containers (F48).
+
+Also a container that takes all it can get (F46).
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from lighter.daemon import sockets
+from tests import cgroups, lives, zeromq
+from tests.client import Client
+from tests.harness import Lighterd, await_that
+from tests.integration.test_many import begin_all
+from tests.integration.test_shim_memory import descriptors, rollup, threads
+from tests.lives import NO_STDIO, ask
+
+CLIENTS = 200
+PIDS = 40
+ANSWER_S = 10.0
+KIB = 1024
+
+
+def slope(samples: list[float]) -> float:
+    """Growth per sample: the median of that between any two (Theil and Sen), so that a page or a
+    file that comes once is none."""
+    pairs = combinations(enumerate(samples), 2)
+    return statistics.median((y - x) / (m - n) for (n, x), (m, y) in pairs)
+
+
+def test_a_slope_is_of_most_samples() -> None:
+    assert slope([3.0] * 9) == 0
+    assert slope([0.0, 0, 0, 0, 50, 50, 50, 50]) == pytest.approx(25 / 3, abs=9)
+    assert slope([float(n) for n in range(9)]) == 1
+    assert slope([1.0, 2, 3, 99, 5, 6, 7]) == 1, "one that stands out"
+
+
+# -- many lives
+
+
+def one_life(client: Client, image: str, name: str) -> None:
+    client.call("containers", "create", id=name, image=image, args=["true"])
+    client.call("tasks", "create", id=name, **NO_STDIO)
+    client.call("tasks", "start", id=name)
+    client.call("tasks", "wait", id=name, exec_id="")
+    client.call("tasks", "delete", id=name, exec_id="", force=False)
+    client.call("containers", "delete", id=name, force=False)
+
+
+def database_bytes(root: Path) -> int:
+    return sum(path.stat().st_size for path in root.glob("lighter.db*"))
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("rounds", [9, pytest.param(400, marks=pytest.mark.soak)])
+def test_f48_what_a_manager_holds_stays_level_over_lives(
+    lighterd: Lighterd, busybox: str, rounds: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Descriptors, threads, memory; the database grows by what the event log keeps of a life."""
+    at_once, each = 4, 4
+    held: list[tuple[float, ...]] = []
+
+    def lead(number: int) -> None:
+        with lighterd.client() as client:
+            for _ in range(each):
+                one_life(client, busybox, f"c{number}")
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        for _ in range(rounds):
+            list(pool.map(lead, range(at_once)))
+            await_that(lambda: not lighterd.shims(), 30, "the shims have ended")
+            pid = lighterd.pid
+            rss, base = rollup(pid)["Rss"], database_bytes(lighterd.root)
+            held.append((descriptors(pid), threads(pid), rss, base))
+    level = held[len(held) // 3 :]  # caches fill first
+    fds, tasks, rss, base = (slope([float(one[n]) for one in level]) for n in range(4))
+    per_life = at_once * each
+    record_property("bytes of memory and database per life", (rss / per_life, base / per_life))
+    assert fds <= 0 and tasks <= 0, held
+    assert rss / per_life < 4 * KIB, held
+    assert base / per_life < 8 * KIB, held
+    lives.leftovers(lighterd)
+
+
+# -- many clients, many containers
+
+
+def test_200_clients_are_answered_and_leave_nothing(lighterd: Lighterd) -> None:
+    with lighterd.client() as client:
+        before = client.call("system", "health")
+    with sockets.context() as context, contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(Client(lighterd.address, timeout_s=60, context=context))
+            for _ in range(CLIENTS)
+        ]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            listed = pool.map(lambda one: one.call("tasks", "list", timeout_s=60), clients)
+            assert [answer["tasks"] for answer in listed] == [[]] * CLIENTS
+        assert clients[0].call("system", "health")["clients"] >= CLIENTS
+
+    def level() -> bool:
+        with lighterd.client() as client:
+            now = client.call("system", "health")
+        return (now["clients"], now["fds"]) <= (before["clients"], before["fds"] + 2)
+
+    await_that(level, 30, "their places and descriptors are given back")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_500_containers(lighterd: Lighterd, busybox: str) -> None:
+    names = [f"c{number}" for number in range(500)]
+    begin_all(lighterd, busybox, names)
+    lighterd.kill9()
+    lighterd.start()
+    await_that(
+        lambda: {row["status"] for row in ask(lighterd, "tasks.list")["tasks"]} == {"running"},
+        120,
+        "all are adopted",
+    )
+    for name in names:
+        ask(lighterd, "containers.delete", id=name, force=True)
+    lives.leftovers(lighterd)
+
+
+ROUTER = """
+import os, resource, sys
+from lighter.daemon import sockets
+context = sockets.context()
+router = sockets.bind_router(context, sys.argv[1], 0o600, -1, 64)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+try:
+    while True:
+        os.dup(0)
+except OSError:
+    print("full", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_f58_libzmq_aborts_when_it_has_no_descriptor_for_a_connection() -> None:
+    """Why a manager may never come to that; when this fails, daemon/limits.py may do less."""
+    path = f"/tmp/lighter-router-{os.getpid()}"
+    argv = [sys.executable, "-I", "-c", ROUTER, path]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    try:
+        with subprocess.Popen(argv, **pipes) as router, sockets.context() as context:
+            assert router.stdout is not None and router.stderr is not None
+            assert router.stdout.readline() == b"full\n"
+            dealer = zeromq.connect_dealer(context, path, 64)
+            try:
+                assert router.wait(20) == -signal.SIGABRT
+            finally:
+                dealer.close(0)
+            assert b"Too many open files" in router.stderr.read()
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+# -- a container that takes all it can get
+
+
+def test_f46_a_fork_bomb_stays_in_its_limit(lighterd: Lighterd, busybox: str) -> None:
+    """Others start, run and are listed meanwhile; it ends like any other, to its last process."""
+    old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
+    script = "bomb() { bomb | bomb & }; bomb; while :; do sleep 1; done"
+    pid = lives.begin(lighterd, busybox, "bomb", "sh", "-c", script, limits={"pids": PIDS})
+    cgroup = cgroups.of_process(pid, "pids")
+    refused = cgroup / "pids.events"
+    await_that(lambda: "max 0" not in refused.read_text(), 30, "the kernel has refused it one")
+    for number in range(5):
+        assert len(cgroups.members(cgroup)) <= PIDS
+        began = time.monotonic()
+        done = lighterd.ctl("run", "--rm", "--name", f"c{number}", busybox, "true", timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert {row["id"] for row in ask(lighterd, "tasks.list")["tasks"]} == {"old", "bomb"}
+        assert time.monotonic() - began < ANSWER_S
+    members = cgroups.members(cgroup)
+    ask(lighterd, "tasks.kill", id="bomb", exec_id="", signal=signal.SIGKILL, all=False)
+    assert ask(lighterd, "tasks.wait", id="bomb", exec_id="")["exit_status"] == 137
+    await_that(
+        lambda: not [one for one in members if lives.process_state(one) not in ("", "Z")],
+        30,
+        "all of it has ended",
+    )
+    assert lives.process_state(old) == "S"
+    for name in ("bomb", "old"):
+        ask(lighterd, "containers.delete", id=name, force=True)
+    lives.leftovers(lighterd)

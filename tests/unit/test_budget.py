@@ -1,0 +1,49 @@
+"""tests/BUDGET is whole and within bounds, and a folder that takes longer fails its session."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import budget
+from tests.unit.test_rows import CHECKOUT
+
+BUDGET = budget.read(budget.FILE.read_text())
+
+
+def test_the_budget_is_of_all_folders_and_at_most_75_minutes() -> None:
+    named = re.search(r"^TESTS := (.*)$", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    assert named
+    assert set(named[1].split()) <= BUDGET.keys()
+    assert sum(BUDGET.values()) <= budget.MOST_S
+
+
+def test_what_takes_longer_is_told() -> None:
+    spent = budget.Spent({"a": 10, "b": 10})
+    for _ in range(4):
+        spent.add("tests/a/test_x.py::test_y", 2.9)
+        spent.add("tests/b/deep/test_x.py::test_y", 3.1)
+        spent.add("tests/c/test_x.py::test_y", 1000)
+        spent.add("tests/test_x.py::test_y", 1000)
+    assert spent.over() == ["tests/b took 12 s, tests/BUDGET gives it 10"]
+
+
+@pytest.mark.parametrize(("exclusive", "code"), [("1", 1), ("", 0)])
+def test_a_session_over_its_budget_fails_where_nothing_else_runs(
+    tmp_path: Path, exclusive: str, code: int
+) -> None:
+    """With the real conftest.py, and a budget of nothing for a folder with one test."""
+    folder = tmp_path / "tests/small"
+    folder.mkdir(parents=True)
+    for name in ("conftest.py", "budget.py", "__init__.py"):
+        (tmp_path / "tests" / name).write_text((CHECKOUT / "tests" / name).read_text())
+    (tmp_path / "tests/BUDGET").write_text("small 0\n")
+    (folder / "test_x.py").write_text("def test_x(): pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  root\n")
+    argv = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "tests"]
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path), "CENSUS_EXCLUSIVE": exclusive}
+    done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("tests/BUDGET gives it 0" in done.stdout) == bool(code)
