@@ -218,7 +218,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         leases=leases,
         downloads=Downloads(content, ingests),
         registries=registries,
-        default_snapshotter=config.snapshotter,
+        default_snapshotter=images.default_snapshotter,
     )
     pusher = Pusher(
         content=content,

@@ -30,6 +30,7 @@ from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.looks import Looks
 from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.metadata.namespaces import DEFAULT_RUNTIME_LABEL, DEFAULT_SNAPSHOTTER_LABEL
 from lighter.daemon.network.request import NetworkRequest
 from lighter.daemon.oci import cdi, cdi_edits, idmaps, selinux
 from lighter.daemon.oci import spec as oci_spec
@@ -58,11 +59,6 @@ from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
 from lighter.proto.faults import hit
 from lighter.proto.names import check_labels, check_name
 from lighter.proto.paths import Root, cgroup_path
-
-# containerd's labels of a namespace (its docs/namespaces.md).
-DEFAULT_RUNTIME_LABEL = "containerd.io/defaults/runtime"
-DEFAULT_SNAPSHOTTER_LABEL = "containerd.io/defaults/snapshotter"
-
 
 # Fills the snapshot that has these mounts and stands on this parent.
 Fill = Callable[[tuple[Mount, ...], str], Awaitable[None]]

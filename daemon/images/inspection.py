@@ -60,7 +60,7 @@ class Inspection:
         snapshotter: str = "",
     ) -> tuple[tuple[Checked, ...], str]:
         """One page by name, after the name `cursor`, and the next cursor ("" at the end)."""
-        self._images.snapshotter(snapshotter)
+        self._images.snapshotter(namespace, snapshotter)
         page, after = self._images.page(namespace, filters, cursor, limit)
         return tuple([await self._check(image, snapshotter) for image in page]), after
 
@@ -127,7 +127,7 @@ class Inspection:
 
         Raises NotFound, also for an image that is not unpacked.
         """
-        chosen = self._images.snapshotter(snapshotter)
+        chosen = self._images.snapshotter(namespace, snapshotter)
         key = (await self._images.config(namespace, name)).chain_id
         if key and not await self._images.has_snapshot(namespace, key, snapshotter):
             raise NotFound(f"measure image {name}: it is not unpacked by {chosen.name}")

@@ -65,7 +65,7 @@ class MountedImages:
         """
         _check_place(target, target_fd)
         top = await self._images.unpack(namespace, name, snapshotter, platform=platform)
-        chosen = self._images.snapshotter(snapshotter)
+        chosen = self._images.snapshotter(namespace, snapshotter)
         image = self._images.find(namespace, name)
         if not top:
             raise FailedPrecondition(f"mount image {image.name}: it has no layers")

@@ -11,7 +11,7 @@ failure, so that no finished blob is downloaded twice.
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -149,7 +149,7 @@ class Puller:
         leases: Leases,
         downloads: Downloads,
         registries: Registries,
-        default_snapshotter: str,
+        default_snapshotter: Callable[[str], str],
     ) -> None:
         self._content = content
         self._images = images
@@ -173,7 +173,7 @@ class Puller:
             raise InvalidArgument(f"pull {name}: without its layers it cannot be unpacked")
         reference = Reference.parse(name)
         ref = str(reference)
-        snapshotter = options.snapshotter or self._default_snapshotter
+        snapshotter = options.snapshotter or self._default_snapshotter(namespace)
         if options.unpack:
             self._unpacker.snapshotter(snapshotter)
         lease = "pull-" + hashlib.sha256(ref.encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.unpack import LAYERS_AT_ONCE, Unpacker
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.metadata.namespaces import DEFAULT_SNAPSHOTTER_LABEL, NamespaceStore
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
 from lighter.daemon.types import Descriptor, Image
 from lighter.proto.daemon_api import PAGE_ROWS
@@ -125,14 +125,21 @@ class ImageService:
         """The names of all namespaces."""
         return tuple(namespace.name for namespace in self._namespaces.list())
 
-    def snapshotter(self, name: str = "") -> Snapshotter:
-        """The snapshotter of this name, the default one for "". Raises NotFound."""
-        return self.unpacker.snapshotter(name or self._default_snapshotter)
+    def default_snapshotter(self, namespace: str) -> str:
+        """Of who names none: by the namespace's labels, else the configuration's."""
+        labels = self._namespaces.labels(namespace)
+        return labels.get(DEFAULT_SNAPSHOTTER_LABEL) or self._default_snapshotter
+
+    def snapshotter(self, namespace: str, name: str = "") -> Snapshotter:
+        """The snapshotter of this name, the namespace's default one for "". Raises NotFound."""
+        return self.unpacker.snapshotter(name or self.default_snapshotter(namespace))
 
     async def has_snapshot(self, namespace: str, key: str, snapshotter: str = "") -> bool:
         """Whether there is a committed snapshot of this name."""
         try:
-            return (await self.snapshotter(snapshotter).stat(namespace, key)).kind == COMMITTED
+            return (
+                await self.snapshotter(namespace, snapshotter).stat(namespace, key)
+            ).kind == COMMITTED
         except NotFound:
             return False
 
@@ -205,7 +212,7 @@ class ImageService:
         unpack fails stay, as with ctr.
         """
         options = options or ImportOptions()
-        snapshotter = options.snapshotter or self._default_snapshotter
+        snapshotter = options.snapshotter or self.default_snapshotter(namespace)
         if options.unpack:
             self.unpacker.snapshotter(snapshotter)  # says at once that there is no such one
         size_bytes = os.fstat(archive_fd).st_size
@@ -249,7 +256,11 @@ class ImageService:
         image = self.find(namespace, name)
         resolved = await self._resolve(image, platform or self._host)
         return await self.unpacker.unpack(
-            namespace, resolved, snapshotter or self._default_snapshotter, image.name, report
+            namespace,
+            resolved,
+            snapshotter or self.default_snapshotter(namespace),
+            image.name,
+            report,
         )
 
     def tag(

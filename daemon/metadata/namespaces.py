@@ -14,6 +14,9 @@ from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound
 from lighter.proto.names import BROKEN_LABEL, check_labels, check_name
 
 DEFAULT = "default"
+# containerd's labels of a namespace (its docs/namespaces.md).
+DEFAULT_RUNTIME_LABEL = "containerd.io/defaults/runtime"
+DEFAULT_SNAPSHOTTER_LABEL = "containerd.io/defaults/snapshotter"
 
 _HOLDERS = (
     *("containers", "tasks", "images", "snapshots", "content", "leases", "volumes"),

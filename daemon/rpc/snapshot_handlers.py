@@ -84,7 +84,7 @@ def snapshot_methods(snapshots: SnapshotService, images: ImageService) -> dict[s
         fields = Fields("snapshots.unpack", body)
         namespace = _namespace(call)
         name = snapshots.image(namespace, fields.needed("image"))
-        snapshotter = snapshots.snapshotter(fields.text("snapshotter")).name
+        snapshotter = images.snapshotter(namespace, fields.text("snapshotter")).name
         steps: asyncio.Queue[Progress | None] = asyncio.Queue()
         work = asyncio.ensure_future(images.unpack(namespace, name, snapshotter, steps.put_nowait))
         work.add_done_callback(lambda _work: steps.put_nowait(None))

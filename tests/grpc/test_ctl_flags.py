@@ -41,6 +41,10 @@ FLAGS = {
     "privileged": ("--privileged",),
     "seccomp profile": ("--seccomp", "--seccomp-profile", "{dir}/seccomp.json"),
     "namespaces": ("--with-ns", "network:/proc/{pid}/ns/net"),
+    "more namespaces": (
+        *("--with-ns", "ipc:/proc/{pid}/ns/ipc", "--with-ns", "uts:/proc/{pid}/ns/uts"),
+        *("--with-ns", "cgroup:/proc/{pid}/ns/cgroup"),
+    ),
     "cgroup": ("--cgroup", "/NAMESPACE/other/place"),
     "runtime": ("--runtime", "io.containerd.runc.v2", "--no-pivot", "--platform", "linux/amd64"),
     "runc": ("--runc-binary", "runc", "--runc-root", "{dir}/NAMESPACE"),
@@ -71,11 +75,21 @@ def expected(theirs: dict[str, Any], ours: dict[str, Any], instance: str, name: 
             linux["seccomp"] = ours["linux"]["seccomp"]
 
 
+def configs(pair: Pair) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the runtime was given of container f by theirs and by ours."""
+    bundles = pair.bundles("f")
+    theirs, ours = (
+        json.loads((bundles[side] / "config.json").read_text()) for side in (PEER, OURS)
+    )
+    return theirs, ours
+
+
 @pytest.fixture(scope="module")
 def apart() -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a network namespace of its own."""
+    """A process in namespaces of its own."""
     own = os.readlink("/proc/self/ns/net")
-    with subprocess.Popen(["unshare", "--net", "sleep", "1000"]) as process:
+    kinds = ("--net", "--ipc", "--uts", "--cgroup")
+    with subprocess.Popen(["unshare", *kinds, "sleep", "1000"]) as process:
         link = f"/proc/{process.pid}/ns/net"
         await_that(lambda: os.readlink(link) != own, 30, "it has left the host's network")
         yield process
@@ -107,11 +121,52 @@ def test_ctl_and_ctr_give_the_runtime_the_same(
     assert said.code == 0, said.err
     done = pair.lighterd.ctl("-n", OURS, "run", "-d", *flags(OURS), REFERENCE, "f", *COMMAND)
     assert done.returncode == 0, done.stderr
-    bundles = pair.bundles("f")
-    theirs, ours = (
-        json.loads((bundles[side] / "config.json").read_text()) for side in (PEER, OURS)
-    )
+    theirs, ours = configs(pair)
     expected(theirs, ours, pair.lighterd.instance, name)
+    assert ours == json.loads(json.dumps(theirs).replace(PEER, OURS))
+
+
+@pytest.fixture
+def root(pair: Pair, tmp_path: Path) -> Path:
+    """A directory with what the image has."""
+    (directory := tmp_path / "root").mkdir()
+    ours = ("-n", OURS)
+    pair.lighterd.ctl(*ours, "create", "--name", "exported", REFERENCE, "true", check=True)
+    archive = pair.lighterd.ctl(*ours, "export", "exported", check=True).stdout
+    pair.lighterd.ctl(*ours, "rm", "exported", check=True)
+    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive, check=True)
+    return directory
+
+
+def test_a_root_of_the_callers(pair: Pair, root: Path) -> None:
+    words = ("run", "-d", "--rootfs", str(root), "f", "/bin/sleep", "1000")
+    fifos = ("--fifo-dir", str(pair.fifos))
+    said = pair.run(PEER, *words[:2], *fifos, *words[2:])
+    assert said.code == 0, said.err
+    done = pair.lighterd.ctl("-n", OURS, *words)
+    assert done.returncode == 0, done.stderr
+    theirs, ours = configs(pair)
+    assert ours["root"] == theirs["root"] == {"path": str(root)}
+    expected(theirs, ours, pair.lighterd.instance, "")
+    assert [word.partition("=")[0] for word in ours["process"].pop("env")] == ["PATH"]
+    assert ours["process"]["user"].pop("additionalGids") == [0]
+    assert ours == json.loads(json.dumps(theirs).replace(PEER, OURS))
+
+
+def test_a_whole_specification(pair: Pair, root: Path, tmp_path: Path) -> None:
+    spec = json.loads(pair.peer.ctr("oci", "spec"))
+    spec["root"]["path"] = str(root)
+    spec["process"].update(args=list(COMMAND), env=["PATH=/bin"])
+    for side in (PEER, OURS):
+        spec["linux"]["cgroupsPath"] = f"/{side}/whole"
+        (tmp_path / side).write_text(json.dumps(spec))
+    fifos = ("--fifo-dir", str(pair.fifos))
+    said = pair.run(PEER, "run", "-d", *fifos, "--config", str(tmp_path / PEER), "f")
+    assert said.code == 0, said.err
+    done = pair.lighterd.ctl("-n", OURS, "run", "-d", "--config", str(tmp_path / OURS), "f")
+    assert done.returncode == 0, done.stderr
+    theirs, ours = configs(pair)
+    assert ours == spec
     assert ours == json.loads(json.dumps(theirs).replace(PEER, OURS))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import images
 from tests.harness import Lighterd
 from tests.images import REFERENCE
 
@@ -73,6 +74,18 @@ def test_what_is_in_another_namespace_is_found_there(lighterd: Lighterd) -> None
         pull = ("--pull", "never") if words[0] == "run" else ()
         refused = lighterd.ctl("-n", "elsewhere", *words[:1], *pull, *words[1:])
         assert b"(ctl -n default \xe2\x80\xa6)" in refused.stderr, (words, refused.stderr)
+
+
+def test_a_namespaces_labels_choose_for_its_images(lighterd: Lighterd) -> None:
+    label = "containerd.io/defaults/snapshotter=native"
+    lighterd.ctl("namespaces", "create", "copies", label, check=True)
+    own = ("-n", "copies")
+    lighterd.ctl(*own, "images", "import", str(images.busybox_archive()), check=True)
+    listed = lighterd.ctl(*own, "snapshots", "--snapshotter", "native", "ls", check=True).stdout
+    assert b"Committed" in listed
+    assert b"Committed" not in lighterd.ctl(*own, "snapshots", "ls", check=True).stdout
+    lighterd.ctl(*own, "rmi", "-f", REFERENCE, check=True)
+    lighterd.ctl("namespaces", "rm", "copies", check=True)
 
 
 def test_a_namespaces_labels_choose_for_its_containers(lighterd: Lighterd) -> None:

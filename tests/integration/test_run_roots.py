@@ -22,6 +22,19 @@ def spec_of(lighterd: Lighterd, name: str) -> Any:
         return json.loads(client.call("containers", "get", id=name)["container"]["spec"])
 
 
+def test_each_kind_of_namespace_is_joined_by_its_path(ctl: Ctl) -> None:
+    pid = ctl.detached("other")
+    kinds = {"mount": "mnt", "user": "user", "ipc": "ipc", "cgroup": "cgroup", "pid": "pid"}
+    joined = [f"{kind}:/proc/{pid}/ns/{name}" for kind, name in kinds.items()]
+    flags = [word for one in joined for word in ("--with-ns", one)]
+    ctl.lighterd.ctl("containers", "create", *flags, REFERENCE, "x", "true", check=True)
+    found = {
+        one["type"]: one.get("path") for one in spec_of(ctl.lighterd, "x")["linux"]["namespaces"]
+    }
+    assert {f"{kind}:{found[kind]}" for kind in kinds} == set(joined)
+    assert set(found) - set(kinds) == {"network", "uts"}
+
+
 def test_a_directory_as_root(ctl: Ctl, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
