@@ -1,7 +1,7 @@
-"""`ctl system df` and `prune`: who takes the room, and giving back what nobody needs."""
+"""`ctl system df`, `prune` and `check`: who takes the room, what nobody needs, what is damaged."""
 
 from lighter.ctl.cli import Session
-from lighter.ctl.output import listing, print_json, size_text, table
+from lighter.ctl.output import listing, print_json, size_text, table, visible
 
 _MEANING = {
     "image": "content and layers of images",
@@ -51,3 +51,24 @@ def prune(session: Session, *, dry_run: bool) -> None:
     )
     size = size_text(sum(row["size_bytes"] for row in rows))
     print(f"{'would be freed' if dry_run else 'freed'}: {size}")
+
+
+def check(session: Session, *, repair: bool) -> int:
+    """Print what a check of the stores finds, as it is found; 1 when something is left."""
+    call = session.manager.begin("system.check", repair=repair)
+    rows = []
+    for row in call:
+        rows.append(row)
+        if not session.json:
+            of = f" (namespace {row['namespace']})" if row["namespace"] else ""
+            note = f": {row['note']}" if row["note"] else ""
+            line = f"{row['outcome']}: {row['kind']} {row['name']}{of}: {row['problem']}{note}"
+            print(visible(line), flush=True)
+    done = call.result()
+    if session.json:
+        print_json({"findings": rows, **done})
+    else:
+        blobs = f"{done['blobs']} blobs ({size_text(done['bytes'])})"
+        found = f"{done['found'] or 'no'} findings, {done['repaired']} repaired"
+        print(f"{blobs}, {done['snapshots']} snapshots: {found}")
+    return int(done["found"] > done["repaired"])

@@ -223,6 +223,25 @@ def df(session: Session) -> None:
     disk.df(session)
 
 
+@system.verb("check")
+@grammar.option("--repair", is_flag=True, help="Remove what is damaged or nobody's.")
+@format_option
+def check(session: Session, repair: bool) -> int:
+    """compare records with files, and every blob with its digest
+
+    Reads all that is stored, beside everything else. Exit status 1 when something is left as it is.
+    With --repair damaged blobs go with their records, so that the next pull brings them again, and
+    so do files and directories that no record knows. What something needs stays and is named.
+
+    \b
+      ctl system check
+      ctl system check --repair
+    """
+    from lighter.ctl import disk
+
+    return disk.check(session, repair=repair)
+
+
 @system.verb("prune")
 @grammar.option("--dry-run", is_flag=True, help="Only show what would go.")
 @format_option

@@ -198,6 +198,9 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     system.df           {} -> {usage: [{kind, count, size_bytes}]}
     system.prune        {dry_run} -> {pruned: [{namespace, content: [digest], snapshots: [{snapshotter,
                         key}], images: [name], ingests: [ref], size_bytes}]}
+    system.check        (stream) {repair} -> items {kind, name, namespace, problem, outcome, note}, end {blobs,
+                        bytes, snapshots, found, repaired}      kind: database, content, file, image,
+                        snapshot, directory; outcome: found, repaired, left
     system.doctor       {} -> {findings: [{check, status, found, advice}]}     status: ok, warning, problem
     system.configuration {} -> {config: text}           as `lighterd config dump`, without its secrets
     system.plugins      {} -> {plugins: [{type, id, architecture, problem}]}

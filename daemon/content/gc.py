@@ -138,6 +138,13 @@ class Collector:
         finally:
             pin.release()
 
+    def pins_content(self, digest: str) -> bool:
+        """Whether work in any namespace needs it."""
+        return any(of == digest for _, of in self._pinned_content)
+
+    def pins_snapshot(self, namespace: str, snapshotter: str, key: str) -> bool:
+        return (namespace, snapshotter, key) in self._pinned_snapshots
+
     async def collect(self, namespace: str) -> Collected:
         """Remove what is not needed; returns when the bytes are gone too."""
         hit("gc.asked")

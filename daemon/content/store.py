@@ -19,8 +19,8 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from lighter.daemon.content.blobs import Arrival, check_file, open_blob, read_blob
@@ -295,6 +295,12 @@ class ContentStore:
         await self.sweep()
 
     # --- removing
+
+    @asynccontextmanager
+    async def still(self) -> AsyncGenerator[None, None]:
+        """Within the block no file comes or goes."""
+        async with self._files:
+            yield
 
     async def sweep(self) -> int:
         """Remove files that `trash` names and no row wants; returns how many are gone."""

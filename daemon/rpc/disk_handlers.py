@@ -1,15 +1,21 @@
-"""Methods about the disk: who uses it, and giving back what nobody needs."""
+"""Methods about the disk: who uses it, giving back what nobody needs, and whether it is sound."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.server import Call, Method, Result
+
+if TYPE_CHECKING:
+    from lighter.daemon.storecheck.service import StoreCheck
 
 
-def disk_methods(housekeeping: Housekeeping) -> dict[str, Method]:
+def disk_methods(
+    housekeeping: Housekeeping, check: "Callable[[], StoreCheck]"
+) -> dict[str, Method]:
     async def df(_call: Call, _body: Mapping[str, Any]) -> Any:
         return {"usage": [asdict(used) for used in await housekeeping.usage()]}
 
@@ -32,4 +38,19 @@ def disk_methods(housekeeping: Housekeeping) -> dict[str, Method]:
             ]
         }
 
-    return {"system.df": Method(unary=df), "system.prune": Method(unary=prune)}
+    async def check_(_call: Call, body: Mapping[str, Any]) -> AsyncIterator[Any]:
+        from lighter.daemon.storecheck.found import REPAIRED, Counted
+
+        repair = Fields("system.check", body).flag("repair")
+        counted, found, repaired = Counted(), 0, 0
+        async with aclosing(check().run(counted, repair=repair)) as items:
+            async for one in items:
+                found, repaired = found + 1, repaired + (one.outcome == REPAIRED)
+                yield asdict(one)
+        yield Result({**asdict(counted), "found": found, "repaired": repaired})
+
+    return {
+        "system.df": Method(unary=df),
+        "system.prune": Method(unary=prune),
+        "system.check": Method(stream=check_),
+    }

@@ -1,6 +1,9 @@
 """Which method of proto/daemon_api gets which of the manager's services."""
 
 import os
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
 
 from lighter.daemon.app import Services
 from lighter.daemon.images.commit import Committer
@@ -32,6 +35,9 @@ from lighter.daemon.rpc import (
 from lighter.daemon.rpc.owners import guarded
 from lighter.daemon.rpc.server import Method
 from lighter.daemon.stopping import StopAll
+
+if TYPE_CHECKING:
+    from lighter.daemon.storecheck.service import StoreCheck
 
 
 def native_methods(s: Services) -> dict[str, Method]:
@@ -74,7 +80,7 @@ def native_methods(s: Services) -> dict[str, Method]:
         **content_handlers.content_methods(s.content, s.ingests, s.leases, s.images.collector),
         **content_handlers.lease_methods(s.leases, s.images.collector),
         **oci_handlers.oci_methods(s.host),
-        **disk_handlers.disk_methods(s.housekeeping),
+        **disk_handlers.disk_methods(s.housekeeping, _store_check(s)),
         **system_handlers.system_methods(
             s.reloader,
             StopAll(s.supervisor, s.containers, s.tasks, s.restarts),
@@ -84,3 +90,15 @@ def native_methods(s: Services) -> dict[str, Method]:
         ),
     }
     return guarded(methods)
+
+
+def _store_check(s: Services) -> "Callable[[], StoreCheck]":
+    """Made when it is first asked for: no start loads it."""
+
+    @cache
+    def make() -> "StoreCheck":
+        from lighter.daemon.storecheck.service import StoreCheck
+
+        return StoreCheck(s.root, s.db, s.event_log, s.content, s.images.collector, s.snapshotters)
+
+    return make
