@@ -221,6 +221,20 @@ def test_sec_83_a_containers_router_advertisement_changes_nothing(
         "s.sendto(struct.pack('!BBHBBHII', 134, 0, 0, 64, 0, 1800, 0, 0), ('ff02::1', 0))"
     )
     pid = str(net.task("rogue")["pid"])
+    # What comes in by the bridge, before the host's own network looks at it: packet(7).
+    listen = (
+        "import socket; s = socket.socket(17, 3, socket.htons(0x86DD)); s.bind(('ltsix', 0x86DD));"
+        "print('on', flush=True)\n"
+        "while True:\n"
+        "    frame = s.recv(2048)\n"
+        "    if frame[20] == 58 and frame[54] == 134: print('seen', flush=True); break\n"
+    )
+    heard = subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{net.netns}", "/usr/bin/python3", "-I", "-c", listen],
+        stdout=subprocess.PIPE,
+    )
+    assert heard.stdout is not None
+    assert heard.stdout.readline() == b"on\n"
     # A link-local address may still be looked for elsewhere; only then is it sent from.
     await_that(
         lambda: (
@@ -233,6 +247,10 @@ def test_sec_83_a_containers_router_advertisement_changes_nothing(
         10,
         "the advertisement is sent",
     )
+    try:
+        assert heard.communicate(timeout=20)[0] == b"seen\n", "it arrives at the host"
+    finally:
+        heard.kill()
     # What was received before the ping's answer has been looked at.
     inside(net, "rogue", "ping -6 -c 1 -W 5 fd00:20::1")
     assert net.host("ip", "-6", "route", "show", "default") == ""

@@ -29,7 +29,7 @@ AT_END = (
     *("network.releasing", "network.plugin-deleted:abort:2", "network.removed"),
     *("network.netns-gone", "network.record-gone"),
 )
-WHILE_IT_RUNS = ("network.plugin-ended",)
+WHILE_IT_RUNS = ("network.plugin-ended", "network.connected")
 
 
 @pytest.fixture(scope="module")

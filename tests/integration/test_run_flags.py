@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests import cgroups
-from tests.harness import Lighterd
+from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 
 
@@ -144,6 +144,34 @@ def test_a_limit_holds(ctl: Ctl) -> None:
     script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; echo end"
     done = ctl.run("--pids-limit", "4", "--", "sh", "-c", script)
     assert b"fork" in done.stderr and b"end" not in done.stdout, done
+
+
+def test_f46_a_fork_bomb_stays_in_its_container(ctl: Ctl) -> None:
+    quiet = ctl.detached("quiet")
+    limit = 50
+    # Only an interactive shell goes on when it cannot fork.
+    bomb = "yes 'bomb() { bomb | bomb & }; bomb' | sh -i >/dev/null 2>&1"
+    flags = ("--pids-limit", str(limit), "--cpus", "0.5")
+    ctl.lighterd.ctl("run", "-d", *flags, REFERENCE, "bomb", "sh", "-c", bomb, check=True)
+    with ctl.lighterd.client() as client:
+        pid = int(client.call("tasks", "get", id="bomb")["task"]["pid"])
+    group = cgroups.of_process(pid, "pids")
+    most = 0
+
+    def refused() -> bool:
+        nonlocal most
+        most = max(most, int((group / "pids.current").read_text()))
+        return int((group / "pids.events").read_text().split()[1]) > 100
+
+    await_that(refused, 60, "it is kept from further processes")
+    assert limit // 2 < most <= limit
+    # Nobody else is held up.
+    assert ctl.says("--", "echo", "new") == "new"
+    assert ctl.lighterd.ctl("exec", "quiet", "echo", "old", check=True).stdout == b"old\n"
+    assert int((group / "pids.current").read_text()) <= limit
+    ctl.lighterd.ctl("rm", "-f", "bomb", check=True)
+    assert not group.exists()
+    assert os.path.exists(f"/proc/{quiet}")
 
 
 def test_block_throttles(ctl: Ctl) -> None:

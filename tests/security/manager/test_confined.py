@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lighter.daemon.oci import paths
@@ -307,12 +308,37 @@ def test_sec62_what_a_container_leaves_is_removed_and_nothing_else(
         assert (volume / "kept").read_text() == "kept"
 
 
-def test_sec63_nothing_of_the_image_is_run_to_look_at_it(ctl: Ctl) -> None:
+def test_sec63_nothing_of_the_image_is_run_to_look_at_it(ctl: Ctl, tmp_path: Path) -> None:
+    """By what the manager, its spawner and the shim execute, which exec shows to be seen."""
     names = ("bin/ps", "usr/bin/ps", "usr/bin/nsenter", "bin/nsenter", "usr/bin/top", "bin/sh2")
     hostile = dict.fromkeys(names, b"#!/bin/busybox sh\n/bin/busybox touch /was-run\n")
     image = import_bytes(ctl.lighterd, variant(hostile))
     ctl.lighterd.ctl("run", "-d", image, "x", "sleep", "1000")
     pid = init_pid(ctl.lighterd, "x")
-    for words in (("tasks", "ps", "x"), ("tasks", "metrics", "x"), ("top", "x"), ("inspect", "x")):
-        assert ctl.lighterd.ctl(*words).returncode == 0, words
+    executed = tmp_path / "executed"
+    assert ctl.lighterd.process is not None
+    manager = psutil.Process(ctl.lighterd.process.pid)
+    traced = {one.pid for one in (manager, *manager.children(recursive=True))}
+    traced.add(psutil.Process(pid).ppid())
+    argv = ["strace", "-f", "-qq", "-o", str(executed), "-e", "trace=execve,execveat"]
+    argv += [word for one in traced for word in ("-p", str(one))]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as tracer:
+        try:
+            for one in traced:
+                await_that(lambda pid=one: is_traced(pid), 20, "strace is attached")
+            for words in (
+                *(("tasks", "ps", "x"), ("tasks", "metrics", "x"), ("top", "x")),
+                *(("inspect", "x"), ("stats", "--no-stream", "x"), ("logs", "x")),
+            ):
+                assert ctl.lighterd.ctl(*words).returncode == 0, words
+            looked_at = executed.read_text()
+            ctl.lighterd.ctl("exec", "x", "true", check=True)
+        finally:
+            tracer.terminate()
+    assert "execve" not in looked_at
+    assert "execve" in executed.read_text(), "an exec is seen"
     assert not os.path.exists(f"/proc/{pid}/root/was-run")
+
+
+def is_traced(pid: int) -> bool:
+    return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
