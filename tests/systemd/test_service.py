@@ -5,10 +5,15 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from lighter.daemon.grpc.pb import version_pb2
+from lighter.proto.version import VERSION
+from tests.grpc.client import Api
 from tests.harness import await_that
+from tests.packaging.conftest import COMPAT
 from tests.systemd import inside
 from tests.systemd.machine import Machine
 
@@ -280,3 +285,30 @@ def test_without_a_scope_the_spawner_is_moved_by_hand(
         machine.run("systemctl", "restart", "lighterd.service")
     inside.start(machine, "b")
     assert "lighter-shims-" in inside.cgroup_of(machine, inside.shims(machine)["b"])
+
+
+def test_in_containerds_place_the_api_is_where_it_was_too(
+    machine: Machine, rpms: dict[str, Path]
+) -> None:
+    """The package beside a manager that is used already: a unit, a command, one more socket."""
+    compat = rpms[COMPAT]
+    machine.put(compat, f"/var/tmp/{compat.name}")
+    inside.start(machine, "a")
+    before = inside.running(machine)
+    machine.run("rpm", "-i", "--nodeps", f"/var/tmp/{compat.name}")
+    try:
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "containerd.service")
+        assert machine.show("containerd.service", "Id")["Id"] == "lighterd.service"
+        assert inside.running(machine) == before
+        for folder in ("lighter", "containerd"):
+            # As the host sees the machine's files; a socket has no network.
+            path = f"/proc/{machine.leader}/root/run/{folder}/containerd.sock"
+            with Api(path) as api:
+                assert api.call(version_pb2, "Version", "Version").version == VERSION
+        assert machine.run("containerd", "--version").stdout.startswith("containerd lighter ")
+    finally:
+        machine.run("rpm", "-e", COMPAT)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "lighterd.service")
+    assert inside.running(machine) == before
