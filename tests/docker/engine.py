@@ -46,6 +46,7 @@ class Engine:
     ) -> None:
         unpacked = UNPACKED / release
         assert (unpacked / "usr/sbin/dockerd").exists(), f"{unpacked} is missing: .ci/docker"
+        self.calm: set[str] = set()  # ids that were ended while nobody was away
         self.enclosure = enclosure
         self.release = release
         self.snapshotter = snapshotter

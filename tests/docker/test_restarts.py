@@ -25,6 +25,7 @@ def _lines(engine: Engine, name: str) -> list[str]:
 
 def _counted(engine: Engine, name: str) -> None:
     """Ask the counter to end: no line is lost or twice, and its code is exact."""
+    engine.calm.add(engine.says("inspect", "-f", "{{.Id}}", name))
     engine.says("stop", "-t", "30", name)
     state = engine.state(name)
     assert (state["Status"], state["ExitCode"]) == ("exited", 23)

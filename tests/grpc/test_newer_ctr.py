@@ -1,6 +1,7 @@
 """The tutorial with ctr 1.7: images through Transfer, containers, sandboxes."""
 
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -118,6 +119,47 @@ def test_containers_and_tasks(newer: Newer) -> None:
         await_that(lambda: "STOPPED" in newer("tasks", "ls"), 30, "c is stopped")
         newer("tasks", "delete", "c")
         newer("containers", "delete", "c")
+
+
+def test_mounts_and_namespaces_of_containers(newer: Newer, tmp_path: Path) -> None:
+    newer("images", "import", str(images.busybox_archive()))
+    (tmp_path / "file").write_text("of the host\n")
+    mount = f"type=bind,src={tmp_path},dst=/host,options=rbind:ro"
+    script = "cat /host/file; touch /host/x 2>/dev/null || echo read-only"
+    said = newer("run", "--rm", "--mount", mount, BUSYBOX, "c", "sh", "-c", script)
+    assert said.startswith("of the host\n") and said.endswith("read-only\n")
+    names = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("uts", "ipc")]
+    joined = ("--with-ns", "uts:/proc/self/ns/uts")
+    script = "readlink /proc/self/ns/uts; readlink /proc/self/ns/ipc"
+    uts, ipc = newer("run", "--rm", *joined, BUSYBOX, "c", "sh", "-c", script).split()
+    assert uts == names[0] and ipc != names[1]
+
+
+def test_an_image_is_mounted_and_converted(newer: Newer, tmp_path: Path) -> None:
+    newer("images", "import", str(images.busybox_archive()))
+    for flags in ((), ("--rw",)):
+        newer("images", "mount", *flags, BUSYBOX, str(tmp_path))
+        try:
+            assert (tmp_path / "bin/sh").exists()
+            if flags:
+                (tmp_path / "new").write_text("new")
+        finally:
+            newer("images", "unmount", "--rm", str(tmp_path))
+        assert not list(tmp_path.iterdir())
+    newer("images", "convert", "--uncompress", "--oci", BUSYBOX, "example.com/plain:1")
+    kinds = {line.split()[0]: line.split()[1] for line in newer("images", "ls").splitlines()[1:]}
+    assert kinds["example.com/plain:1"].startswith("application/vnd.oci.image.")
+    assert newer("run", "--rm", "example.com/plain:1", "c", "echo", "hello") == "hello\n"
+
+
+def test_namespaces_come_and_go(newer: Newer, space: Space) -> None:
+    name = f"{space.namespace}-other"
+    newer("namespaces", "create", name, "a=b")
+    newer("namespaces", "label", name, "c=d")
+    (line,) = (line for line in newer("namespaces", "ls").splitlines() if line.startswith(name))
+    assert line.split()[1].split(",") == ["a=b", "c=d"]
+    newer("namespaces", "rm", name)
+    assert name not in newer("namespaces", "ls", "-q").split()
 
 
 def test_what_the_server_tells_of_itself(newer: Newer, shared_lighterd: Lighterd) -> None:
