@@ -5,9 +5,9 @@ loaded. Which of them the front ends get is in daemon/rpc/wiring.py (`ctl`) and
 daemon/grpc/wiring.py (containerd's API). How a manager lives is manager.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.checkpoints.service import Checkpoints
@@ -78,6 +78,9 @@ from lighter.daemon.tasks.supervisor import Followers, Settler, Supervisor
 from lighter.daemon.volumes.service import Volumes
 from lighter.proto.paths import Root, State
 
+if TYPE_CHECKING:
+    from lighter.daemon.snapshots.proxy import ProxySnapshotter
+
 
 @dataclass(frozen=True)
 class Services:
@@ -95,6 +98,7 @@ class Services:
     ingests: Ingests
     leases: Leases
     snapshotters: Mapping[str, Snapshotter]
+    proxies: "Sequence[ProxySnapshotter]"
     snapshots: SnapshotService
     image_store: ImageStore
     images: ImageService
@@ -159,6 +163,25 @@ class _Followers:
         self.endings.on_over(entry)
 
 
+def _proxies(core: Core) -> "tuple[ProxySnapshotter, ...]":
+    """The snapshotters of the configuration's plugins; gRPC is loaded for them alone."""
+    if not core.config.proxy_plugins:
+        return ()
+    from lighter.daemon.grpc.snapshotclient import SnapshotClient
+    from lighter.daemon.snapshots.proxy import ProxySnapshotter
+
+    return tuple(
+        ProxySnapshotter(
+            plugin.name,
+            SnapshotClient(plugin.name, plugin.address),
+            core.db,
+            core.event_log,
+            core.root.dir,
+        )
+        for plugin in core.config.proxy_plugins
+    )
+
+
 def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Services:
     """Make all services of one manager. Nothing runs yet but reads of the database.
 
@@ -185,6 +208,8 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         "btrfs": BtrfsSnapshotter(root.snapshots, db, event_log, remover),
         "erofs": ErofsSnapshotter(root.snapshots, db, event_log, remover),
     }
+    proxies = _proxies(core)
+    snapshotters.update((proxy.name, proxy) for proxy in proxies)
     processors = Processors(
         spawner,
         config.stream_processors,
@@ -360,6 +385,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         ingests=ingests,
         leases=leases,
         snapshotters=snapshotters,
+        proxies=proxies,
         snapshots=snapshots,
         image_store=image_store,
         images=images,

@@ -20,6 +20,7 @@ log = logging.getLogger("lighter.config")
 PROXY_PLUGINS = "proxy_plugins"
 STREAM_PROCESSORS = "stream_processors"
 SNAPSHOT = "snapshot"
+OWN_SNAPSHOTTERS = ("btrfs", "erofs", "native", "overlayfs")
 _KEYS = {
     PROXY_PLUGINS: {"type", "address", "platform", "exports", "capabilities"},
     STREAM_PROCESSORS: {"accepts", "returns", "path", "args", "env"},
@@ -64,6 +65,8 @@ def parse_proxy_plugins(table: Mapping[str, Any], file: str) -> tuple[ProxyPlugi
             continue
         if not _NAME.fullmatch(name):
             _refuse(file, place, "a name of letters, digits, '.', '_' and '-'", name)
+        if name in OWN_SNAPSHOTTERS:
+            _refuse(file, place, "another name: that is a snapshotter of the manager's own", name)
         given = _text(entry, "address", place, file)
         address = given.removeprefix("unix://")
         if not address.startswith("/"):

@@ -170,6 +170,8 @@ class Manager:
         in_background(
             self._notifier.keep_telling(partial(_status, core.supervisor, self._stands_in))
         )
+        for proxy in services.proxies:
+            undo.push_async_callback(proxy.close)
         in_background(services.endings.recover(core.supervisor.entry))
         in_background(services.freezing.recover(core.supervisor.entry))
         in_background(self._tidy(services))

@@ -27,6 +27,9 @@ def store_problems(root: Path) -> list[str]:
         connection.close()
 
 
+_OWN_SNAPSHOTTERS = ("btrfs", "erofs", "native", "overlayfs")
+
+
 def _integrity(connection: sqlite3.Connection) -> list[str]:
     found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
     broken = connection.execute("PRAGMA foreign_key_check").fetchall()
@@ -49,7 +52,8 @@ def _content(connection: sqlite3.Connection, root: Path) -> list[str]:
 
 def _snapshots(connection: sqlite3.Connection, root: Path) -> list[str]:
     rows = connection.execute("SELECT snapshotter, number, kind, key FROM snapshots").fetchall()
-    recorded = {f"{row[0]}/{row[1]}" for row in rows}
+    # What a plugin makes has no directory here.
+    recorded = {f"{row[0]}/{row[1]}" for row in rows if row[0] in _OWN_SNAPSHOTTERS}
     folder = root / "snapshots"
     stored = {str(path.relative_to(folder)) for path in folder.glob("*/*") if path.is_dir()}
     return [

@@ -75,9 +75,7 @@ class Layers:
         order = {
             "job": "apply",
             "media_type": layer.media_type,
-            "target": target.dir,
-            "whiteouts": target.whiteouts,
-            "lowers": list(target.lowers),
+            **target.order(),
             "sync": sync,
             "limits": self._limits,
         }

@@ -265,9 +265,7 @@ class Unpacker:
             "job": "apply",
             "media_type": layer.media_type,
             "diff_id": step.diff,
-            "target": target.dir,
-            "whiteouts": target.whiteouts,
-            "lowers": list(target.lowers),
+            **target.order(),
             "sync": True,
             "limits": self._limits,
         }

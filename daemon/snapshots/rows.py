@@ -270,6 +270,15 @@ class SnapshotRows:
             told = self._tell(tx, namespace, events.SNAPSHOT_REMOVE, key)
         self._events.announce(told)
 
+    def note(self, number: int) -> None:
+        """Note what is about to be made under a number, so that it is swept if nobody records it.
+        Not durable: after a power cut the note is lost, and with it what is only a leftover."""
+        with self._db.fast_transaction() as tx:
+            tx.execute(
+                "INSERT OR IGNORE INTO trash(owner, name) VALUES(?, ?)",
+                (trash_owner(self._snapshotter), str(number)),
+            )
+
     def trash(self) -> tuple[str, ...]:
         """Names of directories that may be removed."""
         rows = self._db.rows(

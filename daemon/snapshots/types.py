@@ -9,7 +9,7 @@ Every implementation passes tests/contract/test_snapshotter.py.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
 from lighter.proto.daemon_api import PAGE_ROWS
@@ -32,12 +32,23 @@ class LayerTarget:
     """Where a layer is applied: what the unpack worker needs to know of an active snapshot.
 
     `whiteouts` is "overlay" (a removal is recorded in `dir` as overlayfs reads it) or "plain"
-    (`dir` holds the whole tree and the removal is done). `lowers`: nearest first.
+    (`dir` holds the whole tree and the removal is done). `lowers`: nearest first. With `mounts` the
+    worker mounts the tree for itself, and there is no `dir`.
     """
 
     dir: str
     lowers: tuple[str, ...]
     whiteouts: str
+    mounts: tuple[Mount, ...] = ()
+
+    def order(self) -> dict[str, Any]:
+        """Its part of the worker's job `apply`."""
+        return {
+            "target": self.dir,
+            "whiteouts": self.whiteouts,
+            "lowers": list(self.lowers),
+            "mounts": [[mount.type, mount.source, list(mount.options)] for mount in self.mounts],
+        }
 
 
 class Snapshotter(Protocol):

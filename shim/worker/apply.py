@@ -1,13 +1,15 @@
 """Job `apply`: one layer, from its compressed bytes to files, in one pass and locked in.
 
     {job: "apply", media_type, diff_id | nil, digest | nil, target: dir, whiteouts: "overlay" |
-     "plain", lowers: [dir, nearest first], limits: {max_bytes, max_entries, devices}, sync: bool,
+     "plain", lowers: [dir, nearest first], mounts: [[type, source, [option]]],
+     limits: {max_bytes, max_entries, devices}, sync: bool,
      patience_s: how long its bytes may stay away | nil}
     + [the layer's bytes: file or pipe, eventfd that tells when the lowers are whole (or none)]
     → {diff_id, digest | nil, size_bytes, entries, compressed_bytes, plain_bytes}
 
-Names are taken as containerd takes them: "a/../../x" is "x", nothing leads out of the target. On
-an error the target holds whatever was written until then, for the caller to delete.
+With mounts the target is what they give together, for this process alone ("plain" has no other
+whiteouts to write). Names are taken as containerd takes them: "a/../../x" is "x", nothing leads out
+of the target. On an error it holds whatever was written until then, for the caller to delete.
 """
 
 import os
@@ -20,6 +22,7 @@ from lighter.proto.errors import (
     LighterError,
     PermissionDenied,
 )
+from lighter.shim import linux
 from lighter.shim.worker import lockin, syscalls, tarstream
 from lighter.shim.worker.budget import Budget
 from lighter.shim.worker.bytestream import ByteStream
@@ -42,6 +45,8 @@ _AUFS_PRIVATE = b".wh..wh."
 # 12 and 20 bits: linux/kdev_t.h. A wider number would be cut to another device (SEC-12).
 _MAX_MAJOR = (1 << 12) - 1
 _MAX_MINOR = (1 << 20) - 1
+
+_PLACE = "/sys"  # a directory that every host has, and that is no source of a mount
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CAPABILITIES = (
@@ -359,7 +364,15 @@ def _enter(
 ) -> tuple[int, list[int]]:
     """Lock in; returns descriptors of the target and of the lower layers."""
     lowers = job.get("lowers") or [] if mode == "overlay" else []
-    binds = [lockin.Bind(job["target"], "target")]
+    target = job["target"]
+    if mounts := job.get("mounts"):
+        target = _PLACE
+        lockin.private_mounts()
+        try:
+            linux.mount_all(mounts, target)
+        except OSError as err:
+            raise typed(err, "unpack layer: mount the snapshot") from err
+    binds = [lockin.Bind(target, "target")]
     binds += [
         lockin.Bind(lower, f"lower/{number}", lockin.READ_ONLY)
         for number, lower in enumerate(lowers)

@@ -250,7 +250,8 @@ def test_the_packaged_configuration_changes_nothing_and_shows_every_key(unpacked
     # Its lines without their "# " are a configuration that a manager takes.
     shown = re.sub(r"^# (?=\S+ = |\[)", "", path.read_text(), flags=re.MULTILINE)
     whole = tomllib.loads(shown)
-    assert whole.pop("stream_processors")  # an example: there is none by default
+    for example in ("proxy_plugins", "stream_processors"):  # there is none by default
+        assert whole.pop(example)
     told = leaves(whole).keys()
     assert told == leaves(toml.loads(dump(Config()))).keys() | BESIDES
 

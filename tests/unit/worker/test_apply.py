@@ -158,6 +158,26 @@ def test_formats_that_gnu_tar_writes(tmp_path: Path, form: str) -> None:
     assert tree(target) == tree(source)
 
 
+def test_a_layer_goes_to_what_is_mounted_for_the_worker_alone(tmp_path: Path) -> None:
+    lower, upper, work = (tmp_path / name for name in ("lower", "upper", "work"))
+    for path in (lower / "d", upper, work):
+        path.mkdir(parents=True)
+    (lower / "gone").touch()
+    (lower / "d/old").touch()
+    options = [f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}"]
+    layer = archive(entry(".wh.gone"), entry("d/.wh..wh..opq"), entry("d/new", FILE, b"n"))
+    mounts = [["overlay", "overlay", options]]
+    done = apply(layer, "", whiteouts="plain", mounts=mounts, sync=True)
+    assert done["diff_id"] == diff_id(layer)
+    assert (upper / "d/new").read_bytes() == b"n"
+    for removed in (upper / "gone", upper / "d/old"):
+        assert stat.S_ISCHR(removed.lstat().st_mode) and removed.lstat().st_rdev == 0
+    assert (lower / "gone").exists()
+    assert str(upper) not in Path("/proc/self/mountinfo").read_text()
+    with pytest.raises(LighterError, match="mount the snapshot"):
+        apply(layer, "", whiteouts="plain", mounts=[["overlay", "overlay", ["lowerdir=/nope"]]])
+
+
 def test_order_and_metadata(tmp_path: Path) -> None:
     """setuid survives the owner, a directory's time survives its contents."""
     layer = archive(
