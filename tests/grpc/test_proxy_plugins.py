@@ -77,7 +77,7 @@ def test_ctr_runs_on_a_plugins_snapshots(proxy: Proxy, manager: Lighterd) -> Non
     name = f"plugged-{secrets.token_hex(4)}"
     words = ("run", "--rm", *on_it, images.REFERENCE, name, "echo", "hello")
     done = run_ctr(manager.grpc_address, *words)
-    assert done.stdout == b"hello\n", done.stderr
+    assert (done.returncode, done.stdout) == (0, b"hello\n"), done.stderr
     done = run_ctr(manager.grpc_address, "snapshots", *on_it, "ls")
     assert b"Committed" in done.stdout
 
