@@ -51,6 +51,7 @@ class DirectorySnapshotter(ABC):
     name = ""
     max_layers = 0
     layers_apart = False
+    has_directories = True
 
     def __init__(
         self, snapshots_dir: str, db: Database, events_log: EventLog, remove_tree: TreeRemover

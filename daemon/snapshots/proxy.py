@@ -87,6 +87,7 @@ class ProxySnapshotter:
 
     max_layers = 0
     layers_apart = False
+    has_directories = False
 
     def __init__(
         self, name: str, backend: Backend, db: Database, events_log: EventLog, guarded: str
@@ -200,7 +201,7 @@ class ProxySnapshotter:
         hit("snapshot.proxy-committed")
         if usage is None:
             usage = await self._measure(namespace, committed)
-        self._rows.commit(namespace, name, key, labels, usage, None)
+        self._rows.commit(namespace, name, row, labels, usage, None)
         self._known.pop(row.number, None)
 
     async def mounts(self, namespace: str, key: str) -> tuple[Mount, ...]:

@@ -57,7 +57,7 @@ class Snapshotter(Protocol):
 
     @property
     def name(self) -> str:
-        """What clients call it, and its directory below `snapshots/`."""
+        """What clients call it, and its directory below `snapshots/` where it has one."""
 
     @property
     def max_layers(self) -> int:
@@ -66,6 +66,10 @@ class Snapshotter(Protocol):
     @property
     def layers_apart(self) -> bool:
         """Whether a layer's snapshot needs nothing of its parent's until it is committed."""
+
+    @property
+    def has_directories(self) -> bool:
+        """Whether each snapshot has one below `snapshots/`, named by its number."""
 
     @property
     def unusable(self) -> str:

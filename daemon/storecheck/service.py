@@ -105,7 +105,9 @@ class StoreCheck:
             missing = f"its content {row['digest']} is missing"
             found = Found(IMAGE, row["name"], missing, row["namespace"], note="pull it again")
             yield replace(found, outcome=LEFT) if repair else found
-        for snapshotter in self._snapshotters:
+        for snapshotter, of in self._snapshotters.items():
+            if not of.has_directories:
+                continue  # a plugin's: what it has is its own matter
             stock = Stock(self._db, self._root.snapshots, snapshotter)
             counted.snapshots += len(stock.rows)
             for row_ in stock.without_directory:

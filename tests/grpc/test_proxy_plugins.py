@@ -60,6 +60,9 @@ def test_ctl_runs_on_a_plugins_snapshots(proxy: Proxy, manager: Lighterd, image:
     await_that(lambda: proxy.has() == ["1c", "2c", "3c"], DEADLINE_S, "its root is removed")
     used = manager.ctl("snapshots", *on_it, "usage", check=True).stdout.decode()
     assert "MiB" in used or "MB" in used
+    done = manager.ctl("system", "check", "--repair")
+    assert done.returncode == 0, done.stdout
+    assert proxy.has() == ["1c", "2c", "3c"], "which has no directories here to be missed"
     manager.restart()
     done = manager.ctl("run", "--rm", *on_it, NAME, "x", "/bin/busybox", "cat", "/kept")
     assert done.stdout == b"x", done.stderr
