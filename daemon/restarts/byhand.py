@@ -159,28 +159,32 @@ class ByHand:
 
         One that waits to be started again is not any more, and a paused one goes on, as docker's.
         """
-        was_owed = False
+        await self._kill(namespace, container_id, exec_id, signum, everyone)
+        entry = self._supervisor.entries.get((namespace, container_id))
         ends = not exec_id and self._ends(namespace, container_id, signum)
-        if ends:
+        if ends and signum != signal.SIGKILL and entry is not None:
+            await self._tasks.resume_to_end(entry)
+
+    async def _kill(
+        self, namespace: str, container_id: str, exec_id: str, signum: int, everyone: bool
+    ) -> None:
+        was_owed = False
+        if not exec_id and self._ends(namespace, container_id, signum):
             was_owed = self._stopped_by_hand((namespace, container_id))
         try:
             await self._tasks.kill(namespace, container_id, exec_id, signum, everyone)
         except (NotFound, FailedPrecondition):
             if not was_owed:
                 raise
-            return
-        entry = self._supervisor.entries.get((namespace, container_id))
-        if ends and signum != signal.SIGKILL and entry is not None:
-            await self._tasks.resume_to_end(entry)
 
     async def signal(
         self, namespace: str, container_id: str, exec_id: str, signum: int, everyone: bool
     ) -> None:
         """`kill` for containerd's clients, who say in a label what they have stopped, where a
-        container's labels decide.
+        container's labels decide, and who resume themselves what they have paused.
         """
         definition = self._store.definition(namespace, container_id)
-        kill = self._tasks.kill if definition is None or definition.by_labels else self.kill
+        kill = self._tasks.kill if definition is None or definition.by_labels else self._kill
         await kill(namespace, container_id, exec_id, signum, everyone)
 
     async def delete_task(

@@ -37,6 +37,8 @@ def test_a_container_from_create_to_delete(pair: Pair) -> None:
     assert "ExecID:2" in pair("tasks", "ps", "c1").out
     pair("tasks", "pause", "c1")
     assert "c1 N PAUSED" in pair("tasks", "ls").out
+    pair("tasks", "kill", "-s", "TERM", "c1")  # waits, and is none that init heeds
+    assert "c1 N PAUSED" in pair("tasks", "ls").out
     pair("tasks", "resume", "c1")
     assert "c1 N RUNNING" in pair("tasks", "ls").out
     assert pair("tasks", "rm", "c1").code == 1
