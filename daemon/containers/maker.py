@@ -170,6 +170,8 @@ class ContainerMaker:
         async with AsyncExitStack() as claims, AsyncExitStack() as undo:
             if ids := options.get(idpool.OPTION):
                 claims.enter_context(self._id_pool.keep(ids))
+            claim = await claims.enter_async_context(Claim(self._volumes, namespace))
+            claim.hold(options.get("volumes") or ())
             made = await self._roots.snapshot(
                 namespace,
                 id_,

@@ -8,7 +8,7 @@ from lighter.daemon.oci.checks import check_path
 from lighter.daemon.oci.propagation import PROPAGATIONS
 from lighter.daemon.types import Mount
 from lighter.daemon.volumes.service import Volumes
-from lighter.proto.errors import ResourceExhausted
+from lighter.proto.errors import InvalidArgument, ResourceExhausted
 
 VOLUME = "volume"  # the type of a mount that asks for one
 NO_COPY = "nocopy"
@@ -55,6 +55,17 @@ class Claim:
             for mount in wanted
         ]
         return tuple(sorted(made, key=lambda mount: _place(mount).count("/")))
+
+    def hold(self, rows: Any) -> None:
+        """Keep volumes that a record names from being removed. Raises NotFound, InvalidArgument."""
+        listed = rows if isinstance(rows, list | tuple) else [None]
+        names = [row.get("name") if isinstance(row, dict) else None for row in listed]
+        if not all(isinstance(name, str) for name in names):
+            raise InvalidArgument("mount volumes: the record of them is none")
+        for name in dict.fromkeys(map(str, names)):
+            self._volumes.get(self._namespace, name)
+            self._volumes.hold(self._namespace, name)
+            self._held.append(name)
 
     async def _mount(
         self, mount: Mapping[str, Any], snapshot: Sequence[Mount], owner: tuple[int, int]

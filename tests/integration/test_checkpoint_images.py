@@ -78,6 +78,20 @@ def test_what_is_not_in_a_checkpoint_is_said(standing_in: Lighterd) -> None:
         assert client.call("tasks", "get", id="box")["task"]["status"] == "stopped"
 
 
+def test_the_volumes_of_a_restored_container_have_to_be_there(standing_in: Lighterd) -> None:
+    lighterd = standing_in
+    lighterd.ctl("create", "--name", "kept", "-v", "data:/d", REFERENCE, "true", check=True)
+    lighterd.ctl("c", "checkpoint", "kept", REF, check=True)
+    lighterd.ctl("rm", "kept", check=True)
+    lighterd.ctl("volume", "rm", "data", check=True)
+    refused = lighterd.ctl("c", "restore", "-d", "two", REF)
+    assert refused.returncode == 1 and b"volume data: there is none" in refused.stderr
+    lighterd.ctl("volume", "create", "data", check=True)
+    lighterd.ctl("c", "restore", "-d", "two", REF, check=True)
+    refused = lighterd.ctl("volume", "rm", "data")
+    assert b"container two uses it" in refused.stderr
+
+
 def test_f36_a_manager_killed_in_a_checkpoint_leaves_nothing_of_it(standing_in: Lighterd) -> None:
     lighterd = standing_in
     lighterd.restart(FAULT="checkpoint.read:abort")

@@ -17,7 +17,7 @@ from lighter.daemon.snapshots import disk
 from lighter.daemon.types import Mount
 from lighter.daemon.volumes.claim import Claim
 from lighter.daemon.volumes.service import Volumes
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
 from lighter.proto.paths import Root
 
 IMAGE = (Mount("bind", "/image", ()),)
@@ -116,6 +116,25 @@ async def use(made: Made, *options: str) -> int:
     async with claimed(made, *options) as claim:
         claim.keep()
         return made.data().stat().st_ino
+
+
+def test_a_volume_that_a_restored_container_names_is_not_removed_meanwhile(made: Made) -> None:
+    async def work() -> None:
+        made.volumes.create("default", "v")
+        rows = [{"name": "v", "destination": place, "anonymous": False} for place in ("/a", "/b")]
+        async with Claim(made.volumes, "default") as claim:
+            claim.hold(rows)
+            with pytest.raises(FailedPrecondition, match="is being made with it"):
+                await made.volumes.delete("default", "v")
+        await made.volumes.delete("default", "v")
+        async with Claim(made.volumes, "default") as claim:
+            with pytest.raises(NotFound):
+                claim.hold(rows)
+            for wrong in (5, [5], [{}], [{"name": 5}]):
+                with pytest.raises(InvalidArgument):
+                    claim.hold(wrong)
+
+    go(work())
 
 
 def test_files_that_somebody_puts_there_during_the_copy_stay(made: Made) -> None:
