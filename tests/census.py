@@ -5,16 +5,20 @@
     left = Census.settled(owners, before)      # {} when nothing is left; waits up to 30 s
 
 A *marked* thing names an instance of this product (its id, its root or its state directory) and
-is always counted. An *unmarked* kind (netns, links, loop devices, /dev/shm, other mounts) is
-compared with the baseline, and only where nothing else uses the machine (CENSUS_EXCLUSIVE=1 in the
-environment), since a neighbour's netns looks like a leaked one.
+is always counted. An *unmarked* kind (netns, links, loop devices, /dev/shm, other mounts, other
+cgroups) is compared with the baseline, and only where nothing else uses the machine
+(CENSUS_EXCLUSIVE=1 in the environment), since a neighbour's netns looks like a leaked one.
+What a manager that goes on still holds is looked for by tests/held.py.
 """
 
+import fcntl
 import ipaddress
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -25,17 +29,33 @@ DEADLINE_S = 30.0
 _POLL_S = 0.05
 _CGROUPS = Path("/sys/fs/cgroup")
 _OUR_COMMS = ("lighter", "runc")
+# At the top of a hierarchy: systemd's, and our instances' own.
+_OTHERS_CGROUPS = ("*.slice", "*.scope", "*.service", "lighter*")
+
+# For a shell in a machine that has Lighter installed and no containers: it prints what is left.
+LOOK_INSIDE = """{
+find /run/lighter/tasks /run/lighter/runc /var/lib/lighter/exits -mindepth 2
+find /run/lighter/s /run/lighter/netns -mindepth 1
+find /sys/fs/cgroup -path '*/lighter/*/*/*' -type d
+grep /run/lighter/tasks /proc/self/mountinfo
+pgrep -a -f ^lighter-shim
+} 2>/dev/null
+true"""
 
 Things = dict[str, frozenset[str]]
 
 
 @dataclass
 class Owners:
-    """The instances a test made: their ids, and their root, state and scratch directories."""
+    """The instances a test made: their ids, and their root, state and scratch directories.
+
+    `cgroups`: paths in each hierarchy ("/space-12ab") below which clients put their containers.
+    """
 
     instances: set[str] = field(default_factory=set)
     dirs: set[str] = field(default_factory=set)
     exclusive: bool = field(default_factory=lambda: os.environ.get("CENSUS_EXCLUSIVE") == "1")
+    cgroups: set[str] = field(default_factory=set)
 
     def own(self, text: str) -> bool:
         """Whether `text` (a path, a title, a mount option) carries a mark of ours."""
@@ -57,12 +77,14 @@ class Census:
             "cgroup": marked_cgroups,
             "open socket": marked_sockets,
             "directory": marked_directories,
+            "lock": marked_locks,
         }
         things = {kind: frozenset(list_them(owners)) for kind, list_them in marked.items()}
         if owners.exclusive:
             unmarked: dict[str, Callable[[], Iterable[str]]] = {
                 # The first `ip netns add` after a boot mounts this for all of the later ones.
                 "any mount": lambda: (mount for mount, _ in mounts() if mount != "/run/netns"),
+                "any cgroup": any_cgroups,
                 "netns": lambda: _names(Path("/run/netns")),
                 "link": links,
                 "loop device": loop_devices,
@@ -99,26 +121,36 @@ def report(left: dict[str, list[str]]) -> str:
 
 
 def processes(owners: Owners) -> list[Process]:
-    """Processes of the owners' instances: by title, by a path in their arguments, by cgroup."""
+    """Processes of the owners' instances: by title, by a path in their arguments, by cgroup, by the
+    root they see.
+    """
     return _marked(list(every_process()), owners)
 
 
 def _marked(everyone: list[Process], owners: Owners) -> list[Process]:
-    cgroups = tuple(
-        f"/{parent}/{instance}"
-        for instance in owners.instances
-        for parent in ("lighter", "lighter-shims")
+    parents = ("lighter", "lighter-shims")
+    cgroups = (
+        *(f"/{parent}/{instance}" for instance in owners.instances for parent in parents),
+        *_places(owners),
     )
     return [
         process
         for process in everyone
-        if not process.is_zombie and (owners.own(process.title) or process.is_in_cgroup(cgroups))
+        if not process.is_zombie
+        and (
+            owners.own(process.title)
+            or process.is_in_cgroup(cgroups)
+            or owners.own(process.root_mount())
+        )
     ]
 
 
 def marked_processes(owners: Owners) -> Iterator[str]:
-    for process in processes(owners):
-        yield f"{process.pid} {(process.title or '?')[:160]}"
+    return map(_shown, processes(owners))
+
+
+def _shown(process: Process) -> str:
+    return f"{process.pid} {(process.title or process.name)[:160]}"
 
 
 def zombies(owners: Owners) -> Iterator[str]:
@@ -142,28 +174,70 @@ def marked_mounts(owners: Owners) -> Iterator[str]:
     return (point for point, line in mounts() if owners.own(line))
 
 
+def hierarchies() -> list[Path]:
+    """Where cgroups are: v1 and hybrid hosts mount one hierarchy per folder, v2 the root alone."""
+    if (_CGROUPS / "cgroup.procs").exists():
+        return [_CGROUPS]
+    return [path for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
 def marked_cgroups(owners: Owners) -> Iterator[str]:
-    """Directories of the instances in every hierarchy: containers' and shims'."""
-    # v1 and hybrid hosts mount one hierarchy per folder below; on v2 the root is the hierarchy.
-    for hierarchy in (_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir())):
+    """Directories of the instances in every hierarchy: containers' and shims', and what is below
+    the places that clients chose.
+    """
+    for hierarchy in hierarchies():
         for instance in owners.instances:
             for parent in ("lighter", "lighter-shims"):
                 top = hierarchy / parent / instance
                 yield from (path for path, _, _ in os.walk(top))
+    yield from chosen_cgroups(owners)
+
+
+def chosen_cgroups(owners: Owners) -> Iterator[str]:
+    for hierarchy in hierarchies():
+        for place in owners.cgroups:
+            for path, below, _ in os.walk(f"{hierarchy}{place}"):
+                yield from (f"{path}/{name}" for name in below)
+
+
+def any_cgroups() -> Iterator[str]:
+    """All but systemd's and the instances', and but the directory of the usual namespace, which
+    stays when its containers are gone, as with containerd.
+    """
+    for hierarchy in hierarchies():
+        for path, below, _ in os.walk(hierarchy):
+            if path == str(hierarchy):
+                below[:] = [
+                    name
+                    for name in below
+                    if not any(fnmatch(name, other) for other in _OTHERS_CGROUPS)
+                ]
+            yield from (f"{path}/{name}" for name in below if name != "default")
+
+
+def _places(owners: Owners) -> tuple[str, ...]:
+    """What is in the path of each cgroup of a container."""
+    return (
+        *(f"/lighter/{instance}/" for instance in owners.instances),
+        *(f"{place}/" for place in owners.cgroups),
+    )
 
 
 def left_of_containers(owners: Owners) -> Iterator[str]:
     """What the kernel still has of an instance's containers while its manager runs on."""
     yield from marked_mounts(owners)
-    places = tuple(f"/lighter/{instance}/" for instance in owners.instances)
-    for path in marked_cgroups(owners):
-        for place in places:
+    for path in marked_cgroups(Owners(owners.instances)):
+        for instance in owners.instances:
             # Below it: a namespace's, which stays, and in that a container's.
-            if "/" in path.partition(place)[2]:
+            if "/" in path.partition(f"/lighter/{instance}/")[2]:
                 yield path
+    yield from chosen_cgroups(owners)
+    places = _places(owners)
     for process in every_process():
-        if not process.is_zombie and process.is_in_cgroup(places):
-            yield f"{process.pid} {process.title[:160]}"
+        if not process.is_zombie and (
+            process.is_in_cgroup(places) or owners.own(process.root_mount())
+        ):
+            yield _shown(process)
 
 
 def marked_sockets(owners: Owners) -> Iterator[str]:
@@ -178,6 +252,24 @@ def marked_directories(owners: Owners) -> Iterator[str]:
     return (path for path in owners.dirs if os.path.lexists(path))
 
 
+def marked_locks(owners: Owners) -> Iterator[str]:
+    """Locks of instances that a process still holds: of a dead one's the kernel does not tell
+    (/proc/locks), so each is tried.
+    """
+    for folder in owners.dirs:
+        for path in (f"{folder}/lock", *map(str, Path(folder).glob("*/lock"))):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:
+                continue  # there is none
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield path
+            finally:
+                os.close(fd)
+
+
 def links() -> list[str]:
     with IPRoute() as netlink:
         return [link.get("ifname") or "?" for link in netlink.get_links()]
@@ -187,6 +279,27 @@ def loop_devices() -> Iterator[str]:
     for device in Path("/sys/block").glob("loop*"):
         if (device / "loop" / "backing_file").exists():
             yield device.name
+
+
+def firewall_rules() -> frozenset[str]:
+    """Rules and chains of the machine's packet filter, without counters, as iptables saves them.
+
+    Not a kind of the census: two programs are run for it, which is too much for each test.
+    """
+    rules = set()
+    for program in ("iptables-save", "ip6tables-save"):
+        try:
+            saved = subprocess.run([program], capture_output=True, text=True, check=False).stdout
+        except FileNotFoundError:
+            continue
+        table = ""
+        for line in saved.splitlines():
+            if line.startswith("*"):
+                table = line
+            # The policy of a chain that is the kernel's has no "-" here; a look makes such tables.
+            elif line.startswith("-A ") or (line.startswith(":") and " - " in line):
+                rules.add(f"{program} {table} {line.partition(' [')[0]}")
+    return frozenset(rules)
 
 
 def _names(folder: Path, prefix: str = "") -> Iterator[str]:

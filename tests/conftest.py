@@ -1,4 +1,5 @@
-"""What every test shares: the meaning of the `root` marker, and how hypothesis runs.
+"""What every test shares: the meaning of the `root` marker, how hypothesis runs, and a look at the
+machine's packet filter when all are over.
 
 In CI hypothesis takes the same examples each time, so that a red run can be run again; elsewhere
 it looks further each time. Its limits on time are off: a busy machine is no fault of the code.
@@ -7,11 +8,12 @@ tests/BUDGET gives it.
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import budget
+from tests import budget, census
 
 IN_CI = os.environ.get("CI") == "true"
 IS_EXCLUSIVE = os.environ.get("CENSUS_EXCLUSIVE") == "1"
@@ -50,6 +52,18 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if IS_EXCLUSIVE and SPENT.over() and not exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_rule_is_left() -> Iterator[None]:
+    """On a machine of our own: tests of networks and Docker have network namespaces of theirs, so
+    none may change the machine's packet filter.
+    """
+    before = census.firewall_rules() if IS_EXCLUSIVE else None
+    yield
+    if before is not None:
+        left = census.firewall_rules() - before
+        assert not left, "\n".join(f"left rule: {rule}" for rule in sorted(left))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from lighter.proto import errors
 from lighter.proto.paths import Root, State
-from tests import census, images
+from tests import census, held, images
 from tests.client import Client
 from tests.processes import with_title
 from tests.storecheck import store_problems
@@ -57,6 +57,7 @@ class Lighterd:
         owners.dirs.add(str(self.base))
         self.process: subprocess.Popen[bytes] | None = None
         self.first_event = 0  # events up to this one are of tests before (see `clear`)
+        self.cgroups: set[str] = set()  # where its clients put containers (census.Owners)
         self._was_ready = False
         self.bin = BIN
         self.prefix: list[str] = []  # a program that executes the manager
@@ -231,6 +232,7 @@ class Lighterd:
         for step in (
             self._remove_containers,
             lambda: settled(self._left_on_disk),
+            lambda: settled(self._left_in_the_manager),
             self._stop_if_running,
             lambda: settled(self._left_in_the_kernel),
         ):
@@ -252,7 +254,7 @@ class Lighterd:
             lambda: [
                 *self._left_on_disk(),
                 *(f"shim {pid}" for pid in self.shims()),
-                *census.left_of_containers(self.owners_of_this()),
+                *self.left_of_containers(),
             ]
         )
         shutil.rmtree(self.base / "share", ignore_errors=True)
@@ -290,16 +292,40 @@ class Lighterd:
     def _left_on_disk(self) -> list[str]:
         return census.leftovers_on_disk(self.root, self.state) + store_problems(self.root)
 
+    def left_of_containers(self) -> list[str]:
+        """What the kernel, the manager and its spawner have of them when there are none."""
+        owners = self.owners_of_this()
+        places = (f"{self.state}/tasks/", f"{State(str(self.state)).short_sockets}/")
+        return [
+            *census.left_of_containers(owners),
+            *(path for path in census.marked_sockets(owners) if path.startswith(places)),
+            *self._left_in_the_manager(),
+        ]
+
+    def _left_in_the_manager(self) -> list[str]:
+        if self.process is None or self.process.poll() is not None or self.bin != BIN:
+            return []  # of another release nothing can be mended
+        with self.client() as client:
+            clients = client.call("system", "health")["clients"]
+        return [
+            *held.left_in_manager(self.owners_of_this(), self.pid, clients),
+            *held.left_in_spawners(self.instance),
+        ]
+
     def _left_in_the_kernel(self) -> list[str]:
         owners = self.owners_of_this()
         return [
             *census.marked_processes(owners),
             *census.marked_mounts(owners),
             *census.marked_cgroups(owners),
+            *census.marked_sockets(owners),
+            *census.marked_locks(owners),
         ]
 
     def owners_of_this(self) -> census.Owners:
-        return census.Owners({self.instance}, {str(self.base)}, exclusive=False)
+        return census.Owners(
+            {self.instance}, {str(self.base)}, exclusive=False, cgroups=self.cgroups
+        )
 
     def _clean_away(self) -> None:
         """By force, and only what carries this instance's mark."""

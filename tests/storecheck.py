@@ -59,13 +59,13 @@ def _snapshots(connection: sqlite3.Connection, root: Path) -> list[str]:
     return [
         *(f"snapshot directory without a record: {name}" for name in sorted(stored - recorded)),
         *(f"snapshot record without its directory: {name}" for name in sorted(recorded - stored)),
-        *(f"snapshot of no container: {row[3]}" for row in rows if row[2] == "active"),
+        *(f"snapshot of no container: {row[3]}" for row in rows if row[2] != "committed"),
     ]
 
 
 def _of_containers(connection: sqlite3.Connection) -> list[str]:
     """Rows that should have gone with the last container."""
-    tables = ("containers", "tasks", "execs", "trash")
+    tables = ("containers", "tasks", "execs", "trash", "tombstones")
     return [
         f"row of {table}: {tuple(row[:3])}"
         for table in tables

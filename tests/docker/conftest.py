@@ -9,7 +9,7 @@ import pytest
 from tests import census
 from tests.docker.enclosure import Enclosure
 from tests.docker.engine import VARIANTS, Engine, load_image
-from tests.harness import Lighterd
+from tests.harness import Lighterd, settled
 from tests.integration.conftest import owners
 
 __all__ = ["owners"]
@@ -31,6 +31,14 @@ class Host:
     lighterd: Lighterd
     engine: Engine
 
+    def mounts_of_containers(self) -> list[str]:
+        """Inside the enclosure, where the manager's census does not see them."""
+        state = self.lighterd.state
+        return [
+            *self.enclosure.mounts(below=state / "tasks"),
+            *self.enclosure.mounts(below=state / "netns"),
+        ]
+
 
 @pytest.fixture(scope="session", params=["20.10", "26-snapshotter"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
@@ -42,6 +50,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     engine = Engine(
         enclosure, lighterd.grpc_address, variant.release, snapshotter=variant.snapshotter
     )
+    lighterd.cgroups.add(f"/{engine.cgroup}")
     lighterd.start()
     try:
         engine.start()
@@ -79,6 +88,7 @@ def engine(host: Host, request: pytest.FixtureRequest) -> Iterator[Engine]:
             left = [row for row in left if row["id"] in calm]
             tasks = client.call("tasks", "list")["tasks"]
     assert not tasks and not left, f"left: {tasks} {left}\n{host.engine.log_end()}"
+    settled(lambda: [*host.lighterd.left_of_containers(), *host.mounts_of_containers()])
 
 
 @pytest.fixture

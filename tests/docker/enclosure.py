@@ -49,10 +49,10 @@ class Enclosure:
             check=False,
         )
 
-    def mounts(self) -> list[str]:
-        """Mount points inside that lie below `base`."""
+    def mounts(self, below: Path | None = None) -> list[str]:
+        """Mount points inside that lie below a directory, `base` by default."""
         lines = Path(f"/proc/{self._holder.pid}/mountinfo").read_text().splitlines()
-        return [line.split()[4] for line in lines if f" {self.base}/" in line]
+        return [line.split()[4] for line in lines if f" {below or self.base}/" in line]
 
     def close(self) -> None:
         """End them; nothing may run inside any more."""

@@ -1,6 +1,5 @@
 """The same ctr, asked the same of Debian's containerd and of ours, in a namespace for each."""
 
-import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -9,7 +8,8 @@ from pathlib import Path
 
 from tests import images
 from tests.containerd import Containerd
-from tests.harness import Lighterd, await_that
+from tests.grpc.workshop import remove_place
+from tests.harness import Lighterd, await_that, settled
 
 PEER, OURS = "pairpeer", "pairours"
 TIMEOUT_S = 60.0
@@ -39,6 +39,7 @@ class Pair:
         self.peer = peer
         self.lighterd = lighterd
         self.fifos = fifos
+        lighterd.cgroups.add(f"/{OURS}")
         peer.ctr("--namespace", PEER, "images", "import", str(images.busybox_archive()))
         self.ours("images", "import", str(images.busybox_archive()))
 
@@ -96,18 +97,15 @@ class Pair:
         }
 
     def close(self) -> None:
-        """No container is left at the peer; ours has a census of its own."""
+        """No container is left at the peer, and nothing of one at ours."""
         for side in (PEER, OURS):
             for container in self.run(side, "containers", "ls", "-q").out.split():
                 self.run(side, "tasks", "rm", "-f", container)
                 self.run(side, "containers", "rm", container)
+        settled(self.lighterd.left_of_containers)
         # The directories that a namespace's containers were in stay for containerd.
-        for hierarchy in ("", *os.listdir("/sys/fs/cgroup")):
-            for side in (PEER, OURS):
-                try:
-                    os.rmdir(f"/sys/fs/cgroup/{hierarchy}/{side}")
-                except OSError:
-                    pass
+        remove_place(self.lighterd, f"/{PEER}")
+        remove_place(self.lighterd, f"/{OURS}")
 
 
 def _plain(output: bytes) -> str:

@@ -21,7 +21,7 @@ from lighter.daemon.grpc.pb import (
     types_pb2,
 )
 from tests.grpc.client import Api, code
-from tests.harness import Lighterd, await_that
+from tests.harness import Lighterd, await_that, settled
 
 SNAPSHOTTER = "overlayfs"
 LEASE = "of-the-test"
@@ -67,6 +67,7 @@ class Space:
             await_that(self._is_removed, 30, f"namespace {self.namespace} is removed")
         self.api.__exit__(kind, error, trace)
         self.bare.__exit__(kind, error, trace)
+        settled(self.lighterd.left_of_containers)
 
     def _is_removed(self) -> bool:
         """A writer that was cut off may take a moment to let go."""

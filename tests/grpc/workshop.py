@@ -1,5 +1,6 @@
 """Containers that ctr has recorded in a namespace of the test's own, driven by the API alone."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -12,10 +13,19 @@ from google.protobuf.any_pb2 import Any as Any_
 
 from lighter.daemon.grpc.pb import containers_pb2, snapshots_pb2, tasks_pb2
 from tests import images
+from tests.census import hierarchies
 from tests.grpc.client import Api
-from tests.harness import Lighterd
+from tests.harness import Lighterd, settled
 
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+
+
+def remove_place(lighterd: Lighterd, place: str) -> None:
+    """Remove the cgroup of a namespace's containers, which stays when they are gone."""
+    for hierarchy in hierarchies():
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(f"{hierarchy}{place}")
+    lighterd.cgroups.discard(place)
 
 
 class Workshop:
@@ -28,6 +38,7 @@ class Workshop:
         self.api = Api(lighterd.grpc_address, self.namespace)
 
     def __enter__(self) -> "Workshop":
+        self.lighterd.cgroups.add(f"/{self.namespace}")
         self.api.__enter__()
         self.fifos.mkdir(exist_ok=True)
         self.ctr("images", "import", str(images.busybox_archive()))
@@ -41,12 +52,9 @@ class Workshop:
     ) -> None:
         for container in self.ctr("containers", "ls", "-q").split():
             self.ctl("rm", "-f", container)
-        for hierarchy in ("", *os.listdir("/sys/fs/cgroup")):
-            try:
-                os.rmdir(f"/sys/fs/cgroup/{hierarchy}/{self.namespace}")
-            except OSError:
-                pass
         self.api.__exit__(kind, error, trace)
+        settled(self.lighterd.left_of_containers)
+        remove_place(self.lighterd, f"/{self.namespace}")
 
     def ctr(self, *words: str) -> str:
         argv = ["ctr", "-a", self.lighterd.grpc_address, "-n", self.namespace, *words]

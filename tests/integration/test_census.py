@@ -1,19 +1,22 @@
 """The census itself: it must see a leak of each kind, or a clean report would mean nothing."""
 
+import fcntl
 import os
 import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from lighter.daemon.metadata.db import Database
-from tests import census
+from tests import census, cgroups, held
+from tests.harness import await_that
 from tests.storecheck import store_problems
 
 MARK = "0badcafe"
@@ -48,9 +51,7 @@ def leak_mount(scratch: Path, undo: ExitStack) -> None:
 
 
 def leak_cgroup(scratch: Path, undo: ExitStack) -> None:
-    hierarchy = next(
-        path for path in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")) if path.is_dir()
-    )
+    hierarchy = census.hierarchies()[0]
     path = hierarchy / "lighter" / MARK / "default" / "web"
     path.mkdir(parents=True)
     undo.callback(remove_when_empty, hierarchy / "lighter")
@@ -76,6 +77,13 @@ def leak_directory(scratch: Path, undo: ExitStack) -> None:
     undo.callback((scratch / "r").rmdir)
 
 
+def leak_lock(scratch: Path, undo: ExitStack) -> None:
+    leak_directory(scratch, undo)
+    held = undo.enter_context((scratch / "r" / "lock").open("w"))
+    undo.callback((scratch / "r" / "lock").unlink)
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+
 LEAKS = {
     "process": leak_process,
     "zombie": leak_zombie,
@@ -83,6 +91,7 @@ LEAKS = {
     "cgroup": leak_cgroup,
     "open socket": leak_socket,
     "directory": leak_directory,
+    "lock": leak_lock,
 }
 
 
@@ -124,6 +133,13 @@ def leak_any_mount(undo: ExitStack) -> str:
     return point
 
 
+def leak_any_cgroup(undo: ExitStack) -> str:
+    path = census.hierarchies()[0] / f"space-{MARK}"
+    path.mkdir()
+    undo.callback(path.rmdir)
+    return str(path)
+
+
 def leak_loop_device(undo: ExitStack) -> str:
     folder = undo.enter_context(tempfile.TemporaryDirectory(prefix=f"loop-{MARK}-"))
     disk = Path(folder, "disk")
@@ -142,6 +158,7 @@ def leak_temporary_directory(undo: ExitStack) -> str:
 
 UNMARKED: dict[str, Callable[[ExitStack], str]] = {
     "any mount": leak_any_mount,
+    "any cgroup": leak_any_cgroup,
     "netns": leak_netns,
     "link": leak_link,
     "loop device": leak_loop_device,
@@ -175,6 +192,45 @@ def test_what_is_left_of_a_container_is_seen_while_its_manager_runs(
     assert list(census.left_of_containers(marks)) == []
 
 
+def test_what_is_left_where_a_client_put_it_is_seen(scratch: Path) -> None:
+    marks = census.Owners({MARK}, {str(scratch)}, False, cgroups={f"/space-{MARK}"})
+    # A new cpuset takes no process.
+    top = next(path for path in census.hierarchies() if path.name != "cpuset") / f"space-{MARK}"
+    with ExitStack() as undo:
+        for path in (top, top / "web"):
+            path.mkdir()
+            undo.callback(path.rmdir)
+        process = subprocess.Popen(["sleep", "60"])
+        undo.callback(await_that, lambda: not cgroups.members(top), 10, "its cgroup is empty")
+        undo.callback(process.wait)
+        undo.callback(process.kill)
+        (top / "web" / "cgroup.procs").write_text(str(process.pid))
+        expected = [f"{top}/web", f"{process.pid} sleep 60"]
+        assert list(census.left_of_containers(marks)) == expected
+        assert [process.pid] == [one.pid for one in census.processes(marks)]
+    assert list(census.left_of_containers(marks)) == []
+
+
+def test_a_process_on_a_snapshot_of_ours_is_seen_wherever_its_cgroup_is(scratch: Path) -> None:
+    marks = census.Owners(set(), {str(scratch)}, False)
+    program = "import os, sys; os.chroot(input()); sys.stdin.read()"
+    argv = ["unshare", "--mount", sys.executable, "-c", program]
+    with ExitStack() as undo:
+        point = undo.enter_context(tempfile.TemporaryDirectory(prefix="root-", dir="/tmp"))
+        # What names a container's snapshot in a line of mounts is the overlay's upper directory.
+        subprocess.run(["mount", "-t", "tmpfs", f"{scratch}/fs", point], check=True)
+        undo.callback(subprocess.run, ["umount", point], check=True)
+        process = undo.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE))
+        undo.callback(process.kill)
+        assert process.stdin is not None
+        process.stdin.write(f"{point}\n".encode())
+        process.stdin.flush()
+        await_that(
+            lambda: [one.pid for one in census.processes(marks)] == [process.pid], 20, "it is seen"
+        )
+        assert any(line.startswith(f"{process.pid} ") for line in census.left_of_containers(marks))
+
+
 def test_nothing_of_a_neighbour_counts(scratch: Path) -> None:
     marks = census.Owners({"deadbeef"}, {"/tmp/lighter-nobody"}, False)
     before = census.Census.take(marks)
@@ -182,6 +238,160 @@ def test_nothing_of_a_neighbour_counts(scratch: Path) -> None:
         for leak in (leak_process, leak_mount, leak_cgroup, leak_socket):
             leak(scratch, undo)
         assert census.Census.take(marks).since(before) == {}
+
+
+@contextmanager
+def holding(title: str, *fds: int) -> Iterator[int]:
+    """The pid of a process that has these descriptors and looks like one of ours."""
+    process = subprocess.Popen(
+        [title, "60"],
+        executable="/usr/bin/sleep",
+        pass_fds=fds,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def a_pipe(_scratch: Path, undo: ExitStack) -> int:
+    ours, theirs = os.pipe()
+    undo.callback(os.close, ours)
+    undo.callback(os.close, theirs)
+    return theirs
+
+
+def a_pidfd(_scratch: Path, undo: ExitStack) -> int:
+    pidfd = os.pidfd_open(os.getpid())
+    undo.callback(os.close, pidfd)
+    return pidfd
+
+
+def a_netns(_scratch: Path, undo: ExitStack) -> int:
+    return undo.enter_context(open("/proc/self/ns/net", "rb")).fileno()
+
+
+def memory(_scratch: Path, undo: ExitStack) -> int:
+    memfd = os.memfd_create("sealed")
+    undo.callback(os.close, memfd)
+    return memfd
+
+
+def a_deleted_file(scratch: Path, undo: ExitStack) -> int:
+    file = undo.enter_context((scratch / "gone").open("w"))
+    (scratch / "gone").unlink()
+    return file.fileno()
+
+
+def a_file_of_a_task(scratch: Path, undo: ExitStack) -> int:
+    (scratch / "s" / "tasks").mkdir(parents=True)
+    return undo.enter_context((scratch / "s" / "tasks" / "shim.json").open("w")).fileno()
+
+
+HELD = {
+    "pipe": a_pipe,
+    "pidfd": a_pidfd,
+    "net:[": a_netns,
+    "/memfd:sealed": memory,
+    "(deleted)": a_deleted_file,
+    "/s/tasks/shim.json": a_file_of_a_task,
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_what_a_manager_has_forgotten_to_close_is_seen(kind: str, scratch: Path) -> None:
+    marks = census.Owners({MARK}, {str(scratch)}, False)
+    with ExitStack() as undo:
+        allowed = [a_pidfd(scratch, undo) for _ in range(3)]  # a spawner's and two clients'
+        (scratch / "log").touch()
+        allowed.append(undo.enter_context((scratch / "log").open("r")).fileno())
+        with holding("lighterd", *allowed) as pid:
+            assert held.left_in_manager(marks, pid, clients=2) == []
+        with holding("lighterd", *allowed, HELD[kind](scratch, undo)) as pid:
+            (left,) = held.left_in_manager(marks, pid, clients=2)
+            assert left.startswith("manager's ") and kind in left
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HELD if not kind.startswith("/s/")])
+def test_what_a_spawner_has_forgotten_to_close_is_seen(kind: str, scratch: Path) -> None:
+    with ExitStack() as undo:
+        allowed = [a_pipe(scratch, undo) for _ in range(3)]  # its own two, and its spare's
+        allowed.append(a_pidfd(scratch, undo))
+        title = f"lighter-spawner --instance {MARK}"
+        with holding(title, *allowed):
+            assert held.left_in_spawners(MARK) == []
+        with holding(title, *allowed, HELD[kind](scratch, undo)):
+            (left,) = held.left_in_spawners(MARK)
+            assert left.startswith("spawner's ") and kind in left
+
+
+def test_a_dead_child_of_a_manager_or_spawner_is_seen() -> None:
+    marks = census.Owners({MARK}, set(), False)
+    argv = ["sh", "-c", 'true & exec -a "$0" sleep 60', f"lighter-spawner --instance {MARK}"]
+    process = subprocess.Popen(
+        argv,
+        executable="/bin/bash",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        await_that(lambda: held.left_in_spawners(MARK), 10, "the zombie is seen")
+        (left,) = held.left_in_spawners(MARK)
+        assert left.startswith("spawner's zombie ")
+        assert any("zombie" in one for one in held.left_in_manager(marks, process.pid, 0))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_threads_that_a_manager_has_forgotten_are_seen() -> None:
+    program = (
+        "import threading\n"
+        f"for _ in range({held.MOST_THREADS}): threading.Thread(target=input).start()"
+    )
+    marks = census.Owners({MARK}, set(), False)
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
+        try:
+            await_that(
+                lambda: any(
+                    "threads" in one for one in held.left_in_manager(marks, process.pid, 0)
+                ),
+                30,
+                "they are seen",
+            )
+        finally:
+            process.kill()
+
+
+def test_a_rule_of_the_packet_filter_is_seen() -> None:
+    before = census.firewall_rules()
+    chain = f"LT-{MARK}"
+    with ExitStack() as undo:
+        subprocess.run(["iptables", "-N", chain], check=True)
+        undo.callback(subprocess.run, ["iptables", "-X", chain], check=True)
+        assert any(chain in rule for rule in census.firewall_rules() - before)
+    assert not any(chain in rule for rule in census.firewall_rules())
+
+
+def test_what_is_left_in_a_machine_is_printed_there(scratch: Path) -> None:
+    """The look of tests/systemd and tests/vm, in a mount namespace that has such a machine's."""
+    (scratch / "lighter/tasks/default/web/rootfs").mkdir(parents=True)
+    (scratch / "lighter/s").mkdir()
+    (scratch / "lighter/s/01234567").touch()
+    look = (
+        f"mount --bind {scratch} /run && mount -t tmpfs none /run/lighter/tasks/default/web/rootfs"
+        f" && {{ {census.LOOK_INSIDE}\n}}"
+    )
+    argv = ["unshare", "--mount", "sh", "-c", look]
+    seen = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert "/run/lighter/tasks/default/web\n" in seen
+    assert "/run/lighter/s/01234567\n" in seen
+    assert " /run/lighter/tasks/default/web/rootfs rw" in seen
 
 
 def test_leftovers_of_a_container_on_disk_are_seen(tmp_path: Path) -> None:
@@ -235,12 +445,16 @@ STORES: dict[str, Callable[[Path], None]] = {
     "snapshot record without its directory: native/7": lambda root: put(
         root, "snapshots", snapshotter="native", number=7, parent=None
     ),
+    "snapshot of no container: v": lambda root: put(
+        root, "snapshots", kind="view", key="v", parent=None
+    ),
     "snapshot of no container: k": lambda root: put(
         root, "snapshots", kind="active", key="k", parent=None
     ),
     "row of containers: ('namespace', 'web'": lambda root: put(root, "containers", id="web"),
     "row of tasks: ('namespace', 'web'": lambda root: put(root, "tasks", id="web"),
     "row of execs: ('namespace', 'web'": lambda root: put(root, "execs", id="web"),
+    "row of tombstones: ('incarnation', 'namespace'": lambda root: put(root, "tombstones"),
     "row of trash: ('owner', 'name'": lambda root: put(root, "trash"),
     "database: broken reference ('snapshots'": lambda root: put(root, "snapshots", parent=99),
     "database: ": damaged,

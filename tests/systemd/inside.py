@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from tests.harness import await_that
+from tests.census import LOOK_INSIDE
+from tests.harness import await_that, settled
 from tests.images import REFERENCE
 from tests.systemd.machine import Machine
 
@@ -32,6 +33,11 @@ def running(machine: Machine) -> dict[str, int]:
 def remove_all(machine: Machine) -> None:
     for name in tasks(machine):
         machine.run("ctl", "rm", "-f", name)
+
+
+def nothing_is_left(machine: Machine) -> None:
+    """Of containers, once all are removed. Raises AssertionError with what is."""
+    settled(lambda: machine.run("sh", "-c", LOOK_INSIDE).stdout.splitlines())
 
 
 def scopes(machine: Machine) -> set[str]:

@@ -38,6 +38,7 @@ def tidy(machine: Machine) -> Iterator[None]:
     yield
     if machine.path("/usr/bin/ctl").exists():
         inside.remove_all(machine)
+        inside.nothing_is_left(machine)
 
 
 def server(machine: Machine) -> str:

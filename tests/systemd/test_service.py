@@ -22,10 +22,11 @@ CONFIG = "/etc/lighter/config.toml"
 
 @pytest.fixture(autouse=True)
 def tidy(machine: Machine) -> Iterator[None]:
-    """Each test ends with a manager that serves; its containers are removed."""
+    """Each test ends with a manager that serves; its containers are removed, and leave nothing."""
     yield
     machine.run("systemctl", "start", "lighterd.service")
     inside.remove_all(machine)
+    inside.nothing_is_left(machine)
 
 
 def test_the_service_is_up(machine: Machine) -> None:

@@ -19,6 +19,7 @@ def tidy(machine: Machine) -> Iterator[None]:
     yield
     machine.run("systemctl", "start", "lighterd.service")
     inside.remove_all(machine)
+    inside.nothing_is_left(machine)
 
 
 def ended_well(machine: Machine, name: str) -> None:

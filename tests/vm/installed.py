@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from tests.census import LOOK_INSIDE
 from tests.images import REFERENCE
 from tests.vm.machine import Done, Machine
 from tests.vm.payload import MOUNT
@@ -12,6 +13,7 @@ from tests.vm.payload import MOUNT
 INSTALL_S = 300.0
 READY_S = 300.0
 STATE_S = 180.0
+CLEAR_S = 600.0
 # As a first process it would not end at SIGTERM by itself.
 IDLE = ("sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait")
 
@@ -58,6 +60,17 @@ class Installed:
         pattern = shlex.quote(f"^{name} .*{status.upper()}")
         self.machine.await_that(f"ctl tasks ls | grep -q {pattern}", timeout_s)
         return self.task(name)
+
+    def clear(self) -> None:
+        """Remove all containers. Raises AssertionError with what is left of any."""
+        containers = self.ctl("containers", "ls", "-q").text.split()
+        if containers:
+            self.ctl("rm", "-f", *containers, timeout_s=CLEAR_S)
+        try:
+            self.machine.await_that(f'test -z "$({LOOK_INSIDE})"', STATE_S)
+        except AssertionError as error:
+            left = self.machine.run(LOOK_INSIDE, check=False).text
+            raise AssertionError(f"left in the machine:\n{left}") from error
 
     # the service
 

@@ -212,6 +212,6 @@ def test_the_machine_starts_again_and_goes_on(beside: Beside) -> None:
     assert host.task("runs")["status"] == "running"
     done = host.ctl("run", "--rm", REFERENCE, "new", "sh", "-c", "exit 5", check=False)
     assert done.code == 5, done.stderr
-    host.ctl("rm", "-f", *containers)
+    host.clear()
     assert host.tasks() == {}
     assert machine.run("systemctl --failed --no-legend").text == ""

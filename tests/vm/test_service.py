@@ -22,7 +22,10 @@ CRUN = ("--runtime", "/usr/bin/crun")
 
 @pytest.fixture(scope="module")
 def host(machine: Machine) -> Iterator[Installed]:
-    yield Installed(machine).await_start().import_image()
+    """After its kills, upgrade and reboot nothing of a container is left."""
+    host = Installed(machine).await_start().import_image()
+    yield host
+    host.clear()
 
 
 def test_the_machine_is_what_these_tests_are_about(host: Installed, machine: Machine) -> None:

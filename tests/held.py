@@ -1,0 +1,100 @@
+"""What a manager that has no work, and its spawner, still hold: descriptors, threads, the dead.
+
+Judged by kind, so that no look before the work is needed. An idle manager has event and poll
+descriptors, sockets, its database, its locks and its log, and of processes a pidfd for its spawner
+and for each client. A pipe, a netns, a deleted file or one of a container's is then somebody's who
+forgot it. Lists are empty when all is well, and for a process that is gone.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+
+from tests.census import Owners
+from tests.processes import every_process, with_title
+
+MOST_THREADS = 32  # 11 were seen
+MOST_SPARES = 1  # shims that a spawner has ready: a pidfd each, and a pipe beside its own
+_OF_WORK = re.compile(
+    r"/(tasks|runc|snapshots|content|logs|exits|network|netns|addresses|volumes)/"
+)
+_NEVER = re.compile(r"/memfd:.*|(net|mnt|pid|user):\[\d+\]|.* \(deleted\)")
+
+
+def left_in_manager(owners: Owners, pid: int, clients: int) -> list[str]:
+    """`clients`: how many it counts, the one who has asked among them."""
+    return [
+        *_of_work(owners, pid, "manager"),
+        *_too_many(pid, "manager", {"pidfd": 1 + clients, "pipe": 0}),
+        *_threads(pid, "manager"),
+        *_zombies_of(pid, "manager"),
+    ]
+
+
+def left_in_spawners(instance: str) -> list[str]:
+    """Once the shims of the instance have ended."""
+    left = []
+    for pid in with_title(f"lighter-spawner --instance {instance}"):
+        left += [
+            *(f"spawner's {target}" for _, target in _open(pid) if _NEVER.fullmatch(target)),
+            *_too_many(pid, "spawner", {"pidfd": MOST_SPARES, "pipe": 2 + MOST_SPARES}),
+            *_zombies_of(pid, "spawner"),
+        ]
+    return left
+
+
+def _of_work(owners: Owners, pid: int, who: str) -> Iterator[str]:
+    for fd, target in _open(pid):
+        if _NEVER.fullmatch(target) or (owners.own(target) and _OF_WORK.search(f"{target}/")):
+            yield f"{who}'s descriptor {fd}: {target}"
+
+
+def _too_many(pid: int, who: str, most: dict[str, int]) -> Iterator[str]:
+    """More descriptors of a kind than it may have, with whom or what they are about."""
+    found: dict[str, list[str]] = {kind: [] for kind in most}
+    for fd, target in _open(pid):
+        kind = target.removeprefix("anon_inode:[").partition(":")[0].rstrip("]")
+        if kind in found:
+            found[kind].append(_process_of(pid, fd) if kind == "pidfd" else target)
+    for kind, those in found.items():
+        if len(those) > most[kind]:
+            yield f"{who}'s {len(those)} of kind {kind}, {most[kind]} expected: {', '.join(those)}"
+
+
+def _threads(pid: int, who: str) -> Iterator[str]:
+    try:
+        count = len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return
+    if count > MOST_THREADS:
+        yield f"{who}'s threads: {count}, {MOST_THREADS} expected"
+
+
+def _zombies_of(pid: int, who: str) -> Iterator[str]:
+    for process in every_process():
+        if process.is_zombie and process.ppid == pid:
+            yield f"{who}'s zombie {process.pid} {process.name}"
+
+
+def _open(pid: int) -> Iterator[tuple[str, str]]:
+    """(number, target) of each descriptor; one that is closed meanwhile is left out."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        numbers = os.listdir(folder)
+    except OSError:
+        return
+    for number in numbers:
+        try:
+            yield number, os.readlink(f"{folder}/{number}")
+        except OSError:
+            continue
+
+
+def _process_of(pid: int, fd: str) -> str:
+    """The process a pidfd is of, -1 for one that has ended."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file.read().splitlines() if ":" in line)
+    except OSError:
+        return "?"
+    return fields.get("Pid", "?").strip()
