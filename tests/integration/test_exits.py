@@ -360,8 +360,8 @@ def test_who_attaches_to_what_is_anothers_holds_nothing_up(
 
 
 def count_in(progress: Path) -> int:
-    """0 while the file is being written anew."""
-    return int(progress.read_text().strip() or 0)
+    """0 before the file is there, and while it is being written anew."""
+    return int(progress.read_text().strip() or 0) if progress.exists() else 0
 
 
 def goes_on(progress: Path) -> None:
