@@ -45,7 +45,7 @@ FLAGS = {
         *("--with-ns", "ipc:/proc/{pid}/ns/ipc", "--with-ns", "uts:/proc/{pid}/ns/uts"),
         *("--with-ns", "cgroup:/proc/{pid}/ns/cgroup"),
     ),
-    "cgroup": ("--cgroup", "/NAMESPACE/other/place"),
+    "cgroup": ("--cgroup", "/NAMESPACE/place"),
     "runtime": ("--runtime", "io.containerd.runc.v2", "--no-pivot", "--platform", "linux/amd64"),
     "runc": ("--runc-binary", "runc", "--runc-root", "{dir}/NAMESPACE"),
     "mapped ids": ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"),

@@ -181,7 +181,7 @@ FLAGS = {
     "privileged": ("--privileged",),
     "seccomp": ("--seccomp",),
     "seccomp profile": ("--seccomp", "--seccomp-profile", "{dir}/seccomp.json"),
-    "cgroup": ("--cgroup", "/NAMESPACE/other/place"),
+    "cgroup": ("--cgroup", "/NAMESPACE/place"),
     "runtime": ("--runtime", "io.containerd.runc.v1", "--no-pivot", "--platform", "linux/amd64"),
     "runc": ("--runc-binary", "/usr/sbin/runc", "--runc-root", "{dir}/runc"),
     "namespaces": ("--with-ns", "uts:/proc/self/ns/uts", "--null-io"),
