@@ -273,7 +273,7 @@ def test_a_root_of_the_clients_own(pair: Pair, tmp_path: Path) -> None:
         assert said.out == "/bin/sh"
         assert pair("run", "--rm", "--config", str(config), "r").out == "from a file"
     finally:
-        pair.ours("images", "unmount", str(root))
+        pair.ours("images", "unmount", "--rm", str(root))
 
 
 def test_shared_files_and_namespaces(pair: Pair, tmp_path: Path) -> None:
