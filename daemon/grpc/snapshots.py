@@ -1,7 +1,7 @@
 """containerd.services.snapshots.v1.Snapshots."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from google.protobuf.empty_pb2 import Empty
@@ -14,7 +14,7 @@ from lighter.daemon.grpc.pb import snapshots_pb2 as pb
 from lighter.daemon.grpc.translate import label_changes, mount_message, timestamp
 from lighter.daemon.grpc.words import quoted, saying
 from lighter.daemon.leases import SNAPSHOTS, Leases
-from lighter.daemon.snapshots.service import SnapshotService
+from lighter.daemon.snapshots.service import TARGET_LABEL, SnapshotService
 from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW
 from lighter.daemon.types import SnapshotInfo
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -41,17 +41,31 @@ class SnapshotsService:
         await self._check_parent(namespace, name, request.parent)
         with self._collector.pin() as pin:
             pin.snapshot(namespace, name, request.key)
+            target = request.labels.get(TARGET_LABEL, "")
+            if target:
+                pin.snapshot(namespace, name, target)
+            known = await self._is_there(namespace, name, target)
             with _making(request):
-                mounts = await self._snapshots.prepare(
-                    namespace,
-                    name,
-                    request.key,
-                    request.parent,
-                    dict(request.labels),
-                    leased=bool(lease),
-                )
+                try:
+                    mounts = await self._snapshots.prepare(
+                        namespace,
+                        name,
+                        request.key,
+                        request.parent,
+                        dict(request.labels),
+                        leased=bool(lease),
+                    )
+                except AlreadyExists:
+                    if not known and await self._is_there(namespace, name, target):
+                        hold(self._leases, namespace, lease, SNAPSHOTS + name, target)
+                    raise
             hold(self._leases, namespace, lease, SNAPSHOTS + name, request.key)
         return pb.PrepareSnapshotResponse(mounts=map(mount_message, mounts))
+
+    async def _is_there(self, namespace: str, snapshotter: str, key: str) -> bool:
+        with suppress(NotFound):
+            return bool(key and await self._snapshots.get(namespace, snapshotter, key))
+        return False
 
     async def view(self, call: Call, request: pb.ViewSnapshotRequest) -> pb.ViewSnapshotResponse:
         name, namespace = self._snapshotter(request.snapshotter), call.namespace

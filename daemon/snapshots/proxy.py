@@ -10,6 +10,10 @@ so a number says all that the plugin may have of it. The number is noted in `tra
 plugin is asked, and the note goes once there is a record: what a crash leaves is swept by the next
 manager. A commit asks the plugin first; when it did that in an earlier life, the record follows.
 
+A client that says which layer it prepares for (`containerd.io/snapshot.ref`) may be told that
+there is nothing to unpack: the plugin has committed it, under the name that we gave it, and it is
+recorded.
+
 A plugin that does not answer fails what needs it, and holds up nothing else.
 """
 
@@ -25,7 +29,14 @@ from lighter.daemon.content.whole import whole
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
-from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW, LayerTarget
+from lighter.daemon.snapshots.service import TARGET_LABEL
+from lighter.daemon.snapshots.types import (
+    ACTIVE,
+    COMMITTED,
+    UNDER_LEASE_LABEL,
+    VIEW,
+    LayerTarget,
+)
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import (
@@ -152,9 +163,19 @@ class ProxySnapshotter:
         try:
             self._rows.note(number)
             hit("snapshot.noted")
-            mounts = await ask(
-                namespace, self._key(number), self._key(below) if below else "", _inherited(labels)
-            )
+            told = _inherited(labels)
+            target = labels.get(TARGET_LABEL, "") if kind == ACTIVE else ""
+            if target:
+                told[TARGET_LABEL] = self._key(number) + "c"
+            try:
+                mounts = await ask(
+                    namespace, self._key(number), self._key(below) if below else "", told
+                )
+            except AlreadyExists:
+                parent_number = below.number if below else None
+                if target:
+                    await self._take_over(namespace, key, number, parent_number, target, labels)
+                raise
             self._check(f"prepare snapshot {key}", mounts)
             hit("snapshot.proxied")
             self._rows.insert(namespace, key, number, below.number if below else None, kind, labels)
@@ -172,6 +193,30 @@ class ProxySnapshotter:
             self._rests_until = 0.0  # it is back
             self._sweep_soon()
         return mounts
+
+    async def _take_over(
+        self,
+        namespace: str,
+        key: str,
+        number: int,
+        parent: int | None,
+        target: str,
+        labels: Mapping[str, str],
+    ) -> None:
+        """Record what the plugin has committed in place of a snapshot to unpack into: a remote
+        one, whose files come when they are read. Nothing when it has not."""
+        committed = self._key(number) + "c"
+        if not await self._backend.is_committed(namespace, committed):
+            return
+        usage = await self._measure(namespace, committed)
+        kept = {name: value for name, value in labels.items() if name != UNDER_LEASE_LABEL}
+        self._rows.insert(namespace, key, number, parent, ACTIVE, labels)
+        try:
+            row = self._rows.find("commit", namespace, key)
+            self._rows.commit(namespace, target, row, kept, usage, None)
+        except LighterError:
+            self._rows.delete(namespace, key)
+            raise
 
     async def commit(
         self,

@@ -19,9 +19,11 @@ from lighter.daemon.grpc.snapshotclient import SnapshotClient
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots import proxy as module
 from lighter.daemon.snapshots.proxy import ProxySnapshotter
+from lighter.daemon.snapshots.service import TARGET_LABEL
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.types import Mount, Usage
 from lighter.proto.errors import (
+    AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
     LighterError,
@@ -292,6 +294,26 @@ def test_a_commit_of_what_the_plugin_has_lost_fails(place: ProxyPlace) -> None:
         place.run(place.snapshotter.commit(NS, "base", "work"))
     place.run(place.snapshotter.remove(NS, "work"))
     assert place.trash() == []
+
+
+def test_what_a_plugin_has_without_an_unpack_is_recorded(place: ProxyPlace) -> None:
+    (place.dir / "remote").touch()
+    below = ""
+    for name in ("base", "top"):
+        labels = {TARGET_LABEL: name, "containerd.io/snapshot/x": "y"}
+        with pytest.raises(AlreadyExists):
+            place.run(place.snapshotter.prepare(NS, "extract", below, labels))
+        info = place.run(place.snapshotter.stat(NS, name))
+        assert (info.kind, info.parent, info.labels) == ("committed", below, labels)
+        below = name
+    assert [info.key for info in place.run(place.snapshotter.walk(NS))[0]] == ["base", "top"]
+    assert place.run(place.snapshotter.usage(NS, "top")).inodes == 2
+    assert place.trash() == []
+    assert place.proxy.has() == ["1c", "2c"]
+    assert place.seen(place.run(place.snapshotter.prepare(NS, "work", "top"))) == {"remote": b""}
+    for key in ("work", "top", "base"):
+        place.run(place.snapshotter.remove(NS, key))
+    assert place.proxy.has() == []
 
 
 LIFE = """

@@ -2,9 +2,10 @@
 
     python proxy.py SOCKET DIRECTORY
 
-What it has survives it, in DIRECTORY. There are files that a test makes to spoil it: while `hang`
-exists no call is answered; `mounts.json` ([[type, source, [option], target]]) is what it gives for
-mounts; `fail-METHOD` holds the status that the method ends with. `calls` lists what it was asked.
+What it has survives it, in DIRECTORY. There are files that a test makes to change it: while `hang`
+exists no call is answered; while `remote` exists it has every layer that it is told of;
+`mounts.json` ([[type, source, [option], target]]) is what it gives for mounts; `fail-METHOD` holds
+the status that the method ends with. `calls` lists what it was asked.
 """
 
 import json
@@ -94,6 +95,13 @@ class Plugin:
     # --- the service
 
     def Prepare(self, request: Any) -> Any:
+        target = request.labels.get("containerd.io/snapshot.ref")
+        if target and (self.dir / "remote").exists():
+            self.make(request, "active")
+            Path(self.files(request.key), "remote").touch()
+            self.index[target] = {**self.index.pop(request.key), "kind": "committed"}
+            self.save()
+            raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"{target} is here")
         return pb.PrepareSnapshotResponse(mounts=self.make(request, "active"))
 
     def View(self, request: Any) -> Any:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lighter.daemon.grpc.pb import snapshots_pb2
 from tests import images
 from tests.grpc.conftest import run_ctr
+from tests.grpc.space import Space, refused
 from tests.harness import Lighterd, await_that
 from tests.integration.test_snapshots import busybox_layer, image_file
 from tests.proxies import Proxy
@@ -83,6 +85,20 @@ def test_ctr_runs_on_a_plugins_snapshots(proxy: Proxy, manager: Lighterd) -> Non
     assert (done.returncode, done.stdout) == (0, b"hello\n"), done.stderr
     done = run_ctr(manager.grpc_address, "snapshots", *on_it, "ls")
     assert b"Committed" in done.stdout
+
+
+def test_a_client_need_not_unpack_what_the_plugin_has(proxy: Proxy, manager: Lighterd) -> None:
+    (proxy.dir / "remote").touch()
+    base = "sha256:" + 64 * "a"
+    with Space(manager, "default") as space:
+        on_it = {"snapshotter": "plugged"}
+        labels = {"containerd.io/snapshot.ref": base}
+        with refused("ALREADY_EXISTS"):
+            space.snapshots("Prepare", key=f"extract-1 {base}", labels=labels, **on_it)
+        assert space.snapshots("Stat", key=base, **on_it).info.kind == snapshots_pb2.COMMITTED
+        space.collect()
+        assert proxy.has() == ["1c"], "the client's lease holds it"
+    await_that(lambda: not proxy.has(), DEADLINE_S, "it goes with the lease")
 
 
 def test_a_dead_plugin_holds_up_no_start_and_no_other_snapshotter(
