@@ -1,9 +1,11 @@
-"""A btrfs of a test's own, in a sparse file."""
+"""File systems of a test's own, in sparse files."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from lighter.shim import linux
 
@@ -25,3 +27,49 @@ def btrfs_at(directory: Path) -> Iterator[None]:
             linux.umount(str(directory))
     finally:
         disk.unlink()
+
+
+class Ext4:
+    """An ext4 at `directory` whose power can be cut.
+
+    Nothing reaches its file by itself within a test: no commit of the journal but for an fsync. So
+    what a cut leaves is what was synced, and little else.
+    """
+
+    def __init__(self, directory: Path, size_bytes: int = 160 << 20) -> None:
+        self.directory = directory
+        self._disk = directory.with_name(directory.name + ".disk")
+        self._size_bytes = size_bytes
+
+    def __enter__(self) -> "Ext4":
+        with self._disk.open("wb") as file:
+            file.truncate(self._size_bytes)
+        subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=1", self._disk], check=True)
+        self._mount()
+        return self
+
+    def _mount(self) -> None:
+        options = "loop,commit=600,data=ordered"
+        subprocess.run(["mount", "-o", options, self._disk, self.directory], check=True)
+
+    def cut(self) -> Path:
+        """What the disk holds now, in a file beside it; the file system goes on."""
+        copy = self._disk.with_suffix(".cut")
+        subprocess.run(["cp", "--sparse=always", self._disk, copy], check=True)
+        return copy
+
+    def come_back(self, copy: Path) -> None:
+        """The power is there again: what is open belongs to the life before, and is nobody's."""
+        linux.umount(str(self.directory), linux.MNT_DETACH)
+        os.rename(copy, self._disk)
+        self._mount()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        linux.umount(str(self.directory), linux.MNT_DETACH)
+        self._disk.unlink()
+        self._disk.with_suffix(".cut").unlink(missing_ok=True)
