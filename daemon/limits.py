@@ -1,4 +1,5 @@
-"""File descriptors: as many as may be had, a floor to start at, and when to refuse new work.
+"""File descriptors: as many as may be had, a floor to start at, and when to refuse new work; and
+no core, whatever the limit of those is.
 
 libzmq aborts the whole process when an accept meets EMFILE, so the limit must never be reached.
 """
@@ -13,6 +14,8 @@ from lighter.proto.errors import FailedPrecondition, ResourceExhausted
 FLOOR = 4096
 UNLIMITED = 1 << 20  # what "unlimited" counts as: sysctl fs.nr_open, at which the kernel ends
 REFUSE_AT = 0.8
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
+_CAP_SYS_PTRACE = 19  # linux/capability.h
 
 
 def descriptor_limit() -> int:
@@ -32,6 +35,27 @@ def raise_descriptor_limit() -> None:
             f"start manager: RLIMIT_NOFILE allows {limit} file descriptors, "
             f"at least {FLOOR} are needed (LimitNOFILE= in the unit, ulimit -n in a shell)"
         )
+
+
+def leave_no_core() -> None:
+    """A core would hold the passwords of registries.
+
+    Where shims may not trace all processes it stays as it was: they could not reach the manager's
+    pipes by /proc any more. An execve makes a process dumpable again, so nobody else notices.
+    """
+    if not _may_trace():
+        return
+    import ctypes  # 2 ms, which a start has once clients are answered
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl PR_SET_DUMPABLE")
+
+
+def _may_trace() -> bool:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        effective = next((line for line in status if line.startswith("CapEff:")), "CapEff: 0")
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_PTRACE & 1)
 
 
 class Places:

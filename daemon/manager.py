@@ -23,7 +23,7 @@ from lighter.daemon import eventnumbers, files
 from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
 from lighter.daemon.core import Core
-from lighter.daemon.limits import raise_descriptor_limit
+from lighter.daemon.limits import leave_no_core, raise_descriptor_limit
 from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.mend import open_database
@@ -187,6 +187,7 @@ class Manager:
     async def _complete(self, core: Core, server: ClientServer) -> "Services":
         """Make all other services, and take up what the manager before has left to them."""
         await _loaded("lighter.daemon.rpc.wiring")
+        leave_no_core()
         from lighter.daemon.app import build
         from lighter.daemon.rpc.wiring import native_methods
 

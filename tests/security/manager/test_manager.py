@@ -6,6 +6,7 @@ SEC-37, 38, 41, 42, 43, 44, 47, 64, 65, 66, 71, 72, 73, 76, 77: each test is nam
 import grp
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -552,6 +553,36 @@ def test_sec76_a_shim_has_the_managers_oom_score_and_a_container_its_own(
         for pid in (lighterd.pid, shim, container)
     ]
     assert score == [raised, raised, max(own, 0)]
+
+
+def test_a_manager_that_is_aborted_leaves_no_core(
+    make_lighterd: Callable[..., Lighterd], tmp_path: Path
+) -> None:
+    """Passwords of registries would stand in it. Its shims still reach its pipes."""
+    with_cores = ["sh", "-c", f'cd {tmp_path}; ulimit -c unlimited; exec "$@"', "sh"]
+    subprocess.run([*with_cores, sys.executable, "-c", "import os; os.abort()"], check=False)
+    control = list(tmp_path.iterdir())
+    for core in control:
+        core.unlink()
+    lighterd = make_lighterd()
+    lighterd.prefix = with_cores
+    lighterd.start()
+    image = lighterd.import_busybox()
+    health = ("--health-cmd", "echo well", "--health-interval", "1s")
+    lighterd.ctl("run", "-d", *health, image, "x", "sleep", "1000", check=True)
+
+    def is_healthy() -> bool:
+        shown = json.loads(lighterd.ctl("inspect", "x", check=True).stdout)
+        return '"healthy"' in json.dumps(shown)
+
+    await_that(is_healthy, 30, "its check is well")
+    os.kill(lighterd.pid, signal.SIGABRT)
+    assert lighterd.process is not None
+    assert lighterd.process.wait() == -signal.SIGABRT
+    assert list(tmp_path.iterdir()) == [], f"a control left {control}"
+    lighterd._await_spawner()
+    lighterd.start()
+    lighterd.ctl("rm", "-f", "x", check=True)
 
 
 def test_sec77_a_secret_in_the_environment_is_in_no_argument_log_or_event(
