@@ -331,16 +331,17 @@ def test_what_a_spawner_has_forgotten_to_close_is_seen(kind: str, scratch: Path)
 
 def test_a_dead_child_of_a_manager_or_spawner_is_seen() -> None:
     marks = census.Owners({MARK}, set(), False)
-    argv = ["sh", "-c", 'true & exec -a "$0" sleep 60', f"lighter-spawner --instance {MARK}"]
+    # A shell might reap the child before it becomes the parent that does not.
+    program = "import os, time; os.fork() and time.sleep(60)"
     process = subprocess.Popen(
-        argv,
-        executable="/bin/bash",
+        [f"lighter-spawner --instance {MARK}", "-I", "-S", "-c", program],
+        executable=os.path.realpath(sys.executable),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        await_that(lambda: held.left_in_spawners(MARK), 10, "the zombie is seen")
+        await_that(lambda: held.left_in_spawners(MARK), 30, "the zombie is seen")
         (left,) = held.left_in_spawners(MARK)
         assert left.startswith("spawner's zombie ")
         assert any("zombie" in one for one in held.left_in_manager(marks, process.pid, 0))
