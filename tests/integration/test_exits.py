@@ -332,8 +332,8 @@ def test_who_attaches_to_what_is_anothers_holds_nothing_up(
     share.mkdir()
     progress = share / "n"
     mount = f"type=bind,src={share},dst=/share,options=rbind:rw"
-    # So long that 4000 of them fill all pipes between the two several times.
-    line = "x" * 200
+    # So long that 4000 of them are more than all pipes between the two and the spool hold.
+    line = "x" * 4000
     script = f"n=0; while :; do n=$((n+1)); echo {line}; echo $n >/share/n; done"
     lighterd.ctl("namespaces", "create", "moby", check=True)
     archive = lighterd.base / "image.tar"
