@@ -62,6 +62,7 @@ class Copy:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        directory.chmod(0o755)  # some tests run programs of it as another user
         listed = subprocess.run(
             ["/usr/bin/git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=CHECKOUT,

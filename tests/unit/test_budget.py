@@ -1,6 +1,5 @@
 """tests/BUDGET is whole and within bounds, and a folder that takes longer fails its session."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests import budget
-from tests.unit.test_rows import CHECKOUT
+from tests.unit.test_rows import CHECKOUT, folders_of_make_test
 
 BUDGET = budget.read(budget.FILE.read_text())
 
 
 def test_the_budget_is_of_all_folders_and_at_most_75_minutes() -> None:
-    named = re.search(r"^TESTS := (.*)$", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
-    assert named
-    assert set(named[1].split()) <= BUDGET.keys()
+    assert folders_of_make_test() <= BUDGET.keys()
     assert sum(BUDGET.values()) <= budget.MOST_S
 
 

@@ -1,6 +1,7 @@
 """Every row of tests/rows.toml has a test, every test's row is there, and the page tells both."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -31,9 +32,19 @@ def test_the_table_is_whole_and_in_order() -> None:
         assert row.when and row.then and "|" not in row.when + row.then, number
 
 
+def folders_of_make_test() -> set[str]:
+    named = re.search(r"^TESTS := (.*)$", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    assert named
+    return set(named[1].split())
+
+
 def test_every_row_has_a_test_that_make_test_runs() -> None:
-    held = {number for test in TESTS if not test.soak for number in test.rows}
-    assert not (without := TABLE.keys() - held), sorted(without)
+    folders = folders_of_make_test()
+    run = [test for test in TESTS if not test.soak and test.file.split("/")[1] in folders]
+    held = {number for test in run for number in test.rows}
+    # A power cut takes a machine, and those of tests/vm may have a target of their own.
+    elsewhere = set() if "vm" in folders else {"F50"}
+    assert not (without := TABLE.keys() - held - elsewhere), sorted(without)
 
 
 def test_every_test_names_rows_that_are_there() -> None:

@@ -1,0 +1,180 @@
+"""Every method of containerd's API with fields that nobody would send: an error, or an answer.
+
+Two kinds of request: messages of the method's type with hostile values, which get past the parser,
+and bytes that may be of none. Neither is a fault of the manager's, which says so in its log.
+"""
+
+import importlib
+import pkgutil
+import random
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from lighter.daemon.grpc import pb
+from lighter.daemon.grpc.pb import containers_pb2, sandbox_pb2, version_pb2
+from lighter.proto.version import VERSION
+from tests.grpc.client import Api
+from tests.grpc.space import Space
+from tests.grpc.test_methods import methods
+from tests.harness import Lighterd
+
+NAMESPACE = "fuzz"
+ANSWER_S = 0.5
+DEPTH = 3
+TEXTS = [
+    *("", "c", "default", NAMESPACE, "overlayfs", "native", "runc", "../x", "/", "/proc/self/fd/3"),
+    *("a" * 300, "é\u202e", "\0", "x\ny", "%s{}", "sha256:" + "0" * 64, "sha256:", "docker.io/x:1"),
+    *("io.containerd.runc.v2", "name==x", "name~=(", "labels.", "application/json", "-1"),
+    *("containerd.io/gc.root", "application/vnd.oci.image.layer.v1.tar+gzip", "unix:///x"),
+]
+NUMBERS = [0, 1, 2, 5, 9, 64, 255, 4096, (1 << 31) - 1]
+LARGE = [-1, 1 << 31, 1 << 40, (1 << 63) - 1]
+# UNKNOWN is an answer: containerd's own to some of it.
+FAULT = "INTERNAL"
+
+
+def value(field: FieldDescriptor, choose: random.Random, depth: int) -> Any:
+    kind = field.cpp_type
+    if kind == FieldDescriptor.CPPTYPE_MESSAGE:
+        return message(field.message_type, choose, depth - 1)
+    if kind == FieldDescriptor.CPPTYPE_ENUM:
+        return choose.choice([one.number for one in field.enum_type.values])
+    if kind == FieldDescriptor.CPPTYPE_BOOL:
+        return choose.random() < 0.5
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return choose.randbytes(choose.choice([0, 1, 40]))
+    if kind == FieldDescriptor.CPPTYPE_STRING:
+        return choose.choice(TEXTS)
+    if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
+        return choose.choice([0.0, -1.0, float("inf"), float("nan")])
+    if kind == FieldDescriptor.CPPTYPE_INT64 and choose.random() < 0.3:
+        return choose.choice(LARGE)
+    return choose.choice(NUMBERS)
+
+
+def message(kind: Descriptor, choose: random.Random, depth: int = DEPTH) -> Message:
+    made = GetMessageClass(kind)()
+    for field in kind.fields:
+        if choose.random() < 0.3 or (depth == 0 and field.message_type is not None):
+            continue
+        place = getattr(made, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            put_in_map(place, field.message_type, choose, depth)
+        elif field.is_repeated:
+            for _ in range(choose.choice([0, 1, 3])):
+                one = value(field, choose, depth)
+                place.add().CopyFrom(one) if field.message_type else place.append(one)
+        elif field.message_type is not None:
+            place.CopyFrom(value(field, choose, depth))
+        else:
+            setattr(made, field.name, value(field, choose, depth))
+    return made
+
+
+def put_in_map(place: Any, entry: Descriptor, choose: random.Random, depth: int) -> None:
+    key, held = entry.fields_by_name["key"], entry.fields_by_name["value"]
+    for _ in range(choose.choice([0, 1, 3])):
+        name, one = value(key, choose, depth), value(held, choose, depth)
+        if held.message_type is not None:
+            place[name].CopyFrom(one)
+        else:
+            place[name] = one
+
+
+def wild(choose: random.Random) -> bytes:
+    """Fields by number and wire type, some of which say more than is there."""
+    parts = []
+    for _ in range(choose.randint(1, 6)):
+        number, kind = choose.randint(1, 15), choose.choice([0, 1, 2, 2, 2, 3, 5])
+        data = choose.randbytes(choose.choice([0, 1, 8, 30]))
+        parts.append(bytes([number << 3 | kind]))
+        parts.append({0: b"\xff\x7f", 1: bytes(8), 5: struct.pack("<f", 1)}.get(kind, b""))
+        if kind == 2:
+            parts.append(bytes([choose.choice([len(data), 127])]) + data)
+    return b"".join(parts)
+
+
+class Caller:
+    """Asks one manager; `faults` are what it should not have said."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._space = space
+        self._choose = random.Random(seed)
+        self.faults: list[str] = []
+        self.asked = 0
+
+    def ask_all(self) -> None:
+        with grpc.insecure_channel(f"unix:{self._space.api.path}") as channel:
+            for name, kind in methods():
+                if taken := input_of(name):
+                    typed = message(taken, self._choose)
+                    self._ask(channel, name, kind, typed.SerializeToString(), str(typed))
+                self._ask(channel, name, kind, wild(self._choose), "")
+
+    def _ask(self, channel: grpc.Channel, name: str, kind: str, data: bytes, shown: str) -> None:
+        begin = channel.stream_stream if kind == "streams" else channel.unary_stream
+        request: Any = iter([data]) if kind == "streams" else data
+        headers = self._space.api.metadata
+        self.asked += 1
+        call = begin(f"/{name}")(request, metadata=headers, timeout=ANSWER_S)
+        try:
+            for _ in call:
+                pass
+        except grpc.RpcError as error:
+            assert isinstance(error, grpc.Call)
+            if shown and error.code().name == FAULT:
+                self.faults.append(f"{name}: {error.details()}\n{shown}")
+        finally:
+            call.cancel()
+
+
+# What defines services has to be loaded before they are found by name.
+for _module in pkgutil.iter_modules(pb.__path__, f"{pb.__name__}."):
+    importlib.import_module(_module.name)
+
+
+def input_of(name: str) -> Descriptor | None:
+    """None of a method that containerd has and we have no messages of."""
+    service, _, method = name.rpartition("/")
+    try:
+        found = descriptor_pool.Default().FindServiceByName(service)
+    except KeyError:
+        return None
+    taken: Descriptor = found.methods_by_name[method].input_type
+    return taken
+
+
+@pytest.fixture
+def space(make_lighterd: Callable[..., Lighterd]) -> Iterator[Space]:
+    lighterd = make_lighterd().start()
+    with Space(lighterd, NAMESPACE) as space:
+        yield space
+        for made in space.api.call(containers_pb2, "Containers", "List").containers:
+            space.api.call(containers_pb2, "Containers", "Delete", id=made.id)
+        for made in space.api.call(sandbox_pb2, "Store", "List").list:
+            space.api.call(sandbox_pb2, "Store", "Delete", sandbox_id=made.sandbox_id)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("rounds", [5, pytest.param(500, marks=pytest.mark.soak)])
+def test_f73_hostile_fields_of_every_method(space: Space, rounds: int) -> None:
+    seed = random.randrange(1 << 32) if rounds > 5 else 1
+    print(f"seed {seed}")
+    caller = Caller(space, seed)
+    for _ in range(rounds):
+        caller.ask_all()
+        with Api(space.api.path) as api:
+            assert api.call(version_pb2, "Version", "Version").version == VERSION
+    assert not caller.faults, "\n".join(caller.faults[:20])
+    # Bytes that are no message are told so by gRPC, which writes it down itself.
+    lines = space.lighterd.log.read_text(errors="replace").splitlines()
+    wrong = [line for line in lines if "Traceback" in line and "DecodeError" not in line]
+    assert not wrong, "\n".join(wrong[:5])
