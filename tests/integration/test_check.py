@@ -128,3 +128,20 @@ def test_f53_a_repair_is_refused_while_rows_are_lost(lighterd: Lighterd) -> None
     assert check(lighterd)[1]["found"] == 1 and stray.exists()
     lighterd.ctl("system", "accept-loss", check=True)
     assert check(lighterd, "--repair")[0] == 0 and not stray.exists()
+
+
+def test_f36_a_manager_killed_in_a_repair_has_a_next_that_goes_on(lighterd: Lighterd) -> None:
+    image = lighterd.import_busybox()
+    blobs = lighterd.root / "content/blobs/sha256"
+    damaged = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
+    rot(damaged)
+    lighterd.restart(FAULT="check.content-dropped:abort")
+    assert lighterd.ctl("system", "check", "--repair").returncode != 0
+    assert lighterd.process is not None
+    lighterd.process.wait(20)
+    lighterd.start()
+    # Whether the file or only its record has gone, the image is made whole by its next import.
+    assert lighterd.import_busybox() == image
+    assert check(lighterd, "--repair")[0] == 0
+    assert check(lighterd)[1]["found"] == 0
+    assert lighterd.ctl("run", "--rm", image, "new", "sh", "-c", "exit 4").returncode == 4

@@ -1,5 +1,6 @@
 """tests/BUDGET is whole and within bounds, and a folder that takes longer fails its session."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,13 +35,13 @@ def test_a_session_over_its_budget_fails_where_nothing_else_runs(
     """With the real conftest.py, and a budget of nothing for a folder with one test."""
     folder = tmp_path / "tests/small"
     folder.mkdir(parents=True)
-    for name in ("conftest.py", "budget.py", "__init__.py"):
-        (tmp_path / "tests" / name).write_text((CHECKOUT / "tests" / name).read_text())
+    for file in (CHECKOUT / "tests").glob("*.py"):
+        (tmp_path / "tests" / file.name).write_text(file.read_text())
     (tmp_path / "tests/BUDGET").write_text("small 0\n")
     (folder / "test_x.py").write_text("def test_x(): pass\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  root\n")
     argv = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "tests"]
-    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path), "CENSUS_EXCLUSIVE": exclusive}
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path), "CENSUS_EXCLUSIVE": exclusive}
     done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     assert ("tests/BUDGET gives it 0" in done.stdout) == bool(code)
