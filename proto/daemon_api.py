@@ -153,7 +153,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     tasks.pause         {id} -> {}
     tasks.resume        {id} -> {}
     tasks.exec          {id, exec_id, args, env, cwd, user, terminal, privileged, stdin, stdout, stderr,
-                        rows, cols} -> {exec_id, pid}   exec_id null: one is made up
+                        rows, cols} -> {exec_id, pid}   exec_id null: one is made up; of those that
+                        have ended, the newest 256 of a task are known
     tasks.attach        {id, exec_id, stdin, stdout, stderr} -> {terminal}
     tasks.resize        {id, exec_id, rows, cols} -> {}
     tasks.close_stdin   {id, exec_id} -> {}
