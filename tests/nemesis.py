@@ -22,6 +22,12 @@ from tests.processes import with_title
 from tests.registries import Reply, Request, Scripted, SmallImage, error
 
 STOPPED_S = 3.0
+# Between an act and the word of it, where a random moment hardly ever falls.
+POINTS = [
+    *("event.create", "event.start", "event.exit-committed", "event.closed", "start.done"),
+    *("create.shim-forked", "create.done", "exec.asked", "delete.row-gone", "containers.row-gone"),
+    *("pull.documents", "ingest.adopted", "pull.named", "gc.rows-deleted"),
+]
 MOODS = ("unavailable", "cut", "slow")
 
 
@@ -88,6 +94,7 @@ class Nemesis:
     def run(self, until: float) -> None:
         acts = [
             *(self.kill_manager, self.kill_spawner, self.kill_shim, self.kill_both),
+            *(self.kill_at_a_point, self.kill_at_a_point),
             *(self.stop_manager, self.stop_shim, self.fill_disk, self.spoil_registry),
         ]
         while time.monotonic() < until:
@@ -106,6 +113,19 @@ class Nemesis:
         self._lighterd.kill9()
         self._lighterd.start()
         self.acts["manager killed"] += 1
+
+    def kill_at_a_point(self) -> None:
+        """A manager that ends at some point of a call, or of its start."""
+        self._lighterd.kill9()
+        self._lighterd.launch(FAULT=f"{self._choose.choice(POINTS)}:abort")
+        with contextlib.suppress(AssertionError):  # it need not get as far as that
+            self._lighterd.wait_ready()
+        assert self._lighterd.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._lighterd.process.wait(STOPPED_S)
+            self.acts["manager killed at a point"] += 1
+        self._lighterd.kill9()
+        self._lighterd.start()
 
     def kill_both(self) -> None:
         """The manager, and a shim while there is none."""
