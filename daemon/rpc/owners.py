@@ -9,10 +9,9 @@ front end only: through containerd's API these programs act themselves.
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from lighter.daemon.foreign import OWNERS
 from lighter.daemon.rpc.server import Call, Method
 from lighter.proto.errors import FailedPrecondition
-
-OWNERS = {"moby": "Docker", "plugins.moby": "Docker", "k8s.io": "Kubernetes"}
 
 # Methods that end, change or take away what is there.
 GUARDED = frozenset(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lighter.daemon.foreign import OWNERS
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.spawn import Child
 from lighter.daemon.tasks.bundle import Bundle
@@ -97,6 +98,8 @@ class Recovery:
             entry.unknown_reason = f"its shim cannot be looked for: {err}"
             self._supervisor.in_background(self._recover_later(entry, bundle))
         else:
+            if shim == states.REBOOT and entry.namespace in OWNERS:
+                _forsake(entry)
             self._take_step(entry, bundle, shim, process)
 
     def _take_step(self, entry: Entry, bundle: Bundle, shim: str, process: Child | None) -> None:
@@ -330,3 +333,15 @@ def _names(directory: str) -> list[str]:
         return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
     except FileNotFoundError:
         return []
+
+
+def _forsake(entry: Entry) -> None:
+    """Treat it as a create that is undone: nobody hears of it again.
+
+    containerd keeps no task over a reboot. Docker, when it finds one, opens its FIFOs, which went
+    with the reboot, and takes the container for one that runs and does not answer.
+    """
+    entry.options = {**entry.options, "abandoned": True}
+    entry.orphan, entry.closed = True, False
+    entry.state, entry.exit = states.CREATING, None
+    entry.execs.clear()

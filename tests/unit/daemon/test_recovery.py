@@ -206,6 +206,42 @@ def test_a_bundle_without_a_row_stays_while_it_cannot_be_read(start: Start) -> N
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("namespace", ["moby", "default"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"pid": 7, "last_sequence": 3},
+        {"state": states.STOPPED, "exit": Exit(3, 1), "closed": True, "last_sequence": 9},
+    ],
+    ids=["ran", "had ended"],
+)
+def test_a_reboot_leaves_no_task_of_an_owner_who_expects_none(
+    start: Start, namespace: str, row: dict[str, Any]
+) -> None:
+    bundle = start.bundle_of(namespace, "c")
+    bundle.write(b"{}", ME, "")
+    entry = Entry(
+        namespace, "c", ME, **{"state": states.RUNNING, **row}, image="", boot_id="-", created_at=1
+    )
+    with start.db.fast_transaction() as tx:
+        start.store.save(tx, entry)
+
+    async def work() -> None:
+        start.recovery.run()
+        found = start.supervisor.entries[namespace, "c"]
+        assert found.is_task == (namespace == "default")
+        start.supervisor.follow(Followers(), start.settler)
+        async with asyncio.timeout(30):
+            await found.cleaned.wait()
+        await asyncio.sleep(0)
+        start.supervisor.close()
+
+    asyncio.run(work())
+    assert len(start.store.load()) == (namespace == "default")
+    if namespace == "moby":
+        assert EventLog(start.db).newest() == 0
+
+
 LATER = "ffeeddccbbaa9988"
 OLD_ROWS: dict[str, dict[str, Any]] = {
     "ran": {"shim_pid": 1, "shim_start": 1, "last_sequence": 3},
