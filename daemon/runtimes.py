@@ -46,6 +46,11 @@ class Runtimes:
             )
         return self._checked(wanted)
 
+    def is_hosts_runc(self, path: str) -> bool:
+        """Whether `find` has found it as `runc` in PATH, with nothing else configured."""
+        found = self._in_path.get("runc", "") if self._configured["runc"] == "runc" else ""
+        return os.path.basename(found) == "runc" and os.path.realpath(found) == path
+
     def find_program(self, program: str, kind: str = "runtime") -> str:
         """As `find`, of one whose program is named itself: a path, or a word for PATH."""
         if "/" in program and not program.startswith("/"):

@@ -31,6 +31,8 @@ The order of a create (a map):
     console         short path for runc's console socket, "" without a terminal
     exit_record     where the exit is written before it is announced
     runc, runc_root runtime binary, and its --root
+    shim_starts     whether the runtime need not be run for a start where there is nothing but to
+                    let init go; may be missing: it is run
     runtime_deletes whether the runtime has to be run for a delete, however little there is to do
     mounts          [[type, source, [options]]] for rootfs
     cgroup          below each hierarchy's root; may be missing: the instance's own

@@ -167,6 +167,7 @@ def _play(bundle: str, listener: socket.socket, undo: contextlib.ExitStack, end:
         with open(f"{bundle}/{name}.pid", "w", encoding="ascii") as file:
             file.write(str(pid))
     order = _order(bundle, listener.getsockname())
+    _leave_state(bundle + "/rehearsal", undo)
     with open(order["claim"], "wb"):
         pass
     shim.claim(order, 0, "")
@@ -179,6 +180,18 @@ def _play(bundle: str, listener: socket.socket, undo: contextlib.ExitStack, end:
     shim.to_null(1)  # as it does already
     one.loop.call_later(end - time.monotonic(), one.loop.stop)
     one.run()
+
+
+def _leave_state(directory: str, undo: contextlib.ExitStack) -> None:
+    """What runc leaves of a created container, whose init has been let go by somebody."""
+    os.mkdir(directory)
+    words = (runcstate.NO_HOOK_AT_START, *runcstate.NOTHING_MORE)
+    with open(directory + "/state.json", "wb") as file:
+        file.write(b"{" + b",".join(words) + b"}")
+    os.mkfifo(directory + "/exec.fifo")
+    init = os.open(directory + "/exec.fifo", os.O_RDWR | os.O_CLOEXEC)
+    undo.callback(os.close, init)
+    os.write(init, b"0")
 
 
 def _clear(directory: str) -> None:
@@ -227,6 +240,7 @@ def _order(bundle: str, address: str) -> dict[str, Any]:
         "exit_record": bundle + "/exit.json",
         "runc": RUNTIME,
         "runc_root": bundle,
+        "shim_starts": True,
         "runtime_deletes": False,
         "mounts": [],
         "terminal": False,

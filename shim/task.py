@@ -188,7 +188,7 @@ class Task:
         try:
             self.init.stdio.look()
             if not self.order.get("restore"):  # what is restored runs since it was created
-                await self._runc.run(["start", self.id], self._runtime_s)
+                await self._let_go()
             hit("shim.runc-started")
             self.init.step("start", self.id)
             self._link.publish(events.START, {"container_id": self.id, "pid": self.init.pid})
@@ -197,6 +197,13 @@ class Task:
             # After the answer to the start: an exit that came meanwhile has more to do.
             self._loop.call_soon(self._start_settled.set)
         return {"pid": self.init.pid}
+
+    async def _let_go(self) -> None:
+        state = f"{self.order['runc_root']}/{self.id}"
+        if not self.order.get("shim_starts") or not await runcstate.start(
+            self._loop, state, self.init.ended, self._runtime_s
+        ):
+            await self._runc.run(["start", self.id], self._runtime_s)
 
     async def kill(self, exec_id: str, signum: int, everyone: bool) -> dict[str, Any]:
         if not 0 < signum < signal.NSIG:

@@ -19,12 +19,17 @@ REFUSED = "refused"  # in the record of options that were not understood: why
 
 @dataclass(frozen=True)
 class Calling:
-    """What the order of a create says of the runtime; `cgroup` is below each hierarchy's root."""
+    """What the order of a create says of the runtime; `cgroup` is below each hierarchy's root.
+
+    `is_hosts_runc`: it is what the host calls runc. A program that somebody has named may be one
+    around it, which wants to be run for each step.
+    """
 
     runtime: str
     root: str
     cgroup: str
     options: RuntimeOptions
+    is_hosts_runc: bool = False
 
     @property
     def flags(self) -> list[str]:

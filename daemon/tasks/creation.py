@@ -276,15 +276,16 @@ class TaskCreator:
             runtime = self._runtimes.find_program(options.binary_name)
         else:
             runtime = self._runtimes.find(container.runtime)
+        is_hosts = self._runtimes.is_hosts_runc(runtime)
         where = runtime_root(self._state, namespace, options)
         if options.root:
             make_root(where, id_)
         if "cgroup" not in container.options:  # a spec of our own making
             path = check_apart(self._root, container, self._supervisor.entries.values())
-            return Calling(runtime, where, path, options), container.spec
+            return Calling(runtime, where, path, options, is_hosts), container.spec
         path, spec = place(self._root, container, options.systemd_cgroup)
         check_alone(self._root, path, id_, self._supervisor.entries.values())
-        return Calling(runtime, where, path, options), spec
+        return Calling(runtime, where, path, options, is_hosts), spec
 
     def _log_settings(self, container: Container) -> dict[str, Any] | None:
         log = container.options.get("log") or {}

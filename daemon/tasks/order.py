@@ -41,6 +41,7 @@ def create_order(
         "exit_record": bundle.exit_record,
         "runc": calling.runtime,
         "runc_root": calling.root,
+        "shim_starts": calling.is_hosts_runc,
         # systemd has a unit for it, of which the runtime knows.
         "runtime_deletes": calling.options.systemd_cgroup,
         "runtime_flags": calling.flags,
