@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
@@ -278,7 +279,7 @@ def test_a_routing_id_is_no_way_into_the_place_of_another_client(at: Setting) ->
 def test_a_malformed_request_with_a_readable_head_is_answered(at: Setting) -> None:
     with at.client() as client:
         kinds = [2, GENERATION, 33, "test", "echo", "soon", {}, {}]
-        client.socket.send_multipart([b"\1", server_module.codec.msgpack.packb(kinds)])
+        client.socket.send_multipart([b"\1", msgpack.packb(kinds)])
         message, _ = client.receive(time.monotonic() + 20, "answer")
         assert isinstance(message, codec.Error)
         assert (message.ident, message.code) == (33, "invalid-argument")
