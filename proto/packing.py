@@ -46,16 +46,15 @@ def unpack(data: bytes, most_items: int) -> Any:
     OverflowError.
     """
     size = len(data)
-    if "msgpack" not in sys.modules and size <= SHORT_BYTES:
-        reader = _Reader(data)
-        value = reader.value()
-        if reader.at != size:
-            raise ValueError(f"{size - reader.at} bytes follow")
-        return value
-    import msgpack
+    library = sys.modules.get("msgpack")
+    if library is None:
+        if size <= SHORT_BYTES:
+            return _read(data)
+        import msgpack
 
+        library = msgpack
     try:
-        return msgpack.unpackb(
+        return library.unpackb(
             data,
             raw=False,
             strict_map_key=True,
@@ -67,8 +66,16 @@ def unpack(data: bytes, most_items: int) -> Any:
             max_ext_len=0,
         )
     # Not a ValueError, as its other errors of format, stack and extra data are.
-    except msgpack.UnpackException as err:
+    except library.UnpackException as err:
         raise ValueError(f"{type(err).__name__}: {err}") from err
+
+
+def _read(data: bytes) -> Any:
+    reader = _Reader(data)
+    value = reader.value()
+    if reader.at != len(data):
+        raise ValueError(f"{len(data) - reader.at} bytes follow")
+    return value
 
 
 def _refuse_ext(code: int, data: bytes) -> Any:
