@@ -8,6 +8,8 @@ import time
 from lighter.ctl import grammar
 from lighter.ctl.cli import DURATION
 
+LAST_NS = (1 << 63) - 1
+
 
 def looks_like_a_date(text: str) -> bool:
     return re.match(r"\d{4}-\d{2}-\d{2}", text, re.ASCII) is not None
@@ -25,9 +27,11 @@ def date_ns(text: str) -> int:
     fraction = digits[0] if digits else ""
     try:
         moment = datetime.fromisoformat(whole + rest[len(fraction) :])
-    except ValueError:
+        seconds = int(moment.timestamp())
+    except (ValueError, OverflowError):
         raise grammar.BadValue(f"{text!r} is no time such as 2026-01-31T12:00:00Z") from None
-    return int(moment.timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0"))
+    # Docker's words for no limit are of the years 1 and 9999, which 64 bits do not reach.
+    return min(max(0, seconds * 1_000_000_000 + int(fraction.ljust(9, "0"))), LAST_NS)
 
 
 def ago_ns(text: str) -> int:

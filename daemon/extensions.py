@@ -128,10 +128,15 @@ def unknown(table: Mapping[str, Any]) -> list[str]:
     return [
         f"{top}.{name}.{key}"
         for top, known in _KEYS.items()
-        for name, entry in table.get(top, {}).items()
-        for key in entry
+        for name, entry in _mapping(table.get(top)).items()
+        for key in _mapping(entry)
         if key not in known
     ]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Of one file's words, which count only with all others; none for what is no table."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _entries(table: Mapping[str, Any], top: str, file: str) -> list[tuple[str, Mapping[str, Any]]]:

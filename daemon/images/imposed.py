@@ -6,10 +6,10 @@ takes a key in any case, the last of several, and half characters: so nothing is
 and every pair of texts in every document below the image counts.
 """
 
+import asyncio
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,22 +61,25 @@ class ImposedLabels:
             if digest in seen:
                 continue
             seen.add(digest)
+            if len(seen) > MAX_NODES:
+                found.unreadable = True
+                return found
             try:
                 data = await self._document(namespace, digest)
-                pairs = _pairs(data)
+                pairs = await asyncio.to_thread(_telling, data)
             except NotFound:
                 continue
             except (DataLoss, ResourceExhausted, ValueError, RecursionError):
                 found.unreadable = True
                 return found
             read_bytes += len(data)
-            if len(seen) > MAX_NODES or read_bytes > MAX_TOTAL_BYTES:
+            if read_bytes > MAX_TOTAL_BYTES:
                 found.unreadable = True
                 return found
             for key, value in pairs:
                 if key.startswith(RESERVED_LABELS):
                     found.labels.add((key, _text(value)))
-                elif key.casefold() == "digest" and _is_digest(value):
+                else:
                     waiting.append(value)
         return found
 
@@ -93,15 +96,23 @@ class ImposedLabels:
         return await self._content.read_document(namespace, digest, MAX_DOCUMENT_BYTES)
 
 
-def _pairs(data: bytes) -> Iterator[tuple[str, str]]:
-    """All keys with a text for their value, wherever they stand. Raises ValueError."""
+def _telling(data: bytes) -> list[tuple[str, str]]:
+    """The pairs with a reserved key, or with the digest of another document. Raises ValueError."""
     found: list[tuple[str, str]] = []
 
     def note(pairs: list[tuple[str, Any]]) -> None:
-        found.extend((key, value) for key, value in pairs if isinstance(value, str))
+        found.extend(
+            (key, value) for key, value in pairs if isinstance(value, str) and _tells(key, value)
+        )
 
     json.loads(data.decode("utf-8", "replace"), object_pairs_hook=note, parse_int=len)
-    return iter(found)
+    return found
+
+
+def _tells(key: str, value: str) -> bool:
+    if key.startswith(RESERVED_LABELS):
+        return True
+    return key.casefold() == "digest" and _is_digest(value)
 
 
 def _text(value: str) -> str:

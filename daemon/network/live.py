@@ -121,8 +121,8 @@ class LiveNetworks:
                 raise AlreadyExists(f"connect {entry.id}: it is in network {network.name} already")
             await self._attachments.rekeep(self._now(record), entry)
             before = {one.ifname for one in self._now(record).attached}
-            wanted = await self._with_ports(wanted, self._now(record), network)
             try:
+                wanted = await self._with_ports(wanted, self._now(record), network)
                 if not (network.may_have_ipv6 or any(":" in ip for ip in wanted.ips)):
                     await self._attachments.netns.without_ipv6(record.key)
                 attached = await self._attachments.add(record.key, network, wanted)
@@ -197,7 +197,7 @@ class LiveNetworks:
 
     def _redefine(self, container: Container, request: NetworkRequest) -> None:
         """Not for what a client recorded itself: it says at each start what there is to be."""
-        if "cgroup" not in container.options:
+        if not _is_recorded(container):
             options = {**container.options, "network": request.as_option()}
             self._store.update(container.namespace, container.id, options=options)
 
@@ -261,9 +261,14 @@ class LiveNetworks:
         return replace(said, status="ok", repaired=True)
 
 
+def _is_recorded(container: Container) -> bool:
+    """Whether a client of containerd's API has made it, whose own the specification is."""
+    return "spec_type" in container.options
+
+
 def _check_own_network(container: Container) -> None:
     """Whether it has its own, running or not. What a client recorded is judged when it runs."""
-    if "cgroup" in container.options:
+    if _is_recorded(container):
         return
     namespaces = (json.loads(container.spec).get("linux") or {}).get("namespaces") or ()
     own = [one for one in namespaces if one.get("type") == "network"]
@@ -296,7 +301,9 @@ class _Known:
         changed = replace(
             request,
             cni=request.cni and list(self.names[:1]) != [name],
-            networks=tuple(word for word in request.networks if self.meant(word) != name),
+            networks=tuple(
+                word for word in request.networks if name not in (word, self.meant(word))
+            ),
         )
         if not changed.attaches:
             return replace(changed, ports=(), ip="", ip6="", mac="")

@@ -54,6 +54,7 @@ def search_path(configured: str, environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def find(kind: str, directories: Sequence[str]) -> str:
     """The program of a plugin's type. Raises NotFound, FailedPrecondition for an unsafe file."""
+    refused = ""
     for directory in directories:
         path = f"{directory}/{kind}"
         try:
@@ -62,15 +63,23 @@ def find(kind: str, directories: Sequence[str]) -> str:
             continue
         if not stat.S_ISREG(info.st_mode) or not info.st_mode & 0o111:
             continue
-        if _others_may_change(info):
-            raise FailedPrecondition(f"run CNI plugin {path}: others than root may change it")
-        for place in {directory, os.path.dirname(os.path.realpath(path))}:
-            if _others_may_change(os.stat(place)):
-                raise FailedPrecondition(
-                    f"run CNI plugin {path}: others than root may change {place}"
-                )
-        return path
+        unsafe = _open_to_others(path, info)
+        if not unsafe:
+            return path
+        refused = refused or f"run CNI plugin {path}: others than root may change {unsafe}"
+    if refused:
+        raise FailedPrecondition(refused)
     raise NotFound(f"find CNI plugin {kind}: it is in none of {', '.join(directories)}")
+
+
+def _open_to_others(path: str, info: os.stat_result) -> str:
+    """The file, or the directory that it or its name is in, which others may change; "" if none."""
+    if _others_may_change(info):
+        return "it"
+    for place in (os.path.dirname(path), os.path.dirname(os.path.realpath(path))):
+        if _others_may_change(os.stat(place)):
+            return place
+    return ""
 
 
 def _others_may_change(info: os.stat_result) -> bool:

@@ -163,8 +163,13 @@ def space(make_lighterd: Callable[..., Lighterd]) -> Iterator[Space]:
             space.api.call(sandbox_pb2, "Store", "Delete", sandbox_id=made.sandbox_id)
 
 
-@pytest.mark.timeout(0)
-@pytest.mark.parametrize("rounds", [5, pytest.param(500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        pytest.param(5, marks=pytest.mark.timeout(600)),
+        pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(0)]),
+    ],
+)
 def test_f73_hostile_fields_of_every_method(space: Space, rounds: int) -> None:
     seed = random.randrange(1 << 32) if rounds > 5 else 1
     print(f"seed {seed}")

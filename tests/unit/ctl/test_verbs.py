@@ -366,7 +366,7 @@ def test_an_update_that_changes_nothing_is_wrong_usage(ctl: Ctl, flags: tuple[st
 
 def test_when_the_time_is_over_nobody_else_is_asked(manager: FakeManager, ctl: Ctl) -> None:
     manager.on("tasks.stop", HOLD)
-    done = ctl("--timeout", "300ms", "stop", "a", "b")
+    done = ctl("--timeout", "2s", "stop", "a", "b")
     assert (done.returncode, done.stdout) == (124, b"")
     assert manager.asked("tasks.stop").body["id"] == "a"
     assert not manager.was_asked("tasks.stop")

@@ -70,6 +70,12 @@ def test_sec_44_a_document_that_cannot_be_read_may_hold_any(place: Place, config
     assert not found.has("org.example.plain", "x")
 
 
+def test_sec_44_one_that_names_more_than_an_image_has_is_not_walked(place: Place) -> None:
+    many = ",".join(f'{{"digest":"sha256:{number:064x}"}}' for number in range(5000))
+    found = imposed(place, f'{{"all": [{many}]}}'.encode())
+    assert found.unreadable
+
+
 def test_of_an_image_that_is_not_here_nothing_can_come(place: Place) -> None:
     found = place.run(ImposedLabels(place.images, place.content).of(NS, "nosuch"))
     assert not found.has(STATUS, "running")
