@@ -77,7 +77,14 @@ class Freezing:
                 "INSERT OR REPLACE INTO meta(key, value) VALUES(?, ?)", (key, entry.incarnation)
             )
         self._frozen.add(entry.incarnation)
-        await self._tasks.pause(entry.namespace, entry.id)
+        try:
+            await self._tasks.pause(entry.namespace, entry.id)
+        except (
+            FailedPrecondition
+        ):  # somebody else has paused it meanwhile: that is not ours to undo
+            self._frozen.discard(entry.incarnation)
+            self._forget(key, entry.incarnation)
+            raise
         hit("freeze.frozen")
 
     def _turn(self, entry: Entry) -> asyncio.Lock:

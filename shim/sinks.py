@@ -57,6 +57,7 @@ class FileSink:
     __slots__ = ("_fd", "_loop", "closed", "dropped_bytes", "path")
 
     blocked = False
+    is_waited_for = True  # at the end of the process
     splice_fd = -1  # splice(2) refuses a file that is open for appending
 
     def __init__(self, loop: Loop, path: str) -> None:
@@ -139,6 +140,11 @@ class FifoSink:
             self.waiting = True
         else:
             self._watch_reader()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the end of the process is not over before its reader has all."""
+        return self._policy != NEVER_WAIT
 
     @property
     def blocked(self) -> bool:
@@ -365,6 +371,19 @@ class Spool:
         self.size -= size_bytes
         if not self.size:
             self.close()
+        elif self._read >= SPOOL_BYTES:
+            self._move_up()
+
+    def _move_up(self) -> None:
+        """Bring what is left to the beginning: for a reader who is always behind, too, the file
+        takes no more than twice what may wait.
+        """
+        moved = 0
+        while block := os.pread(self._fd, min(_CHUNK, self.size - moved), self._read + moved):
+            os.pwrite(self._fd, block, moved)
+            moved += len(block)
+        os.ftruncate(self._fd, self.size)
+        self._read = 0
 
     def close(self) -> None:
         if self._fd >= 0:

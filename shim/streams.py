@@ -181,7 +181,7 @@ class OutputStream:
     @property
     def flushed(self) -> bool:
         """Whether the source has ended and every sink has all it will get."""
-        return self._fd < 0 and all(sink.closed for sink in self.sinks)
+        return self._fd < 0 and all(sink.closed or not sink.is_waited_for for sink in self.sinks)
 
 
 class InputStream:

@@ -271,8 +271,10 @@ def marked_locks(owners: Owners) -> Iterator[str]:
 
 
 def links() -> list[str]:
+    """But for what the kernel makes with its module for the bandwidth plugin, and keeps."""
     with IPRoute() as netlink:
-        return [link.get("ifname") or "?" for link in netlink.get_links()]
+        names = [link.get("ifname") or "?" for link in netlink.get_links()]
+    return [name for name in names if name not in ("ifb0", "ifb1")]
 
 
 def loop_devices() -> Iterator[str]:

@@ -158,7 +158,9 @@ class ProxySnapshotter:
                 f"prepare snapshot {key}: its parent {parent} is {below.info.kind}, not committed"
             )
         ask = self._backend.prepare if kind == ACTIVE else self._backend.view
-        number = self._rows.new_number(0)
+        # A number that the manager before has noted, and not recorded, may be taken there.
+        noted = (int(name) for name in self._rows.trash() if name.isdigit())
+        number = self._rows.new_number(max(noted, default=0))
         self._making.add(number)
         try:
             self._rows.note(number)

@@ -1,6 +1,7 @@
 """Every blob, read and hashed in threads, a few at a time."""
 
 import asyncio
+import errno
 import hashlib
 import itertools
 import os
@@ -13,6 +14,13 @@ from lighter.daemon.content.digest import Digest
 
 AT_ONCE = 4
 _BLOCK = 1 << 20
+# Errors that tell of the file and its disk; EUCLEAN and EBADMSG are a file system's of damage.
+_OF_THE_FILE = frozenset(
+    (
+        *(errno.ELOOP, errno.EIO, errno.EISDIR, errno.ENXIO, errno.ENOTDIR),
+        *(errno.EUCLEAN, errno.EBADMSG),
+    )
+)
 
 Identity = tuple[int, int, int]
 
@@ -83,6 +91,8 @@ def _problem(path: str, digest: Digest, size_bytes: int, stop: threading.Event) 
     except FileNotFoundError:
         return "its file is missing"
     except OSError as err:
+        if err.errno not in _OF_THE_FILE:
+            raise  # the host is short of something, which says nothing about the file
         return f"its file cannot be read: {err.strerror}"
     if stop.is_set() or hashed.hexdigest() == digest.hex:
         return ""

@@ -159,7 +159,11 @@ class StoreCheck:
         found = Found(FILE, path, "no record knows it")
         if not repair:
             return found
-        if not stat.S_ISREG(os.lstat(path).st_mode):
+        try:
+            is_file = stat.S_ISREG(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            return replace(found, outcome=REPAIRED, note="it is gone")
+        if not is_file:
             return replace(found, outcome=LEFT, note="it is no file")
         self._note_trash(TRASH, name)
         return replace(found, outcome=REPAIRED, note="removed")

@@ -117,7 +117,8 @@ def living_shims(instance: str) -> set[int]:
     title = f"lighter-shim --instance {instance} ".encode()
     found = set()
     for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+        gone = contextlib.suppress(FileNotFoundError, ProcessLookupError)
+        with gone, open(f"/proc/{name}/cmdline", "rb") as file:
             if file.read(len(title)) == title:
                 found.add(int(name))
     return found

@@ -98,9 +98,26 @@ class Recovery:
             entry.unknown_reason = f"its shim cannot be looked for: {err}"
             self._supervisor.in_background(self._recover_later(entry, bundle))
         else:
-            if shim == states.REBOOT and entry.namespace in OWNERS:
-                _forsake(entry)
+            if shim == states.REBOOT and _is_of_an_owner(entry) and self._forsaken(entry):
+                return
             self._take_step(entry, bundle, shim, process)
+
+    def _forsaken(self, entry: Entry) -> bool:
+        """Forget it as a create that is undone, now: nothing of it has outlived the reboot.
+
+        containerd keeps no task over a reboot. Docker, when it finds one, opens its FIFOs, which
+        went with the reboot, and takes the container for one that runs and does not answer.
+        """
+        entry.options = {**entry.options, "abandoned": True}
+        entry.orphan, entry.closed = True, False
+        entry.state, entry.exit = states.CREATING, None
+        entry.execs.clear()
+        try:
+            self._supervisor.forget(entry)
+        except (LighterError, OSError) as err:
+            log.error("forget %s of before a reboot: %s; trying on", entry.what, err)
+            return False
+        return True
 
     def _take_step(self, entry: Entry, bundle: Bundle, shim: str, process: Child | None) -> None:
         has_record = _has_exit(entry, bundle)
@@ -335,13 +352,6 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _forsake(entry: Entry) -> None:
-    """Treat it as a create that is undone: nobody hears of it again.
-
-    containerd keeps no task over a reboot. Docker, when it finds one, opens its FIFOs, which went
-    with the reboot, and takes the container for one that runs and does not answer.
-    """
-    entry.options = {**entry.options, "abandoned": True}
-    entry.orphan, entry.closed = True, False
-    entry.state, entry.exit = states.CREATING, None
-    entry.execs.clear()
+def _is_of_an_owner(entry: Entry) -> bool:
+    """Whether Docker or Kubernetes has made it: what ctl makes there has no word of a cgroup."""
+    return entry.namespace in OWNERS and "cgroup" in entry.options

@@ -302,7 +302,9 @@ def test_a_terminal(pair: Pair) -> None:
     """-t: ctr's own terminal at both, typed into, of 80 columns, and its exit code."""
     for side in (PEER, OURS):
         argv = pair.argv(side, "run", "--rm", "-t", REFERENCE, "t", "sh")
-        code, shown = _typed(argv, b"tty; stty size; exit 5\n", 80)
+        # ctr passes the size on after the shell has prompted.
+        sized = b"until stty size | grep -q 80; do sleep 0.1; done; "
+        code, shown = _typed(argv, b"tty; " + sized + b"stty size; exit 5\n", 80)
         assert code == 5, shown
         assert b"/dev/pts/0" in shown and b"24 80" in shown, shown
     pair.run_detached("d", "sleep", "1000")
@@ -395,6 +397,11 @@ def test_containers_outlive_the_manager(
 ) -> None:
     """kill -9 of lighterd under containers that ctr has started: they go on, exits exact."""
     pair = Pair(containerd, lighterd, tmp_path / "fifos")
+    with contextlib.closing(pair):
+        _outlive(pair, lighterd)
+
+
+def _outlive(pair: Pair, lighterd: Lighterd) -> None:
     fifos = ("--fifo-dir", str(pair.fifos))
     pair.ours("run", "-d", *fifos, REFERENCE, "on", "sleep", "1000")
     pair.ours("run", "-d", *fifos, REFERENCE, "over", "sh", "-c", "read x; exit 42")

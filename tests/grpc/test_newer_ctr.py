@@ -12,7 +12,8 @@ import pytest
 from tests import images
 from tests.grpc.newer import run_newer
 from tests.grpc.space import Space
-from tests.harness import Lighterd, await_that
+from tests.grpc.workshop import remove_place
+from tests.harness import Lighterd, await_that, settled
 from tests.registries import PASSWORD, USER, DebianRegistry
 
 BUSYBOX = images.REFERENCE
@@ -38,8 +39,13 @@ class Newer:
 
 
 @pytest.fixture
-def newer(space: Space) -> Newer:
-    return Newer(space)
+def newer(space: Space) -> Iterator[Newer]:
+    """Its containers are in a cgroup of the namespace's name, as all of ctr's."""
+    place = f"/{space.namespace}"
+    space.lighterd.cgroups.add(place)
+    yield Newer(space)
+    settled(space.lighterd.left_of_containers)
+    remove_place(space.lighterd, place)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def slope(samples: list[float]) -> float:
 
 def test_a_slope_is_of_most_samples() -> None:
     assert slope([3.0] * 9) == 0
-    assert slope([0.0, 0, 0, 0, 50, 50, 50, 50]) == pytest.approx(25 / 3, abs=9)
+    assert slope([0.0, 0, 0, 0, 50, 50, 50, 50]) == pytest.approx(25 / 3)
     assert slope([float(n) for n in range(9)]) == 1
     assert slope([1.0, 2, 3, 99, 5, 6, 7]) == 1, "one that stands out"
 
@@ -86,8 +86,9 @@ def test_f48_what_a_manager_holds_stays_level_over_lives(
     fds, tasks, rss, base = (slope([float(one[n]) for one in level]) for n in range(4))
     per_life = at_once * each
     record_property("bytes of memory and database per life", (rss / per_life, base / per_life))
-    assert fds <= 0 and tasks <= 0, held
-    assert rss / per_life < 4 * KIB, held
+    # One more for all of them is a thread that came late; a leak is one a life.
+    assert fds < 1 and tasks < 1, held
+    assert rss / per_life < (4 if rounds > 100 else 16) * KIB, held
     assert base / per_life < 8 * KIB, held
     lives.leftovers(lighterd)
 
@@ -173,7 +174,8 @@ def test_f58_libzmq_aborts_when_it_has_no_descriptor_for_a_connection() -> None:
 def test_f46_a_fork_bomb_stays_in_its_limit(lighterd: Lighterd, busybox: str) -> None:
     """Others start, run and are listed meanwhile; it ends like any other, to its last process."""
     old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
-    script = "bomb() { bomb | bomb & }; bomb; while :; do sleep 1; done"
+    # Only an interactive shell goes on when it cannot fork.
+    script = "yes 'bomb() { bomb | bomb & }; bomb' | sh -i >/dev/null 2>&1"
     pid = lives.begin(lighterd, busybox, "bomb", "sh", "-c", script, limits={"pids": PIDS})
     cgroup = cgroups.of_process(pid, "pids")
     refused = cgroup / "pids.events"

@@ -308,6 +308,43 @@ def test_a_slow_reader_who_must_hold_nothing_up_loses_what_the_spool_does_not_ta
     os.close(reader)
 
 
+@pytest.mark.parametrize("pump", [sinks.NEVER_WAIT], indirect=True)
+def test_the_spool_of_one_who_is_always_behind_does_not_grow(pump: Pump) -> None:
+    reader, writer = os.pipe()
+    sink = pump.attach(f"/proc/{os.getpid()}/fd/{writer}")
+    os.close(writer)
+    os.set_blocking(reader, False)
+    data = noise(4 * 1024 * 1024)
+    pump.write(data)
+    got, sent = b"", data
+    for _ in range(12):
+        while len(got) < len(sent) - 3 * 1024 * 1024:
+            got += read_all(reader)
+            pump.turn()
+        assert pump.write(data) == len(data)
+        sent += data
+        (spool,) = pump.directory.glob("*.spool")
+        assert spool.stat().st_size <= 3 * sinks.SPOOL_BYTES
+    assert sink.dropped_bytes == 0
+    while not sink.idle:
+        got += read_all(reader)
+        pump.turn()
+    assert got + read_all(reader) == sent
+    os.close(reader)
+
+
+@pytest.mark.parametrize("pump", ["block", sinks.NEVER_WAIT], indirect=True)
+def test_the_end_waits_for_a_slow_reader_unless_he_must_hold_nothing_up(pump: Pump) -> None:
+    reader, writer = os.pipe()
+    sink = pump.attach(f"/proc/{os.getpid()}/fd/{writer}")
+    os.close(writer)
+    pump.write(noise(3 * PIPE_BYTES))
+    pump.end()
+    assert pump.stream.flushed == (not sink.is_waited_for)
+    os.close(reader)
+    pump.turn()
+
+
 def test_nothing_wakes_a_sink_that_waits_with_nothing_to_give(pump: Pump) -> None:
     pump.attach(pump.fifo())
     pump.turn()
