@@ -13,7 +13,7 @@ PACKAGE_FOLDERS := daemon shim proto ctl
 SOURCES := $(shell find $(PACKAGE_FOLDERS) -name '*.py' -o -name '*.json' -o -name '*.md')
 LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
 PYTEST := $(BIN)/python -m pytest
-TESTS := unit contract security integration grpc docker compat packaging systemd
+TESTS := unit contract security integration grpc docker compat packaging systemd vm
 
 .PHONY: help setup venv dev lint test test-vm vm-shell soak reliability mutants rpm wheels protos demo bench bench-images bench-quick clean distclean
 

@@ -26,11 +26,12 @@ MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SUITE = "bookworm"
 SIZE = "4G"
 BUILD_S = 900
-# rpm installs what we build; runc and crun run containers; the rest is for looking around.
+# rpm installs what we build; runc and crun run containers; less and others are for looking around.
 PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "kmod", "dbus", "linux-image-cloud-amd64", "zstd"),
     *("runc", "crun", "busybox-static", "python3", "rpm", "iproute2", "procps", "strace"),
-    *("ca-certificates", "less"),
+    *("containernetworking-plugins", "iptables", "criu", "apparmor", "ca-certificates", "less"),
+    "libdevmapper1.02.1",  # for the Docker that the payload brings
 )
 _TEXTS = {
     "etc/hostname": "lighter-vm\n",

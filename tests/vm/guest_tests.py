@@ -9,8 +9,11 @@ from tests.vm.machine import Machine
 from tests.vm.payload import MOUNT, PYTHON
 
 RUN_S = 900.0
-# What depends on the kind of cgroups. The rest would tell nothing new, slowly.
+# What depends on the kind of cgroups, or on a kernel that CRIU can use. The rest would tell nothing
+# new, slowly.
 TESTS = (
+    "integration/test_checkpoint.py::test_a_checkpoint_by_criu_or_the_reason_why_not",
+    "integration/test_checkpoint_images.py::test_by_criu_or_the_reason_why_not",
     "integration/test_cgroup.py",
     "integration/test_streams.py::test_f46_a_paused_task_is_deleted_by_force",
     "integration/test_streams.py::test_kill_all_reaches_every_process",
@@ -39,7 +42,7 @@ def outcomes_of(machine: Machine) -> dict[str, Outcome]:
     argv += ["--assert=plain", "--showlocals", *(f"tests/{test}" for test in TESTS)]
     done = machine.run(
         ["sh", "-c", 'cd "$0" && exec "$@"', MOUNT, *argv],
-        env={"PYTHONSAFEPATH": "1", "CENSUS_EXCLUSIVE": "1"},
+        env={"PYTHONSAFEPATH": "1", "CENSUS_EXCLUSIVE": "1", "CRIU_WORKS": "1"},
         timeout_s=RUN_S,
         check=False,
     )

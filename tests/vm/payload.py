@@ -5,6 +5,7 @@
     tests/      the tests, pyproject.toml beside them
     rpms/, newer/   the package `lighter`, of this checkout and under a higher version
     image.tar   the test image
+    docker/     programs and units of Docker 26.1, as its package has them
 
 It is made anew for each run; only the dependencies, which take a download, are kept.
 """
@@ -23,7 +24,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MOUNT = "/opt/payload"
 PYTHON = f"{MOUNT}/bin/python"
 FOLDERS = ("daemon", "shim", "proto", "ctl")
-SIZE = "400M"
+DOCKER = f"{MOUNT}/docker"
+SIZE = "600M"
+_DOCKER = REPOSITORY / ".cache" / "docker" / "26.1"  # by .ci/docker
 _PYTHON_VERSION = "3.11"
 _PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 _NOT_NEEDED = ("mypy", "ruff", "types-")
@@ -47,6 +50,8 @@ def make_payload(work: Path) -> Path:
     shutil.copytree(REPOSITORY / "tests", tree / "tests", ignore=ignored)
     shutil.copy(REPOSITORY / "pyproject.toml", tree)
     shutil.copy(images.busybox_archive(), tree / "image.tar")
+    for folder in ("usr/bin", "usr/sbin", "usr/lib/systemd"):
+        shutil.copytree(_DOCKER / folder, tree / "docker" / folder, symlinks=True)
     _make_environment(tree)
     for target, version in (("rpms", None), ("newer", NEXT)):
         (tree / target).mkdir()

@@ -5,7 +5,7 @@ its own. The last one reboots it; a start that nothing has prepared: test_power.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,10 +14,12 @@ from tests.images import REFERENCE
 from tests.packaging.rpms import NEXT
 from tests.vm.installed import INSTALL_S, Installed
 from tests.vm.machine import Machine
-from tests.vm.payload import NEWER_RPMS, RPMS
+from tests.vm.payload import MOUNT, NEWER_RPMS, PYTHON, RPMS
 
 CONTROLLERS = {"cpuset", "cpu", "io", "memory", "pids"}
 CRUN = ("--runtime", "/usr/bin/crun")
+PROFILE = "profile no-share flags=(attach_disconnected) { file, deny /share/** w, }"
+STREAM = "/var/lib/stream"
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +123,35 @@ def test_out_of_memory(host: Installed, machine: Machine) -> None:
     assert '"oom"' in inspected
 
 
+def test_a_profile_of_apparmor_holds(host: Installed, machine: Machine) -> None:
+    """This kernel has it; the tests elsewhere see that it is refused where there is none."""
+    assert machine.read("/sys/module/apparmor/parameters/enabled").strip() == "Y"
+    machine.write("/root/no-share", PROFILE)
+    refused = host.ctl("run", "--apparmor-profile", "no-share", REFERENCE, "early", check=False)
+    assert refused.code and b"it is not loaded" in refused.stderr
+    machine.run("apparmor_parser --replace /root/no-share")
+    write = ("sh", "-c", "mkdir -p /share /free && echo 1 >/free/a && echo 2 >/share/a")
+    for flags, code in ((("--apparmor-profile", "no-share"), 1), ((), 0)):
+        done = host.ctl("run", "--rm", *flags, REFERENCE, "confined", *write, check=False)
+        assert done.code == code, done.stderr
+        assert (b"Permission denied" in done.stderr) == bool(code), done.stderr
+    confined = ("run", "--rm", "--security-opt", "apparmor=no-share", REFERENCE, "confined")
+    current = host.ctl(*confined, "cat", "/proc/self/attr/current").text
+    assert current == "no-share (enforce)"
+
+
+@pytest.fixture(scope="module")
+def stream(host: Installed, machine: Machine) -> str:
+    """A connection to a published port of a container in a network, from its first user on."""
+    served = ("nc", "-ll", "-p", "7", "-e", "cat")
+    host.run("served", *served, flags=("-p", "7077:7"))
+    machine.begin([PYTHON, f"{MOUNT}/tests/vm/stream.py", STREAM, "127.0.0.1:7077"], timeout_s=1800)
+    machine.await_that(f"test -e {STREAM}/begun -o -e {STREAM}/report", 120, "the stream flows")
+    return STREAM
+
+
 def test_a_killed_manager_is_started_again_beside_its_containers(
-    host: Installed, machine: Machine
+    host: Installed, machine: Machine, stream: str
 ) -> None:
     pid = host.run("stays")
     before = host.main_pid()  # itself the successor of one that was killed
@@ -137,7 +166,7 @@ def test_a_killed_manager_is_started_again_beside_its_containers(
     assert done.code == 4, done.stderr
 
 
-def test_a_restart_by_systemctl(host: Installed, machine: Machine) -> None:
+def test_a_restart_by_systemctl(host: Installed, machine: Machine, stream: str) -> None:
     pid = host.run("restarted")
     machine.run("systemctl restart lighterd")
     host.await_status("restarted", "running")
@@ -184,7 +213,7 @@ def test_a_lost_shim_costs_its_container_alone(host: Installed, machine: Machine
 
 
 def test_an_upgrade_and_the_way_back_beside_running_containers(
-    host: Installed, machine: Machine
+    host: Installed, machine: Machine, stream: str
 ) -> None:
     """On cgroup v2, with one container; tests/systemd has traffic and 200 of them."""
     pid = host.run("carried")
@@ -210,6 +239,26 @@ def test_an_upgrade_and_the_way_back_beside_running_containers(
     host.ctl("pause", "carried")
     host.ctl("kill", "carried")
     assert host.await_status("carried", "stopped")["exit_status"] == 137
+
+
+def test_a_published_connection_has_lasted_and_its_network_is_undone(
+    host: Installed,
+    machine: Machine,
+    stream: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Through a killed manager, a restart, an upgrade and the way back."""
+    machine.run(f"touch {stream}/stop")
+    machine.await_that(f"test -e {stream}/report", 180, "the stream has ended")
+    report = json.loads(machine.read(f"{stream}/report"))
+    record_property("stream over kill, restart, upgrade, rollback", json.dumps(report))
+    assert report["problem"] == "", report
+    assert report["lines"] > 10, report
+    rules = machine.run("iptables-save").text
+    assert "7077" in rules
+    host.ctl("rm", "-f", "served")
+    assert "7077" not in machine.run("iptables-save").text
+    assert not machine.run("find /run/lighter/netns -mindepth 1").text
 
 
 def test_a_reboot_stops_containers_and_they_start_again(host: Installed, machine: Machine) -> None:
