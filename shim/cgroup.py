@@ -11,6 +11,7 @@ import time
 
 from lighter.shim.files import read_text
 
+_ROUNDS = 100  # of moving what a process forks while it is moved
 _MOUNT = "/sys/fs/cgroup"
 
 
@@ -149,6 +150,50 @@ def of_process(pid: int, path: str) -> Cgroup:
                 v1[controller] = directory
     # On the hybrid layout the unified tree holds no controllers: v1 has the say there.
     return Cgroup(v1, "", v2) if v1 else Cgroup(v1, v2)
+
+
+def gather(init: int, path: str) -> None:
+    """Bring a restored container's processes into the cgroup of this path, which the runtime made.
+
+    On cgroup v2 CRIU restores them where they were when they were frozen, which is another's place
+    if they come back under another name. Known by the pid namespace of their own; without one they
+    stay. Nothing is done where they are at home.
+    """
+    home = _unified(path)
+    found = dict(_paths(str(init))).get("", "")
+    if not home or not found or f"{found}/".startswith(f"{path}/"):
+        return
+    own = _pid_namespace(init)
+    if own == _pid_namespace(os.getpid()):
+        return
+    strange = Cgroup({}, _unified(found))
+    for _ in range(_ROUNDS):
+        moved = [pid for pid in strange.pids() if _pid_namespace(pid) == own]
+        if not moved:
+            break
+        for pid in moved:  # and once more, for what one has forked meanwhile
+            _move(pid, home)
+    try:
+        os.rmdir(strange.v2)  # CRIU made it anew, unless somebody is in it
+    except OSError:
+        pass
+
+
+def _move(pid: int, directory: str) -> None:
+    fd = os.open(directory + "/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(pid).encode())
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def _pid_namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
 
 
 def remove(path: str) -> bool:

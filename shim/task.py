@@ -23,7 +23,7 @@ from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 from lighter.proto.paths import cgroup_path
 from lighter.shim import exitrecord, runc, runcstate
-from lighter.shim.cgroup import Cgroup
+from lighter.shim.cgroup import Cgroup, gather
 from lighter.shim.cgroup import at_path as cgroup_at_path
 from lighter.shim.cgroup import remove as remove_cgroup
 from lighter.shim.files import remove_tree
@@ -131,6 +131,8 @@ class Task:
         )
         await self._launcher.launch(self.init, argv, pid_file, order, wanted, self._runtime_s)
         hit("shim.runc-created")
+        if order.get("restore"):
+            gather(self.init.pid, self._cgroup_path)
         self._cgroup = self._find_cgroup(self.init.pid, self._cgroup_path)
         self._oom = OomWatch(self._loop, self._cgroup, self._on_oom_kill)
         self.init.step("create", self.id)

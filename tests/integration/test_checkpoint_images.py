@@ -156,6 +156,10 @@ def test_by_criu_or_the_reason_why_not(lighterd: Lighterd, busybox: str) -> None
     assert found == list(range(found[0], found[-1] + 1)) and found[0] > 3
     at = lighterd.ctl("exec", "copy", "cat", "/at", check=True).stdout
     assert int(at) >= found[0]
+    with lighterd.client() as client:
+        for name in ("c", "copy"):  # each in a cgroup of its own
+            pid = client.call("tasks", "get", id=name)["task"]["pid"]
+            assert f"/default/{name}\n" in Path(f"/proc/{pid}/cgroup").read_text()
 
 
 def _numbers(lighterd: Lighterd, container: str) -> list[int]:

@@ -144,6 +144,7 @@ def test_a_profile_of_apparmor_holds(host: Installed, machine: Machine) -> None:
 def stream(host: Installed, machine: Machine) -> str:
     """A connection to a published port of a container in a network, from its first user on."""
     served = ("nc", "-ll", "-p", "7", "-e", "cat")
+    host.ctl("network", "create", "default")
     host.run("served", *served, flags=("-p", "7077:7"))
     machine.begin([PYTHON, f"{MOUNT}/tests/vm/stream.py", STREAM, "127.0.0.1:7077"], timeout_s=1800)
     machine.await_that(f"test -e {STREAM}/begun -o -e {STREAM}/report", 120, "the stream flows")

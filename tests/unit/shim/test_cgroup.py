@@ -2,9 +2,13 @@
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-from lighter.shim.cgroup import Cgroup
+import pytest
+
+from lighter.shim.cgroup import Cgroup, gather
 
 
 def test_a_process_of_another_pid_namespace_is_not_our_own_group(tmp_path: Path) -> None:
@@ -19,3 +23,52 @@ def test_a_process_of_another_pid_namespace_is_not_our_own_group(tmp_path: Path)
         cgroup.kill_all()
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+@pytest.fixture
+def places() -> Iterator[tuple[Path, Path]]:
+    """Two cgroups of version 2, each the only one below its parent."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    (root,) = [Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"]
+    top = root / f"lighter-test-{os.getpid()}"
+    home, strange = top / "home", top / "strange"
+    home.mkdir(parents=True)
+    strange.mkdir()
+    yield home, strange
+    for directory in (home, strange, top):
+        if directory.exists():
+            directory.rmdir()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("alone", [True, False], ids=["alone there", "beside another"])
+def test_what_was_restored_elsewhere_is_brought_home(
+    places: tuple[Path, Path], alone: bool
+) -> None:
+    home, strange = places
+    inside = f"echo $$ >{strange}/cgroup.procs && exec "
+    own = "unshare --pid --fork --kill-child sh -c 'sleep 1000 & echo up; wait'"
+    argvs = [["sh", "-c", inside + own], *([] if alone else [["sh", "-c", inside + "sleep 1000"]])]
+    started = [subprocess.Popen(argv, stdout=subprocess.PIPE) for argv in argvs]
+    try:
+        assert started[0].stdout is not None and started[0].stdout.readline() == b"up\n"
+        before = started[0].pid  # it has no new pid namespace: its children have
+        init = int(Path(f"/proc/{before}/task/{before}/children").read_text())
+        if not alone:
+            other = started[1].pid
+            while str(other) not in (strange / "cgroup.procs").read_text().split():
+                assert started[1].poll() is None
+        (strange.parent / "cgroup.procs").write_text(str(before))
+        gather(init, f"/{home.parent.name}/home")
+        there = set(map(int, (home / "cgroup.procs").read_text().split()))
+        children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        assert there == {init, *map(int, children)} and len(there) == 2
+        assert strange.exists() != alone
+        gather(init, f"/{home.parent.name}/home")  # nothing more to do
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        for directory in (home, strange):
+            while directory.exists() and (directory / "cgroup.procs").read_text():
+                pass
