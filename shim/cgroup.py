@@ -164,7 +164,7 @@ def gather(init: int, path: str) -> None:
     if not home or not found or f"{found}/".startswith(f"{path}/"):
         return
     own = _pid_namespace(init)
-    if own == _pid_namespace(os.getpid()):
+    if own in ("", _pid_namespace(os.getpid())):
         return
     strange = Cgroup({}, _unified(found))
     for _ in range(_ROUNDS):

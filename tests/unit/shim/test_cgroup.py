@@ -29,7 +29,7 @@ def test_a_process_of_another_pid_namespace_is_not_our_own_group(tmp_path: Path)
 def places() -> Iterator[tuple[Path, Path]]:
     """Two cgroups of version 2, each the only one below its parent."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    (root,) = [Path(mount[1]) for mount in mounts if mount[2] == "cgroup2"]
+    root = next(Path(mount[1]) for mount in mounts if mount[2] == "cgroup2")
     top = root / f"lighter-test-{os.getpid()}"
     home, strange = top / "home", top / "strange"
     home.mkdir(parents=True)
