@@ -35,6 +35,8 @@ def begin(db: Database, root: Root, state: State) -> int:
     )
     try:
         files.write_whole(last, f"{root.instance} {generation}\n".encode())
+    except FileNotFoundError:
+        pass  # no manager has been here yet, nor any shim
     except OSError as err:  # it is needed only beside a database that somebody puts back
         log.warning("note generation in %s: %s", last, err.strerror)
     return generation

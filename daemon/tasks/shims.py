@@ -80,10 +80,10 @@ class Peer:
             waiting.set_result(message.body)
         return True
 
-    def fail_all(self, why: str) -> None:
+    def fail_all(self, why: str, kind: type[LighterError] = Unavailable) -> None:
         for waiting in self._pending.drop_all():
             if not waiting.done():
-                waiting.set_exception(Unavailable(why))
+                waiting.set_exception(kind(why))
 
 
 OnHello = Callable[[Peer], None]
@@ -196,11 +196,11 @@ class ShimRouter:
             with suppress(Unavailable):  # it sends the event again when it is back
                 self.send(peer.incarnation, ack, "acknowledge event")
 
-    def forget(self, incarnation: str, why: str) -> None:
-        """The shim's process has ended."""
+    def forget(self, incarnation: str, why: str, kind: type[LighterError] = Unavailable) -> None:
+        """The shim's process has ended: who waits for an answer of it gets this error."""
         peer = self.peers.pop(incarnation, None)
         if peer is not None:
-            peer.fail_all(why)
+            peer.fail_all(why, kind)
 
     def _pump(self) -> None:
         while self._socket is not None:

@@ -23,7 +23,7 @@ from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import codec, events, states
-from lighter.proto.errors import FailedPrecondition, LighterError, NotFound
+from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, Unavailable
 from lighter.proto.faults import hit
 from lighter.proto.release import protocols_of
 
@@ -294,8 +294,10 @@ class Supervisor:
         os.close(entry.pidfd)
         entry.pidfd = -1
         entry.peer = None
-        self.router.forget(entry.incarnation, f"call shim of {entry.what}: it ended")
-        if self.entries.get((entry.namespace, entry.id)) is not entry:
+        is_over = entry.closed or self.entries.get(entry.key) is not entry
+        kind = NotFound if is_over else Unavailable
+        self.router.forget(entry.incarnation, f"call shim of {entry.what}: it ended", kind)
+        if self.entries.get(entry.key) is not entry:
             self.by_incarnation.pop(entry.incarnation, None)
             with self._db.fast_transaction() as tx:
                 self._store.drop_tombstone(tx, entry.incarnation)
