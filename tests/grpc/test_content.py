@@ -163,16 +163,16 @@ def test_what_is_there_is_not_written_again(space: Space) -> None:
 
 
 def test_a_ref_has_one_writer(space: Space) -> None:
-    with Writing(space.api) as writing:
-        writing.say(pb.WRITE, ref="r", data=b"abc")
-        with Writing(space.api) as other, refused("UNAVAILABLE", "/r locked"):
-            other.say(pb.STAT, ref="r")
-        with refused("UNAVAILABLE", "ref r locked"):
-            space.content("Abort", ref="r")
-        with Space(space.lighterd, f"{space.namespace}-2") as elsewhere:
+    with Space(space.lighterd, f"{space.namespace}-2") as elsewhere:
+        with Writing(space.api) as writing:
+            writing.say(pb.WRITE, ref="r", data=b"abc")
+            with Writing(space.api) as other, refused("UNAVAILABLE", "/r locked"):
+                other.say(pb.STAT, ref="r")
+            with refused("UNAVAILABLE", "ref r locked"):
+                space.content("Abort", ref="r")
             with Writing(elsewhere.api) as other:
                 assert other.say(pb.STAT, ref="r").offset == 0
-            elsewhere.content("Abort", ref="r")
+        elsewhere.content("Abort", ref="r")
     names = ("r", "s")
     with Writing(space.api) as writing:
         writing.say(pb.WRITE, ref="s", data=b"x")

@@ -69,3 +69,7 @@ def test_a_manager_that_dies_while_it_makes_a_layer(
     lighterd.start()
     assert run_ctr(lighterd.grpc_address, "content", "ls", "-q").stdout == before
     assert run_ctr(lighterd.grpc_address, *diff).returncode == 0
+    # The one that was killed has not removed its view of the parent.
+    rows = run_ctr(lighterd.grpc_address, "snapshots", "ls").stdout.decode().splitlines()
+    for view in (line.split()[0] for line in rows if line.split()[-1] == "View"):
+        assert run_ctr(lighterd.grpc_address, "snapshots", "rm", view).returncode == 0
