@@ -45,6 +45,7 @@ from lighter.proto.paths import Root
 log = logging.getLogger("lighter.volumes")
 
 _REMOVED = ".removed"
+_TICK_NS = 20_000_000  # so much the times of files may lag behind the clock: a tick of the kernel
 _MODE = 0o755  # what containers see until an image's directory is copied in
 
 
@@ -141,7 +142,7 @@ class Volumes:
             made_at = os.stat(self._root.volume(namespace, name)).st_mtime_ns
         except OSError:
             return False
-        return made_at < self._store.database_born_at()
+        return made_at < self._store.database_born_at() - _TICK_NS
 
     async def delete(self, namespace: str, name: str) -> None:
         """Remove a volume with its files. Raises NotFound, FailedPrecondition with its users."""

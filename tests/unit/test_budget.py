@@ -21,11 +21,11 @@ def test_the_budget_is_of_all_folders_and_at_most_75_minutes() -> None:
 def test_what_takes_longer_is_told() -> None:
     spent = budget.Spent({"a": 10, "b": 10})
     for _ in range(4):
-        spent.add("tests/a/test_x.py::test_y", 2.9)
-        spent.add("tests/b/deep/test_x.py::test_y", 3.1)
+        spent.add("tests/a/test_x.py::test_y", 4.9)
+        spent.add("tests/b/deep/test_x.py::test_y", 5.25)
         spent.add("tests/c/test_x.py::test_y", 1000)
         spent.add("tests/test_x.py::test_y", 1000)
-    assert spent.over() == ["tests/b took 12 s, tests/BUDGET gives it 10"]
+    assert spent.over() == ["tests/b took 21 s, tests/BUDGET gives it 10"]
 
 
 @pytest.mark.parametrize(("exclusive", "code"), [("1", 1), ("", 0)])
