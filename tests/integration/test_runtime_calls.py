@@ -1,5 +1,6 @@
 """Which of the runtime's verbs are run for a life, and which a shim does without it."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,8 +11,11 @@ import pytest
 from tests.harness import Lighterd
 
 NOTES = """#!/bin/bash
-# As runc; notes the verb, which stands behind --root DIR --log FILE --log-format json.
+# As runc; notes the verb, which stands behind --root DIR --log FILE --log-format json, and what all
+# it is given.
 echo "$7" >>"$(dirname "$0")/verbs"
+echo "$@" >>"$(dirname "$0")/words"
+env >>"$(dirname "$0")/words"
 exec {runc} "$@"
 """
 
@@ -95,3 +99,31 @@ def test_a_hook_at_the_start_is_the_runtimes(
     live(make_lighterd().start(PATH=path), "--device", "lighter.example/hook=one")
     assert verbs(noting) == ["create", "start"]
     assert hook.exists()
+
+
+def test_sec_77_no_secret_is_in_the_runtimes_arguments_environment_or_log(
+    make_lighterd: Callable[..., Lighterd], noting: Path
+) -> None:
+    """What a container is given stands in files that root alone reads; a failure quotes none."""
+    path = f"{noting.parent}:{os.environ['PATH']}"
+    lighterd = make_lighterd().start(PATH=path)
+    image, secret = lighterd.import_busybox(), "hunter2-of-a-test"
+    given = ("-e", f"PASSWORD={secret}")
+    lighterd.ctl("run", "-d", *given, image, "c", "sleep", "1000", check=True)
+    shown = lighterd.ctl("exec", "-e", f"MORE={secret}", "c", "env", check=True).stdout.decode()
+    assert shown.count(secret) == 2
+    failed = lighterd.ctl("exec", "-e", f"MORE={secret}", "c", "/nothing")
+    assert failed.returncode == 127
+    refused = lighterd.ctl("run", "--rm", *given, image, "d", "/nothing")
+    assert refused.returncode == 127
+    texts = {
+        "the runtime's words": (noting.parent / "words").read_text(),
+        "the manager's log": lighterd.log_end(1 << 24),
+        "what ctl says": (failed.stderr + refused.stderr).decode(),
+        "events": str(lighterd.events()),
+    }
+    assert "create" in texts["the runtime's words"] and "exec" in texts["the runtime's words"]
+    assert not [name for name, text in texts.items() if secret in text]
+    for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert secret.encode() not in arguments.read_bytes(), arguments
