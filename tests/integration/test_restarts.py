@@ -80,11 +80,14 @@ class Container:
 
     def await_rest(self) -> dict[str, Any]:
         """Until it has ended and is not to be started again."""
-        await_that(
-            lambda: self.task["status"] == "stopped" and self.restart["due_at"] is None,
-            RUNS_S,
-            f"{self.name} has come to rest",
-        )
+
+        def rests() -> bool:
+            # Between two looks it may be started, which leaves nothing owed either.
+            before, due_at, after = self.task, self.restart["due_at"], self.task
+            same = (before["pid"], before["exited_at"]) == (after["pid"], after["exited_at"])
+            return same and after["status"] == "stopped" and due_at is None
+
+        await_that(rests, RUNS_S, f"{self.name} has come to rest")
         return self.task
 
     def await_running(self) -> None:
