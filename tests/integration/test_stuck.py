@@ -2,6 +2,7 @@
 cgroups. Nobody else waits, deadlines hold, and what is stuck is shown with its reason.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -405,10 +406,16 @@ def test_f44_a_container_that_somebody_froze_can_be_killed(
     lighterd: Lighterd, busybox: str
 ) -> None:
     pid = lives.begin(lighterd, busybox, "c", "sleep", "1000")
-    freeze(cgroups.of_process(pid, "freezer"), True)
-    await_that(lambda: cgroups.is_frozen(pid), 10, "it is frozen")
-    ask(lighterd, "tasks.kill", id="c", exec_id="", signal=9, all=False)
-    assert ask(lighterd, "tasks.wait", id="c", exec_id="")["exit_status"] == 137
+    group = cgroups.of_process(pid, "freezer")
+    freeze(group, True)
+    try:
+        await_that(lambda: cgroups.is_frozen(pid), 10, "it is frozen")
+        ask(lighterd, "tasks.kill", id="c", exec_id="", signal=9, all=False)
+        assert ask(lighterd, "tasks.wait", id="c", exec_id="")["exit_status"] == 137
+    finally:
+        # Where nobody has thawed it, nothing else would: it would outlast the test's instance.
+        with contextlib.suppress(OSError):
+            freeze(group, False)
     nothing_is_left(lighterd)
 
 
