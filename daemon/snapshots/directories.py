@@ -142,15 +142,7 @@ class DirectorySnapshotter(ABC):
     async def _make(
         self, namespace: str, key: str, parent: str, kind: str, labels: Mapping[str, str]
     ) -> tuple[Mount, ...]:
-        self._rows.check_absent("prepare", namespace, key)
-        below: Row | None = None
-        if parent:
-            below = self._rows.find("prepare on", namespace, parent)
-            if below.info.kind != COMMITTED:
-                raise FailedPrecondition(
-                    f"prepare snapshot {key}: its parent {parent} is {below.info.kind}, "
-                    "not committed"
-                )
+        below = self._rows.below_new(namespace, key, parent)
         parents = self._rows.chain(below.number) if below else ()
         number = self._rows.new_number(self._highest)
         self._check(key, number, parents)

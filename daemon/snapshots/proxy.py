@@ -151,12 +151,7 @@ class ProxySnapshotter:
     async def _make(
         self, namespace: str, key: str, parent: str, kind: str, labels: Mapping[str, str]
     ) -> tuple[Mount, ...]:
-        self._rows.check_absent("prepare", namespace, key)
-        below = self._rows.find("prepare on", namespace, parent) if parent else None
-        if below is not None and below.info.kind != COMMITTED:
-            raise FailedPrecondition(
-                f"prepare snapshot {key}: its parent {parent} is {below.info.kind}, not committed"
-            )
+        below = self._rows.below_new(namespace, key, parent)
         ask = self._backend.prepare if kind == ACTIVE else self._backend.view
         # A number that the manager before has noted, and not recorded, may be taken there.
         noted = (int(name) for name in self._rows.trash() if name.isdigit())

@@ -145,6 +145,21 @@ class SnapshotRows:
         )
         return frozenset(row["number"] for row in rows)
 
+    def below_new(self, namespace: str, key: str, parent: str) -> Row | None:
+        """What a new snapshot of this key stands on, None without a `parent`.
+
+        Raises AlreadyExists, NotFound for the parent, FailedPrecondition for one not committed.
+        """
+        self.check_absent("prepare", namespace, key)
+        if not parent:
+            return None
+        below = self.find("prepare on", namespace, parent)
+        if below.info.kind != COMMITTED:
+            raise FailedPrecondition(
+                f"prepare snapshot {key}: its parent {parent} is {below.info.kind}, not committed"
+            )
+        return below
+
     def new_number(self, above: int) -> int:
         """A number that no snapshot of any snapshotter has or had, higher than `above`."""
         return self._db.next_number("snapshots", max(above, self.highest()))
