@@ -51,6 +51,7 @@ from tests.contract.test_snapshotter import (
     write,
 )
 from tests.fakes.worker import ForkWorker
+from tests.harness import await_that
 from tests.proxies import Proxy
 
 pytestmark = pytest.mark.root
@@ -193,6 +194,7 @@ def test_what_a_plugin_made_too_late_is_removed_later(
     (place.dir / "hang").unlink()
     place.run(snapshotter.prepare(NS, "work"))
     assert place.trash() == ["1"], "a sweep now could come before it"
+    await_that(lambda: "1" in place.proxy.has(), 10, "the plugin has made it after all")
     monkeypatch.setattr(snapshotter, "_late", {1: 0.0})
     place.run(snapshotter.sweep())
     assert place.trash() == []
