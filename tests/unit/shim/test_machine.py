@@ -7,6 +7,7 @@ is refused and changes nothing; and whatever happened, each process is told to h
 
 import itertools
 import os
+import select
 import signal
 from collections import Counter
 from pathlib import Path
@@ -258,6 +259,25 @@ class Machine(RuleBasedStateMachine):
         assert {body["exit_status"] for body in exits} == {128 + signal.SIGKILL}
         assert not Path(self.shim.order["exit_record"]).exists()
         assert self.manager.reports() == ""
+
+
+def test_what_one_that_has_ended_told_twice_is_heard_in_the_life_of_the_next(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    """A shim ends when it is acknowledged, whether or not all that it has said was read."""
+    runtime = runtimes.fake(tmp_path / "runtime")
+    manager.acknowledges = False
+    first = manager.run("first", runtime)
+    first.kill()
+    first.event("closed")
+    manager.vanish()
+    manager.come_back()
+    manager.until(lambda: manager.hellos, "it says hello, and then everything again")
+    manager.acknowledge(first.incarnation, 3)
+    assert select.select([first.pidfd], [], [], 20)[0], "it ends"
+    manager.acknowledges = True
+    manager.run("second", runtime).event("create")
+    assert [incarnation for incarnation, _ in manager.events].count(first.incarnation) == 6
 
 
 @pytest.mark.timeout(0)
