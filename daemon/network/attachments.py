@@ -226,7 +226,7 @@ class Attachments:
     async def withdraw(self, key: str) -> None:
         """Let others have its ports, when it has left the network that published them."""
         record = self._records[key]
-        if record.ports and not record.publishes:
+        if record.ports and not record.publishes and not record.late:
             await self._change(
                 key, lambda record: replace(record, ports=(), withdrawn=record.ports)
             )

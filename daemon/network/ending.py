@@ -174,7 +174,7 @@ class Endings:
         return record.key in self._attachments.keys_of(entry)
 
     async def _finish_pending(self, key: str) -> None:
-        """Attach again what was being attached again, undo what was new."""
+        """Attach again what was being attached again, undo what was new, with the ports it had."""
         async with self._attachments.lock(key):
             if not self._attachments.knows(key):
                 return
@@ -188,6 +188,10 @@ class Endings:
                 except LighterError as err:
                     what = "repair" if one.again else "undo"
                     log.error("%s network %s of %s: %s", what, one.network.name, record.id, err)
+            try:
+                await self._attachments.withdraw(key)
+            except LighterError as err:
+                log.error("give back ports of %s: %s", record.id, err)
 
     async def _sweep(self) -> None:
         """What has no record at all: namespaces' files, and addresses that were being given."""

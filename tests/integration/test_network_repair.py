@@ -257,6 +257,25 @@ def test_ports_of_a_network_that_is_left_are_free(net: NetworkedLighterd) -> Non
     assert net.ctl("port", "one", check=True).stdout == b"80/tcp -> 0.0.0.0:8080\n"
 
 
+@pytest.mark.parametrize("point", ["network.adding", "network.plugin-added:abort:2"])
+def test_ports_of_a_connect_that_a_kill_cut_short_are_free(
+    net: NetworkedLighterd, point: str
+) -> None:
+    run(net, "--network", "a", "-p", "8080:80", "one")
+    net.ctl("network", "disconnect", "a", "one", check=True)
+    net.restart(FAULT=point if ":" in point else f"{point}:abort")
+    argv = net.ctl_argv("--connect-timeout", "1s", "network", "connect", "a", "one")
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL):
+        await_death(net)
+    assert record_of(net)[1]["ports"], "it was killed when the ports were its again"
+    net.start()
+    await_that(lambda: not record_of(net)[1]["ports"], 20, "nobody has the ports")
+    run(net, "--network", "a", "-p", "8080:80", "two")
+    net.ctl("rm", "-f", "two", check=True)
+    net.ctl("network", "connect", "a", "one", check=True)
+    assert net.ctl("port", "one", check=True).stdout == b"80/tcp -> 0.0.0.0:8080\n"
+
+
 def test_a_network_is_left_by_whatever_word_it_was_asked_for(net: NetworkedLighterd) -> None:
     for number, (flags, word) in enumerate(
         (
