@@ -60,6 +60,7 @@ NO_NAMESPACE = "default"  # of a snapshot whose record is gone; for the plugin's
 # Labels that are meant for the snapshotter itself (containerd's FilterInheritedLabels).
 _INHERITED = "containerd.io/snapshot/"
 _WRITTEN = ("upperdir=", "workdir=")
+_BINDS = frozenset(("bind", "rbind"))  # as a type or as an option of any other
 
 
 class Backend(Protocol):
@@ -330,7 +331,7 @@ class ProxySnapshotter:
                 )
             written = [option for option in mount.options if option.startswith(_WRITTEN)]
             places = [option.partition("=")[2] for option in written]
-            if mount.type in ("bind", "rbind"):
+            if not _BINDS.isdisjoint((mount.type, *mount.options)):
                 places.append(mount.source)
             for place in places:
                 if not place.startswith("/") or "\0" in place or self._would_give_away(place):

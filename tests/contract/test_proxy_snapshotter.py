@@ -230,6 +230,7 @@ def test_a_plugin_that_hangs_is_given_up_in_bounded_time(
         ([["bind", "/", ["rbind"], ""]], FailedPrecondition, "'/' to be mounted"),
         ([["bind", "ROOT", ["rbind"], ""]], FailedPrecondition, "no directory of a snapshot"),
         ([["bind", "ROOT/x", ["rbind"], ""]], FailedPrecondition, "no directory of a snapshot"),
+        ([["none", "/", ["ro", "rbind"], ""]], FailedPrecondition, "'/' to be mounted"),
         ([["bind", "relative", [], ""]], FailedPrecondition, "'relative' to be mounted"),
         (
             [["overlay", "overlay", ["lowerdir=/a", "upperdir=/", "workdir=/w"], ""]],
