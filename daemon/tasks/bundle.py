@@ -20,7 +20,7 @@ from typing import Any
 from lighter.daemon import files
 from lighter.daemon.content.failures import from_os
 from lighter.proto.codec import MAX_MESSAGE_BYTES
-from lighter.proto.errors import AlreadyExists, FailedPrecondition, Unavailable
+from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from lighter.proto.paths import Root, State, check_socket_path
 
 
@@ -169,6 +169,8 @@ class Bundle:
     def _write(self, path: str, value: Mapping[str, Any]) -> None:
         try:
             files.write_whole(path, json.dumps(value).encode())
+        except FileNotFoundError as err:
+            raise NotFound(f"write {path}: the task's directory is not there any more") from err
         except OSError as err:
             raise from_os(f"write {path}", err) from err
 

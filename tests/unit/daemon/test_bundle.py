@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lighter.daemon.tasks.bundle import Bundle
-from lighter.proto.errors import ResourceExhausted, Unavailable
+from lighter.proto.errors import NotFound, ResourceExhausted, Unavailable
 from lighter.proto.paths import Root, State
 from lighter.shim import linux
 
@@ -28,6 +28,17 @@ def test_one_that_cannot_be_removed_says_so_and_is_removed_later(tmp_path: Path)
     bundle.remove()
     assert not bundle.exists()
     bundle.remove()
+
+
+def test_f56_what_is_asked_of_a_task_whose_directory_is_gone_is_not_found(tmp_path: Path) -> None:
+    bundle = Bundle(State(str(tmp_path / "state")), Root(str(tmp_path / "root")), "ns", "c")
+    for write in (
+        lambda: bundle.write_process("x", {}),
+        lambda: bundle.write_added("x", {}),
+        lambda: bundle.resources({}).__enter__(),
+    ):
+        with pytest.raises(NotFound, match=f"write {bundle.dir}/.*: the task's directory is not"):
+            write()
 
 
 @pytest.mark.root
