@@ -47,15 +47,20 @@ def memory_limit(pid: int) -> str:
 
 
 @contextmanager
-def without_memory(pid: int, name: str) -> Iterator[Path]:
-    """A process in a cgroup of its own, where it gets no further page; removed when it is dead."""
+def without_memory(pid: int, name: str, more_bytes: int = 4096) -> Iterator[Path]:
+    """A process in a cgroup of its own, where it gets so much more than it has, and then no page.
+
+    The cgroup is removed; what still lives there is out of it then.
+    """
     group = MOUNT / ("" if IS_V2 else "memory") / name
     group.mkdir()
     try:
-        (group / ("memory.max" if IS_V2 else "memory.limit_in_bytes")).write_text("4096")
+        (group / ("memory.max" if IS_V2 else "memory.limit_in_bytes")).write_text(str(more_bytes))
         (group / "cgroup.procs").write_text(str(pid))
         yield group
     finally:
+        for member in members(group):
+            (group.parent / "cgroup.procs").write_text(str(member))
         group.rmdir()
 
 

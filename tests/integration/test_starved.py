@@ -1,6 +1,8 @@
-"""F59: no process more for the spawner, its shims and what they run, no thread for the manager."""
+"""F59: no process more for the spawner, its shims and what they run; no thread for the manager, or
+no memory."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import pytest
 from lighter.proto import errors
 from tests import cgroups, lives
 from tests.harness import Lighterd
-from tests.lives import NO_STDIO, ask
+from tests.lives import NO_STDIO, NoAnswer, ask
 from tests.processes import with_title
 
 pytestmark = pytest.mark.shared_lighterd
 
+ROOM_BYTES = 16 << 20
+TOO_MANY_WORDS = 900_000  # some 60 MB as objects, and not a third of the largest message
 TYPED = (errors.ResourceExhausted, errors.Unavailable, errors.FailedPrecondition)
 
 
@@ -71,3 +75,37 @@ def test_f59_no_thread_more_for_the_manager(lighterd: Lighterd, busybox: str) ->
     finally:
         (top / "cgroup.procs").write_text(str(lighterd.pid))
         cgroup.rmdir()
+
+
+def test_f59_no_memory_more_for_the_manager(lighterd: Lighterd, busybox: str) -> None:
+    """A request for which its cgroup has no room costs the manager at most, and nobody else."""
+    old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
+    shims = lighterd.shims()
+    group = f"lighter-starved-{lighterd.instance}"
+    with cgroups.without_memory(lighterd.pid, group, ROOM_BYTES) as cgroup:
+        run_exec(lighterd, "before")
+        try:
+            lives.define(lighterd, busybox, "new", *["word"] * TOO_MANY_WORDS)
+        except NoAnswer as gone:
+            assert (gone.who, gone.how) == ("manager", "dead")
+            assert cgroups.oom_kills(cgroup) == 1
+            assert lighterd.process is not None
+            assert lighterd.process.wait() == -signal.SIGKILL
+            lighterd._await_spawner()
+        except TYPED:  # the host has swapped out what the limit did not take
+            lighterd.kill9()
+        assert (lighterd.shims(), lives.process_state(old)) == (shims, "S")
+    lighterd.start()
+    run_exec(lighterd, "after")
+    with contextlib.suppress(errors.AlreadyExists):
+        lives.define(lighterd, busybox, "new", "sleep", "1000")
+    for name in ("new", "old"):
+        ask(lighterd, "containers.delete", id=name, force=True)
+    lives.leftovers(lighterd)
+    assert not (wrong := lives.check_history(lives.history(lighterd))), wrong
+
+
+def run_exec(lighterd: Lighterd, exec_id: str) -> None:
+    which = {"id": "old", "exec_id": exec_id}
+    ask(lighterd, "tasks.exec", args=["true"], **which, **NO_STDIO)
+    assert ask(lighterd, "tasks.wait", **which)["exit_status"] == 0
