@@ -564,6 +564,8 @@ def test_a_manager_that_is_aborted_leaves_no_core(
     control = list(tmp_path.iterdir())
     for core in control:
         core.unlink()
+    elsewhere = Path("/proc/sys/kernel/core_pattern").read_text().startswith(("/", "|"))
+    assert control or elsewhere, "what is not kept from it leaves one here"
     lighterd = make_lighterd()
     lighterd.prefix = with_cores
     lighterd.start()
@@ -579,7 +581,7 @@ def test_a_manager_that_is_aborted_leaves_no_core(
     os.kill(lighterd.pid, signal.SIGABRT)
     assert lighterd.process is not None
     assert lighterd.process.wait() == -signal.SIGABRT
-    assert list(tmp_path.iterdir()) == [], f"a control left {control}"
+    assert list(tmp_path.iterdir()) == []
     lighterd._await_spawner()
     lighterd.start()
     lighterd.ctl("rm", "-f", "x", check=True)

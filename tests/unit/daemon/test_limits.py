@@ -37,6 +37,20 @@ def test_below_the_floor_the_start_is_refused() -> None:
     assert f"RLIMIT_NOFILE allows {FLOOR - 1} file descriptors" in done.stderr
 
 
+@pytest.mark.root
+def test_a_process_that_leaves_no_core_is_not_dumpable() -> None:
+    """Wherever cores go on this host: whether one was left can be seen on few."""
+    shown = "ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)"  # PR_GET_DUMPABLE
+    text = f"import ctypes; from lighter.daemon.limits import *; print({shown}); leave_no_core()"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"{text}; print({shown})"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "1\n0\n"
+
+
 def test_new_work_is_refused_at_four_fifths_of_the_limit_as_it_is_then() -> None:
     """F58: the rest is for what runs."""
     limit = 100_000
