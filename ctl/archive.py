@@ -9,6 +9,8 @@ from lighter.ctl.cli import Session, format_option
 from lighter.ctl.handing import handed_source, handed_target
 from lighter.ctl.output import print_json_line, progress, visible
 
+_local = grammar.in_any_case("--local", "the manager does it")
+
 
 def _platforms(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return grammar.option(
@@ -35,6 +37,7 @@ def _platforms(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 @grammar.option(
     "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="Where to unpack."
 )
+@_local
 @format_option
 def import_(session: Session, /, file: str, no_unpack: bool, **options: Any) -> None:
     """import images from an OCI or docker archive
@@ -108,6 +111,7 @@ class ImportProgress:
 @grammar.option(
     "--skip-non-distributable", is_flag=True, help="Leave out layers that may not be handed on."
 )
+@_local
 @format_option
 def export(session: Session, /, file: str, **options: Any) -> None:
     """export images as one OCI archive, which docker, podman, skopeo and ctr load

@@ -1,5 +1,7 @@
 """`ctl containers checkpoint` and `restore`: containers to images and back, as ctr does it."""
 
+import time
+
 from lighter.ctl import grammar, process
 from lighter.ctl.cli import Session, detach_keys_option
 from lighter.ctl.run import remove_made
@@ -26,6 +28,22 @@ def checkpoint(
         "containers.checkpoint", id=container_id, name=ref, rw=rw, image=image, task=task, ends=ends
     )
     print(made["image"])
+
+
+def to_image(session: Session, container_id: str, ends: bool) -> str:
+    """The name of an image of a container's processes, files and image, made up as ctr does."""
+    container = session.call("containers.get", id=container_id)["container"]
+    at = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    made = session.call(
+        "containers.checkpoint",
+        id=container_id,
+        name=f"localhost/checkpoint:{container_id}-{at}-{time.time_ns() % 10**9:09}",
+        rw=bool(container["snapshot_key"]),
+        image=bool(container["image"]),
+        task=True,
+        ends=ends,
+    )
+    return str(made["image"])
 
 
 @grammar.command("restore")

@@ -57,7 +57,7 @@ _COMMANDS = (
     ("shim", "shim", "shim", "reach a container's monitor"),
     ("install", "install", "install", "put programs of an image onto the host"),
     ("deprecations", "deprecations", "deprecations", "look at what is used and will go"),
-    ("sandboxes sandbox sb", "deprecations", "sandboxes", "not to be had here"),
+    ("sandboxes sandbox sb s", "deprecations", "sandboxes", "not to be had here"),
     ("upgrade", "upgrade", "upgrade", "look ahead to another version"),
     ("create", "starting", "create", "create a container, as docker does"),
     ("start", "starting", "start", "start containers that do not run"),

@@ -49,15 +49,20 @@ def create(session: Session, /, words: tuple[str, ...], **flags: Any) -> None:
 
 
 @containers.verb("list ls")
+@grammar.argument("filters", nargs=-1, metavar="[FILTER]...")
 @grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
 @format_option
-def list_(session: Session, quiet: bool) -> None:
+def list_(session: Session, filters: tuple[str, ...], quiet: bool) -> None:
     """list containers
+
+    A filter is containerd's: id==ID, image~=PATTERN, runtime.name==…, labels.KEY==VALUE; a comma
+    joins what must all be true; of several filters one is enough.
 
     \b
       ctl containers list -q
+      ctl containers ls 'image~=nginx,labels.tier==web'
     """
-    rows = pages(session, "containers.list", "containers")
+    rows = pages(session, "containers.list", "containers", filters=filters)
     if quiet:
         for row in rows:
             print(row["id"])
@@ -125,15 +130,39 @@ def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
 @containers.verb("delete del remove rm")
 @grammar.argument("container_ids", nargs=-1, required=True, metavar="CONTAINER...")
 @grammar.option("--force", "-f", is_flag=True, help="End and delete its task first.")
-def delete(session: Session, container_ids: tuple[str, ...], force: bool) -> int:
+@grammar.option(
+    "--keep-snapshot", is_flag=True, help="What it has written stays until `snapshots rm`."
+)
+def delete(
+    session: Session, container_ids: tuple[str, ...], force: bool, keep_snapshot: bool
+) -> int:
     """delete containers that do not run
 
     \b
       ctl containers delete web
+      ctl containers delete --keep-snapshot web && ctl snapshots info web
     """
-    return work_through(
-        session, container_ids, lambda id_: remove(session, id_, force), shown=False
-    )
+
+    def act(container_id: str) -> None:
+        if keep_snapshot:
+            _forget(session, container_id, force)
+        else:
+            remove(session, container_id, force)
+
+    return work_through(session, container_ids, act, shown=False)
+
+
+def _forget(session: Session, container_id: str, force: bool) -> None:
+    """As `remove`, but for the snapshot."""
+    if force:
+        with contextlib.suppress(NotFound):
+            session.call("tasks.delete", id=container_id, exec_id="", force=True)
+    try:
+        session.call("containers.forget", id=container_id)
+    except FailedPrecondition:
+        with contextlib.suppress(NotFound):
+            session.call("tasks.delete", id=container_id, exec_id="", force=False)
+        session.call("containers.forget", id=container_id)
 
 
 def remove(session: Session, container_id: str, force: bool, *, volumes: bool = False) -> None:

@@ -45,5 +45,5 @@ def _none(_session: Session, words: tuple[str, ...]) -> None:
     raise Unimplemented("sandboxes: this manager has no sandbox controller")
 
 
-for _names in ("run create c", "list ls", "remove rm"):
+for _names in ("run create c r", "list ls", "remove rm"):
     sandboxes.verb(_names)(grammar.argument("words", nargs=-1)(_none))

@@ -266,6 +266,17 @@ def option(*names: str, **attributes: Any) -> Decorator:
     return _declared(names, attributes)
 
 
+def in_any_case(name: str, said: str) -> Decorator:
+    """A flag of ctr's that asks for what is done without it too."""
+    return option(
+        name,
+        f"{name.lstrip('-').replace('-', '_')}_anyway",
+        is_flag=True,
+        apply=lambda _session, _value: None,
+        help=f"As ctr has it; {said} in any case.",
+    )
+
+
 def argument(name: str, **attributes: Any) -> Decorator:
     """An argument of the decorated function; one without a default is required."""
     optional = "default" in attributes or attributes.get("nargs") == -1

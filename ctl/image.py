@@ -1,6 +1,7 @@
 """`ctl images`: names for trees of content."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from lighter.ctl import grammar
@@ -121,6 +122,7 @@ def _check_cells(row: Any) -> tuple[str, ...]:
 @grammar.argument("source", metavar="SOURCE")
 @grammar.argument("names", nargs=-1, required=True, metavar="TARGET...")
 @grammar.option("--force", is_flag=True, help="Let names that exist go over to SOURCE.")
+@grammar.in_any_case("--local", "the manager does it")
 def tag(session: Session, source: str, names: tuple[str, ...], force: bool) -> None:
     """give an image further names
 
@@ -204,6 +206,10 @@ def delete(session: Session, names: tuple[str, ...], sync: bool) -> int:
     \b
       ctl images delete docker.io/library/nginx:alpine
     """
+    return _remove(session, names)
+
+
+def _remove(session: Session, names: Iterable[str]) -> int:
     code = 0
     for name in names:
         try:
@@ -214,6 +220,23 @@ def delete(session: Session, names: tuple[str, ...], sync: bool) -> int:
         else:
             print(visible(name), flush=True)
     return code
+
+
+@images.verb("prune")
+@force_option
+@grammar.option("--all", "-a", "everything", is_flag=True, help="Without it none is removed.")
+def prune(session: Session, everything: bool) -> int:
+    """remove images that no container was made from
+
+    \b
+      ctl images prune --all
+    """
+    if not everything:
+        session.warn(["no image is removed without --all: each of them has a name"])
+        return 0
+    names = [row["name"] for row in pages(session, "images.list", "images")]
+    used = {row["image"] for row in pages(session, "containers.list", "containers")}
+    return _remove(session, (name for name in names if name not in used))
 
 
 @images.verb("mount")

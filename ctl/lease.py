@@ -22,15 +22,20 @@ def leases(_session: Session) -> None:
 
 
 @leases.verb("list ls")
+@grammar.argument("filters", nargs=-1, metavar="[FILTER]...")
 @grammar.option("--quiet", "-q", is_flag=True, help="Ids alone.")
 @format_option
-def list_(session: Session, quiet: bool) -> None:
+def list_(session: Session, filters: tuple[str, ...], quiet: bool) -> None:
     """list leases
+
+    A filter is containerd's: id==ID, id~=PATTERN, labels.KEY==VALUE; a comma joins what must all be
+    true; of several filters one is enough.
 
     \b
       ctl leases list
+      ctl leases ls 'id~=^build'
     """
-    rows = session.call("leases.list")["leases"]
+    rows = session.call("leases.list", filters=filters)["leases"]
     if quiet:
         for row in rows:
             print(row["id"])
@@ -101,7 +106,7 @@ def add(session: Session, lease_id: str, type_: str, resource: str) -> None:
     session.call("leases.add_resource", id=lease_id, type=type_, resource=resource)
 
 
-@leases.verb("delete rm")
+@leases.verb("delete del remove rm")
 @force_option
 @grammar.argument("lease_ids", nargs=-1, required=True, metavar="ID...")
 @grammar.option("--sync", is_flag=True, help="Return when what it held is collected.")

@@ -67,11 +67,13 @@ def label(session: Session, name: str, labels: tuple[str, ...]) -> None:
 
 @namespaces.verb("remove rm delete del")
 @force_option
+@grammar.option("--cgroup", "-c", is_flag=True, help="Remove its cgroup too, which is empty then.")
 @grammar.argument("names", nargs=-1, required=True, metavar="NAME...")
-def remove(session: Session, names: tuple[str, ...]) -> int:
+def remove(session: Session, names: tuple[str, ...], cgroup: bool) -> int:
     """remove namespaces, which must be empty
 
     \b
       ctl namespaces remove build
+      ctl namespaces remove --cgroup build
     """
-    return remove_each(session, "namespaces.delete", names, force=False)
+    return remove_each(session, "namespaces.delete", names, force=False, cgroup=cgroup)

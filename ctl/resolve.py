@@ -52,14 +52,16 @@ def work_through(
     return code
 
 
-def remove_each(session: Session, method: str, names: tuple[str, ...], *, force: bool) -> int:
+def remove_each(
+    session: Session, method: str, names: tuple[str, ...], *, force: bool, **fields: object
+) -> int:
     """Call `method` for each full name, as `work_through`. `force`: one that is not there is no
-    failure.
+    failure. `fields` go with each request.
     """
 
     def remove(name: str) -> None:
         try:
-            session.call(method, name=name)
+            session.call(method, name=name, **fields)
         except NotFound:
             if not force:
                 raise

@@ -180,15 +180,17 @@ def commit(session: Session, name: str, active: str) -> None:
 
 
 @snapshots.verb("unpack")
+@grammar.option("--snapshotter", default="", help="As before the verb.")
 @grammar.argument("image", metavar="REF|DIGEST")
 @format_option
-def unpack(session: Session, image: str) -> None:
+def unpack(session: Session, image: str, snapshotter: str) -> None:
     """unpack an image that is here, by its reference or its manifest's digest
 
     \b
       ctl snapshots unpack sha256:…
     """
-    call = session.manager.begin("snapshots.unpack", snapshotter=session.scope, image=image)
+    chosen = snapshotter or session.scope
+    call = session.manager.begin("snapshots.unpack", snapshotter=chosen, image=image)
     if not session.json:
         progress(f"unpacking {image}...", end="")
     for _ in call:

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_log_uri = grammar.option(
+    "--log-uri",
+    default="",
+    metavar="URI",
+    help="Its output goes to file:///PATH or binary:///PROGRAM?KEY=VALUE.",
+)
+
+
 @grammar.group("tasks")
 def tasks(_session: Session) -> None:
     """Manage tasks: containers that run, or have run.
@@ -38,6 +46,7 @@ def tasks(_session: Session) -> None:
 @grammar.option("--null-io", is_flag=True, help="Pass no streams.")
 @grammar.option("--pid-file", type=grammar.PATH, default="", help="Write the pid to this file.")
 @grammar.option("--checkpoint", type=grammar.PATH, default="", help="Go on from this directory.")
+@_log_uri
 @fifo_dir_option
 @detach_keys_option
 @grammar.argument("container_id", metavar="CONTAINER")
@@ -51,17 +60,21 @@ def start(
     pid_file: str,
     fifo_dir: str,
     checkpoint: str,
+    log_uri: str,
 ) -> int:
     """start a container, attached unless -d; the exit code is its own
 
     \b
       ctl tasks start -d web
+      ctl tasks start -d --log-uri file:///var/log/web.log web
     """
     from lighter.ctl import process
 
     if words:
         session.warn([f"start {container_id}: not used: {' '.join(words)}"])
-    origin = {"checkpoint": absolute(checkpoint)} if checkpoint else process.NEW
+    origin = {"checkpoint": absolute(checkpoint)} if checkpoint else {}
+    if log_uri:
+        origin["log_uri"] = log_uri
     if detach:
         process.start_detached(session, container_id, pid_file, fifo_dir, origin)
         return 0
@@ -119,7 +132,7 @@ def ps(session: Session, container_id: str) -> None:
 
 
 @tasks.verb("checkpoint")
-@grammar.option("--image-path", type=grammar.PATH, required=True, help="A new directory for it.")
+@grammar.option("--image-path", type=grammar.PATH, default="", help="A new directory for it.")
 @grammar.option("--exit", "ends", is_flag=True, help="End the container with it.")
 @grammar.argument("container_id", metavar="CONTAINER")
 def checkpoint(session: Session, container_id: str, image_path: str, ends: bool) -> None:
@@ -128,12 +141,21 @@ def checkpoint(session: Session, container_id: str, image_path: str, ends: bool)
     It runs on, unless --exit is given. `tasks start --checkpoint DIR` goes on from there. What
     the container has written to its files is not in it: they stay with the container.
 
+    Without --image-path an image is made of all, whose name is printed, and which `containers
+    restore` makes a container of.
+
     \b
       ctl tasks checkpoint --image-path /var/tmp/web --exit web
       ctl tasks delete web && ctl tasks start -d --checkpoint /var/tmp/web web
+      ctl containers restore --rw --live again "$(ctl tasks checkpoint web)"
     """
     import os
 
+    if not image_path:
+        from lighter.ctl.checkpoint import to_image
+
+        print(to_image(session, container_id, ends))
+        return
     directory = absolute(image_path)
     try:
         os.makedirs(directory, 0o700, exist_ok=True)
@@ -201,6 +223,7 @@ def metric_rows(version: int, values: Mapping[str, Any]) -> list[tuple[str, obje
 @grammar.option("--detach", "-d", is_flag=True, help="Do not wait for it.")
 @grammar.option("--cwd", help="Working directory.")
 @grammar.option("--user", "-u", help="User or uid[:group or gid].")
+@_log_uri
 @fifo_dir_option
 @detach_keys_option
 @grammar.argument("container_id", metavar="CONTAINER")
@@ -213,16 +236,20 @@ def exec_(
     exec_id: str | None,
     detach: bool,
     fifo_dir: str,
+    log_uri: str,
     **flags: Any,
 ) -> int:
     """run a command in a running container; its exit code is ctl's
 
     \b
       ctl tasks exec --exec-id 1 -t web /bin/sh
+      ctl tasks exec -d --log-uri file:///var/log/check.log web /bin/check
     """
     from lighter.ctl import process
 
     request = process.exec_request(exec_id, command, flags)
+    if log_uri:
+        request["log_uri"] = log_uri
     if detach:
         process.exec_detached(session, container_id, request, fifo_dir)
         return 0

@@ -58,6 +58,12 @@ _platforms = grammar.option(
 )
 
 
+_local = grammar.in_any_case("--local", "the manager does it")
+_all_metadata = grammar.option(
+    "--all-metadata", is_flag=True, help="Also other platforms' manifests and configs."
+)
+
+
 def _wanted(platforms: tuple[str, ...]) -> dict[str, Any]:
     """A manager of the first release knows one platform alone."""
     return {"platform": platforms[0]} if len(platforms) == 1 else {"platforms": platforms}
@@ -79,7 +85,9 @@ NO_FLAGS: dict[str, Any] = {
 @registry_options
 @_platforms
 @grammar.option("--all-platforms", is_flag=True, help="All that the image is there for.")
+@_all_metadata
 @grammar.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
+@grammar.option("--print-chainid", is_flag=True, help="Print the name of its topmost snapshot.")
 @grammar.option("--snapshotter", default="", help="Where to unpack.")
 @grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
 @grammar.option(
@@ -89,6 +97,7 @@ NO_FLAGS: dict[str, Any] = {
     show_default=True,
     help="Layers at a time.",
 )
+@_local
 @format_option
 @grammar.argument("ref")
 def pull(
@@ -97,7 +106,9 @@ def pull(
     ref: str,
     platforms: tuple[str, ...],
     all_platforms: bool,
+    all_metadata: bool,
     no_unpack: bool,
+    print_chainid: bool,
     snapshotter: str,
     label: tuple[str, ...],
     max_concurrent_downloads: int,
@@ -113,17 +124,34 @@ def pull(
     """
     if platforms and all_platforms:
         raise grammar.UsageError("--platform and --all-platforms exclude each other")
-    pull_image(
+    name = pull_image(
         session,
         ref,
         access(session, ref, flags),
         **_wanted(platforms),
         all_platforms=all_platforms,
+        all_metadata=all_metadata,
         unpack=not no_unpack,
         snapshotter=snapshotter,
         labels=key_values(label, "label", bare=True),
         at_once=max_concurrent_downloads,
     )
+    if print_chainid:
+        chain_id = _chain_id(session.call("images.get", name=name)["config"])
+        if session.json:
+            print_json_line({"chain_id": chain_id})
+        else:
+            print(f"image chain ID: {chain_id}")
+
+
+def _chain_id(config: Mapping[str, Any]) -> str:
+    """What the snapshot with all layers of an image is called (OCI image-spec, config.md)."""
+    from hashlib import sha256
+
+    name = ""
+    for diff_id in config["rootfs"]["diff_ids"]:
+        name = f"sha256:{sha256(f'{name} {diff_id}'.encode()).hexdigest()}" if name else diff_id
+    return name
 
 
 def pull_image(
@@ -162,6 +190,8 @@ def pull_image(
     show_default=True,
     help="Layers at a time.",
 )
+@grammar.in_any_case("--allow-non-distributable-blobs", "they are pushed")
+@_local
 @format_option
 @grammar.argument("remote", metavar="REF")
 @grammar.argument("local", metavar="[LOCAL]", required=False, default="")
@@ -216,7 +246,7 @@ def _push(session: Session, method: str, **body: Any) -> None:
 @grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
 @_platforms
 @grammar.option("--all-platforms", is_flag=True, help="All that the image is there for.")
-@grammar.option("--all-metadata", is_flag=True, help="Also other platforms' manifests and configs.")
+@_all_metadata
 @grammar.option("--metadata-only", is_flag=True, help="Manifests and configs alone, no layer.")
 @format_option
 @grammar.argument("ref")

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 
+from lighter.proto.errors import FailedPrecondition
 from lighter.proto.paths import shims_cgroup
 
 log = logging.getLogger("lighter.placement")
@@ -165,6 +166,18 @@ def remove_empty(instance: str) -> None:
         ):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
+
+
+def remove_namespace(instance: str, namespace: str) -> None:
+    """Remove the cgroup of a namespace that is gone. Raises FailedPrecondition: it is in use."""
+    for root in hierarchies():
+        directory = f"{root}/lighter/{instance}/{namespace}"
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError as err:
+            raise FailedPrecondition(f"remove cgroup {directory}: {err.strerror}") from err
 
 
 def _names(directory: str) -> list[str]:

@@ -9,7 +9,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     version.get         {} -> {name, version, revision, uuid, generation, started_at, instance, root, state}
     namespaces.list     {} -> {namespaces: [{name, labels, created_at}]}
     namespaces.create   {name, labels} -> {}
-    namespaces.delete   {name} -> {}                    refused while it holds anything, saying what
+    namespaces.delete   {name, cgroup} -> {}            refused while it holds anything, saying what; cgroup: that
+                        of its containers too
     namespaces.label    {name, labels} -> {}            "" as value removes a label
     images.import       (stream) {source, base_name, index_name, digests, skip_digest_for_named, platforms,
                         all_platforms, unpack, compress_blobs, snapshotter} -> items {status, ref, digest,
@@ -70,7 +71,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         name: a digest, or a snapshot's key; a chain goes from a root to it
     content.prune_references  {dry_run} -> {pruned: [{digest, label}]}
     leases.create       {id, labels} -> {lease: {id, labels, created_at, expires_at}}   id "": made up
-    leases.list         {} -> {leases: [{…as made}]}
+    leases.list         {filters} -> {leases: [{…as made}]}
     leases.delete       {id, sync} -> {}                sync: collected when it returns
     leases.add_resource, leases.delete_resource  {id, type, resource} -> {}
     leases.resources    {id} -> {resources: [{type, resource}]}    type: content, images, ingests or
@@ -90,7 +91,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     snapshots.unpack    (stream) {snapshotter, image} -> items as images.import's, end {key}
                         image: its name or its manifest's digest
     containers.create   {id, image, args, entrypoint, env, cwd, user, terminal, mounts: [{type, source, destination,
-                        options}], net_host, read_only, hostname, labels, snapshotter, privileged,
+                        options}], net_host, read_only, hostname, labels, snapshotter, privileged, without_host_devices,
                         cap_add, cap_drop, seccomp, allow_new_privs, runtime, with_ns: {kind: path},
                         auto_remove, stdin_open, stop_signal, log: {driver, max_size, max_file, uri},
                         restart: no, on-failure[:n], always, unless-stopped; stop_timeout_s (-1: none),
@@ -108,7 +109,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         seccomp: "default", "unconfined" or the profile's JSON text
                         args take the place of the image's entrypoint and command; keep_entrypoint: of
                         its command alone; entrypoint, when not null, takes the place of both
-    containers.list     {cursor, limit} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
+    containers.list     {cursor, limit, filters} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
                         labels, created_at, updated_at}], next}
     containers.get      {id} -> {container: {…as listed, spec: text, options, networks, ports, restart: {policy,
                         max_retries, count, stopped, due_at, error}, health: {status, failing_streak,
@@ -121,6 +122,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
     containers.delete   {id, force, volumes} -> {}      refused while a task exists; force kills and deletes it;
                         volumes: those too that were made for it without a name
+    containers.forget   {id} -> {}                      as delete, but its snapshot stays, as anybody's
     containers.checkpoint {id, name, rw, image, task, ends} -> {image, digest}   as an image called `name`; ends: with task
     containers.restore  {id, name, rw, live, trust} -> {id}   trust: what another manager has made, too
     files.look          {id, path} -> {mode, size_bytes, mtime_ns, link, target_mode}   paths are bytes;
@@ -138,9 +140,10 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     volumes.prune       {all} -> {names, size_bytes, problems: [text]}  all: named ones too
     oci.spec            {} -> {spec: text}              what a container starts from
     tasks.create        {id, stdin, stdout, stderr, rows, cols, replace, checkpoint,
-                        checkpoint_image, trust} -> {pid}
+                        checkpoint_image, trust, log_uri} -> {pid}
                         replace: an ended task makes way; checkpoint: a directory to go on from,
-                        "" for none, or checkpoint_image: it runs before it is started
+                        "" for none, or checkpoint_image: it runs before it is started;
+                        log_uri: in place of the container's
     tasks.checkpoint    {id, directory, leave_running} -> {}    the directory is there and empty
     tasks.start         {id} -> {pid}
     tasks.get           {id} -> {task}
@@ -153,7 +156,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     tasks.pause         {id} -> {}
     tasks.resume        {id} -> {}
     tasks.exec          {id, exec_id, args, env, cwd, user, terminal, privileged, stdin, stdout, stderr,
-                        rows, cols} -> {exec_id, pid}   exec_id null: one is made up; of those that
+                        rows, cols, log_uri} -> {exec_id, pid}   exec_id null: one is made up; of those that
                         have ended, the newest 256 of a task are known
     tasks.attach        {id, exec_id, stdin, stdout, stderr} -> {terminal}
     tasks.resize        {id, exec_id, rows, cols} -> {}

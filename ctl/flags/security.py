@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     grammar.option("--privileged", is_flag=True, help="All capabilities and devices."),
+    grammar.option(
+        "--privileged-without-host-devices",
+        is_flag=True,
+        help="With --privileged: all capabilities, and the devices of any other container.",
+    ),
     grammar.option("--cap-add", multiple=True, help="Add a capability, CAP_… or ALL."),
     grammar.option("--cap-drop", multiple=True, help="Drop a capability, CAP_… or ALL."),
     grammar.option("--seccomp", is_flag=True, help="Use the default profile (which is on anyway)."),
@@ -31,6 +36,8 @@ OPTIONS = (
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create."""
+    if flags["privileged_without_host_devices"] and not flags["privileged"]:
+        raise grammar.UsageError("--privileged-without-host-devices: --privileged is expected too")
     options = security_options(flags["security_opt"])
     profiles = {
         *(flags["apparmor_profile"], flags["apparmor_default_profile"]),
@@ -42,6 +49,7 @@ def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     allowed = flags["allow_new_privs"] or options.get("no-new-privileges") == "false"
     return {
         "privileged": flags["privileged"],
+        "without_host_devices": flags["privileged_without_host_devices"],
         "cap_add": list(flags["cap_add"]),
         "cap_drop": list(flags["cap_drop"]),
         "seccomp": seccomp(profile),

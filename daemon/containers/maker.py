@@ -346,6 +346,7 @@ class ContainerMaker:
                 hostname=request.hostname,
                 privileged=request.privileged,
                 host_devices=read_devices() if request.privileged else (),
+                without_host_devices=request.without_host_devices,
                 cap_add=request.cap_add,
                 cap_drop=request.cap_drop,
                 seccomp=request.seccomp,

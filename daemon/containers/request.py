@@ -49,6 +49,7 @@ class CreateRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     snapshotter: str = ""
     privileged: bool = False
+    without_host_devices: bool = False
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     seccomp: str = "default"

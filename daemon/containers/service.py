@@ -19,6 +19,7 @@ from lighter.daemon.network.specs import with_network
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.oci.selinux import labelled
 from lighter.daemon.oci.sharing import join
+from lighter.daemon.orphans import OWNER_LABEL
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.snapshots.removal import remove_quietly
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
@@ -148,8 +149,12 @@ class ContainerService:
         if self.is_held(namespace, container_id):
             raise Unavailable(f"start task {container_id}: files are being copied into it")
 
-    async def start_task(self, namespace: str, container_id: str, stdio: Mapping[str, Any]) -> int:
-        """Create the container's task; returns init's pid."""
+    async def start_task(
+        self, namespace: str, container_id: str, stdio: Mapping[str, Any], log_uri: str = ""
+    ) -> int:
+        """Create the container's task; returns init's pid. `log_uri`: for this task, in place of
+        the container's own.
+        """
         container = self._store.get(namespace, container_id)
         check_whole("start", container)
         terminal = bool(container.options.get("terminal"))
@@ -159,7 +164,7 @@ class ContainerService:
         self.check_free(namespace, container_id)
         options = from_record(container.options.get("runc") or {})
         # The record's URI comes from who made the container, never from its image or labels.
-        if uri := (container.options.get("log") or {}).get("uri"):
+        if uri := log_uri or (container.options.get("log") or {}).get("uri"):
             stdio = {**stdio, **log_streams(uri)}
         return await self._create_task(container, mounts, terminal, stdio, options)
 
@@ -291,19 +296,7 @@ class ContainerService:
         `volumes`: those too that were made for it and that it did not name.
         """
         container = self._store.get(namespace, container_id)
-        while True:
-            await self._tasks.end_creation(namespace, container_id, force)
-            self._same(container, "delete")
-            if not self._tasks.exists(namespace, container_id):
-                break
-            task = self._tasks.find(namespace, container_id)
-            if not force:
-                raise FailedPrecondition(
-                    f"delete container {container_id}: it has a {task.view().status} task; "
-                    f"delete that first (ctl tasks delete {container_id})"
-                )
-            with contextlib.suppress(NotFound):  # somebody else was faster
-                await self._tasks.delete(namespace, container_id, force=True)
+        await self._end_task(container, force)
         self._records.forget(namespace, container_id)
         if container.snapshot_key:
             await remove_quietly(
@@ -313,6 +306,38 @@ class ContainerService:
             )
         if volumes:
             await self._volumes.delete_anonymous(namespace, container.options)
+
+    async def forget(self, namespace: str, container_id: str) -> None:
+        """Remove record and log; the snapshot stays until somebody removes that.
+
+        Raises FailedPrecondition while there is a task.
+        """
+        container = self._store.get(namespace, container_id)
+        await self._end_task(container, force=False)
+        if container.snapshot_key:
+            snapshotter = find_snapshotter(self._snapshotters, container.snapshotter)
+            with contextlib.suppress(NotFound):
+                # First: with its owner's name, but without the owner, it would be an orphan.
+                await snapshotter.update(namespace, container.snapshot_key, {OWNER_LABEL: ""})
+            await self._end_task(self._same(container, "delete"), force=False)
+        self._records.forget(namespace, container_id)
+
+    async def _end_task(self, container: Container, force: bool) -> None:
+        """Return when it has none. Raises FailedPrecondition when it has, unless `force`."""
+        namespace, container_id = container.namespace, container.id
+        while True:
+            await self._tasks.end_creation(namespace, container_id, force)
+            self._same(container, "delete")
+            if not self._tasks.exists(namespace, container_id):
+                return
+            task = self._tasks.find(namespace, container_id)
+            if not force:
+                raise FailedPrecondition(
+                    f"delete container {container_id}: it has a {task.view().status} task; "
+                    f"delete that first (ctl tasks delete {container_id})"
+                )
+            with contextlib.suppress(NotFound):  # somebody else was faster
+                await self._tasks.delete(namespace, container_id, force=True)
 
 
 def _own_root(container: Container) -> tuple[Mount, ...]:

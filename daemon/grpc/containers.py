@@ -8,12 +8,12 @@ import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
-from lighter.daemon.filters import any_of, label_path
+from lighter.daemon.filterfields import of_container
+from lighter.daemon.filters import any_of
 from lighter.daemon.grpc import anys
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.options import understood
@@ -70,7 +70,7 @@ class ContainersService:
     def _matching(self, call: Call, request: pb.ListContainersRequest) -> Iterator[Container]:
         wanted = any_of(request.filters)
         for container in self._records.list(call.namespace):
-            if wanted(partial(_field, container)):
+            if wanted(of_container(container)):
                 yield container
 
     async def create(
@@ -270,18 +270,3 @@ def _fill(message: pb.Container, container: Container) -> None:
     message.sandbox = options.get("sandbox", "")
     message.spec.type_url = options.get("spec_type", anys.SPEC)
     message.spec.value = container.spec
-
-
-def _field(container: Container, path: tuple[str, ...]) -> str | None:
-    """What a filter asks of a container (containerd's adaptContainer)."""
-    match path:
-        case ("id",):
-            return container.id
-        case ("image",):
-            return container.image
-        case ("runtime", "name"):
-            return container.runtime
-        case ("labels", *rest) if rest:
-            return container.labels.get(label_path(rest))
-        case _:
-            return None

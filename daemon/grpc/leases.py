@@ -1,13 +1,13 @@
 """containerd.services.leases.v1.Leases, and what the lease header of other calls means."""
 
 from contextlib import AbstractContextManager
-from functools import partial
 
 from google.protobuf.empty_pb2 import Empty
 
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
-from lighter.daemon.filters import any_of, label_path
+from lighter.daemon.filterfields import of_lease
+from lighter.daemon.filters import any_of
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.pb import leases_pb2 as pb
 from lighter.daemon.grpc.translate import timestamp
@@ -59,7 +59,7 @@ class LeasesService:
             leases=[
                 _message(lease)
                 for lease in self._leases.list(call.namespace)
-                if wanted(partial(_field, lease))
+                if wanted(of_lease(lease))
             ]
         )
 
@@ -95,15 +95,6 @@ def _of(lease: str) -> AbstractContextManager[None]:
 
 def _message(lease: Lease) -> pb.Lease:
     return pb.Lease(id=lease.id, created_at=timestamp(lease.created_at), labels=lease.labels)
-
-
-def _field(lease: Lease, path: tuple[str, ...]) -> str | None:
-    """What a filter asks of a lease (containerd's adaptLease)."""
-    if path == ("id",):
-        return lease.id
-    if path[0] == "labels":
-        return lease.labels.get(label_path(path[1:]))
-    return None
 
 
 def _check(resource: pb.Resource) -> None:

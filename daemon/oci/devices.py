@@ -62,12 +62,12 @@ def _granted(wish: DeviceWish) -> Iterator[DeviceGrant]:
         yield DeviceGrant({**node, "path": inside}, wish.access)
 
 
-def device_rules(grants: Iterable[DeviceGrant], privileged: bool) -> list[dict[str, Any]]:
+def device_rules(grants: Iterable[DeviceGrant], all_allowed: bool) -> list[dict[str, Any]]:
     """Return the device cgroup's rules: all denied first, then what is allowed.
 
     Without the first rule the rest would be read as additions to "everything" on cgroup v1.
     """
-    if privileged:
+    if all_allowed:
         return [{"allow": True, "access": ALL_ACCESS}]
     rules: list[dict[str, Any]] = [{"allow": False, "access": ALL_ACCESS}]
     for major, minor in _DEFAULTS:

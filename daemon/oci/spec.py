@@ -53,7 +53,7 @@ class SpecRequest:
     `mounts` and `rlimits` are OCI objects, `resources` is merged into
     linux.resources; `seccomp` is "default", "unconfined" or a profile's JSON text; `unmask` leaves
     kernel files as they are; `root_path` "" is the snapshot; `host_devices` are those that a
-    privileged container sees.
+    privileged container sees, unless it is one `without_host_devices`.
     """
 
     id: str
@@ -75,6 +75,7 @@ class SpecRequest:
     hostname: str | None = None
     privileged: bool = False
     host_devices: tuple[Mapping[str, Any], ...] = ()
+    without_host_devices: bool = False
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     seccomp: str = "default"
@@ -223,12 +224,13 @@ def _mounts(request: SpecRequest) -> list[dict[str, Any]]:
 
 def _linux(request: SpecRequest) -> dict[str, Any]:
     namespaces = _namespaces(request)
-    host_devices = request.host_devices if request.privileged else ()
+    has_hosts = request.privileged and not request.without_host_devices
+    host_devices = request.host_devices if has_hosts else ()
     grants = (*request.devices, *map(DeviceGrant, host_devices))
     linux: dict[str, Any] = {
         "resources": {
             **copy.deepcopy(dict(request.resources)),
-            "devices": device_rules(request.devices, request.privileged),
+            "devices": device_rules(request.devices, has_hosts),
         },
         "cgroupsPath": request.cgroups_path,
         "namespaces": [

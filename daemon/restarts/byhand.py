@@ -240,6 +240,11 @@ class ByHand:
                     self._restarts.put(replace(row, removal=""))
             raise
 
+    async def forget(self, namespace: str, container_id: str) -> None:
+        """Remove the container but for its snapshot. Refused while it waits to be started again."""
+        async with self.at_rest(namespace, container_id, f"delete container {container_id}"):
+            await self._containers.forget(namespace, container_id)
+
     def _note_removal(self, key: Key, removal: str) -> bool:
         """Of one that would be started again between its end and the removal of its record."""
         definition, row = self._store.definition(*key), self._store.get(*key)

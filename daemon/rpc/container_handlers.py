@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.filterfields import of_container
+from lighter.daemon.filters import any_of
 from lighter.daemon.health.service import HealthService
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.restarts.service import Restarts
@@ -31,10 +33,12 @@ def container_methods(
 
     async def list_(call: Call, body: Body) -> Any:
         fields = Fields("containers.list", body)
+        wanted = any_of(fields.texts("filters"))
         page, cursor = await containers.list(
             namespace_of(call), fields.text("cursor"), fields.integer("limit", PAGE_ROWS)
         )
-        return {"containers": [_container(item) for item in page], "next": cursor or None}
+        rows = [_container(item) for item in page if wanted(of_container(item))]
+        return {"containers": rows, "next": cursor or None}
 
     async def get(call: Call, body: Body) -> Any:
         fields = Fields("containers.get", body)
@@ -65,9 +69,13 @@ def container_methods(
         )
         return {}
 
+    async def forget(call: Call, body: Body) -> Any:
+        await by_hand.forget(namespace_of(call), Fields("containers.forget", body).id())
+        return {}
+
     return {
         **methods("containers", create=create, list=list_, get=get, resolve=resolve),
-        **methods("containers", label=label, delete=delete),
+        **methods("containers", label=label, delete=delete, forget=forget),
     }
 
 

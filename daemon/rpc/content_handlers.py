@@ -14,6 +14,8 @@ from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.source import chunks
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.writer import Writer
+from lighter.daemon.filterfields import of_lease
+from lighter.daemon.filters import any_of
 from lighter.daemon.leases import CONTENT, Leases
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_source
@@ -214,8 +216,10 @@ def lease_methods(leases: Leases, collector: Collector) -> dict[str, Method]:
         lease = leases.create(_namespace(call), fields.text("id"), fields.labels())
         return {"lease": asdict(lease)}
 
-    async def list_(call: Call, _body: Body) -> Any:
-        return {"leases": [asdict(lease) for lease in leases.list(_namespace(call))]}
+    async def list_(call: Call, body: Body) -> Any:
+        wanted = any_of(Fields("leases.list", body).texts("filters"))
+        found = leases.list(_namespace(call))
+        return {"leases": [asdict(lease) for lease in found if wanted(of_lease(lease))]}
 
     async def delete(call: Call, body: Body) -> Any:
         fields = Fields("leases.delete", body)

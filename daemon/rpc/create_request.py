@@ -36,6 +36,7 @@ def create_request(fields: Fields) -> CreateRequest:
         labels=fields.labels(),
         snapshotter=fields.text("snapshotter"),
         privileged=fields.flag("privileged"),
+        without_host_devices=fields.flag("without_host_devices"),
         cap_add=fields.texts("cap_add"),
         cap_drop=fields.texts("cap_drop"),
         seccomp=fields.text("seccomp", "default"),

@@ -19,7 +19,9 @@ from lighter.proto.paths import Root
 Body = Mapping[str, Any]
 
 
-def namespace_methods(namespaces: NamespaceService) -> dict[str, Method]:
+def namespace_methods(
+    namespaces: NamespaceService, remove_cgroup: Callable[[str], None]
+) -> dict[str, Method]:
     async def list_(_call: Call, _body: Body) -> Any:
         return {"namespaces": [asdict(namespace) for namespace in namespaces.list()]}
 
@@ -34,7 +36,11 @@ def namespace_methods(namespaces: NamespaceService) -> dict[str, Method]:
         return {}
 
     async def delete(_call: Call, body: Body) -> Any:
-        await namespaces.delete(Fields("namespaces.delete", body).text("name"))
+        fields = Fields("namespaces.delete", body)
+        name = fields.text("name")
+        await namespaces.delete(name)
+        if fields.flag("cgroup"):
+            remove_cgroup(name)
         return {}
 
     return methods("namespaces", list=list_, create=create, label=label, delete=delete)

@@ -17,7 +17,7 @@ from lighter.proto.errors import FailedPrecondition
 GUARDED = frozenset(
     {
         *("containers.start", "containers.restart", "containers.update", "containers.rename"),
-        *("containers.delete", "containers.label", "containers.checkpoint"),
+        *("containers.delete", "containers.forget", "containers.label", "containers.checkpoint"),
         *(
             "tasks.create",
             "tasks.kill",

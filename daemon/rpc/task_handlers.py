@@ -17,6 +17,7 @@ from lighter.daemon.rpc.methods import methods, namespace_of
 from lighter.daemon.rpc.owners import is_owned
 from lighter.daemon.rpc.server import Call, Method
 from lighter.daemon.tasks import criu, processes
+from lighter.daemon.tasks.clientstdio import log_streams
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit
@@ -45,7 +46,7 @@ def task_methods(
             if name := fields.text("checkpoint_image"):
                 opened = checkpoints.opened(namespace, name, trust=fields.flag("trust"))
                 stdio["restore"] = await undo.enter_async_context(opened)
-            pid = await containers.start_task(namespace, id_, stdio)
+            pid = await containers.start_task(namespace, id_, stdio, fields.text("log_uri"))
         return {"pid": pid}
 
     async def checkpoint(call: Call, body: Body) -> Any:
@@ -103,6 +104,8 @@ def task_methods(
             terminal=fields.flag("terminal"),
         )
         namespace, id_ = namespace_of(call), fields.id()
+        if uri := fields.text("log_uri"):
+            stdio |= {**log_streams(uri), "logger_for": [namespace, id_]}
         tasks.find(namespace, id_)
         process = await containers.exec_spec(namespace, id_, request, fields.text_or_none("user"))
         exec_id, pid = await execs.exec(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from lighter.daemon.app import Services
@@ -10,6 +10,7 @@ from lighter.daemon.images.commit import Committer
 from lighter.daemon.images.convert import Converter
 from lighter.daemon.images.exporter import Exporter
 from lighter.daemon.images.inspection import Inspection
+from lighter.daemon.placement import remove_namespace
 from lighter.daemon.plugins import SERVICES, plugins
 from lighter.daemon.rpc import (
     archive_handlers,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 def native_methods(s: Services) -> dict[str, Method]:
     """The methods of proto/daemon_api, by name, but for the first ones (first_handlers.py)."""
     methods = {
-        **handlers.namespace_methods(s.namespaces),
+        **handlers.namespace_methods(s.namespaces, partial(remove_namespace, s.root.instance)),
         **metrics_handlers.metrics_methods(s.tasks),
         **container_handlers.container_methods(
             s.containers, s.by_hand, s.restarts, s.health, s.network_of

@@ -61,6 +61,26 @@ def test_a_container_goes_to_an_image_and_comes_back(standing_in: Lighterd, tmp_
     assert again.returncode and b"it already exists" in again.stderr
 
 
+def test_a_task_goes_to_an_image_whose_name_is_made_up(
+    standing_in: Lighterd, tmp_path: Path
+) -> None:
+    """`tasks checkpoint` without a directory, as ctr's: processes, files and image."""
+    lighterd = standing_in
+    names = [
+        lighterd.ctl("tasks", "checkpoint", *flags, "box", check=True).stdout.decode().strip()
+        for flags in ((), ("--exit",))
+    ]
+    assert len({*names}) == 2 and all(n.startswith("localhost/checkpoint:box-") for n in names)
+    with lighterd.client() as client:
+        assert client.call("tasks", "get", id="box")["task"]["status"] == "stopped"
+    made = _written(lighterd, "box", tmp_path / "a")
+    lighterd.ctl("rm", "box", check=True)
+    lighterd.ctl("images", "rm", REFERENCE, check=True)
+    lighterd.ctl("c", "restore", "-d", "--rw", "--live", "two", names[1], check=True)
+    assert made and made == _written(lighterd, "two", tmp_path / "b")
+    assert REFERENCE in lighterd.ctl("images", "ls", "-q", check=True).stdout.decode().split()
+
+
 def test_what_is_not_in_a_checkpoint_is_said(standing_in: Lighterd) -> None:
     lighterd = standing_in
     lighterd.ctl("c", "checkpoint", "box", REF, check=True)

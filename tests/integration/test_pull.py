@@ -152,6 +152,21 @@ def test_progress_as_json(lighterd: Lighterd, registry: Scripted, image: SmallIm
     assert all(item["done_bytes"] == item["total_bytes"] for item in over.values())
 
 
+def test_a_pull_tells_the_name_of_the_topmost_snapshot(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    name = f"{registry.host}/app:1"
+    flags = ("--print-chainid", "--all-metadata", "--local")
+    said = lighterd.ctl("images", "pull", *flags, name, check=True).stdout.decode()
+    label, _, chain_id = said.splitlines()[-1].rpartition(" ")
+    assert label == "image chain ID:"
+    lighterd.ctl("snapshots", "info", chain_id, check=True)
+    usage = json.loads(lighterd.ctl("--format", "json", "images", "usage", name, check=True).stdout)
+    assert usage[0]["key"] == chain_id and len(usage) == len(image.layers)
+    told = lighterd.ctl("--format", "json", "pull", "--print-chainid", name, check=True).stdout
+    assert json.loads(told.splitlines()[-1]) == {"chain_id": chain_id}
+
+
 def test_ctrl_c_keeps_what_has_arrived(
     lighterd: Lighterd, registry: Scripted, image: SmallImage
 ) -> None:

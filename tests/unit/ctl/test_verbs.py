@@ -187,7 +187,8 @@ def test_run_with_an_image_alone_shows_both_spellings(ctl: Ctl) -> None:
 def test_run_flags_reach_the_manager(manager: FakeManager, ctl: Ctl, tmp_path: Path) -> None:
     playing_detached(manager)
     flags = "-d --rm -t -e A=1 -w /w -u 1:2 --net-host --read-only --label k=v --hostname h"
-    more = "--privileged --cap-add CAP_X --cap-drop ALL --allow-new-privs --with-ns pid:/p"
+    more = "--privileged --privileged-without-host-devices --cap-add CAP_X --cap-drop ALL"
+    more += " --allow-new-privs --with-ns pid:/p"
     logs = "--seccomp-profile unconfined --log-driver none --log-max-size 1k --stop-signal INT"
     pid_file = tmp_path / "pid"
     words = [*flags.split(), *more.split(), *logs.split(), "--entrypoint", ""]
@@ -205,6 +206,7 @@ def test_run_flags_reach_the_manager(manager: FakeManager, ctl: Ctl, tmp_path: P
         "labels": {"k": "v"},
         "hostname": "h",
         "privileged": True,
+        "without_host_devices": True,
         "cap_add": ["CAP_X"],
         "cap_drop": ["ALL"],
         "allow_new_privs": True,
@@ -242,6 +244,7 @@ def test_create_takes_flags_after_the_id_and_leaves_the_commands_own(
         ["c", "create", "busybox", "c1", "--nonsense"],
         ["run", "--mount", "colour=red,dst=/d", "busybox", "c1"],
         ["run", "--no-such-flag", "busybox", "c1"],
+        ["run", "--privileged-without-host-devices", "busybox", "c1"],
         ["kill", "-s", "NONE", "c1"],
         ["nonsense"],
         ["tasks", "nonsense"],

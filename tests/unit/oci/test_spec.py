@@ -203,6 +203,10 @@ def test_host_devices_are_for_privileged_containers_only() -> None:
     assert "devices" not in generate(request(host_devices=(device,)))["linux"]
     linux = generate(request(host_devices=(device,), privileged=True))["linux"]
     assert linux["devices"] == [device]
+    without = {"privileged": True, "without_host_devices": True}
+    linux = generate(request(host_devices=(device,), **without))["linux"]
+    assert "devices" not in linux and "maskedPaths" not in linux
+    assert linux["resources"]["devices"][0] == {"allow": False, "access": "rwm"}
 
 
 def test_rlimits_replace_those_of_their_type() -> None:
