@@ -45,9 +45,9 @@ The order of a create (a map):
     terminal, stdin_open, rows, cols
     stdin, stdout, stderr   URIs, see daemon_api
     log             {dir, max_bytes, max_files, send} or null
-                    send, which may be missing: {name, format, target, tag, facility, fields}:
-                    each line is a datagram too, to a path or [address, port], in the format
-                    journald, rfc5424 or rfc3164
+                    send, which may be missing: {name, format, target, tag, facility, fields,
+                    stream}: each line is a datagram too, to a path or [address, port], in the
+                    format journald, rfc5424 or rfc3164; with `stream` a frame over TCP
     io_policy       "drop" or "block": what a FIFO with no reader does once its spool is full
     restore         directory of a checkpoint that the container goes on from, or ""; may be missing
     timeout_ns      for each call of the runtime, or null for the default

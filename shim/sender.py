@@ -4,9 +4,11 @@
     rfc5424    <PRI>1 TIME HOST TAG - - - LINE         a datagram each (RFC 5424, 5426)
     rfc3164    <PRI>TIME TAG: LINE                     what glibc's syslog(3) writes to /dev/log
 
-A receiver never makes the container wait: what it does not take at once is dropped and counted,
-and the file, which is always kept, says how many lines that were. A line that is longer than
-MAX_LINE goes in parts, as docker sends it.
+Over TCP the same texts go in frames (sendstream.py).
+
+A receiver never makes the container wait: what it does not take at once, or over TCP soon, is
+dropped and counted, and the file, which is always kept, says how many lines that were. A line that
+is longer than MAX_LINE goes in parts, as docker sends it.
 """
 
 import os
@@ -16,7 +18,10 @@ import time
 
 from lighter.proto.daemon_api import NOTICE, STDERR
 from lighter.shim.logfile import LogFile
+from lighter.shim.loop import Loop
+from lighter.shim.sendstream import StreamSender
 
+DRAIN_S = 2.0  # for what a receiver has not taken when the container has ended
 MAX_LINE = 16 * 1024
 _ERR, _INFO = 3, 6  # severities, syslog(3)
 
@@ -24,11 +29,13 @@ _ERR, _INFO = 3, 6  # severities, syslog(3)
 class SentLog:
     """As LogFile, whose place it takes; `send` is what the order says (proto/shim_api)."""
 
-    __slots__ = ("_file", "_lost", "_rest", "_sender")
+    __slots__ = ("_file", "_lost", "_name", "_rest", "_sender", "_text")
 
-    def __init__(self, file: LogFile, send: "dict[str, object]") -> None:
+    def __init__(self, file: LogFile, send: "dict[str, object]", loop: Loop) -> None:
         self._file = file
-        self._sender = _Sender(send)
+        self._name = str(send["name"]).encode()
+        self._text = _Text(send)
+        self._sender = _sender(send, loop)
         self._rest: dict[int, bytes] = {}
         self._lost = 0
 
@@ -47,13 +54,23 @@ class SentLog:
             rest = rest[MAX_LINE:]
         self._rest[stream] = rest
 
+    async def drain(self) -> None:
+        """Nothing more will be appended: give the receiver DRAIN_S for what it has not taken."""
+        self._end_lines()
+        if isinstance(self._sender, StreamSender):
+            await self._sender.drain(DRAIN_S)
+
     def close(self) -> None:
+        self._end_lines()
+        self._lost += self._sender.close()
+        self._tell_lost()
+        self._file.close()
+
+    def _end_lines(self) -> None:
         for stream, rest in self._rest.items():
             if rest:
                 self._line(stream, rest)
-        self._tell_lost()
-        self._sender.close()
-        self._file.close()
+        self._rest.clear()
 
     def _line(self, stream: int, line: bytes) -> None:
         while len(line) > MAX_LINE:
@@ -65,7 +82,7 @@ class SentLog:
         if not line:
             return  # docker sends no empty ones either
         try:
-            self._sender.send(_ERR if stream == STDERR else _INFO, line, is_part)
+            self._sender.send(self._text.of(_ERR if stream == STDERR else _INFO, line, is_part))
         except (OSError, ValueError):  # ValueError: a path with a zero byte
             self._lost += 1
         else:
@@ -73,35 +90,30 @@ class SentLog:
 
     def _tell_lost(self) -> None:
         if self._lost:
-            said = b"%d lines were not taken by %s\n" % (self._lost, self._sender.name)
+            said = b"%d lines were not taken by %s\n" % (self._lost, self._name)
             self._file.append(NOTICE, said)
             self._lost = 0
 
 
-class _Sender:
+def _sender(send: "dict[str, object]", loop: Loop) -> "_DatagramSender | StreamSender":
+    target = send["target"]
+    if isinstance(target, str):
+        return _DatagramSender(target)
+    assert isinstance(target, list)
+    address = (str(target[0]), int(target[1]))
+    return StreamSender(loop, address) if send.get("stream") else _DatagramSender(address)
+
+
+class _DatagramSender:
     """One datagram for each line. The socket is made for the first; no receiver is waited for."""
 
-    __slots__ = ("_facility", "_fields", "_format", "_socket", "_tag", "_target", "name")
+    __slots__ = ("_socket", "_target")
 
-    def __init__(self, send: "dict[str, object]") -> None:
-        self._format = str(send["format"])
-        self._tag = str(send["tag"]).encode()
-        self._facility = int(str(send["facility"]))
-        target = send["target"]
-        self._target: str | tuple[str, int]
-        if isinstance(target, str):
-            self._target = target
-        else:
-            assert isinstance(target, list)
-            host, port = target
-            self._target = (str(host), int(port))
-        self.name = str(send["name"]).encode()
-        fields = send["fields"]
-        assert isinstance(fields, dict)
-        self._fields = b"".join(_field(key.encode(), fields[key].encode()) for key in fields)
+    def __init__(self, target: "str | tuple[str, int]") -> None:
+        self._target = target
         self._socket: socket.socket | None = None
 
-    def send(self, severity: int, line: bytes, is_part: bool) -> None:
+    def send(self, message: bytes) -> None:
         """Raises OSError when it is not taken at once."""
         if self._socket is None:
             family = socket.AF_UNIX
@@ -109,9 +121,29 @@ class _Sender:
                 family = socket.AF_INET6 if ":" in self._target[0] else socket.AF_INET
             kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             self._socket = socket.socket(family, kind)
-        self._socket.sendto(self._datagram(severity, line, is_part), self._target)
+        self._socket.sendto(message, self._target)
 
-    def _datagram(self, severity: int, line: bytes, is_part: bool) -> bytes:
+    def close(self) -> int:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        return 0
+
+
+class _Text:
+    """A line as its receiver reads it."""
+
+    __slots__ = ("_facility", "_fields", "_format", "_tag")
+
+    def __init__(self, send: "dict[str, object]") -> None:
+        self._format = str(send["format"])
+        self._tag = str(send["tag"]).encode()
+        self._facility = int(str(send["facility"]))
+        fields = send["fields"]
+        assert isinstance(fields, dict)
+        self._fields = b"".join(_field(key.encode(), fields[key].encode()) for key in fields)
+
+    def of(self, severity: int, line: bytes, is_part: bool) -> bytes:
         if self._format == "journald":
             part = b"CONTAINER_PARTIAL_MESSAGE=true\n" if is_part else b""
             said = b"PRIORITY=%d\n" % severity + _field(b"MESSAGE", line)
@@ -126,11 +158,6 @@ class _Sender:
             return b"<%d>1 %s %s %s - - - %s" % (priority, stamp.encode(), host, self._tag, line)
         stamp = time.strftime("%b %e %H:%M:%S", time.localtime(now))
         return b"<%d>%s %s: %s" % (priority, stamp.encode(), self._tag, line)
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
 
 def _field(name: bytes, value: bytes) -> bytes:

@@ -78,7 +78,7 @@ class Task:
             order["instance"], order["namespace"], self.id
         )
         self._buffer = SharedBuffer()
-        self._log = _log_file(order["log"])
+        self._log = _log_file(order["log"], loop)
         self.init = Process("", self._stdio("init-", self._log))
         self._execs: dict[str, Process] = {}
         self._cgroup = Cgroup({}, "")
@@ -369,6 +369,8 @@ class Task:
         await self._execs_told()
         self._publish_exit(self.init, exit_status, exited_at, cause)
         await self.init.stdio.drain(DRAIN_S)
+        if isinstance(self._log, SentLog):
+            await self._log.drain()
         for process in list(self._execs.values()):
             await process.gone
         await self._delete()
@@ -453,11 +455,11 @@ class Task:
         return "oom" if exit_status == 128 + signal.SIGKILL and self._oom.killed else ""
 
 
-def _log_file(log: dict[str, Any] | None) -> LogFile | SentLog | None:
+def _log_file(log: dict[str, Any] | None, loop: Loop) -> LogFile | SentLog | None:
     if not log:
         return None
     file = LogFile(log["dir"], log["max_bytes"], log["max_files"])
-    return SentLog(file, log["send"]) if log.get("send") else file
+    return SentLog(file, log["send"], loop) if log.get("send") else file
 
 
 def _unlink(path: str) -> None:

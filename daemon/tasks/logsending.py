@@ -16,7 +16,7 @@ from lighter.proto.errors import FailedPrecondition, InvalidArgument
 DRIVERS = ("journald", "syslog")
 JOURNAL = "/run/systemd/journal/socket"
 _DEV_LOG = "/dev/log"
-_PORT = 514  # of syslog over UDP, RFC 5426
+_PORT = 514  # of syslog over UDP, RFC 5426; docker takes it over TCP too
 FORMATS = ("rfc5424", "rfc3164")
 
 # syslog(3)
@@ -66,6 +66,7 @@ def order_of(container: Container, sending: Mapping[str, Any]) -> dict[str, Any]
             "target": JOURNAL,
             "tag": tag,
             "facility": 0,
+            "stream": False,
             "fields": {
                 "CONTAINER_ID": container.id[:12],
                 "CONTAINER_ID_FULL": container.id,
@@ -85,6 +86,7 @@ def order_of(container: Container, sending: Mapping[str, Any]) -> dict[str, Any]
         "target": target,
         "tag": tag,
         "facility": _facility(str(sending.get("facility") or "")),
+        "stream": urlsplit(address).scheme == "tcp",
         "fields": {},
     }
 
@@ -111,14 +113,14 @@ def _target(address: str) -> str | list[Any]:
     parts = urlsplit(address)
     if parts.scheme in ("unixgram", "unix") and parts.path.startswith("/") and not parts.netloc:
         return parts.path
-    if parts.scheme == "udp" and parts.hostname:
+    if parts.scheme in ("udp", "tcp") and parts.hostname:
         try:
             return [str(ipaddress.ip_address(parts.hostname)), parts.port or _PORT]
         except ValueError:
             pass
     raise InvalidArgument(
-        f"choose syslog address {address[:80]!r}: expected udp://ADDRESS[:PORT] with a number for "
-        "the address, or unixgram:///PATH"
+        f"choose syslog address {address[:80]!r}: expected udp://ADDRESS[:PORT] or "
+        "tcp://ADDRESS[:PORT] with a number for the address, or unixgram:///PATH"
     )
 
 

@@ -44,7 +44,7 @@ def test_dockers_words_for_a_log(lighterd: Lighterd) -> None:
 
 
 def test_syslog_gets_each_line_and_logs_shows_them_too(lighterd: Lighterd, tmp_path: Path) -> None:
-    """Over a datagram socket and over UDP; a receiver that is away or slow holds up nothing."""
+    """By a datagram socket and UDP; a receiver that is away or slow holds up nothing."""
     path = tmp_path / "log"
     local = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     local.bind(str(path))
@@ -72,10 +72,48 @@ def test_syslog_gets_each_line_and_logs_shows_them_too(lighterd: Lighterd, tmp_p
     assert done.stdout == b"1\n2\n3\n"
     shown = lighterd.ctl("logs", "c", check=True)
     assert b"3 lines were not taken by syslog" in shown.stdout + shown.stderr
-    for wrong in ("tcp://127.0.0.1:514", "udp://localhost", "/dev/log", "udp://"):
+    for wrong in ("tcp+tls://127.0.0.1:514", "tcp://localhost", "udp://localhost", "/dev/log"):
         words = ("--log-driver", "syslog", "--log-opt", f"syslog-address={wrong}")
         refused = lighterd.ctl("run", *words, REFERENCE, "d", "true")
         assert refused.returncode == 125 and b"udp://ADDRESS" in refused.stderr
+
+
+def test_syslog_over_tcp(lighterd: Lighterd) -> None:
+    """Frames with their length; the last line of one that ends at once, too; lost ones are told."""
+    script = "echo one; echo -n two >&2"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        words = ("--log-driver", "syslog", "--log-opt", f"syslog-address={address}")
+        flags = ("--log-opt", "tag={{.Name}}")
+        lighterd.ctl("run", "-d", *words, *flags, REFERENCE, "c", "sh", "-c", script, check=True)
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(30)
+            got = b""
+            while data := connection.recv(4096):  # the shim ends, and with it the connection
+                got += data
+    frames = []
+    while got:
+        count, _, got = got.partition(b" ")
+        frames.append(got[: int(count)].decode())
+        got = got[int(count) :]
+    pattern = r"<%d>1 \S+Z \S+ c - - - %s"
+    for said, wanted in zip(sorted(frames), ((3 << 3 | 3, "two"), (3 << 3 | 6, "one")),
+                            strict=True):  # fmt: skip
+        assert re.fullmatch(pattern % wanted, said), said
+    lighterd.ctl("rm", "c", check=True)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # a port where nobody listens
+        words = (*words[:3], f"syslog-address=tcp://127.0.0.1:{silent.getsockname()[1]}")
+        done = lighterd.ctl("run", *words, REFERENCE, "c", "sh", "-c", "seq 3", check=True)
+    assert done.stdout == b"1\n2\n3\n"
+
+    def told() -> bool:
+        shown = lighterd.ctl("logs", "c", check=True)
+        return b"3 lines were not taken by syslog" in shown.stdout + shown.stderr
+
+    await_that(told, 30, "what is lost is told")
 
 
 def test_a_log_uri_takes_the_output_of_each_start(lighterd: Lighterd) -> None:

@@ -11,6 +11,7 @@ from lighter.daemon.types import Container
 from lighter.proto.daemon_api import STDERR, STDOUT
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
 from lighter.shim.logfile import LogFile
+from lighter.shim.loop import Loop
 from lighter.shim.sender import MAX_LINE, SentLog
 
 CONTAINER = Container(
@@ -43,11 +44,11 @@ def journal(tmp_path: Path) -> socket.socket:
 
 
 @pytest.fixture
-def log(journal: socket.socket, tmp_path: Path) -> SentLog:
+def log(loop: Loop, journal: socket.socket, tmp_path: Path) -> SentLog:
     sending = read_sending("journald", {"tag": "{{.Name}}!"}, journal=str(tmp_path / "journal"))
     order = {**order_of(CONTAINER, sending), "target": str(tmp_path / "journal")}
     (tmp_path / "log").mkdir()
-    return SentLog(LogFile(str(tmp_path / "log"), 0, 0), order)
+    return SentLog(LogFile(str(tmp_path / "log"), 0, 0), order, loop)
 
 
 def test_journald_gets_dockers_fields(log: SentLog, journal: socket.socket) -> None:
