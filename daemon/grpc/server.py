@@ -165,9 +165,7 @@ class GrpcServer:
                 *options,
             ]
         )
-        server.add_generic_rpc_handlers(
-            tuple(_handlers(service, self._watchers) for service in self._services)
-        )
+        server.add_generic_rpc_handlers((_Table(self._services, self._watchers),))
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         names = [service.NAME for service in self._services]
@@ -210,15 +208,26 @@ def _size(configured: int) -> int:
     return configured or DEFAULT_MESSAGE_SIZE
 
 
-def _handlers(service: Service, watchers: Sequence[Watcher]) -> grpc.GenericRpcHandler:
-    """What grpc asks for a method of this service, made from the descriptors of pb/."""
-    described: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(service.NAME)
-    methods = {}
-    for rpc in described.methods:
-        method = getattr(service, _snake(rpc.name), None)
-        if method is not None:
-            methods[rpc.name] = _handler(rpc, method, watchers)
-    return grpc.method_handlers_generic_handler(service.NAME, methods)
+class _Table(grpc.GenericRpcHandler):
+    """What grpc asks for a method, made from the descriptors of pb/.
+
+    One for all services: grpc asks each that it is given, one after the other, at every call.
+    """
+
+    def __init__(self, services: Sequence[Service], watchers: Sequence[Watcher]) -> None:
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for service in services:
+            described: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(service.NAME)
+            for rpc in described.methods:
+                method = getattr(service, _snake(rpc.name), None)
+                if method is not None:
+                    path = f"/{service.NAME}/{rpc.name}"
+                    self._handlers[path] = _handler(rpc, method, watchers)
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        return self._handlers.get(handler_call_details.method)
 
 
 def _handler(
