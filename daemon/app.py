@@ -16,6 +16,7 @@ from lighter.daemon.containerfiles import ContainerFiles
 from lighter.daemon.containers.changing import ContainerChanges
 from lighter.daemon.containers.idpool import IdPool
 from lighter.daemon.containers.maker import ContainerMaker
+from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import Defaults
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.content.housekeeping import Housekeeping
@@ -290,6 +291,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
     host = read_host()
     volumes = Volumes(root, VolumeStore(db), spawner, remover)
     identities = IdentityService(spawner)
+    relabelling = Relabelling(spawner, root, state)
     maker = ContainerMaker(
         root=root,
         store=container_store,
@@ -312,6 +314,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         labels_of=namespaces.labels,
         id_pool=IdPool(container_store, config.userns_ids),
         selinux=SELinux(config.selinux),
+        relabelling=relabelling,
     )
     records = ContainerRecords(
         root=root,
@@ -330,6 +333,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         tasks=tasks,
         creator=creator,
         networks=networks,
+        relabelling=relabelling,
     )
     restarts = Restarts(
         store=core.restart_store,

@@ -18,7 +18,6 @@ _FLAGS = ("noexec", "exec", "nosuid", "suid", "nodev", "dev")
 _COPYING = ("nocopy", "copy")
 _RELABEL = ("z", "Z")
 _OF_MACS = ("consistent", "cached", "delegated")  # docker takes and ignores them on Linux
-_SELINUX = "/sys/fs/selinux/enforce"
 
 OPTIONS = (
     grammar.option(
@@ -72,19 +71,12 @@ def _options(text: str, words: str, *, is_path: bool) -> list[str]:
     for word in filter(None, words.split(",")):
         if word in _OF_MACS or word == "copy":
             continue
-        if word in _RELABEL:
-            if os.path.exists(_SELINUX):
-                raise grammar.UsageError(
-                    f"--volume {text!r}: labels are not changed here; "
-                    "`chcon -Rt container_file_t` the directory"
-                )
-            continue
-        if word not in (*_ACCESS, *_PROPAGATION, *_BINDING, *_FLAGS, *_COPYING):
+        if word not in (*_ACCESS, *_PROPAGATION, *_BINDING, *_FLAGS, *_COPYING, *_RELABEL):
             raise grammar.UsageError(f"--volume {text!r}: option {word!r} is not known here")
         if word == "nocopy" and is_path:
             raise grammar.UsageError(f"--volume {text!r}: nocopy is for volumes")
         options.append(word)
-    for group in (_ACCESS, _PROPAGATION, _BINDING):
+    for group in (_ACCESS, _PROPAGATION, _BINDING, _RELABEL):
         if len(set(options).intersection(group)) > 1:
             raise grammar.UsageError(
                 f"--volume {text!r}: {' and '.join(options)} exclude each other"

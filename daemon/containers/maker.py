@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from lighter.daemon.containers import idpool
+from lighter.daemon.containers import idpool, relabelling
 from lighter.daemon.containers.idpool import IdPool
 from lighter.daemon.containers.levels import Levels
 from lighter.daemon.containers.looked import resources_of, sources
 from lighter.daemon.containers.placing import cgroups_path, check_programs, record
+from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import (
     CreateRequest,
     Defaults,
@@ -98,7 +99,9 @@ class ContainerMaker:
         labels_of: Callable[[str], Mapping[str, str]],
         id_pool: IdPool,
         selinux: SELinux,
+        relabelling: Relabelling,
     ) -> None:
+        self._relabelling = relabelling
         self._levels = Levels(store, selinux)
         self._id_pool = id_pool
         self._labels_of = labels_of
@@ -230,6 +233,7 @@ class ContainerMaker:
                 maps = request.root.id_maps
                 owner = maps.root if maps else (0, 0)
                 mounts = await claim.mounts(asked, made.config.volumes, made.mounts, owner)
+                mounts, wishes = relabelling.asked(mounts, claim.paths)
                 request = replace(request, mounts=mounts, volumes=())
                 if claim.rows:
                     options["volumes"] = claim.rows
@@ -239,6 +243,7 @@ class ContainerMaker:
                 )
                 if confined.level:
                     options[selinux.OPTION] = {"level": confined.level}
+                options |= await self._relabelling.prepare(wishes, claim.paths, confined.mount)
                 spec = await self._spec(namespace, id_, request, made, cgroup, confined)
                 if asks_propagation(spec):
                     set_it = partial(set_root_propagation, spec, read_mountinfo())

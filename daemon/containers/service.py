@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lighter.daemon.containers.maker import ContainerMaker
+from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import CreateRequest, signal_number, stop_timeout
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.metadata.containers import ContainerStore, check_whole
@@ -17,7 +18,7 @@ from lighter.daemon.network.request import from_option
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.network.specs import with_network
 from lighter.daemon.oci.process import ExecRequest, exec_process
-from lighter.daemon.oci.selinux import labelled
+from lighter.daemon.oci.selinux import labelled, mount_label
 from lighter.daemon.oci.sharing import join
 from lighter.daemon.orphans import OWNER_LABEL
 from lighter.daemon.records import ContainerRecords
@@ -50,7 +51,9 @@ class ContainerService:
         creator: TaskCreator,
         records: ContainerRecords,
         networks: NetworkService,
+        relabelling: Relabelling,
     ) -> None:
+        self._relabelling = relabelling
         self._networks = networks
         self._store = store
         self._maker = maker
@@ -99,9 +102,7 @@ class ContainerService:
             return ()
         snapshotter = find_snapshotter(self._snapshotters, container.snapshotter)
         mounts = await snapshotter.mounts(container.namespace, container.snapshot_key)
-        if "selinux" not in container.options:
-            return mounts
-        label = json.loads(container.spec)["linux"].get("mountLabel", "")
+        label = mount_label(container)
         return tuple(labelled(mount, label) for mount in mounts)
 
     @contextlib.contextmanager
@@ -158,6 +159,7 @@ class ContainerService:
         container = self._store.get(namespace, container_id)
         check_whole("start", container)
         terminal = bool(container.options.get("terminal"))
+        await self._relabelling.apply(container)
         mounts = await self.mounts(container)
         # It may have been deleted meanwhile; from here to the task's row nothing else runs.
         container = self._joined(self._same(container, "start"))
@@ -246,6 +248,8 @@ class ContainerService:
         """
         container = self._store.get(namespace, container_id)
         check_whole("start", container)
+        if await self._relabelling.apply(container):
+            container = self._same(container, "start")
         if options is None:
             options = from_record(container.options.get("runc") or {})
         if runtime:

@@ -4,6 +4,7 @@ Beside each file `<name>.own` keeps what was written last, so that what the cont
 since stays when its networks change: other lines of hosts, and the other two files whole.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -141,9 +142,11 @@ def write(
     results: Sequence[Result],
     hostname: str,
     owner: tuple[int, int] = (0, 0),
+    label: str = "",
 ) -> list[tuple[str, str]]:
     """Write the files; returns (place in the container, path). Blocking. Raises Unavailable.
 
+    `label`: SELinux's, else they have what the policy says of the directory.
     They are written over, never replaced: a container has them mounted. What it has written stays.
     """
     texts = {
@@ -156,7 +159,7 @@ def write(
         for place, name in PLACES.items():
             if texts[name] or name == "resolv.conf":
                 path = f"{directory}/{name}"
-                _write_over(path, texts[name].encode(), owner, _CHANGED[name])
+                _write_over(path, texts[name].encode(), owner, _CHANGED[name], label)
                 made.append((place, path))
     except OSError as err:
         raise Unavailable(f"write {err.filename or directory}: {err.strerror}") from err
@@ -169,18 +172,30 @@ def existing(directory: str) -> list[tuple[str, str]]:
     return [(place, path) for place, path in paths if os.path.exists(path)]
 
 
-def _write_over(path: str, text: bytes, owner: tuple[int, int], changed: Changed) -> None:
+def _write_over(
+    path: str, text: bytes, owner: tuple[int, int], changed: Changed, label: str
+) -> None:
     # A container that owns it may hold a lease on it: fcntl(2), F_SETLEASE.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, flags, _MODE)
     try:
         os.fchown(fd, *owner)
         os.fchmod(fd, _MODE)
+        if label:
+            _set_label(fd, label)
         own = files.read_capped(path + _OWN, MAX_FILE_BYTES)
         rewrite(fd, lambda old: changed(old, own, text))
     finally:
         os.close(fd)
     files.write_whole(path + _OWN, text)
+
+
+def _set_label(fd: int, label: str) -> None:
+    try:
+        os.setxattr(fd, "security.selinux", label.encode())
+    except OSError as err:
+        if err.errno != errno.ENOTSUP:  # a file system without labels
+            raise
 
 
 def rewrite(fd: int, change: Callable[[bytes], bytes]) -> None:

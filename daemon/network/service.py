@@ -21,6 +21,7 @@ from lighter.daemon.network.names import Names
 from lighter.daemon.network.records import Record
 from lighter.daemon.network.request import NetworkRequest, Port, from_option
 from lighter.daemon.network.specs import Prepared, default_hostname
+from lighter.daemon.oci.selinux import mount_label, shared_label
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.types import Container
 from lighter.proto import states
@@ -167,6 +168,8 @@ class NetworkService:
         """hosts, hostname and resolv.conf, as its networks are now."""
         owner = container.options.get("id_root") or (0, 0)
         hostname = _hostname(container.spec)
+        # Who shares its network has the same files mounted, and a level of its own.
+        label = shared_label(label) if (label := mount_label(container)) else ""
         if request.attaches and not hostname:
             hostname = default_hostname(container.id)
         places = await self.names.alone(
@@ -177,6 +180,7 @@ class NetworkService:
                 [one.view() for one in self._attachments.get(key).attached],
                 hostname,
                 (int(owner[0]), int(owner[1])),
+                label,
             )
         )
         hit("network.files-written")

@@ -5,6 +5,7 @@ containers are kept apart by their level: each gets a pair of categories that no
 that the policy lets neither at the other's files.
 """
 
+import json
 import os
 import random
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from lighter.daemon.files import read_capped
-from lighter.daemon.types import Mount
+from lighter.daemon.types import Container, Mount
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 
 CATEGORIES = 1024  # c0 to c1023
@@ -115,6 +116,19 @@ def _free_level(taken: Collection[str]) -> str:
         if level not in taken:
             return level
     raise ResourceExhausted("choose SELinux label: there is no pair of categories left")
+
+
+def mount_label(container: Container) -> str:
+    """What the files of a container have that was given a label by this manager, else ""."""
+    if OPTION not in container.options:
+        return ""
+    return str(json.loads(container.spec)["linux"].get("mountLabel", ""))
+
+
+def shared_label(label: str) -> str:
+    """A file's label for all containers: at the level that none of them is kept from."""
+    user, role, kind, _ = label.split(":", 3)
+    return f"{user}:{role}:{kind}:s0"
 
 
 def labelled(mount: Mount, label: str) -> Mount:

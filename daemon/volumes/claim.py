@@ -18,7 +18,7 @@ _MAX_MOUNTS = 1000
 class Claim:
     """Makes the volumes that a new container asks for; what is new goes again unless kept.
 
-    `rows` is what its record says of them.
+    `rows` is what its record says of them, `paths` whether nobody has used the one at this path.
     """
 
     def __init__(self, volumes: Volumes, namespace: str) -> None:
@@ -27,6 +27,7 @@ class Claim:
         self._held: list[str] = []
         self._new: list[str] = []
         self.rows: list[dict[str, Any]] = []
+        self.paths: dict[str, bool] = {}
 
     async def mounts(
         self,
@@ -78,14 +79,17 @@ class Claim:
         if is_new:
             self._new.append(name)
         image = None if NO_COPY in options else (snapshot, destination)
-        await self._volumes.filling.settle(self._namespace, name, self, owner, image)
+        settle = self._volumes.filling.settle
+        is_fresh = await settle(self._namespace, name, self, owner, image)
+        path = self._volumes.path(volume.namespace, volume.name)
+        self.paths[path] = is_fresh or self.paths.get(path, False)
         self.rows.append({"name": name, "destination": destination, "anonymous": not given})
         plain = [option for option in options if option != NO_COPY]
         if not PROPAGATIONS.intersection(plain):
             plain.append("rprivate")  # docker's default; else it is what the root has
         return {
             "type": "bind",
-            "source": self._volumes.path(volume.namespace, volume.name),
+            "source": path,
             "destination": destination,
             "options": ["rbind", *(option for option in plain if option not in ("bind", "rbind"))],
         }

@@ -46,12 +46,13 @@ class Filling:
         user: object,
         owner: tuple[int, int],
         image: tuple[Sequence[Mount], str] | None,
-    ) -> None:
+    ) -> bool:
         """After this the volume's directory stays the same one until `user` lets go.
 
         An empty one that nobody uses goes to `owner` if it is root's, and is filled from `image`:
         the mounts of a snapshot of it and the place in there. Whatever is there of the kind that
-        docker copies is: files with owner, mode, times and attributes. Raises LighterError.
+        docker copies is: files with owner, mode, times and attributes. Returns whether it was such
+        a one. Raises LighterError.
         """
         key = namespace, name
         async with self._locks.setdefault(key, asyncio.Lock()):
@@ -59,6 +60,7 @@ class Filling:
             path = self._root.volume_data(namespace, name)
             used = others or self._store.users(namespace).get(name)
             labels = self._store.get(namespace, name).labels
+            is_fresh = False
             # A container whose record was lost too may run on the directory of a lost database.
             if (
                 not used
@@ -71,7 +73,9 @@ class Filling:
                         await self._fill(namespace, name, *image)
                 except OSError as err:
                     raise FailedPrecondition(f"fill volume {name}: {err.strerror}") from err
+                is_fresh = True
             self._settled.setdefault(key, set()).add(user)
+            return is_fresh
 
     def let_go(self, namespace: str, name: str, user: object) -> None:
         """`user` is recorded by now, or will not be."""

@@ -49,6 +49,20 @@ def test_chapter_8_a_file_written_inside_is_on_the_host(lighterd: Lighterd) -> N
     assert refused.returncode == 1 and b"Read-only file system" in refused.stderr
 
 
+def test_z_has_no_effect_on_what_a_container_without_a_label_binds(lighterd: Lighterd) -> None:
+    shared = lighterd.base / "unlabelled"
+    shared.mkdir()
+    before = os.listxattr(shared)
+    words = ("-v", f"{shared}:/d:Z", "-v", "data:/v:z,ro")
+    words += ("--mount", f"type=bind,src={shared},dst=/m,options=rbind:z")
+    script = "echo 1 >/d/f; cat /m/f; grep ' /v ' /proc/mounts"
+    told = run(lighterd, *words, REFERENCE, "plain", "sh", "-c", script).splitlines()
+    assert told[0] == "1" and "ro," in told[1]
+    assert os.listxattr(shared) == before
+    refused = lighterd.ctl("create", "-v", f"{shared}:/d:z,Z", REFERENCE, "true")
+    assert refused.returncode == 2 and b"exclude each other" in refused.stderr
+
+
 def test_a_named_volume_outlives_its_containers(lighterd: Lighterd) -> None:
     assert lighterd.ctl("volume", "create", "--label", "a=b", "data", check=True).stdout == (
         b"data\n"

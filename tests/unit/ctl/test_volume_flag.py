@@ -20,7 +20,7 @@ def test_what_a_source_is_says_its_first_character(
     }
     named = volume("data:/d:ro,nocopy,z,cached")
     assert (named["type"], named["source"]) == ("volume", "data")
-    assert named["options"] == ["ro", "nocopy", "rprivate"]
+    assert named["options"] == ["ro", "nocopy", "z", "rprivate"]
     bound = volume("./new/deep:/d:rslave")
     assert (bound["type"], bound["source"]) == ("bind", f"{tmp_path}/new/deep")
     assert bound["options"] == ["rbind", "rslave"]

@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,17 @@ def test_a_container_keeps_its_own_resolv_conf(tmp_path: Path) -> None:
     (tmp_path / "hostname").write_text("mine\n")
     assert written(dns=("10.0.0.3",)) == "nameserver 10.9.9.9\n"
     assert (tmp_path / "hostname").read_text() == "mine\n"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(
+    os.path.exists("/sys/fs/selinux/enforce"), reason="SELinux knows no label that is made up"
+)
+def test_the_files_have_the_label_that_is_asked_for(tmp_path: Path) -> None:
+    made = hostfiles.write(str(tmp_path), NetworkRequest(), [RESULT], "web", label="u:r:t:s0")
+    assert len(made) == 3
+    for _, path in made:
+        assert os.getxattr(path, "security.selinux") == b"u:r:t:s0"
 
 
 def test_resolv_conf_is_the_callers_the_networks_or_the_hosts(tmp_path: Path) -> None:
