@@ -24,14 +24,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Call:
-    """Who asks for what: the namespace and lease of a call's headers."""
+    """Who asks for what: the namespace and lease of a call's headers.
+
+    Of several of one name the first counts: containerd's client puts the one that it has set last
+    before those that it was called with.
+    """
 
     def __init__(self, context: Context) -> None:
-        self._headers = {
-            key: value
-            for key, value in context.invocation_metadata() or ()
-            if isinstance(value, str)
-        }
+        self._headers: dict[str, str] = {}
+        for key, value in context.invocation_metadata() or ():
+            if isinstance(value, str):
+                self._headers.setdefault(key, value)
 
     @property
     def namespace(self) -> str:

@@ -99,6 +99,17 @@ def test_a_lease_holds_what_is_made_under_it(space: Space) -> None:
     assert not space.keys()
 
 
+def test_the_first_of_several_headers_counts(space: Space) -> None:
+    """containerd's client puts what it has set last before what it was called with."""
+    space.leases("Create", id="inner")
+    with space.leased("inner") as api:
+        api.metadata += [("containerd-namespace", "elsewhere"), ("containerd-lease", LEASE)]
+        data = space.put(b"data", api=api)
+    assert space.digests() == {data}
+    assert resources(space, "inner") == {("content", data)}
+    assert not resources(space, LEASE)
+
+
 def test_what_a_dead_client_unpacked_to_goes_with_its_lease(space: Space) -> None:
     chain = digest_of(b"chain")
     space.leases("Create", id="l1")
