@@ -16,6 +16,7 @@ from lighter.daemon.content.store import ContentStore
 from lighter.daemon.images.processors import Processors
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.snapshots.service import SnapshotService
+from lighter.daemon.snapshots.types import is_read_only
 from lighter.daemon.types import Descriptor, Mount
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from lighter.proto.faults import hit
@@ -67,11 +68,13 @@ class Layers:
         """Apply content to the namespace's active snapshot that has these mounts.
 
         `payloads`: what the stream processors of these ids get beside it, if they take part.
-        Raises NotFound (content, snapshot), FailedPrecondition for a view, and what a layer is
-        refused with. On an error the snapshot holds what was written until then.
+        Raises NotFound (content, snapshot), FailedPrecondition for what is read-only, and what a
+        layer is refused with. On an error the snapshot holds what was written until then.
         """
         name, key = await self._snapshots.find(namespace, mounts)
         target = await self._snapshots.snapshotter(name).layer_target(namespace, key)
+        if is_read_only(mounts):
+            raise FailedPrecondition(f"apply to snapshot {key}: its mounts are given as read-only")
         order = {
             "job": "apply",
             "media_type": layer.media_type,

@@ -25,7 +25,14 @@ from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.disk import measure, remove_if_empty, sync_file_system
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
-from lighter.daemon.snapshots.types import ACTIVE, COMMITTED, VIEW, LayerTarget, TreeRemover
+from lighter.daemon.snapshots.types import (
+    ACTIVE,
+    COMMITTED,
+    VIEW,
+    LayerTarget,
+    TreeRemover,
+    shown_by,
+)
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import (
@@ -206,12 +213,13 @@ class DirectorySnapshotter(ABC):
         return self._mounts(key, row, self._rows.chain(row.parent))
 
     async def find(self, namespace: str, mounts: Sequence[Mount]) -> str:
-        given = tuple(mounts)
-        named = " ".join(text for mount in given for text in (mount.source, *mount.options))
+        given = shown_by(mounts)
+        named = " ".join(text for mount in mounts for text in (mount.source, *mount.options))
         numbers = {int(number) for number in re.findall(rf"{re.escape(self.dir)}/([0-9]+)/", named)}
         for row in self._rows.mountable(namespace, numbers):
             try:
-                if self._mounts(row.info.key, row, self._rows.chain(row.parent)) == given:
+                of_row = self._mounts(row.info.key, row, self._rows.chain(row.parent))
+                if shown_by(of_row) == given:
                     return row.info.key
             except FailedPrecondition:
                 continue  # it cannot be mounted any more

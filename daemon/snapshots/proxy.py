@@ -36,6 +36,7 @@ from lighter.daemon.snapshots.types import (
     UNDER_LEASE_LABEL,
     VIEW,
     LayerTarget,
+    shown_by,
 )
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
 from lighter.proto.daemon_api import PAGE_ROWS
@@ -262,16 +263,16 @@ class ProxySnapshotter:
         return mounts
 
     async def find(self, namespace: str, mounts: Sequence[Mount]) -> str:
-        given = tuple(mounts)
+        given = shown_by(mounts)
         rows = self._rows.mountable(namespace, self._rows.numbers())
         for row in rows:
-            if self._known.get(row.number) == given:
+            if row.number in self._known and shown_by(self._known[row.number]) == given:
                 return row.info.key
         for row in rows:
             if row.number in self._known:
                 continue
             try:
-                if await self._mounts(namespace, row) == given:
+                if shown_by(await self._mounts(namespace, row)) == given:
                     return row.info.key
             except (Unavailable, DeadlineExceeded):
                 break  # a plugin that does not answer is nobody's else hindrance

@@ -51,6 +51,34 @@ class LayerTarget:
         }
 
 
+def shown_by(mounts: Sequence[Mount]) -> list[tuple[str, ...]]:
+    """The directories that each mount shows, nearest first: by these a snapshot is known again.
+
+    A client may have changed the other options of what it was given. BuildKit adds
+    `redirect_dir=off` to every overlay, and to read an active snapshot it names its upper directory
+    as the first of the lower ones. Of other types all counts.
+    """
+    return [_shown_by(mount) for mount in mounts]
+
+
+def _shown_by(mount: Mount) -> tuple[str, ...]:
+    if mount.type == "overlay":
+        told = [option.partition("=") for option in mount.options]
+        uppers = [value for name, _, value in told if name == "upperdir"]
+        lowers = [value.split(":") for name, _, value in told if name == "lowerdir"]
+        return ("overlay", *uppers, *(directory for value in lowers for directory in value))
+    if mount.type in ("bind", "rbind") or {"bind", "rbind"} & set(mount.options):
+        return ("bind", mount.source)
+    return (mount.type, mount.source, *mount.options)
+
+
+def is_read_only(mounts: Sequence[Mount]) -> bool:
+    """Whether nothing can be written through them."""
+    top = mounts[-1] if mounts else Mount("", "", ("ro",))
+    without_upper = not any(option.startswith("upperdir=") for option in top.options)
+    return "ro" in top.options or (top.type == "overlay" and without_upper)
+
+
 class Snapshotter(Protocol):
     """Errors: NotFound, AlreadyExists, FailedPrecondition (wrong kind, has children), and those
     of the disk."""
@@ -113,8 +141,8 @@ class Snapshotter(Protocol):
         """The mounts of an active snapshot or a view, absolute, in order, at one target."""
 
     async def find(self, namespace: str, mounts: Sequence[Mount]) -> str:
-        """The key of the namespace's active snapshot or view that has exactly these mounts; ""
-        for none. Of several views of one snapshot it is any."""
+        """The key of the namespace's active snapshot or view that these mounts show (`shown_by`);
+        "" for none. Of several views of one snapshot it is any."""
 
     async def remove(self, namespace: str, key: str) -> None:
         """Remove a snapshot that has no children; its files go in the background."""

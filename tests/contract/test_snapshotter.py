@@ -229,6 +229,16 @@ def test_namespaces_do_not_see_each_other(place: Place) -> None:
     assert place.run(place.snapshotter.stat("other", "base")).kind == "active"
 
 
+def read_only(mount: Mount) -> Mount:
+    """Of the same files, with the upper directory as the first of the lower ones."""
+    if mount.type != "overlay":
+        return Mount(mount.type, mount.source, (*mount.options, "ro"))
+    named = dict(option.partition("=")[::2] for option in mount.options)
+    lower = f"lowerdir={named['upperdir']}:{named['lowerdir']}"
+    kept = [o for o in mount.options if not o.startswith(("upperdir=", "workdir=", "lowerdir="))]
+    return Mount(mount.type, mount.source, (*kept, lower))
+
+
 def test_it_is_found_by_its_mounts_and_by_no_others(place: Place) -> None:
     place.layer("base", "", lambda tree: tree.joinpath("a").touch())
     place.layer("top", "base", lambda tree: tree.joinpath("b").touch())
@@ -241,10 +251,17 @@ def test_it_is_found_by_its_mounts_and_by_no_others(place: Place) -> None:
         mounts = place.run(place.snapshotter.view(NS, f"view of {parent}", parent))
         assert place.run(place.snapshotter.find(NS, mounts)) == f"view of {parent}"
     (mount,) = made["on top"]
+    # As BuildKit passes them on: an option more, and read-only.
+    more = Mount(mount.type, mount.source, (*mount.options, "redirect_dir=off"))
+    assert place.run(place.snapshotter.find(NS, [more])) == "on top"
+    assert place.run(place.snapshotter.find(NS, [read_only(mount)])) == "on top"
+    plain = [option for option in mount.options if option not in ("bind", "rbind")]
     for other in (
         [],
         [mount, mount],
-        [Mount(mount.type, mount.source, (*mount.options, "suid"))],
+        [Mount("overlay", "overlay", (f"upperdir={place.dir}", *plain))],
+        [Mount("overlay", "overlay", (f"lowerdir={place.dir}", *plain))],
+        [Mount("tmpfs", mount.source, tuple(plain))],
         [Mount("bind", str(place.dir), ("rw", "rbind"))],
         [Mount("bind", "/", ("rw", "rbind"))],
     ):

@@ -78,7 +78,13 @@ def test_only_snapshots_of_the_namespace_are_written(space: Space, tmp_path: Pat
             [types_pb2.Mount(type="bind", source="/", options=["rw", "rbind"])],
             [types_pb2.Mount(type="bind", source=root, options=["rw", "rbind"])],
             [types_pb2.Mount(type="bind", source=link, options=["rw", "rbind"])],
-            [types_pb2.Mount(type="bind", source=mine[0].source, options=["rw"])],
+            [
+                types_pb2.Mount(
+                    type="overlay",
+                    source="overlay",
+                    options=[f"upperdir={mine[0].source}", f"workdir={outside}", "lowerdir=/"],
+                )
+            ],
             [*mine, types_pb2.Mount(type="bind", source="/etc", options=["rw", "rbind"])],
             [
                 types_pb2.Mount(
@@ -99,6 +105,28 @@ def test_only_snapshots_of_the_namespace_are_written(space: Space, tmp_path: Pat
     with refused("INVALID_ARGUMENT", "no mounts of the upper"):
         space.diff("Diff", left=mine, right=[])
     assert os.listdir(outside) == [] and space.snapshots("Usage", key="a").inodes == 1
+
+
+def test_a_client_may_have_changed_what_says_no_directory(space: Space) -> None:
+    """BuildKit adds options to every overlay's, and reads an active snapshot as lower ones."""
+    unpack(space, "1", "", "base", layer(file="lower"))
+    (mount,) = space.snapshots("Prepare", key="2", parent="base").mounts
+    told = dict(option.partition("=")[::2] for option in mount.options)
+    data = layer(more="x")
+    space.put(data)
+    read_only = types_pb2.Mount(
+        type="overlay",
+        source="overlay",
+        options=[f"lowerdir={told['upperdir']}:{told['lowerdir']}"],
+    )
+    with refused("FAILED_PRECONDITION", "given as read-only"):
+        space.diff("Apply", diff=descriptor(data, LAYER), mounts=[read_only])
+    mount.options.append("redirect_dir=off")
+    applied = space.diff("Apply", diff=descriptor(data, LAYER), mounts=[mount]).applied
+    assert applied.digest == digest_of(data)
+    lower = space.snapshots("View", key="v", parent="base").mounts
+    made = space.diff("Diff", left=lower, right=[read_only], media_type=LAYER).diff
+    assert names(space.read(made.digest)) == {"more"}
 
 
 def test_what_cannot_be_applied(space: Space) -> None:
