@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ START_S = 60.0
 STOP_S = 60.0
 IMAGE = images.REFERENCE.removeprefix("docker.io/library/")
 UNPACKED = Path(__file__).resolve().parents[2] / ".cache" / "docker"
+_PLUGINS = UNPACKED / "buildx/usr/libexec/docker/cli-plugins"
 
 Done = subprocess.CompletedProcess[bytes]
 
@@ -55,7 +56,13 @@ class Engine:
         self.cgroup = base.name
         self.socket = base / "docker.sock"
         path = f"{unpacked}/usr/sbin:{unpacked}/usr/bin:{os.environ['PATH']}"
-        self._environ = {**os.environ, "PATH": path, "DOCKER_CONFIG": str(base)}
+        self._environ = {
+            **os.environ,
+            "PATH": path,
+            "DOCKER_CONFIG": str(base),
+            "DOCKER_BUILDKIT": "0",
+        }
+        (base / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(_PLUGINS)]}))
         self._docker = str(unpacked / "usr/bin/docker")
         config = base / "daemon.json"
         config.write_text(json.dumps({"features": {"containerd-snapshotter": snapshotter}}))
@@ -67,16 +74,17 @@ class Engine:
             *("--data-root", f"{base}/data", "--exec-root", f"{base}/exec"),
             *("--pidfile", f"{base}/docker.pid", "--host", f"unix://{self.socket}"),
             *("--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{self.cgroup}"),
-            *("--live-restore", *(() if snapshotter else ("--storage-driver", "overlay2"))),
+            *(() if snapshotter else ("--storage-driver", "overlay2")),
         ]
         self.process: subprocess.Popen[bytes] | None = None
 
     # -- dockerd
 
-    def start(self) -> "Engine":
+    def start(self, *, live_restore: bool = True) -> "Engine":
+        argv = [*self._argv, *(("--live-restore",) if live_restore else ())]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._argv, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                argv, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         await_that(self._answers, START_S, "dockerd serves")
         return self
@@ -104,6 +112,9 @@ class Engine:
         ids = self.docker("ps", "-aq", check=True).stdout.decode().split()
         if ids:
             self.docker("rm", "-fv", *ids, check=True)
+        for path in self.cgroups():
+            if path.name == "buildkit":  # it keeps the parent of its steps' cgroups
+                _rmdir(path)
 
     def close(self) -> None:
         """Remove all containers and end. Raises AssertionError for what they left behind."""
@@ -130,11 +141,12 @@ class Engine:
         input: bytes | None = None,  # noqa: A002 (subprocess.run's word)
         timeout: float = 60,
         check: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> Done:
         """Run docker; `check` turns a failure into an assertion with its complaint."""
         done = subprocess.run(
             self.docker_argv(*words),
-            env=self._environ,
+            env={**self._environ, **(env or {})},
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
             capture_output=True,
@@ -149,10 +161,10 @@ class Engine:
         """What docker prints, stripped; it must not fail."""
         return self.docker(*words, check=True, timeout=timeout).stdout.decode().strip()
 
-    def popen(self, *words: str) -> "subprocess.Popen[bytes]":
+    def popen(self, *words: str, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             self.docker_argv(*words),
-            env=self._environ,
+            env={**self._environ, **(env or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
