@@ -805,7 +805,7 @@ def test_sec_31_no_secret_is_logged_or_told(
     def denied(request: Request) -> Reply:
         if "authorization" not in request.headers:
             return bearer(f"{reg.url}/token")
-        return error(403, "DENIED", echoed)
+        return error(403, "DENIED", f"{echoed}, which is token-for-tests")
 
     async def work() -> None:
         reg.route("/v2/x/manifests/denied", denied)
@@ -959,6 +959,14 @@ def test_sec_31_a_proxy_that_refuses_is_named_without_its_password(other: Script
         assert "407" in caught.value.message
         assert "proxy-password" not in caught.value.message
 
+    async def shown() -> str:
+        talk = await client(**through(other)).conversation("reg.example", Access())
+        try:
+            return talk.transport.proxy_of(talk.endpoints[-1].origin)
+        finally:
+            await talk.close()
+
     run(work(Access()))
     run(work(Access(plain_http=True)))
     assert [item.method for item in other.requests] == ["CONNECT", "HEAD"]
+    assert run(shown()) == f"http://<hidden>@{other.host}"

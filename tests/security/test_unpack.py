@@ -206,6 +206,14 @@ def test_sec_02_links_do_not_redirect(
         assert error is None
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_sec_02_an_absolute_link_begins_at_the_root(case: Case, mode: str) -> None:
+    link = entry("s/l", SYMLINK, link="/d")
+    layer = archive(entry("s", DIR), link, entry("s/l/f", FILE, b"content"))
+    assert case.unpack(layer, mode) is None
+    assert (case.fs / "d/f").read_bytes() == b"content"
+
+
 def aim(raw: bytes, case: Case) -> bytes:
     """Put the canary's path where an entry's link says so, and the checksum right again."""
     for mark, path in (

@@ -160,6 +160,7 @@ def test_sec_33_a_base_name_keeps_other_names_out(place: Place) -> None:
     evil = Layout()
     evil.list(evil.image([{"evil": b"x"}]), name="docker.io/library/busybox:latest")
     evil.list(evil.image([{"evil": b"y"}]), ref="docker.io/library/busybox:latest")
+    evil.list(evil.image([{"evil": b"w"}]), name="example.com/minefield:latest")
     evil.list(evil.image([{"good": b"z"}]), ref="v1")
     names = place.take(evil.archive(), ImportOptions(base_name="example.com/mine"))
     assert names == ["example.com/mine:v1"]
