@@ -69,6 +69,7 @@ from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.spawn import Spawner
 from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.execs import ExecService
@@ -254,8 +255,14 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
     )
 
     # Tasks.
+    cgroup_lock = CgroupLock()
     execs = ExecService(
-        db=db, store=store, log=event_log, supervisor=supervisor, bundle_of=bundle_of
+        db=db,
+        store=store,
+        log=event_log,
+        supervisor=supervisor,
+        bundle_of=bundle_of,
+        cgroup_lock=cgroup_lock,
     )
     network_configs = Configs((config.network_conf_dir,))
     names = Names(attachments, root.addresses)
@@ -287,6 +294,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         runtimes=runtimes,
         has_room=core.budget.has_room,
         runtime_s=config.runc_timeout_s,
+        cgroup_lock=cgroup_lock,
     )
     host = read_host()
     volumes = Volumes(root, VolumeStore(db), spawner, remover)

@@ -27,6 +27,7 @@ from lighter.daemon.tasks.calling import (
     place,
     runtime_root,
 )
+from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.logsending import order_of
 from lighter.daemon.tasks.order import create_order
@@ -72,6 +73,7 @@ class TaskCreator:
         runtimes: Runtimes,
         has_room: Callable[[], bool],
         runtime_s: float,
+        cgroup_lock: CgroupLock,
     ) -> None:
         self._runtime_s = runtime_s
         # Of the runtime's create and of what undoes it, each ended when it hangs.
@@ -88,6 +90,7 @@ class TaskCreator:
         self._boot_id = boot_id
         self._runtimes = runtimes
         self._has_room = has_room
+        self._cgroup_lock = cgroup_lock
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     async def create(
@@ -163,6 +166,7 @@ class TaskCreator:
         calling: Calling,
         spec: bytes,
     ) -> int:
+        self._cgroup_lock.take_soon()
         bundle = self._bundle_of(entry.namespace, entry.id)
         log = self._log_settings(container)
         bundle.write(spec, entry.incarnation, log["dir"] if log else "")

@@ -9,6 +9,7 @@ from typing import Any
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import PROBE_PREFIX, Entry, Exec, is_probe
 from lighter.daemon.tasks.reach import SIGNAL_S, connected
 from lighter.daemon.tasks.store import TaskStore
@@ -33,12 +34,14 @@ class ExecService:
         log: EventLog,
         supervisor: Supervisor,
         bundle_of: Callable[[str, str], Bundle],
+        cgroup_lock: CgroupLock,
     ) -> None:
         self._db = db
         self._store = store
         self._events = log
         self._supervisor = supervisor
         self._bundle_of = bundle_of
+        self._cgroup_lock = cgroup_lock
 
     async def exec(
         self,
@@ -157,6 +160,7 @@ class ExecService:
         stdio: Mapping[str, Any],
     ) -> int:
         """Have the shim run it; returns its pid."""
+        self._cgroup_lock.take_soon()
         peer = await connected(entry)
         bundle = self._bundle_of(entry.namespace, entry.id)
         console = bundle.console() if terminal else ""
