@@ -15,6 +15,7 @@ from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ENDED_KEPT, ExecService
 from lighter.daemon.tasks.shims import Peer, ShimRouter
+from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
@@ -163,6 +164,7 @@ def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(pla
         log=EventLog(place.db),
         supervisor=place.supervisor,
         bundle_of=place.bundle_of,
+        cgroup_lock=CgroupLock(own="/dev/null"),
     )
     with pytest.raises(Unavailable):  # there is no shim
         asyncio.run(execs.exec("default", "c", "new", {}, {}))
