@@ -12,10 +12,10 @@ import pytest
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ENDED_KEPT, ExecService
 from lighter.daemon.tasks.shims import Peer, ShimRouter
-from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
