@@ -41,8 +41,11 @@ def test_exec_has_streams_codes_and_a_terminal(engine: Engine) -> None:
     await_that(
         lambda: engine.docker("exec", "box", "cat", "/tmp/done").stdout == b"done\n", 30, "it ran"
     )
-    top = engine.says("top", "box")
-    assert "sleep 1000" in top and "sleep 100\n" in top + "\n"
+    await_that(
+        lambda: "sleep 1000" in (top := engine.says("top", "box")) and "sleep 100\n" in f"{top}\n",
+        30,
+        "both are shown",
+    )
 
 
 def test_signals_restarts_renames_and_events(engine: Engine) -> None:
@@ -55,13 +58,14 @@ def test_signals_restarts_renames_and_events(engine: Engine) -> None:
     engine.says("restart", "-t", "20", "box")
     state = engine.state("box")
     assert state["Status"] == "running" and state["Pid"] != pid
-    assert engine.says("logs", "box").startswith("up\nhup\nup")
+    await_that(lambda: engine.says("logs", "box") == "up\nhup\nup", 30, "it is up again")
     refused = engine.docker("rm", "box")
     assert refused.returncode == 1 and b"running" in refused.stderr
     engine.says("rename", "box", "other")
     engine.says("kill", "other")
     assert engine.says("wait", "other") == "137"
     engine.says("start", "other")
+    await_that(lambda: engine.says("logs", "other").endswith("up\nup"), 30, "it heeds signals")
     engine.says("stop", "-t", "20", "other")
     assert engine.state("other")["ExitCode"] == 4
     life = ["create", "start", "kill", "kill", "die", "start", "restart", "rename", "kill", "die"]
@@ -74,7 +78,7 @@ def test_signals_restarts_renames_and_events(engine: Engine) -> None:
         return [word for word in said.split() if word not in ("attach", "stop")]
 
     # Docker's "until now" is until the last full second.
-    await_that(lambda: told()[: len(life)] == life, 10, "the events of its life are told in order")
+    await_that(lambda: told()[: len(life)] == life, 30, "the events of its life are told in order")
 
 
 @pytest.mark.parametrize("host", VARIANTS, indirect=True)
@@ -160,9 +164,14 @@ def test_fifty_at_once(engine: Engine, lighterd: Lighterd) -> None:
         tasks = client.call("tasks", "list")["tasks"]
     assert {task["id"] for task in tasks} == set(ids)
     assert {task["status"] for task in tasks} == {"running"}
+
+    def await_log(number: int) -> None:
+        await_that(
+            lambda: engine.says("logs", f"n{number}") == str(number), 60, f"n{number} has said it"
+        )
+
     with ThreadPoolExecutor(10) as pool:
-        logs = list(pool.map(lambda number: engine.says("logs", f"n{number}"), range(50)))
-    assert logs == [str(number) for number in range(50)]
+        list(pool.map(await_log, range(50)))
     engine.docker("kill", *ids, check=True, timeout=200)
     for id_ in ids:
         assert engine.await_state(id_, Status="exited")["ExitCode"] == 137
