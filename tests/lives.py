@@ -25,6 +25,8 @@ from tests.storecheck import store_problems
 NO_STDIO = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
 SIGKILL = 9
 ANSWER_S = 20.0
+# In which a list is there that waits for no shim: who waits for one waits 5 s (reach.HELLO_S).
+LISTED_S = 4.0
 SETTLED_S = 30.0
 _SLICE_MS = 100
 
@@ -43,6 +45,22 @@ def process_state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     except OSError:
         return ""
+
+
+def await_handler(pid: int, signum: int) -> None:
+    """Until a container's init handles or ignores the signal: before that, it heeds none."""
+    await_that(
+        lambda: is_handled(Path(f"/proc/{pid}/status").read_text(), signum),
+        SETTLED_S,
+        f"{pid} has a handler for signal {signum}",
+    )
+
+
+def is_handled(status: str, signum: int) -> bool:
+    """By the text of proc_pid_status(5). What runc is until it becomes the program handles all."""
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    mask = int(fields["SigCgt"], 16) | int(fields["SigIgn"], 16)
+    return not fields["Name"].strip().startswith("runc") and bool(mask >> (signum - 1) & 1)
 
 
 def look(lighterd: Lighterd, but: Collection[int] = ()) -> None:

@@ -90,6 +90,9 @@ def test_a_signal_of_ctrs_own_choice_and_flags_that_come_late(pair: Pair) -> Non
     """Without -s it is SIGTERM; flags may follow the id."""
     trap = 'trap "exit 9" TERM; echo; while :; do sleep 0.1; done'
     pair.run_detached("k", "sh", "-c", trap)
+    for fifo in pair.fifos.rglob("k-stdout"):
+        with fifo.open("rb") as said:
+            assert said.readline() == b"\n", "the trap is set"
     pair("t", "kill", "k")
     pair.await_status("k", "STOPPED")
     assert "exit code 9" in pair("t", "rm", "k").err

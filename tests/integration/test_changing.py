@@ -210,7 +210,8 @@ def test_stop_timeouts(manager: Lighterd) -> None:
     ask(manager, "containers.create", id="web", image=IMAGE, stop_timeout_s=1, **stubborn)
     ask(manager, "containers.start", id="web")
     assert ask(manager, "tasks.stop", id="web")["exit_status"] == 137
-    begin(manager, IMAGE, "other", "sh", "-c", "trap 'exit 4' INT; sleep 1000 & wait")
+    pid = begin(manager, IMAGE, "other", "sh", "-c", "trap 'exit 4' INT; sleep 1000 & wait")
+    lives.await_handler(pid, signal.SIGINT)
     manager.ctl("stop", "-s", "INT", "-t", "30", "other", check=True)
     assert lives.task(manager, "other")["exit_status"] == 4
     refused = manager.ctl("create", "--stop-timeout", "-2", IMAGE, "true")

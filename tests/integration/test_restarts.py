@@ -122,8 +122,7 @@ def test_the_pause_doubles(manager: Lighterd) -> None:
     assert all(pause >= due for pause, due in zip(pauses, told, strict=False)), (pauses, told)
     # While it waits it is listed as what it is, and a stop ends it without a task.
     await_that(lambda: failing.task["restart_at"], RUNS_S, "it waits")
-    listed = manager.ctl("ps", check=True).stdout.decode()
-    assert "Restarting (1)" in listed
+    await_that(lambda: b"Restarting (1)" in manager.ctl("ps").stdout, RUNS_S, "ps tells of it")
     ask(manager, "tasks.stop", id="failing")
     runs = failing.runs
     assert failing.restart["due_at"] is None
@@ -149,6 +148,7 @@ def test_a_stop_by_hand_stays(manager: Lighterd) -> None:
     for policy in ("unless-stopped", "on-failure"):
         assert lives.task(manager, policy)["status"] == "stopped"
     # A signal that is no stop does not stop it for good.
+    lives.await_handler(lives.task(manager, "always")["pid"], signal.SIGUSR1)
     ask(manager, "tasks.kill", id="always", exec_id="", signal=signal.SIGUSR1, all=False)
     await_that(
         lambda: lives.task(manager, "always")["restarts"] == 1, RUNS_S, "it is started again"
@@ -267,9 +267,11 @@ def test_removed_while_it_waits(manager: Lighterd) -> None:
     failing = Container(manager, "failing", "exit 1", "always")
     failing.start()
     failing.await_runs(3)
-    await_that(lambda: failing.task["restart_at"], RUNS_S, "it waits")
-    refused = manager.ctl("rm", "failing")
-    assert b"it is being started again" in refused.stderr
+    await_that(
+        lambda: b"it is being started again" in manager.ctl("rm", "failing").stderr,
+        RUNS_S,
+        "a removal is refused while it waits",
+    )
     manager.ctl("rm", "-f", "failing", check=True)
     runs = failing.runs
     time.sleep(1)

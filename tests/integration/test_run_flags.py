@@ -407,9 +407,9 @@ def test_an_init_reaps_and_passes_signals_on(ctl: Ctl) -> None:
     assert done.returncode == 5, done
     name, zombies = done.stdout.decode().split()
     assert name == "init" and zombies == "0"
-    ctl.lighterd.ctl(
-        "run", "-d", "--init", REFERENCE, "x", "sh", "-c", "trap 'exit 9' TERM; sleep 1000 & wait"
-    )
+    traps = "trap 'exit 9' TERM; echo up; sleep 1000 & wait"
+    ctl.lighterd.ctl("run", "-d", "--init", REFERENCE, "x", "sh", "-c", traps, check=True)
+    await_that(lambda: ctl.lighterd.ctl("logs", "x").stdout == b"up\n", 20, "it has its trap")
     ctl.lighterd.ctl("stop", "--timeout", "20s", "x", check=True)
     assert b"Exited (9)" in ctl.lighterd.ctl("ps", "-a").stdout
 

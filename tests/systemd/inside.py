@@ -1,11 +1,13 @@
 """What tests look at in a machine: its containers, its scopes, its manager."""
 
 import json
+import signal
 from typing import Any
 
 from tests.census import LOOK_INSIDE
 from tests.harness import await_that, settled
 from tests.images import REFERENCE
+from tests.lives import is_handled
 from tests.systemd.machine import Machine
 
 RESTART_S = 60.0
@@ -14,10 +16,15 @@ WAITS = ("sh", "-c", "trap exit TERM; while :; do sleep 1000 & wait $!; done")
 
 
 def start(machine: Machine, name: str, *command: str, namespace: str = "default") -> int:
-    """Run a detached container; init's pid in the machine."""
+    """Run a detached container, which does something about SIGTERM; init's pid in the machine."""
     ctl = ("ctl", "-n", namespace)
     machine.run(*ctl, "run", "-d", REFERENCE, name, *(command or WAITS))
-    return int(tasks(machine, namespace)[name]["pid"])
+    pid = int(tasks(machine, namespace)[name]["pid"])
+    status = ("cat", f"/proc/{pid}/status")
+    await_that(
+        lambda: is_handled(machine.run(*status).stdout, signal.SIGTERM), 30, f"{name} has its trap"
+    )
+    return pid
 
 
 def tasks(machine: Machine, namespace: str = "default") -> dict[str, dict[str, Any]]:

@@ -193,6 +193,8 @@ class Machine:
         return int(self.show(unit, "MainPID")["MainPID"])
 
     def journal(self, *options: str) -> str:
+        """What journalctl shows, with all that was said before the call."""
+        self.run("journalctl", "--sync", check=False)
         return self.run("journalctl", "--no-pager", "-o", "short-monotonic", *options).stdout
 
     def console_text(self) -> str:

@@ -172,12 +172,12 @@ def test_f62_a_storm_of_stops_kills_and_restarts(machine: Machine) -> None:
 
 
 def test_the_watchdog_replaces_a_stopped_manager(machine: Machine) -> None:
-    inside.drop_in(machine, "watchdog", "[Service]\nWatchdogSec=2\nTimeoutAbortSec=2\n")
+    inside.drop_in(machine, "watchdog", "[Service]\nWatchdogSec=5\nTimeoutAbortSec=2\n")
     try:
         machine.run("systemctl", "restart", "lighterd.service")
         pid = inside.start(machine, "a")
         main = machine.main_pid()
-        time.sleep(4)  # twice the time in which one that does not tell would be replaced
+        time.sleep(10)  # twice the time in which one that does not tell would be replaced
         assert machine.main_pid() == main, "a manager that is well was replaced"
         machine.run("kill", "-STOP", str(main))
         inside.await_manager(machine, other_than=main)

@@ -62,12 +62,13 @@ def assert_no_sub_cgroup(machine: Machine, unit: str) -> None:
     assert not machine.run(["find", unit, "-mindepth", "1", "-type", "d"]).text
 
 
-def test_run_exec_and_logs(host: Installed) -> None:
+def test_run_exec_and_logs(host: Installed, machine: Machine) -> None:
     done = host.ctl("run", "--rm", REFERENCE, "once", "sh", "-c", "echo out; exit 7", check=False)
     assert (done.code, done.stdout) == (7, b"out\n"), done.stderr
     host.run("web", "sh", "-c", "echo up; trap exit TERM; sleep 1000 & wait")
     done = host.ctl("tasks", "exec", "--exec-id", "x", "web", "sh", "-c", "exit 3", check=False)
     assert done.code == 3, done.stderr
+    machine.await_that("ctl logs web | grep -qx up", 60, "it has said it")
     assert host.ctl("logs", "web").stdout == b"up\n"
 
 
