@@ -507,7 +507,7 @@ async def work():
     asked = [lookup.addresses(f"n{number}.test") for number in range(3)]
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(one, TimeoutError) for one in found), found
-    assert time.monotonic() - began < 2, "given up, although the resolver goes on"
+    assert time.monotonic() - began < 4, "given up, although the resolver goes on"
     lookups = [thread for thread in __import__("threading").enumerate() if thread.name == "lookup"]
     assert len(lookups) == 2, "the third has had no place"
     while True:

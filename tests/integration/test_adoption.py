@@ -247,7 +247,7 @@ def test_a_killed_spawner_is_replaced_and_its_shims_stay(
     shims, old = lighterd.shims(), spawner_of(lighterd)
     kill_by_pidfd(old)
     killed = time.monotonic()
-    await_that(lambda: spawner_of(lighterd) not in (0, old), 5, "a new spawner")
+    await_that(lambda: spawner_of(lighterd) not in (0, old), 30, "a new spawner")
     record_property("s until a new spawner", f"{time.monotonic() - killed:.2f}")
     kill_by_pidfd(spawner_of(lighterd))
     # Asked in the gap, a create waits for the next spawner.
@@ -284,9 +284,7 @@ def test_a_stopped_spawner_does_not_keep_the_next_manager_out(
     lighterd.process.wait(10)
     lighterd.start()
     await_that(lambda: spawner_of(lighterd) not in (0, stopped), 30, "a spawner of its own")
-    assert not psutil.pid_exists(stopped) or (
-        psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
-    )
+    await_that(lambda: lives.process_state(stopped) in ("", "Z"), 10, "the old one is ended")
     lives.await_task(lighterd, "c", "running")
 
 
@@ -358,7 +356,7 @@ def test_f43_a_shim_that_the_oom_killer_ends_is_a_lost_one(
         ended = ask(lighterd, "tasks.wait", **which)
         assert cgroups.oom_kills(group) == 1
     assert (ended["exit_status"], ended["cause"]) == (137, "lost-shim")
-    assert lives.process_state(shim) == ""
+    await_that(lambda: lives.process_state(shim) == "", 10, "its spawner has reaped it")
 
 
 def start_after_kill9(lighterd: Lighterd) -> float:
@@ -387,7 +385,7 @@ def test_f43_a_stopped_shim_is_shown_and_holds_nobody(
         began = time.monotonic()
         with lighterd.client() as client:
             rows = {row["id"]: row for row in client.call("tasks", "list")["tasks"]}
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < lives.LISTED_S
             assert len(rows) == count
             assert rows["c0"]["status"] == "unknown" and rows["c0"]["reason"]
             assert rows["c1"]["status"] == "running"

@@ -101,7 +101,7 @@ def test_f53_a_damaged_database_costs_no_container_and_no_file(
     lighterd.start()
     row = lives.await_task(lighterd, "c", "running")
     assert row["pid"] == pid
-    log = lighterd.log_end()
+    log = lighterd.log_end(1 << 20)
     assert "is damaged" in log and "is mended; " in log
     assert lost in ask(lighterd, "system.health")["loss"]
     assert len(list(lighterd.root.glob("lighter.db.damaged-*"))) in (1, 2)

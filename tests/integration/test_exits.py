@@ -70,7 +70,7 @@ def test_f16_exits_while_the_manager_is_dead_are_exact(
         # A wait is answered at once, as soon as the shim has told.
         began = time.monotonic()
         ended = ask(lighterd, "tasks.wait", id=name, exec_id="")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert (name, ended["exit_status"], ended["cause"]) == (name, code, "")
         assert before <= ended["exited_at"] <= after
         assert ask(lighterd, "tasks.delete", id=name, exec_id="", force=False) == ended

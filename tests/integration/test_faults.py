@@ -136,7 +136,7 @@ def test_f44_a_runtime_that_hangs_holds_nobody_else(lighterd: Lighterd, busybox:
             ask(lighterd, "tasks.create", id="slow", **NO_STDIO)
         with pytest.raises(errors.FailedPrecondition):
             ask(lighterd, "containers.delete", id="slow", force=True)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15  # the runtime hangs for ever
         gate.write_text("")
         list(stream)
         assert lives.task(lighterd, "slow")["pid"] == stream.result["pid"]

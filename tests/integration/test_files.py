@@ -198,7 +198,7 @@ def test_a_container_is_not_started_while_it_is_written_to(lighterd: Lighterd) -
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.addfile(tarfile.TarInfo("late"))
         os.write(write_end, archive.getvalue()[:512])
-        await_that(lambda: _is_extracting(lighterd), 20, "a worker waits for more")
+        _await_worker(lighterd)
         refused = lighterd.ctl("tasks", "start", "-d", "c")
         assert refused.returncode == 1 and b"files are being copied into it" in refused.stderr
         refused = lighterd.ctl("rename", "c", "d")
@@ -213,8 +213,17 @@ def _workers(lighterd: Lighterd) -> list[int]:
     return with_title(f"lighter-worker --instance {lighterd.instance}")
 
 
-def _is_extracting(lighterd: Lighterd) -> bool:
-    return bool(_workers(lighterd))
+def _await_worker(lighterd: Lighterd) -> int:
+    """The one that waits for more. Others come and go: of the task that was deleted, of a snapshot
+    that is removed."""
+    seen: list[list[int]] = []
+
+    def waits() -> bool:
+        seen.append(_workers(lighterd))
+        return len(seen) > 5 and len(seen[-1]) == 1 and all(one == seen[-1] for one in seen[-5:])
+
+    await_that(waits, 20, "a worker waits for more")
+    return seen[-1][0]
 
 
 def test_a_worker_has_ended_before_what_it_wrote_is_let_go(lighterd: Lighterd) -> None:
@@ -224,17 +233,10 @@ def test_a_worker_has_ended_before_what_it_wrote_is_let_go(lighterd: Lighterd) -
     read_end, write_end = os.pipe()
     with subprocess.Popen(lighterd.ctl_argv("cp", "-", "c:/data"), stdin=read_end) as copying:
         os.close(read_end)
-        seen: list[list[int]] = [[]]
-
-        def waits() -> bool:
-            """Others come and go: of the task that was deleted, of a snapshot that is removed."""
-            seen.append(_workers(lighterd))
-            return len(seen[-1]) == 1 and seen[-1] == seen[-2]
-
+        worker = 0
         try:
             os.write(write_end, tarfile.TarInfo("late").tobuf())
-            await_that(waits, 20, "a worker waits for more")
-            (worker,) = seen[-1]
+            worker = _await_worker(lighterd)
             os.kill(worker, signal.SIGSTOP)
             copying.kill()
             copying.wait(20)
@@ -245,8 +247,8 @@ def test_a_worker_has_ended_before_what_it_wrote_is_let_go(lighterd: Lighterd) -
         finally:
             copying.kill()
             os.close(write_end)
-            for left in set(seen[-1]) & set(_workers(lighterd)):
-                os.kill(left, signal.SIGKILL)
+            if worker in _workers(lighterd):
+                os.kill(worker, signal.SIGKILL)
 
 
 def test_a_copy_that_is_given_up_leaves_no_worker(lighterd: Lighterd) -> None:
@@ -260,7 +262,7 @@ def test_a_copy_that_is_given_up_leaves_no_worker(lighterd: Lighterd) -> None:
         assert copying.stdout is not None and copying.stdout.read(512)
         copying.send_signal(signal.SIGKILL)
         copying.wait(20)
-        await_that(lambda: not _is_extracting(lighterd), 20, "the worker has gone")
+        await_that(lambda: not _workers(lighterd), 20, "the worker has gone")
 
 
 def test_diff_lists_what_was_added_changed_and_deleted(lighterd: Lighterd) -> None:

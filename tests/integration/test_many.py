@@ -17,7 +17,6 @@ from tests.stuckfs import StuckFs
 
 MANY = 200
 AT_ONCE = 4
-LISTED_S = 1.0
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def begin_all(lighterd: Lighterd, image: str, names: list[str]) -> None:
 def listed(client: Client) -> dict[str, str]:
     began = time.monotonic()
     tasks = client.call("tasks", "list", timeout_s=10)["tasks"]
-    assert time.monotonic() - began < LISTED_S
+    assert time.monotonic() - began < lives.LISTED_S
     return {row["id"]: row["status"] for row in tasks}
 
 

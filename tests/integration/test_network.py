@@ -62,7 +62,7 @@ def test_the_tutorials_chapter_from_an_empty_machine(net: NetworkedLighterd) -> 
 
     # The gateway is the host; it answers, and is answered.
     inside(net, "web", "ping -c 1 -W 3 10.9.0.1")
-    await_that(lambda: net.fetch(f"http://{address}/"), 10, "httpd answers the host")
+    await_that(lambda: net.fetch(f"http://{address}/"), 30, "httpd answers the host")
     assert net.fetch(f"http://{address}/") == "hello from web\n"
 
     other = net.ctl("run", "--rm", "--cni", IMAGE, "two", "wget", "-qO-", f"http://{address}/")
@@ -97,7 +97,7 @@ def test_ports_are_published_found_and_freed(net: NetworkedLighterd) -> None:
     chosen = net.ctl("port", "web", "81/tcp", check=True).stdout.decode().strip()
     assert int(chosen.rpartition(":")[2]) > 1023
     assert "0.0.0.0:8080->80/tcp" in net.ctl("ps", "--format", "{{.Ports}}").stdout.decode()
-    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 10, "the published port answers")
+    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 30, "the published port answers")
 
     taken = net.ctl("run", "-d", "-p", "8080:80", IMAGE, "again", "true")
     assert taken.returncode == 125
@@ -184,8 +184,8 @@ def test_ipv6_addresses_and_their_ports(net: NetworkedLighterd) -> None:
     four, six = net.addresses_of("web")
     assert (four.startswith("10.20.0."), six) == (True, "fd00:20::20")
     inside(net, "web", "ping -6 -c 1 -W 5 fd00:20::1")
-    await_that(lambda: net.fetch("http://[fd00:20::20]/"), 10, "httpd answers by IPv6")
-    await_that(lambda: net.fetch("http://[fd00:20::1]:8080/"), 10, "the port answers by IPv6")
+    await_that(lambda: net.fetch("http://[fd00:20::20]/"), 30, "httpd answers by IPv6")
+    await_that(lambda: net.fetch("http://[fd00:20::1]:8080/"), 30, "the port answers by IPv6")
     assert "fd00:20::20\tweb\n" in inside(net, "web", "cat /etc/hosts")
 
 
@@ -245,7 +245,7 @@ def test_sec_83_a_containers_router_advertisement_changes_nothing(
                 ).returncode
                 == 0
             ),
-            10,
+            30,
             "the advertisement is sent",
         )
         assert heard.communicate(timeout=20)[0] == b"seen\n", "it arrives at the host"
@@ -311,7 +311,7 @@ def test_shared_and_absent_networks(net: NetworkedLighterd) -> None:
     run(net, "--network", "a", "first", command=SERVE)
     run(net, "--network", "container:first", "second")
     await_that(
-        lambda: net.ctl("exec", "second", "wget", "-qO-", "http://127.0.0.1/").stdout, 10, "shared"
+        lambda: net.ctl("exec", "second", "wget", "-qO-", "http://127.0.0.1/").stdout, 30, "shared"
     )
     same = inside(net, "first", "readlink /proc/self/ns/net")
     assert inside(net, "second", "readlink /proc/self/ns/net") == same
@@ -332,7 +332,7 @@ def test_connect_and_disconnect_a_running_container(net: NetworkedLighterd) -> N
     run(net, "bare", command=SERVE)  # of its own network there is a loopback alone
     net.ctl("network", "connect", "a", "bare", check=True)
     (address,) = net.addresses_of("bare")
-    await_that(lambda: net.fetch(f"http://{address}/"), 10, "it is reached by its new address")
+    await_that(lambda: net.fetch(f"http://{address}/"), 30, "it is reached by its new address")
     net.ctl("network", "connect", "b", "bare", check=True)
     assert len(net.addresses_of("bare")) == 2
     again = net.ctl("network", "connect", "b", "bare")
@@ -413,7 +413,7 @@ def test_restarted_it_has_its_network_again(net: NetworkedLighterd) -> None:
         net.ctl("tasks", "rm", "one", check=True)
         net.ctl("tasks", "start", "-d", "one", check=True)
         assert net.addresses_of("one") == ["10.20.0.50"]
-    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 10, "its port answers again")
+    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 30, "its port answers again")
 
 
 def test_an_end_gives_everything_back(net: NetworkedLighterd) -> None:
@@ -433,7 +433,7 @@ def test_a_container_keeps_its_network_through_a_restart_of_the_manager(
     run(net, "bare")
     net.ctl("network", "connect", "a", "bare", check=True)
     before = net.addresses_of("web"), net.addresses_of("bare")
-    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 10, "it answers")
+    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 30, "it answers")
     net.kill9()
     assert net.fetch("http://10.20.0.1:8080/") == "hello from web\n"
     net.start()
@@ -455,7 +455,7 @@ def test_sec_86_flushed_rules_are_reported_and_come_back(net: NetworkedLighterd)
     assert reloaded.returncode == 0, reloaded.stdout
     assert b"repaired" in reloaded.stdout
     assert net.addresses_of("web") == [address]
-    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 10, "the port answers again")
+    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 30, "the port answers again")
     assert net.ctl("network", "check").returncode == 0
 
 
@@ -539,7 +539,7 @@ def test_a_restart_policy_brings_the_network_again(net: NetworkedLighterd) -> No
 
     await_that(again, 20, "it is started again")
     assert net.addresses_of("one") == ["10.20.0.60"]
-    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 10, "its port answers again")
+    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 30, "its port answers again")
 
 
 def test_sec_84_a_published_port_takes_no_others_traffic(net: NetworkedLighterd) -> None:
@@ -555,7 +555,7 @@ def test_sec_84_a_published_port_takes_no_others_traffic(net: NetworkedLighterd)
     def fetched() -> bytes:
         return net.ctl("exec", "client", "wget", "-qO-", f"http://{other}:8080/").stdout
 
-    await_that(fetched, 10, "the other one answers")
+    await_that(fetched, 30, "the other one answers")
     assert fetched() == b"other\n"
 
 
@@ -568,7 +568,7 @@ def test_mapped_ids_have_a_network_of_their_own(net: NetworkedLighterd) -> None:
     (address,) = net.addresses_of("mapped")
     assert f"{address}\tmapped\n" in inside(net, "mapped", "cat /etc/hosts")
     assert inside(net, "mapped", "stat -c %u /etc/hosts") == "0\n"
-    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 10, "the published port answers")
+    await_that(lambda: net.fetch("http://10.20.0.1:8080/"), 30, "the published port answers")
     net.plugin("odd", '#!/bin/sh\ntest "$CNI_COMMAND" != ADD || exit 3\n')
     net.write("20-odd.conf", {"cniVersion": "1.0.0", "name": "odd", "type": "odd"})
     argv = ("run", "-d", *maps, "--network", "odd", IMAGE, "fails", "true")

@@ -173,7 +173,7 @@ def test_daemon_returns_when_it_serves_and_a_container_inherits_nothing_odd(
     started = time.monotonic()
     done = daemon.start("--daemon", preexec_fn=odd_shell)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     address = str(daemon.state / "lighter.sock")
     version = subprocess.run([BIN / "ctl", "-a", address, "version"], capture_output=True)
     assert version.returncode == 0, version.stderr  # at once: it serves already

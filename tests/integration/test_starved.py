@@ -10,7 +10,7 @@ import pytest
 
 from lighter.proto import errors
 from tests import cgroups, lives
-from tests.harness import Lighterd
+from tests.harness import Lighterd, await_that
 from tests.lives import NO_STDIO, NoAnswer, ask
 from tests.processes import with_title
 
@@ -44,7 +44,8 @@ def test_f59_no_process_more_for_shims(lighterd: Lighterd, busybox: str) -> None
             assert more > 1, "there was room for what a runtime needs"
             ask(lighterd, "tasks.delete", id="new", exec_id="", force=True)
         assert lives.task(lighterd, "new")["status"] is None
-        assert (lighterd.shims(), lives.process_state(old)) == (shims, "S")
+        await_that(lambda: lighterd.shims() == shims, 20, "the shim that was to be is gone")
+        assert lives.process_state(old) == "S"
     ask(lighterd, "tasks.create", id="new", **NO_STDIO)
     ask(lighterd, "tasks.start", id="new")
     for name in ("new", "old"):

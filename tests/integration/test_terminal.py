@@ -63,8 +63,9 @@ def test_without_keys_everything_typed_arrives(
 ) -> None:
     shell = typist(typists, lighterd, "run", "--detach-keys", "", *SHELL[1:])
     shell.expect(rb"# ")
-    shell.type(b"stty raw -echo; head -c 3 | od -An -tx1; stty sane; exit 3\n")
-    time.sleep(0.5)  # the terminal is raw when stty has run; nothing tells of that
+    # What is typed back has the quotes, what echo says has none.
+    shell.type(b"stty raw -echo; echo is''raw; head -c 3 | od -An -tx1; stty sane; exit 3\n")
+    shell.expect(rb"israw")
     shell.type(b"\x10\x11z")
     shell.expect(rb"10 11 7a")
     assert shell.wait() == 3

@@ -126,7 +126,10 @@ def test_sec42_concurrent_creates_have_exactly_their_own_environment(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(create, range(count)))
     for number in range(count):
-        environ = Path(f"/proc/{init_pid(lighterd, f'c{number}')}/environ").read_bytes()
+        init = Path(f"/proc/{init_pid(lighterd, f'c{number}')}")
+        # A start is answered just before init becomes the program.
+        await_that(lambda of=init: (of / "comm").read_text() == "sleep\n", 20, "it is the program")
+        environ = (init / "environ").read_bytes()
         seen = {item.decode() for item in environ.split(b"\0") if item}
         wanted = {f"OWN_{number}=1", f"SHARED={number}"}
         allowed = {"PATH", "HOME"}
