@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lighter.daemon import tomltext
 from lighter.proto.errors import InvalidArgument
 
 VERSION = 3  # of the layout, where a file does not say
@@ -146,7 +147,7 @@ def _read(path: str, importers: tuple[str, ...]) -> Source:
     data = _read_bytes(path)
     try:
         text = data.decode("utf-8")
-        table = tomllib.loads(text)
+        table = tomltext.loads(text)
     except tomllib.TOMLDecodeError as err:
         reason, line = _reason_and_line(str(err), data)
         raise InvalidArgument(f"read config {path}:{line}: {reason}") from err
@@ -155,6 +156,8 @@ def _read(path: str, importers: tuple[str, ...]) -> Source:
         raise InvalidArgument(
             f"read config {path}:{number}: byte {err.start} of the file is not UTF-8"
         ) from err
+    except ValueError as err:
+        raise InvalidArgument(f"read config {path}: {err}") from err
     except RecursionError as err:
         raise InvalidArgument(f"read config {path}: it nests too deep") from err
     return Source(path, text, table, (*importers, os.path.realpath(path)))

@@ -157,7 +157,10 @@ class _Reader:
         words = self._bare(words, number)
         if words.startswith(("[", "{")):
             return self._flow(words, number)
-        return plain(words)
+        try:
+            return plain(words)
+        except ValueError as err:  # so many digits that int() refuses them
+            raise self._error(number, "a number is too long") from err
 
     def _double(self, words: str, number: int) -> str:
         try:
@@ -172,6 +175,8 @@ class _Reader:
         """`[a, "b"]`, `[]`, `{}`; what is nested must be JSON."""
         try:
             return json.loads(words)
+        except RecursionError as err:
+            raise self._error(number, "it is nested too deeply") from err
         except ValueError:
             pass
         if not _FLOW.fullmatch(words):
@@ -180,7 +185,10 @@ class _Reader:
 
 
 def plain(words: str) -> Any:
-    """A scalar without quotes, by YAML 1.2's core rules; a leading zero is octal, as in 1.1."""
+    """A scalar without quotes, by YAML 1.2's core rules; a leading zero is octal, as in 1.1.
+
+    Raises ValueError for a number of thousands of digits.
+    """
     words = words.strip()
     if words.lower() in _WORDS:
         return _WORDS[words.lower()]

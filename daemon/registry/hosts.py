@@ -13,11 +13,11 @@ read at each request, so a change needs no reload.
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from lighter.daemon import tomltext
 from lighter.daemon.registry.access import NO_CREDENTIAL, Access
 from lighter.daemon.registry.addresses import Link, is_loopback_literal, link
 from lighter.daemon.registry.endpoints import CAPABILITIES, CONNECT_S, Endpoint, Tls
@@ -89,7 +89,7 @@ def _read_directory(
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise InvalidArgument(f"read {path}: it has more than {MAX_FILE_BYTES} bytes")
-        table = tomllib.loads(data.decode("utf-8"))
+        table = tomltext.loads(data.decode("utf-8"))
     except FileNotFoundError:
         return [_from_certificates(directory, domain, access)], ()
     except OSError as err:

@@ -89,6 +89,10 @@ def test_a_file_counts_once_by_whatever_way_it_comes(file: Path) -> None:
         ('imports = [""]\n', "site.toml:1", "expected a list of paths"),
         ('imports = ["a\\u0000b"]\n', "site.toml:1", "it is no path"),
         ('imports = ["."]\n', "site.toml:1", "it is no regular file"),
+        ("a = " + "9" * 5000, "site.toml", "a number is over 64 bits"),
+        ("a = [[{b = 0x" + "f" * 5000 + "}]]", "site.toml", "a number is over 64 bits"),
+        (f"a = {1 << 63}\n", "site.toml", "a number is over 64 bits"),
+        (f"a = {(1 << 63) - 1}\n", None, ""),
         ("a = [" + "[" * 100_000, "site.toml", "it nests too deep"),
         (".".join(["a"] * 5000) + " = 1\n", "site.toml", "it nests too deep"),
         # Where a key stands that another file is right about.

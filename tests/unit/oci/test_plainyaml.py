@@ -99,6 +99,9 @@ def test_json_and_small_documents() -> None:
         ("just words", "key and a colon"),
         ("{", "not JSON"),
         ("\n".join(f"{' ' * n}a:" for n in range(99)), "too deeply"),
+        ("a: " + "[" * 5000, "too deeply"),
+        ("a: " + "9" * 5000, "too long"),
+        ("a: [" + "9" * 5000 + "]", "too long"),
     ],
 )
 def test_what_is_refused(text: str, cause: str) -> None:

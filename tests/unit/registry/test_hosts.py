@@ -150,6 +150,7 @@ def test_dockers_directories_have_certificates_alone(certs: Path) -> None:
     [
         ("server = 5", "server is 5"),
         ("= nonsense", "hosts.toml"),
+        ("server = 0x" + "f" * 5000, "over 64 bits"),
         ("host = 5", "host is 5"),
         ('server = "ftp://x"', "neither http nor https"),
         ('server = "https://u:p@x"', "holds a user name"),
