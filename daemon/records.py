@@ -7,12 +7,12 @@ table, each front end can use what the other has made, and both change and forge
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.events import EventLog, Telling
-from lighter.daemon.metadata.containers import ContainerStore
+from lighter.daemon.metadata.containers import ContainerStore, Stored
 from lighter.daemon.oci.idmaps import IdMaps, from_spec
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.types import Container
@@ -64,9 +64,13 @@ class ContainerRecords:
         """Raises NotFound."""
         return self._store.get(namespace, container_id)
 
-    def list(self, namespace: str) -> tuple[Container, ...]:
+    def stored(self, namespace: str, container_id: str) -> Stored:
+        """As `get`, for who has read this row before."""
+        return self._store.stored(namespace, container_id)
+
+    def list_stored(self, namespace: str) -> Iterator[Stored]:
         """All of a namespace, by id, with their specs."""
-        return self._store.list_whole(namespace)
+        return self._store.list_stored(namespace)
 
     def update(self, container: Container) -> Container:
         """Put what a client says in the place of what has its namespace and id. Raises NotFound."""

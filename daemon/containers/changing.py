@@ -154,7 +154,8 @@ class ContainerChanges:
                 f"rename container {container.id}: it was made through containerd's API, "
                 "whose client knows it by this id"
             )
-        for other in self._store.list_whole(container.namespace):
+        for stored in self._store.list_stored(container.namespace):
+            other = stored.read()
             joined = [*(other.options.get("joins") or {}).values()]
             joined.append((other.options.get("network") or {}).get("container"))
             if container.id in joined:

@@ -51,14 +51,16 @@ class Call:
         return self._headers.get(LEASE, "")
 
 
-Unary = Callable[[Call, Any], Awaitable[Message]]
-Streaming = Callable[[Call, Any], AsyncIterator[Message]]
+# What a method answers with: bytes are a message that is encoded already.
+Answer = Message | bytes
+Unary = Callable[[Call, Any], Awaitable[Answer]]
+Streaming = Callable[[Call, Any], AsyncIterator[Answer]]
 
 
-def unary(name: str, method: Unary) -> Callable[[Any, Context], Awaitable[Message]]:
+def unary(name: str, method: Unary) -> Callable[[Any, Context], Awaitable[Answer]]:
     """A method with one answer, as grpc calls it."""
 
-    async def handle(request: Any, context: Context) -> Message:
+    async def handle(request: Any, context: Context) -> Answer:
         try:
             return await method(Call(context), request)
         except Exception as err:
@@ -68,14 +70,14 @@ def unary(name: str, method: Unary) -> Callable[[Any, Context], Awaitable[Messag
     return handle
 
 
-def streaming(name: str, method: Streaming) -> Callable[[Any, Context], AsyncIterator[Message]]:
+def streaming(name: str, method: Streaming) -> Callable[[Any, Context], AsyncIterator[Answer]]:
     """A method that answers with a stream; `request` is a stream too where the API has one.
 
     When the client goes, the method's generator is closed, so that its `finally` releases what
     it held.
     """
 
-    async def handle(request: Any, context: Context) -> AsyncIterator[Message]:
+    async def handle(request: Any, context: Context) -> AsyncIterator[Answer]:
         try:
             answers = cast("Any", method(Call(context), request))
             async with aclosing(answers):

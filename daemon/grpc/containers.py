@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -16,11 +17,12 @@ from lighter.daemon.filterfields import of_container
 from lighter.daemon.filters import any_of
 from lighter.daemon.grpc import anys
 from lighter.daemon.grpc.calls import Call
+from lighter.daemon.grpc.containerbytes import fill, parts
 from lighter.daemon.grpc.options import understood
 from lighter.daemon.grpc.pb import containers_pb2 as pb
-from lighter.daemon.grpc.translate import set_time
 from lighter.daemon.grpc.words import identifier, quoted
 from lighter.daemon.images.imposed import ImposedLabels
+from lighter.daemon.metadata.containers import Stored
 from lighter.daemon.oci.config import RESERVED_LABELS
 from lighter.daemon.records import STOP_SIGNAL_LABEL, ContainerRecords
 from lighter.daemon.restarts.labels import EXPLICITLY_STOPPED
@@ -44,34 +46,29 @@ class ContainersService:
         self._records = records
         self._imposed = imposed
 
-    async def get(self, call: Call, request: pb.GetContainerRequest) -> pb.GetContainerResponse:
-        with container_words(call.namespace, request.id):
-            found = self._records.get(call.namespace, request.id)
-        answer = pb.GetContainerResponse()
-        _fill(answer.container, found)
-        return answer
+    async def get(self, call: Call, request: pb.GetContainerRequest) -> bytes:
+        """A GetContainerResponse."""
+        namespace = call.namespace
+        with container_words(namespace, request.id):
+            return b"".join(parts(self._records.stored(namespace, request.id)))
 
-    async def list(
-        self, call: Call, request: pb.ListContainersRequest
-    ) -> pb.ListContainersResponse:
-        answer = pb.ListContainersResponse()
-        for container in self._matching(call, request):
-            _fill(answer.containers.add(), container)
-        return answer
+    async def list(self, call: Call, request: pb.ListContainersRequest) -> bytes:
+        """A ListContainersResponse."""
+        return b"".join(chain.from_iterable(map(parts, self._matching(call, request))))
 
     async def list_stream(
         self, call: Call, request: pb.ListContainersRequest
-    ) -> AsyncIterator[pb.ListContainerMessage]:
-        for container in self._matching(call, request):
-            answer = pb.ListContainerMessage()
-            _fill(answer.container, container)
-            yield answer
+    ) -> AsyncIterator[bytes]:
+        """Of ListContainerMessages."""
+        for stored in self._matching(call, request):
+            yield b"".join(parts(stored))
 
-    def _matching(self, call: Call, request: pb.ListContainersRequest) -> Iterator[Container]:
+    def _matching(self, call: Call, request: pb.ListContainersRequest) -> Iterator[Stored]:
+        listed = self._records.list_stored(call.namespace)
+        if not request.filters:
+            return listed
         wanted = any_of(request.filters)
-        for container in self._records.list(call.namespace):
-            if wanted(of_container(container)):
-                yield container
+        return (stored for stored in listed if wanted(of_container(stored.read())))
 
     async def create(
         self, call: Call, request: pb.CreateContainerRequest
@@ -105,7 +102,7 @@ class ContainersService:
                 )
             )
         answer = pb.CreateContainerResponse()
-        _fill(answer.container, made)
+        fill(answer.container, made)
         return answer
 
     async def update(
@@ -121,7 +118,7 @@ class ContainersService:
             changed = _changed(old, given, paths)
             made = self._records.update(changed)
         answer = pb.UpdateContainerResponse()
-        _fill(answer.container, made)
+        fill(answer.container, made)
         return answer
 
     async def _leave_out_imposed(
@@ -252,21 +249,3 @@ def _extensions(given: pb.Container) -> dict[str, list[str]]:
     return {name: anys.to_record(value) for name, value in given.extensions.items()}
 
 
-def _fill(message: pb.Container, container: Container) -> None:
-    """Field by field in place: a list of 500 takes a third of the time that copies of values do."""
-    options: Mapping[str, Any] = container.options
-    message.id = container.id
-    message.labels.update(container.labels)
-    message.image = container.image
-    message.runtime.name = container.runtime
-    if options.get("runtime_options"):
-        anys.fill(message.runtime.options, options["runtime_options"])
-    message.snapshotter = container.snapshotter
-    message.snapshot_key = container.snapshot_key
-    set_time(message.created_at, container.created_at)
-    set_time(message.updated_at, container.updated_at)
-    for name, value in (options.get("extensions") or {}).items():
-        anys.fill(message.extensions[name], value)
-    message.sandbox = options.get("sandbox", "")
-    message.spec.type_url = options.get("spec_type", anys.SPEC)
-    message.spec.value = container.spec

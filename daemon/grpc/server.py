@@ -6,18 +6,19 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from lighter.daemon.grpc.calls import streaming, unary
+from lighter.daemon.grpc.calls import Answer, streaming, unary
 from lighter.daemon.grpc.tls import Tls, credentials
 from lighter.daemon.grpc.watching import Watcher, watched_stream, watched_unary
 from lighter.daemon.limits import descriptor_limit
@@ -50,9 +51,9 @@ class Settings:
 class Service(Protocol):
     """A service of the API: an async method per rpc, named as the rpc in snake case.
 
-    `async def get(self, call, request) -> Response`; one that streams is an async generator, and
-    takes an async iterator of requests where those stream. An rpc without a method is
-    unimplemented.
+    `async def get(self, call, request) -> Response`, or the Response's bytes; one that streams is
+    an async generator, and takes an async iterator of requests where those stream. An rpc without
+    a method is unimplemented.
     """
 
     @property
@@ -235,7 +236,7 @@ def _handler(
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     name = f"{rpc.containing_service.full_name}/{rpc.name}"
     read = GetMessageClass(rpc.input_type).FromString
-    write = GetMessageClass(rpc.output_type).SerializeToString
+    write = _encoder(GetMessageClass(rpc.output_type))
     if rpc.client_streaming and not rpc.server_streaming:
         raise InvalidArgument(f"serve {name}: no rpc of this API streams to one answer")
     if not rpc.server_streaming:
@@ -252,6 +253,15 @@ def _handler(
     if watchers:
         answers = watched_stream(answers, watchers, rpc)
     return make(answers, read, write)
+
+
+def _encoder(kind: type[Message]) -> Callable[[Answer], bytes]:
+    encode = kind.SerializeToString
+
+    def encoded(answer: Answer) -> bytes:
+        return answer if isinstance(answer, bytes) else encode(answer)
+
+    return encoded
 
 
 def _snake(name: str) -> str:

@@ -12,7 +12,9 @@ class VersionService:
     NAME = "containerd.services.version.v1.Version"
 
     def __init__(self, version: str, revision: str) -> None:
-        self._answer = pb.VersionResponse(version=version, revision=revision)
+        answer = pb.VersionResponse(version=version, revision=revision)
+        self._answer = answer.SerializeToString()
 
-    async def version(self, _call: Call, _request: Empty) -> pb.VersionResponse:
+    async def version(self, _call: Call, _request: Empty) -> bytes:
+        """A VersionResponse."""
         return self._answer

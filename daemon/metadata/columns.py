@@ -36,11 +36,17 @@ def texts(text: object) -> dict[str, str] | None:
 
 
 def labels_of(row: sqlite3.Row, what: str, *damaged: str) -> dict[str, str]:
-    """The row's labels; with BROKEN_LABEL when they, or the columns `damaged`, cannot be read.
+    """The row's labels, as `readable` has them."""
+    return readable(row["labels"], what, *damaged)
+
+
+def readable(text: object, what: str, *damaged: str) -> dict[str, str]:
+    """The labels of this text; with BROKEN_LABEL when they, or the columns `damaged`, cannot be
+    read.
 
     `what` is for the log: "container web".
     """
-    labels = texts(row["labels"])
+    labels = texts(text)
     broken = (*(("labels",) if labels is None else ()), *damaged)
     if not broken:
         return labels or {}

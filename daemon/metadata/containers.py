@@ -1,13 +1,12 @@
 """Containers as they are recorded: definitions, not processes (those are tasks)."""
 
 import json
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from lighter.daemon.metadata.columns import labels_of, mapping, stored, texts
+from lighter.daemon.metadata.columns import mapping, readable, stored, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import Also, ensure_in, merge_labels, nothing
 from lighter.daemon.orphans import OWNER_LABEL
@@ -19,10 +18,46 @@ from lighter.proto.names import BROKEN_LABEL, check_labels, check_name
 # The runtime spec travels in messages of at most 16 MiB.
 MAX_SPEC_BYTES = 16 << 20
 
-_LISTED = (
-    "namespace, id, image, runtime, snapshotter, snapshot_key, x'' AS spec, labels, options,"
-    " created_at, updated_at"
+_BESIDE_SPEC = (
+    "namespace, id, image, runtime, snapshotter, snapshot_key, labels, options, created_at,"
+    " updated_at"
 )
+_WHOLE = f"{_BESIDE_SPEC}, spec"
+_LISTED = f"{_BESIDE_SPEC}, x'' AS spec"
+
+
+class Stored(NamedTuple):
+    """A container as its row has it: `labels` and `options` are JSON texts, or damaged."""
+
+    namespace: str
+    id: str
+    image: str
+    runtime: str
+    snapshotter: str
+    snapshot_key: str
+    labels: str
+    options: str
+    created_at: int
+    updated_at: int
+    spec: bytes
+
+    def read(self) -> Container:
+        """What it says; what cannot be read is empty, and the labels say so."""
+        options = mapping(self.options)
+        damaged = () if options is not None else ("options",)
+        return Container(
+            namespace=self.namespace,
+            id=self.id,
+            image=self.image,
+            runtime=self.runtime,
+            snapshotter=self.snapshotter,
+            snapshot_key=self.snapshot_key,
+            spec=bytes(self.spec),
+            labels=readable(self.labels, f"container {self.namespace}/{self.id}", *damaged),
+            options=options or {},
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+        )
 
 
 class ContainerStore:
@@ -65,15 +100,20 @@ class ContainerStore:
 
     def get(self, namespace: str, container_id: str) -> Container:
         """Raises NotFound, which names the other namespaces that have such a container."""
+        return self._find("get", namespace, container_id).read()
+
+    def stored(self, namespace: str, container_id: str) -> Stored:
+        """As `get`, for who has read this row before."""
         return self._find("get", namespace, container_id)
 
-    def _find(self, verb: str, namespace: str, container_id: str) -> Container:
+    def _find(self, verb: str, namespace: str, container_id: str) -> Stored:
         row = self._db.row(
-            "SELECT * FROM containers WHERE namespace = ? AND id = ?", (namespace, container_id)
+            f"SELECT {_WHOLE} FROM containers WHERE namespace = ? AND id = ?",  # noqa: S608
+            (namespace, container_id),
         )
         if row is None:
             raise self._missing(verb, namespace, container_id)
-        return _container(row)
+        return Stored._make(row)
 
     def list(
         self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
@@ -88,15 +128,16 @@ class ContainerStore:
             " ORDER BY id LIMIT ?",
             (namespace, cursor, limit + 1),
         )
-        page = tuple(map(_container, rows[:limit]))
+        page = tuple(Stored._make(row).read() for row in rows[:limit])
         return page, page[-1].id if len(rows) > limit else ""
 
-    def list_whole(self, namespace: str) -> tuple[Container, ...]:
+    def list_stored(self, namespace: str) -> Iterator[Stored]:
         """All containers of a namespace by id, with their specs."""
         rows = self._db.rows(
-            "SELECT * FROM containers WHERE namespace = ? ORDER BY id", (namespace,)
+            f"SELECT {_WHOLE} FROM containers WHERE namespace = ? ORDER BY id",  # noqa: S608
+            (namespace,),
         )
-        return tuple(map(_container, rows))
+        return map(Stored._make, rows)
 
     def option(self, key: str) -> Iterator[Any]:
         """What the options of all containers that have `key` say under it."""
@@ -122,7 +163,7 @@ class ContainerStore:
         Raises NotFound, and FailedPrecondition for one whose record is damaged.
         """
         check_labels(dict(container.labels))
-        check_whole("update", self._find("update", container.namespace, container.id))
+        check_whole("update", self._find("update", container.namespace, container.id).read())
         _check_spec("update", container)
         now = time.time_ns()
         with self._db.durable_transaction() as tx:
@@ -279,21 +320,3 @@ def check_whole(verb: str, container: Container) -> None:
             f"{verb} container {container.id}: its record is damaged ({broken} cannot be read); "
             "remove it and create it anew"
         )
-
-
-def _container(row: sqlite3.Row) -> Container:
-    options = mapping(row["options"])
-    damaged = () if options is not None else ("options",)
-    return Container(
-        namespace=row["namespace"],
-        id=row["id"],
-        image=row["image"],
-        runtime=row["runtime"],
-        snapshotter=row["snapshotter"],
-        snapshot_key=row["snapshot_key"],
-        spec=bytes(row["spec"]),
-        labels=labels_of(row, f"container {row['namespace']}/{row['id']}", *damaged),
-        options=options or {},
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-    )
