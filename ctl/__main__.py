@@ -10,17 +10,19 @@ n    the process's own code, of an attached run, exec, attach or start
 from __future__ import annotations
 
 import gc
-import os
 import sys
 
 from lighter.ctl.cli import Interrupted, OtherVersion, Session, ctl
 from lighter.ctl.grammar import Done, UsageError
-from lighter.ctl.reading import read
+from lighter.ctl.reading import read, variable
 from lighter.proto.errors import DeadlineExceeded, LighterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from typing import Any, NoReturn
+else:
+    import posix as os  # system calls alone; what `os` brings besides takes a millisecond
 
 COMPLETE = "_CTL_COMPLETE"  # what the installed completion scripts set
 
@@ -41,7 +43,7 @@ def main() -> NoReturn:
     gc.disable()  # nothing here lives long enough to be worth a search
     _open_standard_descriptors()
     try:
-        instruction = os.environ.get(COMPLETE)
+        instruction = variable(COMPLETE)
         code = _complete(instruction) if instruction else _run(sys.argv[1:])
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -120,7 +122,7 @@ def _open_standard_descriptors() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: fd itself
+            os.open("/dev/null", os.O_RDWR)  # the lowest free descriptor: fd itself
 
 
 if __name__ == "__main__":

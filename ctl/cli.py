@@ -6,7 +6,6 @@ for all others; the table below is all that the top-level help needs.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from lighter.ctl import grammar
@@ -306,6 +305,8 @@ def key_values(words: Sequence[str], what: str, *, bare: bool = False) -> dict[s
 
 def absolute(path: str) -> str:
     """`path` seen from ctl's own working directory."""
+    import os  # no short command has a path
+
     return os.path.abspath(path)
 
 

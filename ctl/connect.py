@@ -7,7 +7,6 @@ over a restart is asked again where that is safe (see resume.py), and fails wher
 
 from __future__ import annotations
 
-import os
 import select
 import time
 
@@ -20,10 +19,12 @@ from lighter.proto.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from collections import deque
     from collections.abc import Callable, Iterator
     from typing import Any
 else:
+    import posix as os  # system calls alone; what `os` brings besides takes a millisecond
     from _collections import deque  # what `collections` brings besides takes a millisecond
 
 # A manager that lives answers its welcome long before this, so a probe is rarely made.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import select
 import sys
 
@@ -19,11 +18,13 @@ from lighter.proto.errors import LighterError, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     import signal
     from types import FrameType, TracebackType
     from typing import Any
 else:
     import _signal as signal  # the same numbers, without enums, which take 5 ms to load
+    import posix as os  # system calls alone; what `os` brings besides takes a millisecond
 
 FIONREAD = 0x541B  # ioctl_tty(2): how many bytes wait; `termios`, which has it, is loaded late
 CHUNK_BYTES = 64 * 1024

@@ -7,7 +7,8 @@ has happened yet, and click is asked, which says in full what is wrong.
 
 from __future__ import annotations
 
-import os
+import posix
+import sys
 
 from lighter.ctl.grammar import BadValue, Command, Group, Parameter
 
@@ -160,11 +161,23 @@ def _value(parameter: Parameter, said: dict[str, Any]) -> Any:
         convert = parameter.kind.convert
         return tuple(map(convert, value)) if parameter.multiple else convert(value)
     for name in parameter.envvar:
-        if value := os.environ.get(name):
+        if value := variable(name):
             return parameter.kind.convert(value)
     if parameter.required:
         raise _Unclear
     return _default(parameter)
+
+
+def variable(name: str) -> str:
+    """What a variable of the environment says; "" when nothing.
+
+    `os`, which decodes all of them, takes a millisecond to load; where it is, it may know better.
+    """
+    os = sys.modules.get("os")
+    if os is not None:
+        return str(os.environ.get(name, ""))
+    said = posix.environ.get(name.encode(), b"")
+    return said.decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def _default(parameter: Parameter) -> Any:

@@ -8,12 +8,14 @@ close is the shim's.
 from __future__ import annotations
 
 import fcntl
-import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from types import TracebackType
     from typing import Any
+else:
+    import posix as os  # system calls alone; what `os` brings besides takes a millisecond
 
 # Fewer and longer turns for a container that writes much; refused over
 # /proc/sys/fs/pipe-user-pages-soft, which costs speed alone.

@@ -42,7 +42,8 @@ from lighter.proto.errors import (
     PermissionDenied,
 )
 from lighter.proto.faults import hit
-from lighter.proto.paths import Root, State, check_socket_path
+from lighter.proto.paths import Root, State
+from lighter.proto.socketpath import check_socket_path
 from lighter.proto.version import VERSION
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import zmq
 
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import FailedPrecondition, Unavailable
-from lighter.proto.paths import check_socket_path
+from lighter.proto.socketpath import check_socket_path
 
 BACKLOG = 4096  # the default of 100 makes 1000 shims need 3 s to come back instead of 0.3 s
 CLIENT_HWM = 16

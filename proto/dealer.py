@@ -9,7 +9,7 @@ forgotten with the connection. So the next manager never executes what was asked
 from __future__ import annotations
 
 from lighter.proto import zmtp
-from lighter.proto.paths import check_socket_path
+from lighter.proto.socketpath import check_socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,16 +6,11 @@
     <state>  0711  lock  lighter.sock  containerd.sock  shims.sock  lighterd.pid  ctl  runc/<ns>/
                    tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}  s/<8 hex>  netns/<key>
 
-A Unix socket's path has at most 107 bytes (unix(7)); `check_socket_path` says so before libzmq
-does it less clearly. Sockets handed to runc live in `s/` under a short random name, because a
-path below `tasks/` may be longer.
+Sockets handed to runc live in `s/` under a short random name, because a path below `tasks/` may be
+longer than a socket's may (socketpath.py).
 """
 
 import os
-
-from lighter.proto.errors import InvalidArgument
-
-MAX_SOCKET_PATH = 107
 
 
 class Root:
@@ -149,19 +144,3 @@ def cgroup_path(instance: str, namespace: str, container_id: str) -> str:
 def shims_cgroup(instance: str) -> str:
     """Where a spawner moves itself when no systemd places it; shims are born there."""
     return f"/lighter-shims/{instance}"
-
-
-def check_socket_path(path: str) -> str:
-    """Return `path` if a Unix socket can have it. Raises InvalidArgument.
-
-    A path that starts with '@' or NUL would be an abstract socket, reachable from every container
-    that shares the host's network namespace (CVE-2020-15257).
-    """
-    if not path.startswith("/"):
-        raise InvalidArgument(f"check socket path {path!r}: it is not absolute")
-    size = len(os.fsencode(path))
-    if size > MAX_SOCKET_PATH:
-        raise InvalidArgument(
-            f"check socket path {path!r}: {size} bytes, a Unix socket has at most {MAX_SOCKET_PATH}"
-        )
-    return path

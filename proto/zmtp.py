@@ -9,7 +9,7 @@ DEALER with the NULL mechanism says fits on this page. No socket is seen here.
     messages   frames: flags, size in 1 or 8 bytes, body; flag MORE on all but the last
 """
 
-import struct
+from _struct import Struct
 
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 
@@ -32,7 +32,7 @@ MAX_FRAMES = 8
 MAX_COMMAND_BYTES = 1024
 MAX_REPLY_BYTES = 64 << 10  # kept for a peer that asks, and takes no answers
 
-_LONG_HEAD = struct.Struct(">BQ")
+_LONG_HEAD = Struct(">BQ")
 
 
 class Violation(Exception):

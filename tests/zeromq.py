@@ -4,7 +4,7 @@ import zmq
 
 from lighter.daemon.sockets import context
 from lighter.proto.codec import MAX_MESSAGE_BYTES
-from lighter.proto.paths import check_socket_path
+from lighter.proto.socketpath import check_socket_path
 
 __all__ = ["connect_dealer", "context"]
 

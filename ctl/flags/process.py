@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from lighter.ctl import grammar
 from lighter.ctl.cli import read_text
 
@@ -62,7 +60,10 @@ def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
             raise grammar.UsageError(f"--env {item!r}: the name is empty")
         if sign:
             env.append(item)
-        elif key in os.environ:
+            continue
+        import os  # which short commands do without
+
+        if key in os.environ:
             env.append(f"{key}={os.environ[key]}")
         elif number >= len(given):
             env.append(key)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from lighter.ctl import grammar
 
 TYPE_CHECKING = False
@@ -50,6 +48,8 @@ def volume(text: str) -> dict[str, Any]:
     is_path = source.startswith(("/", "."))
     options = _options(text, parts[2] if len(parts) > 2 else "", is_path=is_path)
     if is_path:
+        import os  # which short commands do without
+
         source = os.path.abspath(source)
         if not os.path.lexists(source):
             try:

@@ -13,8 +13,9 @@ from lighter.daemon.metadata.reserve import SIZE_BYTES
 from lighter.daemon.registry.access import ANONYMOUS
 from lighter.daemon.registry.hosts import endpoints
 from lighter.proto.errors import LighterError
-from lighter.proto.paths import Root, State, check_socket_path
+from lighter.proto.paths import Root, State
 from lighter.proto.release import OWN
+from lighter.proto.socketpath import check_socket_path
 
 LITTLE = 0.05  # of a file system's space or inodes
 CONNECT_S = 2.0

@@ -247,5 +247,3 @@ def _changed(old: Container, given: pb.Container, paths: list[str]) -> Container
 
 def _extensions(given: pb.Container) -> dict[str, list[str]]:
     return {name: anys.to_record(value) for name, value in given.extensions.items()}
-
-

@@ -23,7 +23,7 @@ from lighter.daemon.grpc.tls import Tls, credentials
 from lighter.daemon.grpc.watching import Watcher, watched_stream, watched_unary
 from lighter.daemon.limits import descriptor_limit
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
-from lighter.proto.paths import check_socket_path
+from lighter.proto.socketpath import check_socket_path
 
 log = logging.getLogger("lighter.grpc")
 

@@ -21,7 +21,8 @@ from lighter.daemon import files
 from lighter.daemon.content.failures import from_os
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
-from lighter.proto.paths import Root, State, check_socket_path
+from lighter.proto.paths import Root, State
+from lighter.proto.socketpath import check_socket_path
 
 
 class Bundle:

@@ -24,8 +24,8 @@ LAUNCH = (
 )
 
 PROTO = (
-    *("calls", "codec", "compat", "dealer", "errors", "light", "packing", "paths", "version"),
-    "zmtp",
+    *("calls", "codec", "compat", "dealer", "errors", "light", "packing", "socketpath"),
+    *("version", "zmtp"),
 )
 EVERY_COMMAND = {
     *("lighter", "lighter.ctl", "lighter.ctl.__main__", "lighter.ctl.cli", "lighter.ctl.grammar"),
@@ -53,9 +53,10 @@ OF = {
 # are what most of the standard library would bring.
 COSTLY = {
     *("argparse", "asyncio", "click", "collections", "contextlib", "csv", "dataclasses"),
-    *("datetime", "enum", "functools", "hashlib", "importlib.metadata", "inspect", "json"),
-    *("logging", "msgpack", "operator", "pathlib", "re", "selectors", "signal", "socket"),
-    *("subprocess", "tempfile", "termios", "threading", "traceback", "typing", "zmq"),
+    *("datetime", "enum", "functools", "hashlib", "importlib", "importlib.metadata", "inspect"),
+    *("json", "logging", "msgpack", "operator", "os", "pathlib", "re", "selectors", "signal"),
+    *("socket", "stat", "struct"),
+    *("subprocess", "tempfile", "termios", "threading", "traceback", "typing", "warnings", "zmq"),
 }
 
 
@@ -102,6 +103,24 @@ def imported(args: list[str], environment: dict[str, str]) -> set[str]:
     said = [line for line in done.stderr.splitlines() if line not in lines]
     assert done.returncode == 0, said
     return {line.rpartition("|")[2].strip() for line in lines}
+
+
+def test_the_environment_is_what_os_says_it_is() -> None:
+    """Which is not loaded for it."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(SITE)!r}); from lighter.ctl.reading import variable\n"
+        "names = 'SET', 'EMPTY', 'BYTES', 'ABSENT'\n"
+        "said = [variable(name) for name in names]\n"
+        "assert 'os' not in sys.modules\n"
+        "import os\n"
+        "assert said == [os.environ.get(name, '') for name in names], said\n"
+        "os.environ['SET'] = 'later'\n"
+        "print(ascii(said), variable('SET'))"
+    )
+    environ = {b"SET": "wört".encode(), b"EMPTY": b"", b"BYTES": b"a\xff"}
+    argv = [sys.executable, "-IS", "-X", "utf8", "-c", code]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=20)
+    assert done.stdout == "['w\\xf6rt', '', 'a\\udcff', ''] later\n", done.stderr
 
 
 def test_help_is_what_loads_click(environment: dict[str, str]) -> None:

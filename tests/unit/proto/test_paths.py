@@ -7,14 +7,8 @@ import pytest
 
 from lighter.proto.errors import InvalidArgument
 from lighter.proto.names import MAX_NAME
-from lighter.proto.paths import (
-    MAX_SOCKET_PATH,
-    Root,
-    State,
-    cgroup_path,
-    check_socket_path,
-    shims_cgroup,
-)
+from lighter.proto.paths import Root, State, cgroup_path, shims_cgroup
+from lighter.proto.socketpath import MAX_SOCKET_PATH, check_socket_path
 
 
 def test_two_roots_are_two_instances_however_they_are_spelled() -> None:
