@@ -274,14 +274,16 @@ def test_a_reader_that_goes_away_does_not_hold_the_container(
     share.mkdir()
     progress = share / "n"
     mount = f"type=bind,src={share},dst=/share,options=rbind:rw"
-    script = "n=0; while :; do n=$((n+1)); echo line $n of output; echo $n >/share/n; done"
+    # Long lines: all pipes between the two are soon full.
+    line = "x" * 400
+    script = f"n=0; while :; do n=$((n+1)); echo line $n {line}; echo $n >/share/n; done"
     for driver in ("none", "file"):
         arguments = ["--log-driver", driver, "--mount", mount, busybox, driver, "sh", "-c", script]
         reader = subprocess.Popen(
             lighterd.ctl_argv("run", *arguments), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
         assert reader.stdout is not None
-        assert reader.stdout.readline() == b"line 1 of output\n"
+        assert reader.stdout.readline() == f"line 1 {line}\n".encode()
         reader.kill()
         reader.wait()
         reader.stdout.close()
