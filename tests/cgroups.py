@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MOUNT = Path("/sys/fs/cgroup")
@@ -34,6 +34,18 @@ def is_frozen(pid: int) -> bool:
     if IS_V2:
         return "frozen 1" in (cgroup / "cgroup.events").read_text().splitlines()
     return (cgroup / "freezer.state").read_text().strip() == "FROZEN"
+
+
+@contextmanager
+def thawed_after(pid: int) -> Iterator[None]:
+    """What was frozen in the block runs after it: else a test that has failed left it for ever."""
+    group = of_process(pid, "freezer")
+    name, on = ("cgroup.freeze", "0") if IS_V2 else ("freezer.state", "THAWED")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it has ended, as it should
+            (group / name).write_text(on)
 
 
 def limit_memory(pid: int, size_bytes: int) -> None:

@@ -216,20 +216,24 @@ def test_f45_a_storm_of_short_execs_loses_no_exit(
 
 def test_f46_sigkill_ends_a_paused_task(busybox: str, client: Client) -> None:
     create(client, busybox, "c", "sleep", "1000")
-    task(client, "c")
+    pid = task(client, "c")
     start(client, "c")
-    client.call("tasks", "pause", id="c")
-    kill(client, "c", signal.SIGTERM)  # waits for the thaw
-    kill(client, "c")
-    assert wait(client, "c")["exit_status"] == 137
+    with cgroups.thawed_after(pid):
+        client.call("tasks", "pause", id="c")
+        kill(client, "c", signal.SIGUSR1)  # waits for the thaw; the stop signal would bring that
+        assert cgroups.is_frozen(pid)
+        kill(client, "c")
+        assert wait(client, "c")["exit_status"] == 137
 
 
 def test_f46_a_paused_task_is_deleted_by_force(busybox: str, client: Client) -> None:
     create(client, busybox, "c", "sleep", "1000")
-    task(client, "c")
+    pid = task(client, "c")
     start(client, "c")
-    client.call("tasks", "pause", id="c")
-    client.call("tasks", "delete", id="c", exec_id="", force=True)
+    with cgroups.thawed_after(pid):
+        client.call("tasks", "pause", id="c")
+        assert cgroups.is_frozen(pid)
+        client.call("tasks", "delete", id="c", exec_id="", force=True)
     with pytest.raises(errors.NotFound):
         client.call("tasks", "get", id="c")
 
