@@ -366,7 +366,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_the_calls_of_a_client_that_died_end_with_it(at: Setting) -> None:
+def test_f74_the_calls_of_a_client_that_died_end_with_it(at: Setting) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     dying = subprocess.Popen(
         [sys.executable, "-I", "-c", CLIENT, at.serving.address],
