@@ -21,7 +21,9 @@ PLUGINS = next(
     (path for path in ("/usr/lib/cni", "/usr/libexec/cni") if os.path.exists(f"{path}/bridge")), ""
 )
 # What portmap and firewall make once for a host, and never take away.
-_FIXTURES = ("CNI-HOSTPORT", "CNI-FORWARD", "CNI-ADMIN", "CNI portfwd", "CNI firewall")
+_FIXTURES = (
+    *("CNI-HOSTPORT", "CNI-FORWARD", "CNI-ADMIN", "CNI-ISOLATION", "CNI portfwd", "CNI firewall"),
+)
 
 
 class NetworkedLighterd(Lighterd):

@@ -91,7 +91,7 @@ class Chain:
             try:
                 await self._call("CHECK", network, plugin, attachment, result)
             except FailedPrecondition as err:
-                if not _is_false_alarm(plugin, err, result):
+                if not _is_false_alarm(network, plugin, err, result):
                     raise
 
     async def delete(
@@ -165,14 +165,22 @@ class Chain:
 
 
 def _is_false_alarm(
-    plugin: Mapping[str, Any], error: LighterError, result: Mapping[str, Any]
+    network: Network, plugin: Mapping[str, Any], error: LighterError, result: Mapping[str, Any]
 ) -> bool:
-    """portmap (1.1.1 for one) asks for the rules of IPv6 where the container has no such address.
+    """Of plugins of Debian's 1.1.1 for one.
 
-    It looks at those of IPv4 before, so nothing else is wrong then.
+    portmap asks for the rules of IPv6 where the container has no such address, when it has found
+    those of IPv4. sbr moves routes to a table of its own, where the plugin that has made them, and
+    looks at its addresses first, does not find them.
     """
     has_ipv6 = any(":" in str(item.get("address")) for item in _ips(result))
-    return plugin["type"] == "portmap" and not has_ipv6 and "ipv6 dnat" in error.message
+    if plugin["type"] == "portmap":
+        return not has_ipv6 and "ipv6 dnat" in error.message
+    moved = any(one["type"] == "sbr" for one in network.plugins)
+    return moved and any(words in error.message for words in _NO_ROUTE)
+
+
+_NO_ROUTE = ("Failed to find Gateway", "not found in routing table")
 
 
 def configuration(

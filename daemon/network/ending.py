@@ -3,7 +3,9 @@
     for each network in reverse: DEL … DEL → namespace → record
 
 A failing end is tried again until it works, and its record is kept till then. It needs neither the
-container nor its namespace, and no room on the disk.
+container nor its namespace, and no room on the disk. What has never come about is undone without
+the namespace from the second try on: some plugins (host-device) fail where they find one without
+what they would have brought there.
 """
 
 import asyncio
@@ -71,9 +73,9 @@ class Endings:
     async def _release_until_done(self, key: str) -> None:
         try:
             await self._strays_ended.wait()
-            for pause_s in _pauses():
+            for number, pause_s in enumerate(_pauses()):
                 try:
-                    await self._release(key)
+                    await self._release(key, is_again=number > 0)
                     return
                 except LighterError as err:
                     log.error("remove network of %s: %s", self._attachments.get(key).id, err)
@@ -86,13 +88,16 @@ class Endings:
                 tried.set()
             self._releases.pop(key, None)
 
-    async def _release(self, key: str) -> None:
+    async def _release(self, key: str, *, is_again: bool) -> None:
         async with self._attachments.lock(key):
             record = self._attachments.get(key)
             there = bool(record.path) and self._attachments.netns.is_there(record.path)
             had = bool(record.attached)
             cut_short = [one.network for one in record.attached if one.pending]
             hit("network.releasing")
+            if is_again and there and not any(one.result for one in record.attached):
+                await self._attachments.netns.remove(key)
+                there = False
             failure: LighterError | None = None
             for one in reversed(record.attached):
                 try:
