@@ -210,6 +210,8 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         "btrfs": BtrfsSnapshotter(root.snapshots, db, event_log, remover),
         "erofs": ErofsSnapshotter(root.snapshots, db, event_log, remover),
     }
+    selinux = SELinux(config.selinux)
+    selinux.label_snapshots(root.snapshots)
     proxies = _proxies(core)
     snapshotters.update((proxy.name, proxy) for proxy in proxies)
     processors = Processors(
@@ -321,7 +323,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         check_network=networks.check,
         labels_of=namespaces.labels,
         id_pool=IdPool(container_store, config.userns_ids),
-        selinux=SELinux(config.selinux),
+        selinux=selinux,
         relabelling=relabelling,
     )
     records = ContainerRecords(

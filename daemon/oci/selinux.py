@@ -6,6 +6,7 @@ that the policy lets neither at the other's files.
 """
 
 import json
+import logging
 import os
 import random
 import re
@@ -14,8 +15,17 @@ from dataclasses import dataclass, field, replace
 
 from lighter.daemon.files import read_capped
 from lighter.daemon.types import Container, Mount
-from lighter.proto.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from lighter.proto.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    LighterError,
+    ResourceExhausted,
+    Unavailable,
+)
 
+log = logging.getLogger("lighter.selinux")
+
+ATTRIBUTE = "security.selinux"
 CATEGORIES = 1024  # c0 to c1023
 OPTION = "selinux"
 PARTS = ("user", "role", "type", "level", "filetype")
@@ -86,6 +96,26 @@ class SELinux:
             f"{user}:{role}:{asked.parts.get('type') or process[2]}:{level}",
             f"{file[0]}:{file[1]}:{asked.parts.get('filetype') or file[2]}:{level}",
         )
+
+    def label_snapshots(self, directory: str) -> None:
+        """Give the directory of all snapshots, and each snapshotter's, the label of files.
+
+        What is made in it inherits that. A container may map a program of an overlay only if it may
+        read the layer's own file: there the kernel does not ask for the label of the mount. What
+        fails is logged: a container that asks for a label says what is wrong.
+        """
+        if not os.path.exists(f"{self._root}sys/fs/selinux/enforce"):
+            return
+        try:
+            label = self._contexts()["file"].encode()
+            with os.scandir(directory) as found:
+                places = [directory, *(one.path for one in found if one.is_dir())]
+            for path in places:
+                os.setxattr(path, ATTRIBUTE, label)
+        except OSError as err:
+            log.warning("label %s: %s", err.filename or directory, err.strerror)
+        except LighterError as err:
+            log.warning("label %s: %s", directory, err.message)
 
     def _contexts(self) -> dict[str, str]:
         config = self._read("etc/selinux/config")

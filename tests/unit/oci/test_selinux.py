@@ -1,11 +1,19 @@
 """SELinux labels: from a policy's files, as docker's words change them, and apart from others'."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from lighter.ctl.flags.security import labels as of_words
-from lighter.daemon.oci.selinux import Labelling, Labels, SELinux, labelled, read_labelling
+from lighter.daemon.oci.selinux import (
+    ATTRIBUTE,
+    Labelling,
+    Labels,
+    SELinux,
+    labelled,
+    read_labelling,
+)
 from lighter.daemon.types import Mount
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
 from tests.security.test_spec import spec_for
@@ -66,6 +74,33 @@ def test_who_gets_none(root: str, tmp_path: Path) -> None:
     (tmp_path / "etc/selinux/mcs/contexts/lxc_contexts").unlink()
     with pytest.raises(FailedPrecondition, match="container-selinux"):
         SELinux(True, root).labels(Labelling(), set, privileged=False)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(
+    os.path.exists("/sys/fs/selinux/enforce"), reason="SELinux knows no label that is made up"
+)
+def test_snapshots_are_made_where_containers_may_read(root: str, tmp_path: Path) -> None:
+    (tmp_path / "snapshots" / "overlayfs" / "1").mkdir(parents=True)
+    (tmp_path / "snapshots" / "file").touch()
+    SELinux(False, root).label_snapshots(f"{tmp_path}/snapshots")
+    for name in ("snapshots", "snapshots/overlayfs"):
+        label = os.getxattr(tmp_path / name, ATTRIBUTE)
+        assert label == b"system_u:object_r:container_file_t:s0", name
+    for name in ("snapshots/overlayfs/1", "snapshots/file"):
+        assert ATTRIBUTE not in os.listxattr(tmp_path / name)
+
+
+def test_snapshots_that_cannot_be_labelled_stop_nobody(
+    root: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    SELinux(True, f"{tmp_path}/nowhere/").label_snapshots(f"{tmp_path}/none")
+    assert not caplog.text
+    SELinux(True, root).label_snapshots(f"{tmp_path}/none")
+    assert f"label {tmp_path}/none: No such file" in caplog.text
+    (tmp_path / "etc/selinux/mcs/contexts/lxc_contexts").unlink()
+    SELinux(True, root).label_snapshots(str(tmp_path))
+    assert "container-selinux" in caplog.text
 
 
 def test_a_root_is_mounted_with_the_label() -> None:
