@@ -14,7 +14,7 @@ from tests.vm.machine import Machine, switched_on
 # boots; a loaded host was seen to take twenty minutes for that.
 TEST_S = 2700
 # What is made beside the service's tests is asked for after them, in the order of its making.
-_ORDER = {"test_docker": 1, "test_power": 2, "test_host_tests": 3}
+_ORDER = {"test_docker": 1, "test_selinux": 2, "test_power": 3, "test_host_tests": 4}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

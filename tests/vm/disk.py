@@ -32,6 +32,7 @@ PACKAGES = (
     *("runc", "crun", "busybox-static", "python3", "rpm", "iproute2", "procps", "strace"),
     *("containernetworking-plugins", "iptables", "criu", "apparmor", "ca-certificates", "less"),
     "libdevmapper1.02.1",  # for the Docker that the payload brings
+    *("selinux-policy-default", "policycoreutils", "selinux-utils"),  # not used but by selinux.py
 )
 _TEXTS = {
     "etc/hostname": "lighter-vm\n",
@@ -92,6 +93,8 @@ _LINKS = {
             *("systemd-tmpfiles-clean.timer", "systemd-networkd-wait-online.service"),
             *("systemd-binfmt.service", "systemd-update-utmp.service"),
             "systemd-update-utmp-runlevel.service",
+            # A start without SELinux would ask the next one to relabel everything.
+            *("selinux-autorelabel-mark.service", "selinux-autorelabel.service"),
         )
     },
 }
@@ -100,9 +103,10 @@ _UNNEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/ap
 
 @dataclass(frozen=True)
 class Disk:
-    """A finished one: the three files of the module's drawing."""
+    """A finished one: the three files of the module's drawing. `append`: words for its kernel."""
 
     directory: Path
+    append: str = ""
 
     @property
     def image(self) -> Path:

@@ -382,7 +382,7 @@ def qemu_argv(disk: Disk, append: str = "") -> list[str]:
         *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
         *("-smp", str(CPUS), "-m", str(MEMORY_MIB), "-nic", "none"),
         *("-kernel", str(disk.kernel), "-initrd", str(disk.initrd)),
-        *("-append", f"root=/dev/vda rw console=ttyS0 panic=0 {append}".strip()),
+        *("-append", f"root=/dev/vda rw console=ttyS0 panic=0 {append} {disk.append}".strip()),
         *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
     ]
 

@@ -84,6 +84,10 @@ def packages(work: Path, version: str | None = None) -> list[Path]:
     return [rpm for name, rpm in found.items() if name == "lighter" or is_core(rpm)]
 
 
+def policy_package(work: Path) -> Path:
+    return built(work / "rpms-own")["lighter-selinux"]
+
+
 def is_core(rpm: Path) -> bool:
     """Whether it has a version's directory; hosts may have several of these."""
     return rpm.name.startswith("lighter-core-")

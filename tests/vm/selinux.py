@@ -32,6 +32,10 @@ TYPES = """\
 (typeattributeset file_type container_files)
 (roletype object_r container_files)
 
+; As Fedora has it: what is made in a directory has its level, not that of who makes it.
+(defaultrange dir target low) (defaultrange file target low) (defaultrange lnk_file target low)
+(defaultrange fifo_file target low) (defaultrange sock_file target low)
+
 ; systemd starts the manager.
 (typetransition init_t container_runtime_exec_t process container_runtime_t)
 (allow init_t container_runtime_exec_t (file (getattr open read execute map ioctl)))
@@ -69,9 +73,11 @@ for place in /etc/selinux /var/lib/selinux; do ln -s default $place/targeted; do
 printf 'SELINUX=permissive\\nSELINUXTYPE=targeted\\n' >/etc/selinux/config
 semodule -n -s targeted -i /var/tmp/types.cil
 rpm -i --nodeps /var/tmp/*.rpm
-semodule -s targeted -l --full | grep -q '^200 lighter *cil'
+semodule -s targeted --list-modules=full | grep -q '^200 lighter  *cil'
 rm /var/tmp/*
 """
+# setfiles names what it has open by /proc.
+_INSIDE = 'mount -t proc proc "$0/proc" && exec chroot "$0" sh -c "$1"'
 _LABEL = "setfiles -m -F /etc/selinux/targeted/contexts/files/file_contexts /"
 
 
@@ -88,7 +94,7 @@ def make_disk(installed: Disk, work: Path) -> Disk:
         (root / "etc/lighter/config.toml").write_text(CONFIG)
         for script in (_INSTALL, _LABEL):
             done = subprocess.run(
-                ["chroot", root, "sh", "-c", script],
+                ["unshare", "--mount", "sh", "-c", _INSIDE, root, script],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

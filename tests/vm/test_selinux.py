@@ -88,7 +88,7 @@ def test_process_and_mounts_have_a_level_of_their_own(
     level = level_of(machine, first)
     assert level != level_of(machine, second)
     root = f"/proc/{first}/root"
-    for path in ("", "/bin/busybox", "/dev/shm", "/dev", "/run"):
+    for path in ("/.", "/bin/busybox", "/dev/shm", "/dev", "/run"):
         assert labels_on_host(machine, f"{root}{path}") == [f"{FILE}:{level}"], path
     # An exec is labelled as its container is.
     assert inside(host, "one", "cat /proc/self/attr/current").strip("\0") == f"{PROCESS}:{level}"
@@ -107,7 +107,7 @@ def test_what_is_asked_for_instead(host: Installed, machine: Machine) -> None:
         pid = host.run("other", flags=flags)
         assert label_of(machine, pid) == (expected or "system_u:system_r:spc_t:s0:c5,c6")
         if not expected:
-            assert labels_on_host(machine, f"/proc/{pid}/root") == [f"{FILE}:s0:c5,c6"]
+            assert labels_on_host(machine, f"/proc/{pid}/root/.") == [f"{FILE}:s0:c5,c6"]
         host.ctl("rm", "-f", "other")
 
 
