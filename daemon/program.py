@@ -81,15 +81,13 @@ def _serve(
 
     from lighter.daemon.journal import configure
     from lighter.daemon.manager import Manager
-    from lighter.daemon.turns import Selector
 
     configure(config.level)
     if notifier.watchdog_s:
         # A watchdog sends SIGABRT: the log says where the event loop was.
         faulthandler.enable()
     manager = Manager(config, inherited, notifier, given.installed, lambda: load(given), stands_in)
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(Selector())) as runner:
-        runner.run(manager.run())
+    asyncio.run(manager.run())
     # All is closed. To take the interpreter apart would be 30 ms more without a manager.
     try:
         sys.stderr.flush()

@@ -13,7 +13,6 @@ UNTIL_IT_ANSWERS = f"""
 import sys
 sys.path.insert(0, {str(SITE)!r})
 from lighter.daemon import __main__, config, core, journal, launch, manager, notify, program, spawn
-from lighter.daemon import turns
 print(*sys.modules)
 """
 # By far the dearest that one import line would bring back.
