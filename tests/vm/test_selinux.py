@@ -4,7 +4,6 @@ keep containers from. The policy is Debian's with container-selinux' types (seli
 The tests share one machine; each uses containers of its own.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 
@@ -178,7 +177,7 @@ def test_directories_of_the_system_keep_their_labels(host: Installed, machine: M
     assert etc == "system_u:object_r:etc_t:s0"
 
 
-def test_labels_outlive_the_manager(host: Installed, machine: Machine, enforcing: None) -> None:
+def test_labels_outlive_the_manager(host: Installed, machine: Machine) -> None:
     pid = host.run("kept", flags=("-v", "/data/kept:/kept:Z"))
     level = level_of(machine, pid)
     before = host.main_pid()
@@ -193,6 +192,4 @@ def test_labels_outlive_the_manager(host: Installed, machine: Machine, enforcing
     again = int(host.await_status("kept", "running")["pid"])
     assert level_of(machine, again) == level
     assert labels_on_host(machine, "/data/kept") == [f"{FILE}:{level}"]
-    recorded = json.loads(host.ctl("containers", "inspect", "kept").stdout)
-    assert level in json.dumps(recorded)
     host.ctl("rm", "-f", "kept", "next")
