@@ -20,6 +20,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "docker.md"
 UNITS = "/etc/systemd/system"
 IMAGE = REFERENCE.removeprefix("docker.io/library/")
 WEB = ("sh", "-c", "echo up; trap 'exit 7' TERM; sleep 1000 & wait")
+COUNTS = ("sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done")
 DOCKER_S = 240.0
 
 
@@ -50,7 +51,8 @@ def docker(host: Installed, machine: Machine) -> Docker:
     machine.run("groupadd -f -r docker")
     drop_in = of_the_page(r"```ini\n(\[Unit\].*?)```")
     machine.write(f"{UNITS}/docker.service.d/lighter.conf", drop_in)
-    machine.write("/etc/docker/daemon.json", of_the_page(r"```json\n(.*?)```"))
+    settings = json.loads(of_the_page(r"```json\n(.*?)```"))
+    machine.write("/etc/docker/daemon.json", json.dumps({**settings, "experimental": True}))
     machine.run("systemctl mask containerd; systemctl daemon-reload")
     machine.run("systemctl start docker", timeout_s=DOCKER_S)
     docker = Docker(machine)
@@ -86,6 +88,34 @@ def test_a_container_of_dockers_is_a_task_on_cgroup_v2(
     assert done.code == 137, done.stderr
     assert docker.inspect("{{.State.OOMKilled}}", "greedy") == "true"
     docker("rm", "greedy")
+
+
+def test_a_container_goes_on_from_a_checkpoint(
+    host: Installed, machine: Machine, docker: Docker
+) -> None:
+    """Experimental in Docker: it has the manager call CRIU, and keeps what that has written."""
+    plain = ("--network", "none", "--security-opt", "seccomp=unconfined")
+    docker("run", "-d", "--name", "counts", *plain, IMAGE, *COUNTS)
+
+    def await_more(than: int) -> list[int]:
+        counted = f'test "$(docker logs counts | tail -n 1)" -gt {than}'
+        machine.await_that(counted, DOCKER_S, f"it counts beyond {than}")
+        return [int(word) for word in docker("logs", "counts").text.split()]
+
+    await_more(3)
+    docker("checkpoint", "create", "--leave-running", "counts", "first")
+    await_more(await_more(0)[-1])
+    docker("checkpoint", "create", "counts", "last")
+    machine.await_that(
+        "docker inspect -f '{{.State.Status}}' counts | grep -q exited", DOCKER_S, "it has ended"
+    )
+    stopped_at = int(docker("logs", "--tail", "1", "counts").text)
+    assert docker("checkpoint", "ls", "counts").text.split()[2:] == ["first", "last"]
+    docker("start", "--checkpoint", "last", "counts")
+    found = await_more(stopped_at)
+    assert found == list(range(1, len(found) + 1)), "it has not begun anew"
+    docker("rm", "-f", "counts")
+    assert not host.ctl("-n", "moby", "content", "ls", "-q").text
 
 
 def test_it_does_not_notice_that_the_manager_or_docker_is_restarted(

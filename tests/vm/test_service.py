@@ -20,6 +20,11 @@ CONTROLLERS = {"cpuset", "cpu", "io", "memory", "pids"}
 CRUN = ("--runtime", "/usr/bin/crun")
 PROFILE = "profile no-share flags=(attach_disconnected) { file, deny /share/** w, }"
 STREAM = "/var/lib/stream"
+METRICS = '\n[metrics]\naddress = "127.0.0.1:1338"\n'
+READ_METRICS = """
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:1338/v1/metrics", timeout=60).read().decode())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +175,8 @@ def test_a_killed_manager_is_started_again_beside_its_containers(
 
 def test_a_restart_by_systemctl(host: Installed, machine: Machine, stream: str) -> None:
     pid = host.run("restarted")
+    config = "/etc/lighter/config.toml"
+    machine.write(config, machine.read(config) + METRICS)
     machine.run("systemctl restart lighterd")
     host.await_status("restarted", "running")
     assert host.task("restarted")["pid"] == pid
@@ -201,6 +208,27 @@ def test_limits_are_set_shown_and_stay_when_systemd_looks_at_all_units_again(
     host.ctl("update", "--memory", "96m", "--pids-limit", "60", "limited")
     assert machine.read(f"{cgroup}/memory.max").strip() == str(96 << 20)
     assert machine.read(f"{cgroup}/pids.max").strip() == "60"
+
+
+def test_the_page_for_prometheus_has_the_names_of_cgroup_v2(
+    host: Installed, machine: Machine
+) -> None:
+    host.run("measured", flags=("-m", "64m", "--pids-limit", "50"))
+    page = machine.run(["python3", "-c", READ_METRICS]).text
+    of = '{container_id="measured",namespace="default"} '
+    shown = dict(line.split(of) for line in page.splitlines() if of in line)
+    assert shown["container_memory_usage_limit_bytes"] == str(64 << 20)
+    assert (shown["container_pids_limit"], shown["container_pids_current"]) == ("50", "2")
+    assert int(shown["container_cpu_usage_usec_microseconds"]) > 0
+    assert int(shown["container_memory_usage_bytes"]) > 0
+    assert shown["container_memory_oom_total"] == "0"
+    assert {
+        *("container_cpu_user_usec_microseconds", "container_cpu_nr_throttled_total"),
+        *("container_memory_anon_bytes", "container_memory_file_bytes"),
+        *("container_memory_pgmajfault_bytes", "container_memory_swap_usage_bytes"),
+    } <= shown.keys()
+    assert not any("pgpgin" in name or "failcnt" in name for name in shown), "those are version 1's"
+    host.ctl("rm", "-f", "measured")
 
 
 def test_a_lost_shim_costs_its_container_alone(host: Installed, machine: Machine) -> None:
