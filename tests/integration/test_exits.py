@@ -19,6 +19,7 @@ import pytest
 from lighter.proto import errors
 from tests import lives
 from tests.harness import Lighterd, await_that
+from tests.integration.test_adoption import shim_of
 from tests.lives import ask
 from tests.typist import Typist
 
@@ -82,6 +83,27 @@ def test_f16_exits_while_the_manager_is_dead_are_exact(
         if event["topic"] == "/tasks/exit"
     }
     assert told == codes
+
+
+def test_f16_an_exit_is_exact_when_its_shim_died_before_a_manager_came(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """What it had recorded is all that is known then."""
+    gate, mount = gate_of(lighterd)
+    script = ": </share/gate; exit 7"
+    pid = lives.begin(lighterd, busybox, "c", "sh", "-c", script, mounts=[mount])
+    shim = shim_of(lighterd, "c")
+    lighterd.kill9()
+    open_gate(gate, [pid])
+    record = lighterd.root / "exits/default/c.json"
+    await_that(record.exists, 30, "its exit is recorded")
+    os.kill(shim, signal.SIGKILL)
+    lighterd.start()
+    ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
+    assert (ended["exit_status"], ended["cause"]) == (7, "")
+    assert ask(lighterd, "tasks.delete", id="c", exec_id="", force=False) == ended
+    assert not record.exists()
+    assert not (wrong := lives.check_history(lives.history(lighterd))), wrong
 
 
 @pytest.mark.timeout(900)
