@@ -99,7 +99,11 @@ def test_what_it_built_is_the_managers_until_it_is_pruned(
 ) -> None:
     engine.says("run", "--rm", IMAGE, "true")  # unpacked from here on
     before = held(lighterd)
-    recipe = f'FROM {IMAGE}\nRUN echo more >/more\nCMD ["cat", "/more"]\n'
+    recipe = (
+        f"FROM {IMAGE} AS made\nRUN echo more >/more\n"
+        f"FROM {IMAGE}\nRUN echo other >/other\nCOPY --link --from=made /more /\n"
+        'CMD ["cat", "/more"]\n'
+    )
     yard.build(recipe, "-t", "built")
     built = "docker.io/library/built:latest"
     assert built in held(lighterd)["images"]
