@@ -1,6 +1,8 @@
 """SEC-75: many clients do the same things to the same names at once."""
 
+import os
 import random
+import signal
 import threading
 import time
 from dataclasses import dataclass, field
@@ -96,6 +98,31 @@ def test_sec_75_a_delete_takes_no_later_container_of_that_name(
     """Two wait for the same task's end: the second finds another container, with a task, there."""
     calls = ("containers.create", "tasks.create", "containers.delete", "containers.delete")
     contend(lighterd, busybox, 4, calls, 1)
+
+
+def test_sec_75_of_two_deletes_of_one_task_the_second_finds_none(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """Both have found it when the first begins; what has its name by then would be another's."""
+    lives.begin(lighterd, busybox, "c", "true")
+    lives.await_task(lighterd, "c", "stopped")
+    answers = []
+    with lighterd.client() as one, lighterd.client() as two:
+        os.kill(lighterd.pid, signal.SIGSTOP)
+        try:
+            asked = [
+                client.stream("tasks", "delete", id="c", exec_id="", force=False)
+                for client in (one, two)
+            ]
+        finally:
+            os.kill(lighterd.pid, signal.SIGCONT)
+        for stream in asked:
+            try:
+                assert not list(stream)
+                answers.append(stream.result["exit_status"])
+            except errors.NotFound:
+                answers.append("not found")
+    assert sorted(answers, key=str) == [0, "not found"]
 
 
 @pytest.mark.timeout(0)
