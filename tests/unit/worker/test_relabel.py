@@ -169,9 +169,11 @@ def test_they_are_refused_by_any_other_name(tmp_path: Path) -> None:
     (tmp_path / "mounted").mkdir()
     with pytest.raises(InvalidArgument, match="it is /etc of the host"):
         job(tmp_path / "link")
-    with bound("/etc", tmp_path / "mounted"):
-        with pytest.raises(InvalidArgument, match="it is /etc of the host"):
-            job(tmp_path / "mounted", "u:r:t:s0")
+    (tmp_path / "file").touch()
+    with bound("/etc", tmp_path / "mounted"), bound("/etc/passwd", tmp_path / "file"):
+        for name, wanted in (("mounted", ""), ("mounted", "u:r:t:s0"), ("file", "u:r:t:s0")):
+            with pytest.raises(InvalidArgument, match=r"it is /etc.* of the host"):
+                job(tmp_path / name, wanted)
     (tmp_path / "closed").mkdir()
     (tmp_path / "to-closed").symlink_to("closed")
     for path in ("closed", "to-closed"):
