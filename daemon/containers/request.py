@@ -205,10 +205,10 @@ def stop_timeout(options: Mapping[str, Any]) -> float | None:
 
 def signal_number(name: str) -> int:
     """Of "SIGTERM", "TERM", "term" or "15". Raises InvalidArgument."""
-    if name.isascii() and name.isdigit() and 1 <= int(name) <= 64:
+    if name.isascii() and name.isdigit() and len(name) < 9 and 1 <= int(name) <= 64:
         return int(name)
     upper = name.upper()
     try:
         return signal.Signals[upper if upper.startswith("SIG") else f"SIG{upper}"].value
     except KeyError as err:
-        raise InvalidArgument(f"choose stop signal {name!r}: there is no such signal") from err
+        raise InvalidArgument(f"choose stop signal {name[:40]!r}: there is no such signal") from err

@@ -24,7 +24,7 @@ MAX_VERSION = (1, 0)
 _WORD = r"[A-Za-z]([A-Za-z0-9_{}-]*[A-Za-z0-9])?"
 _KIND = re.compile(rf"{_WORD.format('.')}/{_WORD.format('')}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?", re.ASCII)
-_VERSION = re.compile(r"(\d+)\.(\d+)\.\d+", re.ASCII)
+_VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})\.\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True)

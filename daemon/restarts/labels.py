@@ -12,7 +12,7 @@ soon as a task has ended.
 
 from collections.abc import Mapping
 
-from lighter.daemon.restarts.policy import ALWAYS, MOST_RETRIES, RestartPolicy, parse
+from lighter.daemon.restarts.policy import ALWAYS, RestartPolicy, parse, retries_of
 from lighter.proto.errors import InvalidArgument
 
 STATUS = "containerd.io/restart.status"
@@ -37,9 +37,10 @@ def policy(labels: Mapping[str, str]) -> RestartPolicy:
 def count(labels: Mapping[str, str]) -> int:
     """Raises InvalidArgument for what is no number."""
     text = labels.get(COUNT) or "0"
-    if not (text.isascii() and text.isdigit() and int(text[:11]) <= MOST_RETRIES):
+    number = retries_of(text)
+    if number is None:
         raise InvalidArgument(f"read label {COUNT}: {text[:40]!r} is no number of restarts")
-    return int(text)
+    return number
 
 
 def is_stopped(labels: Mapping[str, str]) -> bool:

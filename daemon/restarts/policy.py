@@ -62,11 +62,20 @@ def parse(text: str) -> RestartPolicy:
         return RestartPolicy(name)
     if name != ON_FAILURE:
         raise InvalidArgument(f"choose restart policy {text!r}: only on-failure takes a number")
-    if not (retries.isascii() and retries.isdigit() and int(retries[:11]) <= MOST_RETRIES):
+    number = retries_of(retries)
+    if number is None:
         raise InvalidArgument(
-            f"choose restart policy {text!r}: {retries!r} is no number of retries"
+            f"choose restart policy {text[:40]!r}: {retries[:40]!r} is no number of retries"
         )
-    return RestartPolicy(name, int(retries))
+    return RestartPolicy(name, number)
+
+
+def retries_of(text: str) -> int | None:
+    """A number up to MOST_RETRIES; None for anything else."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST_RETRIES))):
+        return None
+    number = int(text)
+    return number if number <= MOST_RETRIES else None
 
 
 def to_record(policy: RestartPolicy) -> dict[str, Any]:

@@ -129,6 +129,6 @@ def _facility(text: str) -> int:
         return _FACILITIES.index("daemon")
     if text in _FACILITIES:
         return _FACILITIES.index(text)
-    if text.isascii() and text.isdigit() and int(text) < len(_FACILITIES):
+    if text.isascii() and text.isdigit() and len(text) < 9 and int(text) < len(_FACILITIES):
         return int(text)
     raise InvalidArgument(f"choose syslog facility {text[:40]!r}: there is none of this name")

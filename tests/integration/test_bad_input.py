@@ -222,7 +222,8 @@ def test_fields_that_only_a_broken_client_sends(lighterd: Lighterd, busybox: str
             *({"env": ["A=\0"]}, {"mounts": ["x"]}, {"mounts": [{"destination": 5}]}),
             *({"log": {"max_size": "big"}}, {"log": {"max_file": -1}}, {"log": {"driver": []}}),
             *({"log": {"max_size": -1}}, {"log": {"max_size": True}}, {"labels": {"a": 1}}),
-            *({"stop_signal": "SIGFOO"}, {"stop_signal": "0"}, {"seccomp": "{"}, {"image": ""}),
+            *({"stop_signal": "SIGFOO"}, {"stop_signal": "0"}, {"stop_signal": "9" * 5000}),
+            *({"seccomp": "{"}, {"image": ""}),
             *({"terminal": 1}, {"with_ns": []}, {"user": 0}, {"id": 5}, {"labels": {"": "x"}}),
         ):
             body = {"id": "x", "image": busybox, **field}

@@ -89,6 +89,7 @@ def test_gpus_are_of_the_vendor_that_is_there(tmp_path: Path) -> None:
     [
         {"cdiVersion": "7.0.0"},
         {"cdiVersion": None},
+        {"cdiVersion": f"{'9' * 5000}.0.0"},
         {"devices": {}},
         {"devices": [{"name": "a b"}]},
         {"devices": [{"name": "a"}, {"name": "a"}]},

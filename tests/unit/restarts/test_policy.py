@@ -63,7 +63,12 @@ def test_the_notation(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["sometimes", "always:3", "no:1", "on-failure:", "on-failure:-1", "on-failure:x", ":3"]
+    "text",
+    [
+        *("sometimes", "always:3", "no:1", "on-failure:", "on-failure:-1", "on-failure:x", ":3"),
+        *(f"on-failure:{1 << 31}", "on-failure:" + "0" * 12 + "9" * 10, "on-failure:" + "9" * 5000),
+    ],
+    ids=lambda text: text[:20],
 )
 def test_what_is_no_policy(text: str) -> None:
     with pytest.raises(InvalidArgument, match="choose restart policy"):
@@ -85,7 +90,8 @@ def test_labels() -> None:
     assert labels.count({labels.COUNT: "7"}) == 7
     assert labels.is_stopped({labels.EXPLICITLY_STOPPED: "True"})
     assert not labels.is_stopped({labels.EXPLICITLY_STOPPED: "yes"})
-    with pytest.raises(InvalidArgument):
-        labels.count({labels.COUNT: "many"})
+    for odd in ("many", str(1 << 31), "0" * 12 + "9" * 10):
+        with pytest.raises(InvalidArgument):
+            labels.count({labels.COUNT: odd})
     with pytest.raises(InvalidArgument):
         labels.policy({**running, labels.POLICY: "odd"})

@@ -108,7 +108,13 @@ def test_a_receiver_that_is_slow_loses_lines_and_that_is_told(
 def test_what_cannot_be_had_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="this host has none"):
         read_sending("journald", {}, journal=str(tmp_path / "none"))
-    for given in ({"tag": "{{.Nope}}"}, {"tag": "a b"}, {"facility": "x"}, {"format": "gelf"}):
+    for given in (
+        {"tag": "{{.Nope}}"},
+        {"tag": "a b"},
+        {"facility": "x"},
+        {"facility": "9" * 5000},
+        {"format": "gelf"},
+    ):
         with pytest.raises(InvalidArgument):
             read_sending("syslog", given)
     assert order_of(CONTAINER, read_sending("syslog", {}))["target"] == "/dev/log"
