@@ -154,14 +154,11 @@ def delete(
 
 def _forget(session: Session, container_id: str, force: bool) -> None:
     """As `remove`, but for the snapshot."""
-    if force:
-        with contextlib.suppress(NotFound):
-            session.call("tasks.delete", id=container_id, exec_id="", force=True)
     try:
         session.call("containers.forget", id=container_id)
     except FailedPrecondition:
         with contextlib.suppress(NotFound):
-            session.call("tasks.delete", id=container_id, exec_id="", force=False)
+            session.call("tasks.delete", id=container_id, exec_id="", force=force)
         session.call("containers.forget", id=container_id)
 
 

@@ -31,7 +31,7 @@ from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit
 from lighter.daemon.types import Container, Mount, RuntimeOptions
 from lighter.daemon.volumes.service import Volumes
-from lighter.proto.errors import FailedPrecondition, NotFound, Unavailable
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
 TURN_S = 300.0  # that one copy waits for another
 
@@ -314,9 +314,15 @@ class ContainerService:
     async def forget(self, namespace: str, container_id: str) -> None:
         """Remove record and log; the snapshot stays until somebody removes that.
 
-        Raises FailedPrecondition while there is a task.
+        Raises FailedPrecondition while there is a task, InvalidArgument for one that goes with its
+        task's end: its snapshot would be gone before it is asked for here.
         """
         container = self._store.get(namespace, container_id)
+        if container.options.get("auto_remove"):
+            raise InvalidArgument(
+                f"delete container {container_id}: it was made with --rm, and goes with its "
+                "snapshot when it ends"
+            )
         await self._end_task(container, force=False)
         if container.snapshot_key:
             snapshotter = find_snapshotter(self._snapshotters, container.snapshotter)

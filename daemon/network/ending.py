@@ -3,9 +3,9 @@
     for each network in reverse: DEL … DEL → namespace → record
 
 A failing end is tried again until it works, and its record is kept till then. It needs neither the
-container nor its namespace, and no room on the disk. What has never come about is undone without
-the namespace from the second try on: some plugins (host-device) fail where they find one without
-what they would have brought there.
+container nor its namespace, and no room on the disk. What is not known to have come about, and
+whose plugins have refused to undo it, is undone without the namespace at the next try: some
+(host-device) fail where they find one without what they would have brought there.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from lighter.daemon.network.names import Names
 from lighter.daemon.network.records import Record
 from lighter.daemon.tasks.entry import Entry
 from lighter.proto.codec import MAX_MESSAGE_BYTES
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import FailedPrecondition, LighterError
 from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.network")
@@ -73,11 +73,14 @@ class Endings:
     async def _release_until_done(self, key: str) -> None:
         try:
             await self._strays_ended.wait()
-            for number, pause_s in enumerate(_pauses()):
+            refused = False
+            for pause_s in _pauses():
                 try:
-                    await self._release(key, is_again=number > 0)
+                    await self._release(key, without_namespace=refused)
                     return
                 except LighterError as err:
+                    # Not one that is away for a while, or does not answer.
+                    refused = isinstance(err, FailedPrecondition)
                     log.error("remove network of %s: %s", self._attachments.get(key).id, err)
                 except Exception:
                     log.exception("remove network of %s", self._attachments.get(key).id)
@@ -88,14 +91,14 @@ class Endings:
                 tried.set()
             self._releases.pop(key, None)
 
-    async def _release(self, key: str, *, is_again: bool) -> None:
+    async def _release(self, key: str, *, without_namespace: bool) -> None:
         async with self._attachments.lock(key):
             record = self._attachments.get(key)
             there = bool(record.path) and self._attachments.netns.is_there(record.path)
             had = bool(record.attached)
             cut_short = [one.network for one in record.attached if one.pending]
             hit("network.releasing")
-            if is_again and there and not any(one.result for one in record.attached):
+            if without_namespace and there and not any(one.result for one in record.attached):
                 await self._attachments.netns.remove(key)
                 there = False
             failure: LighterError | None = None

@@ -49,7 +49,6 @@ class CgroupLock:
             except OSError as error:
                 # A host without cgroups, or not ours to write: runtimes wait for themselves.
                 log.debug("take the cgroup lock: %s", error)
-                return
 
     def take(self) -> None:
         """Wait for the lock and leave it. Raises OSError.

@@ -106,6 +106,15 @@ def test_a_kept_snapshot_of_a_task_that_has_ended(manager: Lighterd) -> None:
     manager.ctl("snapshots", "rm", "c", check=True)
 
 
+def test_the_snapshot_of_what_removes_itself_is_not_kept(manager: Lighterd) -> None:
+    """Not by a delete either, which would end it: it goes on."""
+    manager.ctl("run", "-d", "--rm", REFERENCE, "c", "sleep", "1000", check=True)
+    refused = manager.ctl("containers", "delete", "-f", "--keep-snapshot", "c")
+    assert refused.returncode == 1 and b"it was made with --rm" in refused.stderr, refused.stderr
+    assert said(manager, "tasks", "ls", "-q") == ["c"]
+    manager.ctl("rm", "-f", "c", check=True)
+
+
 def test_filters_are_words(manager: Lighterd) -> None:
     for name, label in (("one", "tier=web"), ("two", "tier=db"), ("three", "tier=web")):
         manager.ctl("c", "create", "--label", label, REFERENCE, name, "true", check=True)

@@ -37,6 +37,8 @@ def net(machine: NetworkedLighterd) -> Iterator[NetworkedLighterd]:
             client.call("containers", "delete", id=row["id"], force=True)
     settled(machine.left_of_networks)
     machine.remove_bridges()
+    for name in {"lthost0", "ltparent", "ltdhcp"} & links(machine):
+        machine.host("ip", "link", "del", name)
     for path in (*machine.conf_dir.iterdir(), *machine.bin_dir.iterdir()):
         path.unlink()
 
