@@ -36,8 +36,12 @@ class CgroupLock:
     def take_soon(self) -> None:
         """Returns at once. Calls while the thread is at it are one."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._take, name="cgroup-lock", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._take, name="cgroup-lock", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # there is no thread more: runtimes wait for themselves
+                return
+            self._thread = thread
         self._asked.set()
 
     def _take(self) -> None:

@@ -1,4 +1,4 @@
-"""docker push and pull, by dockerd itself: with its own store and into the manager's content."""
+"""docker push and pull, by dockerd itself, into the manager's content."""
 
 import json
 import shutil
@@ -36,10 +36,12 @@ def registry(enclosure: Enclosure, tmp_path: Path) -> Iterator[str]:
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OTEL_TRACES_EXPORTER": "none"},
     )
     probe = ("busybox", "wget", "-qO-", f"http://127.0.0.1:{PORT}/v2/")
-    await_that(lambda: enclosure.run(*probe).returncode == 0, 30, "the registry serves")
-    yield NAME
-    process.kill()
-    process.wait()
+    try:
+        await_that(lambda: enclosure.run(*probe).returncode == 0, 30, "the registry serves")
+        yield NAME
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("host", ["26-snapshotter"], indirect=True)
@@ -50,9 +52,8 @@ def test_what_is_pushed_is_pulled_again(engine: Engine, lighterd: Lighterd, regi
     engine.says("rmi", registry)
     assert "Downloaded newer image" in engine.says("pull", registry)
     assert engine.says("run", "--rm", registry, "cat", "/cargo") == "laden"
-    if engine.snapshotter:
-        done = lighterd.ctl("-n", "moby", "run", "--rm", registry, "ours", "cat", "/cargo")
-        assert done.stdout == b"laden\n", done.stderr
+    done = lighterd.ctl("-n", "moby", "run", "--rm", registry, "ours", "cat", "/cargo")
+    assert done.stdout == b"laden\n", done.stderr
     engine.says("rmi", registry)
     assert engine.says("pull", "-q", registry) == registry
     engine.says("rmi", registry)

@@ -27,8 +27,8 @@ def swarm(engine: Engine) -> Iterator[Engine]:
     try:
         engine.says("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1")
         yield engine
-        engine.says("swarm", "leave", "--force")
     finally:
+        engine.docker("swarm", "leave", "--force")
         engine.stop()
         engine.start()
 

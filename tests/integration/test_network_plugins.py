@@ -4,6 +4,7 @@ Kinds of links that the kernel may not have (ipvlan, vlan, vrf) are asked for al
 the refusal has the plugin's reason, and nothing stays.
 """
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_a_firewall_between_bridges(net: NetworkedLighterd) -> None:
         document = net.bridge(name, f"10.{44 + number}.0.0/24")
         document["plugins"][-1] |= {"backend": "iptables", **policy}
         net.write(f"{number}-{name}.conflist", document)
-    net.host("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    net.host("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
     for name, network in (("in", "closed"), ("beside", "closed"), ("out", "open")):
         run(net, "--network", network, name)
     run(net, "--network", "other", "stranger")
@@ -166,17 +167,14 @@ def dhcp(net: NetworkedLighterd, tmp_path: Path) -> Iterator[str]:
     entered = ["nsenter", f"--net=/run/netns/{net.netns}", "--"]
     busybox = ["busybox", "udhcpd", "-f", str(config)]
     argv = [f"{PLUGINS}/dhcp", "daemon", "-socketpath", str(daemon)]
-    with (
-        (tmp_path / "log").open("w") as log,
-        subprocess.Popen([*entered, *busybox], stdout=log, stderr=log) as server,
-        subprocess.Popen([*entered, *argv], stdout=log, stderr=log) as client,
-    ):
-        try:
-            await_that(daemon.exists, 30, "the plugin's daemon listens")
-            yield str(daemon)
-        finally:
-            for process in (client, server):
-                process.terminate()
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((tmp_path / "log").open("w"))
+        for words in (busybox, argv):
+            process = subprocess.Popen([*entered, *words], stdout=log, stderr=log)
+            stack.enter_context(process)
+            stack.callback(process.terminate)
+        await_that(daemon.exists, 30, "the plugin's daemon listens")
+        yield str(daemon)
 
 
 def test_addresses_by_dhcp(net: NetworkedLighterd, dhcp: str, tmp_path: Path) -> None:

@@ -93,7 +93,9 @@ def test_f59_no_memory_more_for_the_manager(lighterd: Lighterd, busybox: str) ->
             assert lighterd.process is not None
             assert lighterd.process.wait() == -signal.SIGKILL
             lighterd._await_spawner()
-        except TYPED:  # the host has swapped out what the limit did not take
+        except TYPED:
+            lighterd.kill9()
+        else:  # the host has swapped out what the limit did not take
             lighterd.kill9()
         assert (lighterd.shims(), lives.process_state(old)) == (shims, "S")
     lighterd.start()

@@ -115,7 +115,9 @@ def test_a_container_goes_on_from_a_checkpoint(
     found = await_more(stopped_at)
     assert found == list(range(1, len(found) + 1)), "it has not begun anew"
     docker("rm", "-f", "counts")
-    assert not host.ctl("-n", "moby", "content", "ls", "-q").text
+    machine.await_that(
+        'test -z "$(ctl -n moby content ls -q)"', DOCKER_S, "its content is collected"
+    )
 
 
 def test_it_does_not_notice_that_the_manager_or_docker_is_restarted(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lighter.proto.version import VERSION
+from tests.harness import await_that
 from tests.images import REFERENCE
 from tests.packaging.rpms import NEXT
 from tests.vm.installed import INSTALL_S, Installed
@@ -214,9 +215,15 @@ def test_the_page_for_prometheus_has_the_names_of_cgroup_v2(
     host: Installed, machine: Machine
 ) -> None:
     host.run("measured", flags=("-m", "64m", "--pids-limit", "50"))
-    page = machine.run(["python3", "-c", READ_METRICS]).text
     of = '{container_id="measured",namespace="default"} '
-    shown = dict(line.split(of) for line in page.splitlines() if of in line)
+
+    def shown_now() -> dict[str, str]:
+        page = machine.run(["python3", "-c", READ_METRICS]).text
+        return dict(line.split(of) for line in page.splitlines() if of in line)
+
+    # A shell, and soon what it waits for.
+    await_that(lambda: shown_now().get("container_pids_current") == "2", 60, "both run")
+    shown = shown_now()
     assert shown["container_memory_usage_limit_bytes"] == str(64 << 20)
     assert (shown["container_pids_limit"], shown["container_pids_current"]) == ("50", "2")
     assert int(shown["container_cpu_usage_usec_microseconds"]) > 0

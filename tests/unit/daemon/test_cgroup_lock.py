@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,20 @@ def test_the_caller_does_not_wait(tmp_path: Path) -> None:
         assert reader.read(1) == b"0"
         lock.take_soon()  # read(2) of a pipe without a writer would return at once
         await_that(lambda: reader.read(1) == b"0", 10, "it is taken again")
+
+
+def test_f59_no_thread_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    procs = place(tmp_path / "mount", "a")
+    lock = lock_of(tmp_path, "0::/a\n")
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", fail)
+        lock.take_soon()
+    lock.take_soon()
+    await_that(lambda: procs.read_text() == "0", 10, "there is one again")
 
 
 def test_what_fails_once_is_tried_again(tmp_path: Path) -> None:
