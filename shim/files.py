@@ -5,6 +5,7 @@ from collections.abc import Callable
 from json.encoder import encode_basestring_ascii as _quoted
 
 _BLOCK = 16 * 1024
+_PIECE = 2048
 
 
 def read_small(path: str) -> bytes:
@@ -25,6 +26,23 @@ def read_text(path: str) -> str:
         return read_small(path).decode("ascii", "replace")
     except OSError:
         return ""
+
+
+def holds(path: str, *words: bytes) -> bool:
+    """Whether a file has all of these somewhere. Raises OSError.
+
+    Read in pieces: what a large file takes at once would stay with the process.
+    """
+    missing = list(words)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while missing and (piece := os.read(fd, _PIECE)):
+            text = text[1 - max(map(len, missing)) :] + piece
+            missing = [word for word in missing if word not in text]
+    finally:
+        os.close(fd)
+    return not missing
 
 
 def remove_tree(path: str) -> None:

@@ -13,7 +13,7 @@ import os
 
 from lighter.proto.errors import FailedPrecondition
 from lighter.shim.cgroup import Cgroup
-from lighter.shim.files import read_small
+from lighter.shim.files import holds
 from lighter.shim.loop import READ, Future, Loop
 
 # From runc 1.2 on, the hooks of this kind are run by `runc start`.
@@ -35,7 +35,7 @@ async def start(loop: Loop, directory: str, ended: Future, timeout_s: float) -> 
     try:
         if not _FILES.issuperset(os.listdir(directory)):
             return False
-        if NO_HOOK_AT_START not in read_small(directory + "/state.json"):
+        if not holds(directory + "/state.json", NO_HOOK_AT_START):
             return False
         fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -74,8 +74,7 @@ def delete(directory: str, cgroup: Cgroup) -> bool:
         names = os.listdir(directory)
         if "state.json" not in names or not _FILES.issuperset(names):
             return False
-        state = read_small(directory + "/state.json")
-        if not all(words in state for words in NOTHING_MORE) or not cgroup.remove():
+        if not holds(directory + "/state.json", *NOTHING_MORE) or not cgroup.remove():
             return False
         for name in names:
             os.unlink(f"{directory}/{name}")

@@ -4,13 +4,14 @@ hook, and cgroups that are empty.
 
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lighter.proto.errors import DeadlineExceeded, FailedPrecondition
-from lighter.shim import runcstate
+from lighter.shim import files, runcstate
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.loop import Future, Loop
 
@@ -166,3 +167,23 @@ def test_what_is_not_that_simple_is_left_to_the_runtime(
     names = {path.name for path in state.iterdir()}
     assert not started(state, beside=lambda: None)
     assert {path.name for path in state.iterdir()} == names
+
+
+@pytest.mark.parametrize("before", [0, 2040, 2047, 2048, 5000])
+def test_words_are_found_wherever_they_stand(tmp_path: Path, before: int) -> None:
+    """Across the pieces in which a file is read too; all of them, in any order."""
+    path = tmp_path / "state.json"
+    path.write_bytes(b"." * before + b"the second word" + b"." * 4096 + b"first")
+    assert files.holds(str(path), b"first", b"the second word")
+    assert not files.holds(str(path), b"first", b"the third word")
+
+
+def test_a_state_that_is_read_leaves_no_memory_behind(tmp_path: Path) -> None:
+    """runc's has 60 KB, which the allocator would keep for a shim that needs it once."""
+    (tmp_path / "state.json").write_bytes(b"." * (1 << 20) + runcstate.NO_HOOK_AT_START)
+    tracemalloc.start()
+    try:
+        assert files.holds(str(tmp_path / "state.json"), runcstate.NO_HOOK_AT_START)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 1024
+    finally:
+        tracemalloc.stop()
