@@ -15,10 +15,20 @@ def _without_fork_hooks() -> None:
 
 _without_fork_hooks()
 
-# First what shims and workers need of others, and what they do not write to.
-from lighter.shim import foundation, packing  # noqa: E402, F401
+# First what there is one of, so that it lies together.
+from lighter.shim import names, packing  # noqa: E402
 
+_here = os.path.dirname(__file__)
+_found = names.names_in("lighter.shim", _here)
+_found |= names.names_in("lighter.proto", os.path.dirname(_here) + "/proto")
 _gaps = packing.fill_gaps()
+_names = names.make_names(_found)
+names.make_modules([name for name in _names if name.startswith("lighter.")])
+
+# Then what shims and workers need of others, and what they do not write to.
+from lighter.shim import foundation  # noqa: E402, F401
+
+_more_gaps = packing.fill_gaps()
 
 # Then, close together, what they do.
 from lighter.shim.spawner import main  # noqa: E402

@@ -21,7 +21,7 @@ import setproctitle
 
 from lighter.proto import codec, events, faults, zmtp
 from lighter.proto.errors import DeadlineExceeded, LighterError
-from lighter.shim import cgroup, linux, packing, reaper, runcstate, shim
+from lighter.shim import cgroup, copies, linux, reaper, runcstate, shim
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.link import Link
 from lighter.shim.loop import READ, Loop
@@ -66,7 +66,7 @@ def rehearse(directory: str, birth: Callable[[], None] = lambda: None) -> None:
             listener.listen(1)
             reaper.arm()
             with _silence():
-                with packing.code_together():
+                with copies.code_together():
                     _live(directory, listener, birth, end)
                 for _ in range(LIVES):
                     _live(directory, listener, birth, end)

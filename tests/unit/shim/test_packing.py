@@ -30,31 +30,3 @@ def test_what_comes_after_lies_together() -> None:
     assert filled <= 40
     assert filled < pages("leave")[0]
     assert taken < 4 << 20
-
-
-CODE = """
-from lighter.shim import packing
-import json.encoder
-
-def outer(number):
-    def inner():
-        return [number + other for other in range(2)]
-    return inner
-
-def idle():
-    return outer(3)
-
-before = {one: id(one.__code__) for one in (outer, idle, json.encoder.JSONEncoder.encode)}
-with packing.code_together():
-    made = outer(1)
-    assert made() == [1, 2]
-print([id(one.__code__) != was for one, was in before.items()])
-again, later = outer(1), idle()
-assert made() == again() == [1, 2] and later() == [3, 4]
-assert again.__code__ is later.__code__
-"""
-
-
-def test_code_that_runs_is_copied_and_stays_what_it_is() -> None:
-    done = subprocess.run([sys.executable, "-I", "-c", CODE], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("[True, False, False]\n", "")
