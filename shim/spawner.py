@@ -100,16 +100,32 @@ def _be_shim(order: bytes, start: int, boot: str) -> None:
     shim.main(msgpack.unpackb(order), start, boot)
 
 
-def _rehearse_birth(instance: str, no_order: dict[str, Any]) -> None:
-    """What a child does before it is a shim, as far as it leaves the spawner what it is."""
+def _rehearse_birth(settings: Settings, no_order: dict[str, Any]) -> None:
+    """What the spawner does for a child, and what the child does before it is a shim, as far as it
+    leaves the spawner what it is.
+    """
+    _rehearse_service(settings, no_order)
     none = 1 << 20  # above any descriptor that is open
     _leave([none], none)
     theirs, ours = os.pipe2(os.O_CLOEXEC)
     os.write(ours, msgpack.packb(no_order))
     os.close(ours)
-    order, start = _await_order("spawner", instance, no_order, theirs)
+    order, start = _await_order("spawner", settings.instance, no_order, theirs)
     _be_shim(order, start, "")  # as far as the claim, which is not there
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _rehearse_service(settings: Settings, no_order: dict[str, Any]) -> None:
+    """What the spawner does from one fork to the next: all that it writes to meanwhile is another's
+    than its last child's. The children here find nothing to do.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        one = Spawner(theirs, settings, no_order)
+        try:
+            one.rehearse(ours)
+        finally:
+            one.close()
 
 
 class Spawner:
@@ -148,6 +164,27 @@ class Spawner:
                     self._end_spare()
                     return
             self._reap()
+
+    def rehearse(self, manager: socket.socket) -> None:
+        """Serve one request of a manager's, who is at the other end of the socket."""
+        self._make_spare()
+        order = msgpack.packb(self._no_order)
+        manager.send(msgpack.packb({"kind": "shim", "ident": 1, "order": order}))
+        self._serve_one()
+        packet, fds, _flags, _from = socket.recv_fds(manager, shim_api.MAX_PACKET, 1)
+        for fd in fds:
+            os.close(fd)
+        pid = msgpack.unpackb(packet).get("pid")
+        if pid:
+            os.waitpid(pid, 0)
+        self._make_spare()
+        self._end_spare()
+        self._reap()
+
+    def close(self) -> None:
+        """Take the wakeup back: for a process that goes on without."""
+        os.close(self._wakeup)
+        os.close(signal.set_wakeup_fd(-1))
 
     def _serve_one(self) -> bool:
         try:
@@ -271,9 +308,7 @@ def main() -> None:
     guard.forbid_imports()
     no_order = rehearsal.no_order(settings.rehearsal)
     try:
-        rehearsal.rehearse(
-            settings.rehearsal, partial(_rehearse_birth, settings.instance, no_order)
-        )
+        rehearsal.rehearse(settings.rehearsal, partial(_rehearse_birth, settings, no_order))
     except (OSError, LighterError) as err:
         sys.stderr.write(rehearsal.problem(err))
     gc.collect()

@@ -73,6 +73,31 @@ assert told == life * (1 + rehearsal.LIVES), told
     assert output(rehearse(tmp_path / "r", script)) == (0, "", "")
 
 
+def test_a_spawners_work_between_two_forks_is_played_too(tmp_path: Path) -> None:
+    """All of it, by which memory a shim shares is written to; nothing and nobody is left of it."""
+    script = """
+import json, os, sys
+from lighter.shim import rehearsal, spawner
+settings = {"instance": "7e577e57", "umask": 0o022, "rlimits": {}, "oom_score_adj": 0}
+settings = spawner.Settings(json.dumps(settings | {"rehearsal": sys.argv[1]}))
+no_order = rehearsal.no_order(sys.argv[1])
+ran = set()
+before = os.listdir("/proc/self/fd")
+sys.setprofile(lambda frame, _event, _argument: ran.add(frame.f_code.co_name))
+spawner._rehearse_service(settings, no_order)
+sys.setprofile(None)
+assert os.listdir("/proc/self/fd") == before, os.listdir("/proc/self/fd")
+assert ran > {"_make_spare", "_serve_one", "_use_spare", "hand_over", "_reply", "_reap"}, ran
+try:
+    os.waitpid(-1, os.WNOHANG)
+    raise SystemExit("a child is left")
+except ChildProcessError:
+    pass
+"""
+    assert output(rehearse(tmp_path / "r", script)) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_one_left_is_cleared_by_the_next(tmp_path: Path) -> None:
     killed = rehearse(tmp_path / "r")
     while not (tmp_path / "r" / "task").exists():
