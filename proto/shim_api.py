@@ -33,8 +33,6 @@ The order of a create (a map):
     runc, runc_root runtime binary, and its --root
     shim_starts     whether the runtime need not be run for a start where there is nothing but to
                     let init go; may be missing: it is run
-    one_processor   whether the runtime is told to use one alone: it is runc, and runs no hooks of
-                    the container's, which would hear it too; may be missing: it is not told
     runtime_deletes whether the runtime has to be run for a delete, however little there is to do
     mounts          [[type, source, [options]]] for rootfs
     cgroup          below each hierarchy's root; may be missing: the instance's own

@@ -241,7 +241,6 @@ def _order(bundle: str, address: str) -> dict[str, Any]:
         "runc": RUNTIME,
         "runc_root": bundle,
         "shim_starts": True,
-        "one_processor": True,
         "runtime_deletes": False,
         "mounts": [],
         "terminal": False,

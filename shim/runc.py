@@ -26,10 +26,6 @@ MAX_QUOTE = 4096
 # A container must not inherit the manager's environment (NOTIFY_SOCKET would make `runc start`
 # wait for a READY that never comes).
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-# Of runc, which does one thing after the other: with a processor each, its threads wake and look
-# for each other's work, a millisecond in each create and exec. It hands this word on to its init,
-# and that to no program that it runs.
-ONE_AFTER_THE_OTHER = {**ENVIRONMENT, "GOMAXPROCS": "1"}
 
 # What CRIU takes along besides, when it is told: runc-checkpoint(8).
 CHECKPOINT_FLAGS = ("--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks")
@@ -80,7 +76,7 @@ class Runc:
     stand before every verb.
     """
 
-    __slots__ = ("_binary", "_calls", "_environ", "_flags", "_log", "_loop", "_reaper", "_root")
+    __slots__ = ("_binary", "_calls", "_flags", "_log", "_loop", "_reaper", "_root")
 
     def __init__(
         self,
@@ -90,9 +86,7 @@ class Runc:
         root: str,
         log: str,
         flags: "list[str] | None" = None,
-        environ: dict[str, str] = ENVIRONMENT,
     ) -> None:
-        self._environ = environ
         self._flags = flags or []
         self._loop = loop
         self._reaper = reaper
@@ -151,7 +145,7 @@ class Runc:
 
     def _spawn(self, what: str, argv: list[str], stdio: tuple[int, int, int] | None) -> int:
         try:
-            return spawn(argv, self._environ, stdio or ())
+            return spawn(argv, ENVIRONMENT, stdio or ())
         except FileNotFoundError as err:
             raise NotFound(f"{what}: no such file") from err
         except OSError as err:

@@ -72,7 +72,6 @@ class Task:
             order["runc_root"],
             self._bundle + "/runc.log",
             order.get("runtime_flags"),
-            runc.ONE_AFTER_THE_OTHER if order.get("one_processor") else runc.ENVIRONMENT,
         )
         self._launcher = Launcher(loop, reaper, self._runc)
         self._cgroup_path: str = order.get("cgroup") or cgroup_path(

@@ -100,13 +100,6 @@ def place(root: Root, container: Container, systemd: bool) -> tuple[str, bytes]:
     return path, json.dumps(spec).encode()
 
 
-def may_have_hooks(spec: bytes) -> bool:
-    """Whether the runtime may have to run programs for this spec. It is not read for that: the word
-    stands in it for other reasons too, and Go reads names without regard to case.
-    """
-    return b"hooks" in spec.lower()
-
-
 def systemd_cgroup(given: str, container_id: str) -> str:
     """The cgroup of `slice:prefix:name`, as runc's systemd driver reads it (its docs/systemd.md).
 

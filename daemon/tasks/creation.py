@@ -23,7 +23,6 @@ from lighter.daemon.tasks.calling import (
     check_apart,
     check_placed,
     make_root,
-    may_have_hooks,
     place,
     runtime_root,
 )
@@ -192,7 +191,6 @@ class TaskCreator:
             runtime_s=self._runtime_s,
             log=log,
             stdio=stdio,
-            may_have_hooks=may_have_hooks(spec),
         )
         answer = self._router.expect_created(ident)
         try:

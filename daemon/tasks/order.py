@@ -24,7 +24,6 @@ def create_order(
     runtime_s: float,
     log: Mapping[str, Any] | None,
     stdio: Mapping[str, Any],
-    may_have_hooks: bool,
 ) -> dict[str, Any]:
     """Its fields are those of proto/shim_api."""
     return {
@@ -43,7 +42,6 @@ def create_order(
         "runc": calling.runtime,
         "runc_root": calling.root,
         "shim_starts": calling.is_hosts_runc,
-        "one_processor": calling.is_hosts_runc and not may_have_hooks,
         # systemd has a unit for it, of which the runtime knows.
         "runtime_deletes": calling.options.systemd_cgroup,
         "runtime_flags": calling.flags,

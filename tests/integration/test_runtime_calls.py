@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Lighterd, await_that
+from tests.harness import Lighterd
 
 NOTES = """#!/bin/bash
 # As runc; notes the verb, which stands behind --root DIR --log FILE --log-format json, and what all
@@ -99,42 +99,6 @@ def test_a_hook_at_the_start_is_the_runtimes(
     live(make_lighterd().start(PATH=path), "--device", "lighter.example/hook=one")
     assert verbs(noting) == ["create", "start"]
     assert hook.exists()
-
-
-def processors(program: Path) -> list[str]:
-    words = (program.parent / "words").read_text().splitlines()
-    return [line for line in words if line.startswith("GOMAXPROCS=")]
-
-
-def test_runc_uses_one_processor_and_the_container_does_not_hear_of_it(
-    make_lighterd: Callable[..., Lighterd], noting: Path
-) -> None:
-    path = f"{noting.parent}:{os.environ['PATH']}"
-    lighterd = make_lighterd().start(PATH=path)
-    image = lighterd.import_busybox()
-    script = "env; sleep 1000"
-    lighterd.ctl("run", "-d", image, "c", "sh", "-c", script, check=True)
-    shown = lighterd.ctl("exec", "c", "env", check=True).stdout
-    await_that(lambda: b"PATH=" in lighterd.ctl("logs", "c", check=True).stdout, 30, "its output")
-    shown += lighterd.ctl("logs", "c", check=True).stdout
-    assert processors(noting) == ["GOMAXPROCS=1"] * 2, "a create and an exec"
-    assert b"GOMAXPROCS" not in shown
-
-
-def test_no_hook_hears_of_the_one_processor(
-    make_lighterd: Callable[..., Lighterd], noting: Path, hook: Path
-) -> None:
-    """A hook without an environment of its own has the runtime's."""
-    path = f"{noting.parent}:{os.environ['PATH']}"
-    live(make_lighterd().start(PATH=path), "--device", "lighter.example/hook=one")
-    assert verbs(noting)[0] == "create" and not processors(noting)
-
-
-def test_a_program_that_is_named_is_told_nothing(
-    make_lighterd: Callable[..., Lighterd], noting: Path
-) -> None:
-    live(make_lighterd().start(), "--runtime", str(noting))
-    assert not processors(noting)
 
 
 def test_sec_77_no_secret_is_in_the_runtimes_arguments_environment_or_log(

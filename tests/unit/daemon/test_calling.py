@@ -11,7 +11,6 @@ from lighter.daemon.tasks.calling import (
     check_apart,
     from_record,
     make_root,
-    may_have_hooks,
     place,
     systemd_cgroup,
     to_record,
@@ -146,11 +145,3 @@ def test_options_as_they_are_recorded() -> None:
     assert from_record({**to_record(options), "of_a_later_release": 1}) == options
     with pytest.raises(InvalidArgument, match="why"):
         from_record({REFUSED: "why"})
-
-
-@pytest.mark.parametrize(
-    ("spec", "may"),
-    [({"hooks": {}}, True), ({"Hooks": None}, True), ({"process": {}, "linux": {}}, False)],
-)
-def test_a_spec_that_may_have_hooks(spec: dict[str, object], may: bool) -> None:
-    assert may_have_hooks(json.dumps(spec).encode()) is may
