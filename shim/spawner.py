@@ -166,17 +166,18 @@ class Spawner:
             self._reap()
 
     def rehearse(self, manager: socket.socket) -> None:
-        """Serve one request of a manager's, who is at the other end of the socket."""
+        """Serve requests, with a spare and without; the manager is at the socket's other end."""
         self._make_spare()
         order = msgpack.packb(self._no_order)
-        manager.send(msgpack.packb({"kind": "shim", "ident": 1, "order": order}))
-        self._serve_one()
-        packet, fds, _flags, _from = socket.recv_fds(manager, shim_api.MAX_PACKET, 1)
-        for fd in fds:
-            os.close(fd)
-        pid = msgpack.unpackb(packet).get("pid")
-        if pid:
-            os.waitpid(pid, 0)
+        for ident in (1, 2):
+            manager.send(msgpack.packb({"kind": "shim", "ident": ident, "order": order}))
+            self._serve_one()
+            packet, fds, _flags, _from = socket.recv_fds(manager, shim_api.MAX_PACKET, 1)
+            for fd in fds:
+                os.close(fd)
+            pid = msgpack.unpackb(packet).get("pid")
+            if pid:
+                os.waitpid(pid, 0)
         self._make_spare()
         self._end_spare()
         self._reap()

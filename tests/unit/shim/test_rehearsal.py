@@ -87,7 +87,7 @@ sys.setprofile(lambda frame, _event, _argument: ran.add(frame.f_code.co_name))
 spawner._rehearse_service(settings, no_order)
 sys.setprofile(None)
 assert os.listdir("/proc/self/fd") == before, os.listdir("/proc/self/fd")
-assert ran > {"_make_spare", "_serve_one", "_use_spare", "hand_over", "_reply", "_reap"}, ran
+assert ran > {"_make_spare", "_serve_one", "_use_spare", "_fork", "_reply", "_reap"}, ran
 try:
     os.waitpid(-1, os.WNOHANG)
     raise SystemExit("a child is left")
