@@ -72,7 +72,9 @@ def test_sec64_no_address_is_abstract() -> None:
     for name, tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                assert "ipc://@" not in node.value and "tcp://" not in node.value, name
+                # Docker's word for a syslog receiver, which no socket of ZeroMQ is given.
+                said = node.value.replace("tcp://ADDRESS[:PORT]", "")
+                assert "ipc://@" not in said and "tcp://" not in said, name
 
 
 def test_no_socket_of_zeromq_is_read_by_its_own_asyncio_classes() -> None:
