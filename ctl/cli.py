@@ -13,14 +13,11 @@ from lighter.proto.errors import InvalidArgument, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Any
 
     from lighter.ctl.connect import Manager
-else:
-    import _signal as signal  # the same numbers, without enums, which take 5 ms to load
 
 DEFAULT_ADDRESS = "/run/lighter/lighter.sock"
 CONNECT_TIMEOUT_S = 5.0
@@ -206,16 +203,10 @@ class Signal(grammar.Kind):
     name = "signal"
 
     def convert(self, text: str) -> int:
-        if text.isascii() and text.isdigit():
-            number = int(text[:MAX_DIGITS])
-        else:
-            name, plus, offset = text.upper().removeprefix("SIG").partition("+")
-            number = int(getattr(signal, f"SIG{name}", 0))
-            if plus and name == "RTMIN" and offset.isascii() and offset.isdigit():
-                number += int(offset[:MAX_DIGITS])
-            elif plus:
-                number = 0
-        if not 1 <= number <= signal.SIGRTMAX:
+        from lighter.proto.signalnames import signal_number
+
+        number = signal_number(text)
+        if number is None:
             raise grammar.BadValue(f"{text!r} is no signal")
         return number
 

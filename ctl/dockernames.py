@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lighter.ctl.output import rfc3339
-
 _NO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time, which docker shows for none
 
 
@@ -71,8 +69,8 @@ def _health(health: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     log = [
         {
-            "Start": rfc3339(probe["start"]),
-            "End": rfc3339(probe["end"]),
+            "Start": probe["started_at"],
+            "End": probe["ended_at"],
             "ExitCode": probe["exit_code"],
             "Output": probe["output"],
         }

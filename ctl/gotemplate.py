@@ -93,6 +93,8 @@ class GoTemplate:
                 return run(yes, value, scope)
             if word == "with":
                 return run(yes, found, scope)
+            if not isinstance(found, Mapping | list | tuple):
+                raise self._fail(f"range: {_shown(found)} is no list and no map")
             pairs = sorted(found.items()) if isinstance(found, Mapping) else list(enumerate(found))
             out = ""
             for key, item in pairs:
@@ -179,7 +181,7 @@ class _Pipeline:
             if text == "(":
                 words.append(self._parenthesis())
             elif kind == "text":
-                plain = text[1:-1] if text.startswith("`") else json.loads(text)
+                plain = text[1:-1] if text.startswith("`") else self._quoted(text)
                 words.append(lambda _value, _scope, plain=plain: plain)  # type: ignore[misc]
             elif kind == "number":
                 number = float(text) if "." in text else int(text)
@@ -198,6 +200,12 @@ class _Pipeline:
         if len(words) != 1 or not first:
             raise self._fail(f"{self._text!r} is not understood")
         return lambda value, scope, _last: words[0](value, scope)
+
+    def _quoted(self, text: str) -> str:
+        try:
+            return str(json.loads(text))
+        except ValueError as err:
+            raise self._fail(f"{text} is not understood") from err
 
     def _parenthesis(self) -> Callable[[Any, Scope], Any]:
         """`(pipeline)`, or a field of it: `(index .Ports "80/tcp").HostPort`."""
@@ -266,12 +274,16 @@ def _index(value: Any, *keys: Any) -> Any:
 
 
 def _printf(shape: str, *values: Any) -> str:
-    done = iter(values)
-    return re.sub(
-        r"%([-0-9.]*)([sdvqf%])",
-        lambda found: "%" if found[2] == "%" else _one(found[1], found[2], next(done)),
-        shape,
-    )
+    left = list(reversed(values))
+
+    def one(found: re.Match[str]) -> str:
+        if found[2] == "%":
+            return "%"
+        if not left:
+            raise ValueError(f"there is no value for {found[0]}")
+        return _one(found[1], found[2], left.pop())
+
+    return re.sub(r"%([-0-9.]*)([sdvqf%])", one, shape)
 
 
 def _one(width: str, verb: str, value: Any) -> str:

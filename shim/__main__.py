@@ -7,6 +7,7 @@ they are not registered: this comes before any import that would register one.
 """
 
 import os
+import sys
 
 
 def _without_fork_hooks() -> None:
@@ -18,12 +19,21 @@ _without_fork_hooks()
 # First what there is one of, so that it lies together.
 from lighter.shim import names, packing  # noqa: E402
 
-_here = os.path.dirname(__file__)
-_found = names.names_in("lighter.shim", _here)
-_found |= names.names_in("lighter.proto", os.path.dirname(_here) + "/proto")
-_gaps = packing.fill_gaps()
-_names = names.make_names(_found)
-names.make_modules([name for name in _names if name.startswith("lighter.")])
+
+def _make_ahead() -> tuple[list[object], list[str]]:
+    here = os.path.dirname(__file__)
+    found = names.names_in("lighter.shim", here)
+    found |= names.names_in("lighter.proto", os.path.dirname(here) + "/proto")
+    gaps = packing.fill_gaps()
+    made = names.make_names(found)
+    names.make_modules([name for name in made if name.startswith("lighter.")])
+    return gaps, made
+
+
+try:
+    _ahead = _make_ahead()
+except Exception as _error:  # memory that shims do not share is worth no host without a spawner
+    sys.stderr.write(f"make names ahead: {_error}\n")
 
 # Then what shims and workers need of others, and what they do not write to.
 from lighter.shim import foundation  # noqa: E402, F401

@@ -62,7 +62,8 @@ class _Copies:
         for one, its in zip(old, attributes, strict=True):
             self._functions[id(one)] = self._function(one, its)
         for one in everything:
-            if isinstance(one, ModuleType | type):
+            # Not by isinstance, which asks the object: one that stands for another may be dead.
+            if issubclass(type(one), ModuleType | type):
                 self._put_into(one)
         for one in (*old, *self._functions.values()):
             one.__code__ = self._code(one.__code__)
@@ -102,12 +103,14 @@ class _Copies:
         return self._texts[text]
 
     def _function(self, one: FunctionType, attributes: dict[str, object]) -> FunctionType:
-        """The same function in another place, but for its annotations."""
+        """The same function in another place, but for its annotations and type parameters."""
         made = FunctionType(
             one.__code__, one.__globals__, one.__name__, one.__defaults__, one.__closure__
         )
         made.__qualname__ = self._texts.get(one.__qualname__, one.__qualname__)
         made.__kwdefaults__ = one.__kwdefaults__
+        made.__module__ = one.__module__
+        made.__doc__ = one.__doc__
         if attributes:
             made.__dict__.update(attributes)
         return made
@@ -116,6 +119,10 @@ class _Copies:
         for name, value in list(vars(holder).items()):
             if id(value) in self._functions:
                 setattr(holder, name, self._functions[id(value)])
+            elif type(value) in (staticmethod, classmethod):
+                # Enums look whether theirs is the one of the class that they come from.
+                if id(value.__func__) in self._functions:
+                    setattr(holder, name, type(value)(self._functions[id(value.__func__)]))
             elif type(value) is property and id(value.fget) in self._functions:
                 getter = self._functions[id(value.fget)]
                 setattr(holder, name, property(getter, value.fset, value.fdel))

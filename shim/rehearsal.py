@@ -20,7 +20,7 @@ from typing import Any
 import setproctitle
 
 from lighter.proto import codec, events, faults, zmtp
-from lighter.proto.errors import DeadlineExceeded, LighterError
+from lighter.proto.errors import DeadlineExceeded
 from lighter.shim import cgroup, copies, linux, reaper, runcstate, shim
 from lighter.shim.cgroup import Cgroup
 from lighter.shim.link import Link
@@ -308,6 +308,6 @@ class _Manager:
         self._peer.send(zmtp.encode(codec.encode(message)))
 
 
-def problem(error: OSError | LighterError) -> str:
+def problem(error: Exception) -> str:
     """One line for whoever reads the spawner's standard error."""
     return f"lighter-spawner: rehearse: {error}; shims take more memory than they should\n"

@@ -22,7 +22,6 @@ import msgpack
 import setproctitle
 
 from lighter.proto import shim_api
-from lighter.proto.errors import LighterError
 from lighter.shim import files, guard, immortal, linux, packing, reaper, rehearsal, shim, spare
 from lighter.shim.spare import Spare
 from lighter.shim.worker.main import serve as serve_job
@@ -183,9 +182,10 @@ class Spawner:
         self._reap()
 
     def close(self) -> None:
-        """Take the wakeup back: for a process that goes on without."""
-        os.close(self._wakeup)
+        """End its spare and take the wakeup back: for a process that goes on without."""
+        self._end_spare()
         os.close(signal.set_wakeup_fd(-1))
+        os.close(self._wakeup)
 
     def _serve_one(self) -> bool:
         try:
@@ -222,7 +222,10 @@ class Spawner:
     def _make_spare(self) -> None:
         """Fork the next shim. What forbids it now forbids the next request too, which says so."""
         self._wants_spare = False
-        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        try:
+            theirs, ours = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            return
         os.set_blocking(ours, False)
         try:
             pid = os.fork()
@@ -253,6 +256,7 @@ class Spawner:
             signal.pidfd_send_signal(self._spare.pidfd, signal.SIGKILL)
             self._spare.close()
             os.waitpid(self._spare.pid, 0)
+            self._spare = None
 
     def _run_child(self, request: dict[str, Any], fds: list[int]) -> NoReturn:
         status = 1
@@ -310,7 +314,7 @@ def main() -> None:
     no_order = rehearsal.no_order(settings.rehearsal)
     try:
         rehearsal.rehearse(settings.rehearsal, partial(_rehearse_birth, settings, no_order))
-    except (OSError, LighterError) as err:
+    except Exception as err:  # memory that shims do not share is worth no host without a spawner
         sys.stderr.write(rehearsal.problem(err))
     gc.collect()
     gc.disable()

@@ -46,12 +46,17 @@ def entrypoint(program: str | None) -> list[str] | None:
     return [program] if program else []
 
 
+def _lines(text: str) -> list[str]:
+    """As Docker splits them: a value may hold what else ends a line for Unicode."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
 def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
     """`KEY=value` for each word and each line of the files; the words win, being last.
 
     A word KEY that ctl's own environment has not stays as it is, and takes the image's away.
     """
-    lines = [line for path in files for line in read_text(path, "env file").splitlines()]
+    lines = [line for path in files for line in _lines(read_text(path, "env file"))]
     given = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     env = []
     for number, item in enumerate((*given, *words)):

@@ -1,6 +1,5 @@
 """What a container is asked to be, and what of that is recorded beside its spec."""
 
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from lighter.daemon.oci.sharing import Sharing
 from lighter.daemon.restarts import policy as restart_policy
 from lighter.daemon.tasks import logsending
 from lighter.daemon.tasks.clientstdio import log_streams
+from lighter.proto import signalnames
 from lighter.proto.errors import InvalidArgument
 
 LOG_DRIVERS = ("file", "none")
@@ -204,11 +204,8 @@ def stop_timeout(options: Mapping[str, Any]) -> float | None:
 
 
 def signal_number(name: str) -> int:
-    """Of "SIGTERM", "TERM", "term" or "15". Raises InvalidArgument."""
-    if name.isascii() and name.isdigit() and len(name) < 9 and 1 <= int(name) <= 64:
-        return int(name)
-    upper = name.upper()
-    try:
-        return signal.Signals[upper if upper.startswith("SIG") else f"SIG{upper}"].value
-    except KeyError as err:
-        raise InvalidArgument(f"choose stop signal {name[:40]!r}: there is no such signal") from err
+    """Of "SIGTERM", "term", "15" or "RTMIN+3". Raises InvalidArgument."""
+    number = signalnames.signal_number(name)
+    if number is None:
+        raise InvalidArgument(f"choose stop signal {name[:40]!r}: there is no such signal")
+    return number

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lighter.daemon.network.request import Port
+from lighter.daemon.network.request import Port, PortTable
 from lighter.proto.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -23,23 +23,22 @@ def choose(wanted: Sequence[Port], taken: Iterable[tuple[str, Port]]) -> tuple[P
     `taken` are those of other containers, with their names. Raises AlreadyExists, InvalidArgument
     for an address that is not the host's.
     """
-    used = list(taken)
+    used = PortTable(taken)
     chosen = []
     for port in wanted:
         number = replace(port, host_port=port.host_port or _free(port, used))
-        for owner, other in used:
-            if number.clashes(other):
-                raise AlreadyExists(
-                    f"publish port {number.where}/{number.protocol}: container {owner} has it"
-                )
+        if found := used.find(number):
+            raise AlreadyExists(
+                f"publish port {number.where}/{number.protocol}: container {found[0]} has it"
+            )
         if port.host_port:
             _check_free(number)
-        used.append(("this one", number))
+        used.add("this one", number)
         chosen.append(number)
     return tuple(chosen)
 
 
-def _free(port: Port, used: Sequence[tuple[str, Port]]) -> int:
+def _free(port: Port, used: PortTable) -> int:
     for _ in range(_TRIES):
         try:
             with _socket(port) as one:
@@ -48,7 +47,7 @@ def _free(port: Port, used: Sequence[tuple[str, Port]]) -> int:
         except OSError as err:
             raise _refused(port, err) from err
         candidate = replace(port, host_port=number)
-        if not any(candidate.clashes(other) for _, other in used):
+        if used.find(candidate) is None:
             return number
     raise FailedPrecondition(f"publish port {port.container_port}: no port of the host is free")
 

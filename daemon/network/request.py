@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -48,6 +48,23 @@ class Port:
             return False
         either = {self.host_ip, other.host_ip}
         return len(either) == 1 or not either.isdisjoint({"", "0.0.0.0", "::"})  # noqa: S104
+
+
+class PortTable:
+    """Who has which ports, found by their numbers: thousands may be published at once."""
+
+    def __init__(self, taken: Iterable[tuple[str, Port]] = ()) -> None:
+        self._owners: dict[tuple[int, str], list[tuple[str, Port]]] = {}
+        for owner, port in taken:
+            self.add(owner, port)
+
+    def add(self, owner: str, port: Port) -> None:
+        self._owners.setdefault((port.host_port, port.protocol), []).append((owner, port))
+
+    def find(self, port: Port) -> tuple[str, Port] | None:
+        """The first with whose port this one clashes."""
+        same = self._owners.get((port.host_port, port.protocol), ())
+        return next((found for found in same if port.clashes(found[1])), None)
 
 
 @dataclass(frozen=True)
@@ -136,10 +153,11 @@ def _check(request: NetworkRequest) -> None:
         )
     if (request.ip or request.ip6 or request.mac) and not request.attaches:
         raise InvalidArgument("choose an address: there is no network (--network) to have it in")
-    for number, port in enumerate(request.ports):
-        for other in request.ports[:number]:
-            if port.host_port and port.clashes(other):
-                raise InvalidArgument(f"publish port {port.where}/{port.protocol}: it stands twice")
+    seen = PortTable()
+    for port in request.ports:
+        if port.host_port and seen.find(port):
+            raise InvalidArgument(f"publish port {port.where}/{port.protocol}: it stands twice")
+        seen.add("", port)
 
 
 def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -326,7 +326,8 @@ def test_commit_makes_an_image_that_runs_and_travels(lighterd: Lighterd, tmp_pat
     in_state(lighterd, "running")
     lighterd.ctl("exec", "c", "rm", "/etc/hosts", check=True)
     changes = ('CMD ["cat", "/data/file"]', "ENV A=1 B=2", "LABEL kind=made", "EXPOSE 80")
-    words = [word for change in (*changes, "WORKDIR /data") for word in ("-c", change)]
+    changes += ("WORKDIR /data", "STOPSIGNAL SIGRTMIN+3")  # which systemd's images have
+    words = [word for change in changes for word in ("-c", change)]
     words += ["-a", "Ada", "-m", "a file more"]
     digest = lighterd.ctl("commit", *words, "c", "site:2", check=True).stdout.decode().strip()
     assert digest.startswith("sha256:")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -72,6 +73,9 @@ def test_health_follows_the_probe_over_a_restart_of_the_manager(
     assert len(health(manager, "web")["log"]) == 5, "the last five are kept"
     inspected = json.loads(manager.ctl("inspect", "web", check=True).stdout)
     assert inspected["health"]["status"] == "healthy"
+    template = "{{.State.Health.Status}} {{range .State.Health.Log}}{{.ExitCode}} {{.End}}{{end}}"
+    shown = manager.ctl("inspect", "-f", template, "web", check=True).stdout.decode()
+    assert re.match(r"healthy [01] 20\d\d-\d\d-\d\dT", shown), shown
     with manager.client("") as client:
         stream = client.stream("events", "subscribe", since=manager.first_event, follow=False)
         told = list(stream)

@@ -56,6 +56,12 @@ def test_environment_files_come_first_and_bare_names_are_taken_from_here(
     assert env == ["A=1", "HERE=here", "B=x=y", "A=2", "ABSENT"], "which takes the image's away"
 
 
+def test_only_line_feeds_end_lines_of_an_environment_file(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_bytes("A=one\x0ctwo\x85three\u2028four\r\nB=2".encode())
+    assert process.environment((), (str(file),)) == ["A=one\x0ctwo\x85three\u2028four", "B=2"]
+
+
 PLAIN_DURATION = re.compile(r"\d+(\.\d+)?|(\d+(\.\d+)?(ns|us|ms|s|m|h|d))+", re.ASCII)
 PLAIN_SIZE = re.compile(r"\d+([kmgt](i?b)?|b)?", re.ASCII | re.IGNORECASE)
 

@@ -35,7 +35,12 @@ def _shown(**changes: Any) -> dict[str, Any]:
             "status": "healthy",
             "failing_streak": 0,
             "log": [
-                {"start": 1_000_000_000, "end": 2_500_000_000, "exit_code": 0, "output": "fine\n"}
+                {
+                    "started_at": "2026-11-26T06:24:38Z",
+                    "ended_at": "2026-11-26T06:24:39.5Z",
+                    "exit_code": 0,
+                    "output": "fine\n",
+                }
             ],
         },
         "networks": [_NETWORK],
@@ -52,7 +57,7 @@ def _says(template: str, **changes: Any) -> str:
 def test_health_restarts_and_policy() -> None:
     assert _says("{{.State.Health.Status}} {{.RestartCount}}") == "healthy 2"
     assert _says("{{range .State.Health.Log}}{{.End}} {{.ExitCode}}{{end}}") == (
-        "1970-01-01T00:00:02.5Z 0"
+        "2026-11-26T06:24:39.5Z 0"
     )
     policy = "{{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}}"
     assert _says(policy) == "on-failure:3"

@@ -44,6 +44,7 @@ def test_what_it_shows(text: str, shown: str) -> None:
     [
         *("{{.Name", "{{.Absent}}", "{{.State.Absent}}", "{{if .Name}}", "{{end}}", "{{}}"),
         *("{{unknown .Name}}", "{{.Name .State}}", "{{$x}}", "{{(.Name}}", "{{len .State.Pid}}"),
+        *("{{range .State.Pid}}{{end}}", '{{printf "%s %s" .Name}}', r'{{print "\d"}}'),
         *("{{index .Args 9}}", "{{if .Name}}" * 60 + "{{end}}" * 60),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lighter.ctl.flags import network as flags
 from lighter.ctl.grammar import UsageError
 from lighter.daemon.network.ports import choose
-from lighter.daemon.network.request import NetworkRequest, Port, from_option, parse
+from lighter.daemon.network.request import NetworkRequest, Port, PortTable, from_option, parse
 from lighter.proto.errors import AlreadyExists, InvalidArgument
 
 NOTHING = {
@@ -143,6 +143,28 @@ def test_requests_that_are_refused(wrong: dict[str, Any]) -> None:
     """Line breaks in names too (SEC-40)."""
     with pytest.raises(InvalidArgument):
         parse(wrong)
+
+
+def test_a_port_that_stands_twice_is_found_among_thousands() -> None:
+    """By its number, not by a look at each pair: the manager answers nobody meanwhile."""
+    compared = 0
+
+    class Counted(Port):
+        def clashes(self, other: Port) -> bool:
+            nonlocal compared
+            compared += 1
+            return super().clashes(other)
+
+    table = PortTable()
+    for number in range(1, 4000):
+        port = Counted(number, number, "tcp", "127.0.0.1")
+        assert table.find(port) is None
+        table.add(str(number), port)
+    assert compared == 0
+    everywhere = Counted(80, 2000)
+    found = table.find(everywhere)
+    assert found is not None and found[0] == "2000"
+    assert (compared, table.find(Counted(80, 2000, "udp"))) == (1, None)
 
 
 def test_ports_of_containers_clash_by_address() -> None:

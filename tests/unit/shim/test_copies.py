@@ -99,6 +99,29 @@ print(*(len({id(kind) // 4096 for kind in kinds}) for kinds in zip(*touched)))
 """
 
 
+ENUMS = """
+import enum, signal
+from lighter.shim import copies
+
+before = vars(enum.Enum)["__new__"]
+with copies.code_together():
+    signal.Signals(9)
+print(vars(enum.Enum)["__new__"] is not before)
+
+class Kind(enum.Flag):
+    ONE = 1
+
+class Base(enum.Enum):
+    def said(self):
+        return self.value
+
+class Word(Base):
+    HERE = "here"
+
+print(Kind(1), Kind.ONE is Kind(1), Word("here").said(), signal.Signals(15).name)
+"""
+
+
 def run(script: str) -> list[str]:
     argv = [sys.executable, "-I", "-c", script]
     done = subprocess.run(argv, capture_output=True, text=True)
@@ -108,6 +131,11 @@ def run(script: str) -> list[str]:
 
 def test_code_that_runs_is_copied_and_stays_what_it_is() -> None:
     assert run(CODE) == ["[True, False, False]"]
+
+
+def test_an_enum_can_be_made_when_those_of_the_library_have_been_copied() -> None:
+    """It compares the functions of the classes that it comes from."""
+    assert run(ENUMS) == ["True", "Kind.ONE True here SIGTERM"]
 
 
 def test_functions_are_replaced_in_modules_classes_and_properties() -> None:

@@ -26,10 +26,11 @@ print(*sorted(name.decode() for name in found))
 """
 MADE = """
 import sys
-from lighter.shim import names
+from lighter.shim import names, packing
 one, two = names.make_names({b"a_name_of_nobody", b"another_one"})
 print(one is sys.intern("a_name_" + "of_nobody"))
 print(two is compile("another_one", "x", "eval").co_names[0])
+gaps = packing.fill_gaps()
 names.make_modules(["lighter.proto.version", "lighter.proto.events"])
 from lighter.proto import events, version, names as others
 print(version.VERSION > "0", events.START, version.__spec__.name, others.__name__)
