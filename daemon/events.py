@@ -53,6 +53,10 @@ class EventLog:
         self._first = self.newest()
         self._replay_until = monotonic_s() + REPLAY_S
 
+    def begin_serving(self) -> None:
+        """Clients that lost their streams with the manager before can come back from now on."""
+        self._replay_until = self._monotonic_s() + REPLAY_S
+
     @property
     def subscribers(self) -> int:
         """How many are listening."""

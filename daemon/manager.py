@@ -233,6 +233,7 @@ class Manager:
         if not _same_file(address, ours):  # who has found the API there finds it there still
             await server.start(ours, for_root=True)
         undo.push_async_callback(server.close)
+        services.event_log.begin_serving()
         in_background = services.supervisor.in_background
         if traces is not None:
             await _loaded("aiohttp")

@@ -19,10 +19,11 @@ from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.service import TaskService
 from lighter.proto import states
 from lighter.proto.errors import InvalidArgument
-from lighter.proto.events import EXIT
+from lighter.proto.events import EXEC_STARTED, EXIT, OOM, PAUSED, RESUMED, START
 
 MAX_EVENT_BYTES = 64 << 10
 MAX_TOPIC = 1024
+_OF_PROCESSES = (START, EXIT, EXEC_STARTED, PAUSED, RESUMED, OOM)
 
 
 class EventsService:
@@ -85,14 +86,19 @@ class EventsService:
         return [event for event in told if _process(event) in ended]
 
     def _is_settled(self, event: Event) -> bool:
-        """Whether it tells the end of a process that was deleted since: a client that is told
-        of it again may take it for the end of the container's next one.
+        """Whether it tells of a process that was deleted since: a client that is told of it again
+        may take it for the container's next one, and one that is told of a start alone, whose end
+        is settled, for one that runs.
         """
-        if event.topic != EXIT or "type_url" in event.body:
+        if event.topic not in _OF_PROCESSES or "type_url" in event.body:
             return False
         namespace, id_, exec_id, pid = _process(event)
         entry = self._tasks.look_up(namespace, id_)
-        return entry is None or all(process[:2] != (exec_id, pid) for process in _processes(entry))
+        if entry is None or event.timestamp < entry.created_at:
+            return True
+        if event.topic not in (EXIT, START):
+            return False
+        return all(process[:2] != (exec_id, pid) for process in _processes(entry))
 
 
 def _processes(entry: Entry) -> Iterator[tuple[str, int, str]]:

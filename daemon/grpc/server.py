@@ -29,6 +29,7 @@ log = logging.getLogger("lighter.grpc")
 
 DEFAULT_MESSAGE_SIZE = 16 << 20  # containerd's
 STOP_S = 1.0
+LAST_CALLS_S = 0.02
 PROBE_S = 2.0
 MAX_STREAMS = 2048
 MAX_CONNECTIONS = 1024
@@ -72,6 +73,8 @@ class GrpcServer:
         self._settings = settings
         self._servers: list[grpc.aio.Server] = []
         self._paths: dict[str, bool] = {}
+        self._closing = False
+        self._table = _Table(services, watchers)
 
     async def start(self, path: str, *, for_root: bool = False) -> None:
         """Listen at `path`, mode 0660, for those of the settings or for root alone.
@@ -81,6 +84,8 @@ class GrpcServer:
         """
         check_socket_path(path)
         await asyncio.to_thread(_clear, path)
+        if self._closing:
+            raise FailedPrecondition(f"bind {path}: the manager is stopping")
         server, healthy = self._made()
         # The file is there with its final mode from its first moment on.
         mask = os.umask(0o177)
@@ -105,7 +110,7 @@ class GrpcServer:
         the one that they have, and new ones get another.
         """
         for path, for_root in self._paths.items():
-            if not os.path.lexists(path):
+            if not self._closing and not os.path.lexists(path):
                 log.warning("socket %s was deleted; listening again", path)
                 return self.start(path, for_root=for_root)
         return None
@@ -129,8 +134,8 @@ class GrpcServer:
         log.info("containerd's API is served by TLS too address=%s", tls.address)
 
     async def _serve(self, server: grpc.aio.Server, healthy: health.aio.HealthServicer) -> None:
-        await server.start()
         self._servers.append(server)
+        await server.start()
         await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
 
     def _made(
@@ -166,7 +171,7 @@ class GrpcServer:
                 *options,
             ]
         )
-        server.add_generic_rpc_handlers((_Table(self._services, self._watchers),))
+        server.add_generic_rpc_handlers((self._table,))
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         names = [service.NAME for service in self._services]
@@ -176,7 +181,14 @@ class GrpcServer:
         return server, healthy
 
     async def close(self) -> None:
-        """Refuse new calls, cancel those under way, and let them release what they hold."""
+        """Refuse new calls, cancel those under way, and let them release what they hold.
+
+        No server begins after this, as one would whose socket's file goes now. A call that grpc has
+        accepted and not handed on yet when a server stops ends with CANCELLED, which dockerd takes
+        for its own wish and subscribes no more: such ones get a moment to hear UNAVAILABLE.
+        """
+        self._closing = self._table.closing = True
+        await asyncio.sleep(LAST_CALLS_S)
         for server in self._servers:
             await server.stop(None)
         for server in self._servers:
@@ -216,6 +228,10 @@ class _Table(grpc.GenericRpcHandler):
     """
 
     def __init__(self, services: Sequence[Service], watchers: Sequence[Watcher]) -> None:
+        self.closing = False
+        self._stopping: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+            _refuse
+        )
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for service in services:
             described: ServiceDescriptor = descriptor_pool.Default().FindServiceByName(service.NAME)
@@ -228,7 +244,13 @@ class _Table(grpc.GenericRpcHandler):
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        if self.closing:
+            return self._stopping
         return self._handlers.get(handler_call_details.method)
+
+
+async def _refuse(_request: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "the manager is stopping")
 
 
 def _handler(

@@ -196,10 +196,10 @@ def test_soon_after_a_start_what_was_missed_comes_first(lighterd: Lighterd, tmp_
             "the exit is known",
         )
 
-        def hear() -> list[tuple[str, str, int]]:
-            """The exits that a new subscriber is told of, up to one that is made then."""
+        def hear(topic: str = "/tasks/exit") -> list[tuple[str, str, int]]:
+            """What of this topic a new subscriber is told, up to a mark that is made then."""
             mark = f"/marks/{secrets.token_hex(4)}"
-            listener = Heard(workshop.api, "topic==/tasks/exit", f"topic=={mark}")
+            listener = Heard(workshop.api, f"topic=={topic}", f"topic=={mark}")
             workshop.api.call(event_service_pb2, "Events", "Publish", topic=mark)
             told = []
             while (envelope := listener.next()).topic != mark:
@@ -217,10 +217,12 @@ def test_soon_after_a_start_what_was_missed_comes_first(lighterd: Lighterd, tmp_
         workshop.tasks("Start", container_id="d")
         workshop.tasks("Wait", container_id="d")
         assert hear() == [("c", "c", 42), ("d", "d", 43)]
+        assert len(hear("/tasks/start")) == 1
         # Who has deleted the tasks knows: the names may be other processes' by now.
         for name in ("c", "d"):
             workshop.tasks("Delete", container_id=name)
         assert hear() == []
+        assert hear("/tasks/start") == [], "whose end is told no more would seem to run"
 
 
 def test_a_subscriber_that_vanishes_leaves_nothing(workshop: Workshop) -> None:

@@ -1,11 +1,13 @@
 """The server itself: its socket, health, reflection, headers, and what it has no method for."""
 
+import asyncio
 import os
 import socket
 import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,6 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from lighter.daemon.grpc import server
 from lighter.daemon.grpc.pb import (
     containers_pb2,
     content_pb2,
@@ -22,6 +25,8 @@ from lighter.daemon.grpc.pb import (
     types_pb2,
     version_pb2,
 )
+from lighter.daemon.grpc.version import VersionService
+from lighter.proto.errors import FailedPrecondition
 from lighter.proto.version import VERSION
 from tests.containerd import Containerd
 from tests.grpc.client import Api, code
@@ -57,6 +62,39 @@ def test_f76_a_socket_that_was_deleted_is_put_back_and_connections_stay(
     lighterd.restart()
     with Api(path) as after:
         after.call(namespaces_pb2, "Namespaces", "List")
+
+
+def test_a_server_that_is_closing_refuses_calls_as_unavailable_and_does_not_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dockerd comes back after every end of its stream of events but CANCELLED, which gRPC gives to
+    calls that it has taken and not handed on; and a socket's file goes with its server.
+    """
+    monkeypatch.setattr(server, "LAST_CALLS_S", 2.0)
+    path = str(tmp_path / "c.sock")
+
+    async def end() -> None:
+        one = server.GrpcServer([VersionService("1", "r")], server.Settings(0, 0, 0, 0))
+        await one.start(path)
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            method = f"/{VersionService.NAME}/Version"
+            ask = channel.unary_unary(method, response_deserializer=None)
+            subscribe = channel.unary_stream("/containerd.services.events.v1.Events/Subscribe")
+            assert await ask(b"")
+            closing = asyncio.ensure_future(one.close())
+            await asyncio.sleep(0)
+            for call in (ask(b""), anext(aiter(subscribe(b"")))):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+                assert caught.value.details() == "the manager is stopping"
+        await closing
+        assert access_of(path) is None, "its file has gone"
+        assert one.listen_again() is None
+        with pytest.raises(FailedPrecondition, match="the manager is stopping"):
+            await one.start(path)
+
+    asyncio.run(end())
 
 
 def test_the_configuration_says_where_and_for_whom(

@@ -289,5 +289,7 @@ def test_only_soon_after_the_start_is_what_was_missed_told(tmp_path: Path) -> No
     assert log.since_start() == 3
     now[0] += 0.2
     assert log.since_start() is None
+    log.begin_serving()  # nobody could come back before
+    assert log.since_start() == 3
     assert events.REPLAY_S == 30.0  # what docs/grpc.md promises
     db.close()
