@@ -22,7 +22,6 @@ from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgum
 LIST_ROWS = 100  # one message of List
 
 _KINDS = {ACTIVE: pb.ACTIVE, VIEW: pb.VIEW, COMMITTED: pb.COMMITTED}
-_KIND_WORDS = {ACTIVE: "Active", VIEW: "View", COMMITTED: "Committed"}
 
 
 class SnapshotsService:
@@ -212,7 +211,7 @@ def _field(info: SnapshotInfo, path: tuple[str, ...]) -> str | None:
         case ("parent",):
             return info.parent
         case ("kind",):
-            return _KIND_WORDS[info.kind]
+            return info.kind
         case ("labels", *label):
             return info.labels.get(label_path(label))
     return None

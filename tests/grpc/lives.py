@@ -40,7 +40,7 @@ class ApiLife(Life):
 
     def _containers_create(self, name: str, image: str, args: list[str]) -> None:
         (layer,) = self._stream(
-            snapshots_pb2, "Snapshots", "List", snapshotter=SNAPSHOTTER, filters=["kind==Committed"]
+            snapshots_pb2, "Snapshots", "List", snapshotter=SNAPSHOTTER, filters=["kind==committed"]
         )
         with suppress(errors.AlreadyExists):
             self._snapshots("Prepare", key=name, parent=layer.info[0].name)

@@ -58,7 +58,7 @@ class Space:
         for snapshotter in (SNAPSHOTTER, "native"):
             for key in [
                 info.name
-                for info in self.snapshot_infos("kind!=Committed", snapshotter=snapshotter)
+                for info in self.snapshot_infos("kind!=committed", snapshotter=snapshotter)
             ]:
                 self.snapshots("Remove", snapshotter=snapshotter, key=key)
         for lease in self.leases("List").leases:

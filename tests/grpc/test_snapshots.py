@@ -130,8 +130,8 @@ def test_lists_and_filters(space: Space) -> None:
     found = space.api.stream(pb, "Snapshots", "List", snapshotter=SNAPSHOTTER)
     assert [len(page.info) for page in found] == [100, 21]
     assert len(space.keys()) == len(space.keys("")) == 121
-    assert space.keys("kind==Committed") == ["base"] == space.keys("name==base")
-    assert len(space.keys("kind==View")) == 60 == len(space.keys("kind==Active"))
+    assert space.keys("kind==committed") == ["base"] == space.keys("name==base")
+    assert len(space.keys("kind==view")) == 60 == len(space.keys("kind==active"))
     assert len(space.keys("parent==base")) == 120
     assert space.keys("labels.n==7", "labels.n==8") == ["k007", "k008"]
     assert [info.name for info in space.snapshot_infos(snapshotter="native")] == []

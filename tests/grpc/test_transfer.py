@@ -137,7 +137,7 @@ def test_an_archive_comes_and_goes_in_pieces_that_are_asked_for(space: Space) ->
         assert events[0] == "Importing" and events[-1] == "Completed import"
     (image,) = space.images("List").images
     assert (image.name, dict(image.labels)) == (images.REFERENCE, {"from": "test"})
-    assert [info.kind for info in space.snapshot_infos("kind==Committed")]
+    assert [info.kind for info in space.snapshot_infos("kind==committed")]
 
     with talk(space.api, "out") as stream:
         moving = transfer(
@@ -385,7 +385,7 @@ def test_platforms_of_a_pull(
     assert sum(image.layers[0].digest in have for image in each) == layers
     manifests = sum(image.descriptor.digest in have for image in each)
     assert manifests == (3 if all_metadata else layers)
-    assert len(space.snapshot_infos("kind==Committed")) == 1
+    assert len(space.snapshot_infos("kind==committed")) == 1
 
 
 def test_a_tag_that_moves_amid_a_pull_of_several_platforms(space: Space) -> None:
