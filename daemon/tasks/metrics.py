@@ -84,7 +84,7 @@ def of_v1(at: Mapping[str, str]) -> dict[str, Any]:
     """The values of a cgroup of version 1, whose directory of each controller is given."""
     values: dict[str, Any] = {}
     if "pids" in at:
-        values["pids"] = _pids(at["pids"])
+        values["pids"] = _v1_pids(at["pids"])
     if "cpuacct" in at or "cpu" in at:
         values["cpu"] = _v1_cpu(at.get("cpuacct", ""), at.get("cpu", ""))
     if "memory" in at:
@@ -99,8 +99,8 @@ def of_v1(at: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _pids(directory: str) -> dict[str, int]:
-    # "max" reads 0: no limit.
+def _v1_pids(directory: str) -> dict[str, int]:
+    # "max" reads 0: no limit, as containerd says it of this version alone.
     return {
         "current": _number(directory + "/pids.current"),
         "limit": _number(directory + "/pids.max"),
@@ -210,7 +210,10 @@ def of_v2(directory: str) -> dict[str, Any]:
     events = _keyed(directory + "/memory.events")
     counted = ("usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled")
     values: dict[str, Any] = {
-        "pids": _pids(directory),
+        "pids": {
+            "current": _number(directory + "/pids.current"),
+            "limit": _limit(directory + "/pids.max"),
+        },
         "cpu": {name: cpu[name] for name in (*counted, "throttled_usec") if name in cpu},
         "memory": memory,
         "memory_events": {

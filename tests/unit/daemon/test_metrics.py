@@ -22,7 +22,7 @@ def shown(values: Mapping[str, Any], message: Any) -> Any:
 
 def test_version_2(tmp_path: Path) -> None:
     values = shown(of_v2(files(tmp_path / "c", V2)), cgroups_v2_pb2.Metrics())
-    assert values["pids"] == {"current": "3"}  # no limit is 0, which proto3 leaves out
+    assert values["pids"] == {"current": "3", "limit": NO_LIMIT}
     assert values["cpu"]["usage_usec"] == "700" and values["cpu"]["throttled_usec"] == "40"
     some, full = values["cpu"]["psi"]["some"], values["cpu"]["psi"]["full"]
     assert some == {"avg10": 1.5, "avg60": 0.25, "total": "1234"} and full == {"total": "7"}
