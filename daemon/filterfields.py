@@ -1,4 +1,7 @@
-"""What containerd's filters (filters.py) may ask of a container and of a lease."""
+"""What containerd's filters (filters.py) may ask of a container and of a lease.
+
+A text that is empty is not there, as in containerd's adaptors; a label may be.
+"""
 
 from functools import partial
 
@@ -20,11 +23,11 @@ def of_lease(lease: Lease) -> Look:
 def _container_field(container: Container, path: tuple[str, ...]) -> str | None:
     match path:
         case ("id",):
-            return container.id
+            return container.id or None
         case ("image",):
-            return container.image
+            return container.image or None
         case ("runtime", "name"):
-            return container.runtime
+            return container.runtime or None
         case ("labels", *rest) if rest:
             return container.labels.get(label_path(rest))
         case _:
@@ -34,7 +37,7 @@ def _container_field(container: Container, path: tuple[str, ...]) -> str | None:
 def _lease_field(lease: Lease, path: tuple[str, ...]) -> str | None:
     match path:
         case ("id",):
-            return lease.id
+            return lease.id or None
         case ("labels", *rest) if rest:
             return lease.labels.get(label_path(rest))
         case _:

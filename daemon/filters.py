@@ -71,6 +71,7 @@ class _Text:
             return None
         try:
             value = json.loads(quoted)
+            value.encode()  # half of a character is none
         except ValueError as err:
             raise self.wrong(f"{quoted} is no quoted text") from err
         assert isinstance(value, str)
@@ -115,7 +116,7 @@ def _selector(text: _Text) -> Filter:
     if operator == "==":
         return lambda look: look(field) == value
     if operator == "!=":
-        return lambda look: look(field) != value
+        return lambda look: (look(field) or "") != value
     matches = _expression(value, text)
     return lambda look: matches(look(field) or "")
 

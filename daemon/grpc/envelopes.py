@@ -43,12 +43,15 @@ def published(value: any_pb2.Any) -> dict[str, Any]:
 
 
 def field(message: Envelope, path: tuple[str, ...]) -> str | None:
-    """What a filter asks of an envelope (containerd's adaptor): texts, also within the event."""
+    """What a filter asks of an envelope (containerd's adaptor): texts, also within the event.
+
+    One that is empty is not there; a label may be.
+    """
     match path:
         case ("namespace",):
-            return message.namespace
+            return message.namespace or None
         case ("topic",):
-            return message.topic
+            return message.topic or None
         case ("event", *rest) if rest:
             return _field_of(_decoded(message.event), rest)
         case _:
@@ -72,7 +75,7 @@ def _field_of(message: Message | None, path: list[str]) -> str | None:
         return None
     value = getattr(message, name)
     if isinstance(value, str):
-        return value if not rest else None
+        return (value or None) if not rest else None
     if isinstance(value, Message):
         return _field_of(value, rest) if rest else None
     if isinstance(value, Mapping) and rest:

@@ -327,14 +327,14 @@ class ImageService:
 
 
 def _field(image: Image, path: tuple[str, ...]) -> str | None:
-    """What a filter asks of an image (containerd's adaptImage)."""
+    """What a filter asks of an image (containerd's adaptImage): empty texts are not there."""
     match path:
         case ("name",):
-            return image.name
+            return image.name or None
         case ("target", "digest"):
-            return image.target.digest
+            return image.target.digest or None
         case ("target", "mediatype"):
-            return image.target.media_type
+            return image.target.media_type or None
         case ("labels", *label) | ("annotations", *label):
             labels = image.labels if path[0] == "labels" else image.target.annotations
             return labels.get(label_path(label))

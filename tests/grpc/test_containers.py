@@ -157,7 +157,9 @@ def test_lists(workshop: Workshop) -> None:
     assert len(ids("labels.odd==1")) == 15
     assert ids('labels."k.x/y"==v,id~=^c2,labels.odd==0') == ["c20", "c22", "c24", "c26", "c28"]
     assert ids("id==c01", "id==c02") == ["c01", "c02"]
-    assert ids("image==x") == []
+    assert ids("image==x") == ids("image") == ids("image==") == []
+    assert len(ids("image!=x")) == len(ids("runtime.name")) == 30
+    assert _refused(workshop, "List", filters=['id~="\\ud800"'])[0] == "INVALID_ARGUMENT"
 
 
 def test_a_list_that_no_message_holds_comes_by_a_stream(workshop: Workshop) -> None:

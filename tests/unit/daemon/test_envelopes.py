@@ -8,7 +8,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message_factory import GetMessageClass
 
 from lighter.daemon.events import Event
-from lighter.daemon.grpc.envelopes import envelope
+from lighter.daemon.grpc.envelopes import envelope, field
 from lighter.proto import events
 
 TASK = {"container_id": "c"}
@@ -100,6 +100,24 @@ def test_what_a_topic_tells(topic: str) -> None:
     of = GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(name))
     arrived = of.FromString(message.event.value)
     assert MessageToDict(arrived, preserving_proto_field_name=True) == told
+
+
+def test_what_a_filter_finds_in_an_event() -> None:
+    """A text that is empty is not there, as in containerd's; a label and a flag may be."""
+    body = {"container_id": "c", "pid": 7, "bundle": ""}
+    message = envelope(Event(1, 0, "ns", events.CREATE, body))
+    assert message is not None
+    found = {
+        ("namespace",): "ns",
+        ("event", "container_id"): "c",
+        ("event", "bundle"): None,
+        ("event", "io", "stdout"): None,
+        ("event", "io", "terminal"): "false",
+        ("event", "nothing"): None,
+    }
+    assert {path: field(message, path) for path in found} == found
+    labelled = envelope(Event(1, 0, "ns", events.IMAGE_CREATE, {"name": "i", "labels": {"a": ""}}))
+    assert labelled is not None and field(labelled, ("event", "labels", "a")) == ""
 
 
 def test_each_topic_is_here() -> None:

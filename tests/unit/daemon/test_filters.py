@@ -3,6 +3,8 @@
 import pytest
 
 from lighter.daemon import filters
+from lighter.daemon.filterfields import of_container
+from lighter.daemon.types import Container
 from lighter.proto.errors import InvalidArgument
 
 IMAGE = {
@@ -38,6 +40,10 @@ IMAGE = {
         (["name~=nginx,labels.tier==db"], False),
         (["labels.tier==db", "labels.tier==web"], True),
         (["labels.empty=="], True),
+        (["labels.none=="], False),
+        (["labels.none!="], False),
+        (["labels.empty!="], False),
+        (["labels.tier!="], True),
         (["name~=nginx, labels.tier==db"], False),
         (["name~=nginx, labels.tier == web"], True),
         ([' labels.tier== "web"'], True),
@@ -59,11 +65,22 @@ def test_what_a_filter_takes(texts: list[str], wanted: bool) -> None:
         "name~=(",
         "name..x",
         'name=="\\q"',
+        'name=="\\ud800"',
+        'name~="\\ud800"',
+        'labels."\\udfff"',
     ],
 )
 def test_what_is_no_filter_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^parse filter "):
         filters.any_of([text])
+
+
+def test_a_text_that_is_empty_is_not_there() -> None:
+    empty = Container("ns", "c", "", "", "", "", b"", {"empty": ""}, {}, 0, 0)
+    for field in ("image", "runtime.name", "image==", "image!=", "runtime.name=="):
+        assert not filters.any_of([field])(of_container(empty)), field
+    for field in ("id", "id==c", "image!=x", "image~=^$", "labels.empty", "labels.empty=="):
+        assert filters.any_of([field])(of_container(empty)), field
 
 
 def test_filters_are_bounded() -> None:
