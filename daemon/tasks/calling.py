@@ -3,6 +3,7 @@
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,6 +15,7 @@ from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgum
 from lighter.proto.paths import Root, State, cgroup_path, shims_cgroup
 
 PLAIN = RuntimeOptions()
+_NO_NAME = re.compile("[\0\ud800-\udfff]")  # none of a file's has a zero byte or half a character
 REFUSED = "refused"  # in the record of options that were not understood: why
 
 
@@ -79,6 +81,8 @@ def place(root: Root, container: Container, systemd: bool) -> tuple[str, bytes]:
         given = str(linux.get("cgroupsPath") or "")
     except (ValueError, AttributeError, TypeError, RecursionError) as err:
         raise InvalidArgument(f"create task {container.id}: its spec is no OCI spec") from err
+    if _NO_NAME.search(given):
+        raise InvalidArgument(f"create task {container.id}: cgroup {given!r} is no name of a place")
     for of, name in ((spec, "linux"), (linux, "cgroupsPath")):
         # Go reads names without regard to case, and the last of them: runc would see another.
         if any(other != name and other.casefold() == name.casefold() for other in of):
@@ -194,7 +198,7 @@ def make_root(path: str, container_id: str) -> None:
     Raises InvalidArgument; AlreadyExists when something of this id is in it, which another
     manager has there, and which undoing a create would remove.
     """
-    if not path.startswith("/") or ".." in path.split("/"):
+    if not path.startswith("/") or ".." in path.split("/") or _NO_NAME.search(path):
         raise InvalidArgument(f"use runtime root {path!r}: expected an absolute path")
     try:
         os.makedirs(path, 0o700, exist_ok=True)

@@ -71,6 +71,16 @@ def test_no_spec_says_its_cgroup_twice(spec: bytes) -> None:
         place(ROOT, _container(spec), systemd=False)
 
 
+@pytest.mark.parametrize("systemd", [False, True])
+@pytest.mark.parametrize(
+    "given", ["/a\0b", "/a\ud800", "a\udfff", "x.slice:a\ud800:b", "x.slice:a:\0"]
+)
+def test_a_place_that_no_directory_can_have(given: str, systemd: bool) -> None:
+    spec = json.dumps({"linux": {"cgroupsPath": given}}).encode()
+    with pytest.raises(InvalidArgument, match="no name of a place"):
+        place(ROOT, _container(spec), systemd)
+
+
 @pytest.mark.parametrize("spec", [b"", b"no json", b"[]", b'{"linux": 1}'])
 def test_no_spec(spec: bytes) -> None:
     with pytest.raises(InvalidArgument, match="no OCI spec"):
@@ -137,6 +147,12 @@ def test_a_root_that_has_such_a_container_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "runc/ns/c").mkdir()
     with pytest.raises(AlreadyExists):
         make_root(f"{tmp_path}/runc/ns", "c")
+
+
+@pytest.mark.parametrize("path", ["relative", "/a/../b", "/a\0b"])
+def test_no_root(path: str) -> None:
+    with pytest.raises(InvalidArgument, match="an absolute path"):
+        make_root(path, "c")
 
 
 def test_options_as_they_are_recorded() -> None:
