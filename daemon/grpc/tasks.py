@@ -179,7 +179,7 @@ class TasksService:
         if request.exec_id:
             exec_ = _exec(entry, request.exec_id)
             stdio = self._execs.stdio(call.namespace, request.container_id, request.exec_id)
-            return pb.GetResponse(process=_exec_message(exec_, stdio))
+            return pb.GetResponse(process=_exec_message(entry, exec_, stdio))
         return pb.GetResponse(process=_task_message(entry))
 
     async def list(self, call: Call, _request: pb.ListTasksRequest) -> pb.ListTasksResponse:
@@ -253,19 +253,24 @@ class TasksService:
 
     async def resize_pty(self, call: Call, request: pb.ResizePtyRequest) -> Empty:
         entry = self._entry(call, request.container_id)
-        if request.exec_id and _exec(entry, request.exec_id).state == states.STOPPED:
+        process = _process(entry, request.exec_id)
+        if process.state == states.STOPPED:
             return Empty()  # it has no terminal any more
         for size in (request.width, request.height):
             if size > 0xFFFF:
                 raise InvalidArgument(f"resize terminal: {size} is more than 65535")
-        await self._execs.resize(
-            call.namespace, request.container_id, request.exec_id, request.height, request.width
-        )
+        try:
+            await self._execs.resize(
+                call.namespace, request.container_id, request.exec_id, request.height, request.width
+            )
+        except FailedPrecondition:
+            if process.terminal and process.state != states.STOPPED:
+                raise  # it may not have it yet, and its client asks again
         return Empty()
 
     async def close_io(self, call: Call, request: pb.CloseIORequest) -> Empty:
         entry = self._entry(call, request.container_id)
-        if request.exec_id and _exec(entry, request.exec_id).state != states.RUNNING:
+        if _process(entry, request.exec_id).state in (states.ADDED, states.STOPPED):
             return Empty()
         if request.stdin:
             await self._execs.close_stdin(call.namespace, request.container_id, request.exec_id)
@@ -298,6 +303,12 @@ _REFUSALS = {
     "start": "cannot start a {state} process",
     "update": "cannot update a {state} container",
 }
+_OF_STATE = {
+    ("checkpoint", states.CREATED): "cannot checkpoint a task in created state",
+    ("pause", states.CREATED): "cannot pause task in created state",
+    ("resume", states.CREATED): "cannot resume task in created state",
+    ("resume", states.RUNNING): "cannot resume a running process",
+}
 
 
 @contextmanager
@@ -313,9 +324,7 @@ def _refused(of: Entry | Exec, step: str) -> Iterator[None]:
             raise FailedPrecondition(
                 f"cannot delete a {of.state} process: failed precondition"
             ) from err
-        words = _REFUSALS[step]
-        if (step, of.state) == ("resume", states.RUNNING):
-            words = "cannot resume a running process"
+        words = _OF_STATE.get((step, of.state)) or _REFUSALS[step]
         raise Unknown(words.format(state=of.state)) from err
 
 
@@ -345,6 +354,10 @@ def _exec(entry: Entry, exec_id: str) -> Exec:
         return find_exec(entry, exec_id)
     except NotFound as err:
         raise NotFound(f"process does not exist {exec_id}: not found") from err
+
+
+def _process(entry: Entry, exec_id: str) -> Entry | Exec:
+    return _exec(entry, exec_id) if exec_id else entry
 
 
 def _json(value: Any_, type_url: str) -> dict[str, Any]:
@@ -382,11 +395,14 @@ def _task_message(entry: Entry) -> types.Process:
     return message
 
 
-def _exec_message(exec_: Exec, stdio: Mapping[str, Any]) -> types.Process:
+def _exec_message(entry: Entry, exec_: Exec, stdio: Mapping[str, Any]) -> types.Process:
+    # One that runs is paused with its task. An ended one is not: its client may delete it.
+    is_paused = (exec_.state, entry.state) == (states.RUNNING, states.PAUSED)
+    state = states.PAUSED if is_paused else exec_.state
     message = types.Process(
         id=exec_.exec_id,
         pid=exec_.pid,
-        status=_STATUS.get(exec_.state, types.Status.UNKNOWN),
+        status=_STATUS.get(state, types.Status.UNKNOWN),
         stdin=stdio.get("stdin", ""),
         stdout=stdio.get("stdout", ""),
         stderr=stdio.get("stderr", ""),

@@ -236,6 +236,30 @@ def test_a_terminal_has_its_size_from_the_start(workshop: Workshop) -> None:
     workshop.tasks("DeleteProcess", container_id="c", exec_id="e")
 
 
+def test_a_size_for_what_has_no_terminal(workshop: Workshop) -> None:
+    """It is passed over, as is an end of input for what has ended; and execs pause with the task."""
+    workshop.create("c", "sleep", "1000")
+    size = {"width": 80, "height": 24}
+    workshop.tasks("ResizePty", container_id="c", **size)
+    workshop.tasks("Start", container_id="c")
+    workshop.exec("c", "e", "sleep", "1000")
+    workshop.tasks("ResizePty", container_id="c", exec_id="e", **size)
+    workshop.tasks("Start", container_id="c", exec_id="e")
+    for exec_id in ("", "e"):
+        workshop.tasks("ResizePty", container_id="c", exec_id=exec_id, **size)
+    workshop.tasks("Pause", container_id="c")
+    paused = workshop.tasks("Get", container_id="c", exec_id="e").process
+    assert paused.status == Status.PAUSED
+    workshop.tasks("Resume", container_id="c")
+    workshop.tasks("Kill", container_id="c", signal=9)
+    for exec_id in ("", "e"):
+        workshop.tasks("Wait", container_id="c", exec_id=exec_id)
+        workshop.tasks("ResizePty", container_id="c", exec_id=exec_id, **size)
+        workshop.tasks("CloseIO", container_id="c", exec_id=exec_id, stdin=True)
+    workshop.tasks("DeleteProcess", container_id="c", exec_id="e")
+    workshop.tasks("Delete", container_id="c")
+
+
 def test_streams_that_cannot_be(workshop: Workshop) -> None:
     workshop.ctr("containers", "create", REFERENCE, "c")
     for uri in ("ftp://x", "relative", "/proc/1/fd/1", "file:///proc/1/fd/1", "binary://"):
@@ -343,8 +367,12 @@ def test_the_runtime_of_a_request(workshop: Workshop, tmp_path: Path) -> None:
 
 def test_what_is_not_done_is_said(workshop: Workshop) -> None:
     workshop.create("c", "sleep", "1000")
-    early = _refused(workshop.tasks, "Checkpoint", container_id="c")
-    assert early == ("UNKNOWN", "cannot checkpoint a created container")
+    for method, words in (
+        ("Pause", "cannot pause task in created state"),
+        ("Resume", "cannot resume task in created state"),
+        ("Checkpoint", "cannot checkpoint a task in created state"),
+    ):
+        assert _refused(workshop.tasks, method, container_id="c") == ("UNKNOWN", words)
     workshop.tasks("Delete", container_id="c")
     options = runc_options_pb2.Options(shim_cgroup="/elsewhere")
     given = Any_(type_url="containerd.runc.v1.Options", value=options.SerializeToString())
