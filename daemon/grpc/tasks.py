@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -24,10 +23,10 @@ from lighter.daemon.grpc.pb import cgroups_v1_pb2, cgroups_v2_pb2, runc_options_
 from lighter.daemon.grpc.pb import task_types_pb2 as types
 from lighter.daemon.grpc.pb import tasks_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Metric
+from lighter.daemon.grpc.taskwords import check_runtime, of_runtime, refused
 from lighter.daemon.grpc.translate import timestamp
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.restarts.byhand import ByHand
-from lighter.daemon.runtimes import NAMES
 from lighter.daemon.tasks import metrics, processes
 from lighter.daemon.tasks.clientstdio import stdio_of
 from lighter.daemon.tasks.entry import Entry, Exec
@@ -42,7 +41,6 @@ from lighter.proto.errors import (
     InvalidArgument,
     LighterError,
     NotFound,
-    Unknown,
 )
 
 _STATUS = {
@@ -54,8 +52,6 @@ _STATUS = {
     states.STOPPED: types.Status.STOPPED,
 }
 _MAX_SIGNAL = 64
-# How a shim passes on a runtime's last words (shim/runc.py).
-_RUNTIME_SAID = re.compile(r"run container process: runc [a-z]+: (.*)", re.DOTALL)
 
 
 class TasksService:
@@ -93,7 +89,7 @@ class TasksService:
         with container_words(namespace, id_):
             container = self._records.get(namespace, id_)
         runtime = request.runtime_path or container.runtime
-        _check_runtime(runtime)
+        check_runtime(runtime)
         # As containerd (core/runtime/v2, Create): a value that is empty stands for the record's.
         options = runtime_options(request.options) if request.options.value else None
         mounts = tuple(Mount(m.type, m.source, tuple(m.options)) for m in request.rootfs)
@@ -109,7 +105,7 @@ class TasksService:
         except AlreadyExists as err:
             raise AlreadyExists(f"task {id_}: already exists") from err
         except LighterError as err:
-            raise _of_runtime(err, "failed to create shim task: OCI runtime create failed") from err
+            raise of_runtime(err, "failed to create shim task: OCI runtime create failed") from err
         return pb.CreateTaskResponse(container_id=id_, pid=pid)
 
     async def start(self, call: Call, request: pb.StartRequest) -> pb.StartResponse:
@@ -117,22 +113,22 @@ class TasksService:
         id_, exec_id = request.container_id, request.exec_id
         if exec_id:
             exec_ = _exec(entry, exec_id)
-            with _refused(entry, "exec"), _refused(exec_, "start"):
+            with refused(entry, "exec"), refused(exec_, "start"):
                 try:
                     pid = await self._execs.start(call.namespace, id_, exec_id)
                 except LighterError as err:
-                    raise _of_runtime(err, "OCI runtime exec failed") from err
+                    raise of_runtime(err, "OCI runtime exec failed") from err
         else:
-            with _refused(entry, "start"):
+            with refused(entry, "start"):
                 try:
                     pid = await self._by_hand.start_task(call.namespace, id_)
                 except LighterError as err:
-                    raise _of_runtime(err, "OCI runtime start failed") from err
+                    raise of_runtime(err, "OCI runtime start failed") from err
         return pb.StartResponse(pid=pid)
 
     async def delete(self, call: Call, request: pb.DeleteTaskRequest) -> pb.DeleteResponse:
         entry = self._entry(call, request.container_id)
-        with _refused(entry, "delete"):
+        with refused(entry, "delete"):
             ended = await self._tasks.delete(call.namespace, request.container_id)
         return _deleted(entry.pid, ended)
 
@@ -141,7 +137,7 @@ class TasksService:
     ) -> pb.DeleteResponse:
         entry = self._entry(call, request.container_id)
         exec_ = _exec(entry, request.exec_id)
-        with _refused(exec_, "delete"):
+        with refused(exec_, "delete"):
             ended = self._execs.delete(entry, request.exec_id)
         answer = _deleted(exec_.pid, ended)
         answer.id = request.exec_id
@@ -156,7 +152,7 @@ class TasksService:
         process["terminal"] = terminal
         stdio = stdio_of(request.stdin, request.stdout, request.stderr, terminal)
         stdio["logger_for"] = [call.namespace, request.container_id]
-        with _refused(entry, "exec"):
+        with refused(entry, "exec"):
             try:
                 await self._execs.add(
                     call.namespace, request.container_id, request.exec_id, process, terminal, stdio
@@ -241,13 +237,13 @@ class TasksService:
 
     async def pause(self, call: Call, request: pb.PauseTaskRequest) -> Empty:
         entry = self._entry(call, request.container_id)
-        with _refused(entry, "pause"):
+        with refused(entry, "pause"):
             await self._tasks.pause(call.namespace, request.container_id)
         return Empty()
 
     async def resume(self, call: Call, request: pb.ResumeTaskRequest) -> Empty:
         entry = self._entry(call, request.container_id)
-        with _refused(entry, "resume"):
+        with refused(entry, "resume"):
             await self._tasks.resume(call.namespace, request.container_id)
         return Empty()
 
@@ -279,74 +275,19 @@ class TasksService:
     async def update(self, call: Call, request: pb.UpdateTaskRequest) -> Empty:
         entry = self._entry(call, request.container_id)
         resources = _json(request.resources, anys.RESOURCES)
-        with _refused(entry, "update"):
+        with refused(entry, "update"):
             try:
                 await self._tasks.update(call.namespace, request.container_id, resources)
             except LighterError as err:
-                raise _of_runtime(err, "OCI runtime update failed") from err
+                raise of_runtime(err, "OCI runtime update failed") from err
         return Empty()
 
     async def checkpoint(
         self, call: Call, request: pb.CheckpointTaskRequest
     ) -> pb.CheckpointTaskResponse:
         entry = self._entry(call, request.container_id)
-        with _refused(entry, "checkpoint"):
+        with refused(entry, "checkpoint"):
             return await self._checkpoints.make(call, request)
-
-
-# What containerd's runtime says when a step does not fit the state; its code is Unknown there.
-_REFUSALS = {
-    "checkpoint": "cannot checkpoint a {state} container",
-    "exec": "cannot exec in a {state} state",
-    "pause": "cannot pause a {state} container",
-    "resume": "cannot resume a {state} container",
-    "start": "cannot start a {state} process",
-    "update": "cannot update a {state} container",
-}
-_OF_STATE = {
-    ("checkpoint", states.CREATED): "cannot checkpoint a task in created state",
-    ("pause", states.CREATED): "cannot pause task in created state",
-    ("resume", states.CREATED): "cannot resume task in created state",
-    ("resume", states.RUNNING): "cannot resume a running process",
-}
-
-
-@contextmanager
-def _refused(of: Entry | Exec, step: str) -> Iterator[None]:
-    """containerd's words for a step that the state does not allow."""
-    try:
-        yield
-    except FailedPrecondition as err:
-        table = states.TASK if isinstance(of, Entry) else states.EXEC
-        if (of.state, step) in table:
-            raise
-        if step == "delete":
-            raise FailedPrecondition(
-                f"cannot delete a {of.state} process: failed precondition"
-            ) from err
-        words = _OF_STATE.get((step, of.state)) or _REFUSALS[step]
-        raise Unknown(words.format(state=of.state)) from err
-
-
-def _of_runtime(error: LighterError, what: str) -> LighterError:
-    """What the runtime said, as containerd passes it on; any other error as it is."""
-    said = _RUNTIME_SAID.match(error.message)
-    return Unknown(f"{what}: {said[1]}") if said else error
-
-
-def _check_runtime(name: str) -> None:
-    """Raises Unknown in containerd's words for a name that is none of a runtime here."""
-    if name in NAMES or name.startswith("/"):
-        return
-    failed = "failed to start shim: failed to resolve runtime path"
-    parts = name.split(".")
-    if len(parts) < 2 or not all(parts):
-        raise Unknown(
-            f"{failed}: invalid runtime name {name}, correct runtime name should be either format "
-            "like `io.containerd.runc.v1` or a full path to the binary"
-        )
-    shim = f"containerd-shim-{parts[-2]}-{parts[-1]}"
-    raise Unknown(f'{failed}: runtime "{name}" binary not installed "{shim}": file does not exist')
 
 
 def _exec(entry: Entry, exec_id: str) -> Exec:

@@ -237,7 +237,7 @@ def test_a_terminal_has_its_size_from_the_start(workshop: Workshop) -> None:
 
 
 def test_a_size_for_what_has_no_terminal(workshop: Workshop) -> None:
-    """It is passed over, as is an end of input for what has ended; and execs pause with the task."""
+    """It is passed over, as is an end of input for what has ended; execs pause with the task."""
     workshop.create("c", "sleep", "1000")
     size = {"width": 80, "height": 24}
     workshop.tasks("ResizePty", container_id="c", **size)
