@@ -17,6 +17,8 @@ _VARY = (
     (re.compile(rf"\b({PEER}|{OURS})\b"), "NAMESPACE"),
     (re.compile(r'time="[^"]*"'), 'time="T"'),
     (re.compile(r"\d{4}-\d\d-\d\d[ T][0-9:.]+( \+0000 UTC|Z)"), "TIME"),
+    # The kernel begins at 300 again when it has given the last pid.
+    (re.compile(r"\b\d+(?= +(CREATED|RUNNING|PAUSED|STOPPED)\b)|(?m:^)\d{3,}(?= )"), "N"),
     (re.compile(r"\b\d{4,}\b"), "N"),
     # The width of a column follows that of the numbers in it.
     (re.compile(r" +"), " "),
