@@ -351,7 +351,9 @@ def test_metrics(pair: Pair) -> None:
     theirs, ours = (_metrics(pair, side) for side in (PEER, OURS))
     # protojson leaves out what is 0.
     assert set(ours) == set(theirs)
-    assert set(ours["memory"]) == set(theirs["memory"])
+    # What the page cache holds may be nothing, by what else the host does.
+    cached = ("cache", "file", "dirty", "writeback", "maj_fault")
+    assert all(name.endswith(cached) for name in set(ours["memory"]) ^ set(theirs["memory"]))
     assert ours["pids"] == theirs["pids"] == {"current": 1}
     limit = ours["memory"]["usage"]["limit"]
     assert limit == theirs["memory"]["usage"]["limit"]
