@@ -84,6 +84,7 @@ class Task:
         self._cgroup = Cgroup({}, "")
         self._oom: OomWatch | None = None
         self._starting = False
+        self._was_killed = False  # init, by whoever asked for it
         self._start_settled = Future()
         self.closed = Future()
         self._link: Link
@@ -216,6 +217,8 @@ class Task:
             self._cgroup.kill_all(signum)
         else:
             process.kill(signum)
+        if signum == signal.SIGKILL and (everyone or process is self.init):
+            self._note_kill()
         if signum == signal.SIGKILL and process is self.init:
             self._cgroup.thaw()  # paused by us, or frozen by somebody else
         return {}
@@ -289,6 +292,7 @@ class Task:
         """Kill init whatever it is doing; its exit follows as an event."""
         if not self.init.ended.done:
             self.init.kill(signal.SIGKILL)
+            self._note_kill()
             self._cgroup.thaw()
         return {}
 
@@ -446,13 +450,20 @@ class Task:
         if not self._link.is_waiting(events.OOM):
             self._link.publish(events.OOM, {"container_id": self.id})
 
+    def _note_kill(self) -> None:
+        """From now on SIGKILL is the end that was asked for, whatever the OOM killer did before."""
+        if not self.init.ended.done:
+            self._was_killed = True
+
     def _oom_cause(self, exit_status: int) -> str:
         if self._oom is None:
             return ""
         self._oom.look()
         # For good: of a cgroup that the runtime removes, v2's memory.events would never be silent.
         self._oom.close()
-        return "oom" if exit_status == 128 + signal.SIGKILL and self._oom.killed else ""
+        if exit_status != 128 + signal.SIGKILL or self._was_killed:
+            return ""
+        return "oom" if self._oom.killed else ""
 
 
 def _log_file(log: dict[str, Any] | None, loop: Loop) -> LogFile | SentLog | None:

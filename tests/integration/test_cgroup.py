@@ -5,6 +5,7 @@ tests/vm runs these on cgroup v2, where the kernel's files and rules are others.
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -80,6 +81,28 @@ def test_an_exec_out_of_memory_is_told_and_its_container_goes_on(
     ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
     # Init was not the one: its own code and no cause.
     assert (ended["exit_status"], ended["cause"]) == (5, "")
+
+
+@pytest.mark.parametrize("whom", ["init", "all", "one not started"])
+def test_f46_a_kill_that_was_asked_for_is_no_oom_kill(
+    lighterd: Lighterd, busybox: str, whom: str
+) -> None:
+    """Whatever of the container has run out of memory before."""
+    lives.define(lighterd, busybox, "c", "sleep", "1000")
+    pid = ask(lighterd, "tasks.create", id="c", **NO_STDIO)["pid"]
+    group = cgroups.of_process(pid, "memory")
+    cgroups.limit_memory(pid, 24 << 20)
+    greedy = f"echo $$ >{group}/cgroup.procs && exec tail /dev/zero"
+    assert subprocess.run(["sh", "-c", greedy]).returncode == -signal.SIGKILL
+    assert cgroups.oom_kills(group) >= 1
+    if whom == "one not started":
+        ended = ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    else:
+        ask(lighterd, "tasks.start", id="c")
+        kill = {"id": "c", "exec_id": "", "signal": signal.SIGKILL}
+        ask(lighterd, "tasks.kill", all=whom == "all", **kill)
+        ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
+    assert (ended["exit_status"], ended["cause"]) == (137, "")
 
 
 def test_what_is_deeper_in_the_cgroup_ends_with_init(lighterd: Lighterd, busybox: str) -> None:
