@@ -110,9 +110,10 @@ def _result(args: list[str], session: Session) -> Any:
 
 
 def _exit_code(error: LighterError) -> int:
-    code = error.details.get("exit_code")
-    if isinstance(error, DeadlineExceeded):
+    # Others have deadlines too: a runtime, a plugin. Theirs is a failure like any other.
+    if isinstance(error, DeadlineExceeded) and not error.answered:
         return TIMEOUT
+    code = error.details.get("exit_code")
     return code if isinstance(code, int) else FAILURE
 
 

@@ -434,6 +434,20 @@ def test_a_timeout_is_124_and_travels_as_a_deadline(manager: FakeManager, ctl: C
     assert manager.asked("tasks.wait").deadline_ns is not None
 
 
+@pytest.mark.parametrize("timeout", [(), ("--timeout", "1h")], ids=["without a timeout", "in time"])
+def test_the_deadlines_of_others_are_failures(
+    manager: FakeManager, ctl: Ctl, timeout: tuple[str, ...]
+) -> None:
+    hung = DeadlineExceeded("pause c1: runc pause: no answer within 120 s")
+    manager.on("tasks.pause", hung)
+    done = ctl(*timeout, "tasks", "pause", "c1")
+    assert (done.returncode, done.stderr.decode()) == (1, f"ctl: {hung}\n")
+    manager.on("containers.create", created)
+    manager.on("tasks.create", hung)
+    manager.on("containers.delete", {})
+    assert ctl(*timeout, "run", "busybox", "c1").returncode == 125
+
+
 def test_a_run_that_times_out_before_it_starts_is_taken_back(
     manager: FakeManager, ctl: Ctl
 ) -> None:
