@@ -183,18 +183,17 @@ class EventLog:
         finally:
             self._subscribers.discard(news)
 
-    def find_last(
-        self, namespace: str, topic: str, wanted: Mapping[str, Any]
-    ) -> dict[str, Any] | None:
-        """The body of the newest event of this topic that has all `wanted` fields."""
+    def find_last(self, namespace: str, topic: str, wanted: Mapping[str, Any]) -> Event | None:
+        """The newest event of this topic that has all `wanted` fields."""
         for row in self._db.rows(
-            "SELECT body FROM events WHERE namespace = ? AND topic = ?"
+            "SELECT sequence, timestamp, namespace, topic, body FROM events"
+            " WHERE namespace = ? AND topic = ?"
             " ORDER BY sequence DESC LIMIT ?",
             (namespace, topic, LOOK_BACK),
         ):
-            body: dict[str, Any] = msgpack.unpackb(row[0])
-            if all(body.get(key) == value for key, value in wanted.items()):
-                return body
+            event = _event(row)
+            if all(event.body.get(key) == value for key, value in wanted.items()):
+                return event
         return None
 
     def of_topic(self, topic: str, until: int) -> list[Event]:

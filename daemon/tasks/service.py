@@ -269,11 +269,17 @@ class TaskService:
         return waited.exit
 
     def _last_exit(self, namespace: str, container_id: str, exec_id: str) -> Exit | None:
-        body = self._events.find_last(
+        exit_ = self._events.find_last(
             namespace, events.EXIT, {"container_id": container_id, "exec_id": exec_id}
         )
-        if body is None:
+        if exit_ is None:
             return None
+        for topic in (events.CONTAINER_CREATE, events.CONTAINER_RENAME):
+            named = self._events.find_last(namespace, topic, {"id": container_id})
+            # By number, which no clock that is set changes.
+            if named is not None and named.sequence > exit_.sequence:
+                return None  # another container had this name before
+        body = exit_.body
         return Exit(int(body["exit_status"]), int(body["exited_at"]), str(body["cause"]))
 
     async def delete(

@@ -171,6 +171,24 @@ def test_create_start_wait(manager: Lighterd) -> None:
     assert done.stdout == b"3\n" + b"7\n" * 40
 
 
+@pytest.mark.parametrize("how", ["created", "renamed"])
+def test_wait_knows_nothing_of_who_had_the_name_before(manager: Lighterd, how: str) -> None:
+    if how == "renamed":
+        define(manager, IMAGE, "other", "true")
+    manager.ctl("run", "--name", "box", IMAGE, "sh", "-c", "exit 7")
+    manager.ctl("rm", "box", check=True)
+    assert manager.ctl("wait", "box", check=True).stdout == b"7\n"
+    if how == "renamed":
+        manager.ctl("rename", "other", "box", check=True)
+    else:
+        define(manager, IMAGE, "box", "true")
+    waiting = manager.ctl("wait", "box")
+    assert (waiting.returncode, waiting.stdout) == (1, b"")
+    assert b"no such task" in waiting.stderr
+    manager.ctl("start", "box", check=True)
+    assert manager.ctl("wait", "box", check=True).stdout == b"0\n"
+
+
 def test_start_attached(manager: Lighterd) -> None:
     manager.ctl("create", "-i", "--name", "box", IMAGE, "sh", "-c", "cat; exit 5", check=True)
     for _ in range(2):  # the second time an ended task makes way

@@ -274,7 +274,8 @@ def test_the_newest_match_is_found(log: EventLog) -> None:
     log.publish("default", "/t", {"id": "a", "n": 2})
     log.publish("other", "/t", {"id": "a", "n": 3})
     log.publish("default", "/u", {"id": "a", "n": 4})
-    assert log.find_last("default", "/t", {"id": "a"}) == {"id": "a", "n": 2}
+    found = log.find_last("default", "/t", {"id": "a"})
+    assert found is not None and (found.sequence, found.body) == (2, {"id": "a", "n": 2})
     assert log.find_last("default", "/t", {"id": "b"}) is None
 
 
