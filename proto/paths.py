@@ -12,6 +12,9 @@ longer than a socket's may (socketpath.py).
 
 import os
 
+# Where a runtime finds other programs, whatever the manager's own environment says.
+RUNTIME_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 
 class Root:
     """Paths below the root directory: what survives a reboot."""

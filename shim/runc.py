@@ -17,6 +17,7 @@ from lighter.proto.errors import (
     NotFound,
     Unavailable,
 )
+from lighter.proto.paths import RUNTIME_PATH
 from lighter.shim.loop import Future, Loop
 from lighter.shim.reaper import Reaper
 from lighter.shim.spawn import spawn
@@ -25,7 +26,7 @@ MAX_LOG_TAIL = 64 * 1024
 MAX_QUOTE = 4096
 # A container must not inherit the manager's environment (NOTIFY_SOCKET would make `runc start`
 # wait for a READY that never comes).
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+ENVIRONMENT = {"PATH": RUNTIME_PATH}
 
 # What CRIU takes along besides, when it is told: runc-checkpoint(8).
 CHECKPOINT_FLAGS = ("--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks")

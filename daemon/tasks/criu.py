@@ -12,8 +12,8 @@ import subprocess
 from lighter.daemon.files import read_capped
 from lighter.daemon.oci.checks import check_path
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.proto.paths import RUNTIME_PATH
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # the shim's runtime's
 _CHECK_S = 20.0
 _MAX_LOG_BYTES = 64 << 20
 _INVENTORY = "inventory.img"  # CRIU's list of what an image consists of
@@ -39,7 +39,7 @@ def check_written(directory: str) -> None:
 
 def why_not(log_path: str) -> str:
     """Why CRIU failed, "" when it does not say. Takes a moment: it may be asked."""
-    program = shutil.which("criu", path=_PATH)
+    program = shutil.which("criu", path=RUNTIME_PATH)
     if program is None:
         return "criu is not installed, which runc needs for it"
     said = ""
@@ -57,7 +57,7 @@ def why_not(log_path: str) -> str:
             errors="replace",
             timeout=_CHECK_S,
             stdin=subprocess.DEVNULL,
-            env={"PATH": _PATH},
+            env={"PATH": RUNTIME_PATH},
         )
     except (OSError, subprocess.TimeoutExpired) as err:
         return f"criu cannot be asked whether it works: {err}"

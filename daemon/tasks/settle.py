@@ -16,8 +16,9 @@ from lighter.daemon.tasks import processes
 from lighter.daemon.tasks.alive import all_alive
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.reach import is_alive
 from lighter.proto.errors import LighterError, Unavailable
-from lighter.proto.paths import State
+from lighter.proto.paths import RUNTIME_PATH, State, cgroup_path
 
 log = logging.getLogger("lighter.settle")
 
@@ -40,7 +41,7 @@ class WorkerSettler:
 
     async def settle(self, entry: Entry, bundle: Bundle) -> bool:
         called = bundle.runtime()
-        cgroup = str(called.get("cgroup") or _cgroup_of(bundle))
+        cgroup = str(called.get("cgroup") or _cgroup_of(bundle) or self._cgroup_by_row(entry))
         root = str(called.get("root") or self._state.runc_root(entry.namespace))
         # Noted before the act: who settles after a manager that died meanwhile finds none left.
         if processes.in_cgroup(cgroup):
@@ -63,6 +64,17 @@ class WorkerSettler:
         shutil.rmtree(f"{root}/{entry.id}", ignore_errors=True)
         return bool(done["killed"]) or bundle.is_lost()
 
+    def _cgroup_by_row(self, entry: Entry) -> str:
+        """Of one whose bundle somebody has removed; "" unless its shim is known to be dead.
+
+        After a reboot another program's processes may be there.
+        """
+        shim = {"pid": entry.shim_pid, "start": entry.shim_start}
+        if entry.boot_id != self._boot_id or not entry.shim_pid or is_alive(shim):
+            return ""
+        default = cgroup_path(self._instance, entry.namespace, entry.id)
+        return str(entry.options.get("cgroup") or default)
+
     async def _run_worker(self, entry: Entry, job: dict[str, Any]) -> dict[str, Any]:
         """Its answer; a worker that died with its spawner is run again."""
         for attempt in range(1, WORKER_TRIES):
@@ -74,7 +86,8 @@ class WorkerSettler:
         return await self._worker.run(job, ())
 
     async def _delete(self, entry: Entry, root: str, flags: list[str]) -> None:
-        runtime = str(entry.options.get("runtime", "runc"))
+        named = str(entry.options.get("runtime", "runc"))
+        runtime = shutil.which(named) or named
         try:
             process = await asyncio.create_subprocess_exec(
                 runtime,
@@ -82,6 +95,7 @@ class WorkerSettler:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
+                env={"PATH": RUNTIME_PATH},  # as its shim has run it
             )
         except OSError as err:
             log.warning("delete runtime state of %s: %s", entry.what, err)

@@ -400,6 +400,28 @@ def test_f43_a_stopped_shim_is_shown_and_holds_nobody(
     assert ask(lighterd, "tasks.wait", id="c0", exec_id="")["exit_status"] == 137
 
 
+@pytest.mark.parametrize("restarts", [False, True], ids=["this manager", "the next"])
+def test_f56_a_lost_shim_whose_bundle_was_removed_leaves_nothing(
+    lighterd: Lighterd, busybox: str, restarts: bool
+) -> None:
+    pid = lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    group = cgroups.of_process(pid, "memory")
+    lost = shim_of(lighterd, "c")
+    for path in (lighterd.state / "tasks/default/c").iterdir():
+        if path.is_file():
+            path.unlink()
+    if restarts:
+        lighterd.kill9()
+    os.kill(lost, signal.SIGKILL)
+    if restarts:
+        lighterd.start()
+    ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
+    assert (ended["exit_status"], ended["cause"]) == (137, "lost-shim")
+    assert lives.process_state(pid) in ("", "Z")
+    ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    assert not group.exists()
+
+
 def test_f43_a_stopped_shim_can_be_deleted_by_force(
     make_lighterd: Callable[..., Lighterd],
 ) -> None:
