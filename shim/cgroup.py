@@ -28,6 +28,11 @@ class Cgroup:
         self.v2 = v2
         self.beside = beside
 
+    @property
+    def known(self) -> bool:
+        """Whether it is anywhere."""
+        return bool(self.v1 or self.v2)
+
     def pids(self) -> list[int]:
         """All processes, those of nested cgroups too.
 
@@ -132,12 +137,15 @@ def of_process(pid: int, path: str) -> Cgroup:
     What a spec has placed elsewhere by other words than we read is nobody's own, nor is one that
     holds the caller as well (the root; or the runtime placed nothing): ending all in it would end
     the shims and more.
+
+    An init that has ended is in the root of v1 (cgroups(7)), or has no entry any more: then it is
+    what stands at `path`.
     """
     v1: dict[str, str] = {}
     v2 = ""
     own = dict(_paths("self"))
     for controllers, found in _paths(str(pid)):
-        if not f"{found}/".startswith(f"{path}/"):
+        if not _is_below(found, path):
             continue
         if (own.get(controllers, "") + "/").startswith(found.rstrip("/") + "/"):
             continue
@@ -148,8 +156,19 @@ def of_process(pid: int, path: str) -> Cgroup:
             directory = f"{_MOUNT}/{controller.removeprefix('name=')}{found}"
             if os.path.isdir(directory):
                 v1[controller] = directory
+    if not v1 and not _rules(v2) and not any(_is_below(at, path) for at in own.values()):
+        return at_path(path)
     # On the hybrid layout the unified tree holds no controllers: v1 has the say there.
     return Cgroup(v1, "", v2) if v1 else Cgroup(v1, v2)
+
+
+def _rules(unified: str) -> bool:
+    """Whether this directory is of a unified tree that is not beside v1."""
+    return bool(unified) and not unified.startswith(_MOUNT + "/unified/")
+
+
+def _is_below(place: str, path: str) -> bool:
+    return f"{place}/".startswith(f"{path}/")
 
 
 def gather(init: int, path: str) -> None:
@@ -161,7 +180,7 @@ def gather(init: int, path: str) -> None:
     """
     home = _unified(path)
     found = dict(_paths(str(init))).get("", "")
-    if not home or not found or f"{found}/".startswith(f"{path}/"):
+    if not home or not found or _is_below(found, path):
         return
     own = _pid_namespace(init)
     if own in ("", _pid_namespace(os.getpid())):
@@ -226,7 +245,8 @@ def at_path(path: str) -> Cgroup:
         directory = f"{_MOUNT}/{name}{path}"
         if name != "unified" and os.path.exists(directory + "/cgroup.procs"):
             v1[name] = directory
-    return Cgroup(v1, "" if v1 else _unified(path))
+    unified = _unified(path)
+    return Cgroup(v1, "", unified) if v1 else Cgroup({}, unified)
 
 
 def _unified(path: str) -> str:

@@ -5,8 +5,9 @@ The init of a created container waits in open(2) of a FIFO until somebody reads 
 one byte and executes its program. What is left of one that has ended is cgroups that are empty and
 a directory of one or two files.
 
-It is done here only where it is that simple: another runtime's state, hooks to run, cgroups in use
-or with others below them are left to the runtime, and what an order leaves to it.
+It is done here only where it is that simple: another runtime's state, hooks to run, cgroups that
+are in use, unknown, or have others below them are left to the runtime, and what an order leaves
+to it.
 """
 
 import os
@@ -74,7 +75,9 @@ def delete(directory: str, cgroup: Cgroup) -> bool:
         names = os.listdir(directory)
         if "state.json" not in names or not _FILES.issuperset(names):
             return False
-        if not holds(directory + "/state.json", *NOTHING_MORE) or not cgroup.remove():
+        if not cgroup.known or not holds(directory + "/state.json", *NOTHING_MORE):
+            return False
+        if not cgroup.remove():
             return False
         for name in names:
             os.unlink(f"{directory}/{name}")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lighter.proto import errors
-from tests import lives
+from tests import cgroups, lives
 from tests.harness import Lighterd, await_that
 from tests.integration.test_adoption import shim_of
 from tests.lives import ask
@@ -171,6 +171,28 @@ def test_f45_init_that_dies_before_its_start_is_an_exit(lighterd: Lighterd, busy
     ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
     topics = [event["topic"] for event in lives.history(lighterd)]
     assert topics == ["/tasks/create", "/tasks/exit", "/tasks/delete"]
+
+
+def test_f45_init_that_dies_before_its_shim_has_looked_leaves_no_cgroup(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """/proc tells nothing of its cgroup any more."""
+    lighterd.restart(FAULT="shim.runc-created:stop")
+    lives.define(lighterd, busybox, "c", "true")
+    with lighterd.client() as client:
+        creating = client.stream("tasks", "create", id="c", **lives.NO_STDIO)
+        with pytest.raises(lives.NoAnswer) as stopped:
+            while True:
+                lives.look(lighterd)
+        pid = int((lighterd.state / "tasks/default/c/init.pid").read_text())
+        group = cgroups.of_process(pid, "memory")
+        os.kill(pid, lives.SIGKILL)
+        await_that(lambda: lives.process_state(pid) == "Z", 20, "it has ended")
+        os.kill(stopped.value.pid, signal.SIGCONT)
+        assert list(creating) == [] and creating.result["pid"] == pid
+    assert ask(lighterd, "tasks.wait", id="c", exec_id="")["exit_status"] == 137
+    ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    assert not group.exists()
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])

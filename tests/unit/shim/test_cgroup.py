@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lighter.shim.cgroup import Cgroup, gather
+from lighter.shim.cgroup import Cgroup, gather, of_process
 
 
 def test_a_process_of_another_pid_namespace_is_not_our_own_group(tmp_path: Path) -> None:
@@ -72,3 +73,49 @@ def test_what_was_restored_elsewhere_is_brought_home(
         for directory in (home, strange):
             while directory.exists() and (directory / "cgroup.procs").read_text():
                 pass
+
+
+@pytest.fixture
+def everywhere() -> Iterator[tuple[str, list[Path]]]:
+    """A cgroup's path, which is there in every hierarchy, and its directories."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    roots = {Path(mount[1]) for mount in mounts if mount[2] in ("cgroup", "cgroup2")}
+    path = f"/lighter-test-{os.getpid()}"
+    directories = [root / path[1:] for root in sorted(roots)]
+    for directory in directories:
+        directory.mkdir()
+    yield path, directories
+    for directory in directories:
+        if directory.exists():
+            directory.rmdir()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("reaped", [False, True])
+def test_the_cgroup_of_an_init_that_has_ended_is_where_it_was(
+    everywhere: tuple[str, list[Path]], reaped: bool
+) -> None:
+    path, directories = everywhere
+    joins = " ".join(f"echo $$ >{directory}/cgroup.procs;" for directory in directories)
+    with subprocess.Popen(["sh", "-c", joins], stderr=subprocess.DEVNULL) as init:
+        os.waitid(os.P_PID, init.pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
+        group = of_process(init.pid, path)
+        assert group.known and group.pids() == []
+        assert group.remove()
+        assert not [directory for directory in directories if directory.exists()]
+
+
+@pytest.mark.root
+def test_a_cgroup_that_holds_the_caller_is_no_containers(
+    everywhere: tuple[str, list[Path]],
+) -> None:
+    """Else ending all in it would end the shim too."""
+    path, directories = everywhere
+    joined = next(one for one in directories if one.parent.name in ("pids", "cgroup"))
+    script = (
+        f"import os\nopen({str(joined / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
+        "from lighter.shim.cgroup import of_process\n"
+        f"print(of_process(1 << 30, {path!r}).known)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, check=True)
+    assert done.stdout == b"False\n"

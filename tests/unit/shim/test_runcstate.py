@@ -49,6 +49,12 @@ def test_no_state_is_left_to_the_runtime(tmp_path: Path) -> None:
     assert not runcstate.delete(str(tmp_path / "state"), Cgroup({}, ""))
 
 
+def test_what_has_no_cgroup_that_we_know_is_left_to_the_runtime(tmp_path: Path) -> None:
+    state = leave(tmp_path / "state", "state.json")
+    assert not runcstate.delete(state, Cgroup({}, ""))
+    assert Path(state, "state.json").exists()
+
+
 def test_a_cgroup_that_is_not_empty_is_left_to_the_runtime(tmp_path: Path) -> None:
     state = leave(tmp_path / "state", "state.json")
     group = leave(tmp_path / "group")
