@@ -6,6 +6,7 @@ a difference which is not written down fails.
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,28 @@ FLAGS = {
 }
 
 
+_NOT_IN_IT = "is no part of the specification"
+NOT_COMPARED = {
+    "--apparmor-default-profile": "a host without AppArmor takes none; tests/vm has one",
+    "--apparmor-profile": "the same",
+    "--cni": "the peer has no network plugins; ours is tests/integration/test_network's",
+    "--config": "test_a_whole_specification",
+    "--detach": "stands in every comparison",
+    "--fifo-dir": "stands in every comparison of ctr's",
+    "--gpus": "ctr runs a program for it, we a device file's edits: docs/flags.md",
+    "--log-uri": _NOT_IN_IT,
+    "--pid-file": _NOT_IN_IT,
+    "--rdt-class": "the hardware is not there",
+    "--remap-labels": "test_ctr_maps_ids_through_our_api",
+    "--rm": _NOT_IN_IT,
+    "--rootfs": "test_a_root_of_the_callers",
+    "--runc-systemd-cgroup": "wants systemd",
+    "--runtime-config-path": "ctr's has no effect: docs/flags.md",
+    "--snapshotter": _NOT_IN_IT,
+    "--tty": "wants a terminal of both",
+}
+
+
 def expected(theirs: dict[str, Any], ours: dict[str, Any], instance: str, name: str) -> None:
     """Put into what ctr made the differences that are on purpose, after a look at each."""
     process, linux = theirs["process"], theirs["linux"]
@@ -94,6 +117,14 @@ def apart() -> Iterator[subprocess.Popen[bytes]]:
         await_that(lambda: os.readlink(link) != own, 30, "it has left the host's network")
         yield process
         process.kill()
+
+
+def test_each_flag_of_ctr_run_is_compared_or_has_a_reason() -> None:
+    shown = subprocess.run(["ctr", "run", "--help"], capture_output=True, check=True).stdout
+    flags = set(re.findall(r"^ +(--[a-z-]+)", shown.decode(), re.MULTILINE)) - {"--help"}
+    compared = {word for words in FLAGS.values() for word in words if word.startswith("--")}
+    assert flags == compared | NOT_COMPARED.keys()
+    assert not compared & NOT_COMPARED.keys()
 
 
 @pytest.mark.parametrize("name", FLAGS)
