@@ -1,6 +1,5 @@
 """A program on a terminal, and somebody who types and reads there."""
 
-import contextlib
 import fcntl
 import os
 import pty
@@ -60,13 +59,24 @@ class Typist:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
+                while self._read_more(0):  # its last words
+                    pass
                 break
             if time.monotonic() >= end:
                 return None
-            if select.select([self.fd], [], [], 0.02)[0]:
-                with contextlib.suppress(OSError):
-                    self.seen += os.read(self.fd, 1 << 16)
+            self._read_more(0.02)
         return self._code
+
+    def _read_more(self, timeout_s: float) -> bool:
+        """Whether there was something to read."""
+        if not select.select([self.fd], [], [], timeout_s)[0]:
+            return False
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except OSError:  # EIO: nobody has the terminal any more
+            return False
+        self.seen += data
+        return bool(data)
 
     def close(self) -> None:
         if self._code is None:
