@@ -15,7 +15,7 @@ from typing import Any
 from pyroute2 import NetNS
 
 from tests import census
-from tests.harness import Lighterd
+from tests.harness import Lighterd, settled
 
 PLUGINS = next(
     (path for path in ("/usr/lib/cni", "/usr/libexec/cni") if os.path.exists(f"{path}/bridge")), ""
@@ -132,6 +132,16 @@ class NetworkedLighterd(Lighterd):
         for directory in (self.state / "netns", self.root / "network"):
             left += [str(path) for path in directory.glob("*")]
         return left
+
+    def empty(self) -> None:
+        """Its containers, bridges, configurations and plugins are gone, for the next test."""
+        with self.client() as client:
+            for row in client.call("containers", "list", cursor="", limit=100)["containers"]:
+                client.call("containers", "delete", id=row["id"], force=True)
+        settled(self.left_of_networks)
+        self.remove_bridges()
+        for path in (*self.conf_dir.iterdir(), *self.bin_dir.iterdir()):
+            path.unlink()
 
     def remove_bridges(self) -> None:
         """Plugins leave them, with their addresses, to the next container."""

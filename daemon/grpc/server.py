@@ -84,8 +84,7 @@ class GrpcServer:
         """
         check_socket_path(path)
         await asyncio.to_thread(_clear, path)
-        if self._closing:
-            raise FailedPrecondition(f"bind {path}: the manager is stopping")
+        self._check_open(path)
         server, healthy = self._made()
         # The file is there with its final mode from its first moment on.
         mask = os.umask(0o177)
@@ -120,6 +119,7 @@ class GrpcServer:
         again then.
         """
         shown = await asyncio.to_thread(credentials, tls)
+        self._check_open(tls.address)
         # A client whose host is gone says nothing, not even that; beside a path there is none such.
         server, healthy = self._made(
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
@@ -132,6 +132,11 @@ class GrpcServer:
             raise FailedPrecondition(f"bind {tls.address}: {err}") from err
         await self._serve(server, healthy)
         log.info("containerd's API is served by TLS too address=%s", tls.address)
+
+    def _check_open(self, where: str) -> None:
+        """What is tried again and again may come after `close`, while the process still ends."""
+        if self._closing:
+            raise FailedPrecondition(f"bind {where}: the manager is stopping")
 
     async def _serve(self, server: grpc.aio.Server, healthy: health.aio.HealthServicer) -> None:
         self._servers.append(server)

@@ -71,6 +71,7 @@ def test_a_server_that_is_closing_refuses_calls_as_unavailable_and_does_not_begi
     calls that it has taken and not handed on; and a socket's file goes with its server.
     """
     monkeypatch.setattr(server, "LAST_CALLS_S", 2.0)
+    monkeypatch.setattr(server, "credentials", lambda _tls: None)
     path = str(tmp_path / "c.sock")
 
     async def end() -> None:
@@ -91,8 +92,9 @@ def test_a_server_that_is_closing_refuses_calls_as_unavailable_and_does_not_begi
         await closing
         assert access_of(path) is None, "its file has gone"
         assert one.listen_again() is None
-        with pytest.raises(FailedPrecondition, match="the manager is stopping"):
-            await one.start(path)
+        for begin in (one.start(path), one.start_tcp(server.Tls("127.0.0.1:0", "", "", ""))):
+            with pytest.raises(FailedPrecondition, match="the manager is stopping"):
+                await begin
 
     asyncio.run(end())
 

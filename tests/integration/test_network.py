@@ -36,13 +36,7 @@ def machine() -> Iterator[NetworkedLighterd]:
 @pytest.fixture
 def net(machine: NetworkedLighterd) -> Iterator[NetworkedLighterd]:
     yield machine
-    with machine.client() as client:
-        for row in client.call("containers", "list", cursor="", limit=100)["containers"]:
-            client.call("containers", "delete", id=row["id"], force=True)
-    settled(machine.left_of_networks)
-    machine.remove_bridges()
-    for path in (*machine.conf_dir.iterdir(), *machine.bin_dir.iterdir()):
-        path.unlink()
+    machine.empty()
 
 
 def test_the_tutorials_chapter_from_an_empty_machine(net: NetworkedLighterd) -> None:

@@ -33,15 +33,9 @@ def machine() -> Iterator[NetworkedLighterd]:
 @pytest.fixture
 def net(machine: NetworkedLighterd) -> Iterator[NetworkedLighterd]:
     yield machine
-    with machine.client() as client:
-        for row in client.call("containers", "list", cursor="", limit=100)["containers"]:
-            client.call("containers", "delete", id=row["id"], force=True)
-    settled(machine.left_of_networks)
-    machine.remove_bridges()
+    machine.empty()
     for name in {"lthost0", "ltparent", "ltdhcp"} & links(machine):
         machine.host("ip", "link", "del", name)
-    for path in (*machine.conf_dir.iterdir(), *machine.bin_dir.iterdir()):
-        path.unlink()
 
 
 def seen_from(net: NetworkedLighterd, container_id: str, *argv: str) -> str:
