@@ -161,5 +161,5 @@ def test_the_reason_is_the_first_that_criu_gives(
         "(00.3) Error (criu/cr-dump.c:1781): Dumping FAILED.\n"
     )
     assert criu.why_not(str(log)) == "criu says: (criu/sk-inet.c:188): Connected TCP socket"
-    monkeypatch.setattr(criu, "_PATH", str(tmp_path))
+    monkeypatch.setattr(criu, "RUNTIME_PATH", str(tmp_path))
     assert criu.why_not(str(log)) == "criu is not installed, which runc needs for it"
