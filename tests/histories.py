@@ -30,6 +30,7 @@ UNTOLD = {"unavailable", "deadline-exceeded", "canceled"}
 # of bodies that are cut.
 EXPECTED = {"not-found", "already-exists", "failed-precondition"}
 OF_FAULTS = {"resource-exhausted", "data-loss"}
+KILLED, UNKNOWN = 128 + lives.SIGKILL, 255  # by the nemesis or a client; what nobody saw end
 
 
 @dataclass
@@ -82,7 +83,6 @@ class Caller(threading.Thread):
             self.failure = f"client {self.number}: {error!r}"
 
     def _step(self, name: str, choose: random.Random) -> None:
-        code = choose.randrange(1, 100)
         exec_id = f"x{len(self.calls)}"
         body: dict[str, Any]
         call, body = choose.choice(
@@ -90,11 +90,14 @@ class Caller(threading.Thread):
                 ("containers.create", {"image": self.image, "args": ["sleep", "1000"]}),
                 (
                     "containers.create",
-                    {"image": self.image, "args": ["sh", "-c", f"exit {code}"]},
+                    {"image": self.image, "args": _ends_with(code_of(name))},
                 ),
                 ("tasks.create", NO_STDIO),
                 ("tasks.start", {}),
-                ("tasks.exec", {"exec_id": exec_id, "args": ["true"], **NO_STDIO}),
+                (
+                    "tasks.exec",
+                    {"exec_id": exec_id, "args": _ends_with(code_of(name, True)), **NO_STDIO},
+                ),
                 ("tasks.kill", {"exec_id": "", "signal": lives.SIGKILL, "all": False}),
                 ("tasks.get", {}),
                 ("tasks.delete", {"exec_id": "", "force": False}),
@@ -150,6 +153,16 @@ class Caller(threading.Thread):
             return (LOST if error.code in UNTOLD else REFUSED), error.code
         except (OSError, zmq.ZMQError):  # the manager has gone after its welcome
             return LOST, ""
+
+
+def code_of(name: str, of_exec: bool = False) -> int:
+    """What a container's init, or each of its execs, ends with by itself: of each name its own."""
+    client, _, index = name.removeprefix("n").partition("-")
+    return 3 + int(client) * 6 + int(index) * 2 + of_exec
+
+
+def _ends_with(code: int) -> list[str]:
+    return ["sh", "-c", f"exit {code}"]
 
 
 # -- the judges
@@ -241,6 +254,19 @@ def judge_exits(calls: list[Call], events: list[dict[str, Any]]) -> list[str]:
             continue
         if told.get((call.name, seen["exited_at"])) != seen["exit_status"]:
             problems.append(f"{call.call} told {seen}, the log tells otherwise")
+    return problems
+
+
+def judge_codes(events: list[dict[str, Any]]) -> list[str]:
+    """Each process of a client's ended as it was asked to, was killed, or nobody saw it."""
+    problems = []
+    for event in events:
+        told = event["event"]
+        if event["topic"] != "/tasks/exit":
+            continue
+        own = code_of(told["container_id"], bool(told["exec_id"]))
+        if told["exit_status"] not in (own, KILLED, UNKNOWN):
+            problems.append(f"not {own}: {told}")
     return problems
 
 

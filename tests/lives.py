@@ -8,7 +8,6 @@ would: it knows the order that clients are promised, not how it is kept.
 import os
 import resource
 import time
-from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,13 +149,15 @@ def history(lighterd: Lighterd) -> list[dict[str, Any]]:
 
 
 INIT_ORDER = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+EXEC_ORDER = ["/tasks/exec-started", "/tasks/exit"]
 
 
 def check_history(events: list[dict[str, Any]], alive: frozenset[str] = frozenset()) -> list[str]:
     """What the events of tasks say that must not be; none when all is well.
 
-    Per container, between one delete and the next: init's events at most once each and in order, an
-    exit of each init but those in `alive`, execs only inside their init's life, each exit once.
+    Per container, between one delete and the next: the create first, init's events at most once
+    each and in order, an exit of each init but those in `alive`; of each exec one start and then
+    one exit, neither after its init's exit.
     """
     lives: dict[str, list[list[dict[str, Any]]]] = {}
     for event in events:
@@ -175,22 +176,22 @@ def check_history(events: list[dict[str, Any]], alive: frozenset[str] = frozense
 
 def _problems_of_life(life: list[dict[str, Any]], alive: bool) -> list[str]:
     problems = []
-    init = [e["topic"] for e in life if not e["event"].get("exec_id") and e["topic"] in INIT_ORDER]
+    told = [(event["topic"], event["event"].get("exec_id", "")) for event in life]
+    init = [topic for topic, exec_id in told if not exec_id and topic in INIT_ORDER]
     if init != [topic for topic in INIT_ORDER if topic in init]:
         problems.append(f"init's events are {init}")
-    if "/tasks/exit" in init and "/tasks/create" not in init:
-        problems.append("an exit without a create")
-    if "/tasks/create" in init and "/tasks/exit" not in init and not alive:
+    if told and told[0] != ("/tasks/create", ""):
+        problems.append(f"the first event is {told[0]}")
+    if told and "/tasks/exit" not in init and not alive:
         problems.append("no exit")
-    execs: dict[str, list[str]] = {}
-    for event in life:
-        if event["event"].get("exec_id"):
-            execs.setdefault(event["event"]["exec_id"], []).append(event["topic"])
-    for exec_id, topics in execs.items():
-        count = Counter(topics)
-        started, exits = count["/tasks/exec-started"], count["/tasks/exit"]
-        if started > 1 or exits > 1 or exits > started or (started > exits and not alive):
+    after = told[told.index(("/tasks/exit", "")) :] if "/tasks/exit" in init else []
+    for exec_id in {exec_id for _, exec_id in told} - {""}:
+        topics = [topic for topic, of in told if of == exec_id and topic in EXEC_ORDER]
+        whole = EXEC_ORDER[:1] if alive and len(topics) == 1 else EXEC_ORDER
+        if topics and topics != whole:
             problems.append(f"exec {exec_id}: {topics}")
+        if late := [topic for topic, of in after if of == exec_id]:
+            problems.append(f"exec {exec_id} after its container's exit: {late}")
     return problems
 
 

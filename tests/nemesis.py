@@ -95,7 +95,8 @@ class Nemesis:
         acts = [
             *(self.kill_manager, self.kill_spawner, self.kill_shim, self.kill_both),
             *(self.kill_at_a_point, self.kill_at_a_point),
-            *(self.stop_manager, self.stop_shim, self.fill_disk, self.spoil_registry),
+            *(self.stop_manager, self.stop_spawner, self.stop_shim),
+            *(self.fill_disk, self.spoil_registry),
         ]
         while time.monotonic() < until:
             self._choose.shuffle(acts)
@@ -134,8 +135,7 @@ class Nemesis:
         self._lighterd.start()
 
     def kill_spawner(self) -> None:
-        title = f"lighter-spawner --instance {self._lighterd.instance}"
-        for pid in with_title(title):
+        for pid in self._spawners():
             self.acts["spawner killed"] += _signal(pid, signal.SIGKILL)
 
     def kill_shim(self) -> None:
@@ -146,6 +146,13 @@ class Nemesis:
         self._stop(self._lighterd.pid)
         self.acts["manager stopped"] += 1
 
+    def stop_spawner(self) -> None:
+        for pid in self._spawners():
+            self.acts["spawner stopped"] += self._stop(pid)
+
+    def _spawners(self) -> list[int]:
+        return with_title(f"lighter-spawner --instance {self._lighterd.instance}")
+
     def stop_shim(self) -> None:
         if pids := self._lighterd.shims():
             self.acts["shim stopped"] += self._stop(self._choose.choice(pids))
@@ -154,7 +161,8 @@ class Nemesis:
         if not _signal(pid, signal.SIGSTOP):
             return False
         self._over.wait(STOPPED_S)
-        return _signal(pid, signal.SIGCONT)
+        _signal(pid, signal.SIGCONT)  # unless a manager has given it up and killed it
+        return True
 
     def fill_disk(self) -> None:
         """For a second or two, in which the manager may be killed; with space it comes back."""

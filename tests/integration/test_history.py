@@ -4,9 +4,11 @@ F01 to F22, F42, F43, F51, F55: in any order, beside each other's consequences.
 """
 
 import hashlib
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from tests.histories import (
     REFUSED,
     Call,
     Caller,
+    code_of,
+    judge_codes,
     judge_exits,
     judge_images,
     judge_lists,
@@ -28,6 +32,7 @@ from tests.nemesis import MoodyRegistry, Nemesis, small_disk
 from tests.registries import SmallImage, small_image
 
 CLIENTS = 4
+NAMES = [f"n{client}-{index}" for client in range(CLIENTS) for index in range(3)]
 DISK = "192m"
 
 
@@ -63,7 +68,7 @@ def read_whole(lighterd: Lighterd, image: SmallImage) -> list[str]:
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [120, pytest.param(600, marks=pytest.mark.soak)])
 def test_histories_under_a_nemesis_are_explained(on_small_disk: Lighterd, seconds: int) -> None:
     lighterd = on_small_disk
     busybox = lighterd.import_busybox()
@@ -93,8 +98,8 @@ def test_histories_under_a_nemesis_are_explained(on_small_disk: Lighterd, second
     count = {o: sum(call.outcome == o for call in calls) for o in (OK, REFUSED, LOST)}
     print(f"{dict(nemesis.acts)}, calls: {count}")
     assert count[OK], "else nothing was tested"
-    # All eight come in a minute of an idle machine.
-    assert len(nemesis.acts) >= 6, f"little was broken: {dict(nemesis.acts)}"
+    # All nine come in two minutes of an idle machine.
+    assert len(+nemesis.acts) >= 6, f"little was broken: {dict(nemesis.acts)}"
 
     with lighterd.client() as client:
         page = client.call("containers", "list", cursor="", limit=500)["containers"]
@@ -113,10 +118,26 @@ def test_histories_under_a_nemesis_are_explained(on_small_disk: Lighterd, second
     events = lives.history(lighterd)
     problems += lives.check_history(events)
     problems += judge_exits(calls, events)
+    problems += judge_codes(events)
+    codes = {event["event"].get("exit_status") for event in events}
+    assert codes & {code_of(name) for name in NAMES}, "no container ended by itself"
+    assert codes & {code_of(name, True) for name in NAMES}, "no exec ended by itself"
     everything = lighterd.events("")
     problems += [line for caller in callers for line in judge_logs(caller.events, everything)]
     problems += [f"a task without a container: {name}" for name in tasks.keys() - listed]
+    if problems:
+        print_whole([*calls, *events], problems)
     assert not problems, "\n".join(problems)
+
+
+def print_whole(history: list[Any], problems: list[str]) -> None:
+    """All that was asked and told of the names in the problems, as JSON lines."""
+    named = [name for name in NAMES if any(name in problem for problem in problems)]
+    for item in history:
+        body = asdict(item) if isinstance(item, Call) else item
+        line = json.dumps(body, default=str)
+        if not named or any(f'"{name}"' in line for name in named):
+            print(line)
 
 
 def call(what: str, outcome: str, result: Any = None) -> Call:
@@ -171,6 +192,12 @@ def test_the_judges_of_events_see_what_must_not_be() -> None:
         [create, start, left, ended],
         [create, start, started, ended],
         [ended],
+        [create, start, left, started, ended, delete],
+        [create, start, started, ended, left, delete],
+        [create, start, ended, started, left, delete],
+        [create, start, ended, delete, delete],
+        [*life, started, left],
+        [start],
     ):
         assert lives.check_history(wrong), wrong
     told = {"exit_status": 1, "exited_at": 5}
@@ -180,6 +207,18 @@ def test_the_judges_of_events_see_what_must_not_be() -> None:
     for other in ({**told, "exit_status": 2}, {**told, "exited_at": 6}):
         assert judge_exits([call("tasks.delete", OK, other)], life)
         assert judge_exits([call("tasks.get", OK, {"task": other})], life)
+
+
+def test_the_judge_of_codes_sees_what_must_not_be() -> None:
+    def ended(exec_id: str, status: int) -> dict[str, Any]:
+        told = {"container_id": "n1-2", "exec_id": exec_id, "exit_status": status}
+        return {"topic": "/tasks/exit", "event": told}
+
+    assert len({code_of(name, of) for name in NAMES for of in (False, True)}) == 2 * len(NAMES)
+    well = [ended("", code_of("n1-2")), ended("x", code_of("n1-2", True)), ended("", 137)]
+    assert not judge_codes([*well, ended("x", 255), {"topic": "/tasks/start", "event": {}}])
+    for wrong in (ended("", 0), ended("x", code_of("n1-2")), ended("", code_of("n1-1"))):
+        assert judge_codes([wrong]), wrong
 
 
 def test_the_judge_of_logs_sees_what_must_not_be() -> None:
