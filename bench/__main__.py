@@ -6,60 +6,97 @@ printed and no failure: noise must not decide whether a commit is good.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from types import FrameType
 
+import growth
 import report
+import rows
+import waterfall
 from api import api_rows
 from images import image_rows
 from limit import Limit
 from measure import CommandFailed, Row, run
-from peers import Peer, available
-from rows import FULL, QUICK, all_rows
+from peers import Lighter, Peer, available
+from tables import verdict
 
 API_EFFORT = {False: (40, 7), True: (10, 3)}  # lives per sample, samples
+
+
+QUICK_PARTS = [part for part in report.PARTS if part != "images"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few samples; prints, saves nothing")
     parser.add_argument("--part", choices=report.PARTS, help="this part alone")
+    parser.add_argument("--page", action="store_true", help="write the page of what is saved alone")
     given = parser.parse_args()
+    if given.page:
+        report.write_page()
+        return
     if os.geteuid():
         raise SystemExit("bench: needs root")
-    parts = [given.part] if given.part else ["containers"] if given.quick else [*report.PARTS]
+    signal.signal(signal.SIGTERM, _stop)
+    parts = [given.part] if given.part else QUICK_PARTS if given.quick else [*report.PARTS]
     failed = [part for part in parts if not measured(part, given.quick)]
     if failed:
         raise SystemExit(f"bench: not measured to the end: {', '.join(failed)}")
 
 
+def _stop(signum: int, _frame: FrameType | None) -> None:
+    """As Ctrl-C: everything that was started is removed first."""
+    raise SystemExit(128 + signum)
+
+
 def measured(part: str, quick: bool) -> bool:
     """Measure, print and save one part. False, and nothing is saved, when something failed."""
-    rows: list[Row] = []
+    found: list[Row] = []
     with ExitStack() as stack:
         try:
-            peers = [stack.enter_context(peer()) for peer in available()]
+            kinds = [Lighter] if part == "waterfall" else available()
+            peers = [stack.enter_context(peer()) for peer in kinds]
             versions = {peer.name: peer.version_text() for peer in peers}
             versions["runc"] = run(["runc", "--version"]).splitlines()[0]
             about = report.facts(versions)
-            for row in image_rows(available()) if part == "images" else containers(peers, quick):
-                rows.append(row)
-                sys.stderr.write(f"bench: {row.work}: {report.verdict(row) or 'measured'}\n")
+            for row in part_rows(part, peers, quick):
+                found.append(row)
+                sys.stderr.write(f"bench: {_told(row)}: {verdict(row) or 'measured'}\n")
         except CommandFailed as error:
-            sys.stdout.write(report.table(rows) + "\n")
+            sys.stdout.write(report.shown(part, found) + "\n")
             sys.stderr.write(f"bench: {part}: {error}\n")
             return False
-    sys.stdout.write(report.table(rows) + "\n")
+    sys.stdout.write(report.shown(part, found) + "\n\n")
     if not quick:
-        sys.stdout.write(f"\nsaved {report.save(part, rows, about)}\n")
+        sys.stdout.write(f"saved {report.save(part, found, about)}\n")
     return True
+
+
+def _told(row: Row) -> str:
+    return row.work + (f", {row.part}" if row.part else "") + (f", {row.size}" if row.size else "")
+
+
+def part_rows(part: str, peers: Sequence[Peer], quick: bool) -> Iterator[Row]:
+    match part:
+        case "images":
+            yield from image_rows(available())
+        case "growth":
+            yield from growth.growth_rows(peers, growth.QUICK if quick else growth.FULL)
+        case "waterfall":
+            lighter = next(peer for peer in peers if isinstance(peer, Lighter))
+            effort = waterfall.QUICK if quick else waterfall.FULL
+            yield from waterfall.waterfall_rows(lighter, effort)
+        case _:
+            yield from containers(peers, quick)
 
 
 def containers(peers: Sequence[Peer], quick: bool) -> Iterator[Row]:
     """The rows of containers' lives, of output, crowds and restarts, and of containerd's API."""
     with Limit() as limit:
-        yield from all_rows(peers, limit, QUICK if quick else FULL)
+        yield from rows.all_rows(peers, limit, rows.QUICK if quick else rows.FULL)
         yield from api_rows(peers, *API_EFFORT[quick])
 
 

@@ -2,19 +2,21 @@
 
 Both run the same config.json on an overlay of the same files, in turns, one at a time. What the
 manager and the shim add is the difference; the rows say where it goes. The bare loop is the limit:
-what is not runc in it is one mkdir, one mount and one file. The manager is asked as `ctl` asks it,
-from this process: no command's start is measured.
+what is not runc in it is one mkdir, one mount and one file. It calls `runc start` and `runc delete`
+besides, whose work the shim does itself, so the last rows take each side's own calls away. The
+manager is asked as `ctl` asks it, from this process: no command's start is measured.
 """
 
 import json
 import os
 import select
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Container, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from exits import Exits
 from limit import Limit
 from measure import CommandFailed, Row, seconds
 from peers import REFERENCE, Lighter, Peer
@@ -45,23 +47,47 @@ def life_rows(peers: Sequence[Peer], limit: Limit, times: int) -> list[Row]:
     rows = {name: Row(f"life: {name}", "ms") for name in names}
     whole = Row("life: all of it, one at a time", "ms")
     added = Row("life: what manager and shim add to runc", "ms", at_most=ADDED_MS)
+    calls = Row("life: in runc's own processes, by the clock", "ms")
+    rest = Row("life: all of it less runc's own processes", "ms")
     client = lighter.connected()
-    try:
+    with ExitStack() as stack:
+        stack.callback(client.close)
+        stack.callback(shutil.rmtree, limit.base / "lives", ignore_errors=True)
+        exits = _exits(stack)
         spec = _spec(client)
         for turn in range(times + 1):
             kept = rows if turn else {name: Row("", "") for name in names}
             name = f"life{turn}"
-            mine = seconds(partial(_through_api, client, name, _Steps(kept, "lighter")))
-            bare = seconds(partial(_bare, limit, spec, name, _Steps(kept, "runc")))
+            shims = lighter.shims()
+            _runtime_ms(exits, shims)
+            mine = seconds(partial(_through_api, client, name, _Steps(kept, "lighter"))) * 1000
+            in_mine = _runtime_ms(exits, shims | lighter.shims())
+            bare = seconds(partial(_bare, limit, spec, name, _Steps(kept, "runc"))) * 1000
+            in_bare = _runtime_ms(exits, {os.getpid()})
             if turn:
-                whole.add("lighter", mine * 1000)
-                whole.add("runc", bare * 1000)
-                added.add("lighter", (mine - bare) * 1000)
-    finally:
-        client.close()
-        with suppress(OSError):
-            shutil.rmtree(limit.base / "lives")
-    return [*rows.values(), whole, added]
+                whole.add("lighter", mine)
+                whole.add("runc", bare)
+                added.add("lighter", mine - bare)
+                calls.add("lighter", in_mine)
+                calls.add("runc", in_bare)
+                rest.add("lighter", mine - in_mine)
+                rest.add("runc", bare - in_bare)
+    return [*rows.values(), whole, added, *([calls, rest] if exits else [])]
+
+
+def _exits(stack: ExitStack) -> Exits | None:
+    """None where the kernel does not tell what ends."""
+    try:
+        return stack.enter_context(Exits())
+    except CommandFailed:
+        return None
+
+
+def _runtime_ms(exits: Exits | None, parents: Container[int]) -> float:
+    """How long the runtime's calls by these since the last question lasted."""
+    ended = exits.take() if exits else []
+    calls = (one for one in ended if one.pid == one.process and one.name == "runc")
+    return sum(call.life_us for call in calls if call.parent in parents) / 1000
 
 
 def _through_api(client: Any, name: str, step: _Steps) -> None:

@@ -61,13 +61,15 @@ def drained_bytes(argv: Sequence[str]) -> int:
     return int(count.stdout)
 
 
-def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+def until(
+    condition: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.005
+) -> None:
     """Ask again and again. Raises CommandFailed after `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
             raise CommandFailed(f"not within {timeout_s} s: {what}")
-        time.sleep(0.005)
+        time.sleep(every_s)
 
 
 def pss_kib(pid: int) -> int:
@@ -104,6 +106,8 @@ class Row:
     """One line of the result: samples per peer, in `unit`, and what must be reached.
 
     `bound` is for Lighter's median divided by containerd's, `at_most` for Lighter's median itself.
+    `size` is how many containers there were, `part` whose share of the work it is; in rows of a
+    waterfall, samples are not per peer but per kind of time.
     """
 
     work: str
@@ -112,6 +116,8 @@ class Row:
     bound: float | None = None
     at_most: float | None = None
     smaller_is_better: bool = True
+    size: int | None = None
+    part: str = ""
 
     def add(self, peer: str, value: float) -> None:
         self.samples.setdefault(peer, []).append(value)
@@ -126,7 +132,7 @@ class Row:
         if len(values) < 4:
             return None
         low, middle, high = statistics.quantiles(values, n=4)
-        return (high - low) / 2 / middle if middle else None
+        return (high - low) / 2 / abs(middle) if middle else None
 
     def ratio(self, peer: str, to: str) -> float | None:
         mine, other = self.median(peer), self.median(to)

@@ -27,6 +27,7 @@ from lighter.ctl.connect import Manager  # type: ignore[import-untyped]
 REFERENCE = "docker.io/library/busybox:test"
 START_S = 30
 CONNECT_S = 10
+_AT_ONCE = 25  # containers that one command deletes
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -115,10 +116,11 @@ class Peer(ABC):
         return done.stdout.count("RUNNING") if done.returncode == 0 else 0
 
     def remove(self, containers: Iterable[str]) -> None:
-        """Kill and delete, four at a time."""
-        containers = list(containers)
-        together(4, (self.client("tasks", "delete", "--force", name) for name in containers))
-        together(4, (self.client("containers", "delete", name) for name in containers))
+        """Kill and delete, four commands at a time."""
+        names = list(containers)
+        some = [names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE)]
+        together(4, (self.client("tasks", "delete", "--force", *these) for these in some))
+        together(4, (self.client("containers", "delete", *these) for these in some))
 
     def launch(self) -> None:
         """Start the manager's process and do not wait for it."""
@@ -283,6 +285,11 @@ class Lighter(Peer):
         title = f"lighter-shim --instance {self.instance}"
         return [pid for pid, shown in titles().items() if shown.startswith(title)]
 
+    def shims(self) -> set[int]:
+        """Pids of the monitors, and of the one that is ready before it is asked for."""
+        titled = tuple(f"lighter-{kind} --instance {self.instance}" for kind in ("shim", "spare"))
+        return {pid for pid, shown in titles().items() if shown.startswith(titled)}
+
     def _manager_argv(self) -> list[str]:
         return [self._lighterd, "--root", f"{self.base}/r", "--state", f"{self.base}/s"]
 
@@ -295,6 +302,20 @@ class Lighter(Peer):
             timeout=60,
         )
         return int(json.loads(done.stdout)["shims"]) if done.returncode == 0 else 0
+
+    def restart(self, shims: int) -> None:
+        """`kill -9` of the manager, and a new one; returns when it has this many shims."""
+        self.kill9()
+        self.launch()
+        client = self.connected()
+        try:
+            until(
+                lambda: client.call("system.health")["shims"] == shims,
+                START_S,
+                f"{shims} shims are connected again",
+            )
+        finally:
+            client.close()
 
     def seconds_of_lists(self, times: int) -> Iterator[float]:
         """What `tasks ls` takes from request to answer, without a command's start."""

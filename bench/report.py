@@ -1,4 +1,4 @@
-"""What was measured, for people and programs: a table, JSON, docs/performance.md.
+"""What was measured, for people and programs: tables, JSON, docs/performance.md, its drawing.
 
 The parts of the bench are saved apart, and the page shows the newest of each, so that one can be
 measured anew without the others.
@@ -13,20 +13,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import history
+import tables
 from measure import Row
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
-_COLUMNS = ("containerd", "lighter", "runc")
-# Of each part: its heading and the settings of both sides.
+DRAWING = "performance-history.svg"
+_ALIKE = "seccomp off, no log, overlayfs, loopback network only"
+# Of each part: its heading, the settings of both sides, and what its tables mean.
 PARTS = {
-    "containers": (
-        "Containers",
-        "seccomp off, no log, overlayfs, loopback network only, on both sides",
+    "containers": ("Containers", f"{_ALIKE}, on both sides", ""),
+    "growth": (
+        "How cost grows",
+        f"{_ALIKE}, on both sides",
+        """\
+The columns are numbers of running containers, all of them started under one manager. While idle,
+the processor time of all processes but the containers' own counts. containerd is not followed as
+far as Lighter, which saves time and says nothing about containerd.""",
+    ),
+    "waterfall": (
+        "Where the time goes",
+        f"{_ALIKE}; for the pull, roots and registry in a tmpfs",
+        """\
+Lighter alone, per work: processor time of each process, and of the manager's threads; how much of
+it was spent in the kernel; and how long processes lived that came and went with the work, much of
+it side by side. Processor time is exact, and what a process does after the answer is in it; the
+kernel's share is taken in ticks. A process goes on ending after its last word, in the kernel. What
+the kernel's own threads did, they did for the whole machine.""",
     ),
     "images": (
         "Images",
         "roots, registry and archives in a tmpfs, overlayfs, loopback network only, on both sides",
+        "",
     ),
 }
 
@@ -68,42 +87,17 @@ def _setting(path: str) -> str:
     return text[text.index("[") + 1 : text.index("]")]
 
 
-def verdict(row: Row) -> str:
-    """How Lighter stands to containerd, and whether that is what is asked for."""
-    ratio, median = row.ratio("lighter", "containerd"), row.median("lighter")
-    said = [] if ratio is None else [f"{ratio:.2f} x"]
-    if row.bound is not None and ratio is not None:
-        reached = ratio <= row.bound if row.smaller_is_better else ratio >= row.bound
-        said.append(f"{'<=' if row.smaller_is_better else '>='} {row.bound:g} x: {_word(reached)}")
-    if row.at_most is not None and median is not None:
-        said.append(f"<= {row.at_most:g} {row.unit}: {_word(median <= row.at_most)}")
-    return ", ".join(said)
-
-
-def _word(reached: bool) -> str:
-    return "yes" if reached else "NO"
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Markdown, aligned so that it reads in a terminal too."""
-    lines = [["work", *_COLUMNS, "lighter : containerd"]]
-    for row in rows:
-        lines.append([f"{row.work}, {row.unit}", *(_cell(row, p) for p in _COLUMNS), verdict(row)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| "
-        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    )
-
-
-def _cell(row: Row, peer: str) -> str:
-    median, spread = row.median(peer), row.spread(peer)
-    if median is None:
-        return ""
-    return f"{median:.4g}" + (f" ±{spread:.0%}" if spread is not None else "")
+def shown(part: str, rows: Sequence[Row], before: "Measured | None" = None) -> str:
+    """The rows of a part in the form that it has. What was measured `before` is compared."""
+    if part == "growth":
+        return tables.by_size(rows)
+    if part == "waterfall":
+        return (
+            tables.waterfalls(rows, before[0], before[1]["commit"])
+            if before
+            else (tables.waterfalls(rows))
+        )
+    return tables.side_by_side(rows)
 
 
 def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +110,8 @@ def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
                 "bound": row.bound,
                 "at_most": row.at_most,
                 "smaller_is_better": row.smaller_is_better,
+                "size": row.size,
+                "part": row.part,
                 "medians": {peer: row.median(peer) for peer in row.samples},
                 "ratio": row.ratio("lighter", "containerd"),
                 "samples": row.samples,
@@ -130,42 +126,63 @@ def save(part: str, rows: Sequence[Row], about: dict[str, Any]) -> Path:
     path = RESULTS / f"{about['commit']}-{part}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(as_json(rows, about), indent=1) + "\n")
-    (REPOSITORY / "docs" / "performance.md").write_text(page())
+    write_page()
     return path
 
 
-def newest(part: str) -> tuple[list[Row], dict[str, Any]] | None:
-    """The rows and facts of a part that were measured last; None when it never was."""
+def write_page() -> None:
+    """docs/performance.md and its drawing, of all results that are there."""
+    docs = REPOSITORY / "docs"
+    drawn = [result for part in ("containers", "images") for result in results(part)]
+    (docs / DRAWING).write_text(history.drawing(drawn))
+    (docs / "performance.md").write_text(page())
+
+
+Measured = tuple[list[Row], dict[str, Any]]
+
+
+def results(part: str) -> list[Measured]:
+    """The rows and facts of every run that is kept of a part, oldest first."""
     found = [json.loads(path.read_text()) for path in RESULTS.glob(f"*-{part}.json")]
-    if not found:
-        return None
-    last = max(found, key=lambda result: result["about"]["measured_at"])
-    fields = ("work", "unit", "samples", "bound", "at_most", "smaller_is_better")
-    return [Row(**{name: row[name] for name in fields}) for row in last["rows"]], last["about"]
+    found.sort(key=lambda result: str(result["about"]["measured_at"]))
+    fields = ("work", "unit", "samples", "bound", "at_most", "smaller_is_better", "size", "part")
+    return [
+        ([Row(**{n: row[n] for n in fields if n in row}) for row in one["rows"]], one["about"])
+        for one in found
+    ]
 
 
 def page() -> str:
     sections = []
-    for part, (heading, settings) in PARTS.items():
-        if (measured := newest(part)) is not None:
-            sections.append(_section(heading, settings, *measured))
+    for part in PARTS:
+        *earlier, last = [None, *results(part)]
+        if last is not None:
+            sections.append(_section(part, *last, before=earlier[-1]))
     return f"""# Performance
 
 Written by `make bench`; edit bench/report.py instead. Medians of samples that were taken in turns,
 both sides in one run; `±` is half the distance between the quartiles. Machines differ: what counts
 is the last column. `runc` is the runtime alone, the limit for any manager of it.
 
-{"".join(sections)}"""
+{"".join(sections)}## History
+
+Medians at the commits that were measured, oldest on the left; the results are in bench/results.
+The machine was not the same every time, nor as idle: where all lines move, it was the machine.
+
+![medians by commit]({DRAWING})
+"""
 
 
-def _section(heading: str, settings: str, rows: Sequence[Row], about: dict[str, Any]) -> str:
+def _section(part: str, rows: Sequence[Row], about: dict[str, Any], before: Measured | None) -> str:
+    heading, settings, meaning = PARTS[part]
+    intro = f"{meaning}\n\n" if meaning else ""
     versions = "\n".join(f"- {name}: {text}" for name, text in about["versions"].items())
     busy = f", load {about['load']:.1f} at the start" if "load" in about else ""
     if about.get("nice"):
         busy += f", all of it at nice {about['nice']}"
     return f"""## {heading}
 
-{table(rows)}
+{intro}{shown(part, rows, before)}
 
 Measured at commit {about["commit"]} on {about["measured_at"]}: Linux {about["kernel"]}, \
 {about["cpus"]} CPUs{busy}, {about["memory_gib"]} GiB, cgroup {about["cgroup"]}, transparent huge \

@@ -1,0 +1,97 @@
+"""Rows as Markdown: side by side, by size, and as a waterfall."""
+
+from collections.abc import Iterator, Sequence
+
+from measure import Row
+
+COLUMNS = ("containerd", "lighter", "runc")
+_TIMES = ("processor", "kernel", "alive")
+
+
+def verdict(row: Row) -> str:
+    """How Lighter stands to containerd, and whether that is what is asked for."""
+    ratio, median = row.ratio("lighter", "containerd"), row.median("lighter")
+    said = [] if ratio is None else [f"{ratio:.2f} x"]
+    if row.bound is not None and ratio is not None:
+        reached = ratio <= row.bound if row.smaller_is_better else ratio >= row.bound
+        said.append(f"{'<=' if row.smaller_is_better else '>='} {row.bound:g} x: {_word(reached)}")
+    if row.at_most is not None and median is not None:
+        said.append(f"<= {row.at_most:g} {row.unit}: {_word(median <= row.at_most)}")
+    return ", ".join(said)
+
+
+def _word(reached: bool) -> str:
+    return "yes" if reached else "NO"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that reads in a terminal too; the first line is its head."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return "\n".join(
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+        for line in ruled
+    )
+
+
+def side_by_side(rows: Sequence[Row]) -> str:
+    lines = [["work", *COLUMNS, "lighter : containerd"]]
+    for row in rows:
+        cells = (_cell(row, column) for column in COLUMNS)
+        lines.append([f"{row.work}, {row.unit}", *cells, verdict(row)])
+    return aligned(lines)
+
+
+def _cell(row: Row, peer: str) -> str:
+    median, spread = row.median(peer), row.spread(peer)
+    if median is None:
+        return ""
+    return f"{median:.4g}" + (f" ±{spread:.0%}" if spread is not None else "")
+
+
+def by_size(rows: Sequence[Row]) -> str:
+    """A line for each figure and side, a column for each number of containers."""
+    sizes = sorted({row.size for row in rows if row.size is not None})
+    lines = [["", "", *map(str, sizes), "asked of lighter"]]
+    for work in dict.fromkeys(row.work for row in rows):
+        these = {row.size: row for row in rows if row.work == work}
+        first = next(iter(these.values()))
+        for peer in COLUMNS:
+            if any(row.median(peer) is not None for row in these.values()):
+                cells = [_cell(these[size], peer) if size in these else "" for size in sizes]
+                asked = _asked(list(these.values())) if peer == "lighter" else ""
+                lines.append([f"{work}, {first.unit}", peer, *cells, asked])
+    return aligned(lines)
+
+
+def _asked(rows: Sequence[Row]) -> str:
+    bounds = {(row.at_most, row.unit) for row in rows if row.at_most is not None}
+    medians = [row.median("lighter") for row in rows]
+    said = []
+    for most, unit in bounds:
+        reached = all(median is None or median <= most for median in medians)
+        said.append(f"<= {most:g} {unit}: {_word(reached)}")
+    return ", ".join(said)
+
+
+def waterfalls(rows: Sequence[Row], before: Sequence[Row] = (), commit: str = "") -> str:
+    """A table for each work; the processor time `before`, at `commit`, beside it."""
+    return "\n\n".join(_waterfalls(rows, before, commit))
+
+
+def _waterfalls(rows: Sequence[Row], before: Sequence[Row], commit: str) -> Iterator[str]:
+    old = {(row.work, row.part): row for row in before}
+    for work in dict.fromkeys(row.work for row in rows):
+        head = [work, "processor, ms", "of it in the kernel", "from its start to its end"]
+        compared = any(row.work == work for row in before)
+        lines = [[*head, f"processor at {commit}"] if compared else head]
+        for row in rows:
+            if row.work == work:
+                line = [row.part, *(_cell(row, kind) for kind in _TIMES)]
+                if compared:
+                    then = old.get((work, row.part))
+                    line.append(_cell(then, "processor") if then else "")
+                lines.append(line)
+        yield aligned(lines)
