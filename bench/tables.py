@@ -77,7 +77,7 @@ def _asked(rows: Sequence[Row]) -> str:
 
 
 def waterfalls(rows: Sequence[Row], before: Sequence[Row] = (), commit: str = "") -> str:
-    """A table for each work; the processor time `before`, at `commit`, beside it."""
+    """A table for each work; beside each line its first figure of `before`, at `commit`."""
     return "\n\n".join(_waterfalls(rows, before, commit))
 
 
@@ -86,12 +86,12 @@ def _waterfalls(rows: Sequence[Row], before: Sequence[Row], commit: str) -> Iter
     for work in dict.fromkeys(row.work for row in rows):
         head = [work, "processor, ms", "of it in the kernel", "from its start to its end"]
         compared = any(row.work == work for row in before)
-        lines = [[*head, f"processor at {commit}"] if compared else head]
+        lines = [[*head, f"first figure at {commit}"] if compared else head]
         for row in rows:
             if row.work == work:
                 line = [row.part, *(_cell(row, kind) for kind in _TIMES)]
                 if compared:
                     then = old.get((work, row.part))
-                    line.append(_cell(then, "processor") if then else "")
+                    line.append(_cell(then, "processor") or _cell(then, "alive") if then else "")
                 lines.append(line)
         yield aligned(lines)

@@ -21,6 +21,7 @@ PROCESSOR, IN_KERNEL, ALIVE = "processor", "kernel", "alive"
 ALL, WALL = "all of it", "from start to end, by the clock"
 ENDING = "ends of processes, after their last word"
 PULLED = "gzip-8"
+_NOTHING_NS = 10_000
 
 _names = count(1)
 
@@ -73,7 +74,7 @@ class Measured:
         whole_ms = [0.0] * len(self.batches)
         kernel_ms = 0.0
         for part in PARTS:
-            if part not in self.account.parts:
+            if part not in self.account.parts or self.account.parts[part].cpu_ns < _NOTHING_NS:
                 continue
             row = Row(name, "ms", part=part)
             for index, batch in enumerate(self.batches):

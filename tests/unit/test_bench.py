@@ -166,10 +166,10 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_page_has_the_newest_waterfall_and_the_one_before(kept: Any) -> None:
-    assert "processor at" not in kept("waterfall", waterfall(11), "aaaa", 1)
+    assert "first figure at" not in kept("waterfall", waterfall(11), "aaaa", 1)
     kept("waterfall", waterfall(33), "cccc", 3)
     page = kept("waterfall", waterfall(22), "bbbb", 2)
-    assert "processor at bbbb" in page and "aaaa" not in page
+    assert "first figure at bbbb" in page and "aaaa" not in page
     (line,) = [line for line in page.splitlines() if line.startswith("| ctl")]
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["ctl", "33", "1", "", "22"]
 
