@@ -197,8 +197,12 @@ class Bundle:
         if os.path.ismount(self.rootfs):
             raise Unavailable(f"remove bundle {self.dir}: its rootfs is still mounted")
         # No descent into rootfs: it is empty, or something is in it that is not ours to delete.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.rmdir(self.rootfs)
+        except FileNotFoundError:
+            pass
+        except OSError as err:
+            raise Unavailable(f"remove {self.rootfs}: {err.strerror}") from err
         # With all that it knows of compression it takes 4 ms to load, and a start removes nothing.
         import shutil
 

@@ -30,6 +30,28 @@ def test_one_that_cannot_be_removed_says_so_and_is_removed_later(tmp_path: Path)
     bundle.remove()
 
 
+@pytest.mark.root
+def test_f19_what_is_bound_below_the_root_stays_when_the_bundle_goes(tmp_path: Path) -> None:
+    """Whoever has unmounted the root alone, lazily or by hand, has left this."""
+    bundle = Bundle(State(str(tmp_path / "state")), Root(str(tmp_path / "root")), "ns", "c")
+    point = Path(bundle.rootfs, "data")
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "kept").touch()
+    point.mkdir(parents=True)
+    linux.mount(str(volume), str(point), "", linux.MS_BIND)
+    try:
+        with pytest.raises(Unavailable) as refused:
+            bundle.remove()
+    finally:
+        linux.umount(str(point))
+    assert (volume / "kept").exists(), "it was deleted through the bundle"
+    assert refused.value.message == f"remove {bundle.rootfs}: Directory not empty"
+    point.rmdir()
+    bundle.remove()
+    assert not bundle.exists()
+
+
 def test_f56_what_is_asked_of_a_task_whose_directory_is_gone_is_not_found(tmp_path: Path) -> None:
     bundle = Bundle(State(str(tmp_path / "state")), Root(str(tmp_path / "root")), "ns", "c")
     for write in (

@@ -1,19 +1,25 @@
 """What is asked for when a lost shim's task is settled: of a worker, and of the runtime."""
 
 import asyncio
+import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from lighter.daemon.images.worker import Worker
+from lighter.daemon.placement import remove_empty
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.recovery import read_boot_id
 from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.proto import states
 from lighter.proto.paths import RUNTIME_PATH, Root, State
+from tests.harness import await_that
+from tests.lives import process_state
+from tests.unit.daemon.test_processes import lives_on, session
 from tests.unit.daemon.test_recovery import start_of
 
 NOBODY = 1 << 30  # a pid that the kernel gives to nobody
@@ -21,30 +27,45 @@ INSTANCE = "7e577e57"
 
 
 class Asked:
-    """In the worker's place: what a job says is all that matters here."""
+    """In the worker's place: what a job says is all that matters here, and what is so by then."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[], None]) -> None:
         self.jobs: list[dict[str, Any]] = []
+        self.look = look
 
     async def run(self, job: dict[str, Any], _fds: tuple[int, ...]) -> dict[str, Any]:
         self.jobs.append(job)
+        self.look()
         return {"killed": False, "left": []}
 
 
-def settled(place: Path, config: str | None, runtime: str = "true", **row: Any) -> dict[str, Any]:
-    """The job that a lost shim's task leads to; `config` is its config.json, if that is there."""
+def settled(
+    place: Path,
+    config: str | None,
+    runtime: str = "true",
+    *,
+    instance: str = INSTANCE,
+    shim: dict[str, Any] | None = None,
+    look: Callable[[], None] = lambda: None,
+    **row: Any,
+) -> dict[str, Any]:
+    """The job that a lost shim's task leads to; `config` is its config.json, if that is there, and
+    `shim` what its shim has written.
+    """
     state = State(str(place / "state"))
     bundle = Bundle(state, Root(str(place / "root")), "default", "c")
     if config is not None:
         os.makedirs(bundle.dir)
         Path(bundle.dir, "config.json").write_text(config)
+    if shim is not None:
+        Path(bundle.record).write_text(json.dumps({"incarnation": "a" * 16, "start": 1, **shim}))
     row = {"boot_id": read_boot_id(), "shim_pid": NOBODY, "shim_start": 1, **row}
     options = {"runtime": runtime, **row.pop("options", {})}
     entry = Entry(
         "default", "c", "a" * 16, states.RUNNING, "", created_at=1, options=options, **row
     )
-    asked = Asked()
-    settler = WorkerSettler(cast(Worker, asked), INSTANCE, state, read_boot_id(), 20)
+    asked = Asked(look)
+    settler = WorkerSettler(cast(Worker, asked), instance, state, read_boot_id(), 20)
     asyncio.run(settler.settle(entry, bundle))
     [job] = asked.jobs
     return job
@@ -73,6 +94,35 @@ def test_f56_without_its_bundle_its_row_knows_the_cgroup(tmp_path: Path) -> None
 def test_f56_who_may_be_another_is_not_ended(tmp_path: Path, row: dict[str, Any]) -> None:
     """A container that runs below another state directory, or who was there after a reboot."""
     assert settled(tmp_path, None, options={"cgroup": "/of/row"}, **row)["cgroup"] == ""
+
+
+@pytest.fixture
+def instance() -> Iterator[str]:
+    name = os.urandom(4).hex()
+    yield name
+    remove_empty(name)
+
+
+@pytest.mark.root
+def test_f06_a_runtime_that_outlived_its_shim_is_ended_first(tmp_path: Path, instance: str) -> None:
+    """It would go on making what the worker's job frees."""
+    with session(instance) as (shim, runtime):
+
+        def look() -> None:
+            await_that(lambda: process_state(runtime) in ("", "Z"), 5, "the runtime is ended")
+
+        record = {"pid": shim, "boot_id": read_boot_id()}
+        settled(tmp_path, "{}", instance=instance, shim=record, look=look)
+
+
+@pytest.mark.root
+def test_who_has_a_shims_session_after_a_reboot_is_left_alone(
+    tmp_path: Path, instance: str
+) -> None:
+    with session(instance) as (shim, stranger):
+        record = {"pid": shim, "boot_id": "an-earlier-boot"}
+        settled(tmp_path, "{}", instance=instance, shim=record)
+        assert lives_on(stranger)
 
 
 def test_the_runtime_gets_an_environment_of_path_only(

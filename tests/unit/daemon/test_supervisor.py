@@ -83,7 +83,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.db.close()
 
 
-def test_a_removal_that_failed_is_tried_again_though_its_task_is_closed(place: Place) -> None:
+def test_f03_a_removal_that_failed_is_tried_again_though_its_task_is_closed(place: Place) -> None:
     """A create that a dead manager had begun: its root was mounted still when it was found."""
 
     bundle = place.bundle_of("default", "c")

@@ -68,7 +68,7 @@ def test_the_hello_says_who_and_where(manager: FakeManager, shim: Shim) -> None:
     assert identity["boot_id"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def test_events_are_sent_again_until_they_are_acknowledged(
+def test_f10_events_are_sent_again_until_they_are_acknowledged(
     manager: FakeManager, shim: Shim
 ) -> None:
     shim.event("create")
@@ -116,7 +116,7 @@ def test_an_exit_while_there_is_no_manager_is_told_to_the_next(
     assert shim.topics() == ["create", "start", "exit", "closed"]
 
 
-def test_it_ends_only_when_all_is_acknowledged(manager: FakeManager, shim: Shim) -> None:
+def test_f18_it_ends_only_when_all_is_acknowledged(manager: FakeManager, shim: Shim) -> None:
     manager.acknowledges = False
     shim.kill()
     shim.event("closed")

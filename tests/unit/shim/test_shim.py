@@ -1,6 +1,7 @@
 """A whole shim as a process, against runtimes that behave and others that do not."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from lighter.proto import errors
 from lighter.shim import linux
+from tests.harness import await_that
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager, Shim, make_fifo
 
@@ -68,7 +70,7 @@ def test_nothing_of_it_listens_on_an_abstract_socket(manager: FakeManager, tmp_p
     assert not [fields for fields in own if len(fields) > 7 and fields[7].startswith("@")]
 
 
-def test_a_withdrawn_claim_means_no_shim(manager: FakeManager, tmp_path: Path) -> None:
+def test_f04_a_withdrawn_claim_means_no_shim(manager: FakeManager, tmp_path: Path) -> None:
     order = manager.order("c", runtimes.fake(tmp_path / "runtime"))
     os.unlink(order["claim"])
     shim = manager.fork(order)
@@ -250,6 +252,64 @@ def test_init_that_dies_while_start_is_under_way_is_told_after_it(
     shim.call("start")
     shim.event("closed")
     assert shim.topics() == ["create", "start", "exit", "closed"]
+
+
+def test_f09_init_that_dies_while_a_start_has_lost_its_manager_is_told_to_the_next(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    gate = make_fifo(tmp_path / "gate")
+    runtime = runtimes.fake(tmp_path / "runtime", start=f": <{gate}; sleep 0.2")
+    shim = manager.run("c", runtime)
+    pid = shim.event("create")["pid"]
+    shim.ask("start")
+    with open(gate, "w"):  # the runtime has opened it: the start is under way
+        manager.vanish()
+        os.kill(pid, signal.SIGKILL)
+    manager.come_back()
+    shim.event("closed")
+    assert shim.topics() == ["create", "start", "exit", "closed"]
+    assert shim.event("exit")["exit_status"] == 137
+
+
+def test_f12_the_pipes_of_an_exec_go_with_it_though_there_is_no_manager(
+    manager: FakeManager, running: Shim, tmp_path: Path
+) -> None:
+    own = descriptors(running.pid)
+    stdin, stdout = make_fifo(tmp_path / "in"), make_fifo(tmp_path / "out")
+    reader = os.open(stdout, os.O_RDONLY | os.O_NONBLOCK)
+    pid = running.exec("x", stdin=stdin, stdout=stdout)
+    assert descriptors(running.pid) != own
+    manager.vanish()
+    os.kill(pid, signal.SIGKILL)
+    # The end of the file: the shim has let go of it.
+    assert select.select([reader], [], [], 20)[0] and os.read(reader, 1) == b""
+    os.close(reader)
+    manager.come_back()
+    assert running.event("exit", "x")["exit_status"] == 137
+    manager.until(lambda: descriptors(running.pid) == own, "it holds what it held before")
+
+
+def test_f15_output_is_logged_to_its_last_byte_without_a_manager(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    """Init leaves one behind that writes later; what is logged is what comes up to the end."""
+    gate = make_fifo(tmp_path / "gate")
+    written = 3_000_000
+    late = f"{{ sleep 0.5; head -c {written} /dev/zero; }} &"
+    runtime = runtimes.fake(
+        tmp_path / "runtime",
+        create=f'sh -c ": <{gate}; {late}" & printf %s $! >"$pid_file"',
+    )
+    log = {"dir": str(tmp_path / "log"), "max_bytes": 0, "max_files": 1}
+    (tmp_path / "log").mkdir()
+    shim = manager.run("c", runtime, log=log)
+    manager.vanish()
+    with open(gate, "w"):
+        await_that(Path(shim.order["exit_record"]).exists, 20, "its end is recorded")
+    manager.come_back()
+    shim.event("closed")
+    data = b"".join(path.read_bytes() for path in (tmp_path / "log").iterdir())
+    assert data.count(b"\0") >= written
 
 
 def test_a_second_kill_of_an_ended_task_is_refused(manager: FakeManager, running: Shim) -> None:
