@@ -7,8 +7,10 @@ made of corpus and seed alone, so that a failure can be had again.
 """
 
 import hashlib
+import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +26,19 @@ from lighter.daemon.registry.access import Access
 from lighter.daemon.registry.hosts import HOSTS_FILE, endpoints
 from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto import codec
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import Internal, LighterError
+from lighter.shim.worker.apply import Applier
+from lighter.shim.worker.budget import Budget
+from lighter.shim.worker.bytestream import ByteStream
+from lighter.shim.worker.metadata import LateTimes
+from lighter.shim.worker.overlay import Overlay
+from lighter.shim.worker.plain import Plain
+from lighter.shim.worker.tarstream import TarReader
 
 CORPUS = Path(__file__).with_name("corpus")
 MOST_BYTES = 1 << 16
+MOST_TREE_BYTES = 4 << 20
+MOST_S = 2.0  # of processor time for one input
 DOMAIN = "registry.test"
 
 
@@ -89,6 +100,47 @@ def yaml(data: bytes) -> None:
     plainyaml.parse(_text(data), "x")
 
 
+def layer(data: bytes) -> None:
+    """Read and applied by each set of rules; whatever happens, nothing is made beside the tree."""
+    data = with_checksums(data)
+    for rules_of in (Plain, Overlay):
+        with tempfile.TemporaryDirectory() as directory:
+            os.mkdir(f"{directory}/tree")
+            tree_fd = os.open(f"{directory}/tree", os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                _apply(data, rules_of, tree_fd)
+            finally:
+                os.close(tree_fd)
+                assert os.listdir(directory) == ["tree"]
+
+
+def _apply(data: bytes, rules_of: type[Plain] | type[Overlay], tree_fd: int) -> None:
+    tar = TarReader(ByteStream(iter([data])), max_entries=1000)
+    budget, times = Budget(tree_fd, MOST_TREE_BYTES), LateTimes()
+    rules: Plain | Overlay
+    if rules_of is Plain:
+        rules = Plain(tree_fd, budget)
+    else:
+        rules = Overlay(tree_fd, [], times, budget, lambda: None)
+    applier = Applier(tar, rules, times, budget, devices=False)
+    try:
+        for entry in tar:
+            applier.apply(entry)
+        applier.finish()
+    finally:
+        rules.tree.close()
+
+
+def with_checksums(data: bytes) -> bytes:
+    """The same with right sums in what looks like a header: else nothing behind it is read."""
+    blocks = [data[start : start + 512] for start in range(0, len(data), 512)]
+    for number, block in enumerate(blocks):
+        if len(block) == 512 and block[257:262] == b"ustar":
+            total = sum(block[:148]) + 8 * 32 + sum(block[156:])
+            blocks[number] = block[:148] + b"%06o\0 " % total + block[156:]
+    return b"".join(blocks)
+
+
 TARGETS: dict[str, Callable[[bytes], object]] = {
     "wire": wire,
     "config": configuration,
@@ -100,6 +152,7 @@ TARGETS: dict[str, Callable[[bytes], object]] = {
     "cni-config": cni_config,
     "filter": filter_text,
     "yaml": yaml,
+    "layer": layer,
 }
 
 TOKENS = [
@@ -153,14 +206,18 @@ def _mutated(data: bytes, known: list[bytes], choose: random.Random) -> bytes:
 
 
 def fails(target: str, data: bytes) -> Exception | None:
-    """What a target raises that its callers do not expect."""
+    """What a target raises that its callers do not expect; TimeoutError when it takes for ever."""
+    began = time.thread_time()
     try:
         TARGETS[target](data)
+    except Internal as error:
+        return error
     except LighterError:
         pass
     except Exception as error:
         return error
-    return None
+    took = time.thread_time() - began
+    return TimeoutError(f"{took:.1f} s") if took > MOST_S else None
 
 
 def keep(target: str, data: bytes) -> Path:
