@@ -10,8 +10,11 @@ import contextlib
 import gzip
 import hashlib
 import os
+import resource
 import stat
 import subprocess
+import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +28,13 @@ import zstandard
 
 import lighter.shim
 from lighter.proto.errors import DataLoss, InvalidArgument, LighterError, ResourceExhausted
+from lighter.shim.worker.apply import Applier, Rules
+from lighter.shim.worker.budget import Budget
+from lighter.shim.worker.bytestream import ByteStream
+from lighter.shim.worker.metadata import LateTimes
+from lighter.shim.worker.overlay import Overlay
+from lighter.shim.worker.plain import Plain
+from lighter.shim.worker.tarstream import TarReader
 from tests.harness import await_that
 from tests.security import images as img
 from tests.security.images import CHAR, DIR, FIFO, FILE, HARDLINK, SYMLINK, archive, entry
@@ -319,6 +329,8 @@ def test_sec_08_markers_cost_the_same_each(small_disk: Path, mode: str) -> None:
             target.mkdir()
             os.lseek(fd, 0, os.SEEK_SET)
             with harness.Worker() as worker:
+                # It takes one second of it, and minutes without the guard.
+                resource.prlimit(worker.pid, resource.RLIMIT_CPU, (10, 10))
                 worker.send({"job": "apply", "target": str(target), "whiteouts": mode}, [fd])
                 assert worker.result()["entries"] == 2 * count + 1
             assert len(os.listdir(target / "d")) == count
@@ -501,6 +513,27 @@ def test_sec_11_nothing_of_the_image_is_executed(case: Case) -> None:
         case.check()
 
 
+def test_sec_11_a_library_is_the_hosts_although_the_container_brings_one(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that enters a container has the container's files where it looks for modules."""
+    place = Path(zstandard.__file__).parent
+    inside = case.fs / str(place)[1:]
+    inside.mkdir(parents=True)
+    (inside / "__init__.py").write_text("open('/owned', 'w').close()\nraise ImportError('owned')\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zstandard"]:
+        monkeypatch.delitem(sys.modules, name)
+    mounts = [["bind", str(case.fs), ["rbind", "rw"]]]
+    fd = harness.memfd(zstandard.compress(archive(entry("f", FILE, b"content"))))
+    try:
+        harness.run_job({"job": "extract", "path": b"/", "mounts": mounts}, [fd], str(case.canary))
+    finally:
+        assert not (case.fs / "owned").exists()
+        os.close(fd)
+    assert (case.fs / "f").read_bytes() == b"content"
+    case.check()
+
+
 def traced(pid: int) -> bool:
     return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
 
@@ -597,8 +630,7 @@ def test_sec_13_tarfile_extracts_nothing() -> None:
     assert checked > 20
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_sec_13_published_filter_bypasses(case: Case, mode: str) -> None:
+def bypass(case: Case) -> list[bytes]:
     """CVE-2025-4517: a chain of links whose expansion passes PATH_MAX, then names below it."""
     part, steps, entries, path = "d" * 247, "abcdefghijklmnop", [], ""
     for step in steps:
@@ -606,7 +638,8 @@ def test_sec_13_published_filter_bypasses(case: Case, mode: str) -> None:
         entries.append(entry(path + step, SYMLINK, link=part))
         path += part + "/"
     link = "/".join(steps) + "/" + "l" * 254
-    entries += [
+    return [
+        *entries,
         entry(link, SYMLINK, link="../" * len(steps)),
         entry("escape", SYMLINK, link=link + "/../../../../" + str(case.canary)[1:]),
         entry("flaglink", HARDLINK, link="escape/f"),
@@ -614,8 +647,98 @@ def test_sec_13_published_filter_bypasses(case: Case, mode: str) -> None:
         entry("escape/f", FILE, b"evil", mode=0o6777, uid=7),
         entry("escape", DIR, mode=0o777, uid=7),
     ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sec_13_published_filter_bypasses(case: Case, mode: str) -> None:
+    entries = bypass(case)
     for count in range(len(entries)):
         case.unpack(archive(*entries[: count + 1]), mode)
+
+
+def unpack_unlocked(case: Case, layer: bytes, mode: str) -> None:
+    """What a worker does once it is locked in, in a child that is not."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.umask(0)
+            os.chdir(case.canary)
+            target = os.open(case.fs, os.O_RDONLY | os.O_DIRECTORY)
+            budget, times = Budget(target, None), LateTimes()
+            rules: Rules = (
+                Plain(target, budget)
+                if mode == "plain"
+                else Overlay(target, [], times, budget, lambda: None)
+            )
+            tar = TarReader(ByteStream(iter([layer])))
+            applier = Applier(tar, rules, times, budget, devices=True)
+            for one in tar:
+                applier.apply(one)
+            applier.finish()
+            code = 0
+        except LighterError:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sec_02_and_13_no_name_leads_out_even_where_no_lock_holds(
+    tmp_path: Path, mode: str
+) -> None:
+    """The names alone: each attack meets the look-up, and not the empty host behind it."""
+    for number, (_, entries) in enumerate([*breakouts(), ("bypass", [])]):
+        place = tmp_path / str(number)
+        place.mkdir()
+        case = Case(place)
+        attack = [aim(raw, case) for raw in entries] or bypass(case)
+        unpack_unlocked(case, archive(*attack), mode)
+        case.check()
+        subprocess.run(["rm", "-rf", place], check=True)
+
+
+def test_sec_14_the_place_of_a_volume_is_made_in_the_container(
+    case: Case, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Where a link of the container's says, as the container sees it."""
+    volume = tmp_path_factory.mktemp("volume")
+    inside = case.fs / str(case.canary)[1:]
+    (inside / "d").mkdir(parents=True)
+    (inside / "l").symlink_to(case.canary / "d")
+    job = {
+        "job": "extract",
+        "path": b"%s/l/new" % os.fsencode(case.canary),
+        "mounts": [["bind", str(case.fs), ["rbind", "rw"]]],
+        "binds": [[str(volume), f"{case.canary}/l/new", False]],
+    }
+    fd = harness.memfd(archive(entry("f", FILE, b"content")))
+    harness.run_job(job, [fd], str(case.canary))
+    os.close(fd)
+    case.check()
+    assert (volume / "f").read_bytes() == b"content"
+    assert os.listdir(inside / "d/new") == []
+
+
+def test_sec_46_what_fills_a_volume_is_the_images(case: Case) -> None:
+    """By a name that the host has too, and by a link that leads to it."""
+    inside = case.fs / str(case.canary)[1:]
+    inside.mkdir(parents=True)
+    (inside / "f").write_bytes(b"the image's")
+    (case.fs / "l").symlink_to(case.canary)
+    mounts = [["bind", str(case.fs), ["rbind", "rw"]]]
+    for path in (os.fsencode(case.canary), b"/l"):
+        fd = os.memfd_create("tar")
+        job = {"job": "pack", "path": path, "name": b".", "follow": True, "mounts": mounts}
+        harness.run_job(job, [fd], str(case.canary))
+        os.lseek(fd, 0, os.SEEK_SET)
+        with os.fdopen(fd, "rb") as file, tarfile.open(fileobj=file) as packed:
+            assert packed.getnames() == [".", "f"]
+            content = packed.extractfile("f")
+            assert content is not None
+            assert content.read() == b"the image's"
+    case.check()
 
 
 @pytest.mark.parametrize("kind", [FILE, DIR])
@@ -732,34 +855,57 @@ def test_sec_15_a_good_archive_is_taken(tmp_path: Path) -> None:
         assert (ingest / "index.json").read_bytes() == files["index.json"]
 
 
-def hostile_archives() -> dict[str, bytes]:
+def hostile_archives() -> dict[str, tuple[bytes, str]]:
+    """What an archive holds, and the words by which its guard refuses it."""
     files = img.oci_files(archive(entry("x")))
     wrong = {**files, "blobs/sha256/" + "0" * 64: b"other"}
+    out, regular = "its name leads out", "only regular files"
     return {
-        "index of 2 GB": img.header(b"index.json", size=img.base256(2 << 30, 12)),
-        "index a link": entry("index.json", SYMLINK, link="/etc/passwd"),
-        "index a hard link": entry("index.json", HARDLINK, link="oci-layout"),
-        "blobs a link": entry("blobs", SYMLINK, link="/etc"),
-        "blob with another name": img.pack(wrong),
-        "saved config with another name": img.pack({**files, "0" * 64 + ".json": b"{}"}),
-        "name not a digest": img.pack({**files, "blobs/sha256/../../x": b""}),
-        "name of another length": img.pack({**files, "blobs/sha256/abc": b""}),
-        "unknown algorithm": img.pack({**files, "blobs/md5/" + "0" * 32: b""}),
-        "absolute name": img.pack(files, entry("/x", FILE, b"x")),
-        "twice": img.pack(files, entry("index.json", FILE, b"{}")),
-        "device": img.pack(files, entry("null", CHAR)),
-        "layer link out": img.pack(files, entry("a/layer.tar", SYMLINK, link="../../etc/passwd")),
-        "layer link unseen": img.pack(files, entry("a/layer.tar", SYMLINK, link="../b/layer.tar")),
-        "too many entries": b"".join(entry(f"d/{number}", DIR) for number in range(100_001)),
-        "no document": img.pack({"oci-layout": b"{}"}),
+        "index of 2 GB": (
+            img.header(b"index.json", size=img.base256(2 << 30, 12)),
+            "has 2147483648 bytes, at most",
+        ),
+        "index a link out": (entry("index.json", SYMLINK, link="/etc/passwd"), out),
+        "index a link": (
+            archive(
+                entry("oci-layout", FILE, b"{}"), entry("index.json", SYMLINK, link="oci-layout")
+            ),
+            "it is a link to",
+        ),
+        "index a hard link": (entry("index.json", HARDLINK, link="oci-layout"), regular),
+        "blobs a link": (entry("blobs", SYMLINK, link="/etc"), out),
+        "blob with another name": (img.pack(wrong), "its content is sha256:"),
+        "saved config with another name": (
+            img.pack({**files, "0" * 64 + ".json": b"{}"}),
+            "its content is sha256:",
+        ),
+        "name not a digest": (img.pack({**files, "blobs/sha256/../../x": b""}), out),
+        "name of another length": (img.pack({**files, "blobs/sha256/abc": b""}), "not a digest"),
+        "unknown algorithm": (img.pack({**files, "blobs/md5/" + "0" * 32: b""}), "not a digest"),
+        "absolute name": (img.pack(files, entry("/x", FILE, b"x")), out),
+        "twice": (img.pack(files, entry("index.json", FILE, b"{}")), "holds it twice"),
+        "device": (img.pack(files, entry("null", CHAR)), regular),
+        "layer link out": (
+            img.pack(files, entry("a/layer.tar", SYMLINK, link="../../etc/passwd")),
+            out,
+        ),
+        "layer link unseen": (
+            img.pack(files, entry("a/layer.tar", SYMLINK, link="../b/layer.tar")),
+            "it is a link to",
+        ),
+        "too many entries": (
+            b"".join(entry(f"d/{number}", DIR) for number in range(100_001)),
+            "more than 100000 entries",
+        ),
+        "no document": (img.pack({"oci-layout": b"{}"}), "neither index.json nor"),
     }
 
 
 @pytest.mark.parametrize("shape", hostile_archives())
 def test_sec_15_hostile_archives(tmp_path: Path, shape: str) -> None:
-    content = hostile_archives()[shape]
+    content, words = hostile_archives()[shape]
     started = time.monotonic()
-    with pytest.raises((InvalidArgument, DataLoss, ResourceExhausted)):
+    with pytest.raises((InvalidArgument, DataLoss, ResourceExhausted), match=words):
         import_archive(content + img.END, tmp_path / "ingest")
     assert time.monotonic() - started < 30
     assert os.listdir(tmp_path) == ["ingest"]
