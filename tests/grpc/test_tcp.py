@@ -77,7 +77,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         made.lighterd.close()
 
 
-def test_tcp_is_for_clients_with_a_certificate_of_the_authority(served: Served) -> None:
+def test_sec_71_tcp_is_for_clients_with_a_certificate_of_the_authority(served: Served) -> None:
     assert served.version(*served.authority.issue("client")) == VERSION
     for certificate in ((None, None), served.stranger.issue("client")):
         with pytest.raises(grpc.RpcError) as caught:

@@ -689,14 +689,15 @@ def test_sec_02_and_13_no_name_leads_out_even_where_no_lock_holds(
     tmp_path: Path, mode: str
 ) -> None:
     """The names alone: each attack meets the look-up, and not the empty host behind it."""
-    for number, (_, entries) in enumerate([*breakouts(), ("bypass", [])]):
-        place = tmp_path / str(number)
-        place.mkdir()
-        case = Case(place)
-        attack = [aim(raw, case) for raw in entries] or bypass(case)
-        unpack_unlocked(case, archive(*attack), mode)
-        case.check()
-        subprocess.run(["rm", "-rf", place], check=True)
+    try:
+        for number, (_, entries) in enumerate([*breakouts(), ("bypass", [])]):
+            (tmp_path / str(number)).mkdir()
+            case = Case(tmp_path / str(number))
+            attack = [aim(raw, case) for raw in entries] or bypass(case)
+            unpack_unlocked(case, archive(*attack), mode)
+            case.check()
+    finally:
+        subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)
 
 
 def test_sec_14_the_place_of_a_volume_is_made_in_the_container(

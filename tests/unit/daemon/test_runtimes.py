@@ -57,7 +57,7 @@ def test_where_there_is_no_runc_crun_stands_for_it(
 @pytest.mark.parametrize(
     "name", ["foo", "", "io.containerd.../..", "../runc", "io.containerd.kata.v2", "runc\n"]
 )
-def test_other_names_are_refused(program: Path, name: str) -> None:
+def test_sec_72_other_names_are_refused(program: Path, name: str) -> None:
     with pytest.raises(InvalidArgument):
         Runtimes({"runc": str(program)}).find(name)
 
@@ -74,7 +74,7 @@ def test_other_names_are_refused(program: Path, name: str) -> None:
     ],
     ids=["missing", "not executable", "group writes", "others write", "not root's", "directory"],
 )
-def test_a_file_that_cannot_be_trusted_is_refused(
+def test_sec_59_a_file_that_cannot_be_trusted_is_refused(
     program: Path, spoil: Callable[[Path], object], error: type[LighterError]
 ) -> None:
     spoil(program)

@@ -124,14 +124,17 @@ def test_programs_follow_each_other_until_the_worker_knows_the_type(case: Case) 
     assert case.is_applied()
 
 
-def test_a_program_gets_its_environment_what_a_client_gave_and_nothing_else(
+def test_sec_58_a_program_gets_its_environment_what_a_client_gave_and_nothing_else(
     case: Case, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     script = (
         f"cat /proc/self/environ >{out}-env; ls /proc/self/fd >{out}-fds; cat <&3 >{out}; {FLIP}"
     )
-    case.apply(flipped(DATA), program(script), payloads={"one": b"for it", "two": b"not for it"})
+    payloads = {"one": b"for it", "two": b"not for it"}
+    with out.open("wb") as others:
+        os.set_inheritable(others.fileno(), True)
+        case.apply(flipped(DATA), program(script), payloads=payloads)
     assert out.read_bytes() == b"for it"
     environ = Path(f"{out}-env").read_bytes().strip(b"\0").split(b"\0")
     wanted = [f"PATH={os.environ['PATH']}", "KEY=a=b", f"STREAM_PROCESSOR_MEDIATYPE={SECRET}"]

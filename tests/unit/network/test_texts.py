@@ -128,7 +128,7 @@ def test_resolv_conf_is_the_callers_the_networks_or_the_hosts(tmp_path: Path) ->
     assert hostfiles.host_resolver((str(first), str(second))).nameservers == ("10.3.3.3",)
 
 
-def test_a_spec_gets_its_network_and_keeps_the_callers_mounts() -> None:
+def test_sec_48_a_spec_gets_its_network_and_keeps_the_callers_mounts() -> None:
     own = {"destination": "/etc/hosts", "source": "/mine", "type": "bind", "options": ["rbind"]}
     hosts = {**own, "destination": "/etc/resolv.conf", "source": "/etc/resolv.conf"}
     spec = {

@@ -83,7 +83,7 @@ def go(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 30))
 
 
-def test_a_directory_that_is_used_is_never_replaced(made: Made) -> None:
+def test_sec_46_a_directory_that_is_used_is_never_replaced(made: Made) -> None:
     """Two that ask at once: whoever does not want the copy waits for it, or prevents it."""
 
     async def during_the_copy() -> None:

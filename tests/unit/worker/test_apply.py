@@ -207,7 +207,7 @@ def test_errors_name_the_entry(tmp_path: Path) -> None:
         apply(archive(entry("h", HARDLINK, link="nowhere")), str(tmp_path))
 
 
-def test_the_diff_id_is_verified(tmp_path: Path) -> None:
+def test_sec_16_the_diff_id_is_verified(tmp_path: Path) -> None:
     layer = archive(entry("x"))
     with pytest.raises(DataLoss, match="diff id"):
         apply(layer, str(tmp_path), diff_id="sha256:" + "0" * 64)
