@@ -1,4 +1,4 @@
-"""One container's life step by step: through the manager's socket, and from a bare loop on runc.
+"""One container's life step by step: by the manager's socket, and from a bare loop on the runtime.
 
 Both run the same config.json on an overlay of the same files, in turns, one at a time. What the
 manager and the shim add is the difference; the rows say where it goes. The bare loop is the limit:
@@ -23,7 +23,6 @@ from peers import REFERENCE, Lighter, Peer
 
 from lighter.shim import linux  # type: ignore[import-untyped]
 
-RUNC = shutil.which("runc") or "/usr/sbin/runc"
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath)}
 _DEVNULL = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)]
 ADDED_MS = 8
@@ -46,24 +45,28 @@ def life_rows(peers: Sequence[Peer], limit: Limit, times: int) -> list[Row]:
     names = ("container made", "task created", "started", "exit seen", "deleted", "removed")
     rows = {name: Row(f"life: {name}", "ms") for name in names}
     whole = Row("life: all of it, one at a time", "ms")
-    added = Row("life: what manager and shim add to runc", "ms", at_most=ADDED_MS)
-    calls = Row("life: in runc's own processes, by the clock", "ms")
-    rest = Row("life: all of it less runc's own processes", "ms")
+    added = Row(f"life: what manager and shim add to {limit.runtime}", "ms", at_most=ADDED_MS)
+    calls = Row("life: in the runtime's own processes, by the clock", "ms")
+    rest = Row("life: all of it less the runtime's own processes", "ms")
     client = lighter.connected()
     with ExitStack() as stack:
         stack.callback(client.close)
         stack.callback(shutil.rmtree, limit.base / "lives", ignore_errors=True)
         exits = _exits(stack)
         spec = _spec(client)
+        runtime = limit.runtime
         for turn in range(times + 1):
             kept = rows if turn else {name: Row("", "") for name in names}
             name = f"life{turn}"
             shims = lighter.shims()
-            _runtime_ms(exits, shims)
-            mine = seconds(partial(_through_api, client, name, _Steps(kept, "lighter"))) * 1000
-            in_mine = _runtime_ms(exits, shims | lighter.shims())
+            _runtime_ms(exits, runtime, shims)
+            mine = (
+                seconds(partial(_through_api, client, runtime, name, _Steps(kept, "lighter")))
+                * 1000
+            )
+            in_mine = _runtime_ms(exits, runtime, shims | lighter.shims())
             bare = seconds(partial(_bare, limit, spec, name, _Steps(kept, "runc"))) * 1000
-            in_bare = _runtime_ms(exits, {os.getpid()})
+            in_bare = _runtime_ms(exits, runtime, {os.getpid()})
             if turn:
                 whole.add("lighter", mine)
                 whole.add("runc", bare)
@@ -83,20 +86,21 @@ def _exits(stack: ExitStack) -> Exits | None:
         return None
 
 
-def _runtime_ms(exits: Exits | None, parents: Container[int]) -> float:
-    """How long the runtime's calls by these since the last question lasted."""
+def _runtime_ms(exits: Exits | None, runtime: str, parents: Container[int]) -> float:
+    """How long the calls of `runtime` by these since the last question lasted."""
     ended = exits.take() if exits else []
-    calls = (one for one in ended if one.pid == one.process and one.name == "runc")
+    calls = (one for one in ended if one.pid == one.process and one.name == runtime)
     return sum(call.life_us for call in calls if call.parent in parents) / 1000
 
 
-def _through_api(client: Any, name: str, step: _Steps) -> None:
+def _through_api(client: Any, runtime: str, name: str, step: _Steps) -> None:
     def made() -> None:
         client.call(
             "containers.create",
             image=REFERENCE,
             id=name,
             args=["true"],
+            runtime=runtime,
             seccomp="unconfined",
             log={"driver": "none"},
         )
@@ -125,26 +129,25 @@ def _bare(limit: Limit, spec: dict[str, Any], name: str, step: _Steps) -> None:
         linux.umount(str(rootfs))
         shutil.rmtree(bundle)
 
-    root = f"{limit.base}/state"
     pid_file = bundle / "pid"
     step("container made", made)
     step(
         "task created",
-        lambda: _runc(root, "create", "--bundle", str(bundle), "--pid-file", str(pid_file), name),
+        lambda: _runc(limit, "create", "--bundle", str(bundle), "--pid-file", str(pid_file), name),
     )
     pidfd = os.pidfd_open(int(pid_file.read_text()))
     try:
-        step("started", lambda: _runc(root, "start", name))
+        step("started", lambda: _runc(limit, "start", name))
         step("exit seen", lambda: _wait(pidfd))
     finally:
         os.close(pidfd)
-    step("deleted", lambda: _runc(root, "delete", "--force", name))
+    step("deleted", lambda: _runc(limit, "delete", "--force", name))
     step("removed", removed)
 
 
-def _runc(root: str, *words: str) -> None:
-    argv = [RUNC, "--root", root, *words]
-    pid = os.posix_spawn(RUNC, argv, _ENVIRONMENT, file_actions=_DEVNULL)
+def _runc(limit: Limit, *words: str) -> None:
+    argv = [limit.binary, "--root", f"{limit.base}/state", *words]
+    pid = os.posix_spawn(limit.binary, argv, _ENVIRONMENT, file_actions=_DEVNULL)
     _pid, status = os.waitpid(pid, 0)
     if status:
         raise CommandFailed(f"{' '.join(argv)}: status {status}")

@@ -1,4 +1,4 @@
-"""What runc takes alone: the limit under which no manager of it can go."""
+"""What the runtime takes alone: the limit under which no manager of it can go."""
 
 import json
 import shutil
@@ -11,17 +11,19 @@ from types import TracebackType
 from typing import Any
 
 from measure import run
-from peers import image_archive
+from peers import RUNC, image_archive
 
 
 class Limit:
-    """A bundle of the test image on a plain directory, run by runc without any manager."""
+    """A bundle of the test image on a plain directory, run by `runtime` without any manager."""
 
-    name = "runc"
+    name = "runc"  # the column; its heading says that it is the runtime
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: str = RUNC) -> None:
+        self.runtime = runtime
+        self.binary = shutil.which(runtime) or f"/usr/sbin/{runtime}"
         self.base = Path(tempfile.mkdtemp(prefix="lighter-bench-", dir="/tmp"))
-        self._runc = ["runc", "--root", f"{self.base}/state"]
+        self._runc = [runtime, "--root", f"{self.base}/state"]
 
     def __enter__(self) -> "Limit":
         try:

@@ -27,6 +27,7 @@ from lighter.ctl.connect import Manager  # type: ignore[import-untyped]
 REFERENCE = "docker.io/library/busybox:test"
 START_S = 30
 CONNECT_S = 10
+RUNC = "runc"
 _AT_ONCE = 25  # containers that one command deletes
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -37,7 +38,8 @@ class Peer(ABC):
     name: str
     api_address: str  # where containerd's API is served
 
-    def __init__(self, parent_dir: str = "/tmp") -> None:
+    def __init__(self, parent_dir: str = "/tmp", runtime: str = RUNC) -> None:
+        self.runtime = runtime
         self.base = Path(tempfile.mkdtemp(prefix="lighter-bench-", dir=parent_dir))
         # Of its own, since the namespace is a cgroup that is looked for afterwards.
         # What mkdtemp makes may hold two underscores in a row, which no namespace has.
@@ -218,8 +220,8 @@ class Containerd(Peer):
 
     name = "containerd"
 
-    def __init__(self, parent_dir: str = "/tmp") -> None:
-        super().__init__(parent_dir)
+    def __init__(self, parent_dir: str = "/tmp", runtime: str = RUNC) -> None:
+        super().__init__(parent_dir, runtime)
         self.api_address = self.address = f"{self.base}/c.sock"
         (self.base / "config.toml").write_text(
             f'version = 2\nroot = "{self.base}/r"\nstate = "{self.base}/s"\n'
@@ -231,7 +233,7 @@ class Containerd(Peer):
         return ["ctr", "--address", self.address, "--namespace", self.namespace, *words]
 
     def run_options(self) -> list[str]:
-        return []
+        return [] if self.runtime == RUNC else ["--runc-binary", self.runtime]
 
     def import_image(self) -> None:
         run(self.client("images", "import", image_archive()))
@@ -261,8 +263,8 @@ class Lighter(Peer):
 
     name = "lighter"
 
-    def __init__(self, parent_dir: str = "/tmp") -> None:
-        super().__init__(parent_dir)
+    def __init__(self, parent_dir: str = "/tmp", runtime: str = RUNC) -> None:
+        super().__init__(parent_dir, runtime)
         self.api_address = f"{self.base}/s/containerd.sock"
         self.instance = sha256(f"{self.base}/r".encode()).hexdigest()[:8]
         core = packaged_core(self.base)
@@ -273,7 +275,8 @@ class Lighter(Peer):
         return [self._ctl, "--address", address, "--namespace", self.namespace, *words]
 
     def run_options(self) -> list[str]:
-        return ["--seccomp-profile", "unconfined", "--log-driver", "none"]
+        chosen = [] if self.runtime == RUNC else ["--runtime", self.runtime]
+        return ["--seccomp-profile", "unconfined", "--log-driver", "none", *chosen]
 
     def import_image(self) -> None:
         run(self.client("images", "import", image_archive()))

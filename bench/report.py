@@ -42,6 +42,11 @@ it side by side. Processor time is exact, and what a process does after the answ
 kernel's share is taken in ticks. A process goes on ending after its last word, in the kernel. What
 the kernel's own threads did, they did for the whole machine.""",
     ),
+    "crun": (
+        "With crun",
+        f"{_ALIKE}, on both sides",
+        "The same with crun as the runtime, which leaves more of the whole to its manager.",
+    ),
     "images": (
         "Images",
         "roots, registry and archives in a tmpfs, overlayfs, loopback network only, on both sides",
@@ -162,7 +167,7 @@ def page() -> str:
 
 Written by `make bench`; edit bench/report.py instead. Medians of samples that were taken in turns,
 both sides in one run; `±` is half the distance between the quartiles. Machines differ: what counts
-is the last column. `runc` is the runtime alone, the limit for any manager of it.
+is the last column. The runtime alone, with no manager, is the limit for any manager of it.
 
 {"".join(sections)}## History
 

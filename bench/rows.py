@@ -195,6 +195,17 @@ def _all_run(peer: Peer, size: int) -> bool:
     return peer.running() == size
 
 
+def crun_rows(peers: Sequence[Peer], limit: Limit, effort: Effort) -> Iterator[Row]:
+    """What the runtime is much of, with a runtime for which nothing is asked."""
+    for row in (
+        *life_rows(peers, limit, effort.commands),
+        run_command(peers, limit, effort),
+        exec_command(peers, limit, effort),
+    ):
+        row.bound = row.at_most = None
+        yield row
+
+
 def all_rows(peers: Sequence[Peer], limit: Limit, effort: Effort) -> Iterator[Row]:
     """Each as soon as it is measured."""
     yield version(peers, effort)

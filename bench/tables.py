@@ -37,7 +37,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def side_by_side(rows: Sequence[Row]) -> str:
-    lines = [["work", *COLUMNS, "lighter : containerd"]]
+    lines = [["work", "containerd", "lighter", "runtime alone", "lighter : containerd"]]
     for row in rows:
         cells = (_cell(row, column) for column in COLUMNS)
         lines.append([f"{row.work}, {row.unit}", *cells, verdict(row)])
