@@ -195,7 +195,7 @@ def test_f45_init_that_dies_before_its_shim_has_looked_leaves_no_cgroup(
     assert not group.exists()
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [100, pytest.param(10000, marks=pytest.mark.soak)])
 def test_f45_execs_that_end_at_once(lighterd: Lighterd, busybox: str, count: int) -> None:
     lives.begin(lighterd, busybox, "c", "sleep", "1000")
     for n in range(count):
