@@ -162,7 +162,7 @@ def test_its_end_under_a_manager_that_does_not_understand_it_is_exact(
 # which version serves
 
 
-def test_the_version_that_can_adopt_serves_and_says_why(one: Lighterd, cores: Path) -> None:
+def test_f62_the_version_that_can_adopt_serves_and_says_why(one: Lighterd, cores: Path) -> None:
     lighterd = one
     lighterd.use(started(cores, VERSION))
     lighterd.start()

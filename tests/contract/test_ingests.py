@@ -667,6 +667,7 @@ def test_f23_f26_killed_anywhere_the_next_manager_goes_on(place: Place, point: s
     # Before its recovery no wrong bytes are to be seen, and content is whole or not there.
     assert not place.content.has(NS, DIGEST) or place.read() == DATA
     run(place.content.recover())
+    assert place.content.unrecorded() == ()  # adopted or removed
     if place.content.has(NS, DIGEST):
         assert POINTS.index(point) >= POINTS.index("ingest.adopted")
         with pytest.raises(AlreadyExists):
@@ -682,7 +683,7 @@ def test_f23_f26_killed_anywhere_the_next_manager_goes_on(place: Place, point: s
     assert place.content.unrecorded() == ()
 
 
-def test_a_resumed_ingest_costs_only_the_rest(place: Place) -> None:
+def test_f23_a_resumed_ingest_costs_only_the_rest(place: Place) -> None:
     """What was written before a kill is used: the first writer's bytes are never asked again."""
 
     def die() -> None:

@@ -541,7 +541,7 @@ def test_f67_a_byte_now_and_then_is_no_progress(reg: Scripted) -> None:
     reg.route(PATH, blob(DATA, pace=(1, 0.05)))
 
     async def work() -> None:
-        async with remote(reg.host) as opened:
+        async with asyncio.timeout(60), remote(reg.host) as opened:
             with pytest.raises(Unavailable, match=r"bytes came in 0\.5 s"):
                 await read(opened)
 

@@ -271,6 +271,7 @@ def test_it_is_found_by_its_mounts_and_by_no_others(place: Place) -> None:
 
 
 def test_refused_steps_change_nothing(place: Place) -> None:
+    """Among them: what is not committed is nobody's parent (F29)."""
     place.layer("base", "", write("a", b"1"))
     snapshotter = place.snapshotter
     place.run(snapshotter.prepare(NS, "work", "base"))

@@ -419,6 +419,22 @@ def test_f44_a_container_that_somebody_froze_can_be_killed(
     nothing_is_left(lighterd)
 
 
+def test_f42_f44_what_somebody_froze_before_its_start_can_be_deleted(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    lives.define(lighterd, busybox, "c", "sleep", "1000")
+    pid = ask(lighterd, "tasks.create", id="c", **NO_STDIO)["pid"]
+    group = cgroups.of_process(pid, "freezer")
+    freeze(group, True)
+    try:
+        await_that(lambda: cgroups.is_frozen(pid), 10, "it is frozen")
+        ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
+    finally:
+        with contextlib.suppress(OSError):
+            freeze(group, False)
+    nothing_is_left(lighterd)
+
+
 def test_f44_a_container_below_a_frozen_cgroup_is_told(lighterd: Lighterd, busybox: str) -> None:
     """On v1 nothing below acts on a signal; on v2 SIGKILL ends what is frozen (cgroup-v2.rst)."""
     pid = lives.begin(lighterd, busybox, "c", "sleep", "1000")

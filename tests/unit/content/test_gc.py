@@ -289,6 +289,10 @@ def test_f33_f35_killed_anywhere_the_next_run_removes_the_rest(
     content, keys = fill(place)
     died = collect_and_die(place, point, passes)
     assert died == (passes == 1 or point == "snapshot.removed")
+    if point in ("gc.asked", "gc.marked") and died:  # nothing at all was touched
+        place.open()
+        assert (len(place.kept()), len(place.keys())) == (5, 5)
+        place.close()
     place.reopen()
     for digest in content:  # nothing that is needed was touched
         os.close(place.content.open(NS, digest))
@@ -311,6 +315,41 @@ def test_f35_a_collection_that_is_killed_a_hundred_times_converges(place: Place)
     place.reopen()
     place.collect()
     assert place.kept() == content
+    assert place.keys() == keys
+    assert place.db.rows("SELECT * FROM trash") == []
+
+
+def test_f35_a_directory_that_is_a_hundred_times_half_removed_goes_at_last(place: Place) -> None:
+    _, keys = fill(place)
+    (stray,) = [
+        place.root / f"snapshots/overlayfs/{row['number']}/fs"
+        for row in place.db.rows("SELECT number FROM snapshots WHERE key = 'stray2'")
+    ]
+    for number in range(100):
+        (stray / f"f{number}").touch()
+    left = len(os.listdir(stray))
+
+    async def remove_one_and_die(path: str) -> None:
+        for name in os.listdir(f"{path}/fs"):
+            os.unlink(f"{path}/fs/{name}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    place.close()
+    for _ in range(100):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                place.open()
+                place.snapshots._remove_tree = remove_one_and_die
+                place.collect()
+            finally:
+                os._exit(9)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    place.open()
+    assert {row["key"] for row in place.db.rows("SELECT key FROM snapshots")} == keys
+    assert sum(len(files) for _, _, files in os.walk(place.root / "snapshots")) < left
+    place.reopen()
+    place.collect()
     assert place.keys() == keys
     assert place.db.rows("SELECT * FROM trash") == []
 

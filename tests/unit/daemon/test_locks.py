@@ -65,7 +65,7 @@ def test_the_holder_writes_its_pid_and_nobody_else_may_open_it(tmp_path: Path) -
     assert not is_locked(path)
 
 
-def test_a_living_holder_is_named_at_once(tmp_path: Path) -> None:
+def test_f40_a_living_holder_is_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with held(path) as holder:
         with pytest.raises(FailedPrecondition, match=f"manager with pid {holder.pid} holds it"):

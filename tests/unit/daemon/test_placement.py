@@ -45,7 +45,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_spawner_is_moved_in_every_hierarchy(host: Path) -> None:
+def test_f62_a_spawner_is_moved_in_every_hierarchy(host: Path) -> None:
     for directory in ("cpuset/lighter-shims", "cpuset/lighter-shims/abc"):
         (host / directory).mkdir()
         for name in ("cpuset.cpus", "cpuset.mems"):  # the kernel makes them, empty
@@ -82,7 +82,7 @@ def test_a_service_is_known_by_its_cgroup() -> None:
     assert service_of("4:memory:/a.service\n0::/\n") == ""
 
 
-def test_each_spawner_has_a_scope_of_its_own_until_systemd_refuses_one(host: Path) -> None:
+def test_f62_each_spawner_has_a_scope_of_its_own_until_systemd_refuses_one(host: Path) -> None:
     placement = Placement("abc", 7, scopes=True)
     first, second = placement.launcher(), placement.launcher()
     assert "--unit=lighter-shims-abc-7.scope" in first

@@ -20,7 +20,7 @@ from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.reach import living_shims
+from lighter.daemon.tasks.reach import is_alive, living_shims
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
@@ -238,6 +238,28 @@ def test_a_reboot_leaves_no_task_of_an_owner_who_expects_none(
     asyncio.run(work())
     if not stays:
         assert EventLog(start.db).newest() == 0
+
+
+def test_f55_no_pid_of_before_a_reboot_means_anything(start: Start) -> None:
+    """Row and record are of an earlier boot, and name a process that lives, by pid and start."""
+    with lighter_shim(start.root.instance) as pid:
+        row = {"pid": pid, "shim_pid": pid, "shim_start": start_of(pid), "last_sequence": 3}
+        bundle = start.record("an-earlier-boot", **row)
+        record = {"incarnation": ME, "pid": pid, "start": start_of(pid), "boot_id": "earlier"}
+        Path(bundle.record).write_text(json.dumps(record))
+
+        async def work() -> None:
+            entry = start.run()
+            assert entry.pidfd == -1
+            assert entry.exit is not None
+            assert (entry.view().status, entry.exit.exit_status, entry.exit.cause) == (
+                *(states.STOPPED, 255, "reboot"),
+            )
+            await comes_true(lambda: entry.closed)
+            assert is_alive(record)
+            start.supervisor.close()
+
+        asyncio.run(work())
 
 
 LATER = "ffeeddccbbaa9988"

@@ -213,6 +213,7 @@ def test_f_36_a_manager_killed_while_it_converts_leaves_nothing(
     place: Place, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(place)
+    before = place.content_rows()
     place.db.close()
     place.runner.close()  # its threads would not be in the child
     place.runner = asyncio.Runner()
@@ -230,6 +231,7 @@ def test_f_36_a_manager_killed_while_it_converts_leaves_nothing(
     place.reopen()
     place.check_whole()
     assert place.names() == ([NAME, NEW] if point == "convert.named" else [NAME])
+    assert (place.content_rows() == before) == (point != "convert.named")
     convert(place, compression="zstd")
     place.check_whole()
 

@@ -1,8 +1,10 @@
 """Blobs on their way: each once, whoever wants it, however often it breaks."""
 
 import asyncio
+import contextlib
 import os
 import random
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -124,6 +126,39 @@ def test_f63_what_has_arrived_is_not_asked_for_again(place: Place) -> None:
         assert place.read(remote.descriptor().digest) == BLOB
 
     scenario(steps)
+
+
+def test_f24_a_killed_managers_bytes_count_for_the_range_and_for_the_digest(
+    place: Place, tmp_path: Path
+) -> None:
+    place.db.close()  # SQLite's handles are not to be carried over a fork
+    pid = os.fork()
+    if pid == 0:
+        try:
+            dying = Place(tmp_path)
+            remote = MemoryRemote(BLOB)
+            remote.cuts = [1_500_000]
+            with contextlib.suppress(Unavailable):
+                asyncio.run(dying.fetch(remote))
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(9)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    place.db = Database(str(tmp_path / "db"))
+    after = Place(tmp_path)
+
+    async def steps() -> None:
+        remote = MemoryRemote(BLOB)
+        digest = remote.descriptor().digest
+        assert not after.content.has("default", digest)
+        await after.fetch(remote)
+        assert remote.asked == [(digest, 1_500_000)]
+        assert after.read(digest) == BLOB
+
+    try:
+        scenario(steps)
+    finally:
+        after.db.close()
 
 
 def test_f64_a_registry_without_ranges_sends_all_again(place: Place) -> None:

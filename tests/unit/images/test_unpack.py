@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lighter.daemon.images.importer import ImportOptions
 from lighter.daemon.images.unpack import LayerSource, Unpacker
 from lighter.daemon.images.worker import read_files
 from lighter.daemon.snapshots.types import COMMITTED
+from lighter.proto import faults
 from lighter.proto.errors import DataLoss, FailedPrecondition, LighterError, NotFound, Unavailable
 from tests.security.images import DIR, FILE, HARDLINK, archive, diff_id, entry
 from tests.unit.images.build import Layout
@@ -241,6 +243,24 @@ def test_a_link_into_a_layer_below_waits_for_it(case: Case) -> None:
     numbers = [case.place.overlay._rows.find("find", NS, name).number for name in case.chain]
     for number in numbers:
         assert os.stat(f"{case.place.overlay.files(number)}/d").st_mode & 0o7777 == 0o1777
+
+
+def test_f29_a_layer_waits_until_the_one_below_is_committed(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not committed is no parent, and no reason to fail either."""
+    case = Case(place, [TOP, archive(entry("upper", FILE, b"upper"))])
+    trace = tmp_path / "trace"
+    monkeypatch.setattr(faults._faults, "trace", str(trace))
+    commit = place.overlay.commit
+
+    async def commit_late(namespace: str, name: str, *args: Any, **more: Any) -> None:
+        if name == case.chain[0]:
+            await until(lambda: trace.read_text().count("unpack.applied") == 2)
+        await commit(namespace, name, *args, **more)
+
+    monkeypatch.setattr(place.overlay, "commit", commit_late)
+    case.completes()
 
 
 def written(place: Place, name: str) -> list[str]:

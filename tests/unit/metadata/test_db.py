@@ -121,7 +121,7 @@ def test_a_commit_survives_kill_9(tmp_path: Path) -> None:
     db.close()
 
 
-def test_a_migration_keeps_a_copy_of_the_old_database(tmp_path: Path) -> None:
+def test_f39_a_migration_keeps_a_copy_of_the_old_database(tmp_path: Path) -> None:
     path = str(tmp_path / "lighter.db")
     old = Database(path)
     with old.durable_transaction() as tx:
@@ -138,7 +138,7 @@ def test_a_migration_keeps_a_copy_of_the_old_database(tmp_path: Path) -> None:
     assert stat.S_IMODE(os.stat(f"{path}.v{len(MIGRATIONS)}").st_mode) == 0o600
 
 
-def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
+def test_f39_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
     path = str(tmp_path / "lighter.db")
     Database(path).close()
     broken = (*MIGRATIONS, "CREATE TABLE later(name TEXT); CREATE TABLE meta(a)")
@@ -150,7 +150,7 @@ def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
     db.close()
 
 
-def test_one_release_back_works_two_are_refused(tmp_path: Path) -> None:
+def test_f39_one_release_back_works_two_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "lighter.db")
     Database(path, NEXT).close()
     back = Database(path)
