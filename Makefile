@@ -70,10 +70,11 @@ vm-shell: setup venv ## a root shell in that machine
 	$(BIN)/python tests/vm/shell.py
 
 soak: venv ## the long versions of the tests
-	$(PYTEST) -m soak --timeout 0 $(wildcard $(TESTS:%=tests/%))
+	$(PYTEST) -m soak --timeout 0 --junitxml=.cache/soak.xml $(wildcard $(TESTS:%=tests/%))
 
-reliability: venv ## write docs/reliability.md: rows, their tests, and the results of the last `make test`
-	$(BIN)/python .ci/rows.py $(addprefix --results=,$(wildcard .cache/results.xml))
+reliability: venv ## write docs/reliability.md: rows, their tests, results of the last `make test` and `make soak`
+	$(BIN)/python .ci/rows.py $(addprefix --results=,$(wildcard .cache/results.xml)) \
+	    $(addprefix --long=,$(wildcard .cache/soak.xml))
 
 mutants: venv ## switch guards off, one by one, and see whether their rows' tests turn red
 	$(BIN)/python .ci/mutants.py

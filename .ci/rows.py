@@ -9,6 +9,9 @@ A test says in its name which rows it holds, or in its docstring:
     \"\"\"… (F47) …\"\"\"    \"\"\"… F23 to F32 …\"\"\"
 
 Sources are parsed and never imported, so this takes a second and needs nothing but Python.
+
+Results of long runs are kept: a page that is written again has what it had, but for the tests of
+which it is told something new.
 """
 
 import argparse
@@ -43,6 +46,15 @@ After every test of an instance the census looks for what may have stayed: proce
 cgroups, sockets, directories (docs/testing.md). The kinds are the folders of tests/; *soak* marks
 the long version of a test, which `make soak` runs.
 """
+LONG_HEAD = """\
+## Long runs
+
+The versions of tests that `make soak` runs, each as it was run last.
+
+| test | result | minutes | measured |
+|---|---|---|---|
+"""
+LONG = LONG_HEAD.splitlines()[0]
 NO_RESULT = "The last column is empty: this page was written without the results of a whole run"
 
 
@@ -121,23 +133,54 @@ def _is_test(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return node.name.startswith("test_")
 
 
-def read_results(junit: Path) -> tuple[dict[tuple[str, str], str], str]:
-    """Worst outcome by (file, test), and the day of the run, of a JUnit file of pytest's."""
+def read_results(*junits: Path) -> tuple[dict[tuple[str, str], str], str]:
+    """Worst outcome by (file, test), and the day of the last run, of JUnit files of pytest's."""
     worst: dict[tuple[str, str], str] = {}
-    root = ET.parse(junit).getroot()  # noqa: S314
-    day = next(suite.attrib["timestamp"] for suite in root.iter("testsuite"))[:10]
     rank = ["passed", "skipped", "failed"]
+    days = []
+    for junit in junits:
+        root = ET.parse(junit).getroot()  # noqa: S314
+        days.append(_day(root))
+        for case in root.iter("testcase"):
+            at = (_file(case), case.attrib["name"].split("[")[0])
+            worst[at] = max(_outcome_of(case), worst.get(at, "passed"), key=rank.index)
+    return worst, max(days)
+
+
+def read_long(junit: Path) -> dict[str, str]:
+    """Lines of the page's table of long runs, by test, of a JUnit file of `make soak`."""
+    root = ET.parse(junit).getroot()  # noqa: S314
+    lines = {}
     for case in root.iter("testcase"):
-        file = case.attrib["classname"].replace(".", "/") + ".py"
-        at = (file, case.attrib["name"].split("[")[0])
-        outcome = "passed"
-        for child in case:
-            if child.tag in ("failure", "error"):
-                outcome = "failed"
-            elif child.tag == "skipped" and outcome == "passed":
-                outcome = "skipped"
-        worst[at] = max(outcome, worst.get(at, "passed"), key=rank.index)
-    return worst, day
+        name = f"{_file(case).removeprefix('tests/')}::{case.attrib['name']}"
+        measured = "; ".join(
+            f"{one.attrib['name']}: {one.attrib['value']}" for one in case.iter("property")
+        )
+        minutes = float(case.attrib["time"]) / 60
+        result = f"{_outcome_of(case)} {_day(root)}"
+        lines[name] = f"| {name} | {result} | {minutes:.1f} | {measured.replace('|', '/')} |"
+    return lines
+
+
+def kept_long(page: str) -> dict[str, str]:
+    """The lines that a page has of long runs, by test."""
+    lines = page.partition(LONG)[2].splitlines()
+    return {line.split("|")[1].strip(): line for line in lines if "::" in line}
+
+
+def _day(root: ET.Element) -> str:
+    return next(suite.attrib["timestamp"] for suite in root.iter("testsuite"))[:10]
+
+
+def _file(case: ET.Element) -> str:
+    return case.attrib["classname"].replace(".", "/") + ".py"
+
+
+def _outcome_of(case: ET.Element) -> str:
+    tags = {child.tag for child in case}
+    if tags & {"failure", "error"}:
+        return "failed"
+    return "skipped" if "skipped" in tags else "passed"
 
 
 def render(
@@ -145,6 +188,7 @@ def render(
     tests: list[Test],
     results: dict[tuple[str, str], str] | None = None,
     day: str = "",
+    long_runs: dict[str, str] | None = None,
 ) -> str:
     """The page; without results its last column is empty and says why."""
     lines = [HEAD]
@@ -158,7 +202,12 @@ def render(
                 held_by = [test for test in tests if number in test.rows]
                 lines.append(_line(number, row, held_by, results, day))
         lines.append("")
-    return "\n".join(lines)
+    return (
+        "\n".join(lines)
+        + "\n"
+        + LONG_HEAD
+        + "".join(f"{line}\n" for _, line in sorted((long_runs or {}).items()))
+    )
 
 
 def _line(
@@ -190,19 +239,26 @@ def _outcome(tests: list[Test], results: dict[tuple[str, str], str] | None, day:
 
 
 def without_results(page: str) -> list[str]:
-    """What of a page depends on rows and tests alone: all but the last column and its day."""
-    lines = [line for line in page.splitlines() if not line.startswith((NO_RESULT, "Results: "))]
+    """What of a page depends on rows and tests alone: no last column with its day, no long runs."""
+    lines = page.partition(LONG)[0].splitlines()
+    lines = [line for line in lines if not line.startswith((NO_RESULT, "Results: "))]
     return [re.sub(r"\|[^|]*\|$", "|", line) if line.startswith("|") else line for line in lines]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--results", type=Path, help="JUnit file of the last whole run")
+    parser.add_argument(
+        "--results", type=Path, action="append", help="a JUnit file of the last whole run"
+    )
+    parser.add_argument("--long", type=Path, action="append", default=[], help="one of `make soak`")
     args = parser.parse_args()
     rows, tests = read_rows(), list(find_tests())
-    results, day = read_results(args.results) if args.results else (None, "")
-    page = render(rows, tests, results, day)
-    (CHECKOUT / PAGE).write_text(page)
+    results, day = read_results(*args.results) if args.results else (None, "")
+    page = CHECKOUT / PAGE
+    long_runs = kept_long(page.read_text())
+    for junit in args.long:
+        long_runs |= read_long(junit)
+    page.write_text(render(rows, tests, results, day, long_runs))
     for number in rows:
         if not any(number in test.rows for test in tests):
             sys.stderr.write(f"{number}: no test\n")

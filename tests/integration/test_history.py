@@ -69,7 +69,9 @@ def read_whole(lighterd: Lighterd, image: SmallImage) -> list[str]:
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("seconds", [120, pytest.param(600, marks=pytest.mark.soak)])
-def test_histories_under_a_nemesis_are_explained(on_small_disk: Lighterd, seconds: int) -> None:
+def test_histories_under_a_nemesis_are_explained(
+    on_small_disk: Lighterd, seconds: int, record_property: Callable[[str, object], None]
+) -> None:
     lighterd = on_small_disk
     busybox = lighterd.import_busybox()
     seed = random.randrange(1 << 32)
@@ -96,7 +98,8 @@ def test_histories_under_a_nemesis_are_explained(on_small_disk: Lighterd, second
     assert not [caller.failure for caller in callers if caller.failure]
     calls = [call for caller in callers for call in caller.calls]
     count = {o: sum(call.outcome == o for call in calls) for o in (OK, REFUSED, LOST)}
-    print(f"{dict(nemesis.acts)}, calls: {count}")
+    record_property("faults", dict(nemesis.acts))
+    record_property("calls", count)
     assert count[OK], "else nothing was tested"
     # All nine come in two minutes of an idle machine.
     assert len(+nemesis.acts) >= 6, f"little was broken: {dict(nemesis.acts)}"

@@ -6,6 +6,7 @@ F73, F78 and SEC-20 for inputs nobody thought of. What has failed stays in the c
 import itertools
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,14 @@ def test_damaged_input_is_an_expected_error(target: str) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_hour_of_damaged_input(target: str) -> None:
+def test_an_hour_of_damaged_input(
+    target: str, record_property: Callable[[str, object], None]
+) -> None:
     """Others in every run."""
     first = random.randrange(1 << 40)
-    print(f"{run(target, itertools.count(first), time.monotonic() + SOAK_S)} inputs from {first}")
+    record_property("first seed", first)
+    tried = run(target, itertools.count(first), time.monotonic() + SOAK_S)
+    record_property("inputs", tried)
 
 
 def test_most_mutations_are_of_a_kind_that_gets_far() -> None:

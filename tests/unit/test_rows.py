@@ -105,3 +105,31 @@ def test_results_are_the_worst_of_a_tests_parameters(tmp_path: Path) -> None:
     page = rows.render(table, [one, two, three], outcomes, day)
     assert "unit | failed 2026-11-26 |" in page and "soak | not run |" in page
     assert rows.without_results(page) == rows.without_results(rows.render(table, [one, two, three]))
+
+
+def test_long_runs_are_kept_until_they_are_run_again(tmp_path: Path) -> None:
+    def junit(*cases: tuple[str, str, str], day: str) -> Path:
+        path = tmp_path / f"{day}.xml"
+        told = "".join(
+            f'<testcase classname="tests.unit.test_a" name="{name}" time="{seconds}">{inside}'
+            "</testcase>"
+            for name, seconds, inside in cases
+        )
+        path.write_text(
+            f'<testsuites><testsuite timestamp="{day}T10:00:00">{told}</testsuite></testsuites>'
+        )
+        return path
+
+    measured = '<properties><property name="inputs" value="7|8"/></properties>'
+    first = rows.read_long(
+        junit(("test_x[9]", "90", measured), ("test_y", "6", ""), day="2026-01-01")
+    )
+    page = rows.render({}, [], long_runs=first)
+    assert "| unit/test_a.py::test_x[9] | passed 2026-01-01 | 1.5 | inputs: 7/8 |" in page
+    kept = rows.kept_long(page)
+    assert kept == first
+    kept |= rows.read_long(junit(("test_x[9]", "60", "<failure/>"), day="2026-01-02"))
+    page = rows.render({}, [], long_runs=kept)
+    assert "| unit/test_a.py::test_x[9] | failed 2026-01-02 | 1.0 |  |" in page
+    assert "| unit/test_a.py::test_y | passed 2026-01-01 | 0.1 |  |" in page
+    assert rows.without_results(page) == rows.without_results(rows.render({}, []))
