@@ -79,10 +79,11 @@ def kept_files(lighterd: Lighterd) -> set[str]:
         (page_of("events"), "lost: rows of events"),
         (page_of("tasks"), "lost: rows of tasks"),
         (page_of("images"), "lost: rows of images"),
+        (page_of("containers"), "lost: rows of containers"),
         (truncated, ""),
         (garbage, "nothing of it can be read"),
     ],
-    ids=["events", "tasks", "images", "truncated", "garbage"],
+    ids=["events", "tasks", "images", "containers", "truncated", "garbage"],
 )
 def test_f53_a_damaged_database_costs_no_container_and_no_file(
     expendable: Lighterd, harm: Callable[[Path], None], lost: str
@@ -94,6 +95,7 @@ def test_f53_a_damaged_database_costs_no_container_and_no_file(
     )
     lives.begin(lighterd, image, "ended", "sh", "-c", "exit 3")
     lives.await_task(lighterd, "ended", "stopped")
+    lives.define(lighterd, image, "defined", "true")  # its row alone tells whose its root is
     lighterd.restart()  # generations have been counted
     before = kept_files(lighterd)
     lighterd.kill9()

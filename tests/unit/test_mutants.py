@@ -21,7 +21,7 @@ def test_a_guard_is_where_it_is_said_to_be(mutant: "mutants.Mutant") -> None:
     without = mutant.switched_off(source)
     assert without != source
     ast.parse(without, mutant.file)
-    assert (mutant.row, mutant.test) in HELD
+    assert (mutant.row, mutant.test.partition("[")[0]) in HELD  # of its parameters one, or all
 
 
 def test_a_guard_that_has_gone_or_is_there_twice_is_told(tmp_path: Path) -> None:

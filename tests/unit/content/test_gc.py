@@ -121,7 +121,7 @@ def test_labels_in_a_circle_end(place: Place) -> None:
     assert len(place.collect().content) == 2
 
 
-def test_snapshots_that_content_containers_and_work_need_are_kept(place: Place) -> None:
+def test_f22_snapshots_that_content_containers_and_work_need_are_kept(place: Place) -> None:
     for name in ("base", "labelled", "contained", "worked on", "stray"):
         place.commit(name, "" if name == "base" else "base")
     config = place.add(b"config")

@@ -1,7 +1,9 @@
 """The order of a create: whatever a manager leaves that is killed over it has an owner."""
 
 import asyncio
+import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +18,7 @@ from lighter.daemon.tasks.recovery import read_boot_id
 from lighter.daemon.types import Container
 from lighter.proto import states
 from lighter.proto.errors import AlreadyExists, Unavailable
-from tests.unit.daemon.test_recovery import Followers, Start
+from tests.unit.daemon.test_recovery import Followers, Start, comes_true, start_of
 
 pytestmark = pytest.mark.root
 
@@ -87,6 +89,34 @@ def test_f02_no_shim_is_forked_that_no_row_tells_of(start: Start) -> None:
         start.supervisor.close()
 
     asyncio.run(work())
+
+
+def test_f06_that_a_create_is_undone_is_noted_before_its_shim_is_ended(start: Start) -> None:
+    """Who is killed while it waits for that has a next manager that goes on with it."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+
+        def claim(order: dict[str, Any]) -> None:
+            record = {"pid": process.pid, "start": start_of(process.pid)}
+            record |= {"incarnation": order["incarnation"], "boot_id": read_boot_id()}
+            Path(order["claim"]).write_text(json.dumps(record))
+            os.rename(order["claim"], order["record"])
+
+        async def work() -> None:
+            start.supervisor.follow(Followers(), start.settler)
+            creation = asyncio.ensure_future(create(creating(start, Forking(claim))))
+            await comes_true(lambda: any(row.is_abandoned for row in start.store.load()))
+            assert process.poll() is None and not creation.done()
+            process.kill()
+            with pytest.raises(Unavailable, match="fork shim"):
+                await creation
+            start.supervisor.close()
+
+        try:
+            asyncio.run(work())
+        finally:
+            process.kill()
+    assert start.settler.freed == ["c"]
+    assert start.store.load() == []
 
 
 def test_f05_a_shim_that_nobody_has_heard_of_yet_is_left_its_bundle(start: Start) -> None:

@@ -341,6 +341,36 @@ def test_f17_a_second_delete_by_force_ends_what_the_first_began(start: Start) ->
     assert topics(start) == [events.EXIT, events.DELETE]
 
 
+def test_f16_who_waits_for_what_had_ended_has_it_at_once(start: Start) -> None:
+    recorded(start, states.STOPPED, exit=Exit(42, 9), last_sequence=3)
+    with shim(start):  # which cleans up, and has told all but that
+
+        async def work() -> None:
+            start.run()
+            async with asyncio.timeout(5):
+                assert await task_service(start).wait(*KEY, "") == Exit(42, 9)
+            start.supervisor.close()
+
+        asyncio.run(work())
+
+
+def test_f18_the_exit_record_of_an_earlier_start_says_nothing_of_this_one(start: Start) -> None:
+    recorded(start, states.RUNNING, last_sequence=2, shim_pid=1, shim_start=1)
+    bundle = start.bundle_of(*KEY)
+    bundle.write(b"{}", ME, "")
+    said = {"incarnation": "f" * 16, "exit_status": 42, "exited_at": 9, "cause": ""}
+    Path(bundle.exit_record).write_text(json.dumps(said))
+
+    async def work() -> None:
+        entry = start.run()
+        await comes_true(lambda: entry.closed)
+        assert entry.exit is not None
+        assert (entry.exit.exit_status, entry.exit.cause) == (255, "unknown")
+        start.supervisor.close()
+
+    asyncio.run(work())
+
+
 def test_f18_an_exit_that_was_told_is_not_told_by_its_record(start: Start) -> None:
     """The shim has died since, with the runtime's state removed and its root mounted."""
     exit_ = Exit(42, 9)

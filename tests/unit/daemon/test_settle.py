@@ -109,7 +109,7 @@ def test_f06_a_runtime_that_outlived_its_shim_is_ended_first(tmp_path: Path, ins
     with session(instance) as (shim, runtime):
 
         def look() -> None:
-            await_that(lambda: process_state(runtime) in ("", "Z"), 5, "the runtime is ended")
+            await_that(lambda: process_state(runtime) in ("", "Z"), 20, "the runtime is ended")
 
         record = {"pid": shim, "boot_id": read_boot_id()}
         settled(tmp_path, "{}", instance=instance, shim=record, look=look)

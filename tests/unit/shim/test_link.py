@@ -128,7 +128,7 @@ def test_f18_it_ends_only_when_all_is_acknowledged(manager: FakeManager, shim: S
     assert not Path(shim.order["exit_record"]).exists()
 
 
-def test_requests_of_another_generation_are_dropped(manager: FakeManager, shim: Shim) -> None:
+def test_f08_requests_of_another_generation_are_dropped(manager: FakeManager, shim: Shim) -> None:
     init = shim.event("create")["pid"]
     for generation in (0, manager.generation - 1, manager.generation + 1, 1 << 62):
         request = codec.Request(
