@@ -12,8 +12,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from types import FrameType
 
 import growth
@@ -23,7 +23,7 @@ import waterfall
 from api import api_rows
 from images import image_rows
 from limit import Limit
-from measure import CommandFailed, Row, run
+from measure import STOPS, CommandFailed, Row, run
 from peers import RUNC, Lighter, Peer, available
 from tables import verdict
 
@@ -32,7 +32,6 @@ from lighter.shim import linux  # type: ignore[import-untyped]
 API_EFFORT = {False: (40, 7), True: (10, 3)}  # lives per sample, samples
 
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 QUICK_PARTS = ["containers", "growth", "waterfall"]
 CRUN = "crun"
 _UNIFIED = "/sys/fs/cgroup/unified"
@@ -49,7 +48,7 @@ def main() -> None:
         return
     if os.geteuid():
         raise SystemExit("bench: needs root")
-    for signum in _STOPS:
+    for signum in STOPS:
         signal.signal(signum, _stop)
     parts = [given.part] if given.part else QUICK_PARTS if given.quick else all_parts()
     failed = [part for part in parts if not measured(part, given.quick)]
@@ -73,7 +72,7 @@ def _leave_unified() -> None:
 
 def _stop(signum: int, _frame: FrameType | None) -> None:
     """End, but remove first what was started, which a second signal does not interrupt."""
-    for each in _STOPS:
+    for each in STOPS:
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + signum)
 
@@ -91,7 +90,8 @@ def measured(part: str, quick: bool) -> bool:
             versions = {peer.name: peer.version_text() for peer in peers}
             versions[runtime] = run([runtime, "--version"]).splitlines()[0]
             about = report.facts(versions)
-            for row in part_rows(part, peers, quick):
+            # Closed here, and not when it is collected: it has directories and containers too.
+            for row in stack.enter_context(closing(part_rows(part, peers, quick))):
                 found.append(row)
                 sys.stderr.write(f"bench: {_told(row)}: {verdict(row) or 'measured'}\n")
         except CommandFailed as error:
@@ -108,7 +108,7 @@ def _told(row: Row) -> str:
     return row.work + (f", {row.part}" if row.part else "") + (f", {row.size}" if row.size else "")
 
 
-def part_rows(part: str, peers: Sequence[Peer], quick: bool) -> Iterator[Row]:
+def part_rows(part: str, peers: Sequence[Peer], quick: bool) -> Generator[Row, None, None]:
     match part:
         case "images":
             yield from image_rows(available())

@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL
 from types import TracebackType
 from typing import Any
 
-from measure import run
+from measure import CommandFailed, mounts_below, run, undisturbed
 from peers import RUNC, image_archive
 
 
@@ -39,9 +40,14 @@ class Limit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for name in run([*self._runc, "list", "--quiet"]).split():
-            self.remove(name)
-        shutil.rmtree(self.base)
+        with undisturbed():
+            with suppress(CommandFailed):
+                for name in run([*self._runc, "list", "--quiet"]).split():
+                    with suppress(CommandFailed):
+                        self.remove(name)
+            for point in mounts_below(self.base):
+                subprocess.run(["umount", "-l", point], check=False)
+            shutil.rmtree(self.base, ignore_errors=True)
 
     def run_argv(self, container: str) -> list[str]:
         return [*self._runc, "run", "--bundle", f"{self.base}/true", container]

@@ -1,15 +1,18 @@
 """Taking one measurement: a command's time, a process's memory, a batch four at a time."""
 
 import os
+import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 COMMAND_TIMEOUT_S = 120
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class CommandFailed(Exception):
@@ -99,6 +102,26 @@ def titles() -> dict[int, str]:
                 continue
             found[int(entry.name)] = line.replace(b"\0", b" ").decode(errors="replace").strip()
     return found
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A signal to end comes when the block is over: what removes things is done to the end."""
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda signum, _: came.append(signum)) for each in STOPS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for signum in came[:1]:
+            signal.raise_signal(signum)
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Mount points in it or of its files, the last mounted first."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split()[4] for line in reversed(lines) if str(directory) in line]
 
 
 @dataclass

@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
-from measure import CommandFailed, run, seconds, titles, together, until
+from measure import CommandFailed, mounts_below, run, seconds, titles, together, undisturbed, until
 
 from lighter.ctl.connect import Manager  # type: ignore[import-untyped]
 
@@ -51,7 +51,8 @@ class Peer(ABC):
             self.start()
             self.import_image()
         except BaseException:
-            self._close()
+            with undisturbed():
+                self._close()
             raise
         return self
 
@@ -61,7 +62,8 @@ class Peer(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        with undisturbed():
+            self._close()
 
     # -- what each peer says in its own words
 
@@ -170,7 +172,7 @@ class Peer(ABC):
                 self.kill9()
         for pid in (*self._cgroup_pids(), *self._marked()):
             _end(pid)
-        for point in reversed(self._mounts()):
+        for point in mounts_below(self.base):
             subprocess.run(["umount", "-l", point], check=False)
         self._remove_cgroups()
         shutil.rmtree(self.base, ignore_errors=True)
@@ -189,10 +191,6 @@ class Peer(ABC):
 
     def _marks(self) -> list[str]:
         return [str(self.base)]
-
-    def _mounts(self) -> list[str]:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        return [line.split()[4] for line in lines if str(self.base) in line]
 
     def _cgroup_dirs(self) -> list[Path]:
         hierarchies = (_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir()))

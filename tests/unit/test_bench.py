@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -210,3 +211,19 @@ def about(day: int) -> dict[str, Any]:
 @pytest.mark.parametrize(("value", "top"), [(0, 1), (0.24, 0.3), (1, 1), (145, 150), (801, 1000)])
 def test_an_axis_ends_at_a_round_number(value: float, top: float) -> None:
     assert history.rounded_up(value) == pytest.approx(top)
+
+
+def test_a_signal_waits_until_things_are_removed() -> None:
+    done = []
+
+    def stop(signum: int, _frame: object) -> None:
+        raise SystemExit(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(SystemExit), measure.undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("removed")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done == ["removed"]
