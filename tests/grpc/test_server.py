@@ -186,7 +186,7 @@ def test_a_server_is_known_again_after_a_restart(lighterd: Lighterd) -> None:
         assert words[words.index("UUID:") + 1] == uuid
 
 
-def test_a_stale_socket_is_replaced_and_a_file_is_not(
+def test_sec_66_a_stale_socket_is_replaced_and_a_file_is_not(
     make_lighterd: Callable[..., Lighterd],
 ) -> None:
     lighterd = make_lighterd().start()

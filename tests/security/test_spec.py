@@ -228,6 +228,7 @@ def test_sec_47_a_working_directory_is_not_an_open_file(runtime: Runtime, tmp_pa
     canary.mkdir()
     bad = [f"/proc/self/fd/{number}" for number in range(7, 21)]
     bad += ["/proc/1/cwd", "//proc/self/./root", "/dev/fd/8", "/proc/thread-self/fd/9/..", "tmp"]
+    bad += ["/proc/self/task/1/cwd", "/proc/./1/task/1/fd/8/etc"]
     for cwd in bad:
         for how in ({"image": ImageConfig(cmd=("sh",), working_dir=cwd)}, {"cwd": cwd}):
             with pytest.raises(InvalidArgument):

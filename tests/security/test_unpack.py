@@ -689,8 +689,12 @@ def test_sec_02_and_13_no_name_leads_out_even_where_no_lock_holds(
     tmp_path: Path, mode: str
 ) -> None:
     """The names alone: each attack meets the look-up, and not the empty host behind it."""
+    over_a_file = [
+        [entry("l", SYMLINK, link="{canary}/f"), entry("l", kind, link="x", mode=0o6777, uid=7)]
+        for kind in (FILE, DIR, FIFO, CHAR, SYMLINK)
+    ]
     try:
-        for number, (_, entries) in enumerate([*breakouts(), ("bypass", [])]):
+        for number, entries in enumerate([*(use for _, use in breakouts()), *over_a_file, []]):
             (tmp_path / str(number)).mkdir()
             case = Case(tmp_path / str(number))
             attack = [aim(raw, case) for raw in entries] or bypass(case)
@@ -781,6 +785,7 @@ def test_sec_19_a_gigabyte_after_the_end(case: Case) -> None:
         (lambda blob: blob[: len(blob) // 2], False),
         (lambda blob: blob + b"garbage", False),
         (lambda blob: blob + bytes(1000), True),
+        (lambda blob: blob + bytes(1000) + b"garbage", False),
         (lambda blob: blob[:-6] + b"\xff" + blob[-5:], False),
         (lambda blob: blob[:10], False),
     ],

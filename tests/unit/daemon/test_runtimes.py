@@ -55,7 +55,7 @@ def test_where_there_is_no_runc_crun_stands_for_it(
 
 
 @pytest.mark.parametrize(
-    "name", ["foo", "", "io.containerd.../..", "../runc", "io.containerd.kata.v2", "runc\n"]
+    "name", ["sh", "foo", "", "io.containerd.../..", "../runc", "io.containerd.kata.v2", "runc\n"]
 )
 def test_sec_72_other_names_are_refused(program: Path, name: str) -> None:
     with pytest.raises(InvalidArgument):

@@ -110,7 +110,9 @@ def test_a_peer_that_comes_back_before_its_end_is_seen_keeps_its_id(
     assert silent(old)
 
 
-def test_a_message_over_the_cap_costs_its_sender_the_connection(ctx: Context, path: str) -> None:
+def test_sec_68_a_message_over_the_cap_costs_its_sender_the_connection(
+    ctx: Context, path: str
+) -> None:
     router = bind(ctx, path)
     dealer = connect(ctx, path, b"a")
     probed(router, dealer)
@@ -160,6 +162,26 @@ def test_sec_65_the_mode_is_as_asked_under_any_umask(
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.lstat(path).st_mode) == mode
+
+
+def test_sec_65_a_socket_is_never_open_to_more_than_its_mode_says(
+    ctx: Context, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for the moment between its file and the change of its mode."""
+    seen = []
+    chmod = os.chmod
+
+    def noting(of: str, mode: int) -> None:
+        seen.append(stat.S_IMODE(os.lstat(of).st_mode))
+        chmod(of, mode)
+
+    monkeypatch.setattr(os, "chmod", noting)
+    before = os.umask(0)
+    try:
+        bind(ctx, path, mode=0o600)
+    finally:
+        os.umask(before)
+    assert seen == [0o600]
 
 
 def test_a_path_that_cannot_be_bound_says_why(ctx: Context, path: str) -> None:

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 
 from lighter.proto.errors import InvalidArgument, LighterError, ResourceExhausted
-from lighter.shim.worker.readfiles import read_only
+from lighter.shim.worker.readfiles import read_file, read_only, stat_file
 from tests.unit.worker.harness import run_job
 
 pytestmark = pytest.mark.root
@@ -51,6 +51,20 @@ def test_sec_39_links_stay_inside(snapshot: Path, target: str) -> None:
     inside.write_text("inside")
     (snapshot / "secret").write_text("inside")
     assert read(snapshot, "/etc/group")["files"] == {"/etc/group": b"inside"}
+
+
+@pytest.mark.parametrize("target", ["{secret}", "../../secret"])
+def test_sec_39_links_stay_inside_even_where_no_lock_holds(snapshot: Path, target: str) -> None:
+    """The look-up alone, in a process whose root is the host's."""
+    secret = snapshot.parent / "secret"
+    os.symlink(target.replace("{secret}", str(secret)), snapshot / "etc" / "group")
+    root_fd = os.open(snapshot, os.O_PATH)
+    try:
+        for path in ("/etc/group", "etc/group", str(secret), "../secret"):
+            assert read_file(root_fd, path, 1000) is None
+            assert stat_file(root_fd, path) is None
+    finally:
+        os.close(root_fd)
 
 
 def test_sec_39_only_regular_files(snapshot: Path) -> None:
