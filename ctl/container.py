@@ -1,16 +1,17 @@
 """`ctl containers`: definitions, whether they run or not."""
 
-import contextlib
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option, key_values
-from lighter.ctl.definition import definition, definition_options
 from lighter.ctl.output import labels_text, listing, rfc3339
-from lighter.ctl.paging import pages
 from lighter.ctl.resolve import work_through
 from lighter.proto.errors import FailedPrecondition, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 
 @grammar.group("containers")
@@ -25,27 +26,9 @@ def containers(_session: Session) -> None:
     """
 
 
+containers.later("create", "create", "create", "create a container, which `tasks start` starts")
 containers.later("checkpoint", "checkpoint", "checkpoint", "make an image of a container")
 containers.later("restore", "checkpoint", "restore", "make and start a container of a checkpoint")
-
-
-@containers.verb("create", interspersed=False, late_flags=2)
-@definition_options
-@grammar.argument("words", nargs=-1, type=grammar.RAW, metavar="IMAGE CONTAINER [COMMAND] [ARG]...")
-def create(session: Session, /, words: tuple[str, ...], **flags: Any) -> None:
-    """create a container, which `tasks start` starts
-
-    \b
-      ctl containers create docker.io/library/busybox:latest box
-      ctl containers create docker.io/library/busybox:latest box sh -c 'sleep 60'
-      ctl containers create IMAGE box --mount type=bind,src=/tmp,dst=/hostdir,options=rbind:rw
-    """
-    if flags["config"] and len(words) == 1:  # the spec knows the root: the one word is the id
-        words = ("", *words)
-    if len(words) < 2:
-        raise grammar.UsageError("image and container id must be given")
-    body = definition(words[1], words[0], words[2:], flags, given=session.given)
-    session.warn(session.call("containers.create", **body)["warnings"])
 
 
 @containers.verb("list ls")
@@ -62,6 +45,8 @@ def list_(session: Session, filters: tuple[str, ...], quiet: bool) -> None:
       ctl containers list -q
       ctl containers ls 'image~=nginx,labels.tier==web'
     """
+    from lighter.ctl.paging import pages
+
     rows = pages(session, "containers.list", "containers", filters=filters)
     if quiet:
         for row in rows:
@@ -157,8 +142,7 @@ def _forget(session: Session, container_id: str, force: bool) -> None:
     try:
         session.call("containers.forget", id=container_id)
     except FailedPrecondition:
-        with contextlib.suppress(NotFound):
-            session.call("tasks.delete", id=container_id, exec_id="", force=force)
+        _delete_task(session, container_id, force)
         session.call("containers.forget", id=container_id)
 
 
@@ -170,6 +154,13 @@ def remove(session: Session, container_id: str, force: bool, *, volumes: bool = 
     try:
         session.call("containers.delete", id=container_id, force=force, volumes=volumes)
     except FailedPrecondition:
-        with contextlib.suppress(NotFound):
-            session.call("tasks.delete", id=container_id, exec_id="", force=False)
+        _delete_task(session, container_id, force=False)
         session.call("containers.delete", id=container_id, force=force, volumes=volumes)
+
+
+def _delete_task(session: Session, container_id: str, force: bool) -> None:
+    """Its task, if there is one."""
+    try:
+        session.call("tasks.delete", id=container_id, exec_id="", force=force)
+    except NotFound:
+        pass

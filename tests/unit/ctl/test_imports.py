@@ -48,6 +48,7 @@ OF = {
         *("lighter.ctl.definition", "lighter.ctl.flags", *FLAGS, *ATTACHED),
     },
     "exec c1 true": {"lighter.ctl.resolve", *ATTACHED},
+    "containers rm c1": {"lighter.ctl.output", "lighter.ctl.resolve"},
 }
 # Each of these costs milliseconds. `typing`, `re`, `socket` and `signal` (the last two by `enum`)
 # are what most of the standard library would bring.
@@ -84,6 +85,7 @@ def test_a_short_command_loads_what_it_needs_alone(
     playing_exec(manager)
     manager.on("version.get", VERSION)
     manager.on("tasks.list", {"tasks": [TASK]})
+    manager.on("containers.delete", {})
     loaded = imported(verb.split(), environment)
     assert {name for name in loaded if name.split(".")[0] == "lighter"} == EVERY_COMMAND | OF[verb]
     assert not COSTLY & loaded
