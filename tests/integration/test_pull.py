@@ -234,7 +234,7 @@ POINTS = (
 def test_f23_to_f32_a_manager_killed_in_a_pull_goes_on_from_there(
     lighterd: Lighterd, registry: Scripted, image: SmallImage, point: str
 ) -> None:
-    """No name before all is whole; no finished blob is downloaded twice; the second pull ends."""
+    """No name before all is whole; nothing that was finished is done twice; the next pull ends."""
     name = f"{registry.host}/app:1"
     lighterd.restart(FAULT=f"{point}:abort")
     done = lighterd.ctl("images", "pull", name)
@@ -244,6 +244,8 @@ def test_f23_to_f32_a_manager_killed_in_a_pull_goes_on_from_there(
     blobs = lighterd.root / "content/blobs/sha256"
     finished = {digest for digest in image.blobs if _is_content(lighterd, digest)}
     assert bool(finished) == (POINTS.index(point) >= POINTS.index("ingest.adopted"))
+    unpacked = _committed(lighterd)
+    assert bool(unpacked) == (POINTS.index(point) >= POINTS.index("unpack.committed"))
     lighterd.start()
     assert finished <= {digest for digest in image.blobs if _is_content(lighterd, digest)}
     listed = lighterd.ctl("images", "ls", "-q").stdout.decode()
@@ -258,6 +260,13 @@ def test_f23_to_f32_a_manager_killed_in_a_pull_goes_on_from_there(
     with lighterd.client() as client:
         assert client.call("images", "get", name=name)["image"]["name"] == name
     assert list((lighterd.root / "content/writes").glob("*/data")) == []
+    assert unpacked <= _committed(lighterd)
+
+
+def _committed(lighterd: Lighterd) -> set[tuple[int, str]]:
+    """Committed snapshots, by number and name."""
+    with sqlite3.connect(f"file:{lighterd.root}/lighter.db?mode=ro", uri=True) as db:
+        return set(db.execute("SELECT number, key FROM snapshots WHERE kind = 'committed'"))
 
 
 def _is_content(lighterd: Lighterd, digest: str) -> bool:

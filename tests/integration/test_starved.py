@@ -36,7 +36,8 @@ def test_f59_no_process_more_for_shims(lighterd: Lighterd, busybox: str) -> None
     """With room for 0, 1, 2, … more: the fork fails in shim, runtime and runtime's child."""
     old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
     lives.define(lighterd, busybox, "new", "sleep", "1000")
-    (spawner,) = with_title(f"lighter-spawner --instance {lighterd.instance}")
+    title = f"lighter-spawner --instance {lighterd.instance}"
+    (spawner,) = with_title(title)
     cgroup, shims = cgroups.of_process(spawner, "pids"), lighterd.shims()
     for more in (0, 1, 3, 7):
         with at_most(cgroup, more), contextlib.suppress(*TYPED):
@@ -46,12 +47,34 @@ def test_f59_no_process_more_for_shims(lighterd: Lighterd, busybox: str) -> None
         assert lives.task(lighterd, "new")["status"] is None
         await_that(lambda: lighterd.shims() == shims, 20, "the shim that was to be is gone")
         assert lives.process_state(old) == "S"
+        assert with_title(title) == [spawner], "it goes on"
     ask(lighterd, "tasks.create", id="new", **NO_STDIO)
     ask(lighterd, "tasks.start", id="new")
     for name in ("new", "old"):
         ask(lighterd, "containers.delete", id=name, force=True)
     lives.leftovers(lighterd)
     assert not (wrong := lives.check_history(lives.history(lighterd))), wrong
+
+
+def test_f59_a_fork_that_fails_is_told_and_the_spawner_goes_on(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    for name in ("first", "second"):
+        lives.define(lighterd, busybox, name, "sleep", "1000")
+    title = f"lighter-spawner --instance {lighterd.instance}"
+    (spawner,) = with_title(title)
+    shims = lighterd.shims()
+    with at_most(cgroups.of_process(spawner, "pids"), -1):
+        with contextlib.suppress(*TYPED):  # by the shim that was ready, after which there is none
+            ask(lighterd, "tasks.create", id="first", **NO_STDIO)
+        with pytest.raises(errors.Unavailable, match="Resource temporarily unavailable"):
+            ask(lighterd, "tasks.create", id="second", **NO_STDIO)
+    await_that(lambda: lighterd.shims() == shims, 20, "the shim that was to be is gone")
+    assert with_title(title) == [spawner]
+    ask(lighterd, "tasks.create", id="second", **NO_STDIO)
+    for name in ("first", "second"):
+        ask(lighterd, "containers.delete", id=name, force=True)
+    lives.leftovers(lighterd)
 
 
 def test_f59_no_thread_more_for_the_manager(lighterd: Lighterd, busybox: str) -> None:
