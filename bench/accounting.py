@@ -172,8 +172,8 @@ def _own_children_ns() -> int:
     return round((usage.ru_utime + usage.ru_stime) * 1e9)
 
 
-def settled(manager: int, instance: str) -> Snapshot:
-    """Wait until the instance does nothing any more. Raises CommandFailed after 30 s."""
+def settled(manager: int, instance: str, timeout_s: float = 30) -> Snapshot:
+    """Wait until the instance does nothing any more. Raises CommandFailed after `timeout_s`."""
     last = snapshot(manager, instance)
 
     def rests() -> bool:
@@ -185,7 +185,7 @@ def settled(manager: int, instance: str) -> Snapshot:
             and last.cpu_ns - before.cpu_ns < _RESTING_NS
         )
 
-    until(rests, 30, "the instance has come to rest", QUIET_S)
+    until(rests, timeout_s, "the instance has come to rest", QUIET_S)
     return last
 
 

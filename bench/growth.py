@@ -6,6 +6,7 @@ them, which is a matter of the bench's time and not of containerd.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -14,10 +15,11 @@ from time import sleep
 
 from accounting import CONTAINER, KERNEL, QUIET_S, account, settled, snapshot
 from exits import Exits
-from measure import Row, pss_kib, rss_kib, run, seconds, together, until
+from measure import CommandFailed, Row, pss_kib, rss_kib, run, seconds, together, until
 from peers import Lighter, Peer
 
 _KIB_IN_MB = 1024 / 1e6
+_REST_S = 10
 _RESTING_NS = 5_000_000
 IDLE_SHARE = 0.1  # of a core, in hundredths
 
@@ -136,10 +138,11 @@ def _idle_from(peer: Peer, exits: Exits) -> Callable[[], int]:
 
 
 def _rest(peer: Peer) -> None:
-    """Wait until it does nothing any more."""
+    """Wait until it does nothing any more, or for a while: that it never rests is a figure too."""
     assert peer.manager is not None
     if isinstance(peer, Lighter):
-        settled(peer.manager.pid, peer.instance)
+        with suppress(CommandFailed):
+            settled(peer.manager.pid, peer.instance, _REST_S)
         return
     pids = [peer.manager.pid, *peer.monitors()]
     spent = _cpu_ns(pids)
@@ -149,12 +152,17 @@ def _rest(peer: Peer) -> None:
         before, spent = spent, _cpu_ns(pids)
         return spent - before < _RESTING_NS
 
-    until(rests, 30, f"{peer.name} has come to rest", QUIET_S)
+    with suppress(CommandFailed):
+        until(rests, _REST_S, f"{peer.name} has come to rest", QUIET_S)
 
 
 def _cpu_ns(pids: Sequence[int]) -> int:
-    files = (file for pid in pids for file in Path(f"/proc/{pid}/task").glob("*/schedstat"))
-    return sum(int(file.read_text().split()[0]) for file in files)
+    spent = 0
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with suppress(OSError):  # it has ended
+                spent += int(file.read_text().split()[0])
+    return spent
 
 
 def _restarts(peers: Sequence[Peer], size: int, times: int) -> Iterator[Row]:
