@@ -1,5 +1,6 @@
 """What a locked-in process can still reach, asked from inside."""
 
+import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from lighter.shim import linux
 from lighter.shim.worker import lockin, syscalls
 
 pytestmark = pytest.mark.root
+
+# linux/prctl.h
+_PR_CAPBSET_READ, _PR_GET_NO_NEW_PRIVS = 23, 39
 
 
 def in_child(work: Callable[[], Any]) -> Any:
@@ -43,7 +47,7 @@ def error_of(act: Callable[..., Any], *args: Any) -> str:
     return "done"
 
 
-def test_nothing_but_the_binds_is_reachable(tmp_path: Path) -> None:
+def test_sec_02_nothing_but_the_binds_is_reachable(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine").write_text("x")
     (tmp_path / "b").mkdir()
@@ -97,16 +101,36 @@ def test_a_device_in_the_target_cannot_be_opened(tmp_path: Path) -> None:
     assert in_child(attempt) == "PermissionError"
 
 
+def test_sec_11_no_program_would_give_more_rights() -> None:
+    """Not one with the set-user-ID bit, nor one with capabilities of its own: prctl(2)."""
+
+    def look() -> list[int]:
+        lockin.drop_privileges((syscalls.CAP_CHOWN,))
+        libc = ctypes.CDLL(None)
+        bounding = [libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) for number in range(38)]
+        return [libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), sum(bounding)]
+
+    assert in_child(look) == [1, 0]
+
+
 def test_the_host_sees_no_mount(tmp_path: Path) -> None:
+    """Even where what is mounted in one namespace is seen in others, as systemd has it."""
+
     def ours() -> list[str]:
         """Of the worker or of this test: others may mount meanwhile."""
         marks = ("lighter-worker", str(tmp_path))
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         return [line for line in lines if any(mark in line for mark in marks)]
 
-    before = ours()
-    assert in_child(lambda: lockin.enter([lockin.Bind(str(tmp_path), "target")], ())) is None
-    assert ours() == before
+    def host() -> list[Any]:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("", "/", "", linux.MS_REC | linux.MS_SHARED)
+        before = ours()
+        found = in_child(lambda: lockin.enter([lockin.Bind(str(tmp_path), "target")], ()))
+        return [found, ours() == before]
+
+    assert in_child(host) == [None, True]
 
 
 def test_other_descriptors_are_closed() -> None:
