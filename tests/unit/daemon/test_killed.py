@@ -128,6 +128,36 @@ def test_f02_a_bundle_that_nobody_has_claimed_goes_with_its_row(start: Start) ->
     assert (start.store.load(), topics(start)) == ([], [])
 
 
+def test_f03_what_a_bundle_without_a_row_holds_is_freed(start: Start) -> None:
+    bundle = start.record()
+    with start.db.fast_transaction() as tx:
+        tx.execute("DELETE FROM tasks")
+
+    async def work() -> None:
+        start.recovery.run()
+        start.supervisor.follow(Followers(), start.settler)
+        await comes_true(lambda: not bundle.exists())
+        start.supervisor.close()
+
+    asyncio.run(work())
+    assert start.settler.freed == ["c"]
+
+
+def test_f04_a_shim_that_no_row_tells_of_is_left_its_bundle(start: Start) -> None:
+    """What it is, it says in its own time."""
+    with shim(start) as process:
+
+        async def work() -> None:
+            start.recovery.run()
+            start.supervisor.follow(Followers(), start.settler)
+            await asyncio.sleep(0.1)  # in which a removal would be through
+            assert (start.settler.freed, process.poll()) == ([], None)
+            assert start.bundle_of(*KEY).exists()
+            start.supervisor.close()
+
+        asyncio.run(work())
+
+
 def test_f04_the_claim_is_withdrawn_before_the_task_is_judged(start: Start) -> None:
     """An order of the dead manager's may be in its spawner still."""
     bundle = start.bundle_of(*KEY)
@@ -465,6 +495,23 @@ def test_f21_a_deleted_task_does_not_come_back_with_its_shim(start: Start) -> No
             start.said_hello(pid=pid, start=start_of(pid), state=states.STOPPED)
             assert KEY not in start.supervisor.entries
             await comes_true(lambda: process_state(pid) in ("", "Z"))
+            start.supervisor.close()
+
+        asyncio.run(work())
+    assert start.store.load() == []
+
+
+def test_f21_the_shim_of_a_deleted_task_is_ended_and_its_note_goes_with_it(start: Start) -> None:
+    """One that hangs would stay for ever, seen by nobody."""
+    with shim(start) as process:
+        its = {"shim_pid": process.pid, "shim_start": start_of(process.pid)}
+        recorded(start, states.STOPPED, **its, **OVER)
+
+        async def work() -> None:
+            start.run()
+            await task_service(start).delete(*KEY)
+            await comes_true(lambda: process.poll() is not None)
+            await comes_true(lambda: not start.store.tombstones())
             start.supervisor.close()
 
         asyncio.run(work())

@@ -17,7 +17,7 @@ from lighter.daemon import sockets
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.proto import codec
 from lighter.proto.calls import MAX_OUTSTANDING
-from lighter.proto.errors import DeadlineExceeded
+from lighter.proto.errors import DeadlineExceeded, Unavailable
 from tests import zeromq
 from tests.harness import await_that
 from tests.unit.daemon import hostile
@@ -32,6 +32,7 @@ class Setting:
         self.hellos: list[dict[str, Any]] = []
         self.events: list[codec.Event] = []
         self.commit = True
+        self.failing = 0  # the event that cannot be applied, once
         self.router = ShimRouter(GENERATION, self._on_hello, self._on_event)
         self.serving: Serving
 
@@ -40,6 +41,9 @@ class Setting:
 
     def _on_event(self, _peer: Peer, event: codec.Event) -> bool:
         self.events.append(event)
+        if event.sequence == self.failing:
+            self.failing = 0
+            raise Unavailable("record event: the disk is full")
         return self.commit
 
     @contextmanager
@@ -90,6 +94,27 @@ def test_an_event_that_was_not_committed_is_not_acknowledged(at: Setting) -> Non
         socket.send_multipart(codec.encode(event(1)))
         await_that(lambda: at.events, 30, "the event arrives")
         assert not socket.poll(100)
+
+
+def test_f10_nothing_is_applied_before_what_failed_is_told_again(at: Setting) -> None:
+    """An acknowledgement covers all numbers before it."""
+    at.failing = 1
+    with at.shim() as socket:
+        for number in (1, 2):
+            socket.send_multipart(codec.encode(event(number)))
+        assert socket.poll(20_000)
+        assert isinstance(codec.decode(socket.recv_multipart()), codec.Welcome)
+        identity = {"incarnation": ME, "pid": os.getpid(), "version": "1"}
+        socket.send_multipart(codec.encode(codec.Hello(GENERATION, 1, [], identity)))
+        for number in (1, 2):
+            socket.send_multipart(codec.encode(event(number)))
+        acknowledged = 0
+        while acknowledged < 2:
+            assert socket.poll(20_000)
+            answer = codec.decode(socket.recv_multipart())
+            assert isinstance(answer, codec.Ack)
+            acknowledged = answer.sequence
+    assert [seen.sequence for seen in at.events] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("lie", [{"incarnation": "f" * 16}, {"pid": 1}, {"pid": None}])

@@ -20,7 +20,7 @@ from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import codec, events, states
-from lighter.proto.errors import Unavailable
+from lighter.proto.errors import LighterError, Unavailable
 from lighter.proto.paths import Root, State
 
 pytestmark = pytest.mark.root
@@ -125,6 +125,23 @@ def test_what_has_a_forgotten_tasks_name_now_is_left_alone(place: Place) -> None
     ]
 
 
+def test_f21_one_that_is_forgotten_while_it_is_freed_takes_no_later_ones_row(place: Place) -> None:
+    class Freeing(Unmounting):
+        async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+            place.supervisor.remove(entry)
+            place.entry("b" * 16, states.RUNNING)
+            return await super().settle(entry, bundle)
+
+    async def work() -> None:
+        old = place.entry("a" * 16, states.RUNNING)
+        place.supervisor.follow(Followers(), Freeing())
+        await place.supervisor.settle(old)
+
+    asyncio.run(work())
+    assert [one.incarnation for one in place.store.load()] == ["b" * 16]
+    assert place.db.rows("SELECT topic FROM events") == []
+
+
 @pytest.mark.parametrize(("exec_id", "flushed"), [("", True), ("e", False)])
 def test_the_end_of_a_container_is_flushed_and_that_of_an_exec_is_not(
     place: Place, exec_id: str, flushed: bool
@@ -172,6 +189,27 @@ def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(pla
     assert set(entry.execs) == kept | {"runs"}
     (recorded,) = place.store.load()
     assert set(recorded.execs) == kept
+
+
+def test_f10_what_could_not_be_committed_has_not_happened(place: Place) -> None:
+    """Its shim tells it again, and then it is in its place and there once."""
+    entry = place.entry("a" * 16, states.CREATED)
+    peer = Peer(ShimRouter(1, lambda _peer: None, lambda _peer, _event: True), entry.incarnation)
+    event = codec.Event(1, 1, events.START, 7, {"container_id": "c", "pid": 1})
+    with place.db.fast_transaction() as tx:
+        tx.execute(
+            "CREATE TEMP TRIGGER t BEFORE INSERT ON events BEGIN SELECT RAISE(FAIL, 'no'); END"
+        )
+    with pytest.raises(LighterError):
+        place.supervisor.on_event(peer, event)
+    assert (entry.state, entry.started_at, entry.last_sequence) == (states.CREATED, None, 0)
+    with place.db.fast_transaction() as tx:
+        tx.execute("DROP TRIGGER t")
+    assert place.supervisor.on_event(peer, event)
+    assert (entry.state, entry.started_at) == (states.RUNNING, 7)
+    (kept,) = place.store.load()
+    assert (kept.state, kept.last_sequence) == (states.RUNNING, 1)
+    assert [row[0] for row in place.db.rows("SELECT topic FROM events")] == [events.START]
 
 
 def test_f80_an_event_that_is_told_again_is_not_applied_again(place: Place) -> None:
