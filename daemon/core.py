@@ -52,7 +52,7 @@ class Core:
         self.budget = DescriptorBudget()
         self.spawner = Spawner(
             root.instance,
-            state.rehearsal,
+            state,
             inherited,
             locks,
             spawner_argv,

@@ -2,7 +2,7 @@
 
 flock(2) belongs to the open file description, so the spawner that inherits the descriptors holds
 them too: the next manager waits until no order of the last one can be carried out any more. A
-spawner that stays (stopped, say) although its manager is gone is ended: it holds no state.
+spawner that keeps them (stopped, say) although its manager is gone is ended: it holds no state.
 """
 
 import contextlib
@@ -21,8 +21,10 @@ _SPAWNER = b"lighter-spawner"
 _SPAWNER_TO_BE = b"--unit=lighter-shims-"  # systemd-run, which becomes one (see placement.py)
 
 
-def take_lock(path: str, wait_s: float = WAIT_S) -> int:
+def take_lock(path: str, wait_s: float = WAIT_S, instance: str = "") -> int:
     """The locked descriptor. Raises FailedPrecondition naming the holder after `wait_s`.
+
+    `instance`: whose spawners are ended too when they were given the lock and have not taken it.
 
     Only a dying manager's spawner is worth waiting for, and it ends within milliseconds.
     """
@@ -32,7 +34,7 @@ def take_lock(path: str, wait_s: float = WAIT_S) -> int:
         raise FailedPrecondition(f"lock {path}: {err.strerror}") from err
     with ExitStack() as undo:
         undo.callback(os.close, fd)
-        _lock(fd, path, time.monotonic() + wait_s)
+        _lock(fd, path, time.monotonic() + wait_s, instance)
         # Whoever may open the file may hold its lock.
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, 0)
@@ -41,7 +43,7 @@ def take_lock(path: str, wait_s: float = WAIT_S) -> int:
     return fd
 
 
-def _lock(fd: int, path: str, deadline: float) -> None:
+def _lock(fd: int, path: str, deadline: float, instance: str) -> None:
     kill_at = time.monotonic() + KILL_AFTER_S
     while True:
         try:
@@ -55,18 +57,14 @@ def _lock(fd: int, path: str, deadline: float) -> None:
                 who = f"manager with pid {written}" if manager else "another process"
                 raise FailedPrecondition(f"lock {path}: {who} holds it") from err
             if time.monotonic() > kill_at:
-                for pid in _holders(fd):
-                    _end_spawner(pid, fd)
+                for pid in _others():
+                    _end_spawner(pid, fd, instance)
             time.sleep(_POLL_S)
 
 
-def _holders(fd: int) -> list[int]:
-    """The other processes that have this lock file open."""
-    return [
-        int(name)
-        for name in os.listdir("/proc")
-        if name.isdigit() and int(name) != os.getpid() and _has_open(int(name), fd)
-    ]
+def _others() -> list[int]:
+    names = [name for name in os.listdir("/proc") if name.isdigit()]
+    return [int(name) for name in names if int(name) != os.getpid()]
 
 
 def _has_open(pid: int, fd: int) -> bool:
@@ -79,8 +77,11 @@ def _has_open(pid: int, fd: int) -> bool:
     return False
 
 
-def _end_spawner(pid: int, fd: int) -> None:
-    """SIGKILL, if it is a spawner that holds this lock."""
+def _end_spawner(pid: int, fd: int, instance: str) -> None:
+    """SIGKILL, if it is a spawner that holds this lock, or may be about to take a copy of it.
+
+    A copy that is on its way in a socket is a lock that no process is seen to hold.
+    """
     with contextlib.suppress(OSError):
         pidfd = os.pidfd_open(pid)
         try:
@@ -88,7 +89,10 @@ def _end_spawner(pid: int, fd: int) -> None:
                 title = file.read(4096)
             # Looked at with the pidfd open: from here on the pid cannot come round unnoticed.
             ours = title.startswith(_SPAWNER) or _SPAWNER_TO_BE in title
-            if ours and _has_open(pid, fd):
+            # One of this user's: anybody can call itself so.
+            takes = instance != "" and f" --instance {instance}".encode() in title
+            takes = takes and os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+            if ours and (takes or _has_open(pid, fd)):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:
             os.close(pidfd)

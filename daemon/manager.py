@@ -101,8 +101,11 @@ class Manager:
         os.umask(0o022)
         self._check_directories()
         async with AsyncExitStack() as undo:
-            locks = [take_lock(self._root.lock), take_lock(self._state.lock)]
-            undo.callback(remove_empty, self._root.instance)
+            instance = self._root.instance
+            locks = [
+                take_lock(path, instance=instance) for path in (self._root.lock, self._state.lock)
+            ]
+            undo.callback(remove_empty, instance)
             files.sweep(self._state.dir)
             files.write_whole(self._state.pid_file, f"{os.getpid()}\n".encode(), 0o644)
             undo.callback(files.remove, self._state.pid_file)

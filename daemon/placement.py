@@ -47,6 +47,10 @@ class Placement:
         name = f"{_scopes_of(self._instance)}{self._generation}"
         return scope_argv(f"{name}.scope" if self._count == 1 else f"{name}-{self._count}.scope")
 
+    @property
+    def wants_scope(self) -> bool:
+        return self._scopes
+
     def started(self, pid: int, launcher: list[str]) -> None:
         """A spawner runs, started with `launcher`."""
         if not launcher:

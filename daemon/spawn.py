@@ -2,7 +2,8 @@
 
 The spawner is a program of its own (see lighter.shim.spawner), reached by one SOCK_SEQPACKET
 socket. It inherits the instance's locks, so that the next manager knows when the last order of
-this one can no longer be carried out.
+this one can no longer be carried out. One that has shims then waits for that manager, which takes
+it over (lighter.daemon.takeover).
 
 It says when it has loaded, and is asked from then on. Under systemd it is started through a program
 that asks systemd for a scope (see lighter.daemon.placement). When that fails, or takes longer than
@@ -26,11 +27,14 @@ from typing import Any
 import msgpack
 
 from lighter.daemon.placement import Placement
+from lighter.daemon.takeover import WAIT_S, kind_of, let_go, take_over
 from lighter.proto.errors import Unavailable, from_wire
+from lighter.proto.paths import State
 from lighter.proto.shim_api import LOADED, MAX_PACKET
 
 log = logging.getLogger("lighter.spawn")
 
+_FIRST_FD = 3  # the spawner's: its socket, the locks
 _FIRST_FREE_FD = 100  # above the numbers that the spawner's descriptors are moved to
 _SEND_BUFFER = 1 << 20
 CLOSE_S = 2.0
@@ -41,6 +45,7 @@ RESTART_S = 0.2
 SCOPE_S = 30.0
 ANSWERED_S = 5.0  # a worker that has answered has nothing left to do
 KILLED_S = 10.0  # but the kernel may hold it up, in a file system that does not answer
+TAKEN_S = 2.0  # one that was taken over has nothing left to load
 REPLACED_S = 60.0  # how long a request waits for the next spawner when there is none
 
 
@@ -78,14 +83,14 @@ class Spawner:
     def __init__(
         self,
         instance: str,
-        rehearsal: str,
+        state: State,
         inherited: Inherited,
         lock_fds: Sequence[int],
         program: Sequence[str],
         placement: Placement,
     ) -> None:
         self._instance = instance
-        self._rehearsal = rehearsal
+        self._state = state
         self._inherited = inherited
         self._lock_fds = tuple(lock_fds)
         self._placement = placement
@@ -102,9 +107,36 @@ class Spawner:
         self.pid = 0
 
     def start(self) -> None:
-        """Execute the spawner. Requests wait until it has loaded."""
+        """Take over the spawner that waits, or execute one. Requests wait until it has loaded."""
+        self._started_at = time.monotonic()
+        kind = self._kind(self._placement.wants_scope)
+        found = take_over(self._state.next_socket, kind, self._lock_fds) if kind else None
+        if found is None:
+            self._execute()
+            return
+        log.info("spawner taken over pid=%d", found.pid)
+        self._attach(found.socket, found.pid, found.pidfd)
+        self._in_scope = False  # it is in the scope, if any, that another manager has made
+        self._too_late = asyncio.get_running_loop().call_later(TAKEN_S, self._give_up, TAKEN_S)
+
+    def _kind(self, in_scope: bool) -> str:
+        return kind_of((self._program, self._settings(), self._environment(), in_scope))
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "instance": self._instance,
+            "rehearsal": self._state.rehearsal,
+            "umask": self._inherited.umask,
+            "rlimits": self._inherited.rlimits,
+            "oom_score_adj": self._inherited.oom_score_adj,
+        }
+
+    def _environment(self) -> dict[str, str]:
+        faults = {name: value for name, value in os.environ.items() if name.startswith("FAULT")}
+        return {**faults, "PATH": os.environ.get("PATH", os.defpath)}
+
+    def _execute(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         moved = [
             fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
             for fd in (theirs.fileno(), *self._lock_fds)
@@ -112,24 +144,23 @@ class Spawner:
         launcher = self._placement.launcher()
         argv = [*launcher, *self._program]
         self._started_at = time.monotonic()
+        settings = self._settings()
+        # Before it loads a file: of one that is replaced meanwhile, the next manager sees another.
+        if kind := self._kind(bool(launcher)):
+            settings["succession"] = {
+                "path": self._state.next_socket,
+                "kind": kind,
+                "locks": [_FIRST_FD + 1 + n for n in range(len(self._lock_fds))],
+                "wait_s": WAIT_S,
+            }
         try:
-            settings = {
-                "instance": self._instance,
-                "rehearsal": self._rehearsal,
-                "umask": self._inherited.umask,
-                "rlimits": self._inherited.rlimits,
-                "oom_score_adj": self._inherited.oom_score_adj,
-            }
-            environment = {
-                name: value for name, value in os.environ.items() if name.startswith("FAULT")
-            }
-            environment["PATH"] = os.environ.get("PATH", os.defpath)
-            self.pid = os.posix_spawn(
+            pid = os.posix_spawn(
                 argv[0],
                 [*argv, json.dumps(settings)],
-                environment,
+                self._environment(),
                 file_actions=[
-                    (os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(moved, start=3)
+                    (os.POSIX_SPAWN_DUP2, fd, number)
+                    for number, fd in enumerate(moved, start=_FIRST_FD)
                 ],
                 setsid=True,
                 setsigmask=[],
@@ -138,19 +169,23 @@ class Spawner:
             theirs.close()
             for fd in moved:
                 os.close(fd)
-        self._socket = ours
-        ours.setblocking(False)
-        self._pidfd = os.pidfd_open(self.pid)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ours.fileno(), self._on_readable, ours)
-        loop.add_reader(self._pidfd, self._on_death)
-        self._placement.started(self.pid, launcher)
+        self._attach(ours, pid, os.pidfd_open(pid))
+        self._placement.started(pid, launcher)
         self._in_scope = bool(launcher)
         if launcher:
-            self._too_late = loop.call_later(SCOPE_S, self._give_up_scope)
+            self._too_late = asyncio.get_running_loop().call_later(SCOPE_S, self._give_up, SCOPE_S)
 
-    def _give_up_scope(self) -> None:
-        log.warning("start spawner in a scope: it has not loaded in %g s", SCOPE_S)
+    def _attach(self, ours: socket.socket, pid: int, pidfd: int) -> None:
+        self._socket, self.pid, self._pidfd = ours, pid, pidfd
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours.fileno(), self._on_readable, ours)
+        loop.add_reader(pidfd, self._on_death)
+
+    def _give_up(self, seconds: float) -> None:
+        where = " in a scope" if self._in_scope else ""
+        log.warning("start spawner%s: it has not loaded in %g s", where, seconds)
         with suppress(OSError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -164,28 +199,30 @@ class Spawner:
         log.info("spawner loaded pid=%d scope=%s ms=%.0f", self.pid, self._in_scope, took_ms)
 
     async def close(self) -> None:
-        """Let the spawner end, which it does when its socket closes, and wait for that."""
+        """Let the spawner go, and wait until it has ended, or says that it stays for the next."""
         self._closing = True
-        if self._pidfd < 0:
+        if self._pidfd < 0 or self._socket is None:
             self._loaded.set()
             return
         loop = asyncio.get_running_loop()
         pidfd, self._pidfd = self._pidfd, -1
+        ours, self._socket = self._socket, None
         loop.remove_reader(pidfd)
+        loop.remove_reader(ours.fileno())
         self._drop("the manager is stopping")
         self._loaded.set()  # who waits for a spawner hears that there will be none
-        ended = asyncio.Event()
-        loop.add_reader(pidfd, ended.set)
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await ended.wait()
-        except TimeoutError:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            await ended.wait()
-        finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-        self._reap()
+        ending = False
+        with ours:
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    ending = await let_go(ours, pidfd)
+            except TimeoutError:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                ending = await let_go(ours, pidfd)
+            finally:
+                os.close(pidfd)
+        if ending:
+            self._reap()
 
     def _reap(self) -> int:
         """Take the exit status of the spawner, which has ended."""
@@ -308,7 +345,7 @@ class Spawner:
         if self._closing:
             return
         try:
-            self.start()
+            self._execute()
         except OSError as err:
             log.error("start spawner: %s", err)
             asyncio.get_running_loop().call_later(RESTART_S, self._restart)

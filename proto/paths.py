@@ -135,6 +135,11 @@ class State:
         return self.dir + "/rehearsal"
 
     @property
+    def next_socket(self) -> str:
+        """Where a spawner without a manager waits for the next one."""
+        return self.dir + "/next.sock"
+
+    @property
     def short_sockets(self) -> str:
         return self.dir + "/s"
 

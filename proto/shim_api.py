@@ -62,5 +62,10 @@ FEATURES = ["exec", "attach", "log-chunks"]
 # {kind: "shim", ident, order: bytes, the order packed} or {kind: "worker", ident} with the worker's
 # control socket attached; it answers {ident, pid, start} with the child's pidfd attached, or
 # {ident, error}. Its first packet, {ident: LOADED}, says that it has loaded. Requests count from 1.
+# A spawner that outlives its manager says as its last {ident: STAYS} (lighter.shim.succession). The
+# next manager's first packet is then what kind it wants; the spawner answers SAME, and is sent one
+# byte with the manager's outputs and locks attached. From its LOADED on all is as above.
 MAX_PACKET = 128 * 1024
 LOADED = 0
+STAYS = -1
+SAME = b"same"

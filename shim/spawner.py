@@ -1,10 +1,11 @@
 """The warm parent: it has imported what shims and workers need, and forks them on request.
 
 It is executed (not forked) by the manager, in a session of its own, and holds no state: when its
-socket to the manager closes it ends. A fork of it costs about a millisecond and shares nearly all
-of its memory. It is single-threaded, and so are its children. The lock of the instance is open here
-too, so that the next manager knows when the last request of this one can no longer be carried out;
-a shim does not keep it. While nothing is asked of it, it has one shim ready (shim/spare.py).
+socket to the manager closes it ends, or if it has shims waits for the next (shim/succession.py). A
+fork of it costs about a millisecond and shares nearly all of its memory. It is single-threaded, and
+so are its children. The lock of the instance is open here too, so that the next manager knows when
+the last request of this one can no longer be carried out; a shim does not keep it. While nothing is
+asked of it, it has one shim ready (shim/spare.py).
 """
 
 import gc
@@ -15,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -24,6 +26,7 @@ import setproctitle
 from lighter.proto import shim_api
 from lighter.shim import files, guard, immortal, linux, packing, reaper, rehearsal, shim, spare
 from lighter.shim.spare import Spare
+from lighter.shim.succession import Succession
 from lighter.shim.worker.main import serve as serve_job
 
 KEEP_FD = 3  # the manager's socket
@@ -33,7 +36,7 @@ SPARE_MS = 40  # after the last request, when its container is made and the proc
 class Settings:
     """What containers must inherit although the manager changed it for itself."""
 
-    __slots__ = ("instance", "oom_score_adj", "rehearsal", "rlimits", "umask")
+    __slots__ = ("instance", "oom_score_adj", "rehearsal", "rlimits", "succession", "umask")
 
     def __init__(self, text: str) -> None:
         values = json.loads(text)
@@ -44,6 +47,7 @@ class Settings:
             int(name): (soft, hard) for name, (soft, hard) in values["rlimits"].items()
         }
         self.oom_score_adj: int = values["oom_score_adj"]
+        self.succession: dict[str, Any] | None = values.get("succession")
 
     def apply(self) -> None:
         os.umask(self.umask)
@@ -128,7 +132,7 @@ def _rehearse_service(settings: Settings, no_order: dict[str, Any]) -> None:
 
 
 class Spawner:
-    """Serves one manager until it is gone."""
+    """Serves a manager until it is gone, and then the next, if it is worth that."""
 
     def __init__(
         self, manager: socket.socket, settings: Settings, no_order: dict[str, Any]
@@ -143,8 +147,25 @@ class Spawner:
         self._no_order = no_order
         self._spare: Spare | None = None
         self._wants_spare = True
+        self._workers: set[int] = set()  # not reaped yet
 
     def serve(self) -> None:
+        """Until there is no manager, and none comes for the memory of the shims that live."""
+        self._serve_manager()
+        if self._settings.succession is None:
+            return
+        entitle = partial(_entitle, instance=self._settings.instance)
+        succession = Succession(self._settings.succession, entitle)
+        # A worker ends with this process, as it must with the manager that it works for.
+        while self._reap() and not self._workers:
+            manager = succession.await_next(self._manager, self._wakeup, self._reap)
+            if manager is None:
+                return
+            self._manager = manager
+            self._wants_spare = True
+            self._serve_manager()
+
+    def _serve_manager(self) -> None:
         try:
             self._manager.send(msgpack.packb({"ident": shim_api.LOADED}))
         except BrokenPipeError:
@@ -202,7 +223,8 @@ class Spawner:
                 self._fork(request, fds)
         except OSError as err:
             answer = {"ident": request["ident"], "error": err.strerror or str(err)}
-            self._manager.send(msgpack.packb(answer))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._manager.send(msgpack.packb(answer))
         finally:
             for fd in fds:
                 os.close(fd)
@@ -212,6 +234,8 @@ class Spawner:
         pid = os.fork()
         if pid == 0:
             self._run_child(request, fds)
+        if request["kind"] == "worker":
+            self._workers.add(pid)
         # The child may have ended already: it is not reaped before its pidfd is made.
         pidfd = os.pidfd_open(pid)
         try:
@@ -287,14 +311,16 @@ class Spawner:
         except (BrokenPipeError, ConnectionResetError):
             pass  # the manager is gone; the next one learns of the shim by its claim
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Whether there are children that live."""
         while True:
             try:
                 pid, _status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if pid == 0:
-                return
+                return True
+            self._workers.discard(pid)
             if self._spare is not None and pid == self._spare.pid:
                 self._spare.close()
                 self._spare = None  # the next request is served without

@@ -70,6 +70,17 @@ def with_title(start: str) -> list[int]:
     ]
 
 
+def spawners(instance: str) -> list[int]:
+    """Pids of the spawners that serve a manager; a child has its parent's title at first."""
+    title = f"lighter-spawner --instance {instance}"
+    found = {
+        process.pid: process.ppid
+        for process in every_process()
+        if not process.is_zombie and process.title.startswith(title)
+    }
+    return [pid for pid, parent in found.items() if parent not in found]
+
+
 def _read(pid: int, name: str) -> str:
     """The file's text; "" for a process that is gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):

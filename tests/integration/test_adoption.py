@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import psutil
 import pytest
 
 from lighter.daemon.tasks.bundle import Bundle
@@ -23,6 +22,7 @@ from lighter.shim import shim
 from tests import cgroups, lives
 from tests.harness import Lighterd, await_that, kill_by_pidfd
 from tests.lives import NO_STDIO, ask
+from tests.processes import spawners
 
 
 def shim_of(lighterd: Lighterd, container: str) -> int:
@@ -31,17 +31,8 @@ def shim_of(lighterd: Lighterd, container: str) -> int:
 
 
 def spawner_of(lighterd: Lighterd) -> int:
-    """The spawner, a living child of its manager; 0 while there is none."""
-    try:
-        children = psutil.Process(lighterd.pid).children()
-    except psutil.NoSuchProcess:
-        return 0
-    for child in children:
-        with suppress(psutil.Error):  # a dead one, not reaped yet
-            title = " ".join(child.cmdline())
-            if "lighter-spawner" in title and child.status() != psutil.STATUS_ZOMBIE:
-                return child.pid
-    return 0
+    """The spawner that serves its manager, of whichever manager it is the child; 0 for none."""
+    return next(iter(spawners(lighterd.instance)), 0)
 
 
 # adoption

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,30 @@ def test_what_was_to_become_a_dead_managers_spawner_is_ended(tmp_path: Path) -> 
     with held(path, str(gone.pid), "--unit=lighter-shims-0123abcd-7.scope") as holder:
         os.close(take_lock(str(path), wait_s=20))
         assert holder.wait(10) == -signal.SIGKILL
+
+
+def test_a_spawner_that_was_given_the_lock_and_has_not_taken_it_is_ended(tmp_path: Path) -> None:
+    """One that is stopped just then, and its manager dead: nobody is seen to hold the lock."""
+    path = tmp_path / "lock"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with subprocess.Popen(
+        ["lighter-spawner --instance 0123abcd", "-I", "-c", "import sys; sys.stdin.read()"],
+        executable=sys.executable,
+        stdin=subprocess.PIPE,
+        pass_fds=[theirs.fileno()],
+    ) as spawner:
+        theirs.close()
+        fd = take_lock(str(path))
+        socket.send_fds(ours, [b"lock"], [fd])
+        os.pwrite(fd, b"0     ", 0)
+        os.close(fd)
+        ours.close()
+        for others in ("", "ffffffff"):
+            with pytest.raises(FailedPrecondition, match="another process holds it"):
+                take_lock(str(path), wait_s=1.2, instance=others)
+        assert spawner.poll() is None
+        os.close(take_lock(str(path), wait_s=20, instance="0123abcd"))
+        assert spawner.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("kind", ["directory", "link", "nowhere"])

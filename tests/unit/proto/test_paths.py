@@ -32,6 +32,7 @@ def test_everything_lies_below_its_directory() -> None:
         state.lock,
         state.client_socket,
         state.shims_socket,
+        state.next_socket,
         state.pid_file,
         state.runc_root("ns"),
         state.tasks,

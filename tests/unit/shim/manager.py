@@ -4,7 +4,9 @@ It does what a test tells it and nothing more, so that a test can welcome late, 
 vanish, come back with another generation, or send what no manager would send.
 """
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -24,16 +26,22 @@ import msgpack
 import zmq
 
 from lighter.daemon import sockets
+from lighter.daemon.locks import take_lock
+from lighter.daemon.takeover import Taken
 from lighter.proto import codec, errors, shim_api
 
 INSTANCE = "7e577e57"
+KIND = "0" * 64
 WAIT_S = 20.0
 
 
 class FakeManager:
     """One instance: directories, spawner, socket. `events` are in their order of arrival."""
 
-    def __init__(self, *, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *, environ: dict[str, str] | None = None, wait_s: float | None = None
+    ) -> None:
+        """`wait_s`: how long the spawner may wait for the next manager, at `next_socket`."""
         self.base = Path(tempfile.mkdtemp(prefix="lighter-shimtest-", dir="/tmp"))
         for name in ("tasks", "exits", "runc", "logs"):
             (self.base / name).mkdir()
@@ -57,14 +65,32 @@ class FakeManager:
             "rlimits": {},
             "oom_score_adj": 0,
         }
+        self.lock = self.base / "lock"
+        self.next_socket = self.base / "next.sock"
+        locks = []
+        if wait_s is not None:
+            lock = take_lock(str(self.lock))
+            locks.append(fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, 100))
+            os.close(lock)
+            settings["succession"] = {
+                "path": str(self.next_socket),
+                "kind": KIND,
+                "locks": [4],
+                "wait_s": wait_s,
+            }
         with theirs:
             self.spawner = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-m", "lighter.shim", json.dumps(settings)],
                 {"PATH": os.environ["PATH"], **(environ or {})},
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, fd, number)
+                    for number, fd in enumerate((theirs.fileno(), *locks), start=3)
+                ],
                 setsid=True,
             )
+        for fd in locks:
+            os.close(fd)
         assert msgpack.unpackb(self._control.recv(64)) == {"ident": shim_api.LOADED}
 
     # the wire
@@ -153,6 +179,17 @@ class FakeManager:
         """Let the spawner see its manager's end."""
         self._control.shutdown(socket.SHUT_RDWR)
 
+    def die(self) -> None:
+        """As `leave`, but with what the spawner has not read yet still in its socket."""
+        self._control.close()
+
+    def succeed(self, taken: Taken) -> None:
+        """Be the manager that has taken the spawner over."""
+        self._control = taken.socket
+        self._control.settimeout(WAIT_S)
+        os.close(taken.pidfd)
+        assert msgpack.unpackb(self._control.recv(64)) == {"ident": shim_api.LOADED}
+
     # shims
 
     def order(self, name: str, runtime: str, **fields: Any) -> dict[str, Any]:
@@ -194,14 +231,28 @@ class FakeManager:
 
     def fork(self, order: dict[str, Any]) -> "Shim":
         """Let the spawner fork the shim of this order."""
-        packed = msgpack.packb(order)
-        request = {"kind": "shim", "ident": order["ident"], "order": packed}
-        self._control.send(msgpack.packb(request))
+        self.request(order)
         packet, fds, _flags, _address = socket.recv_fds(self._control, 1 << 16, 1)
         answer = msgpack.unpackb(packet)
         shim = Shim(self, order, answer["pid"], fds[0])
         self.shims[shim.incarnation] = shim
         return shim
+
+    def request(self, order: dict[str, Any]) -> None:
+        """Ask for it, and read no answer."""
+        packed = msgpack.packb(order)
+        request = {"kind": "shim", "ident": order["ident"], "order": packed}
+        self._control.send(msgpack.packb(request))
+
+    def request_worker(self) -> socket.socket:
+        """Its control socket. The worker waits for its job there."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            request = msgpack.packb({"kind": "worker", "ident": self.next_ident()})
+            socket.send_fds(self._control, [request], [theirs.fileno()])
+        _packet, fds, _flags, _address = socket.recv_fds(self._control, 1 << 16, 1)
+        os.close(fds[0])
+        return ours
 
     def run(self, name: str, runtime: str, **fields: Any) -> "Shim":
         """Fork a shim and wait for its container to be created."""
@@ -223,7 +274,8 @@ class FakeManager:
                 shim.close()
         finally:
             self._control.close()
-            os.waitpid(self.spawner, 0)
+            with contextlib.suppress(ChildProcessError):  # a test has done it
+                os.waitpid(self.spawner, 0)
             if self._router is not None:
                 self._router.close(0)
             self._context.term()
