@@ -27,7 +27,7 @@ from typing import Any
 import msgpack
 
 from lighter.daemon.placement import Placement
-from lighter.daemon.takeover import WAIT_S, kind_of, let_go, take_over
+from lighter.daemon.takeover import ANSWER_S, WAIT_S, ask_waiting, give_locks, kind_of, let_go
 from lighter.proto.errors import Unavailable, from_wire
 from lighter.proto.paths import State
 from lighter.proto.shim_api import LOADED, MAX_PACKET
@@ -45,7 +45,6 @@ RESTART_S = 0.2
 SCOPE_S = 30.0
 ANSWERED_S = 5.0  # a worker that has answered has nothing left to do
 KILLED_S = 10.0  # but the kernel may hold it up, in a file system that does not answer
-TAKEN_S = 2.0  # one that was taken over has nothing left to load
 REPLACED_S = 60.0  # how long a request waits for the next spawner when there is none
 
 
@@ -101,6 +100,8 @@ class Spawner:
         self._idents = 0
         self._closing = False
         self._loaded = asyncio.Event()
+        self._taken = False  # the living one was another manager's
+        self._asked = False  # it has not said yet that it is of this one's kind
         self._in_scope = False  # the living one was started through systemd
         self._started_at = 0.0
         self._too_late: asyncio.TimerHandle | None = None
@@ -110,14 +111,28 @@ class Spawner:
         """Take over the spawner that waits, or execute one. Requests wait until it has loaded."""
         self._started_at = time.monotonic()
         kind = self._kind(self._placement.wants_scope)
-        found = take_over(self._state.next_socket, kind, self._lock_fds) if kind else None
+        found = ask_waiting(self._state.next_socket, kind) if kind else None
         if found is None:
             self._execute()
             return
-        log.info("spawner taken over pid=%d", found.pid)
         self._attach(found.socket, found.pid, found.pidfd)
+        self._taken = self._asked = True
         self._in_scope = False  # it is in the scope, if any, that another manager has made
-        self._too_late = asyncio.get_running_loop().call_later(TAKEN_S, self._give_up, TAKEN_S)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(found.socket.fileno(), self._on_answer, found.socket)
+        self._too_late = loop.call_later(ANSWER_S, self._give_up, ANSWER_S)
+
+    def _on_answer(self, ours: socket.socket) -> None:
+        try:
+            self._asked = not give_locks(ours, self._lock_fds)
+        except BlockingIOError:
+            return
+        if self._asked:
+            log.info("spawner pid=%d is not taken over: it is of another kind", self.pid)
+            self._drop("it was another manager's")
+            self._restart()
+        else:
+            asyncio.get_running_loop().add_reader(ours.fileno(), self._on_readable, ours)
 
     def _kind(self, in_scope: bool) -> str:
         return kind_of((self._program, self._settings(), self._environment(), in_scope))
@@ -170,6 +185,7 @@ class Spawner:
             for fd in moved:
                 os.close(fd)
         self._attach(ours, pid, os.pidfd_open(pid))
+        self._taken = self._asked = False
         self._placement.started(pid, launcher)
         self._in_scope = bool(launcher)
         if launcher:
@@ -196,12 +212,16 @@ class Spawner:
         self._placement.loaded()
         self._loaded.set()
         took_ms = (time.monotonic() - self._started_at) * 1000
-        log.info("spawner loaded pid=%d scope=%s ms=%.0f", self.pid, self._in_scope, took_ms)
+        if self._taken:
+            log.info("spawner taken over pid=%d ms=%.0f", self.pid, took_ms)
+        else:
+            log.info("spawner loaded pid=%d scope=%s ms=%.0f", self.pid, self._in_scope, took_ms)
 
     async def close(self) -> None:
         """Let the spawner go, and wait until it has ended, or says that it stays for the next."""
         self._closing = True
-        if self._pidfd < 0 or self._socket is None:
+        if self._pidfd < 0 or self._socket is None or self._asked:
+            self._drop("the manager is stopping")
             self._loaded.set()
             return
         loop = asyncio.get_running_loop()

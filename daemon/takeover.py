@@ -9,7 +9,6 @@ Whatever is not as it should be ends in a spawner of its own, which is always ri
 import asyncio
 import hashlib
 import os
-import signal
 import socket
 import struct
 import sys
@@ -24,7 +23,7 @@ from lighter.proto.shim_api import MAX_PACKET, SAME, STAYS
 from lighter.proto.version import VERSION
 
 WAIT_S = 20.0  # how long a spawner without a manager waits for the next
-PATIENCE_S = 0.2  # for the answer of one that waits; a start is a gap for every client
+ANSWER_S = 2.0  # for it to serve the next; requests wait meanwhile, and nothing else
 _STATUS = (
     *("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"),
     *("NoNewPrivs", "Seccomp", "Cpus_allowed_list", "Mems_allowed_list"),
@@ -37,8 +36,8 @@ _FACTS = (
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A spawner that is this manager's from now on. The holder closes socket and pidfd."""
+class Asked:
+    """A spawner that waits, and is asked whether it is of a kind. The holder closes both."""
 
     socket: socket.socket
     pid: int
@@ -65,16 +64,12 @@ def kind_of(made_from: object) -> str:
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
-def take_over(path: str, kind: str, locks: Sequence[int]) -> Taken | None:
-    """The spawner that waits at `path`, if it is of this kind; None after PATIENCE_S at most.
-
-    It gets copies of the locks and of this process's outputs, and says when it has them that it is
-    loaded. One that does not answer is ended: it is of no use to anybody.
-    """
+def ask_waiting(path: str, kind: str) -> Asked | None:
+    """Ask the spawner that waits at `path`, if one does, whether it is of this kind."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ExitStack() as undo:
         undo.callback(peer.close)
-        peer.settimeout(PATIENCE_S)
+        peer.setblocking(False)
         try:
             peer.connect(path)
         except OSError:
@@ -87,22 +82,30 @@ def take_over(path: str, kind: str, locks: Sequence[int]) -> Taken | None:
             return None
         try:
             pidfd = os.pidfd_open(pid)
-        except OSError:
-            return None
-        undo.callback(os.close, pidfd)
-        try:
+            undo.callback(os.close, pidfd)
+            # Into the queue of who listens there: it lives, and the pidfd is of nobody else.
             peer.send(kind.encode())
-            # An answer, or none while it listens: it lives, and the pidfd is of nobody else.
-            if peer.recv(len(SAME) + 1) != SAME:
-                return None
-            socket.send_fds(peer, [b"\0"], [1, 2, *locks])
-        except TimeoutError:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            return None
         except OSError:
             return None
         undo.pop_all()
-    return Taken(peer, pid, pidfd)
+    return Asked(peer, pid, pidfd)
+
+
+def give_locks(peer: socket.socket, locks: Sequence[int]) -> bool:
+    """Read the answer. False when it is none: it is of another kind, and ends, or has ended.
+
+    Else it gets copies of the locks and of this process's outputs; its next packet says that it has
+    them and serves. Raises BlockingIOError when there is no answer yet.
+    """
+    try:
+        if peer.recv(len(SAME) + 1) != SAME:
+            return False
+        socket.send_fds(peer, [b"\0"], [1, 2, *locks])
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 async def let_go(ours: socket.socket, pidfd: int) -> bool:

@@ -26,18 +26,20 @@ from lighter.proto import shim_api
 
 _ANSWER_S = 1.0  # who has connected and says nothing keeps the next one out for so long
 _OUTPUTS = (1, 2)
+_WAITING = "spawner-waiting"
 
 
 class Succession:
     """From one manager to the next. Owns the copies of the locks."""
 
-    __slots__ = ("_entitle", "_kind", "_locks", "_path", "_wait_s")
+    __slots__ = ("_count", "_entitle", "_kind", "_locks", "_path", "_wait_s")
 
     def __init__(self, values: dict[str, Any], entitle: Callable[[str], None]) -> None:
         """`values`: {path, kind, locks, wait_s}; `entitle` names the process for `ps`."""
         self._path: str = values["path"]
         self._kind: bytes = values["kind"].encode()
         self._locks: list[int] = values["locks"]
+        self._count = len(self._locks)
         self._wait_s: float = values["wait_s"]
         self._entitle = entitle
 
@@ -86,7 +88,7 @@ class Succession:
         for fd in _OUTPUTS:
             os.dup2(null, fd)
         os.close(null)
-        self._entitle("spawner-waiting")
+        self._entitle(_WAITING)
         with suppress(OSError):
             before.send(msgpack.packb({"ident": shim_api.STAYS}))
         before.close()
@@ -127,6 +129,7 @@ class Succession:
                 peer.close()
                 if wanted is not None:
                     return None
+                self._entitle(_WAITING)
         return None
 
     def _greet(self, peer: socket.socket) -> bool | None:
@@ -146,10 +149,9 @@ class Succession:
         self._entitle("spawner")  # before it has a lock, by which it is found and ended
         peer.send(shim_api.SAME)
         _packet, fds, _flags, _from = socket.recv_fds(peer, 64, 4, socket.MSG_CMSG_CLOEXEC)
-        if len(fds) <= len(_OUTPUTS):
+        if len(fds) != len(_OUTPUTS) + self._count:
             for fd in fds:
                 os.close(fd)
-            self._entitle("spawner-waiting")
             return None
         for fd, number in zip(fds, _OUTPUTS, strict=False):
             os.dup2(fd, number)

@@ -105,7 +105,7 @@ def test_a_container_inherits_nothing_from_units(machine: Machine) -> None:
     assert "WATCHDOG" not in environ
 
 
-def test_a_restart_leaves_containers_and_their_scope(
+def test_a_restart_leaves_containers_their_spawner_and_its_scope(
     machine: Machine, record_property: Callable[[str, object], None]
 ) -> None:
     inside.start(machine, "a")
@@ -113,15 +113,22 @@ def test_a_restart_leaves_containers_and_their_scope(
     machine.run("systemctl", "restart", "lighterd.service")
     assert inside.running(machine) == before
     inside.start(machine, "b")
-    new_scopes = inside.scopes(machine) - {old_scope}
-    assert len(new_scopes) == 1, "the new manager's spawner has a scope of its own"
+    assert inside.scopes(machine) == {old_scope}, "the new manager has taken over the spawner"
+    log = machine.journal("-u", "lighterd.service", "-n", "200")
+    (spawner,) = re.findall(r"spawner taken over pid=(\d+)", log)
     await_that(
         lambda: machine.show("lighterd", "StatusText")["StatusText"].endswith("adopted 2/2"),
         20,
         "the status tells of both",
     )
+    machine.run("kill", "-9", spawner)
+    await_that(
+        lambda: len(inside.scopes(machine)) == 2, 20, "the next spawner has a scope of its own"
+    )
+    new_scopes = inside.scopes(machine) - {old_scope}
+    inside.start(machine, "c")
     # With its last shim the old one's scope ends, and no one has to do it.
-    machine.run("ctl", "rm", "-f", "a")
+    machine.run("ctl", "rm", "-f", "a", "b")
     inside.await_scopes(machine, new_scopes)
     log = machine.journal("-u", "lighterd.service", "-n", "200")
     took = re.findall(r"spawner loaded pid=\d+ scope=True ms=(\d+)", log)

@@ -9,7 +9,7 @@ import pytest
 
 from lighter import proto
 from lighter.daemon import takeover
-from lighter.daemon.takeover import kind_of, take_over
+from lighter.daemon.takeover import ask_waiting, kind_of
 
 
 @pytest.fixture
@@ -77,6 +77,6 @@ def test_where_nobody_waits_there_is_none(tmp_path: Path, there: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gone:
             gone.bind(str(path))
     before = os.listdir("/proc/self/fd")
-    assert take_over(str(path), "0" * 64, []) is None
+    assert ask_waiting(str(path), "0" * 64) is None
     assert len(os.listdir("/proc/self/fd")) == len(before)
     assert not path.exists()

@@ -27,7 +27,7 @@ import zmq
 
 from lighter.daemon import sockets
 from lighter.daemon.locks import take_lock
-from lighter.daemon.takeover import Taken
+from lighter.daemon.takeover import Asked
 from lighter.proto import codec, errors, shim_api
 
 INSTANCE = "7e577e57"
@@ -183,7 +183,7 @@ class FakeManager:
         """As `leave`, but with what the spawner has not read yet still in its socket."""
         self._control.close()
 
-    def succeed(self, taken: Taken) -> None:
+    def succeed(self, taken: Asked) -> None:
         """Be the manager that has taken the spawner over."""
         self._control = taken.socket
         self._control.settimeout(WAIT_S)
