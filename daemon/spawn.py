@@ -135,7 +135,10 @@ class Spawner:
             asyncio.get_running_loop().add_reader(ours.fileno(), self._on_readable, ours)
 
     def _kind(self, in_scope: bool) -> str:
-        return kind_of((self._program, self._settings(), self._environment(), in_scope))
+        environment = self._environment()
+        # Fault points are counted by the process that passes them: it is for one manager alone.
+        own = os.urandom(8) if len(environment) > 1 else b""
+        return kind_of((self._program, self._settings(), environment, in_scope, own))
 
     def _settings(self) -> dict[str, Any]:
         return {
