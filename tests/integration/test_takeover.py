@@ -89,7 +89,7 @@ def test_a_manager_started_in_another_way_has_a_spawner_of_its_own(
     lives.begin(lighterd, busybox, "c", "sleep", "1000")
     before = spawner_of(lighterd)
     lighterd.kill9()
-    assert waiting(lighterd) == [before]
+    await_that(lambda: waiting(lighterd) == [before], 30, "it waits")
     lighterd.prefix = prefix
     lighterd.start(**environ)
     await_that(lambda: lives.process_state(before) == "", 20, "the other one ends")
