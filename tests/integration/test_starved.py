@@ -22,14 +22,19 @@ TYPED = (errors.ResourceExhausted, errors.Unavailable, errors.FailedPrecondition
 
 
 @contextlib.contextmanager
-def at_most(cgroup: Path, more: int) -> Iterator[None]:
-    """While the block runs, `more` tasks than now can be in the cgroup."""
+def limited(cgroup: Path, count: int) -> Iterator[None]:
+    """While the block runs, so many tasks can be in the cgroup."""
     limit = cgroup / "pids.max"
-    limit.write_text(str(int((cgroup / "pids.current").read_text()) + more))
+    limit.write_text(str(count))
     try:
         yield
     finally:
         limit.write_text("max")
+
+
+def at_most(cgroup: Path, more: int) -> contextlib.AbstractContextManager[None]:
+    """While the block runs, `more` tasks than now can be in the cgroup."""
+    return limited(cgroup, int((cgroup / "pids.current").read_text()) + more)
 
 
 def test_f59_no_process_more_for_shims(lighterd: Lighterd, busybox: str) -> None:
@@ -64,8 +69,8 @@ def test_f59_a_fork_that_fails_is_told_and_the_spawner_goes_on(
     title = f"lighter-spawner --instance {lighterd.instance}"
     (spawner,) = with_title(title)
     shims = lighterd.shims()
-    with at_most(cgroups.of_process(spawner, "pids"), -1):
-        with contextlib.suppress(*TYPED):  # by the shim that was ready, after which there is none
+    with limited(cgroups.of_process(spawner, "pids"), 1 + len(shims)):
+        with contextlib.suppress(*TYPED):  # by a shim that was ready, after which there is none
             ask(lighterd, "tasks.create", id="first", **NO_STDIO)
         with pytest.raises(errors.Unavailable, match="Resource temporarily unavailable"):
             ask(lighterd, "tasks.create", id="second", **NO_STDIO)
