@@ -27,6 +27,10 @@ else:
     import posix as os  # system calls alone; what `os` brings besides takes a millisecond
     from _collections import deque  # what `collections` brings besides takes a millisecond
 
+# A manager that is started again is back after some tenths of a second: until then a client tries
+# often, and from then on as a shim does.
+SOON_S = 1.0
+SOON_PAUSE_S = 0.005
 # A manager that lives answers its welcome long before this, so a probe is rarely made.
 PROBE_AFTER_S = 0.15
 UNDO_S = 10.0
@@ -108,6 +112,7 @@ class Manager:
         self._owed_bytes = 0
         self._pending: PendingCalls[Call] = PendingCalls(MAX_OUTSTANDING)
         self._dealer = Dealer(path, b"", READ_BYTES)
+        self._away_since = time.monotonic()
 
     @property
     def connected(self) -> bool:
@@ -199,7 +204,8 @@ class Manager:
         left = self.left_ms()
         if self._dealer.connected:
             return left
-        pause = int(RECONNECT_S * 1000)
+        soon = time.monotonic() - self._away_since < SOON_S
+        pause = int((SOON_PAUSE_S if soon else RECONNECT_S) * 1000)
         return pause if left is None else min(pause, left)
 
     def turn(self) -> None:
@@ -224,6 +230,7 @@ class Manager:
         if self._dealer.lost:
             came = True
             self._dealer.close()
+            self._away_since = time.monotonic()
             self._generation = 0
             self._reopen()
         return came

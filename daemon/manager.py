@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lighter.app")
 
+CLIENTS_FIRST_S = 0.05
+CLIENTS_FIRST_LOOKS = 10
 SHIMS_FIRST_S = 0.5
 SHIMS_FIRST_LOOKS = 100
 SWEEP_S = 2.0
@@ -158,6 +160,8 @@ class Manager:
         undo.callback(server.close)
         self._handle_signals()
         log.info("manager answers tasks=%d socket=%s", found, self._state.client_socket)
+        await _answered(server)
+        core.supervisor.call_shims()
         core.spawner.start()
         services = await self._complete(core, server)
         grpc_server = await self._serve_grpc(undo, services)
@@ -384,6 +388,17 @@ async def _loaded(module: str) -> None:
         await asyncio.to_thread(importlib.import_module, module)
     finally:
         sys.setswitchinterval(before)
+
+
+async def _answered(server: ClientServer) -> None:
+    """Until those who waited for a manager have what they asked for: all else would slow it down.
+
+    Not before they had the time for one more try to connect, and not for long.
+    """
+    for look in range(CLIENTS_FIRST_LOOKS):
+        if look > 1 and not server.is_asked:
+            return
+        await asyncio.sleep(CLIENTS_FIRST_S / CLIENTS_FIRST_LOOKS)
 
 
 async def _adopted(supervisor: Supervisor) -> None:

@@ -55,8 +55,14 @@ The order of a create (a map):
 Names of the features that a shim offers in its hello are in FEATURES.
 """
 
+import signal
+
 SERVICE = "task"
 FEATURES = ["exec", "attach", "log-chunks"]
+
+# To the process of a shim that has a manager no more: one listens now. A shim of a version that
+# does not know it is not disturbed (the kernel's default), and connects when its pause is over.
+LISTENING = int(signal.SIGURG)
 
 # The manager's spawner obeys these packets on its SOCK_SEQPACKET socket: a msgpack map
 # {kind: "shim", ident, order: bytes, the order packed} or {kind: "worker", ident} with the worker's

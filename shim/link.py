@@ -13,7 +13,7 @@ from typing import Any
 from lighter.proto import codec, shim_api
 from lighter.proto.dealer import RECONNECT_MAX_S, RECONNECT_S, Dealer
 from lighter.proto.errors import DeadlineExceeded, Internal, InvalidArgument, LighterError
-from lighter.shim.loop import READ, WRITE, Future, Loop
+from lighter.shim.loop import READ, WRITE, Future, Loop, Timer
 
 READ_BYTES = 4096
 
@@ -41,6 +41,7 @@ class Link:
         self.dropped = 0
         self._dealer = Dealer(path, incarnation.encode(), READ_BYTES)
         self._pause_s = RECONNECT_S
+        self._retry: Timer | None = None
         self._fd = -1  # of the connection that the loop watches
         self._writes = False  # the loop waits for room too
         # Not before the loop runs: what was asked of it earlier goes first.
@@ -48,6 +49,7 @@ class Link:
 
     def _connect(self) -> None:
         """Try to connect, and again in a while when no manager listens."""
+        self._retry = None
         if self._dealer.connect():
             self._fd = self._dealer.fileno()
             self._writes = False
@@ -57,8 +59,15 @@ class Link:
 
     def _connect_later(self) -> None:
         """After a pause, that grows until somebody says welcome."""
-        self._loop.call_later(self._pause_s, self._connect)
+        self._retry = self._loop.call_later(self._pause_s, self._connect)
         self._pause_s = min(2 * self._pause_s, RECONNECT_MAX_S)
+
+    def hurry(self) -> None:
+        """A manager listens, as it says itself: what is left of the pause is not waited for."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._pause_s = RECONNECT_S
+            self._connect()
 
     def _lost(self) -> None:
         """The manager has gone: nothing more is sent before the welcome of the next.

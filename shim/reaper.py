@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from lighter.proto.shim_api import LISTENING
 from lighter.shim.loop import READ, Loop
 
 OnExit = Callable[[int, int], None]  # (exit status, time in ns since the epoch)
@@ -25,15 +26,19 @@ def exit_status(info: "os.waitid_result") -> int:
 
 
 class Reaper:
-    """Turns SIGCHLD into calls by pid. The process must be armed."""
+    """Turns SIGCHLD into calls by pid. The process must be armed.
 
-    __slots__ = ("_in_flight", "_loop", "_waiting", "_wakeup")
+    `on_listening` is called when a manager has sent word that it listens (proto/shim_api).
+    """
+
+    __slots__ = ("_in_flight", "_loop", "_waiting", "_wakeup", "on_listening")
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._waiting: dict[int, OnExit] = {}
         self._in_flight = 0
-        self._wakeup = _sigchld_pipe()
+        self.on_listening: Callable[[], None] | None = None
+        self._wakeup = _signal_pipe()
         loop.watch(self._wakeup, READ, self._on_wakeup)
 
     def expect(self, pid: int, on_exit: OnExit) -> None:
@@ -73,10 +78,12 @@ class Reaper:
 
     def _on_wakeup(self, _events: int) -> None:
         try:
-            os.read(self._wakeup, 512)
+            signals = os.read(self._wakeup, 512)
         except BlockingIOError:
-            pass
+            signals = b""
         self.drain()
+        if LISTENING in signals and self.on_listening is not None:
+            self.on_listening()
 
     def drain(self) -> None:
         """Take in every exit that may be taken in now."""
@@ -101,16 +108,17 @@ class Reaper:
 
 
 def arm() -> None:
-    """Let SIGCHLD wake whoever reads the wakeup descriptor; a fork inherits it.
+    """Let both signals wake whoever reads the wakeup descriptor; a fork inherits it.
 
     Without a Python handler there is no wakeup. Not the reaper's own act, because `signal.signal`
     touches a hundred kilobytes that are free in the parent.
     """
     signal.signal(signal.SIGCHLD, _ignore)
+    signal.signal(LISTENING, _ignore)
 
 
-def _sigchld_pipe() -> int:
-    """The read end of a pipe that gets a byte at each SIGCHLD."""
+def _signal_pipe() -> int:
+    """The read end of a pipe that gets the number of each signal as a byte."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     return read_end

@@ -60,6 +60,7 @@ class Shim:
         self.link = Link(
             self.loop, order["socket"], order["incarnation"], self._identity, self._on_request
         )
+        self._reaper.on_listening = self.link.hurry
         self.task.use(self.link)
 
     def run(self) -> None:

@@ -114,6 +114,7 @@ class ClientServer:
         self._generation = generation
         self._methods = dict(methods)
         self._complete = asyncio.Event()
+        self._late = 0  # calls that wait for it
         if not more_to_come:
             self._complete.set()
         self._max_silent = max_silent
@@ -136,6 +137,12 @@ class ClientServer:
     @property
     def client_count(self) -> int:
         return len(self._clients)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody is about to ask, or waits for what can be answered already."""
+        calls = sum(len(client.calls) for client in self._clients.values())
+        return self.silent_count > 0 or calls > self._late
 
     def complete(self, methods: Mapping[str, Method]) -> None:
         """The other methods."""
@@ -364,7 +371,11 @@ class ClientServer:
 
     async def _method(self, name: str) -> Method:
         """One that is not among the first, as soon as all are there."""
-        await self._complete.wait()
+        self._late += 1
+        try:
+            await self._complete.wait()
+        finally:
+            self._late -= 1
         if name not in self._methods:
             raise _unknown(name)
         return self._methods[name]

@@ -12,6 +12,7 @@ from typing import Any
 from lighter.daemon.spawn import Child
 from lighter.daemon.tasks.entry import Entry, is_stopped, stat_of
 from lighter.daemon.tasks.shims import Peer
+from lighter.proto import shim_api
 from lighter.proto.errors import FailedPrecondition, Unavailable
 
 SIGNAL_S = 10.0  # kill, attach, resize: nothing in the shim takes long
@@ -133,6 +134,13 @@ def kill_process(record: Mapping[str, Any]) -> None:
                 signal.pidfd_send_signal(found.pidfd, signal.SIGKILL)
         finally:
             os.close(found.pidfd)
+
+
+def call_shim(entry: Entry) -> None:
+    """Tell a shim that it can connect, which it tries only now and then by itself."""
+    if entry.pidfd >= 0 and entry.peer is None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(entry.pidfd, shim_api.LISTENING)
 
 
 def kill_shim(entry: Entry) -> None:

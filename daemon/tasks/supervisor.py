@@ -18,7 +18,7 @@ from lighter.daemon.events import Event, EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec, is_probe
-from lighter.daemon.tasks.reach import kill_shim
+from lighter.daemon.tasks.reach import call_shim, kill_shim
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.types import Exit
@@ -148,6 +148,11 @@ class Supervisor:
             return
         entry.shim_pid, entry.shim_start, entry.pidfd = pid, start, pidfd
         asyncio.get_running_loop().add_reader(pidfd, self._on_shim_end, entry)
+
+    def call_shims(self) -> None:
+        """Their socket is there: let those that live connect."""
+        for entry in self.by_incarnation.values():
+            call_shim(entry)
 
     def in_background(self, work: Any) -> None:
         """Run a coroutine that nobody awaits; its errors are logged."""

@@ -6,12 +6,14 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from lighter.daemon.tasks import reach
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.shims import Peer, ShimRouter
-from lighter.proto import states
+from lighter.proto import shim_api, states
 
 
 class Shim(Peer):
@@ -79,3 +81,46 @@ def test_f45_one_that_has_ended_and_is_not_reaped_is_not_alive() -> None:
     assert not reach.is_alive(record)
     assert reach.find_process(record) is None
     ended.wait()
+
+
+_HEARS = """
+import signal
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG, signal.SIGUSR1})
+print("ready", flush=True)
+for _ in range(2):
+    print(signal.sigwait({signal.SIGURG, signal.SIGUSR1}).name, flush=True)
+"""
+
+
+def test_a_shim_is_called_only_while_it_has_not_connected() -> None:
+    entry = Entry("default", "c", "0" * 16, "running", "", "", 0)
+    reach.call_shim(entry)  # no process is known
+    with subprocess.Popen([sys.executable, "-c", _HEARS], stdout=subprocess.PIPE) as shim:
+        assert shim.stdout is not None
+        entry.pidfd = os.pidfd_open(shim.pid)
+        try:
+            assert shim.stdout.readline() == b"ready\n"
+            reach.call_shim(entry)
+            assert shim.stdout.readline() == b"SIGURG\n"
+            entry.peer = SimpleNamespace()  # type: ignore[assignment]
+            reach.call_shim(entry)
+            os.kill(shim.pid, signal.SIGUSR1)
+            assert shim.stdout.readline() == b"SIGUSR1\n"
+            shim.wait(20)
+            entry.peer = None
+            reach.call_shim(entry)  # it has ended
+        finally:
+            shim.kill()
+            os.close(entry.pidfd)
+
+
+def test_who_does_not_know_the_call_is_not_disturbed_by_it() -> None:
+    """As shims of versions before."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shim:
+        assert shim.stdin is not None and shim.stdout is not None
+        os.kill(shim.pid, shim_api.LISTENING)
+        shim.stdin.write(b"alive\n")
+        shim.stdin.close()
+        assert shim.stdout.read() == b"alive\n"
+    assert shim.returncode == 0

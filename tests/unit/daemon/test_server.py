@@ -415,6 +415,28 @@ def test_many_small_items_are_not_paced_by_a_timer(at: Setting) -> None:
     assert time.monotonic() - started < 12
 
 
+def test_who_is_about_to_ask_or_waits_for_an_answer_is_known(tmp_path: Path) -> None:
+    """Not who waits for a method that is not there yet."""
+    service = Service()
+    with client_server(tmp_path, service, more_to_come=True) as (serving, server):
+        at = Setting(serving, server, service)
+
+        def is_asked() -> bool:
+            return bool(serving.do(lambda: server.is_asked))
+
+        assert not is_asked()
+        with at.raw() as silent:
+            await_that(is_asked, 20, "one that has said no hello is seen")
+            silent.close(0)
+            await_that(lambda: not is_asked(), 20, "it has gone")
+        with at.client() as client:
+            client.send(request(11, "later"))
+            assert client.call("test", "echo") == {}
+            await_that(lambda: not is_asked(), 20, "what can be answered is answered")
+            client.send(request(12, "hang"))
+            await_that(is_asked, 20, "an answer is waited for")
+
+
 def test_a_call_of_a_method_that_is_still_loaded_waits_for_it(tmp_path: Path) -> None:
     service = Service()
     with client_server(tmp_path, service, more_to_come=True) as (serving, server):

@@ -1,5 +1,6 @@
 """A shim's end of the wire, over real sockets: who is heard, what is resent, what is dropped."""
 
+import contextlib
 import os
 import random
 import socket
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lighter.proto import codec, errors
+from lighter.proto import codec, errors, shim_api
 from lighter.proto.calls import MAX_OUTSTANDING
 from lighter.shim.link import Link
 from lighter.shim.loop import READ, Loop
@@ -429,6 +430,37 @@ def test_a_manager_that_ends_each_connection_is_not_asked_without_a_pause(
         link.close()
     # 20, 40, 80 and 160 ms, then 200 each time.
     assert 2 <= len(came) <= 10, came
+
+
+def test_a_shim_connects_at_once_when_it_is_told_that_a_manager_listens(
+    manager: FakeManager, shim: Shim
+) -> None:
+    """By itself it would come again after 0.2 s each time."""
+    shim.event("create")
+    manager.vanish()
+    path = manager.base / "shims.sock"
+    path.unlink(missing_ok=True)
+    times = 100
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        listener.settimeout(0.01)
+        began = time.monotonic()
+        for _ in range(times):
+            came = False
+            while not came:
+                os.kill(shim.pid, shim_api.LISTENING)
+                with contextlib.suppress(TimeoutError):
+                    listener.accept()[0].close()
+                    came = True
+        took = time.monotonic() - began
+    assert took < times * 0.2 / 2
+    # It has heard no welcome, and goes on as ever when one comes.
+    path.unlink()
+    manager.come_back()
+    manager.until(lambda: manager.hellos, "it says hello")
+    shim.call("start")
+    shim.event("start")
 
 
 def test_an_idle_shim_sleeps(manager: FakeManager, shim: Shim) -> None:

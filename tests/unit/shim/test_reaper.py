@@ -165,3 +165,28 @@ reaper.expect(pid, told("child"))
 zombie(pid)
 finish()
 """) == ["child 6 True"]
+
+
+def test_word_of_a_manager_is_passed_on_and_takes_no_exit_away() -> None:
+    assert run("""
+from lighter.proto.shim_api import LISTENING
+
+reaper.on_listening = lambda: print("listening")
+pid = spawn("exit 4")
+reaper.expect(pid, told("child"))
+zombie(pid)
+os.kill(os.getpid(), LISTENING)
+finish()
+os.kill(os.getpid(), LISTENING)
+finish()
+finish()
+""") == ["child 4 True", "listening", "listening"]
+
+
+def test_word_of_a_manager_to_one_without_a_link_is_nothing() -> None:
+    assert run("""
+from lighter.proto.shim_api import LISTENING
+
+os.kill(os.getpid(), LISTENING)
+finish()
+""") == []
