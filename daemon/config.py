@@ -14,7 +14,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import Any
 
 from lighter.daemon import extensions
@@ -25,6 +25,7 @@ from lighter.daemon.listening import check_pem, check_tcp, prefixed
 from lighter.daemon.oci.idspan import parse_span
 from lighter.daemon.registry import settings as registry_settings
 from lighter.daemon.registry.settings import RegistrySettings
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 log = logging.getLogger("lighter.config")
@@ -37,7 +38,7 @@ MAX_TIMEOUT_S = 24 * 3600
 LEVELS = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
 
-@dataclass(frozen=True)
+@frozen
 class Config:
     """Everything that can be set. Sizes in bytes."""
 

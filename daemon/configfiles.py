@@ -12,10 +12,10 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lighter.daemon import tomltext
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 VERSION = 3  # of the layout, where a file does not say
@@ -23,7 +23,7 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_FILES = 256
 
 
-@dataclass(frozen=True)
+@frozen
 class Source:
     """One file; `importers` are the real paths of itself and of those that led to it."""
 

@@ -11,13 +11,13 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
 from lighter.daemon.eventnumbers import NEWEST
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.values import frozen
 from lighter.proto.errors import OutOfRange, ResourceExhausted
 
 KEEP_EVENTS = 100_000
@@ -29,7 +29,7 @@ _PAGE = 500
 _PAGE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@frozen
 class Event:
     sequence: int
     timestamp: int

@@ -10,9 +10,9 @@ NAME and ID are free.
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 log = logging.getLogger("lighter.config")
@@ -28,7 +28,7 @@ _KEYS = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,75}", re.ASCII)
 
 
-@dataclass(frozen=True)
+@frozen
 class ProxyPlugin:
     """A snapshotter behind a socket. `address`: the socket's absolute path."""
 
@@ -36,7 +36,7 @@ class ProxyPlugin:
     address: str
 
 
-@dataclass(frozen=True)
+@frozen
 class StreamProcessor:
     """`path`: absolute, or a word for PATH. `env`: NAME=VALUE each."""
 

@@ -3,14 +3,14 @@
 import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 MAX_PORT = 65535
 
 
-@dataclass(frozen=True)
+@frozen
 class TcpAddress:
     host: ipaddress.IPv4Address | ipaddress.IPv6Address
     port: int

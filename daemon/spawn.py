@@ -21,13 +21,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
 from lighter.daemon.placement import Placement
 from lighter.daemon.takeover import ANSWER_S, WAIT_S, ask_waiting, give_locks, kind_of, let_go
+from lighter.daemon.values import frozen
 from lighter.proto.errors import Unavailable, from_wire
 from lighter.proto.paths import State
 from lighter.proto.shim_api import LOADED, MAX_PACKET
@@ -48,7 +48,7 @@ KILLED_S = 10.0  # but the kernel may hold it up, in a file system that does not
 REPLACED_S = 60.0  # how long a request waits for the next spawner when there is none
 
 
-@dataclass(frozen=True)
+@frozen
 class Inherited:
     """How the manager was started, which is what containers must inherit."""
 
@@ -67,7 +67,7 @@ class Inherited:
         return cls(umask, {n: resource.getrlimit(n) for n in set(numbers)}, oom_score_adj)
 
 
-@dataclass(frozen=True)
+@frozen
 class Child:
     """A process the spawner has forked. The holder closes `pidfd`."""
 

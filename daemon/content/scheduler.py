@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
+from lighter.daemon.values import frozen
 from lighter.proto.errors import LighterError
 
 log = logging.getLogger("lighter.gc")
@@ -21,7 +21,7 @@ MAX_PAUSE_THRESHOLD = 0.5
 RETRY_S = 1.0
 
 
-@dataclass(frozen=True)
+@frozen
 class Schedule:
     """`deletion_threshold`: so many deletions are enough for a collection before its time (0: none
     is). `mutation_threshold`: so many changes ask for one (0: deletions alone do).

@@ -6,9 +6,10 @@ of one that never succeeded are not counted.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 NONE, STARTING, HEALTHY, UNHEALTHY = "none", "starting", "healthy", "unhealthy"
@@ -24,7 +25,7 @@ TIMES = ("interval_s", "timeout_s", "start_period_s", "start_interval_s")
 ABORTED = -1  # the exit code of a probe that did not end by itself
 
 
-@dataclass(frozen=True)
+@frozen
 class HealthCheck:
     """`argv` is what is run in the container. Times in seconds."""
 
@@ -36,7 +37,7 @@ class HealthCheck:
     retries: int = 3
 
 
-@dataclass(frozen=True)
+@frozen
 class Probe:
     """One answer. Times in ns since the epoch; 0 is healthy, any other exit code is not."""
 
@@ -46,7 +47,7 @@ class Probe:
     output: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Health:
     """Of the task with this incarnation; `log` holds the last probes, the newest last."""
 

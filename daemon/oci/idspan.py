@@ -1,14 +1,14 @@
 """Ids of the host that are set aside for containers, as files and settings write them."""
 
 import re
-from dataclasses import dataclass
 
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 _MAX_ID = (1 << 32) - 2  # 4294967295 is "no id"
 
 
-@dataclass(frozen=True)
+@frozen
 class Span:
     """`size` ids of the host from `first` on."""
 

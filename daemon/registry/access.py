@@ -5,10 +5,12 @@ it as long as the request lasts, and writes it nowhere. So it has no repr.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from lighter.daemon.values import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Credential:
     """User name and secret, or an identity token, which has no user. All "" is anonymous."""
 
@@ -33,7 +35,7 @@ NO_CREDENTIAL = Credential()
 Ask = Callable[[str], Awaitable[Credential]]
 
 
-@dataclass(frozen=True)
+@frozen
 class Access:
     """How a request wants its registry spoken to; it is about the reference's own registry alone.
 

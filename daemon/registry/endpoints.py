@@ -1,10 +1,11 @@
 """One way to a registry: an address under which its API answers, and how to speak to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from lighter.daemon.registry.access import NO_CREDENTIAL, Ask, Credential
 from lighter.daemon.registry.addresses import DEFAULT_PORTS, Link, Origin
+from lighter.daemon.values import frozen
 
 PULL = "pull"
 RESOLVE = "resolve"
@@ -14,7 +15,7 @@ CAPABILITIES = frozenset({PULL, RESOLVE, PUSH})
 CONNECT_S = 10.0
 
 
-@dataclass(frozen=True)
+@frozen
 class Tls:
     """`ca`: PEM files trusted besides the system's. `client`: pairs (certificate, key) of files."""
 
@@ -27,7 +28,7 @@ class Tls:
         return Tls(ca=self.ca)
 
 
-@dataclass(frozen=True)
+@frozen
 class Endpoint:
     """`base` is everything before the repository, "https://host/v2".
 

@@ -7,12 +7,13 @@ never reached through a proxy.
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from lighter.daemon.registry.addresses import Origin, is_loopback_literal, literal
+from lighter.daemon.values import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Proxies:
     """`http` and `https`: the proxy for addresses of that scheme, "" for none.
 

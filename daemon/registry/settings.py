@@ -12,13 +12,14 @@ the older way.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NoReturn
 
 from lighter.daemon.registry.access import NO_CREDENTIAL, Credential
 from lighter.daemon.registry.addresses import link
 from lighter.daemon.registry.endpoints import Tls
 from lighter.daemon.registry.proxies import Proxies
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 DEFAULT_CONFIG_PATH = "/etc/lighter/certs.d:/etc/containerd/certs.d:/etc/docker/certs.d"
@@ -38,7 +39,7 @@ _THEIR_KEYS = {"config_path", "mirrors", "configs", "auths", "headers"}
 _OUR_KEYS = _THEIR_KEYS | {"allowed_targets", "allowed_realms", "proxy"}
 
 
-@dataclass(frozen=True)
+@frozen
 class HostConfig:
     """`registry.configs."host"`: for one host, which may have a port."""
 
@@ -46,7 +47,7 @@ class HostConfig:
     credential: Credential = NO_CREDENTIAL
 
 
-@dataclass(frozen=True)
+@frozen
 class RegistrySettings:
     """`mirrors`: addresses in order, by registry or "*". `file` is where all this is from.
 

@@ -6,9 +6,9 @@ restarts since the container was last started by hand.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 NO = "no"
@@ -23,7 +23,7 @@ STEADY_S = 10.0  # who ran so long is not failing over and over
 MOST_RETRIES = (1 << 31) - 1
 
 
-@dataclass(frozen=True)
+@frozen
 class RestartPolicy:
     """`max_retries` 0: no limit; it has a meaning for on-failure alone."""
 

@@ -9,7 +9,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon import files
@@ -17,6 +17,7 @@ from lighter.daemon.metadata.columns import mapping, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.restarts import labels
 from lighter.daemon.restarts.policy import RestartPolicy, from_record
+from lighter.daemon.values import frozen
 from lighter.proto.errors import InvalidArgument
 
 log = logging.getLogger("lighter.restarts")
@@ -27,7 +28,7 @@ _MAX_NOTES_BYTES = 16 << 20
 CONTAINER, WITH_VOLUMES = "container", "container and volumes"
 
 
-@dataclass(frozen=True)
+@frozen
 class Restart:
     """`count`: restarts since the last start by hand. `stopped`: by hand. `settled`: incarnation of
     the task whose end was dealt with. `exit_status`: how that ended. `delay_ms`: the pause before
@@ -51,7 +52,7 @@ class Restart:
         return self.namespace, self.id
 
 
-@dataclass(frozen=True)
+@frozen
 class Definition:
     """What of a container decides about its restarts."""
 

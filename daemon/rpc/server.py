@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from lighter.daemon.connections import (
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.rpc.outbox import Outbox
 from lighter.daemon.sockets import CLIENT_HWM, bind_router, listen
+from lighter.daemon.values import frozen
 from lighter.proto import codec
 from lighter.proto.errors import (
     Canceled,
@@ -51,7 +51,7 @@ CREDIT_BYTES = 1 << 20
 RETRY_S = 0.02
 
 
-@dataclass(frozen=True)
+@frozen
 class Call:
     """Who asks, and in which namespace. `pid` is the kernel's word.
 
@@ -64,7 +64,7 @@ class Call:
     forced: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Result:
     """What a streaming method yields last: the body of the stream's end."""
 
@@ -75,7 +75,7 @@ Unary = Callable[[Call, Mapping[str, Any]], Awaitable[Any]]
 Streaming = Callable[[Call, Mapping[str, Any]], AsyncIterator[Any]]
 
 
-@dataclass(frozen=True)
+@frozen
 class Method:
     """One method: `unary` answers once; `stream` yields items and at the end a Result."""
 

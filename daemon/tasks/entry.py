@@ -9,12 +9,13 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from lighter.daemon.tasks import alive
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.types import Exit, Task
+from lighter.daemon.values import mutable
 from lighter.proto import states
 
 # Execs that a shim is asked for at a time: more wait for their turn. It takes 16 requests at once,
@@ -49,7 +50,7 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-@dataclass
+@mutable
 class Exec:
     """A process that was added to a running container."""
 
@@ -64,7 +65,7 @@ class Exec:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-@dataclass
+@mutable
 class Entry:
     """One task. `state` is never `unknown`: that is how a silent shim is shown."""
 

@@ -4,10 +4,10 @@ Apart from them, since a manager that starts needs these alone: to make such a c
 millisecond, and there are many.
 """
 
-from dataclasses import dataclass
+from lighter.daemon.values import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Exit:
     """How a process ended. `cause`: "" for a plain exit, lost-shim, reboot, oom or unknown."""
 
@@ -16,7 +16,7 @@ class Exit:
     cause: str = ""
 
 
-@dataclass(frozen=True)
+@frozen
 class Task:
     """A container's running side, as listed. `reason` says why a status is "unknown".
 

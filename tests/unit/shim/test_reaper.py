@@ -184,9 +184,12 @@ finish()
 
 
 def test_word_of_a_manager_to_one_without_a_link_is_nothing() -> None:
-    assert run("""
+    assert (
+        run("""
 from lighter.proto.shim_api import LISTENING
 
 os.kill(os.getpid(), LISTENING)
 finish()
-""") == []
+""")
+        == []
+    )
