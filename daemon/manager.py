@@ -55,9 +55,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("lighter.app")
 
 CLIENTS_FIRST_S = 0.05
-CLIENTS_FIRST_LOOKS = 10
-SHIMS_FIRST_S = 0.5
-SHIMS_FIRST_LOOKS = 100
+CLIENTS_COME_S = 0.01  # ctl tries every 5 ms while it waits for a manager
+SHIMS_FIRST_S = 0.1  # before the modules of ours that are left
+SHIMS_BEFORE_GRPC_S = 0.5
+LOOK_S = 0.005
 SWEEP_S = 2.0
 LOADING_SWITCH_S = 0.0005
 
@@ -162,6 +163,7 @@ class Manager:
         log.info("manager answers tasks=%d socket=%s", found, self._state.client_socket)
         await _answered(server)
         core.supervisor.call_shims()
+        await _adopted(core.supervisor, SHIMS_FIRST_S)
         core.spawner.start()
         services = await self._complete(core, server)
         grpc_server = await self._serve_grpc(undo, services)
@@ -225,7 +227,7 @@ class Manager:
         grpc takes a tenth of a second to load, in which all else comes late: shims come back first,
         and `ctl` is answered meanwhile.
         """
-        await _adopted(services.supervisor)
+        await _adopted(services.supervisor, SHIMS_BEFORE_GRPC_S)
         await _loaded("lighter.daemon.grpc.wiring")
         from lighter.daemon.grpc import wiring
         from lighter.daemon.grpc.callcounts import CallCounts
@@ -395,18 +397,23 @@ async def _answered(server: ClientServer) -> None:
 
     Not before they had the time for one more try to connect, and not for long.
     """
-    for look in range(CLIENTS_FIRST_LOOKS):
-        if look > 1 and not server.is_asked:
-            return
-        await asyncio.sleep(CLIENTS_FIRST_S / CLIENTS_FIRST_LOOKS)
+    await asyncio.sleep(CLIENTS_COME_S)
+    await _until(lambda: not server.is_asked, CLIENTS_FIRST_S)
 
 
-async def _adopted(supervisor: Supervisor) -> None:
+async def _adopted(supervisor: Supervisor, most_s: float) -> None:
     """Until no shim is waited for any more; a stopped one must not hold up the start for longer."""
-    for _look in range(SHIMS_FIRST_LOOKS):
-        if all(entry.unknown_from is None for entry in supervisor.entries.values()):
+    await _until(
+        lambda: all(entry.unknown_from is None for entry in supervisor.entries.values()), most_s
+    )
+
+
+async def _until(condition: Callable[[], bool], most_s: float) -> None:
+    """Look every LOOK_S, and no longer than `most_s`."""
+    for _look in range(int(most_s / LOOK_S)):
+        if condition():
             return
-        await asyncio.sleep(SHIMS_FIRST_S / SHIMS_FIRST_LOOKS)
+        await asyncio.sleep(LOOK_S)
 
 
 async def _keep_listening(*listen_again: Callable[[], Awaitable[None] | None]) -> None:
