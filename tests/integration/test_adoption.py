@@ -16,7 +16,7 @@ import msgpack
 import pytest
 
 from lighter.daemon.tasks.bundle import Bundle
-from lighter.proto import errors
+from lighter.proto import errors, shim_api
 from lighter.proto.paths import Root, State
 from lighter.shim import shim
 from tests import cgroups, lives
@@ -70,6 +70,27 @@ def test_the_next_manager_adopts_everything(lighterd: Lighterd, busybox: str, co
     ask(lighterd, "tasks.resume", id="c1")
     ask(lighterd, "tasks.start", id="created")
     assert ask(lighterd, "tasks.wait", id="created", exec_id="")["exit_status"] == 0
+
+
+def test_a_shim_is_told_that_the_next_manager_listens(lighterd: Lighterd, busybox: str) -> None:
+    """One that is stopped has what it was told still before it (proc_pid_status(5))."""
+    lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    (pid,) = lighterd.shims()
+
+    def is_told() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        return bool(int(fields["ShdPnd"], 16) >> (shim_api.LISTENING - 1) & 1)
+
+    lighterd.kill9()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert not is_told()
+        lighterd.start()
+        assert is_told()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await_that(lambda: ask(lighterd, "system.health")["shims"] == 1, 30, "it has come")
 
 
 @pytest.mark.parametrize("how", ["run", "run --rm", "exec", "attach"])
