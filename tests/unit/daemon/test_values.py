@@ -113,8 +113,9 @@ def test_none_of_them_has_text_compiled_for_it(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_args: object) -> None:
         raise AssertionError("compiled")
 
-    monkeypatch.setattr("dataclasses.exec", refuse, raising=False)
-    with pytest.raises(AssertionError, match="compiled"):
-        made_by(dataclass(frozen=True))
-    made_by(frozen)
-    made_by(mutable)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.exec", refuse)
+        with pytest.raises(AssertionError, match="compiled"):
+            made_by(dataclass(frozen=True))
+        made_by(frozen)
+        made_by(mutable)
