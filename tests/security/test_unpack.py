@@ -329,8 +329,8 @@ def test_sec_08_markers_cost_the_same_each(small_disk: Path, mode: str) -> None:
             target.mkdir()
             os.lseek(fd, 0, os.SEEK_SET)
             with harness.Worker() as worker:
-                # It takes one second of it, and minutes without the guard.
-                resource.prlimit(worker.pid, resource.RLIMIT_CPU, (10, 10))
+                # It takes a second or two of it, and minutes when each marker looks at each file.
+                resource.prlimit(worker.pid, resource.RLIMIT_CPU, (20, 20))
                 worker.send({"job": "apply", "target": str(target), "whiteouts": mode}, [fd])
                 assert worker.result()["entries"] == 2 * count + 1
             assert len(os.listdir(target / "d")) == count
