@@ -11,6 +11,10 @@ from lighter.proto.faults import hit
 # open(2), as it is called here: nothing there, a link, a socket or a device without a driver.
 _IS_NO_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV))
 
+# What a runtime had begun is removed again when it fails, so a full disk has a little room then.
+_FEW_BYTES = 256 << 10
+_FEW_FILES = 16
+
 _TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp")
 
 
@@ -81,6 +85,18 @@ def read_only_mount(directory: str) -> str:
     while not os.path.ismount(directory):
         directory = os.path.dirname(directory)
     return directory
+
+
+def full_disk(*directories: str) -> str:
+    """The first of them whose file system has next to no room, for bytes or for files; else ""."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            found = os.statvfs(directory)
+            # Of a file system without a number of inodes f_files is 0.
+            names = found.f_favail if found.f_files else _FEW_FILES
+            if found.f_bavail * found.f_frsize < _FEW_BYTES or names < _FEW_FILES:
+                return directory
+    return ""
 
 
 def make_directory(path: str, mode: int, follow: bool = False) -> None:

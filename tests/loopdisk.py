@@ -29,6 +29,28 @@ def btrfs_at(directory: Path) -> Iterator[None]:
         disk.unlink()
 
 
+@contextmanager
+def ext4_at(directory: Path, *mkfs_options: str, size_bytes: int = 64 << 20) -> Iterator[None]:
+    """A small one that is mounted at the directory, with no block kept for root.
+
+    Its blocks are of 4 KiB, as on all but small disks: SQLite maps a file of which it has written
+    to each page of that size, and a hole in one ends the process on a full disk.
+    """
+    disk = directory.with_name(directory.name + ".disk")
+    with disk.open("wb") as file:
+        file.truncate(size_bytes)
+    try:
+        argv = ["mkfs.ext4", "-q", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=0"]
+        subprocess.run([*argv, *mkfs_options, disk], check=True)
+        subprocess.run(["mount", "-o", "loop", disk, directory], check=True)
+        try:
+            yield
+        finally:
+            linux.umount(str(directory))
+    finally:
+        disk.unlink()
+
+
 class Ext4:
     """An ext4 at `directory` whose power can be cut.
 

@@ -45,7 +45,7 @@ from lighter.daemon.images.graph import Graph, StoredDocuments, Walker
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.progress import Progress, Report
 from lighter.daemon.images.store import ImageStore
-from lighter.daemon.images.worker import Worker
+from lighter.daemon.images.worker import Worker, naming_place
 from lighter.daemon.types import Descriptor, Image
 from lighter.proto.errors import InvalidArgument, NotFound
 from lighter.proto.faults import hit
@@ -113,7 +113,8 @@ class Importer:
         with self._content.new_ingest() as ingest, self._collector.pin() as pin:
             hit("import.ingest-open")
             job = {"job": "import", "limits": self._limits}
-            kinds = await self._worker.run(job, [archive_fd, ingest.fd], reading)
+            work = self._worker.run(job, [archive_fd, ingest.fd], reading)
+            kinds = await naming_place(ingest.path, work)
             hit("import.blobs-written")
             arrived = Arrived(ingest, StoredDocuments(self._content, namespace))
             await arrived.load()

@@ -25,7 +25,7 @@ from lighter.daemon.images.chain import chain_ids, layers_of
 from lighter.daemon.images.graph import Resolved
 from lighter.daemon.images.processors import Processors
 from lighter.daemon.images.progress import Report, Scaled, unreported
-from lighter.daemon.images.worker import Worker
+from lighter.daemon.images.worker import Worker, naming_place
 from lighter.daemon.snapshots.types import ACTIVE, VIEW, LayerTarget, Snapshotter
 from lighter.daemon.types import Descriptor, Usage
 from lighter.proto.errors import (
@@ -280,7 +280,8 @@ class Unpacker:
                 fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
                 undo.callback(os.close, fds[1])
                 undo.callback(asyncio.create_task(_tell(lower.applied, fds[1])).cancel)
-            work = _naming(layer, self._processors.apply(order, fds, job.scaled.of(layer)))
+            applying = self._processors.apply(order, fds, job.scaled.of(layer))
+            work = _naming(layer, naming_place(target.dir, applying))
             done = await (_with_source(work, source) if source else work)
         if done["diff_id"] != step.diff:
             raise DataLoss(

@@ -6,14 +6,14 @@ stand at the head of the modules of lighter.shim.worker: import (archive.py), ap
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 import msgpack
 
 from lighter.daemon.snapshots.types import TreeRemover
 from lighter.daemon.types import Mount
-from lighter.proto.errors import FailedPrecondition, Internal
+from lighter.proto.errors import FailedPrecondition, Internal, ResourceExhausted
 
 MAX_FILE_BYTES = 10 << 20
 
@@ -31,6 +31,16 @@ class Worker(Protocol):
 
         Raises the LighterError that the worker answered, or one that says how it ended.
         """
+
+
+async def naming_place(path: str, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The worker's answer; that there is no room is told with the path, which it does not know."""
+    try:
+        return await work
+    except ResourceExhausted as err:
+        if not path:
+            raise
+        raise ResourceExhausted(f"{err.message}: {path}", **err.details) from err
 
 
 def tree_remover(worker: Worker) -> TreeRemover:

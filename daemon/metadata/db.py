@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
-from lighter.daemon.files import read_only_mount
+from lighter.daemon.files import full_disk, read_only_mount
 from lighter.daemon.metadata.reserve import Reserve
 from lighter.daemon.metadata.schema import MIGRATIONS, migrate, version_of
 from lighter.proto.errors import (
@@ -46,11 +46,16 @@ _ERRORS: dict[int, type[LighterError]] = {
     sqlite3.SQLITE_CANTOPEN: FailedPrecondition,
     sqlite3.SQLITE_NOTADB: DataLoss,
 }
+_OF_INDEX = (sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP)
 _MAY_BE_READ_ONLY = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 
 
 def _translated(error: sqlite3.Error, attempt: str, path: str) -> LighterError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    extended = getattr(error, "sqlite_errorcode", 0)
+    code = extended & 0xFF
+    # The index beside the log is a file too, and has no word for a full disk.
+    if extended in _OF_INDEX and (full := full_disk(os.path.dirname(path))):
+        return ResourceExhausted(f"{attempt}: the disk of {full} is full")
     # SQLite has one word for all that a write can meet, and Python does not tell the errno.
     if code in _MAY_BE_READ_ONLY and (mount := read_only_mount(os.path.dirname(path))):
         return FailedPrecondition(f"{attempt}: {mount} is read-only")

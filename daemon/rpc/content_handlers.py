@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.content.digest import Digest
+from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.source import chunks
@@ -62,6 +63,9 @@ def content_methods(
                 while data := await asyncio.to_thread(_piece, fd, offset, hashed):
                     offset += len(data)
                     yield {"data": data}
+            except OSError as err:
+                err.filename = content.path(Digest.parse(digest))
+                raise from_os(f"read content {digest}", err) from err
             finally:
                 os.close(fd)
             if hashed is not None and hashed.hexdigest() != Digest.parse(digest).hex:

@@ -20,7 +20,13 @@ from typing import Any
 from lighter.daemon import files
 from lighter.daemon.content.failures import from_os
 from lighter.proto.codec import MAX_MESSAGE_BYTES
-from lighter.proto.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from lighter.proto.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from lighter.proto.paths import Root, State
 from lighter.proto.socketpath import check_socket_path
 
@@ -100,6 +106,16 @@ class Bundle:
             return record.get("incarnation") != incarnation
         return True
 
+    @contextlib.contextmanager
+    def room_for_runtime(self) -> Iterator[None]:
+        """A runtime that fails for want of space says it in its own words, or not at all."""
+        try:
+            yield
+        except FailedPrecondition as err:
+            if full := files.full_disk(self.dir, os.path.dirname(self.exit_record)):
+                raise ResourceExhausted(f"{err.message}; the disk of {full} is full") from err
+            raise
+
     def exists(self) -> bool:
         return os.path.lexists(self.dir)
 
@@ -133,8 +149,10 @@ class Bundle:
         return path
 
     def remove_process(self, exec_id: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.dir}/exec-{exec_id}.json")
+        # runc leaves its pid file as it began it when the disk is full, and takes no other for it.
+        for name in (f"exec-{exec_id}.json", f".exec-{exec_id}.pid"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.dir}/{name}")
 
     def write_added(self, exec_id: str, request: Mapping[str, Any]) -> None:
         self._write(f"{self.dir}/added-{exec_id}.json", request)

@@ -197,8 +197,9 @@ class TaskCreator:
             child = await self._spawner.fork_shim(order)
             hit("create.shim-forked")
             self._supervisor.watch_shim(entry, child.pid, child.start, child.pidfd)
-            async with asyncio.timeout(self._create_s):
-                created = await self._answer_or_end(entry, answer)
+            with bundle.room_for_runtime():
+                async with asyncio.timeout(self._create_s):
+                    created = await self._answer_or_end(entry, answer)
         except TimeoutError as err:
             raise DeadlineExceeded(
                 f"create task {entry.id}: its shim did not answer in {self._create_s:g} s"
@@ -207,6 +208,9 @@ class TaskCreator:
             answer.cancel()
             bundle.remove_console(order["console"])
         hit("create.done")
+        # The event of it came before the answer.
+        if entry.state == states.CREATING and entry.peer is not None and entry.peer.stalled:
+            raise entry.peer.stalled_by(f"create {entry.what}")
         check_placed(int(created["pid"]), calling.cgroup, entry.id)
         return int(created["pid"])
 
@@ -232,13 +236,15 @@ class TaskCreator:
         withdrawn = bundle.withdraw(entry.incarnation)
         if not withdrawn and not entry.cleaned.is_set():
             self._find_shim(entry, bundle)
-            # Noted before the act: a manager that finds it goes on with the undoing.
-            with self._db.fast_transaction() as tx:
-                self._store.save(tx, entry)
             try:
+                # Noted before the act: a manager that finds it goes on with the undoing.
+                with self._db.fast_transaction() as tx:
+                    self._store.save(tx, entry)
                 async with asyncio.timeout(CLOSED_S):
                     await self._end_shim(entry)
-            except TimeoutError:
+            except (LighterError, TimeoutError) as err:
+                # Where nothing can be noted, nothing that the shim says can be either.
+                log.warning("undo create of %s: %s; ending its shim", entry.what, err or "too long")
                 kill_shim(entry)
                 await cleaned_or_stuck(entry, CLOSED_S)
             if not entry.cleaned.is_set():
@@ -252,8 +258,13 @@ class TaskCreator:
             self._supervisor.in_background(self._supervisor.settle(entry))
 
     async def _end_shim(self, entry: Entry) -> None:
-        """Have the shim undo what it made; it takes no request before init is there."""
+        """Have the shim undo what it made; it takes no request before init is there.
+
+        Raises LighterError when what it tells cannot be recorded.
+        """
         while not (entry.cleaned.is_set() or entry.stuck):
+            if entry.peer is not None and entry.peer.stalled:
+                raise entry.peer.stalled_by("record its events")
             if entry.peer is not None and entry.pid:
                 with contextlib.suppress(LighterError):
                     await entry.peer.call("end", timeout_s=HELLO_S)

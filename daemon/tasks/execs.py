@@ -179,14 +179,19 @@ class ExecService:
                 "console": console,
                 **stdio,
             }
-            async with entry.exec_turns:
-                answer = await peer.call("exec", request)
+            with bundle.room_for_runtime():
+                async with entry.exec_turns:
+                    answer = await peer.call("exec", request)
             hit("exec.done")
         except Exception:  # not a manager's end: the runtime is at it still, and may not have read
             tidy()
             raise
         tidy()
-        return int(answer["pid"])
+        pid = int(answer["pid"])
+        # It is there for whoever asked, also while its start cannot be recorded: on a full disk.
+        if (exec_ := entry.execs.get(exec_id)) is not None and not exec_.pid:
+            exec_.pid = pid
+        return pid
 
     def _forget_oldest(self, entry: Entry) -> None:
         """Of the ended ones that were run at once the newest stay, for who still asks for them.
@@ -287,6 +292,6 @@ def _check_id(exec_id: str) -> None:
 def find_exec(entry: Entry, exec_id: str) -> Exec:
     """The exec of this id. Raises NotFound; one that is only asked for is none yet."""
     exec_ = entry.execs.get(exec_id)
-    if exec_ is None or exec_.state == states.CREATING:
+    if exec_ is None or (exec_.state == states.CREATING and not exec_.pid):
         raise NotFound(f"find exec {exec_id} of task {entry.id}: no such process")
     return exec_

@@ -146,7 +146,7 @@ class TaskService:
                 async with asyncio.timeout(timeout_s):
                     await self.resume_to_end(entry)
                     await entry.ended.wait()
-        if entry.exit is None:
+        if entry.exit is None and not entry.ended.is_set():
             await self._signal_unless_ended(entry, signal.SIGKILL)
             try:
                 async with asyncio.timeout(CLOSED_S):
@@ -157,7 +157,8 @@ class TaskService:
                     f"stop task {container_id}: it did not end {CLOSED_S:g} s after SIGKILL"
                     + (why and f": {why}")
                 ) from err
-        assert entry.exit is not None
+        if entry.exit is None:
+            raise NotFound(f"stop task {container_id}: its create was undone")
         return entry.exit
 
     async def resume_to_end(self, entry: Entry) -> None:

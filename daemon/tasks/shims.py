@@ -18,7 +18,7 @@ from lighter.daemon.connections import HELLO_S, Strangers, connection_of, peer_c
 from lighter.daemon.sockets import SHIM_HWM, bind_router, listen
 from lighter.proto import codec, shim_api
 from lighter.proto.calls import PendingCalls
-from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, from_wire
+from lighter.proto.errors import DeadlineExceeded, Internal, LighterError, Unavailable, from_wire
 
 log = logging.getLogger("lighter.shims")
 
@@ -38,6 +38,7 @@ class Peer:
         self.version = 0
         self.silent_since: float | None = None  # a call was not answered, and nothing came since
         self.stalled = False  # an event could not be applied; later ones wait for its repetition
+        self.refusal: Exception | None = None  # why, the last time
         self._router = router
         self._pending: PendingCalls[asyncio.Future[Any]] = PendingCalls()
 
@@ -79,6 +80,12 @@ class Peer:
         else:
             waiting.set_result(message.body)
         return True
+
+    def stalled_by(self, attempt: str) -> LighterError:
+        """What keeps its events from being applied, as the error of this attempt."""
+        if isinstance(self.refusal, LighterError):
+            return type(self.refusal)(f"{attempt}: {self.refusal.message}")
+        return Internal(f"{attempt}: what its shim told could not be applied: {self.refusal!r}")
 
     def fail_all(self, why: str, kind: type[LighterError] = Unavailable) -> None:
         for waiting in self._pending.drop_all():
@@ -265,9 +272,9 @@ class ShimRouter:
         try:
             if self._on_event(peer, message):
                 self.acknowledge_soon(peer, message.sequence)
-        except Exception:
+        except Exception as err:
             # An acknowledgement covers all numbers before it, so nothing later may be applied.
-            peer.stalled = True
+            peer.stalled, peer.refusal = True, err
             asyncio.get_running_loop().call_later(REPEAT_S, self._ask_again, peer.incarnation)
             raise
 

@@ -447,6 +447,7 @@ class Supervisor:
         self.remove(entry)
         for exec_ in entry.execs.values():
             exec_.ended.set()  # of one that was added and never started
+        entry.ended.set()  # of one whose create was undone
         self._events.announce(*seen)
         self._tell(entry, lambda followers: followers.on_forgotten(entry))
         # It is done, or has not begun; one that is stopped would stay for ever, seen by nobody.

@@ -6,13 +6,14 @@ import json
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tests import lives
 from tests.harness import Lighterd
-from tests.integration.test_damage import kept_files
+from tests.integration.test_damage import kept_files, page_of
 
 STRAY = "0" * 64
 
@@ -115,6 +116,31 @@ def test_what_is_wrong_is_found_and_what_nobody_needs_is_repaired(lighterd: Ligh
     assert check(lighterd)[0] == 0
     assert lives.await_task(lighterd, "c", "running")["pid"] == pid
     assert lighterd.ctl("run", "--rm", image, "new", "sh", "-c", "exit 4").returncode == 4
+
+
+def test_f53_a_database_that_is_damaged_while_it_is_used_is_found(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    """The check says so and repairs none of it; the next start does."""
+    lighterd = make_lighterd().start()
+    image = lighterd.import_busybox()
+    pid = lives.begin(lighterd, image, "c", "sleep", "1000")
+    page_of("tasks")(lighterd.root / "lighter.db")
+    for flags in ((), ("--repair",)):
+        status, said = check(lighterd, *flags)
+        assert status == 1 and said["repaired"] == 0
+        assert {one["kind"] for one in said["findings"]} == {"database"}, said
+        for one in said["findings"]:
+            assert one["name"] == str(lighterd.root / "lighter.db")
+            assert one["outcome"] == "left"
+            assert one["note"] == "the next start of the manager mends it"
+    lighterd.kill9()  # whatever it has in memory
+    lighterd.start()
+    assert "lost: rows of tasks" in lives.ask(lighterd, "system.health")["loss"]
+    lives.await_task(lighterd, "c", "running")
+    assert lives.task(lighterd, "c")["pid"] == pid
+    lighterd.ctl("system", "accept-loss", check=True)
+    assert check(lighterd, "--repair") == (0, {**said, "findings": [], "found": 0})
 
 
 def test_f53_a_repair_is_refused_while_rows_are_lost(lighterd: Lighterd) -> None:

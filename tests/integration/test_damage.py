@@ -80,10 +80,11 @@ def kept_files(lighterd: Lighterd) -> set[str]:
         (page_of("tasks"), "lost: rows of tasks"),
         (page_of("images"), "lost: rows of images"),
         (page_of("containers"), "lost: rows of containers"),
+        (page_of("content"), "lost: rows of content"),
         (truncated, ""),
         (garbage, "nothing of it can be read"),
     ],
-    ids=["events", "tasks", "images", "containers", "truncated", "garbage"],
+    ids=["events", "tasks", "images", "containers", "content", "truncated", "garbage"],
 )
 def test_f53_a_damaged_database_costs_no_container_and_no_file(
     expendable: Lighterd, harm: Callable[[Path], None], lost: str
