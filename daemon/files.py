@@ -36,8 +36,10 @@ def write_whole(path: str, data: bytes, mode: int = 0o600, durable: bool = False
             os.close(fd)
         hit("file.written")
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as err:
         remove(temporary)
+        if isinstance(err, OSError) and err.filename is None:
+            err.filename = path  # a write has no word for it
         raise
     if durable:
         sync_directory(directory)
