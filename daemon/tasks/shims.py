@@ -274,7 +274,8 @@ class ShimRouter:
                 self.acknowledge_soon(peer, message.sequence)
         except Exception as err:
             # An acknowledgement covers all numbers before it, so nothing later may be applied.
-            peer.stalled, peer.refusal = True, err
+            peer.stalled = True
+            peer.refusal = err
             asyncio.get_running_loop().call_later(REPEAT_S, self._ask_again, peer.incarnation)
             raise
 
