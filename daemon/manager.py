@@ -267,15 +267,26 @@ class Manager:
 
     async def _tidy(self, services: "Services") -> None:
         """Finish or undo what the manager before left half done on disk, then keep it tidy."""
-        await services.mounted.recover()
-        await services.volumes.tidy()
-        await services.images.recover()
         names = [namespace.name for namespace in services.namespaces.list()]
-        await services.snapshots.recover(names)
-        if not services.db.loss:
-            await services.maker.orphans.remove_all(names)
+        for step in (
+            services.mounted.recover,
+            services.volumes.tidy,
+            services.images.recover,
+            partial(services.snapshots.recover, names),
+            partial(self._remove_orphans, services, names),
+        ):
+            try:
+                await step()
+            except LighterError as err:
+                log.error("tidy up after the manager before: %s; going on", err)
+            except Exception:  # what follows keeps the disk from filling up
+                log.exception("tidy up after the manager before; going on")
         hit("start.tidied")
         await services.scheduler.run()
+
+    async def _remove_orphans(self, services: "Services", namespaces: list[str]) -> None:
+        if not services.db.loss:
+            await services.maker.orphans.remove_all(namespaces)
 
     def _health(self, core: Core, server: ClientServer) -> "dict[str, object]":
         return {

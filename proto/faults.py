@@ -6,7 +6,9 @@
 Actions: `error` raises Internal, `bug` an error that nobody expects, `delay` sleeps
 `FAULT_DELAY_S` seconds (default 1), `abort` ends the process at once as SIGKILL would, `stop` sends
 SIGSTOP to itself. `FAULT_TRACE=file` appends a line "pid point" at each pass, which is how a sweep
-learns the points there are.
+learns the points there are. A spawner does not play its shims' life where faults are planned, so
+they are made of other functions than without; with `FAULT_REHEARSED=1` it does, and passes no point
+meanwhile.
 
 A packaged build sets ENABLED to False in this file; then `hit` is an empty call.
 """
@@ -34,17 +36,27 @@ def _parse(text: str) -> dict[str, tuple[str, int]]:
 class Faults:
     """The plan of one process. Shims are forked from a process that has read it already."""
 
-    __slots__ = ("delay_s", "passes", "plan", "trace")
+    __slots__ = ("delay_s", "passes", "plan", "rehearsed", "trace")
 
     def __init__(self, environ: "os._Environ[str] | dict[str, str]") -> None:
         self.plan = _parse(environ.get("FAULT", "")) if ENABLED else {}
         self.trace = environ.get("FAULT_TRACE", "") if ENABLED else ""
         self.delay_s = float(environ.get("FAULT_DELAY_S", "1"))
+        self.rehearsed = environ.get("FAULT_REHEARSED", "") == "1"
         self.passes: dict[str, int] = {}
 
-    def planned(self) -> bool:
-        """Whether a pass through some point does anything."""
-        return bool(self.plan or self.trace)
+    def put_aside(self) -> tuple[dict[str, tuple[str, int]], str]:
+        """Pass points without a plan until `put_back` gets what this returns."""
+        plan, trace = self.plan, self.trace
+        self.plan, self.trace = {}, ""
+        return plan, trace
+
+    def put_back(self, aside: tuple[dict[str, tuple[str, int]], str]) -> None:
+        self.plan, self.trace = aside
+
+    def forbids_rehearsal(self) -> bool:
+        """Whether a pass through some point does anything, and nobody has asked to play before."""
+        return bool(self.plan or self.trace) and not self.rehearsed
 
     def hit(self, point: str) -> None:
         """Pass the named point; does nothing unless the plan names it."""
@@ -75,4 +87,6 @@ class Faults:
 # name at the place it marks, and a second plan in one process would have no meaning.
 _faults = Faults(os.environ)
 hit = _faults.hit
-planned = _faults.planned
+forbids_rehearsal = _faults.forbids_rehearsal
+put_aside = _faults.put_aside
+put_back = _faults.put_back

@@ -52,10 +52,19 @@ def rehearse(directory: str, birth: Callable[[], None] = lambda: None) -> None:
     is not over in LIMIT_S.
 
     `birth` is what a child of the spawner does before it is a shim. After an error only memory is
-    lost. With fault points planned nothing is played, since they are meant for shims.
+    lost. Where fault points are planned, which are meant for shims, nothing is played unless that
+    is asked for too (proto/faults.py).
     """
-    if faults.planned():
+    if faults.forbids_rehearsal():
         return
+    aside = faults.put_aside()
+    try:
+        _rehearse(directory, birth)
+    finally:
+        faults.put_back(aside)
+
+
+def _rehearse(directory: str, birth: Callable[[], None]) -> None:
     _clear(directory)
     os.mkdir(directory, 0o700)
     before = os.open(".", os.O_PATH | os.O_CLOEXEC)

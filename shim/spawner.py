@@ -24,6 +24,7 @@ import msgpack
 import setproctitle
 
 from lighter.proto import shim_api
+from lighter.proto.faults import hit
 from lighter.shim import files, guard, immortal, linux, packing, reaper, rehearsal, shim, spare
 from lighter.shim.spare import Spare
 from lighter.shim.succession import Succession
@@ -217,6 +218,7 @@ class Spawner:
             return False
         if not packet:
             return False
+        hit("spawner.asked")
         request = msgpack.unpackb(packet)
         try:
             if request["kind"] != "shim" or not self._use_spare(request):
@@ -305,6 +307,7 @@ class Spawner:
             os._exit(status)
 
     def _reply(self, ident: int, pid: int, start: int, pidfd: int) -> None:
+        hit("spawner.forked")
         answer = {"ident": ident, "pid": pid, "start": start}
         try:
             socket.send_fds(self._manager, [msgpack.packb(answer)], [pidfd])

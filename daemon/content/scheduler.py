@@ -91,8 +91,9 @@ class Scheduler:
         self._deletions = self._mutations = 0
         try:
             pause_s = await self._collect()
-        except (LighterError, OSError) as err:
-            log.error("collect garbage: %s", err)
+        except Exception as err:
+            told = isinstance(err, (LighterError, OSError))
+            log.error("collect garbage: %s", err, exc_info=None if told else err)
             self._deletions += 1  # what asked for it still does
             return RETRY_S
         self.collections += 1

@@ -164,11 +164,15 @@ class DirectorySnapshotter(ABC):
             if isinstance(err, OSError):
                 raise from_os(f"prepare snapshot {key}", err) from err
             raise
-        hit("snapshot.recorded")
         try:
+            hit("snapshot.recorded")
             os.rename(path, f"{self.dir}/{number}")
-        except OSError as err:
-            raise from_os(f"prepare snapshot {key}", err) from err
+        except BaseException as err:
+            self._rows.delete(namespace, key)
+            await self._discard(path)
+            if isinstance(err, OSError):
+                raise from_os(f"prepare snapshot {key}", err) from err
+            raise
         return self._mounts(key, self._rows.find("prepare", namespace, key), parents)
 
     async def commit(

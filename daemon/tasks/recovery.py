@@ -79,7 +79,6 @@ class Recovery:
             self._supervisor.add(entry)
             bundle = self._bundle_of(entry.namespace, entry.id)
             known.add(bundle.dir)
-            hit("recover.entry")
             self._recover(entry, bundle)
         self._recover_unrecorded(known)
         self._drop_tombstones()
@@ -90,10 +89,14 @@ class Recovery:
         entry.orphan = entry.state == states.CREATING or entry.is_abandoned
         entry.hearsay = entry.from_hello and not entry.last_sequence
         try:
+            hit("recover.entry")
             entry, shim, process = self._find_shim(entry, bundle)
-        except (LighterError, OSError) as err:
-            # Who took it for dead would end its container.
-            log.error("find shim of %s: %s; trying on", entry.what, err)
+        except Exception as err:
+            # Who took it for dead would end its container; who gave up, serve no other.
+            told = isinstance(err, (LighterError, OSError))
+            log.error(
+                "find shim of %s: %s; trying on", entry.what, err, exc_info=None if told else err
+            )
             entry.unknown_from = time.monotonic()
             entry.unknown_reason = f"its shim cannot be looked for: {err}"
             self._supervisor.in_background(self._recover_later(entry, bundle))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lighter.proto.errors import Internal, InvalidArgument, LighterError
+from lighter.proto.faults import hit
 from lighter.shim import linux
 from lighter.shim.worker import (
     apply,
@@ -83,6 +84,7 @@ def serve(control: socket.socket, parent_pid: int | None = None) -> None:
 
 def _run(channel: Channel) -> dict[str, Any]:
     job, fds = channel.receive()
+    hit("worker.asked")  # not later: locked in, it could not write down that it has passed
     name = job.get("job")
     run = JOBS.get(name) if isinstance(name, str) else None
     if run is None:

@@ -35,7 +35,13 @@ from lighter.daemon.snapshots.subvolumes import create, freeze
 from lighter.daemon.snapshots.types import Snapshotter
 from lighter.daemon.types import Container, Mount, Usage
 from lighter.proto import faults
-from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+)
 from lighter.proto.paths import Root
 from lighter.shim import linux
 from tests.fakes.worker import ForkWorker
@@ -422,6 +428,20 @@ def test_a_manager_killed_between_leaves_before_or_after(
         assert place.seen(place.run(snapshotter.mounts(NS, info.key))) == {}
         place.run(snapshotter.remove(NS, info.key))
     place.run(snapshotter.prepare(NS, "work"))
+
+
+def test_a_directory_that_cannot_get_its_name_is_taken_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = faults.Faults({"FAULT": "snapshot.recorded:error"})
+    monkeypatch.setattr("lighter.daemon.snapshots.directories.hit", plan.hit)
+    with pytest.raises(Internal, match="asked to fail"):
+        place.run(place.snapshotter.prepare(NS, "work"))
+    infos, _ = place.run(place.snapshotter.walk(NS))
+    place.run(place.snapshotter.sweep())
+    assert (infos, place.directories()) == ((), [])
+    assert place.db.rows("SELECT * FROM trash") == []
+    assert place.seen(place.run(place.snapshotter.prepare(NS, "work"))) == {}
 
 
 def test_a_directory_that_no_record_knows_is_kept(

@@ -16,7 +16,16 @@ from tests.grpc.lives import ApiLife
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.integration import test_kill9 as kill9
-from tests.integration.test_kill9 import MANAGER, PHASES, SHIM, SHIM_ASKED, sweep
+from tests.integration.test_kill9 import (
+    MANAGER,
+    MAY_FAIL,
+    PHASES,
+    SHIM,
+    SHIM_ASKED,
+    Continues,
+    sweep,
+    together,
+)
 
 # Snapshot and record are the client's own business here.
 NOT_HERE = {"containers.snapshot-made", "containers.row-committed"}
@@ -29,7 +38,7 @@ KILLED = {
     phase: [point for point in points if point not in NOT_HERE | BEHIND]
     for phase, points in PHASES.items()
 }
-FAILING = ["create.bundle-made", "start.asked", "exec.asked", "delete.closed", *SHIM_ASKED]
+HERE = [point for point in MANAGER if point not in NOT_HERE]
 SHIM_KILLED = ["shim.claimed", "shim.exec-asked", "shim.init-exited", "shim.runc-deleted"]
 
 
@@ -39,7 +48,7 @@ def test_the_points_of_a_life_are_the_same(lighterd: Lighterd, busybox: str) -> 
     ApiLife(lighterd, busybox, "").run()
     lives.leftovers(lighterd)
     passed = {line.split()[1] for line in trace.read_text().splitlines()}
-    assert passed - kill9.ELSEWHERE == {*MANAGER, *SHIM} - NOT_HERE
+    assert passed - kill9.ELSEWHERE == {*MANAGER, *SHIM, *kill9.SPAWNER} - NOT_HERE
 
 
 @pytest.mark.parametrize("phase", KILLED)
@@ -47,8 +56,40 @@ def test_f01_f22_the_manager_is_killed(make_lighterd: Callable[..., Lighterd], p
     sweep(make_lighterd(), KILLED[phase], "abort", ApiLife)
 
 
-def test_a_call_that_fails_can_be_repeated(make_lighterd: Callable[..., Lighterd]) -> None:
-    sweep(make_lighterd(), FAILING, "error", ApiLife)
+class ContinuedApiLife(Continues, ApiLife):
+    pass
+
+
+@pytest.mark.parametrize("action", ["error", "bug"])
+def test_a_call_that_fails_can_be_repeated(
+    make_lighterd: Callable[..., Lighterd], action: str
+) -> None:
+    failing = [point for point in MAY_FAIL if point in HERE]
+    together(make_lighterd(), [*failing, *SHIM_ASKED], action, ApiLife)
+
+
+def test_a_manager_that_stands_still_at_each_point_goes_on(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    together(make_lighterd(), HERE, "stop", ContinuedApiLife)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("action", ["abort", "stop"])
+def test_a_manager_that_ends_at_any_point(
+    make_lighterd: Callable[..., Lighterd], action: str
+) -> None:
+    sweep(make_lighterd(), HERE, action, ApiLife)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("action", ["abort", "stop", "error"])
+def test_a_shim_with_a_fault_at_any_point(
+    make_lighterd: Callable[..., Lighterd], action: str
+) -> None:
+    nameless = {"shim.claim-written"} if action == "stop" else set()
+    points = MAY_FAIL if action == "error" else SHIM
+    sweep(make_lighterd(), [p for p in points if p in SHIM and p not in nameless], action, ApiLife)
 
 
 def test_f42_the_shim_is_killed(make_lighterd: Callable[..., Lighterd]) -> None:

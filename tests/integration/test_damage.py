@@ -241,6 +241,18 @@ def test_f54_a_bad_record_of_a_shim_harms_nobody(lighterd: Lighterd, record: byt
     (lighterd.state / "tasks/default/no-directory").unlink()
 
 
+@pytest.mark.parametrize("action", ["error", "bug"])
+def test_f54_a_task_that_cannot_be_judged_harms_nobody(lighterd: Lighterd, action: str) -> None:
+    """Whatever is wrong with it: the start goes on, and its shim is heard when it says hello."""
+    image = lighterd.import_busybox()
+    pids = {name: lives.begin(lighterd, image, name, "sleep", "1000") for name in ("bad", "good")}
+    lighterd.kill9()
+    lighterd.start(FAULT=f"recover.entry:{action}")
+    for name, pid in pids.items():
+        assert lives.await_task(lighterd, name, "running")["pid"] == pid
+    assert "pass fault point recover.entry" in lighterd.log.read_text()
+
+
 def test_f54_a_bad_row_harms_nobody(lighterd: Lighterd) -> None:
     """What cannot be read is listed as broken and can be removed; all else lives, is made, runs."""
     image = lighterd.import_busybox()

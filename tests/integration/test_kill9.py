@@ -8,7 +8,7 @@ Afterwards the log must tell a whole story and nothing may be left.
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ SHIM = [*SHIM_CREATE, *SHIM_ASKED, *SHIM_LATER]
 ELSEWHERE = {
     *("start.locked", "start.recovered", "start.completed", "start.tidied"),
     *("file.written", "network.recovering"),
-    *("gc.asked", "gc.marked", "gc.rows-deleted", "gc.files-removed"),
+    *("gc.asked", "gc.marked", "gc.rows-deleted", "gc.files-removed", "worker.asked"),
 }
 # Where code can fail; behind the others comes an act that cannot be undone.
 MAY_FAIL = [
@@ -224,13 +224,31 @@ class Moves(Life):
         return status
 
 
+class Continues:
+    """Whoever stands goes on, and nobody dies: who asked has gone meanwhile, and asks again."""
+
+    def help(self, gone: NoAnswer) -> None:
+        assert gone.how == "stopped", gone
+        os.kill(gone.pid, signal.SIGCONT)
+
+
+class ContinuedLife(Continues, Life):
+    pass
+
+
 def ask_quickly(lighterd: Lighterd) -> list[dict[str, Any]]:
     with lighterd.client() as client:
         rows: list[dict[str, Any]] = client.call("tasks", "list", timeout_s=lives.LISTED_S)["tasks"]
         return rows
 
 
-def sweep(lighterd: Lighterd, points: list[str], action: str, life: type[Life] = Life) -> None:
+def sweep(
+    lighterd: Lighterd,
+    points: list[str],
+    action: str,
+    life: type[Life] = Life,
+    **environ: str,
+) -> None:
     """A life per point; all that went wrong is told together."""
     image = lighterd.start().import_busybox()
     lighterd.stop()
@@ -238,7 +256,7 @@ def sweep(lighterd: Lighterd, points: list[str], action: str, life: type[Life] =
     wrong = []
     for point in points:
         trace.unlink(missing_ok=True)
-        lighterd.start(FAULT=f"{point}:{action}", FAULT_TRACE=str(trace))
+        lighterd.start(FAULT=f"{point}:{action}", FAULT_TRACE=str(trace), **environ)
         began = time.monotonic()
         try:
             life(lighterd, image, point).run()
@@ -258,13 +276,33 @@ def sweep(lighterd: Lighterd, points: list[str], action: str, life: type[Life] =
     assert not wrong, "\n".join(wrong)
 
 
+def together(
+    lighterd: Lighterd,
+    points: Iterable[str],
+    action: str,
+    life: type[Life] = Life,
+    **environ: str,
+) -> None:
+    """One life, whose manager or shim meets the fault at all of the points, once at each."""
+    image = lighterd.start().import_busybox()
+    lighterd.stop()
+    trace = lighterd.base / "trace"
+    plan = ",".join(f"{point}:{action}" for point in points)
+    lighterd.start(FAULT=plan, FAULT_TRACE=str(trace), **environ)
+    life(lighterd, image, "").run()
+    missed = set(points) - {line.split()[1] for line in trace.read_text().splitlines()}
+    assert not missed, missed
+    lives.leftovers(lighterd)
+    assert not (bad := lives.check_history(lives.history(lighterd))), bad
+
+
 def test_the_points_of_a_life_are_the_ones_swept_here(lighterd: Lighterd, busybox: str) -> None:
     trace = lighterd.base / "trace"
     lighterd.restart(FAULT_TRACE=str(trace))
     Life(lighterd, busybox, "").run()
     lives.leftovers(lighterd)
     passed = {line.split()[1] for line in Path(trace).read_text().splitlines()}
-    assert passed - ELSEWHERE == {*MANAGER, *SHIM}
+    assert passed - ELSEWHERE == {*MANAGER, *SHIM, *SPAWNER}
 
 
 PHASES = {"create": CREATE, "start": START, "exec": EXEC, "end": END, "delete": DELETE}
@@ -286,6 +324,12 @@ def test_a_call_that_fails_inside_the_manager_can_be_repeated(
     make_lighterd: Callable[..., Lighterd],
 ) -> None:
     sweep(make_lighterd(), [point for point in MAY_FAIL if point in MANAGER], "error")
+
+
+def test_a_manager_that_stands_still_at_each_point_goes_on(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    together(make_lighterd(), MANAGER, "stop", ContinuedLife)
 
 
 SHIM_PHASES = {
@@ -318,3 +362,41 @@ def test_a_call_that_fails_inside_the_shim_can_be_repeated(
     make_lighterd: Callable[..., Lighterd],
 ) -> None:
     sweep(make_lighterd(), [point for point in MAY_FAIL if point in SHIM], "error")
+
+
+def test_what_a_shim_is_asked_besides_can_be_repeated_when_it_fails(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    together(make_lighterd(), SHIM_MOVED, "error", Moves)
+
+
+# As production makes its shims: of functions that the spawner has played with before (shim/copies).
+REHEARSED = {"FAULT_REHEARSED": "1"}
+
+
+@pytest.mark.parametrize(
+    "points",
+    [["shim.runc-execed", "shim.init-exited"], pytest.param(SHIM, marks=pytest.mark.soak)],
+    ids=["some", "all"],
+)
+def test_f42_a_rehearsed_shim_is_killed(
+    make_lighterd: Callable[..., Lighterd], points: list[str]
+) -> None:
+    sweep(make_lighterd(), points, "abort", **REHEARSED)
+
+
+def test_a_call_that_fails_inside_a_rehearsed_shim_can_be_repeated(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    together(make_lighterd(), SHIM_ASKED, "error", **REHEARSED)
+
+
+# Each spawner carries out one order, and dies over the next.
+SPAWNER = ["spawner.asked", "spawner.forked"]
+
+
+@pytest.mark.parametrize("action", ["abort:2", pytest.param("abort:3", marks=pytest.mark.soak)])
+def test_the_spawner_is_killed_over_an_order(
+    make_lighterd: Callable[..., Lighterd], action: str
+) -> None:
+    sweep(make_lighterd(), SPAWNER, action)

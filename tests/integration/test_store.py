@@ -228,6 +228,19 @@ def test_f33_f35_the_manager_is_killed_at_each_step_of_a_collection(
         assert len(digests(lighterd)) == 3
 
 
+@pytest.mark.parametrize("action", ["error", "bug"])
+def test_what_cannot_be_tidied_up_at_a_start_does_not_end_collections(
+    make_lighterd: Callable[..., Lighterd], action: str
+) -> None:
+    lighterd = make_lighterd().start()
+    lighterd.restart(FAULT=f"gc.asked:{action}")
+    lighterd.ctl("leases", "create", "--id", "mine", check=True)
+    lighterd.ctl("content", "ingest", "--lease", "mine", "one", input=b"1", check=True)
+    lighterd.ctl("leases", "rm", "mine", check=True)
+    await_that(lambda: not digests(lighterd), 30, "it is collected")
+    assert "pass fault point gc.asked" in lighterd.log.read_text()
+
+
 def _left_of_junk(lighterd: Lighterd) -> list[str]:
     blobs = [path.name for path in (lighterd.root / "content/blobs/sha256").iterdir()]
     own = {digest.removeprefix("sha256:") for digest in digests(lighterd)}

@@ -20,6 +20,7 @@ class Collections:
         self.times: list[float] = []
         self.pause_s = pause_s
         self.failures = 0
+        self.failure: Exception = DataLoss("collect: asked to fail")
         self.called = asyncio.Event()
 
     async def collect(self) -> float:
@@ -27,7 +28,7 @@ class Collections:
         self.called.set()
         if self.failures:
             self.failures -= 1
-            raise DataLoss("collect: asked to fail")
+            raise self.failure
         return self.pause_s
 
     async def reach(self, count: int) -> None:
@@ -143,13 +144,17 @@ def test_the_schedule_delay_gathers_what_comes_together() -> None:
     scheduled(steps, schedule_delay_s=0.2)
 
 
-def test_a_failed_collection_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [DataLoss, RuntimeError])
+def test_a_failed_collection_is_tried_again(
+    kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
     async def steps(_scheduler: Scheduler, collections: Collections) -> None:
         await collections.reach(2)
         assert collections.times[1] - collections.times[0] >= 0.9
 
     collections = Collections()
     collections.failures = 1
+    collections.failure = kind("collect: asked to fail")
     scheduled(steps, collections)
     assert "asked to fail" in caplog.text
 

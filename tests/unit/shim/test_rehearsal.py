@@ -131,6 +131,28 @@ def test_fault_points_are_for_shims(tmp_path: Path) -> None:
     assert output(rehearse(tmp_path / "r", FAULT="shim.runc-created:abort")) == (0, "", "")
 
 
+def test_asked_to_it_plays_without_the_plan_which_is_there_for_shims_then(tmp_path: Path) -> None:
+    """So faults can be met by the functions that shims are made of where none are planned."""
+    script = """
+import sys
+from lighter.proto import faults
+from lighter.proto.errors import Internal
+from lighter.shim import rehearsal
+from lighter.shim.task import Task
+before = [Task.start]  # in a module it would be replaced too
+rehearsal.rehearse(sys.argv[1])
+assert Task.start is not before[0], "it was not copied"
+try:
+    faults.hit("shim.claimed")
+except Internal:
+    print("met")
+"""
+    planned = {"FAULT": "shim.claimed:error", "FAULT_REHEARSED": "1"}
+    assert output(rehearse(tmp_path / "r", script, **planned)) == (0, "met\n", "")
+    code, out, err = output(rehearse(tmp_path / "r", script, FAULT="shim.claimed:error"))
+    assert code == 1 and "it was not copied" in err, out
+
+
 def test_where_it_cannot_be_played_the_spawner_serves_all_the_same(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     settings = {"instance": "7e577e57", "rehearsal": str(tmp_path / "no" / "such")}

@@ -1,0 +1,152 @@
+"""The sweep of tests/sweeps.py over what ctl asks: images, networks, volumes, changes, runs.
+
+`make test` has an error, a mistake and a standstill of the manager at every point, and kills it at
+those of the scenarios in KILLED, one after the other. `make soak` kills it at every one, also when
+it stands, in a cycle of its own each.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests import census, images
+from tests.harness import Lighterd
+from tests.networks import NetworkedLighterd
+from tests.registries import DebianRegistry, Scripted, small_image
+from tests.sweeps import Scenario, Sweep
+
+# By scenario, a command a line: "{registry}" has an image app:1, "{target}" takes what is pushed,
+# "{n}" is the number of the cycle; a line with a "-" may find nothing to do.
+COMMANDS = {
+    "pull": """
+        images pull {registry}/app:1
+        images rm {registry}/app:1""",
+    "import": """
+        -n other images import {archive}
+        -n other images rm {image}""",
+    "export": """
+        images export {base}/out.tar {image}""",
+    "push": """
+        images push --plain-http {target}/x{n}:1 {image}""",
+    "convert": """
+        images convert --oci --zstd {image} made:1
+        images rm made:1""",
+    "commit": """
+        create --name one {image} sleep 600
+        start one
+        commit one made:1
+        images rm made:1
+        rm -f one""",
+    "changes": """
+        create --name one -v v:/data {image} sleep 600
+        start one
+        update --pids-limit 77 one
+        restart -t 0 one
+        stop -t 0 one
+        rename one two
+        rm -f two
+        volume rm v""",
+    "run": """
+        run --rm --name one {image} true
+        - rm -f one""",
+    "network": """
+        create --name one --network a -p 8080:80 {image} sleep 600
+        start one
+        rm -f one""",
+    "connect": """
+        create --name one {image} sleep 600
+        start one
+        network connect a one
+        network disconnect a one
+        rm -f one""",
+}
+NETWORKED = ("network", "connect")
+KILLED = ("import", "convert", "changes")
+
+Swept = Callable[[str], tuple[Sweep, dict[str, int]]]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+    """The sweep of a scenario and its points, counted once."""
+    base = tmp_path_factory.mktemp("sweep")
+    owners = census.Owners()
+    plain, networked = Lighterd(owners), NetworkedLighterd(owners)
+    found: dict[str, tuple[Sweep, dict[str, int]]] = {}
+    image = small_image(20_000, 10_000)
+    with Scripted() as registry, DebianRegistry(base / "target") as target:
+        registry.serve(image, "app", "1")
+        words = {
+            "registry": registry.host,
+            "target": target.host,
+            "archive": images.busybox_archive(compressed=True),
+            "base": base,
+            "image": images.REFERENCE,
+            "n": "{n}",
+        }
+
+        def sweep(name: str) -> tuple[Sweep, dict[str, int]]:
+            if name not in found:
+                lighterd = networked if name in NETWORKED else plain
+                if lighterd.process is None:
+                    lighterd.start().import_busybox()
+                lines = COMMANDS[name].format(**words).split("\n        ")[1:]
+                steps = [lighterd.ctl_argv(*line.removeprefix("- ").split()) for line in lines]
+                vain = [steps[n] for n, line in enumerate(lines) if line.startswith("- ")]
+                left = networked.left_of_networks if name in NETWORKED else list
+                made = Sweep(lighterd, Scenario(steps, vain, left))
+                found[name] = made, made.points()
+            found[name][0].said.clear()
+            return found[name]
+
+        try:
+            networked.write("10-a.conflist", networked.bridge("a", "10.20.0.0/24"))
+            yield sweep
+        finally:
+            for lighterd in (plain, networked):
+                lighterd.close()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_error_at_each_point_is_told_and_what_was_asked_can_be_repeated(
+    swept: Swept, name: str
+) -> None:
+    sweep, points = swept(name)
+    sweep.fail(points, "error")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_mistake_at_each_point_is_told_and_what_was_asked_can_be_repeated(
+    swept: Swept, name: str
+) -> None:
+    sweep, points = swept(name)
+    sweep.fail(points, "bug")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_manager_that_stands_still_at_each_point_goes_on(swept: Swept, name: str) -> None:
+    sweep, points = swept(name)
+    sweep.stand_still(points)
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_manager_killed_at_each_point_has_a_next_that_goes_on(swept: Swept, name: str) -> None:
+    sweep, points = swept(name)
+    sweep.die(points)
+
+
+@pytest.mark.parametrize("action", ["abort", "error", "bug"])
+@pytest.mark.parametrize("name", ["import", "pull"])
+def test_a_worker_that_fails_or_dies_costs_its_command_alone(
+    swept: Swept, name: str, action: str
+) -> None:
+    sweep, _points = swept(name)
+    sweep.lose_workers(action)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stopped", [False, True], ids=["killed", "stopped"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_manager_that_ends_at_a_point(swept: Swept, name: str, stopped: bool) -> None:
+    sweep, points = swept(name)
+    sweep.die(points, stopped=stopped, apart=True)
