@@ -39,12 +39,23 @@ _POLL_S = 0.02
 class Scenario:
     """Commands of a cycle, each an argv; "{n}" in one is the cycle's number.
 
-    Those in `vain` may find nothing to do.
+    Those in `vain` may find nothing to do. `let_go` is done after each cycle; `left` is asked then.
     """
 
     steps: Sequence[Sequence[str]]
     vain: Sequence[Sequence[str]] = ()
     left: Callable[[], list[str]] = list
+    let_go: Callable[[], None] = lambda: None
+
+
+def read_commands(
+    text: str, program: Sequence[str], words: Mapping[str, object]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The steps of a text with a command a line, and those in vain, whose lines begin with "- "."""
+    lines = [line.strip() for line in text.format(**words, n="{n}").strip().splitlines()]
+    steps = [[*program, *line.removeprefix("- ").split()] for line in lines]
+    vain = [step for step, line in zip(steps, lines, strict=True) if line.startswith("- ")]
+    return steps, vain
 
 
 class Sweep:
@@ -96,6 +107,7 @@ class Sweep:
 
     def _meet_all(self, points: Mapping[str, int], action: str) -> None:
         """What is repeated may go another way: a second cycle passes the rest."""
+        self._continues = True
         for _ in range(3):
             self._restart(",".join(f"{point}:{action}:{n}" for point, n in points.items()))
             self._cycle()
@@ -132,7 +144,6 @@ class Sweep:
             count = self.deaths - deaths
             assert count, f"{plans[0]} is not passed"
             del plans[:count]
-        self._continues = True
 
     # --- one cycle
 
@@ -141,6 +152,7 @@ class Sweep:
         for step in self.scenario.steps:
             argv = [word.replace("{n}", str(self._cycles)) for word in step]
             self._until_it_works(argv, in_vain=step in self.scenario.vain)
+        self.scenario.let_go()
         self._until_it_works(self.lighterd.ctl_argv("system", "prune"))
 
     def _look(self) -> None:

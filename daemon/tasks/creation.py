@@ -252,8 +252,11 @@ class TaskCreator:
                 return
         try:
             self._supervisor.forget(entry)
-        except LighterError as err:
-            log.warning("undo create of %s: %s; trying on", entry.what, err)
+        except Exception as err:  # it would be in the making for ever
+            told = isinstance(err, (LighterError, OSError))
+            log.warning(
+                "undo create of %s: %s; trying on", entry.what, err, exc_info=None if told else err
+            )
             entry.orphan = True
             self._supervisor.in_background(self._supervisor.settle(entry))
 

@@ -319,8 +319,9 @@ class Supervisor:
             try:
                 await self._settle(entry)
                 return
-            except (LighterError, OSError) as err:
-                log.error("settle %s: %s", entry.what, err)
+            except Exception as err:
+                told = isinstance(err, (LighterError, OSError))
+                log.error("settle %s: %s", entry.what, err, exc_info=None if told else err)
                 entry.stuck = str(err)
                 entry.is_stuck.set()
                 await asyncio.sleep(pause_s)

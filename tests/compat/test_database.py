@@ -89,6 +89,23 @@ def test_f39_a_manager_killed_during_a_migration(one: Lighterd, cores: Path, poi
     assert tasks(lighterd)["c"]["exit_status"] == 5
 
 
+def test_f39_an_error_during_a_migration_ends_the_start_in_words(
+    one: Lighterd, cores: Path
+) -> None:
+    lighterd = one
+    assert lighterd.stop() == 0
+    lighterd.use(cores / NEXT)
+    for point in POINTS:
+        lighterd.launch(FAULT=f"{point}:error")
+        assert lighterd.process is not None and lighterd.process.wait(30) == 1
+        last = lighterd.log_end().rstrip("\n").rpartition("\n")[2]
+        assert last.startswith("lighterd: ") and point in last, last
+        new = point == "migrate.committed"
+        assert schema(lighterd) == (SCHEMA + new, new)
+    lighterd.use(BIN)
+    lighterd.start()
+
+
 def test_f39_back_by_one_release_and_forward_again(one: Lighterd, cores: Path) -> None:
     lighterd = one
     begin(lighterd, "c", "sleep 1000")

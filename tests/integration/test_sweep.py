@@ -13,7 +13,7 @@ from tests import census, images
 from tests.harness import Lighterd
 from tests.networks import NetworkedLighterd
 from tests.registries import DebianRegistry, Scripted, small_image
-from tests.sweeps import Scenario, Sweep
+from tests.sweeps import Scenario, Sweep, read_commands
 
 # By scenario, a command a line: "{registry}" has an image app:1, "{target}" takes what is pushed,
 # "{n}" is the number of the cycle; a line with a "-" may find nothing to do.
@@ -82,7 +82,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
             "archive": images.busybox_archive(compressed=True),
             "base": base,
             "image": images.REFERENCE,
-            "n": "{n}",
         }
 
         def sweep(name: str) -> tuple[Sweep, dict[str, int]]:
@@ -90,9 +89,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
                 lighterd = networked if name in NETWORKED else plain
                 if lighterd.process is None:
                     lighterd.start().import_busybox()
-                lines = COMMANDS[name].format(**words).split("\n        ")[1:]
-                steps = [lighterd.ctl_argv(*line.removeprefix("- ").split()) for line in lines]
-                vain = [steps[n] for n, line in enumerate(lines) if line.startswith("- ")]
+                steps, vain = read_commands(COMMANDS[name], lighterd.ctl_argv(), words)
                 left = networked.left_of_networks if name in NETWORKED else list
                 made = Sweep(lighterd, Scenario(steps, vain, left))
                 found[name] = made, made.points()
