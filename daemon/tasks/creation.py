@@ -195,8 +195,8 @@ class TaskCreator:
         answer = self._router.expect_created(ident)
         try:
             child = await self._spawner.fork_shim(order)
-            hit("create.shim-forked")
             self._supervisor.watch_shim(entry, child.pid, child.start, child.pidfd)
+            hit("create.shim-forked")
             with bundle.room_for_runtime():
                 async with asyncio.timeout(self._create_s):
                     created = await self._answer_or_end(entry, answer)

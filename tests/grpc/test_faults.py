@@ -22,9 +22,7 @@ from tests.integration.test_kill9 import (
     PHASES,
     SHIM,
     SHIM_ASKED,
-    Continues,
     sweep,
-    together,
 )
 
 # Snapshot and record are the client's own business here.
@@ -39,6 +37,7 @@ KILLED = {
     for phase, points in PHASES.items()
 }
 HERE = [point for point in MANAGER if point not in NOT_HERE]
+FAILING = ["create.bundle-made", "start.asked", "exec.asked", "delete.closed", *SHIM_ASKED]
 SHIM_KILLED = ["shim.claimed", "shim.exec-asked", "shim.init-exited", "shim.runc-deleted"]
 
 
@@ -56,30 +55,16 @@ def test_f01_f22_the_manager_is_killed(make_lighterd: Callable[..., Lighterd], p
     sweep(make_lighterd(), KILLED[phase], "abort", ApiLife)
 
 
-class ContinuedApiLife(Continues, ApiLife):
-    pass
-
-
-@pytest.mark.parametrize("action", ["error", "bug"])
-def test_a_call_that_fails_can_be_repeated(
-    make_lighterd: Callable[..., Lighterd], action: str
-) -> None:
-    failing = [point for point in MAY_FAIL if point in HERE]
-    together(make_lighterd(), [*failing, *SHIM_ASKED], action, ApiLife)
-
-
-def test_a_manager_that_stands_still_at_each_point_goes_on(
-    make_lighterd: Callable[..., Lighterd],
-) -> None:
-    together(make_lighterd(), HERE, "stop", ContinuedApiLife)
+def test_a_call_that_fails_can_be_repeated(make_lighterd: Callable[..., Lighterd]) -> None:
+    sweep(make_lighterd(), FAILING, "error", ApiLife)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("action", ["abort", "stop"])
-def test_a_manager_that_ends_at_any_point(
+@pytest.mark.parametrize("action", ["abort", "stop", "error"])
+def test_a_manager_with_a_fault_at_any_point(
     make_lighterd: Callable[..., Lighterd], action: str
 ) -> None:
-    sweep(make_lighterd(), HERE, action, ApiLife)
+    sweep(make_lighterd(), [p for p in HERE if action != "error" or p in MAY_FAIL], action, ApiLife)
 
 
 @pytest.mark.soak

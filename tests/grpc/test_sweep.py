@@ -21,15 +21,6 @@ COMMANDS = {
         images export {base}/out.tar {image}
         images push --plain-http {target}/x{n}:1 {image}
         images rm --sync {image}""",
-    "run": """
-        images import {archive}
-        run -d {image} one sleep 600
-        tasks exec --exec-id x one true
-        - tasks kill -s KILL one
-        - tasks rm -f one
-        - containers rm one
-        - snapshots rm one
-        images rm --sync {image}""",
 }
 
 Swept = Callable[[str], tuple[Sweep, dict[str, int]]]
@@ -73,13 +64,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
             lighterd.close()
 
 
-@pytest.mark.parametrize("action", ["error", "bug"])
+@pytest.mark.parametrize("action", ["error", pytest.param("bug", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_fails_at_a_point_can_be_repeated(swept: Swept, name: str, action: str) -> None:
     sweep, points = swept(name)
     sweep.fail(points, action)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_manager_that_stands_still_at_each_point_goes_on(swept: Swept, name: str) -> None:
     sweep, points = swept(name)

@@ -224,18 +224,6 @@ class Moves(Life):
         return status
 
 
-class Continues:
-    """Whoever stands goes on, and nobody dies: who asked has gone meanwhile, and asks again."""
-
-    def help(self, gone: NoAnswer) -> None:
-        assert gone.how == "stopped", gone
-        os.kill(gone.pid, signal.SIGCONT)
-
-
-class ContinuedLife(Continues, Life):
-    pass
-
-
 def ask_quickly(lighterd: Lighterd) -> list[dict[str, Any]]:
     with lighterd.client() as client:
         rows: list[dict[str, Any]] = client.call("tasks", "list", timeout_s=lives.LISTED_S)["tasks"]
@@ -283,7 +271,7 @@ def together(
     life: type[Life] = Life,
     **environ: str,
 ) -> None:
-    """One life, whose manager or shim meets the fault at all of the points, once at each."""
+    """One life, whose shim meets the fault at all of the points, once at each."""
     image = lighterd.start().import_busybox()
     lighterd.stop()
     trace = lighterd.base / "trace"
@@ -324,12 +312,6 @@ def test_a_call_that_fails_inside_the_manager_can_be_repeated(
     make_lighterd: Callable[..., Lighterd],
 ) -> None:
     sweep(make_lighterd(), [point for point in MAY_FAIL if point in MANAGER], "error")
-
-
-def test_a_manager_that_stands_still_at_each_point_goes_on(
-    make_lighterd: Callable[..., Lighterd],
-) -> None:
-    together(make_lighterd(), MANAGER, "stop", ContinuedLife)
 
 
 SHIM_PHASES = {

@@ -1,8 +1,8 @@
 """The sweep of tests/sweeps.py over what ctl asks: images, networks, volumes, changes, runs.
 
-`make test` has an error, a mistake and a standstill of the manager at every point, and kills it at
-those of the scenarios in KILLED, one after the other. `make soak` kills it at every one, also when
-it stands, in a cycle of its own each.
+`make test` has an error at every point, and of some scenarios a standstill of the manager and its
+death, one after the other. `make soak` has a mistake at every point too, and a death, also of a
+manager that stands, in a cycle of its own each.
 """
 
 from collections.abc import Callable, Iterator
@@ -61,7 +61,15 @@ COMMANDS = {
         rm -f one""",
 }
 NETWORKED = ("network", "connect")
-KILLED = ("import", "convert", "changes")
+# What `make test` has of kinds that take longer; the rest is `make soak`'s.
+STANDING = ("changes", "network")
+KILLED = ("convert",)
+
+
+def rest_to_soak(names: tuple[str, ...]) -> list[object]:
+    rest = [pytest.param(name, marks=pytest.mark.soak) for name in COMMANDS if name not in names]
+    return [*names, *rest]
+
 
 Swept = Callable[[str], tuple[Sweep, dict[str, int]]]
 
@@ -112,6 +120,7 @@ def test_an_error_at_each_point_is_told_and_what_was_asked_can_be_repeated(
     sweep.fail(points, "error")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_mistake_at_each_point_is_told_and_what_was_asked_can_be_repeated(
     swept: Swept, name: str
@@ -120,20 +129,20 @@ def test_a_mistake_at_each_point_is_told_and_what_was_asked_can_be_repeated(
     sweep.fail(points, "bug")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", rest_to_soak(STANDING))
 def test_a_manager_that_stands_still_at_each_point_goes_on(swept: Swept, name: str) -> None:
     sweep, points = swept(name)
     sweep.stand_still(points)
 
 
-@pytest.mark.parametrize("name", KILLED)
+@pytest.mark.parametrize("name", rest_to_soak(KILLED))
 def test_a_manager_killed_at_each_point_has_a_next_that_goes_on(swept: Swept, name: str) -> None:
     sweep, points = swept(name)
     sweep.die(points)
 
 
 @pytest.mark.parametrize("action", ["abort", "error", "bug"])
-@pytest.mark.parametrize("name", ["import", "pull"])
+@pytest.mark.parametrize("name", ["import"])
 def test_a_worker_that_fails_or_dies_costs_its_command_alone(
     swept: Swept, name: str, action: str
 ) -> None:
