@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lighter.proto import events
 from lighter.shim import shim
+from tests.grpc import test_sweep as swept_by_ctr
+from tests.integration import test_sweep as swept_by_ctl
 from tests.unit.test_rows import CHECKOUT
 
 POINT = re.compile(r"[a-z0-9]+\.[a-z0-9_]+(?:-[a-z0-9_]+)*")
@@ -82,3 +84,14 @@ def test_every_fault_point_is_used_by_a_test() -> None:
 
 def test_methods_of_a_shim_are_found() -> None:
     assert {"start", "kill", "exec", "end", "release_output"} <= methods_of_a_shim()
+
+
+def test_the_page_tells_what_is_swept() -> None:
+    told: dict[str, set[str]] = {}
+    for line in (CHECKOUT / "docs/testing.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 9 and "test_sweep.py" in cells[7]:
+            names = cells[1].partition(":")[0].split(", ")
+            told.setdefault(cells[2], set()).update(names)
+    assert told["ctl"] - {"a worker before its work"} == set(swept_by_ctl.COMMANDS)
+    assert told["ctr"] == set(swept_by_ctr.COMMANDS)
