@@ -12,6 +12,8 @@ from tests.harness import Lighterd
 from tests.registries import DebianRegistry, Scripted, small_image
 from tests.sweeps import Scenario, Sweep, read_commands
 
+pytestmark = pytest.mark.timeout(600)
+
 COMMANDS = {
     "pull": """
         images pull --plain-http {registry}/app:1

@@ -15,6 +15,8 @@ from tests.networks import NetworkedLighterd
 from tests.registries import DebianRegistry, Scripted, small_image
 from tests.sweeps import Scenario, Sweep, read_commands
 
+pytestmark = pytest.mark.timeout(600)
+
 # By scenario, a command a line: "{registry}" has an image app:1, "{target}" takes what is pushed,
 # "{n}" is the number of the cycle; a line with a "-" may find nothing to do.
 COMMANDS = {
