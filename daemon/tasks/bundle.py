@@ -108,10 +108,10 @@ class Bundle:
 
     @contextlib.contextmanager
     def room_for_runtime(self) -> Iterator[None]:
-        """A runtime that fails for want of space says it in its own words, or not at all."""
+        """A runtime or a shim that fails for want of space says it in its own words, or not."""
         try:
             yield
-        except FailedPrecondition as err:
+        except (FailedPrecondition, Unavailable) as err:
             if full := files.full_disk(self.dir, os.path.dirname(self.exit_record)):
                 raise ResourceExhausted(f"{err.message}; the disk of {full} is full") from err
             raise

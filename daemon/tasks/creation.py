@@ -216,18 +216,20 @@ class TaskCreator:
 
     async def _answer_or_end(self, entry: Entry, answer: "asyncio.Future[Any]") -> Any:
         """The shim's answer, or Unavailable when its process ends without one."""
-        cleaned = asyncio.ensure_future(entry.cleaned.wait())
+        ends = [asyncio.ensure_future(end.wait()) for end in (entry.cleaned, entry.is_stuck)]
         try:
-            await asyncio.wait((answer, cleaned), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((answer, *ends), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 # A shim that failed before it was welcome sends its events first: the answer, which
                 # knows the cause, stands right behind them.
                 await asyncio.wait((answer,), timeout=BEHIND_S)
             if answer.done():
                 return answer.result()
-            raise Unavailable(f"create task {entry.id}: its shim died")
+            why = f"; {entry.stuck}" if entry.stuck else ""
+            raise Unavailable(f"create task {entry.id}: its shim died{why}")
         finally:
-            cleaned.cancel()
+            for end in ends:
+                end.cancel()
 
     async def _undo_create(self, entry: Entry) -> None:
         """After a failed create: no shim, no bundle, no row."""

@@ -151,7 +151,7 @@ def test_f49_with_no_block_left_an_end_is_told_later(disk: Disk) -> None:
         assert ask(lighterd, "tasks.wait", id=name, exec_id="")["exit_status"] == 137
 
 
-BLOCKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 128, 256)
+BLOCKS = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20, 24, 32, 48, 64, 128, 256)
 FILES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64)
 
 
