@@ -26,7 +26,7 @@ def take_lock(path: str, wait_s: float = WAIT_S, instance: str = "") -> int:
 
     `instance`: whose spawners are ended too when they were given the lock and have not taken it.
 
-    Only a dying manager's spawner is worth waiting for, and it ends within milliseconds.
+    Only a dying manager's spawner is worth waiting for: it ends, or lets go, within milliseconds.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

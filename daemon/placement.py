@@ -8,12 +8,16 @@ its last shim. Elsewhere a spawner is moved by hand to /lighter-shims/<instance>
 import contextlib
 import logging
 import os
+import time
 
 from lighter.proto.errors import FailedPrecondition
 from lighter.proto.paths import shims_cgroup
 
 log = logging.getLogger("lighter.placement")
 
+REMAINS_S = 1.0
+_POLL_S = 0.005
+_REMAINS = (b"lighter-spare ", b"lighter-worker ", b"lighter-spawner ")
 MOUNT = "/sys/fs/cgroup"
 SYSTEMD_RUN = "/usr/bin/systemd-run"
 SLICE = "lighter.slice"
@@ -157,8 +161,12 @@ def _inherit_cpuset(root: str, directory: str) -> None:
 def remove_empty(instance: str) -> None:
     """At a stop: remove this instance's cgroups that nothing is in; those in use stay.
 
-    Not below a container's: what a container makes in its own cgroup is its own.
+    Not below a container's: what a container makes in its own cgroup is its own. What a spawner
+    leaves ends a moment after it, and would be in the way.
     """
+    end = time.monotonic() + REMAINS_S
+    while _has_remains(instance) and time.monotonic() < end:
+        time.sleep(_POLL_S)
     for root in hierarchies():
         of_containers = f"{root}/lighter/{instance}"
         for directory in (
@@ -170,6 +178,23 @@ def remove_empty(instance: str) -> None:
         ):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
+
+
+def _has_remains(instance: str) -> bool:
+    """Whether there is a child of a spawner, or a spawner, that ends since its manager does."""
+    for root in hierarchies()[:1]:  # they are in all
+        with contextlib.suppress(OSError):
+            with open(root + shims_cgroup(instance) + "/cgroup.procs", encoding="ascii") as file:
+                pids = file.read().split()
+            return any(_title(pid).startswith(_REMAINS) for pid in pids)
+    return False
+
+
+def _title(pid: str) -> bytes:
+    """b"" of a process that is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read(64)
+    return b""
 
 
 def remove_namespace(instance: str, namespace: str) -> None:

@@ -132,7 +132,11 @@ class Spawner:
             self._drop("it was another manager's")
             self._restart()
         else:
-            asyncio.get_running_loop().add_reader(ours.fileno(), self._on_readable, ours)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(ours.fileno(), self._on_readable, ours)
+            if self._too_late is not None:
+                self._too_late.cancel()
+            self._too_late = loop.call_later(ANSWER_S, self._give_up, ANSWER_S)
 
     def _kind(self, in_scope: bool) -> str:
         environment = self._environment()
@@ -207,6 +211,10 @@ class Spawner:
         log.warning("start spawner%s: it has not loaded in %g s", where, seconds)
         with suppress(OSError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._asked:
+            # It has neither lock nor order of this manager's; frozen, say, it does not even die.
+            self._drop("it did not answer")
+            self._restart()
 
     def _on_loaded(self) -> None:
         if self._too_late is not None:
@@ -240,7 +248,8 @@ class Spawner:
                 async with asyncio.timeout(CLOSE_S):
                     ending = await let_go(ours, pidfd)
             except TimeoutError:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # of another parent, which has reaped it
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 ending = await let_go(ours, pidfd)
             finally:
                 os.close(pidfd)

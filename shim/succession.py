@@ -23,9 +23,10 @@ from typing import Any
 import msgpack
 
 from lighter.proto import shim_api
+from lighter.shim import files
 
-_ANSWER_S = 1.0  # who has connected and says nothing keeps the next one out for so long
-_OUTPUTS = (1, 2)
+_ANSWER_S = 2.0  # who has connected and says nothing keeps the next one out for so long
+_INPUT, _OUTPUTS = 0, (1, 2)
 _WAITING = "spawner-waiting"
 
 
@@ -84,8 +85,9 @@ class Succession:
         for fd in self._locks:
             os.close(fd)  # not unlocked: that manager may live yet, and have told it to go
         self._locks = []
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        for fd in _OUTPUTS:
+        os.chdir("/")  # where it was started from may have to be unmounted
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in (_INPUT, *_OUTPUTS):
             os.dup2(null, fd)
         os.close(null)
         self._entitle(_WAITING)
@@ -144,7 +146,7 @@ class Succession:
         kind = peer.recv(len(self._kind) + 1)
         if not kind:
             return None
-        if kind != self._kind:
+        if kind != self._kind or _has_replaced_library():
             return False
         self._entitle("spawner")  # before it has a lock, by which it is found and ended
         peer.send(shim_api.SAME)
@@ -158,3 +160,15 @@ class Succession:
             os.close(fd)
         self._locks = fds[len(_OUTPUTS) :]
         return True
+
+
+def _has_replaced_library() -> bool:
+    """Whether a library that it has loaded is not the installed one any more: libc's, for one.
+
+    Shims and workers of a manager that is started again after an update are to have the new one.
+    """
+    try:
+        maps = files.read_small("/proc/self/maps").splitlines()
+    except OSError:
+        return True
+    return any(line.endswith(b" (deleted)") and b".so" in line for line in maps)

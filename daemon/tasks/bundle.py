@@ -113,7 +113,8 @@ class Bundle:
             yield
         except (FailedPrecondition, Unavailable) as err:
             if full := files.full_disk(self.dir, os.path.dirname(self.exit_record)):
-                raise ResourceExhausted(f"{err.message}; the disk of {full} is full") from err
+                message = f"{err.message}; the disk of {full} is full"
+                raise ResourceExhausted(message, **err.details) from err
             raise
 
     def exists(self) -> bool:

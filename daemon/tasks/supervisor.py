@@ -304,8 +304,11 @@ class Supervisor:
         self.router.forget(entry.incarnation, f"call shim of {entry.what}: it ended", kind)
         if self.entries.get(entry.key) is not entry:
             self.by_incarnation.pop(entry.incarnation, None)
-            with self._db.fast_transaction() as tx:
-                self._store.drop_tombstone(tx, entry.incarnation)
+            try:
+                with self._db.fast_transaction() as tx:
+                    self._store.drop_tombstone(tx, entry.incarnation)
+            except LighterError as err:  # the next start drops those whose shims are gone
+                log.warning("drop tombstone of %s: %s", entry.what, err.message)
             return
         if not entry.closed:
             self.in_background(self.settle(entry))
@@ -375,13 +378,19 @@ class Supervisor:
 
     def record_exit(self, entry: Entry, exit_: Exit, of_execs: Exit) -> None:
         """Our own word about what still ran, where no shim can give one: execs, then init."""
-        execs = [exec_ for exec_ in entry.execs.values() if exec_.state == states.RUNNING]
+        # One whose start could not be recorded ends without a word: nobody was told of a start.
+        execs = [
+            exec_
+            for exec_ in entry.execs.values()
+            if exec_.state == states.RUNNING or (exec_.pid and exec_.exit is None)
+        ]
         seen = []
         with self._changes(entry, *execs) as tx:
             for exec_ in execs:
+                was_told = exec_.state == states.RUNNING
                 exec_.exit, exec_.state = of_execs, states.STOPPED
                 self._store.save_exec(tx, entry, exec_)
-                if not is_probe(exec_.exec_id):
+                if was_told and not is_probe(exec_.exec_id):
                     seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
             if entry.exit is None:
                 entry.exit, entry.state, entry.unknown_from = exit_, states.STOPPED, None

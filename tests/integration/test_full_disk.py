@@ -163,6 +163,7 @@ FILES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 64)
     ],
     indirect=["mounted"],
 )
+@pytest.mark.timeout(600)
 def test_f49_each_write_in_turn_meets_a_full_disk(
     disk: Disk, unit: str, counts: tuple[int, ...]
 ) -> None:

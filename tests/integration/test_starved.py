@@ -12,7 +12,7 @@ from lighter.proto import errors
 from tests import cgroups, lives
 from tests.harness import Lighterd, await_that
 from tests.lives import NO_STDIO, NoAnswer, ask
-from tests.processes import with_title
+from tests.processes import spawners
 
 pytestmark = pytest.mark.shared_lighterd
 
@@ -41,8 +41,7 @@ def test_f59_no_process_more_for_shims(lighterd: Lighterd, busybox: str) -> None
     """With room for 0, 1, 2, … more: the fork fails in shim, runtime and runtime's child."""
     old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
     lives.define(lighterd, busybox, "new", "sleep", "1000")
-    title = f"lighter-spawner --instance {lighterd.instance}"
-    (spawner,) = with_title(title)
+    (spawner,) = spawners(lighterd.instance)
     cgroup, shims = cgroups.of_process(spawner, "pids"), lighterd.shims()
     for more in (0, 1, 3, 7):
         with at_most(cgroup, more), contextlib.suppress(*TYPED):
@@ -52,7 +51,7 @@ def test_f59_no_process_more_for_shims(lighterd: Lighterd, busybox: str) -> None
         assert lives.task(lighterd, "new")["status"] is None
         await_that(lambda: lighterd.shims() == shims, 20, "the shim that was to be is gone")
         assert lives.process_state(old) == "S"
-        assert with_title(title) == [spawner], "it goes on"
+        assert spawners(lighterd.instance) == [spawner], "it goes on"
     ask(lighterd, "tasks.create", id="new", **NO_STDIO)
     ask(lighterd, "tasks.start", id="new")
     for name in ("new", "old"):
@@ -66,8 +65,7 @@ def test_f59_a_fork_that_fails_is_told_and_the_spawner_goes_on(
 ) -> None:
     for name in ("first", "second"):
         lives.define(lighterd, busybox, name, "sleep", "1000")
-    title = f"lighter-spawner --instance {lighterd.instance}"
-    (spawner,) = with_title(title)
+    (spawner,) = spawners(lighterd.instance)
     shims = lighterd.shims()
     with limited(cgroups.of_process(spawner, "pids"), 1 + len(shims)):
         with contextlib.suppress(*TYPED):  # by a shim that was ready, after which there is none
@@ -75,7 +73,7 @@ def test_f59_a_fork_that_fails_is_told_and_the_spawner_goes_on(
         with pytest.raises(errors.Unavailable, match="Resource temporarily unavailable"):
             ask(lighterd, "tasks.create", id="second", **NO_STDIO)
     await_that(lambda: lighterd.shims() == shims, 20, "the shim that was to be is gone")
-    assert with_title(title) == [spawner]
+    assert spawners(lighterd.instance) == [spawner]
     ask(lighterd, "tasks.create", id="second", **NO_STDIO)
     for name in ("first", "second"):
         ask(lighterd, "containers.delete", id=name, force=True)

@@ -15,7 +15,7 @@ from lighter.proto.version import VERSION
 from tests.harness import Lighterd
 from tests.packaging.conftest import CORE
 from tests.packaging.rpms import NEXT, programs, query
-from tests.processes import with_title
+from tests.processes import spawners
 
 SITE = f"/usr/lib64/lighter/{VERSION}/site"
 POISONED = ("click", "msgpack", "zmq", "toml", "lighter", "daemon", "sitecustomize", "json", "re")
@@ -93,7 +93,7 @@ def test_containers_run_on_the_installed_programs_alone(
     assert (done.returncode, done.stdout) == (7, b"hello\n"), done.stderr
     lighterd.ctl("run", "-d", image, "two", "sleep", "600", check=True)
     (shim,) = lighterd.shims()
-    (spawner,) = with_title(f"lighter-spawner --instance {lighterd.instance}")
+    (spawner,) = spawners(lighterd.instance)
     for pid in (lighterd.pid, spawner, shim):
         code = {
             line.split(maxsplit=5)[5]

@@ -138,7 +138,7 @@ def test_removal_stops_containers_in_time_and_leaves_data(
     said = done.stdout + done.stderr
     for name in ("a", "b"):
         assert f"stopped default/{name} (exit status 9)" in said
-    ours = ("pgrep", "-f", "^lighter-(shim|spawner) |/usr/bin/lighterd")
+    ours = ("pgrep", "-f", "^lighter-(shim|spawner(-waiting)?) |/usr/bin/lighterd")
     await_that(lambda: not machine.run(*ours, check=False).stdout, 20, "all processes have ended")
     assert not machine.path("/usr/bin/lighterd").exists()
     assert machine.run("test", "-e", "/var/lib/lighter/lighter.db").returncode == 0

@@ -1,5 +1,6 @@
 """daemon/files: whole or absent, modes whatever the umask, and nothing through links."""
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -104,3 +105,21 @@ def test_removing_twice_is_no_error(tmp_path: Path) -> None:
     files.remove(str(path))
     files.remove(str(path))
     assert not path.exists()
+
+
+def test_a_disk_is_full_that_takes_nothing_whatever_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may use blocks that are kept from others, which statvfs(3) does not count."""
+    counted = os.statvfs(tmp_path)
+    none = os.statvfs_result([*counted[:3], 0, 0, *counted[5:]])
+    assert none.f_bavail == 0 and none.f_files == counted.f_files
+    monkeypatch.setattr(os, "statvfs", lambda _path: none)
+    assert files.full_disk(str(tmp_path)) == ""
+
+    def refuses(_fd: int, _start: int, _size: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuses)
+    assert files.full_disk(str(tmp_path)) == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,17 @@
 """daemon/placement: cgroup roots of v1, v2 and hybrid hosts, and clean-up that spares the used."""
 
 import os
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from lighter.daemon import placement
 from lighter.daemon.placement import Placement, hierarchies, place_by_hand, remove_empty, service_of
+from lighter.proto.paths import shims_cgroup
+from tests.harness import await_that
+from tests.processes import with_title
 
 
 def hierarchy(root: Path) -> Path:
@@ -72,6 +77,27 @@ def test_only_empty_cgroups_of_this_instance_are_removed(host: Path) -> None:
     left = sorted(os.path.relpath(path, memory) for path, names, _ in os.walk(memory) if not names)
     assert left == ["lighter/abc/used/container", "lighter/other/default"]
     remove_empty("never-was")
+
+
+@pytest.mark.root
+def test_a_spawners_last_child_is_waited_for() -> None:
+    """It is in the cgroup for a moment more, and would keep it there for good."""
+    instance = f"test-{os.getpid()}"
+    title = f"lighter-spare --instance {instance}"
+    words = ["bash", "-c", f"exec -a '{title}' cat"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
+        assert child.stdin is not None
+        await_that(lambda: with_title(title) == [child.pid], 20, "it has its title")
+        place_by_hand(instance, child.pid)
+        places = [Path(root + shims_cgroup(instance)) for root in hierarchies()]
+        assert any(str(child.pid) in (place / "cgroup.procs").read_text() for place in places)
+        ending = threading.Timer(0.1, child.stdin.close)
+        ending.start()
+        try:
+            remove_empty(instance)
+        finally:
+            ending.join()
+    assert not [place for place in places if place.exists()]
 
 
 def test_a_service_is_known_by_its_cgroup() -> None:

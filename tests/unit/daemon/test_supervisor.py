@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from lighter.daemon.events import EventLog
@@ -189,6 +190,20 @@ def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(pla
     assert set(entry.execs) == kept | {"runs"}
     (recorded,) = place.store.load()
     assert set(recorded.execs) == kept
+
+
+def test_an_exec_whose_start_was_not_recorded_ends_with_its_task(place: Place) -> None:
+    """As on a full disk: who waits for it is answered, and its end is told of no start."""
+    entry = place.entry("a" * 16, states.RUNNING)
+    runs = entry.execs["runs"] = Exec("runs", states.RUNNING, False, 1, pid=7)
+    untold = entry.execs["untold"] = Exec("untold", states.CREATING, False, 1, pid=8)
+    asked = entry.execs["asked"] = Exec("asked", states.CREATING, False, 1)
+    place.supervisor.record_exit(entry, Exit(137, 5), Exit(255, 5))
+    for exec_ in (runs, untold):
+        assert exec_.ended.is_set() and exec_.exit == Exit(255, 5)
+    assert not asked.ended.is_set() and asked.exit is None
+    told = place.db.rows("SELECT body FROM events ORDER BY sequence")
+    assert [msgpack.unpackb(body)["exec_id"] for (body,) in told] == ["runs", ""]
 
 
 def test_f10_what_could_not_be_committed_has_not_happened(place: Place) -> None:

@@ -3,6 +3,7 @@ last manager's is carried out once its lock is free.
 """
 
 import json
+import mmap
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ import pytest
 
 from lighter.daemon.locks import take_lock
 from lighter.daemon.takeover import Asked, ask_waiting, give_locks
+from lighter.shim.succession import _has_replaced_library
 from tests.harness import await_that
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import INSTANCE, KIND, FakeManager, Shim
@@ -207,8 +209,9 @@ def test_with_a_worker_at_work_it_ends_with_its_manager(heirs: Callable[..., Hei
 def test_a_worker_that_has_ended_is_forgotten(heirs: Callable[..., Heirs]) -> None:
     one = heirs()
     one.a_shim("c")
+    await_spare(one.manager)  # no other is forked then
     one.manager.request_worker().close()
-    await_that(lambda: len(children(one)) == 1, 20, "the worker is reaped")
+    await_that(lambda: len(children(one)) == 2, 20, "the worker is reaped")
     one.manager.die()
     one.succeed()
 
@@ -311,3 +314,15 @@ def test_what_it_writes_goes_to_the_manager_it_has(heirs: Callable[..., Heirs]) 
     assert [os.readlink(path) for path in outputs] == [
         os.readlink(f"/proc/self/fd/{fd}") for fd in (1, 2)
     ]
+
+
+def test_a_replaced_library_is_seen(tmp_path: Path) -> None:
+    """As after an update of libc: the file that is mapped has no name any more."""
+    assert not _has_replaced_library()
+    for name, seen in (("data", False), ("libc.so.6", True)):
+        path = tmp_path / name
+        path.write_bytes(bytes(mmap.PAGESIZE))
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+            path.unlink()
+            assert _has_replaced_library() is seen
+    assert not _has_replaced_library()
