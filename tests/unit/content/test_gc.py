@@ -278,7 +278,8 @@ def test_the_points_of_a_collection_are_the_ones_swept_here(
     monkeypatch.setattr(faults._faults, "trace", str(trace))
     place.collect()
     passed = [line.split()[1] for line in trace.read_text().splitlines()]
-    assert list(dict.fromkeys(passed)) == GC_POINTS
+    assert "worker.asked" in passed, "of the process that removes files: its death is a failed job"
+    assert [point for point in dict.fromkeys(passed) if point != "worker.asked"] == GC_POINTS
 
 
 @pytest.mark.parametrize("passes", [1, 3])
