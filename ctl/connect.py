@@ -230,7 +230,8 @@ class Manager:
         if self._dealer.lost:
             came = True
             self._dealer.close()
-            self._away_since = time.monotonic()
+            if self._generation:  # not for one that accepts and says nothing
+                self._away_since = time.monotonic()
             self._generation = 0
             self._reopen()
         return came

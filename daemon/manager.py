@@ -267,13 +267,12 @@ class Manager:
 
     async def _tidy(self, services: "Services") -> None:
         """Finish or undo what the manager before left half done on disk, then keep it tidy."""
-        names = [namespace.name for namespace in services.namespaces.list()]
         for step in (
             services.mounted.recover,
             services.volumes.tidy,
             services.images.recover,
-            partial(services.snapshots.recover, names),
-            partial(self._remove_orphans, services, names),
+            partial(self._recover_snapshots, services),
+            partial(self._remove_orphans, services),
         ):
             try:
                 await step()
@@ -284,9 +283,13 @@ class Manager:
         hit("start.tidied")
         await services.scheduler.run()
 
-    async def _remove_orphans(self, services: "Services", namespaces: list[str]) -> None:
+    async def _recover_snapshots(self, services: "Services") -> None:
+        await services.snapshots.recover([one.name for one in services.namespaces.list()])
+
+    async def _remove_orphans(self, services: "Services") -> None:
+        names = [one.name for one in services.namespaces.list()]
         if not services.db.loss:
-            await services.maker.orphans.remove_all(namespaces)
+            await services.maker.orphans.remove_all(names)
 
     def _health(self, core: Core, server: ClientServer) -> "dict[str, object]":
         return {

@@ -186,7 +186,8 @@ def _has_remains(instance: str) -> bool:
         with contextlib.suppress(OSError):
             with open(root + shims_cgroup(instance) + "/cgroup.procs", encoding="ascii") as file:
                 pids = file.read().split()
-            return any(_title(pid).startswith(_REMAINS) for pid in pids)
+            # One that is ending has no title any more and is still there.
+            return any(not (title := _title(pid)) or title.startswith(_REMAINS) for pid in pids)
     return False
 
 

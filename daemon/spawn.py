@@ -325,7 +325,12 @@ class Spawner:
         try:
             socket.send_fds(self._socket, [packet], list(fds))
             async with asyncio.timeout(REPLY_S):
-                return await answer
+                try:
+                    return await answer
+                except asyncio.CancelledError:
+                    if not answer.cancelled() and answer.exception() is None:
+                        os.close(answer.result().pidfd)  # it came in this very moment
+                    raise
         except TimeoutError as err:
             # It does nothing for anybody else either; its successor will, and is waited for.
             self._loaded.clear()

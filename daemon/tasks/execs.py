@@ -188,9 +188,10 @@ class ExecService:
             raise
         tidy()
         pid = int(answer["pid"])
-        # It is there for whoever asked, also while its start cannot be recorded: on a full disk.
-        if (exec_ := entry.execs.get(exec_id)) is not None and not exec_.pid:
-            exec_.pid = pid
+        # It runs for whoever asks, also while its start cannot be recorded: on a full disk.
+        exec_ = entry.execs.get(exec_id)
+        if exec_ is not None and exec_.state in (states.CREATING, states.ADDED):
+            exec_.pid, exec_.state = pid, states.RUNNING
         return pid
 
     def _forget_oldest(self, entry: Entry) -> None:
@@ -292,6 +293,6 @@ def _check_id(exec_id: str) -> None:
 def find_exec(entry: Entry, exec_id: str) -> Exec:
     """The exec of this id. Raises NotFound; one that is only asked for is none yet."""
     exec_ = entry.execs.get(exec_id)
-    if exec_ is None or (exec_.state == states.CREATING and not exec_.pid):
+    if exec_ is None or exec_.state == states.CREATING:
         raise NotFound(f"find exec {exec_id} of task {entry.id}: no such process")
     return exec_

@@ -21,13 +21,16 @@ HELLO_S = 5.0
 _POLL_S = 0.01
 
 
-async def connected(entry: Entry) -> Peer:
+async def connected(entry: Entry, to_end: bool = False) -> Peer:
     """The connected shim. After a restart of the manager it is given time to come back.
 
     And to tell what has happened meanwhile: who asks before that asks for what may be done already.
+    What is `to_end` a process does not wait for what cannot be recorded, on a full disk.
     """
     deadline = time.monotonic() + HELLO_S
     while entry.peer is None or not _has_told(entry, entry.peer):
+        if entry.peer is not None and to_end and entry.peer.refusal is not None:
+            break
         if entry.stuck:
             raise Unavailable(f"call shim of {entry.what}: it died; {entry.stuck}")
         if entry.closed or (entry.pidfd < 0 and entry.exit is not None):

@@ -6,7 +6,6 @@ are settled without looking at any process, because their pids mean nothing any 
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -159,11 +158,14 @@ class Recovery:
                 if entry.closed:
                     self._supervisor.on_loaded_closed(entry)
                 return
-            with contextlib.suppress(LighterError, OSError):
+            try:
                 entry, shim, process = self._find_shim(entry, bundle)
                 entry.unknown_from, entry.unknown_reason = None, ""
                 self._take_step(entry, bundle, shim, process)
                 return
+            except Exception as err:
+                entry.unknown_from = time.monotonic()
+                entry.unknown_reason = f"its shim cannot be looked for: {err}"
 
     def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[Entry, str, Child | None]:
         """What is known of it, and its process when that lives.

@@ -126,12 +126,10 @@ class TaskService:
         entry = self.find(namespace, container_id)
         if exec_id:
             exec_ = find_exec(entry, exec_id)
-            # It runs: with its start not recorded, on a full disk, it still has to be ended.
-            if exec_.state != states.CREATING:
-                states.advance(states.EXEC, exec_.state, "kill", f"exec {exec_id}")
+            states.advance(states.EXEC, exec_.state, "kill", f"exec {exec_id}")
         else:
             states.advance(states.TASK, entry.state, "kill", entry.what)
-        peer = await connected(entry)
+        peer = await connected(entry, to_end=True)
         body = {"exec_id": exec_id, "signal": signum, "all": everyone}
         await peer.call("kill", body, timeout_s=SIGNAL_S)
         if signum == signal.SIGKILL and not exec_id and entry.killed_at is None:

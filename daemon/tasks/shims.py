@@ -271,6 +271,7 @@ class ShimRouter:
         peer.silent_since = None
         try:
             if self._on_event(peer, message):
+                peer.refusal = None
                 self.acknowledge_soon(peer, message.sequence)
         except Exception as err:
             # An acknowledgement covers all numbers before it, so nothing later may be applied.

@@ -325,7 +325,7 @@ class Supervisor:
             except Exception as err:
                 told = isinstance(err, (LighterError, OSError))
                 log.error("settle %s: %s", entry.what, err, exc_info=None if told else err)
-                entry.stuck = str(err)
+                entry.stuck = str(err) or repr(err)
                 entry.is_stuck.set()
                 await asyncio.sleep(pause_s)
 
@@ -378,19 +378,14 @@ class Supervisor:
 
     def record_exit(self, entry: Entry, exit_: Exit, of_execs: Exit) -> None:
         """Our own word about what still ran, where no shim can give one: execs, then init."""
-        # One whose start could not be recorded ends without a word: nobody was told of a start.
-        execs = [
-            exec_
-            for exec_ in entry.execs.values()
-            if exec_.state == states.RUNNING or (exec_.pid and exec_.exit is None)
-        ]
+        execs = [exec_ for exec_ in entry.execs.values() if exec_.state == states.RUNNING]
         seen = []
         with self._changes(entry, *execs) as tx:
             for exec_ in execs:
-                was_told = exec_.state == states.RUNNING
                 exec_.exit, exec_.state = of_execs, states.STOPPED
                 self._store.save_exec(tx, entry, exec_)
-                if was_told and not is_probe(exec_.exec_id):
+                # Without a start that was told there is no end to tell.
+                if exec_.started_at is not None and not is_probe(exec_.exec_id):
                     seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
             if entry.exit is None:
                 entry.exit, entry.state, entry.unknown_from = exit_, states.STOPPED, None

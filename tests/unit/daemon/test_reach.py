@@ -14,6 +14,7 @@ from lighter.daemon.tasks import reach
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.proto import shim_api, states
+from lighter.proto.errors import ResourceExhausted
 
 
 class Shim(Peer):
@@ -48,6 +49,26 @@ def test_f10_who_asks_before_a_shim_has_told_what_happened_waits_for_that() -> N
         assert not asked.done(), "it would be asked to start again"
         entry.last_sequence = 2
         assert await asked is entry.peer
+
+    asyncio.run(work())
+
+
+def test_what_cannot_be_recorded_keeps_nobody_from_ending_a_process() -> None:
+    """F49: a full disk refuses the event again and again."""
+
+    async def work() -> None:
+        entry = Entry("default", "c", "a" * 16, states.RUNNING, "", "", 1, last_sequence=1)
+        shim = Shim(entry, 2)
+        entry.peer = shim
+        asked = asyncio.ensure_future(reach.connected(entry, to_end=True))
+        await asyncio.sleep(0.1)
+        assert not asked.done(), "it has yet to tell"
+        shim.refusal = ResourceExhausted("the disk is full")
+        assert await asked is shim
+        waits = asyncio.ensure_future(reach.connected(entry))
+        await asyncio.sleep(0.1)
+        assert not waits.done()
+        waits.cancel()
 
     asyncio.run(work())
 

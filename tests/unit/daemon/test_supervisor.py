@@ -195,8 +195,8 @@ def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(pla
 def test_an_exec_whose_start_was_not_recorded_ends_with_its_task(place: Place) -> None:
     """As on a full disk: who waits for it is answered, and its end is told of no start."""
     entry = place.entry("a" * 16, states.RUNNING)
-    runs = entry.execs["runs"] = Exec("runs", states.RUNNING, False, 1, pid=7)
-    untold = entry.execs["untold"] = Exec("untold", states.CREATING, False, 1, pid=8)
+    runs = entry.execs["runs"] = Exec("runs", states.RUNNING, False, 1, pid=7, started_at=2)
+    untold = entry.execs["untold"] = Exec("untold", states.RUNNING, False, 1, pid=8)
     asked = entry.execs["asked"] = Exec("asked", states.CREATING, False, 1)
     place.supervisor.record_exit(entry, Exit(137, 5), Exit(255, 5))
     for exec_ in (runs, untold):
