@@ -66,6 +66,7 @@ class Sweep:
         self.scenario = scenario
         self.said: list[str] = []  # by commands that failed
         self.deaths = 0
+        self.stood = 0  # times that the manager stood still and was helped on
         self._cycles = 0
         self._plans: deque[str] = deque()
         self._continues = True
@@ -101,7 +102,9 @@ class Sweep:
 
     def stand_still(self, points: Mapping[str, int]) -> None:
         """The manager stops at each, and goes on: no command fails."""
+        self.stood = 0
         self._meet_all(points, "stop")
+        assert self.stood >= len(points), "the trace is written before a point acts"
         assert not self.said, self.said
         self._look()
 
@@ -223,6 +226,7 @@ class Sweep:
         if lives.process_state(self.lighterd.pid) == "T":
             if self._continues:
                 os.kill(self.lighterd.pid, signal.SIGCONT)
+                self.stood += 1
                 return
             lives.kill_stopped(self.lighterd.pid)
         if lives.process_state(self.lighterd.pid) in ("", "Z", "X"):

@@ -25,6 +25,8 @@ from tests.integration.test_kill9 import (
     sweep,
 )
 
+pytestmark = pytest.mark.timeout(600)  # sweeps
+
 # Snapshot and record are the client's own business here.
 NOT_HERE = {"containers.snapshot-made", "containers.row-committed"}
 # Passed by what shims tell and by sweeps of files, whoever has asked: killed there in test_kill9.

@@ -75,7 +75,7 @@ def test_histories_under_a_nemesis_are_explained(
     lighterd = on_small_disk
     busybox = lighterd.import_busybox()
     seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+    record_property("seed", seed)
     choose = random.Random(seed)
     # Images that share a layer: what one tag's end lets go, another may be pulling.
     images = [small_image(200_000, 1000 + n, seed=7) for n in range(3)]

@@ -19,6 +19,8 @@ from tests import lives
 from tests.harness import Lighterd, await_that
 from tests.lives import NO_STDIO, NoAnswer, ask
 
+pytestmark = pytest.mark.timeout(600)  # sweeps
+
 CREATE = [
     *("snapshot.directory-made", "snapshot.recorded", "containers.snapshot-made"),
     *("containers.row-committed", "create.row-committed", "create.bundle-made"),

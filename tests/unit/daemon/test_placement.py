@@ -80,8 +80,9 @@ def test_only_empty_cgroups_of_this_instance_are_removed(host: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_spawners_last_child_is_waited_for() -> None:
+def test_a_spawners_last_child_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in the cgroup for a moment more, and would keep it there for good."""
+    monkeypatch.setattr(placement, "REMAINS_S", 20.0)
     instance = f"test-{os.getpid()}"
     title = f"lighter-spare --instance {instance}"
     words = ["bash", "-c", f"exec -a '{title}' cat"]

@@ -107,10 +107,10 @@ def test_f45_one_that_has_ended_and_is_not_reaped_is_not_alive() -> None:
 _HEARS = """
 import signal
 
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG, signal.SIGUSR1})
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG, signal.SIGWINCH})
 print("ready", flush=True)
 for _ in range(2):
-    print(signal.sigwait({signal.SIGURG, signal.SIGUSR1}).name, flush=True)
+    print(signal.sigwait({signal.SIGURG, signal.SIGWINCH}).name, flush=True)
 """
 
 
@@ -126,8 +126,8 @@ def test_a_shim_is_called_only_while_it_has_not_connected() -> None:
             assert shim.stdout.readline() == b"SIGURG\n"
             entry.peer = SimpleNamespace()  # type: ignore[assignment]
             reach.call_shim(entry)
-            os.kill(shim.pid, signal.SIGUSR1)
-            assert shim.stdout.readline() == b"SIGUSR1\n"
+            os.kill(shim.pid, signal.SIGWINCH)
+            assert shim.stdout.readline() == b"SIGWINCH\n"
             shim.wait(20)
             entry.peer = None
             reach.call_shim(entry)  # it has ended
