@@ -60,6 +60,7 @@ SHIMS_FIRST_S = 0.1  # before the modules of ours that are left
 SHIMS_BEFORE_GRPC_S = 0.5
 LOOK_S = 0.005
 SWEEP_S = 2.0
+ENDED_S = 1.0
 LOADING_SWITCH_S = 0.0005
 
 LOOK_AT_SOCKETS_S = 1.0
@@ -123,6 +124,11 @@ class Manager:
                 log.warning("stands in for version %s", self._stands_in)
             await self._serve(undo, db, generation, locks)
 
+    def _remove_cgroups(self, core: Core) -> None:
+        """Where no shim is to stay the last one, or its spawner, may still be ending."""
+        stays = any(not entry.closed for entry in core.supervisor.entries.values())
+        remove_empty(self._root.instance, 0.0 if stays else ENDED_S)
+
     def _tell_ctl(self) -> None:
         """Leave word which ctl is of this version, for one that is not (ctl/kept.py)."""
         if self._installed.ctl:
@@ -138,6 +144,7 @@ class Manager:
         locks: list[int],
     ) -> None:
         core = Core(self._config, db, generation, locks, self._inherited, self._installed.spawner)
+        undo.callback(self._remove_cgroups, core)
         undo.callback(core.supervisor.close)
         server = ClientServer(
             generation,

@@ -15,9 +15,7 @@ from lighter.proto.paths import shims_cgroup
 
 log = logging.getLogger("lighter.placement")
 
-REMAINS_S = 1.0
 _POLL_S = 0.005
-_REMAINS = (b"lighter-spare ", b"lighter-worker ", b"lighter-spawner ")
 MOUNT = "/sys/fs/cgroup"
 SYSTEMD_RUN = "/usr/bin/systemd-run"
 SLICE = "lighter.slice"
@@ -158,44 +156,33 @@ def _inherit_cpuset(root: str, directory: str) -> None:
                 file.write(value)
 
 
-def remove_empty(instance: str) -> None:
+def remove_empty(instance: str, patience_s: float = 0.0) -> None:
     """At a stop: remove this instance's cgroups that nothing is in; those in use stay.
 
-    Not below a container's: what a container makes in its own cgroup is its own. What a spawner
-    leaves ends a moment after it, and would be in the way.
+    Not below a container's: what a container makes in its own cgroup is its own. `patience_s`: how
+    long a shim, a spawner or a child of it may take to end, when none of them is to stay.
     """
-    end = time.monotonic() + REMAINS_S
-    while _has_remains(instance) and time.monotonic() < end:
+    end = time.monotonic() + patience_s
+    while not _remove_empty(instance) and time.monotonic() < end:
         time.sleep(_POLL_S)
-    for root in hierarchies():
+
+
+def _remove_empty(instance: str) -> bool:
+    """Whether that of the shims is gone."""
+    roots = hierarchies()
+    places = [root + shims_cgroup(instance) for root in roots]
+    for root, place in zip(roots, places, strict=True):
         of_containers = f"{root}/lighter/{instance}"
         for directory in (
             *(f"{of_containers}/{namespace}" for namespace in _names(of_containers)),
             of_containers,
             os.path.dirname(of_containers),
-            root + shims_cgroup(instance),
-            os.path.dirname(root + shims_cgroup(instance)),
+            place,
+            os.path.dirname(place),
         ):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
-
-
-def _has_remains(instance: str) -> bool:
-    """Whether there is a child of a spawner, or a spawner, that ends since its manager does."""
-    for root in hierarchies()[:1]:  # they are in all
-        with contextlib.suppress(OSError):
-            with open(root + shims_cgroup(instance) + "/cgroup.procs", encoding="ascii") as file:
-                pids = file.read().split()
-            # One that is ending has no title any more and is still there.
-            return any(not (title := _title(pid)) or title.startswith(_REMAINS) for pid in pids)
-    return False
-
-
-def _title(pid: str) -> bytes:
-    """b"" of a process that is gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return file.read(64)
-    return b""
+    return not any(os.path.exists(place) for place in places)
 
 
 def remove_namespace(instance: str, namespace: str) -> None:

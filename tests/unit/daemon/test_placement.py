@@ -80,9 +80,8 @@ def test_only_empty_cgroups_of_this_instance_are_removed(host: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_spawners_last_child_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_of_a_spawners_children_is_waited_for() -> None:
     """It is in the cgroup for a moment more, and would keep it there for good."""
-    monkeypatch.setattr(placement, "REMAINS_S", 20.0)
     instance = f"test-{os.getpid()}"
     title = f"lighter-spare --instance {instance}"
     words = ["bash", "-c", f"exec -a '{title}' cat"]
@@ -96,6 +95,8 @@ def test_a_spawners_last_child_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
         ending.start()
         try:
             remove_empty(instance)
+            assert any(place.exists() for place in places), "it has not ended"
+            remove_empty(instance, 20.0)
         finally:
             ending.join()
     assert not [place for place in places if place.exists()]
