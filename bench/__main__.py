@@ -12,9 +12,11 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from types import FrameType
+from typing import Any
 
 import growth
 import report
@@ -35,6 +37,7 @@ API_EFFORT = {False: (40, 7), True: (10, 3)}  # lives per sample, samples
 QUICK_PARTS = ["containers", "growth", "waterfall"]
 CRUN = "crun"
 _UNIFIED = "/sys/fs/cgroup/unified"
+_SAID_CHARS = 150  # of each end of what a failure says
 
 
 def main() -> None:
@@ -78,30 +81,57 @@ def _stop(signum: int, _frame: FrameType | None) -> None:
 
 
 def measured(part: str, quick: bool) -> bool:
-    """Measure, print and save one part. False, and nothing is saved, when something failed."""
+    """Measure, print and save one part. False when something failed, whatever it was.
+
+    What was measured until then is kept: another part, or this one's next time, is not lost by it.
+    """
     found: list[Row] = []
+    about: dict[str, Any] = {}
+    is_whole = True
+    try:
+        _measure(part, quick, found, about)
+    except Exception as error:
+        is_whole = False
+        about["ended_early"] = _said(error)
+        _show_failure(part)
+    try:
+        sys.stdout.write(report.shown(part, found) + "\n\n")
+        if found and not quick:
+            sys.stdout.write(f"saved {report.save(part, found, about)}\n")
+    except Exception:
+        is_whole = False
+        _show_failure(part)
+    sys.stdout.flush()
+    return is_whole
+
+
+def _measure(part: str, quick: bool, found: list[Row], about: dict[str, Any]) -> None:
+    """Fill `found` row by row, and what it was measured on before the first."""
     with ExitStack() as stack:
-        try:
-            if part == CRUN:
-                _leave_unified()
-            runtime = CRUN if part == CRUN else RUNC
-            kinds = [Lighter] if part == "waterfall" else available()
-            peers = [stack.enter_context(peer(runtime=runtime)) for peer in kinds]
-            versions = {peer.name: peer.version_text() for peer in peers}
-            versions[runtime] = run([runtime, "--version"]).splitlines()[0]
-            about = report.facts(versions)
-            # Closed here, and not when it is collected: it has directories and containers too.
-            for row in stack.enter_context(closing(part_rows(part, peers, quick))):
-                found.append(row)
-                sys.stderr.write(f"bench: {_told(row)}: {verdict(row) or 'measured'}\n")
-        except CommandFailed as error:
-            sys.stdout.write(report.shown(part, found) + "\n")
-            sys.stderr.write(f"bench: {part}: {error}\n")
-            return False
-    sys.stdout.write(report.shown(part, found) + "\n\n")
-    if not quick:
-        sys.stdout.write(f"saved {report.save(part, found, about)}\n")
-    return True
+        if part == CRUN:
+            _leave_unified()
+        runtime = CRUN if part == CRUN else RUNC
+        kinds = [Lighter] if part == "waterfall" else available()
+        peers = [stack.enter_context(peer(runtime=runtime)) for peer in kinds]
+        versions = {peer.name: peer.version_text() for peer in peers}
+        versions[runtime] = run([runtime, "--version"]).splitlines()[0]
+        about.update(report.facts(versions))
+        # Closed here, and not when it is collected: it has directories and containers too.
+        for row in stack.enter_context(closing(part_rows(part, peers, quick))):
+            found.append(row)
+            sys.stderr.write(f"bench: {_told(row)}: {verdict(row) or 'measured'}\n")
+
+
+def _said(error: Exception) -> str:
+    """One line, for the page."""
+    line = " ".join(str(error).split()) or "no more is known"
+    if len(line) > 2 * _SAID_CHARS:
+        line = f"{line[:_SAID_CHARS]} … {line[-_SAID_CHARS:]}"
+    return line if isinstance(error, CommandFailed) else f"{type(error).__name__}: {line}"
+
+
+def _show_failure(part: str) -> None:
+    sys.stderr.write(f"bench: {part}:\n{traceback.format_exc()}")
 
 
 def _told(row: Row) -> str:
@@ -132,4 +162,5 @@ def containers(peers: Sequence[Peer], quick: bool) -> Iterator[Row]:
         yield from api_rows(peers, *API_EFFORT[quick])
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,8 @@ MAIN, PYTHON, ZEROMQ, GRPC = (
     f"lighterd: {which}" for which in ("main thread", "its threads", "ZeroMQ's", "gRPC's")
 )
 CTL, SPAWNER, WORKER, SHIM = "ctl", "lighter-spawner", "lighter-worker", "lighter-shim"
-RUNTIME, CONTAINER, HELPER = "runtime", "container's own process", "lighterd's helpers"
+RUNTIME, CONTAINER = "runtime", "runtime's init, then the container"
+HELPER = "lighterd's helpers"
 KERNEL = "the kernel's own threads"
 _LIVES = (CTL, WORKER, RUNTIME, CONTAINER)  # a shim's begins as a spare one's
 PARTS = (CTL, MAIN, PYTHON, ZEROMQ, GRPC, HELPER, SPAWNER, WORKER, SHIM, RUNTIME, CONTAINER, KERNEL)
@@ -32,16 +33,18 @@ PARTS = (CTL, MAIN, PYTHON, ZEROMQ, GRPC, HELPER, SPAWNER, WORKER, SHIM, RUNTIME
 
 @dataclass
 class Taken:
-    """Processor time, and how much of it was the kernel's by ticks."""
+    """Processor time, how much of it was the kernel's by ticks, and time waited for a processor."""
 
     cpu_ns: int = 0
     user_us: int = 0
     system_us: int = 0
+    waited_ns: int = 0
 
     def add(self, other: "Taken", sign: int = 1) -> None:
         self.cpu_ns += sign * other.cpu_ns
         self.user_us += sign * other.user_us
         self.system_us += sign * other.system_us
+        self.waited_ns += sign * other.waited_ns
 
     @property
     def kernel_share(self) -> float:
@@ -155,9 +158,9 @@ def _threads(pid: int) -> Iterator[tuple[int, str, Taken]]:
         for entry in os.scandir(f"/proc/{pid}/task"):
             with suppress(OSError):
                 name, fields = _stat(Path(entry.path, "stat"))
-                cpu_ns = int(Path(entry.path, "schedstat").read_text().split()[0])
+                cpu_ns, waited_ns = map(int, Path(entry.path, "schedstat").read_text().split()[:2])
                 user, system = int(fields[11]) * _TICK_US, int(fields[12]) * _TICK_US
-                yield int(entry.name), name, Taken(cpu_ns, user, system)
+                yield int(entry.name), name, Taken(cpu_ns, user, system, waited_ns)
 
 
 def _stat(file: Path) -> tuple[str, list[str]]:
@@ -236,7 +239,7 @@ def _add_ended(found: Account, before: Snapshot, after: Snapshot, ended: Collect
         if part == MAIN and one.pid != one.process:
             part = thread_part(one.name, is_main=False)
         taken = found.parts.setdefault(part, Taken())
-        taken.add(Taken(one.cpu_ns, one.user_us, one.system_us))
+        taken.add(Taken(one.cpu_ns, one.user_us, one.system_us, one.waited_ns))
         if old:
             taken.add(old.taken, -1)
         if one.process not in after.processes():

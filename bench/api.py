@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from measure import CommandFailed, Row, run, seconds
+from measure import CommandFailed, Row, in_turn, run, seconds
 from peers import REFERENCE, Peer
 
 from lighter.daemon.grpc.pb import (  # type: ignore[import-untyped]
@@ -133,7 +133,7 @@ def api_rows(peers: Sequence[Peer], lives: int, turns: int) -> Iterator[Row]:
         for width, bound in AT_ONCE.items():
             row = _rate(f"API: lives per second, {width} at a time", bound)
             for turn in range(turns + 1):
-                for client in clients:
+                for client in in_turn(clients, turn):
                     rate = _per_second(client.life, lives, width)
                     if turn:
                         row.add(client.name, rate)
@@ -160,7 +160,7 @@ def _execs(clients: Sequence[Client], times: int, turns: int) -> Row:
     for client in clients:
         client.start(target, ["sleep", "100000"])
     for turn in range(turns + 1):
-        for client in clients:
+        for client in in_turn(clients, turn):
             rate = _per_second(lambda client=client: client.exec(target), times, 1)  # type: ignore[misc]
             if turn:
                 row.add(client.name, rate)
@@ -183,11 +183,11 @@ def _latencies(clients: Sequence[Client], times: int) -> Iterator[Row]:
         f"List of {LISTED} containers": lambda client: client.containers("List"),
     }
     for what, work in works.items():
-        middle = Row(f"API: {what}, p50", "ms")
-        late = Row(f"API: {what}, p99", "ms")
+        middle = Row(f"API: {what}, p50 of {times} calls", "ms")
+        late = Row(f"API: {what}, p99 of {times} calls", "ms")
         taken: dict[str, list[float]] = {client.name: [] for client in clients}
-        for _ in range(times):
-            for client in clients:
+        for turn in range(times):
+            for client in in_turn(clients, turn):
                 taken[client.name].append(seconds(lambda client=client: work(client)) * 1000)  # type: ignore[misc] # noqa: B023
         for client in clients:
             cuts = quantiles(taken[client.name], n=100)

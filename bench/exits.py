@@ -30,7 +30,7 @@ _PID, _REGISTER = 1, 3  # TASKSTATS_CMD_ATTR_PID, TASKSTATS_CMD_ATTR_REGISTER_CP
 _STATS, _OF_THREAD = 3, 4  # TASKSTATS_TYPE_STATS, TASKSTATS_TYPE_AGGR_PID
 _FIRST = 12  # tells the process, Linux 5.19
 _OTHERWISE = 15  # in this version alone the fields stand elsewhere
-_CPU_AT, _NAME_AT, _PIDS_AT, _LIFE_AT, _PROCESS_AT = 72, 80, 128, 144, 368
+_WAITED_AT, _CPU_AT, _NAME_AT, _PIDS_AT, _LIFE_AT, _PROCESS_AT = 24, 72, 80, 128, 144, 368
 _PIDS, _LIFE = struct.Struct("=II"), struct.Struct("=QQQ")
 
 
@@ -46,6 +46,7 @@ class Ended:
     user_us: int  # these two in whole ticks: true of many, not of one
     system_us: int
     life_us: int
+    waited_ns: int = 0  # for a processor
 
 
 class Exits:
@@ -143,8 +144,10 @@ def threads(data: bytes) -> Iterator[Ended]:
         if version < _FIRST or version == _OTHERWISE:
             raise CommandFailed(f"count what ended: this kernel's taskstats are version {version}")
         (cpu_ns,) = struct.unpack_from("=Q", stats, _CPU_AT)
+        (waited_ns,) = struct.unpack_from("=Q", stats, _WAITED_AT)
         pid, parent = _PIDS.unpack_from(stats, _PIDS_AT)
         life_us, user_us, system_us = _LIFE.unpack_from(stats, _LIFE_AT)
         name = stats[_NAME_AT : _NAME_AT + 32].split(b"\0")[0].decode(errors="replace")
         (process,) = struct.unpack_from("=I", stats, _PROCESS_AT)
-        yield Ended(pid, process, parent, name, cpu_ns, user_us, system_us, life_us)
+        times = cpu_ns, user_us, system_us, life_us, waited_ns
+        yield Ended(pid, process, parent, name, *times)

@@ -2,7 +2,8 @@
 
 All containers of a size are started under one manager, and removed before the next size: shims
 of many managers would have less memory in common. containerd is followed up to `compared` of
-them, which is a matter of the bench's time and not of containerd.
+them, which is a matter of the bench's time and not of containerd. Both sides' containers come in
+chunks by turns, so neither is started into a machine that is fuller of the other's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,34 +12,54 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 
 from accounting import CONTAINER, KERNEL, QUIET_S, account, settled, snapshot
 from exits import Exits
-from measure import CommandFailed, Row, pss_kib, rss_kib, run, seconds, together, until
+from measure import (
+    LISTED,
+    CommandFailed,
+    Row,
+    in_turn,
+    pss_kib,
+    rss_kib,
+    run,
+    seconds,
+    together,
+    until,
+)
 from peers import Lighter, Peer
 
 _KIB_IN_MB = 1024 / 1e6
 _REST_S = 10
 _RESTING_NS = 5_000_000
+_ALL_S = 300
+CHUNK = 50
 IDLE_SHARE = 0.1  # of a core, in hundredths
+# What must hold from a number of containers on (PSS: fewer have less in common), or at one.
+MONITOR_MB, MANY = 2.0, 100
+MANAGER_MIB = {100: 70}
+LISTED_S = {1000: 1.0}
 
 _names = count(1)
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Sizes, the last one for containerd, seconds of doing nothing, repetitions of the rest."""
+    """Sizes, the last one for containerd, seconds of doing nothing, repetitions, shims used."""
 
     sizes: tuple[int, ...]
     compared: int
     idle_s: int
     lists: int
     restarts: int
+    used: int
 
 
-FULL = Effort(sizes=(1, 10, 100, 500, 1000), compared=500, idle_s=60, lists=11, restarts=3)
-QUICK = Effort(sizes=(1, 10, 30), compared=10, idle_s=5, lists=3, restarts=1)
+FULL = Effort(
+    sizes=(1, 10, 100, 500, 1000), compared=500, idle_s=60, lists=11, restarts=3, used=100
+)
+QUICK = Effort(sizes=(1, 10, 30), compared=10, idle_s=5, lists=3, restarts=1, used=10)
 
 
 def growth_rows(peers: Sequence[Peer], effort: Effort) -> Iterator[Row]:
@@ -57,6 +78,9 @@ def growth_rows(peers: Sequence[Peer], effort: Effort) -> Iterator[Row]:
             yield from _restarts(there, size, effort.restarts)
         for peer in there:
             peer.remove(names)
+    for peer in peers:
+        if isinstance(peer, Lighter):
+            yield _used(peer, effort.used)
 
 
 def _name() -> str:
@@ -66,9 +90,12 @@ def _name() -> str:
 def _start(peers: Sequence[Peer], names: Sequence[str]) -> Row:
     size = len(names)
     row = Row("detached starts, four at a time", "1/s", smaller_is_better=False, size=size)
-    for peer in peers:
-        row.add(peer.name, size / together(4, map(peer.detach_argv, names)))
-        until(partial(_all_run, peer, size), 60, f"{peer.name}: {size} run")
+    for turn, begin in enumerate(range(0, size, CHUNK)):
+        chunk = names[begin : begin + CHUNK]
+        then = begin + len(chunk)
+        for peer in in_turn(peers, turn):
+            row.add(peer.name, len(chunk) / together(4, map(peer.detach_argv, chunk)))
+            until(partial(_all_run, peer, then), _ALL_S, f"{peer.name}: {then} run")
     return row
 
 
@@ -80,7 +107,7 @@ def _lists(peers: Sequence[Peer], size: int, effort: Effort) -> Iterator[Row]:
     command = Row("`tasks ls`, whole command", "ms", size=size)
     answer = Row("the same as one call of the API", "ms", size=size)
     for turn in range(effort.lists + 1):
-        for peer in peers:
+        for peer in in_turn(peers, turn):
             taken = seconds(partial(run, peer.list_argv())) * 1000
             if turn:
                 command.add(peer.name, taken)
@@ -93,31 +120,73 @@ def _lists(peers: Sequence[Peer], size: int, effort: Effort) -> Iterator[Row]:
 
 
 def _memory(peers: Sequence[Peer], size: int) -> Iterator[Row]:
-    monitors = Row("monitor memory per container: PSS", "MB", size=size)
-    manager = Row("manager memory: RSS", "MiB", size=size)
+    most = MONITOR_MB if size >= MANY else None
+    monitors = Row("monitor memory per container: PSS", "MB", at_most=most, size=size)
+    shared = Row("what shims come from, spawner and spare: PSS", "MB", size=size)
+    manager = Row("manager memory: RSS", "MiB", at_most=MANAGER_MIB.get(size), size=size)
     for peer in peers:
         assert peer.manager is not None
-        monitors.add(peer.name, sum(map(pss_kib, peer.monitors())) / size * _KIB_IN_MB)
+        monitors.add(peer.name, _monitor_mb(peer, size))
+        if isinstance(peer, Lighter):
+            shared.add(peer.name, sum(map(_pss_kib_if_there, peer.shared())) * _KIB_IN_MB)
         manager.add(peer.name, rss_kib(peer.manager.pid) / 1024)
     yield monitors
+    yield shared
     yield manager
 
 
+def _monitor_mb(peer: Peer, size: int) -> float:
+    return sum(map(pss_kib, peer.monitors_of(size))) / size * _KIB_IN_MB
+
+
+def _pss_kib_if_there(pid: int) -> int:
+    with suppress(OSError):  # a spare one has become a shim, or has ended
+        return pss_kib(pid)
+    return 0
+
+
+def _used(peer: Lighter, size: int) -> Row:
+    """Shims that have written what they had in common with others: in an exec, a log, a welcome."""
+    told = "after an exec in each, logs turned over and a restart of the manager"
+    row = Row(f"monitor memory per container {told}: PSS", "MB", size=size)
+    names = [_name() for _ in range(size)]
+    together(4, map(peer.logging_argv, names))
+    until(lambda: all(map(peer.has_turned_log, names)), _ALL_S, "logs are turned over", QUIET_S)
+    together(4, (peer.exec_argv(name, _name()) for name in names))
+    peer.restart(size)
+    _rest(peer)
+    row.add(peer.name, _monitor_mb(peer, size))
+    peer.remove(names)
+    return row
+
+
 def _idle(peers: Sequence[Peer], size: int, idle_s: int) -> Row:
-    """Of all processes but the containers' own, in one stretch of time for both sides."""
+    """Of all processes but the containers' own; each side's from when it rests to its end."""
     row = Row(
         f"processor time while idle, over {idle_s} s", "% of a core", at_most=IDLE_SHARE, size=size
     )
     with Exits() as exits:
-        ends = [_idle_from(peer, exits) for peer in peers]
+        shares = [_idle_from(peer, exits) for peer in peers]
         sleep(idle_s)
-        for peer, end in zip(peers, ends, strict=True):
-            row.add(peer.name, end() / idle_s / 1e9 * 100)
+        for peer, share in zip(peers, shares, strict=True):
+            row.add(peer.name, share() * 100)
     return row
 
 
-def _idle_from(peer: Peer, exits: Exits) -> Callable[[], int]:
-    """From when it rests; what is returned tells the nanoseconds since."""
+def _idle_from(peer: Peer, exits: Exits) -> Callable[[], float]:
+    """From when it rests; what is returned tells the share of a core since."""
+    spent_ns = _spending(peer, exits)
+    begun = monotonic()
+
+    def share() -> float:
+        spent = spent_ns()
+        return spent / 1e9 / (monotonic() - begun)
+
+    return share
+
+
+def _spending(peer: Peer, exits: Exits) -> Callable[[], int]:
+    """The nanoseconds since now, when it has come to rest."""
     assert peer.manager is not None
     _rest(peer)
     manager = peer.manager.pid
@@ -166,10 +235,11 @@ def _cpu_ns(pids: Sequence[int]) -> int:
 
 
 def _restarts(peers: Sequence[Peer], size: int, times: int) -> Iterator[Row]:
-    listed = Row("`kill -9` of the manager until all are listed running", "s", size=size)
+    most = LISTED_S.get(size)
+    listed = Row(f"`kill -9` of the manager until all {LISTED}", "s", at_most=most, size=size)
     adopted = Row("the same, until all shims are connected", "s", size=size)
-    for _ in range(times):
-        for peer in peers:
+    for turn in range(times):
+        for peer in in_turn(peers, turn):
             listed.add(peer.name, seconds(partial(_until_listed, peer, size)))
             if isinstance(peer, Lighter):
                 adopted.add(peer.name, seconds(partial(peer.restart, size)))
@@ -180,4 +250,4 @@ def _restarts(peers: Sequence[Peer], size: int, times: int) -> Iterator[Row]:
 def _until_listed(peer: Peer, size: int) -> None:
     peer.kill9()
     peer.launch()
-    until(partial(_all_run, peer, size), 60, f"{peer.name}: all are listed again")
+    until(partial(_all_run, peer, size), _ALL_S, f"{peer.name}: all are listed again")

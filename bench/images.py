@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import zstandard
-from measure import CommandFailed, Row, run, seconds, titles, until
+from measure import CommandFailed, Row, in_turn, run, seconds, titles, until
 from peers import Lighter, Peer
 
 TMPFS = "/dev/shm"
@@ -61,14 +61,14 @@ def image_rows(peer_kinds: Sequence[type[Peer]]) -> Iterator[Row]:
         for peer in peers:
             _pull(peer, reference)
         for turn in range(TIMES + 1):
-            for peer in peers:
+            for peer in in_turn(peers, turn):
                 argv = peer.client("images", "export", str(archive), reference)
                 spent = seconds(partial(run, argv))
                 if turn:
                     export.add(peer.name, spent)
         yield export
         for turn in range(TIMES + 1):
-            for peer in peers:
+            for peer in in_turn(peers, turn):
                 _remove(peer, reference)
                 argv = peer.client("images", "import", str(archive))
                 spent = seconds(partial(run, argv))
@@ -115,7 +115,7 @@ def transfer_row(
 ) -> Row:
     row = Row(work, "s", bound=bound)
     for turn in range(TIMES + 1):
-        for peer in peers:
+        for peer in in_turn(peers, turn):
             spent = seconds(partial(act, peer, reference))
             _remove(peer, reference)
             if turn:

@@ -1,6 +1,7 @@
 """Taking one measurement: a command's time, a process's memory, a batch four at a time."""
 
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -9,10 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
-COMMAND_TIMEOUT_S = 120
+COMMAND_TIMEOUT_S = 600
+LISTED = "are listed running (Lighter: from its database)"
 STOPS = (signal.SIGINT, signal.SIGTERM)
+_UNSTEADY = 0.5  # half of what may be the distance between quartiles, as a share of the median
+
+_Side = TypeVar("_Side")
 
 
 class CommandFailed(Exception):
@@ -22,7 +29,7 @@ class CommandFailed(Exception):
 def run(argv: Sequence[str]) -> str:
     """Run to the end; its standard output. Raises CommandFailed with what it said."""
     done = subprocess.run(
-        argv,
+        found(argv),
         capture_output=True,
         text=True,
         timeout=COMMAND_TIMEOUT_S,
@@ -33,6 +40,22 @@ def run(argv: Sequence[str]) -> str:
         said = (done.stderr or done.stdout).strip()[-500:]
         raise CommandFailed(f"{' '.join(argv)}: exit code {done.returncode}: {said}")
     return done.stdout
+
+
+def found(argv: Sequence[str]) -> list[str]:
+    """The same with the program's path: only then does Python use posix_spawn, for each alike."""
+    return [_path(argv[0]), *argv[1:]]
+
+
+@cache
+def _path(program: str) -> str:
+    return shutil.which(program) or program
+
+
+def in_turn(sides: Sequence[_Side], turn: int) -> list[_Side]:
+    """The same, but in each turn another one begins."""
+    first = turn % len(sides) if sides else 0
+    return [*sides[first:], *sides[:first]]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -51,7 +74,7 @@ def together(width: int, argvs: Iterable[Sequence[str]]) -> float:
 def drained_bytes(argv: Sequence[str]) -> int:
     """Run with stdout on a pipe that `wc -c` empties, as a shell would; the number of bytes."""
     with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+        found(argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
     ) as writer:
         count = subprocess.run(
             ["wc", "-c"], stdin=writer.stdout, capture_output=True, timeout=COMMAND_TIMEOUT_S
@@ -150,13 +173,26 @@ class Row:
         return statistics.median(values) if values else None
 
     def spread(self, peer: str) -> float | None:
-        """Half the distance between the quartiles, as a share of the median."""
+        """Half the distance between the quartiles, or of two or three samples half their range.
+
+        As a share of the median.
+        """
         values = self.samples.get(peer, [])
-        if len(values) < 4:
+        middle = self.median(peer)
+        if len(values) < 2 or not middle:
             return None
-        low, middle, high = statistics.quantiles(values, n=4)
-        return (high - low) / 2 / abs(middle) if middle else None
+        few = len(values) < 4
+        low, high = (min(values), max(values)) if few else statistics.quantiles(values, n=4)[::2]
+        return (high - low) / 2 / abs(middle)
+
+    def is_unsteady(self, peer: str) -> bool:
+        """Whether samples vary by more than their median, which then says little."""
+        spread = self.spread(peer)
+        return spread is not None and spread > _UNSTEADY
 
     def ratio(self, peer: str, to: str) -> float | None:
+        """None too when one of both is unsteady."""
+        if self.is_unsteady(peer) or self.is_unsteady(to):
+            return None
         mine, other = self.median(peer), self.median(to)
         return mine / other if mine is not None and other else None

@@ -20,13 +20,25 @@ from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 
-from measure import CommandFailed, mounts_below, run, seconds, titles, together, undisturbed, until
+from measure import (
+    CommandFailed,
+    found,
+    mounts_below,
+    run,
+    seconds,
+    titles,
+    together,
+    undisturbed,
+    until,
+)
 
 from lighter.ctl.connect import Manager  # type: ignore[import-untyped]
 
 REFERENCE = "docker.io/library/busybox:test"
-START_S = 30
-CONNECT_S = 10
+START_S = 120
+CONNECT_S = 60
+_POLL_S = 60  # who takes longer to answer does not answer
+_MONITORS_S = 10
 RUNC = "runc"
 _AT_ONCE = 25  # containers that one command deletes
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -116,8 +128,23 @@ class Peer(ABC):
 
     def running(self) -> int:
         """How many tasks its list shows as running; 0 while it does not answer."""
-        done = subprocess.run(self.list_argv(), capture_output=True, text=True, timeout=60)
+        done = _asked(self.list_argv())
         return done.stdout.count("RUNNING") if done.returncode == 0 else 0
+
+    def monitors_of(self, size: int) -> list[int]:
+        """Those of `size` containers. Raises CommandFailed when it has more or less of them."""
+        pids: list[int] = []
+
+        def are_all() -> bool:
+            pids[:] = self.monitors()
+            return len(pids) == size
+
+        try:
+            until(are_all, _MONITORS_S, "as many monitors as containers")
+        except CommandFailed as error:
+            has = f"{self.name} has {len(pids)} monitors of {size} containers"
+            raise CommandFailed(f"{has}: {error}") from error
+        return pids
 
     def remove(self, containers: Iterable[str]) -> None:
         """Kill and delete, four commands at a time."""
@@ -142,7 +169,7 @@ class Peer(ABC):
             assert self.manager is not None
             if self.manager.poll() is not None:
                 raise RuntimeError(f"start {self.name}: it ended\n{self.log_end()}")
-            done = subprocess.run(self.list_argv(), capture_output=True, timeout=60, text=True)
+            done = _asked(self.list_argv())
             said = done.stderr.strip()
             return done.returncode == 0
 
@@ -273,8 +300,21 @@ class Lighter(Peer):
         return [self._ctl, "--address", address, "--namespace", self.namespace, *words]
 
     def run_options(self) -> list[str]:
+        return [*self._options(), "--log-driver", "none"]
+
+    def _options(self) -> list[str]:
         chosen = [] if self.runtime == RUNC else ["--runtime", self.runtime]
-        return ["--seccomp-profile", "unconfined", "--log-driver", "none", *chosen]
+        return ["--seccomp-profile", "unconfined", *chosen]
+
+    def logging_argv(self, container: str) -> list[str]:
+        """Start one whose log is turned over some times, and which then does nothing."""
+        limits = ["--log-max-size", "64k", "--log-max-file", "2"]
+        words = ["sh", "-c", "seq 1 40000; exec sleep 100000"]
+        return self.client("run", "-d", *self._options(), *limits, REFERENCE, container, *words)
+
+    def has_turned_log(self, container: str) -> bool:
+        logs = Path(f"{self.base}/r/logs/{self.namespace}/{container}")
+        return len(list(logs.glob("*.log"))) > 1
 
     def import_image(self) -> None:
         run(self.client("images", "import", image_archive()))
@@ -291,17 +331,19 @@ class Lighter(Peer):
         titled = tuple(f"lighter-{kind} --instance {self.instance}" for kind in ("shim", "spare"))
         return {pid for pid, shown in titles().items() if shown.startswith(titled)}
 
+    def shared(self) -> list[int]:
+        """Pids of what shims come from: the spawner, and the next shim."""
+        titled = tuple(
+            f"lighter-{kind} --instance {self.instance}" for kind in ("spawner", "spare")
+        )
+        return [pid for pid, shown in titles().items() if shown.startswith(titled)]
+
     def _manager_argv(self) -> list[str]:
         return [self._lighterd, "--root", f"{self.base}/r", "--state", f"{self.base}/s"]
 
     def adopted(self) -> int:
         """How many shims are connected; 0 while it does not answer."""
-        done = subprocess.run(
-            self.client("--format", "json", "system", "info"),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = _asked(self.client("--format", "json", "system", "info"))
         return int(json.loads(done.stdout)["shims"]) if done.returncode == 0 else 0
 
     def restart(self, shims: int) -> None:
@@ -368,6 +410,17 @@ def packaged_core(base: Path) -> Path:
 def image_archive() -> str:
     maker = Path(__file__).resolve().parent.parent / "tests" / "images.py"
     return run([sys.executable, str(maker)]).strip()
+
+
+def _asked(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command to its end; one that takes too long failed."""
+    argv = found(argv)
+    try:
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=_POLL_S, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(argv, 1, "", f"no answer within {_POLL_S} s")
 
 
 def _end(pid: int) -> None:

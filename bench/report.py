@@ -21,26 +21,48 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
 DRAWING = "performance-history.svg"
 _ALIKE = "seccomp off, no log, overlayfs, loopback network only"
+ROOTS = "/tmp"  # of both sides, but where a part says otherwise
 # Of each part: its heading, the settings of both sides, and what its tables mean.
 PARTS = {
-    "containers": ("Containers", f"{_ALIKE}, on both sides", ""),
+    "containers": (
+        "Containers",
+        f"{_ALIKE}, on both sides",
+        """\
+Commands, lives, output and the rows of the API are taken in turns, and who begins changes. With a
+crowd (the rows with many containers) one side has done everything before the other begins, and who
+begins changes too. Calls of Lighter's own API are Lighter's alone.
+
+After a `kill -9` Lighter lists from its database what was recorded as running, and connects to its
+shims behind that, as the next row tells; containerd connects to its shims before it answers.""",
+    ),
     "growth": (
         "How cost grows",
         f"{_ALIKE}, on both sides",
         """\
-The columns are numbers of running containers, all of them started under one manager. While idle,
-the processor time of all processes but the containers' own counts. containerd is not followed as
-far as Lighter, which saves time and says nothing about containerd.""",
+The columns are numbers of running containers, all of them started under one manager. Both sides
+start theirs in turns, at most 50 at a time and each time the other one first, so that each starts
+beside as many of the other's; a sample of the rate is one such turn, on the way from none to all.
+containerd is not followed as far as Lighter, which saves time and says nothing about containerd: in
+columns that it has no figure in, Lighter was alone.
+
+While idle, the processor time of all processes but the containers' own counts, of each side by its
+own clock from when it had come to rest. Memory is read once of each size. After a `kill -9` Lighter
+lists from its database what was recorded as running, and connects to its shims behind that;
+containerd connects to its shims before it answers. The row after an exec, logs and a restart is of
+other containers, which have a log, and were started last.""",
     ),
     "waterfall": (
         "Where the time goes",
-        f"{_ALIKE}; for the pull, roots and registry in a tmpfs",
+        f"{_ALIKE}; for the pull, root and registry in a tmpfs",
         """\
 Lighter alone, per work: processor time of each process, and of the manager's threads; how much of
-it was spent in the kernel; and how long processes lived that came and went with the work, much of
-it side by side. Processor time is exact, and what a process does after the answer is in it; the
-kernel's share is taken in ticks. A process goes on ending after its last word, in the kernel. What
-the kernel's own threads did, they did for the whole machine.""",
+it was spent in the kernel; how long they were ready and waited for a processor; and how long
+processes lived that came and went with the work. The time by the clock is not the sum of these:
+processes work side by side, go on after the answer, and sleep while they wait for each other or for
+the disk. Processor time is exact, and what a process does after the answer is in it; the kernel's
+share is taken in ticks. A process goes on ending after its last word, in the kernel. What the
+kernel's own threads did, they did for the whole machine. The runtime's init becomes the
+container's program, so one process is both.""",
     ),
     "crun": (
         "With crun",
@@ -60,6 +82,7 @@ def facts(versions: dict[str, str]) -> dict[str, Any]:
     return {
         "commit": commit(),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "roots": f"in {ROOTS} ({filesystem(ROOTS)})",
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -81,6 +104,16 @@ def commit() -> str:
     folders = ["daemon", "shim", "proto", "ctl"]
     changed = subprocess.run([*git, "status", "--porcelain", *folders], capture_output=True)
     return (found.stdout.strip() or "unknown") + ("-dirty" if changed.stdout.strip() else "")
+
+
+def filesystem(path: str) -> str:
+    """The kind that `path` is on."""
+    kinds: dict[Path, str] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, source = line.partition(" - ")
+        kinds[Path(fields.split()[4])] = source.split()[0]
+    where = Path(path).resolve()
+    return next((kinds[each] for each in (where, *where.parents) if each in kinds), "unknown")
 
 
 def _setting(path: str) -> str:
@@ -152,9 +185,13 @@ def results(part: str) -> list[Measured]:
     found.sort(key=lambda result: str(result["about"]["measured_at"]))
     fields = ("work", "unit", "samples", "bound", "at_most", "smaller_is_better", "size", "part")
     return [
-        ([Row(**{n: row[n] for n in fields if n in row}) for row in one["rows"]], one["about"])
+        ([_row({n: row[n] for n in fields if n in row}) for row in one["rows"]], one["about"])
         for one in found
     ]
+
+
+def _row(given: dict[str, Any]) -> Row:
+    return Row(**{**given, "work": history.RENAMED.get(given["work"], given["work"])})
 
 
 def page() -> str:
@@ -165,9 +202,15 @@ def page() -> str:
             sections.append(_section(part, *last, before=earlier[-1]))
     return f"""# Performance
 
-Written by `make bench`; edit bench/report.py instead. Medians of samples that were taken in turns,
-both sides in one run; `±` is half the distance between the quartiles. Machines differ: what counts
-is the last column. The runtime alone, with no manager, is the limit for any manager of it.
+Written by `make bench`; edit bench/report.py instead. Medians of samples, both sides in one run;
+each part says what was taken in turns. `±` is half the distance between the quartiles, of two or
+three samples half their range. Where that distance is more than the median, the least and the most
+sample stand in brackets, and no ratio is made of it. Machines differ: the last column counts.
+
+"Runtime alone" is a bare loop on the runtime, with no manager. It is a measure, but no limit for
+Lighter, whose shim does what `runc start` and `runc delete` do without running them, and whose
+manager takes the kernel's cgroup lock before the runtime needs it. What Lighter adds is bounded
+where each side's runtime processes are taken away.
 
 {"".join(sections)}## History
 
@@ -185,13 +228,15 @@ def _section(part: str, rows: Sequence[Row], about: dict[str, Any], before: Meas
     busy = f", load {about['load']:.1f} at the start" if "load" in about else ""
     if about.get("nice"):
         busy += f", all of it at nice {about['nice']}"
+    early = f"**Ended early: {about['ended_early']}**\n\n" if "ended_early" in about else ""
+    roots = f"; roots {about['roots']}" if "roots" in about and part != "images" else ""
     return f"""## {heading}
 
-{intro}{shown(part, rows, before)}
+{early}{intro}{shown(part, rows, before)}
 
 Measured at commit {about["commit"]} on {about["measured_at"]}: Linux {about["kernel"]}, \
 {about["cpus"]} CPUs{busy}, {about["memory_gib"]} GiB, cgroup {about["cgroup"]}, transparent huge \
-pages "{about["transparent_hugepage"]}", Python {about["python"]}. Settings: {settings}.
+pages "{about["transparent_hugepage"]}", Python {about["python"]}. Settings: {settings}{roots}.
 
 {versions}
 

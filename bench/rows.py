@@ -1,7 +1,8 @@
 """The rows: what is measured, in which order, and the ratio to containerd that must be reached.
 
-Each row takes its samples in turns (A B A B …), so that a change of the machine's mood falls on
-both. Figures compare within one run only.
+Each row takes its samples in turns (A B B A …), so that a change of the machine's mood falls on
+both, and what one leaves to do behind its answer is not always the same other's loss. Figures
+compare within one run only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +13,11 @@ from itertools import count
 from life import life_rows
 from limit import Limit
 from measure import (
+    LISTED,
     CommandFailed,
     Row,
     drained_bytes,
+    in_turn,
     pss_kib,
     rss_kib,
     run,
@@ -26,6 +29,7 @@ from peers import Lighter, Peer
 
 _MIB = 1024 * 1024
 _KIB_IN_MB = 1024 / 1e6
+_ALL_S = 120
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def _name() -> str:
 def _timed(row: Row, works: Mapping[str, Callable[[], object]], times: int) -> Row:
     """Milliseconds of each work, in turns; the first turn warms up and is not kept."""
     for turn in range(times + 1):
-        for name, work in works.items():
+        for name, work in in_turn(list(works.items()), turn):
             taken = seconds(work) * 1000
             if turn:
                 row.add(name, taken)
@@ -101,8 +105,8 @@ def execs_at_once(peers: Sequence[Peer], effort: Effort) -> Row:
     target = _name()
     for peer in peers:
         run(peer.detach_argv(target))
-    for _ in range(effort.crowds + 1):
-        for peer in peers:
+    for turn in range(effort.crowds + 1):
+        for peer in in_turn(peers, turn):
             argvs = [peer.exec_argv(target, _name()) for _ in range(EXECS)]
             row.add(peer.name, together(EXECS, argvs))
     for peer in peers:
@@ -130,8 +134,8 @@ def output(peers: Sequence[Peer], effort: Effort) -> Row:
         smaller_is_better=False,
     )
     expected = effort.output_mib * _MIB
-    for _ in range(effort.crowds):
-        for peer in peers:
+    for turn in range(effort.crowds):
+        for peer in in_turn(peers, turn):
             argv = peer.run_argv(
                 _name(), "dd", "if=/dev/zero", "bs=1M", f"count={effort.output_mib}"
             )
@@ -154,13 +158,13 @@ def crowd(peers: Sequence[Peer], effort: Effort) -> list[Row]:
     pss = Row(f"monitor memory per container at {size}: PSS", "MB", at_most=2.0)
     rss = Row(f"monitor memory per container at {size}: RSS", "MB")
     manager = Row(f"manager memory with {size} containers: RSS", "MiB", at_most=70)
-    restart = Row(f"`kill -9` of the manager until all {size} are listed running", "s", bound=0.5)
+    restart = Row(f"`kill -9` of the manager until all {size} {LISTED}", "s", bound=0.5)
     adopted = Row(f"the same, until all {size} shims are connected", "s")
-    for _ in range(effort.crowds):
-        for peer in peers:
+    for turn in range(effort.crowds):
+        for peer in in_turn(peers, turn):
             names = [_name() for _ in range(size)]
             start.add(peer.name, together(4, map(peer.detach_argv, names)))
-            until(partial(_all_run, peer, size), 60, f"{peer.name}: all run")
+            until(partial(_all_run, peer, size), _ALL_S, f"{peer.name}: all run")
             for _ in range(effort.commands // 3):
                 listing.add(peer.name, seconds(partial(run, peer.list_argv())) * 1000)
             if isinstance(peer, Lighter):
@@ -168,7 +172,7 @@ def crowd(peers: Sequence[Peer], effort: Effort) -> list[Row]:
                     answer.add(peer.name, taken * 1000)
             assert peer.manager is not None
             manager.add(peer.name, rss_kib(peer.manager.pid) / 1024)
-            monitors = peer.monitors()
+            monitors = peer.monitors_of(size)
             pss.add(peer.name, sum(map(pss_kib, monitors)) / size * _KIB_IN_MB)
             rss.add(peer.name, sum(map(rss_kib, monitors)) / size * _KIB_IN_MB)
             restart.add(peer.name, seconds(partial(_restart, peer, size)))
@@ -181,14 +185,14 @@ def crowd(peers: Sequence[Peer], effort: Effort) -> list[Row]:
 def _restart(peer: Peer, size: int) -> None:
     peer.kill9()
     peer.launch()
-    until(partial(_all_run, peer, size), 60, f"{peer.name}: all are listed again")
+    until(partial(_all_run, peer, size), _ALL_S, f"{peer.name}: all are listed again")
 
 
 def _adopt(peer: Lighter, size: int) -> None:
     """What is listed was recorded, and may be so before its shim is there: these are."""
     peer.kill9()
     peer.launch()
-    until(lambda: peer.adopted() == size, 60, f"{peer.name}: all shims are connected again")
+    until(lambda: peer.adopted() == size, _ALL_S, f"{peer.name}: all shims are connected again")
 
 
 def _all_run(peer: Peer, size: int) -> bool:

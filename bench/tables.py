@@ -5,13 +5,17 @@ from collections.abc import Iterator, Sequence
 from measure import Row
 
 COLUMNS = ("containerd", "lighter", "runc")
-_TIMES = ("processor", "kernel", "alive")
+_TIMES = ("processor", "kernel", "waited", "alive")
+_SIDES = ("containerd", "lighter")
 
 
 def verdict(row: Row) -> str:
     """How Lighter stands to containerd, and whether that is what is asked for."""
     ratio, median = row.ratio("lighter", "containerd"), row.median("lighter")
+    unsteady = [side for side in _SIDES if row.is_unsteady(side)]
     said = [] if ratio is None else [f"{ratio:.2f} x"]
+    if unsteady and all(row.median(side) is not None for side in _SIDES):
+        said.append(f"no ratio: {' and '.join(unsteady)} varies by more than the median")
     if row.bound is not None and ratio is not None:
         reached = ratio <= row.bound if row.smaller_is_better else ratio >= row.bound
         said.append(f"{'<=' if row.smaller_is_better else '>='} {row.bound:g} x: {_word(reached)}")
@@ -48,6 +52,8 @@ def _cell(row: Row, peer: str) -> str:
     median, spread = row.median(peer), row.spread(peer)
     if median is None:
         return ""
+    if row.is_unsteady(peer):
+        return f"{median:.4g} ({min(row.samples[peer]):.4g} to {max(row.samples[peer]):.4g})"
     return f"{median:.4g}" + (f" ±{spread:.0%}" if spread is not None else "")
 
 
@@ -67,12 +73,14 @@ def by_size(rows: Sequence[Row]) -> str:
 
 
 def _asked(rows: Sequence[Row]) -> str:
-    bounds = {(row.at_most, row.unit) for row in rows if row.at_most is not None}
-    medians = [row.median("lighter") for row in rows]
+    """What must hold at every size that has the bound; these are named, if not all have it."""
     said = []
-    for most, unit in bounds:
+    for most in dict.fromkeys(row.at_most for row in rows if row.at_most is not None):
+        bound = [row for row in rows if row.at_most == most]
+        where = "" if len(bound) == len(rows) else f" at {', '.join(str(r.size) for r in bound)}"
+        medians = [row.median("lighter") for row in bound]
         reached = all(median is None or median <= most for median in medians)
-        said.append(f"<= {most:g} {unit}: {_word(reached)}")
+        said.append(f"<= {most:g} {bound[0].unit}{where}: {_word(reached)}")
     return ", ".join(said)
 
 
@@ -84,7 +92,8 @@ def waterfalls(rows: Sequence[Row], before: Sequence[Row] = (), commit: str = ""
 def _waterfalls(rows: Sequence[Row], before: Sequence[Row], commit: str) -> Iterator[str]:
     old = {(row.work, row.part): row for row in before}
     for work in dict.fromkeys(row.work for row in rows):
-        head = [work, "processor, ms", "of it in the kernel", "from its start to its end"]
+        head = [work, "processor, ms", "of it in the kernel"]
+        head += ["waited for a processor", "from its start to its end"]
         compared = any(row.work == work for row in before)
         lines = [[*head, f"first figure at {commit}"] if compared else head]
         for row in rows:

@@ -17,7 +17,7 @@ from images import KINDS, TMPFS, make_layout, registry
 from measure import Row, run, seconds
 from peers import Lighter
 
-PROCESSOR, IN_KERNEL, ALIVE = "processor", "kernel", "alive"
+PROCESSOR, IN_KERNEL, WAITED, ALIVE = "processor", "kernel", "waited", "alive"
 ALL, WALL = "all of it", "from start to end, by the clock"
 ENDING = "ends of processes, after their last word"
 PULLED = "gzip-8"
@@ -72,6 +72,7 @@ class Measured:
         yield Row(name, "ms", {ALIVE: [taken * 1000 for taken in self.wall_s]}, part=WALL)
         total = Row(name, "ms", part=ALL)
         whole_ms = [0.0] * len(self.batches)
+        waited_ms = [0.0] * len(self.batches)
         kernel_ms = 0.0
         for part in PARTS:
             if part not in self.account.parts or self.account.parts[part].cpu_ns < _NOTHING_NS:
@@ -82,6 +83,9 @@ class Measured:
                 spent = taken.cpu_ns / times / 1e6 if taken else 0.0
                 row.add(PROCESSOR, spent)
                 whole_ms[index] += spent
+                waited = taken.waited_ns / times / 1e6 if taken else 0.0
+                row.add(WAITED, waited)
+                waited_ms[index] += waited
             share = 1.0 if part == KERNEL else self.account.parts[part].kernel_share
             all_ms = self.account.parts[part].cpu_ns / len(self.batches) / times / 1e6
             row.add(IN_KERNEL, all_ms * share)
@@ -94,7 +98,7 @@ class Measured:
             yield Row(name, "ms", {PROCESSOR: [ending_ms], IN_KERNEL: [ending_ms]}, part=ENDING)
             whole_ms = [spent + ending_ms for spent in whole_ms]
             kernel_ms += ending_ms
-        total.samples = {PROCESSOR: whole_ms, IN_KERNEL: [kernel_ms]}
+        total.samples = {PROCESSOR: whole_ms, IN_KERNEL: [kernel_ms], WAITED: waited_ms}
         yield total
 
 

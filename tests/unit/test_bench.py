@@ -1,11 +1,14 @@
 """The bench's arithmetic and its page: what it counts as whose, and what it says of it."""
 
+import contextlib
 import importlib
 import json
 import os
 import signal
 import struct
 import sys
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,21 +17,42 @@ from xml.etree import ElementTree
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-NAMES = ("measure", "exits", "accounting", "tables", "history", "report")
+NAMES = (
+    "measure",
+    "exits",
+    "accounting",
+    "tables",
+    "history",
+    "report",
+    "peers",
+    "growth",
+    "api",
+    "images",
+    "limit",
+    "life",
+    "rows",
+    "waterfall",
+)
 
 
 def modules() -> list[ModuleType]:
     """Of the bench, which is no package. Their names are taken back: others have the same."""
+    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
     sys.path.insert(0, str(BENCH))
     try:
-        return [importlib.import_module(name) for name in NAMES]
+        spec = spec_from_file_location("bench_main", BENCH / "__main__.py")
+        assert spec is not None and spec.loader is not None
+        main = module_from_spec(spec)
+        spec.loader.exec_module(main)
+        return [*(importlib.import_module(name) for name in NAMES), main]
     finally:
         sys.path.remove(str(BENCH))
         for name in NAMES:
             sys.modules.pop(name, None)
+        sys.modules.update(others)
 
 
-measure, exits, accounting, tables, history, report = modules()
+measure, exits, accounting, tables, history, report, peers, growth, *_, waterfall, main = modules()
 Row, Ended, Taken = measure.Row, exits.Ended, accounting.Taken
 MANAGER, SPAWNER, SHIM, OTHER = 100, 200, 300, 900
 
@@ -36,6 +60,7 @@ MANAGER, SPAWNER, SHIM, OTHER = 100, 200, 300, 900
 def stats(version: int = 16, **given: int) -> bytes:
     data = bytearray(400)
     struct.pack_into("=H", data, 0, version)
+    struct.pack_into("=Q", data, 24, given.get("waited_ns", 0))
     struct.pack_into("=Q", data, 72, given.get("cpu_ns", 0))
     data[80:84] = b"runc"
     struct.pack_into("=II", data, 128, given.get("pid", 0), given.get("parent", 0))
@@ -51,8 +76,8 @@ def told(data: bytes) -> list[Any]:
 
 
 def test_an_end_is_read_and_the_whole_of_its_process_is_not_counted_again() -> None:
-    data = stats(cpu_ns=5_000_000, pid=8, process=7, parent=6, life_us=9)
-    assert told(data) == [Ended(8, 7, 6, "runc", 5_000_000, 3, 4, 9)]
+    data = stats(cpu_ns=5_000_000, pid=8, process=7, parent=6, life_us=9, waited_ns=2)
+    assert told(data) == [Ended(8, 7, 6, "runc", 5_000_000, 3, 4, 9, 2)]
 
 
 @pytest.mark.parametrize("version", [11, 15])
@@ -128,6 +153,23 @@ def test_what_a_parent_heard_beyond_last_words_was_the_ending() -> None:
     assert accounting.account(before, after, last).ending_ns == 8 + 7
 
 
+def test_time_waited_for_a_processor_is_shown_apart_and_in_the_sum() -> None:
+    def manager(waited_ns: int) -> Any:
+        thread = accounting.Thread(MANAGER, accounting.MAIN, Taken(1, waited_ns=waited_ns))
+        return accounting.Snapshot({MANAGER: thread, SPAWNER: thread})
+
+    after = manager(4_000_000)
+    after.threads[MANAGER].taken.cpu_ns = 10_000_000
+    taken = accounting.account(manager(1_000_000), after, [])
+    measured = waterfall.Measured(waterfall.Work("w", 2, lambda: None, ends_are_heard=False))
+    measured.add(taken, [0.1])
+    assert {row.part: row.median("waited") for row in measured.rows()} == {
+        waterfall.WALL: None,
+        accounting.MAIN: 3,
+        waterfall.ALL: 3,
+    }
+
+
 def rows_by_size(idle: dict[int, float]) -> list[Any]:
     return [
         Row("idle", "%", {"lighter": [share], "containerd": [1]}, at_most=0.1, size=size)
@@ -147,7 +189,117 @@ def test_a_spread_about_a_negative_median_is_positive() -> None:
     assert 0 < row.spread("lighter") < 1
 
 
-def waterfall(cpu_ms: float) -> list[Any]:
+def test_a_bound_of_some_sizes_names_them() -> None:
+    rows = [
+        Row("listed", "s", {"lighter": [0.5 * size]}, at_most=most, size=size)
+        for size, most in ((1, None), (2, 1.0), (3, None))
+    ]
+    assert "<= 1 s at 2: yes" in tables.by_size(rows)
+
+
+@pytest.mark.parametrize(
+    ("samples", "spread"), [([5], None), ([2, 6], 0.5), ([2, 4, 5], 0.375), ([1, 2, 3, 4], 0.5)]
+)
+def test_a_spread_of_few_samples_is_half_their_range(samples: list[float], spread: float) -> None:
+    assert Row("w", "s", {"lighter": samples}).spread("lighter") == spread
+
+
+def test_of_a_side_that_varies_by_more_than_its_median_no_ratio_is_made() -> None:
+    wild = Row("w", "s", {"containerd": [1, 1, 19, 23], "lighter": [1]}, bound=0.5, at_most=2)
+    assert wild.ratio("lighter", "containerd") is None
+    shown = tables.side_by_side([wild])
+    assert "10 (1 to 23)" in shown and " x" not in shown and "<= 2 s: yes" in shown
+    assert "no ratio: containerd varies by more than the median" in shown
+    steady = Row("w", "s", {"containerd": [18, 19, 20], "lighter": [19]}, bound=0.5)
+    assert tables.verdict(steady) == "1.00 x, <= 0.5 x: NO"
+
+
+def test_each_side_begins_as_often_as_the_others() -> None:
+    orders = ["".join(measure.in_turn("abc", turn)) for turn in range(4)]
+    assert orders == ["abc", "bca", "cab", "abc"]
+    assert measure.in_turn([], 3) == []
+
+
+def test_every_program_is_started_by_its_path() -> None:
+    found = measure.found(["sh", "-c", "true"])
+    assert os.path.isabs(found[0]) and found[1:] == ["-c", "true"]
+    assert measure.found(["no-such-program"]) == ["no-such-program"]
+
+
+class Side(peers.Peer):  # type: ignore[misc]
+    """A manager that is none: containers are numbers."""
+
+    def __init__(self, name: str, shims: int = 0) -> None:
+        self.name = name
+        self.shims = shims
+        self.begun: list[str] = []
+
+    def client(self, *_words: str) -> list[str]:
+        return ["sleep", "100"]
+
+    def detach_argv(self, container: str) -> list[str]:
+        self.begun.append(container)
+        return [self.name, container]
+
+    def running(self) -> int:
+        return len(self.begun)
+
+    def monitors(self) -> list[int]:
+        return list(range(self.shims))
+
+
+Side.__abstractmethods__ = frozenset()
+
+
+def test_a_lost_monitor_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_MONITORS_S", 0)
+    assert len(Side("lighter", 100).monitors_of(100)) == 100
+    with pytest.raises(measure.CommandFailed, match="lighter has 99 monitors of 100"):
+        Side("lighter", 99).monitors_of(100)
+
+
+def test_who_takes_too_long_for_an_answer_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_POLL_S", 0.01)
+    assert peers.Peer.running(Side("lighter")) == 0
+
+
+def test_both_sides_start_their_containers_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    def together(_width: int, argvs: Iterator[list[str]]) -> float:
+        (name,) = {argv[0] for argv in argvs}
+        order.append(name)
+        return 2.0
+
+    monkeypatch.setattr(growth, "together", together)
+    sides = [Side("containerd"), Side("lighter")]
+    row = growth._start(sides, [f"c{number}" for number in range(2 * growth.CHUNK + 10)])
+    assert order == ["containerd", "lighter", "lighter", "containerd", "containerd", "lighter"]
+    assert row.samples["lighter"] == [growth.CHUNK / 2, growth.CHUNK / 2, 5]
+    assert sides[0].begun == sides[1].begun and len(set(sides[0].begun)) == len(sides[0].begun)
+
+
+def test_each_side_is_idle_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+
+    def spending(peer: Any, _exits: Any) -> Any:
+        nonlocal clock
+        clock += 5  # which the other one's rest takes
+        return lambda: 1e9 if peer.name == "first" else 0.5e9
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    monkeypatch.setattr(growth, "_spending", spending)
+    monkeypatch.setattr(growth, "monotonic", lambda: clock)
+    monkeypatch.setattr(growth, "sleep", sleep)
+    monkeypatch.setattr(growth, "Exits", lambda: contextlib.nullcontext())
+    row = growth._idle([Side("first"), Side("second")], 10, 5)
+    assert row.samples == {"first": [10.0], "second": [10.0]}
+
+
+def waterfall_rows(cpu_ms: float) -> list[Any]:
     return [Row("run", "ms", {"processor": [cpu_ms], "kernel": [1]}, part="ctl")]
 
 
@@ -167,12 +319,48 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_page_has_the_newest_waterfall_and_the_one_before(kept: Any) -> None:
-    assert "first figure at" not in kept("waterfall", waterfall(11), "aaaa", 1)
-    kept("waterfall", waterfall(33), "cccc", 3)
-    page = kept("waterfall", waterfall(22), "bbbb", 2)
+    assert "first figure at" not in kept("waterfall", waterfall_rows(11), "aaaa", 1)
+    kept("waterfall", waterfall_rows(33), "cccc", 3)
+    page = kept("waterfall", waterfall_rows(22), "bbbb", 2)
     assert "first figure at bbbb" in page and "aaaa" not in page
     (line,) = [line for line in page.splitlines() if line.startswith("| ctl")]
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["ctl", "33", "1", "", "22"]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["ctl", "33", "1", "", "", "22"]
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("error", [OSError("no room"), RuntimeError("x" * 999), KeyError()])
+def test_a_part_that_fails_keeps_what_it_has_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception
+) -> None:
+    def part_rows(*_: object) -> Iterator[Any]:
+        yield rows_by_size({10: 0.05})[0]
+        raise error
+
+    monkeypatch.setattr(main, "available", list)
+    monkeypatch.setattr(main, "run", lambda _argv: "runc version 1\n")
+    monkeypatch.setattr(main, "part_rows", part_rows)
+    assert not main.measured("growth", quick=False)
+    page = (tmp_path / "docs/performance.md").read_text()
+    assert f"**Ended early: {type(error).__name__}: " in page and "| idle, %" in page
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setattr(main, "part_rows", lambda *_: (row for row in rows_by_size({10: 0.05})))
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(report, "write_page", lambda: 1 / 0)
+        assert not main.measured("growth", quick=False)
+    assert main.measured("growth", quick=False)
+    assert "Ended early" not in (tmp_path / "docs/performance.md").read_text()
+
+
+def test_a_row_of_another_name_stays_in_the_history(kept: Any) -> None:
+    (old,) = history.RENAMED
+    kept("containers", [Row(old, "s", {"lighter": [1]})], "aaaa", 1)
+    ((rows, _about),) = report.results("containers")
+    assert rows[0].work in history.DRAWN
+
+
+def test_the_page_says_where_the_roots_were(kept: Any) -> None:
+    assert report.filesystem("/proc/self") == "proc"
+    assert "; roots in /tmp (" in kept("growth", rows_by_size({1: 1}), "aaaa", 1)
 
 
 def test_results_of_before_there_were_sizes_are_read(kept: Any, tmp_path: Path) -> None:
