@@ -23,6 +23,11 @@ class LighterError(Exception):
         self.details: dict[str, Any] = details
 
 
+def unforeseen(error: Exception) -> Exception | None:
+    """The error where it is a mistake of ours, to be logged whole; None of what has words."""
+    return None if isinstance(error, (LighterError, OSError)) else error
+
+
 class Unknown(LighterError):
     code = "unknown"
 

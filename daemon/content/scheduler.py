@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from lighter.daemon.values import frozen
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import unforeseen
 
 log = logging.getLogger("lighter.gc")
 
@@ -92,8 +92,7 @@ class Scheduler:
         try:
             pause_s = await self._collect()
         except Exception as err:
-            told = isinstance(err, (LighterError, OSError))
-            log.error("collect garbage: %s", err, exc_info=None if told else err)
+            log.error("collect garbage: %s", err, exc_info=unforeseen(err))
             self._deletions += 1  # what asked for it still does
             return RETRY_S
         self.collections += 1

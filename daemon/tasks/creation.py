@@ -42,6 +42,7 @@ from lighter.proto.errors import (
     LighterError,
     ResourceExhausted,
     Unavailable,
+    unforeseen,
 )
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root, State
@@ -255,10 +256,8 @@ class TaskCreator:
         try:
             self._supervisor.forget(entry)
         except Exception as err:  # it would be in the making for ever
-            told = isinstance(err, (LighterError, OSError))
-            log.warning(
-                "undo create of %s: %s; trying on", entry.what, err, exc_info=None if told else err
-            )
+            why = unforeseen(err)
+            log.warning("undo create of %s: %s; trying on", entry.what, err, exc_info=why)
             entry.orphan = True
             self._supervisor.in_background(self._supervisor.settle(entry))
 

@@ -30,7 +30,7 @@ from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import LOST_UNKNOWN, Supervisor, retries
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
-from lighter.proto.errors import InvalidArgument, LighterError
+from lighter.proto.errors import InvalidArgument, LighterError, unforeseen
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 from lighter.proto.paths import State
@@ -92,10 +92,7 @@ class Recovery:
             entry, shim, process = self._find_shim(entry, bundle)
         except Exception as err:
             # Who took it for dead would end its container; who gave up, serve no other.
-            told = isinstance(err, (LighterError, OSError))
-            log.error(
-                "find shim of %s: %s; trying on", entry.what, err, exc_info=None if told else err
-            )
+            log.error("find shim of %s: %s; trying on", entry.what, err, exc_info=unforeseen(err))
             entry.unknown_from = time.monotonic()
             entry.unknown_reason = f"its shim cannot be looked for: {err}"
             self._supervisor.in_background(self._recover_later(entry, bundle))

@@ -23,7 +23,13 @@ from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import codec, events, states
-from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, Unavailable
+from lighter.proto.errors import (
+    FailedPrecondition,
+    LighterError,
+    NotFound,
+    Unavailable,
+    unforeseen,
+)
 from lighter.proto.faults import hit
 from lighter.proto.release import protocols_of
 
@@ -323,8 +329,7 @@ class Supervisor:
                 await self._settle(entry)
                 return
             except Exception as err:
-                told = isinstance(err, (LighterError, OSError))
-                log.error("settle %s: %s", entry.what, err, exc_info=None if told else err)
+                log.error("settle %s: %s", entry.what, err, exc_info=unforeseen(err))
                 entry.stuck = str(err) or repr(err)
                 entry.is_stuck.set()
                 await asyncio.sleep(pause_s)
@@ -379,14 +384,18 @@ class Supervisor:
     def record_exit(self, entry: Entry, exit_: Exit, of_execs: Exit) -> None:
         """Our own word about what still ran, where no shim can give one: execs, then init."""
         execs = [exec_ for exec_ in entry.execs.values() if exec_.state == states.RUNNING]
+        at = of_execs.exited_at
         seen = []
         with self._changes(entry, *execs) as tx:
             for exec_ in execs:
+                is_told, exec_.started_at = exec_.started_at is not None, exec_.started_at or at
                 exec_.exit, exec_.state = of_execs, states.STOPPED
                 self._store.save_exec(tx, entry, exec_)
-                # Without a start that was told there is no end to tell.
-                if exec_.started_at is not None and not is_probe(exec_.exec_id):
-                    seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
+                if is_probe(exec_.exec_id):
+                    continue
+                if not is_told:  # it could not be recorded, and who waits for the end goes by that
+                    seen.append(self._append_started(tx, entry, exec_))
+                seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
             if entry.exit is None:
                 entry.exit, entry.state, entry.unknown_from = exit_, states.STOPPED, None
                 self._store.save(tx, entry)
@@ -396,6 +405,11 @@ class Supervisor:
             exec_.ended.set()
         entry.ended.set()
         self._tell(entry, lambda followers: followers.on_exit(entry))
+
+    def _append_started(self, tx: sqlite3.Connection, entry: Entry, exec_: Exec) -> Event:
+        body = {"container_id": entry.id, "exec_id": exec_.exec_id, "pid": exec_.pid}
+        at = exec_.started_at
+        return self._events.append(tx, entry.namespace, events.EXEC_STARTED, body, at)
 
     def _append_exit(
         self, tx: sqlite3.Connection, entry: Entry, exec_id: str, pid: int, exit_: Exit

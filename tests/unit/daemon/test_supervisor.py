@@ -193,7 +193,7 @@ def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(pla
 
 
 def test_an_exec_whose_start_was_not_recorded_ends_with_its_task(place: Place) -> None:
-    """As on a full disk: who waits for it is answered, and its end is told of no start."""
+    """As on a full disk: who waits for it, or for the event of its end, is answered."""
     entry = place.entry("a" * 16, states.RUNNING)
     runs = entry.execs["runs"] = Exec("runs", states.RUNNING, False, 1, pid=7, started_at=2)
     untold = entry.execs["untold"] = Exec("untold", states.RUNNING, False, 1, pid=8)
@@ -202,8 +202,14 @@ def test_an_exec_whose_start_was_not_recorded_ends_with_its_task(place: Place) -
     for exec_ in (runs, untold):
         assert exec_.ended.is_set() and exec_.exit == Exit(255, 5)
     assert not asked.ended.is_set() and asked.exit is None
-    told = place.db.rows("SELECT body FROM events ORDER BY sequence")
-    assert [msgpack.unpackb(body)["exec_id"] for (body,) in told] == ["runs", ""]
+    rows = place.db.rows("SELECT topic, body FROM events ORDER BY sequence")
+    told = [(topic, msgpack.unpackb(body).get("exec_id", "")) for topic, body in rows]
+    assert told == [
+        (events.EXIT, "runs"),
+        (events.EXEC_STARTED, "untold"),
+        (events.EXIT, "untold"),
+        (events.EXIT, ""),
+    ]
 
 
 def test_f10_what_could_not_be_committed_has_not_happened(place: Place) -> None:

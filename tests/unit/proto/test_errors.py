@@ -28,3 +28,10 @@ def test_a_code_of_a_later_version_becomes_unknown() -> None:
     error = errors.from_wire("unauthenticated", "pull x: no credential")
     assert type(error) is errors.Unknown
     assert error.message == "pull x: no credential"
+
+
+def test_a_mistake_of_ours_is_told_from_what_has_words() -> None:
+    mistake = KeyError("x")
+    assert errors.unforeseen(mistake) is mistake
+    for told in (errors.NotFound("find x: it is not there"), FileNotFoundError(2, "none")):
+        assert errors.unforeseen(told) is None
