@@ -394,7 +394,7 @@ class Supervisor:
                 if is_probe(exec_.exec_id):
                     continue
                 if not is_told:  # it could not be recorded, and who waits for the end goes by that
-                    seen.append(self._append_started(tx, entry, exec_))
+                    seen.append(self._append_started(tx, entry, exec_, at))
                 seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
             if entry.exit is None:
                 entry.exit, entry.state, entry.unknown_from = exit_, states.STOPPED, None
@@ -406,9 +406,8 @@ class Supervisor:
         entry.ended.set()
         self._tell(entry, lambda followers: followers.on_exit(entry))
 
-    def _append_started(self, tx: sqlite3.Connection, entry: Entry, exec_: Exec) -> Event:
+    def _append_started(self, tx: sqlite3.Connection, entry: Entry, exec_: Exec, at: int) -> Event:
         body = {"container_id": entry.id, "exec_id": exec_.exec_id, "pid": exec_.pid}
-        at = exec_.started_at
         return self._events.append(tx, entry.namespace, events.EXEC_STARTED, body, at)
 
     def _append_exit(
