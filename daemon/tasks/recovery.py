@@ -6,12 +6,15 @@ are settled without looking at any process, because their pids mean nothing any 
 """
 
 import asyncio
+import errno
 import logging
 import os
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from lighter.daemon import files
 from lighter.daemon.foreign import OWNERS
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.spawn import Child
@@ -81,7 +84,10 @@ class Recovery:
             self._recover(entry, bundle)
         self._recover_unrecorded(known)
         self._drop_tombstones()
-        self._remove_dead_sockets()
+        try:
+            remove_dead_sockets(self._state.short_sockets)
+        except OSError as err:  # they cost nothing until the next start
+            log.error("remove dead sockets: %s; going on", err)
         return len(self._supervisor.entries)
 
     def _recover(self, entry: Entry, bundle: Bundle) -> None:
@@ -258,14 +264,6 @@ class Recovery:
             self._tombstones.clear()
             self._store.prune_tombstones()
 
-    def _remove_dead_sockets(self) -> None:
-        """Sockets for runtimes whose shim died over them; a bound one stands in /proc/net/unix."""
-        with open("/proc/net/unix", "rb") as file:
-            bound = {line.split()[-1] for line in file}
-        for entry in os.scandir(self._state.short_sockets):
-            if os.fsencode(entry.path) not in bound:
-                os.unlink(entry.path)
-
     async def _remove_bundle(self, bundle: Bundle, record: dict[str, Any]) -> None:
         entry = self._entry(bundle, record, states.STOPPED)
         for pause_s in retries():
@@ -321,6 +319,33 @@ class Recovery:
             self._store.save(tx, entry)
         self._supervisor.add(entry)
         self._supervisor.on_hello(peer)
+
+
+def bound_sockets() -> set[bytes]:
+    """The paths of Unix sockets that some process has bound."""
+    with open("/proc/net/unix", "rb") as file:
+        return {line.split()[-1] for line in file}
+
+
+def remove_dead_sockets(
+    directory: str, bound: Callable[[], Collection[bytes]] = bound_sockets
+) -> None:
+    """Sockets for runtimes whose shim died over them.
+
+    Living shims make and remove theirs meanwhile: what has come since the directory was listed is
+    not looked at.
+    """
+    paths = [f"{directory}/{name}" for name in os.listdir(directory)]
+    living = bound() if paths else ()
+    for path in paths:
+        # The kernel's list may skip one while others go.
+        if os.fsencode(path) not in living and not _listens(path):
+            files.remove(path)
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(path) in (0, errno.EAGAIN)
 
 
 def _has_exit(entry: Entry, bundle: Bundle) -> bool:

@@ -19,7 +19,7 @@ from lighter.daemon.events import EventLog
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ExecService
-from lighter.daemon.tasks.recovery import read_boot_id
+from lighter.daemon.tasks.recovery import bound_sockets, read_boot_id, remove_dead_sockets
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.types import Exit
@@ -278,6 +278,35 @@ def test_f12_a_terminals_socket_that_nobody_listens_on_goes(start: Start) -> Non
 
         asyncio.run(work())
         assert os.listdir(start.state.short_sockets) == ["bound"], "a shim waits for its terminal"
+
+
+def test_f12_shims_make_and_remove_sockets_while_dead_ones_are_looked_for(start: Start) -> None:
+    directory = start.state.short_sockets
+    with (
+        socket.socket(socket.AF_UNIX) as skipped,
+        socket.socket(socket.AF_UNIX) as closed,
+        socket.socket(socket.AF_UNIX) as late,
+    ):
+        skipped.bind(f"{directory}/skipped")
+        skipped.listen(1)
+        closed.bind(f"{directory}/closed")
+        closed.close()
+
+        def look() -> set[bytes]:
+            found = bound_sockets() - {f"{directory}/skipped".encode()}
+            os.unlink(f"{directory}/closed")
+            late.bind(f"{directory}/late")
+            return found
+
+        remove_dead_sockets(directory, look)
+        assert sorted(os.listdir(directory)) == ["late", "skipped"]
+
+
+def test_dead_sockets_that_cannot_be_looked_for_keep_no_manager_from_its_start(
+    start: Start,
+) -> None:
+    os.rmdir(start.state.short_sockets)
+    assert start.recovery.run() == 0
 
 
 def test_f13_an_exec_that_no_row_tells_of_is_adopted_with_its_exit(start: Start) -> None:
