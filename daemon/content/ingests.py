@@ -12,10 +12,11 @@ directory leaves an `about.json` alone, which is no ingest and goes with the nex
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.whole import whole
 from lighter.daemon.content.writer import Writer
-from lighter.daemon.files import write_whole
+from lighter.daemon.files import read_capped, write_whole
 from lighter.proto.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -34,6 +35,8 @@ from lighter.proto.errors import (
     Unavailable,
 )
 from lighter.proto.faults import hit
+
+log = logging.getLogger("lighter.content")
 
 MAX_REF_BYTES = 1024
 MAX_ABOUT_BYTES = 64 << 10
@@ -97,21 +100,21 @@ class Ingests:
 
     async def _begin(self, writer: Writer, total_bytes: int, expected: str) -> None:
         directory = self._path(writer.namespace, writer.ref)
-        about = _read_about(directory)
-        if about is None:
-            about = {
-                "namespace": writer.namespace,
-                "ref": writer.ref,
-                "total_bytes": total_bytes,
-                "expected": expected,
-                "started_at": time.time_ns(),
-            }
-            try:
+        try:
+            about = _read_about(directory)
+            if about is None:
+                about = {
+                    "namespace": writer.namespace,
+                    "ref": writer.ref,
+                    "total_bytes": total_bytes,
+                    "expected": expected,
+                    "started_at": time.time_ns(),
+                }
                 os.makedirs(directory, 0o700, exist_ok=True)
                 write_whole(directory + "/about.json", json.dumps(about).encode(), 0o600)
-            except OSError as err:
-                raise from_os(f"open ingest {writer.ref}", err) from err
-            hit("ingest.begun")
+                hit("ingest.begun")
+        except OSError as err:
+            raise from_os(f"open ingest {writer.ref}", err) from err
         if expected and about["expected"] and about["expected"] != expected:
             raise FailedPrecondition(
                 f"open ingest {writer.ref}: it was begun for {about['expected']}, not {expected}"
@@ -120,36 +123,34 @@ class Ingests:
         hit("ingest.opened")
 
     def status(self, namespace: str, ref: str) -> IngestStatus:
-        """Raises NotFound."""
-        found = self._status(self._path(namespace, ref), namespace)
-        if found is None:
+        """Raises NotFound; DataLoss and others for one that cannot be read."""
+        try:
+            found = _look(self._path(namespace, ref))
+        except OSError as err:
+            raise from_os(f"get ingest {ref}", err) from err
+        if found is None or found[0] != namespace:
             raise NotFound(f"get ingest {ref}: there is none in namespace {namespace}")
-        return found
+        return found[1]
 
     def list(self, namespace: str) -> tuple[IngestStatus, ...]:
-        """All of a namespace, by ref."""
-        found = [
-            self._status(f"{self._directory}/{name}", namespace)
-            for name in os.listdir(self._directory)
-        ]
-        return tuple(sorted((one for one in found if one), key=lambda status: status.ref))
+        """All of a namespace that can be read, by ref."""
+        found = [one[1] for _directory, one in self._all() if one and one[0] == namespace]
+        return tuple(sorted(found, key=lambda status: status.ref))
 
-    def _status(self, directory: str, namespace: str) -> IngestStatus | None:
-        about = _read_about(directory)
-        if about is None or about["namespace"] != namespace:
-            return None
+    def _all(self) -> Iterator[tuple[str, tuple[str, IngestStatus] | None]]:
+        """(directory, what `_look` finds there). What cannot be read is told and left out."""
         try:
-            data = os.stat(directory + "/data", follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return IngestStatus(
-            about["ref"],
-            data.st_size,
-            about["total_bytes"],
-            about["expected"],
-            about["started_at"],
-            data.st_mtime_ns,
-        )
+            names = os.listdir(self._directory)
+        except OSError as err:
+            raise from_os("list ingests", err) from err
+        for name in names:
+            directory = f"{self._directory}/{name}"
+            try:
+                found = _look(directory)
+            except OSError as err:
+                log.error("read ingest %s: %s; it is kept", directory, err.strerror)
+            else:
+                yield directory, found
 
     async def abort(self, namespace: str, ref: str) -> None:
         """Remove an ingest that nobody writes. Raises NotFound, Unavailable."""
@@ -177,35 +178,40 @@ class Ingests:
 
         `leased`: (namespace, ref) of ingests that are to stay.
         """
-        limit_ns = self._now_ns() - int(older_than_s * 1e9)
-        found = []
-        for name in os.listdir(self._directory):
-            directory = f"{self._directory}/{name}"
-            about = _read_about(directory)
-            if about is None or directory in self._open:
-                continue
-            status = self._status(directory, about["namespace"])
-            if (
-                status is not None
-                and status.updated_at < limit_ns
-                and (about["namespace"], status.ref) not in leased
-            ):
-                found.append((about["namespace"], status))
-        return tuple(found)
+        limit_ns = self._limit_ns(older_than_s)
+        return tuple(
+            one
+            for directory, one in self._all()
+            if one and self._is_idle(directory, *one, leased, limit_ns)
+        )
+
+    def _limit_ns(self, older_than_s: float) -> int:
+        return self._now_ns() - int(older_than_s * 1e9)
+
+    def _is_idle(
+        self,
+        directory: str,
+        namespace: str,
+        status: IngestStatus,
+        leased: Collection[tuple[str, str]],
+        limit_ns: int,
+    ) -> bool:
+        return (
+            directory not in self._open
+            and status.updated_at < limit_ns
+            and (namespace, status.ref) not in leased
+        )
 
     async def expire(
         self, leased: Collection[tuple[str, str]] = (), older_than_s: float = EXPIRE_S
     ) -> int:
         """Remove what is idle, and what is no ingest; how many."""
+        limit_ns = self._limit_ns(older_than_s)
         going = [
-            self._path(namespace, status.ref)
-            for namespace, status in self.idle(leased, older_than_s)
+            directory
+            for directory, one in self._all()
+            if one is None or self._is_idle(directory, *one, leased, limit_ns)
         ]
-        for name in os.listdir(self._directory):
-            directory = f"{self._directory}/{name}"
-            about = _read_about(directory)
-            if about is None or self._status(directory, about["namespace"]) is None:
-                going.append(directory)
         gone = 0
         for directory in going:
             # Opened since the look: then it is somebody's.
@@ -237,14 +243,32 @@ class Ingests:
         await asyncio.to_thread(shutil.rmtree, self._path(writer.namespace, writer.ref), True)
 
 
-def _read_about(directory: str) -> dict[str, Any] | None:
-    """What an ingest is; None for what is none, or no whole one."""
-    try:
-        fd = os.open(directory + "/about.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+def _look(directory: str) -> tuple[str, IngestStatus] | None:
+    """(namespace, status) of an ingest; None for what is none. Raises OSError for what is there
+    and cannot be read.
+    """
+    about = _read_about(directory)
+    if about is None:
         return None
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(MAX_ABOUT_BYTES)
+    try:
+        data = os.stat(directory + "/data", follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return about["namespace"], IngestStatus(
+        about["ref"],
+        data.st_size,
+        about["total_bytes"],
+        about["expected"],
+        about["started_at"],
+        data.st_mtime_ns,
+    )
+
+
+def _read_about(directory: str) -> dict[str, Any] | None:
+    """What an ingest is; None for what is none, or no whole one. Raises OSError."""
+    data = read_capped(directory + "/about.json", MAX_ABOUT_BYTES)
+    if data is None:
+        return None
     try:
         about = json.loads(data)
         return {

@@ -36,6 +36,7 @@ from lighter.proto.errors import (
     Unavailable,
 )
 from lighter.proto.paths import Root
+from tests.unit.daemon.test_recovery import unreadable
 
 NS = "default"
 DATA = b"first half, second half"
@@ -572,12 +573,12 @@ def test_damaged_content_is_not_shared(place: Place) -> None:
 def aged(place: Place, ref: str, age_s: float) -> None:
     run(place.write(ref=ref))
     at = time.time() - age_s
-    (directory,) = [
-        path
-        for path in place.directories()
-        if f'"ref": "{ref}"' in (path / "about.json").read_text()
-    ]
+    (directory,) = [path for path in place.directories() if refers_to(path, ref)]
     os.utime(directory / "data", (at, at))
+
+
+def refers_to(directory: Path, ref: str) -> bool:
+    return f'"ref": "{ref}"' in (directory / "about.json").read_text()
 
 
 def test_idle_ingests_expire_but_for_open_young_and_leased_ones(place: Place) -> None:
@@ -623,6 +624,28 @@ def test_what_is_no_whole_ingest_goes(place: Place) -> None:
     (writes / "committed/about.json").write_bytes((whole / "about.json").read_bytes())
     assert run(place.ingests.expire()) == 3
     assert place.directories() == [whole]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("leased", [True, False], ids=["leased", "by nobody"])
+def test_f51_an_ingest_that_cannot_be_read_is_kept_and_told(
+    place: Place, leased: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    aged(place, "r", EXPIRE_S + 60)
+    aged(place, "other", 0)
+    leases = Leases(place.db)
+    if leased:
+        leases.create(NS, "l")
+        leases.add(NS, "l", INGESTS, "r")
+    directory = next(path for path in place.directories() if refers_to(path, "r"))
+    with unreadable(str(directory / "about.json")):
+        assert run(place.ingests.expire(leases.ingests())) == 0
+        assert f"read ingest {directory}: Input/output error" in caplog.text
+        assert [status.ref for status in place.ingests.list(NS)] == ["other"]
+        for attempt in (place.ingests.abort(NS, "r"), place.ingests.open(NS, "r")):
+            with pytest.raises(DataLoss, match="ingest r: Input/output error"):
+                run(attempt)
+    assert run(place.commit()) == DIGEST, "it goes on where it was"
 
 
 def test_an_ingest_that_is_being_removed_cannot_be_opened(place: Place) -> None:
