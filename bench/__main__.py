@@ -159,7 +159,7 @@ def containers(peers: Sequence[Peer], quick: bool) -> Iterator[Row]:
     """The rows of containers' lives, of output, crowds and restarts, and of containerd's API."""
     with Limit() as limit:
         yield from rows.all_rows(peers, limit, rows.QUICK if quick else rows.FULL)
-        yield from api_rows(peers, *API_EFFORT[quick])
+        yield from api_rows(peers, limit, *API_EFFORT[quick])
 
 
 if __name__ == "__main__":

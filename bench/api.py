@@ -1,7 +1,8 @@
 """containerd's API on both daemons: one Python client, the same calls, no command's start in it.
 
 A life is what a client of the API does for a container: record, snapshot, task, wait before start,
-exit, and all of it removed. Rates are taken at one, two and four lives at a time.
+exit, and all of it removed. Rates are taken at one, two and four lives at a time, and beside them
+those of a bare loop on the runtime, which no API, database, flush or shim holds up.
 """
 
 import importlib
@@ -11,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from bare import BareLoop
+from limit import Limit
 from measure import CommandFailed, Row, in_turn, run, seconds
 from peers import REFERENCE, Peer
 
@@ -32,6 +36,8 @@ AT_ONCE = {1: 1.8, 2: 2.0, 4: 2.2}
 EXECS = 1.3
 LISTED = 500
 _PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+
+_SLEEP = ["sleep", "100000"]
 
 _numbers = count(1)
 
@@ -120,25 +126,32 @@ class Client:
         self.tasks("DeleteProcess", container_id=container, exec_id=name)
 
 
+def _with_args(spec: dict[str, Any], args: list[str]) -> dict[str, Any]:
+    return {**spec, "process": {**spec["process"], "args": args}}
+
+
 def _copy(mount: Any) -> Any:
     return types_pb2.Mount(type=mount.type, source=mount.source, options=mount.options)
 
 
-def api_rows(peers: Sequence[Peer], lives: int, turns: int) -> Iterator[Row]:
+def api_rows(peers: Sequence[Peer], limit: Limit, lives: int, turns: int) -> Iterator[Row]:
     """Each row as soon as it is measured; `lives` per sample and `turns` samples."""
     with ExitStack() as stack:
         clients = [Client(peer) for peer in peers]
         for client in clients:
             stack.enter_context(client.api)
+        bare = BareLoop(limit, _with_args(clients[0].spec, ["true"]))
+        stack.callback(bare.close)
+        sides: list[Client | BareLoop] = [*clients, bare]
         for width, bound in AT_ONCE.items():
             row = _rate(f"API: lives per second, {width} at a time", bound)
             for turn in range(turns + 1):
-                for client in in_turn(clients, turn):
-                    rate = _per_second(client.life, lives, width)
+                for side in in_turn(sides, turn):
+                    rate = _per_second(side.life, lives, width)
                     if turn:
-                        row.add(client.name, rate)
+                        row.add(side.name, rate)
             yield row
-        yield _execs(clients, lives, turns)
+        yield _execs(clients, bare, lives, turns)
         yield from _latencies(clients, lives * turns)
 
 
@@ -154,16 +167,19 @@ def _per_second(work: Callable[[], None], times: int, width: int) -> float:
         return times / (time.perf_counter() - started)
 
 
-def _execs(clients: Sequence[Client], times: int, turns: int) -> Row:
+def _execs(clients: Sequence[Client], bare: BareLoop, times: int, turns: int) -> Row:
     row = _rate("API: execs per second", EXECS)
     target = f"api{next(_numbers)}"
     for client in clients:
-        client.start(target, ["sleep", "100000"])
-    for turn in range(turns + 1):
-        for client in in_turn(clients, turn):
-            rate = _per_second(lambda client=client: client.exec(target), times, 1)  # type: ignore[misc]
-            if turn:
-                row.add(client.name, rate)
+        client.start(target, _SLEEP)
+    with bare.running(_SLEEP) as beside:
+        works = {client.name: partial(client.exec, target) for client in clients}
+        works[bare.name] = partial(bare.exec, beside)
+        for turn in range(turns + 1):
+            for side in in_turn(list(works), turn):
+                rate = _per_second(works[side], times, 1)
+                if turn:
+                    row.add(side, rate)
     for client in clients:
         waiting = client.api.future(tasks_pb2, "Tasks", "Wait", container_id=target)
         client.tasks("Kill", container_id=target, signal=9)

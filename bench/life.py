@@ -10,22 +10,17 @@ manager is asked as `ctl` asks it, from this process: no command's start is meas
 
 import json
 import os
-import select
-import shutil
 from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from bare import BareLoop
 from exits import Exits
 from limit import Limit
 from measure import CommandFailed, Row, in_turn, seconds
 from peers import REFERENCE, Lighter, Peer
 
-from lighter.shim import linux  # type: ignore[import-untyped]
-
-_ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath)}
-_DEVNULL = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)]
 ADDED_MS = 8
 
 
@@ -53,16 +48,16 @@ def life_rows(peers: Sequence[Peer], limit: Limit, times: int) -> list[Row]:
     client = lighter.connected()
     with ExitStack() as stack:
         stack.callback(client.close)
-        stack.callback(shutil.rmtree, limit.base / "lives", ignore_errors=True)
         exits = _exits(stack)
-        spec = _spec(client)
+        bare = BareLoop(limit, _spec(client))
+        stack.callback(bare.close)
         runtime = limit.runtime
         for turn in range(times + 1):
             kept = rows if turn else {name: Row("", "") for name in names}
             name = f"life{turn}"
             sides = {
                 "lighter": partial(_through_api, client, runtime, name, _Steps(kept, "lighter")),
-                "runc": partial(_bare, limit, spec, name, _Steps(kept, "runc")),
+                "runc": partial(bare.life, _Steps(kept, "runc")),
             }
             taken, called = {}, {}
             for side in in_turn(list(sides), turn):
@@ -115,53 +110,6 @@ def _through_api(client: Any, runtime: str, name: str, step: _Steps) -> None:
     step("exit seen", lambda: client.call("tasks.wait", id=name))
     step("deleted", lambda: client.call("tasks.delete", id=name))
     step("removed", lambda: client.call("containers.delete", id=name))
-
-
-def _bare(limit: Limit, spec: dict[str, Any], name: str, step: _Steps) -> None:
-    bundle = limit.base / "lives" / name
-    rootfs = bundle / "rootfs"
-
-    def made() -> None:
-        for part in ("rootfs", "upper", "work"):
-            (bundle / part).mkdir(parents=True)
-        spec["linux"]["cgroupsPath"] = f"/{limit.base.name}-{name}"
-        (bundle / "config.json").write_text(json.dumps(spec))
-        data = f"lowerdir={limit.base}/rootfs,upperdir={bundle}/upper,workdir={bundle}/work"
-        linux.mount("overlay", str(rootfs), "overlay", 0, data)
-
-    def removed() -> None:
-        linux.umount(str(rootfs))
-        shutil.rmtree(bundle)
-
-    pid_file = bundle / "pid"
-    step("container made", made)
-    step(
-        "task created",
-        lambda: _runc(limit, "create", "--bundle", str(bundle), "--pid-file", str(pid_file), name),
-    )
-    pidfd = os.pidfd_open(int(pid_file.read_text()))
-    try:
-        step("started", lambda: _runc(limit, "start", name))
-        step("exit seen", lambda: _wait(pidfd))
-    finally:
-        os.close(pidfd)
-    step("deleted", lambda: _runc(limit, "delete", "--force", name))
-    step("removed", removed)
-
-
-def _runc(limit: Limit, *words: str) -> None:
-    argv = [limit.binary, "--root", f"{limit.base}/state", *words]
-    pid = os.posix_spawn(limit.binary, argv, _ENVIRONMENT, file_actions=_DEVNULL)
-    _pid, status = os.waitpid(pid, 0)
-    if status:
-        raise CommandFailed(f"{' '.join(argv)}: status {status}")
-
-
-def _wait(pidfd: int) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    if not poll.poll(10_000):
-        raise CommandFailed("a container of `true` did not end")
 
 
 def _spec(client: Any) -> dict[str, Any]:

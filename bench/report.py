@@ -210,7 +210,8 @@ sample stand in brackets, and no ratio is made of it. Machines differ: the last 
 "Runtime alone" is a bare loop on the runtime, with no manager. It is a measure, but no limit for
 Lighter, whose shim does what `runc start` and `runc delete` do without running them, and whose
 manager takes the kernel's cgroup lock before the runtime needs it. What Lighter adds is bounded
-where each side's runtime processes are taken away.
+where each side's runtime processes are taken away. Beside the rates of the API stand those of the
+same loop with as many at a time; a ratio that is asked for there can lie above what it reaches.
 
 {"".join(sections)}## History
 

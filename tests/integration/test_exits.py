@@ -197,7 +197,7 @@ def test_f45_init_that_dies_before_its_shim_has_looked_leaves_no_cgroup(
 
 @pytest.mark.parametrize("count", [100, pytest.param(10000, marks=pytest.mark.soak)])
 def test_f45_execs_that_end_at_once(lighterd: Lighterd, busybox: str, count: int) -> None:
-    lives.begin(lighterd, busybox, "c", "sleep", "1000")
+    lives.begin(lighterd, busybox, "c", "sleep", "1000000")
     for n in range(count):
         which = {"id": "c", "exec_id": f"x{n}"}
         command = ["sh", "-c", f"exit {n % 256}"]
