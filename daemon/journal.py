@@ -9,6 +9,8 @@ import os
 import re
 import time
 
+from lighter.proto.errors import unforeseen
+
 _LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -20,6 +22,7 @@ _LEVELS = {
 }
 # C0 and C1 control characters, DEL, line separators, and halves of characters (surrogates).
 _UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_KINDS = 16
 _SYSLOG = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
 
@@ -51,3 +54,36 @@ def configure(level: str) -> None:
     # At debug level it tells of every task that it finds an event loop for.
     logging.getLogger("grpc").setLevel(logging.WARNING)
     logging.raiseExceptions = False
+
+
+class Repeated:
+    """Tells of an attempt that fails again and again, as often as somebody wants to read it.
+
+    Each kind of failure is logged at once, a mistake of ours with its place; and then when it comes
+    for the 2nd, 4th, 8th time. Errors that differ in numbers alone are of one kind.
+    """
+
+    def __init__(self, log: logging.Logger, attempt: str) -> None:
+        self._log = log
+        self._attempt = attempt
+        self._counts: dict[str, int] = {}
+
+    def failed(self, error: Exception) -> None:
+        """It has failed, and is tried again."""
+        mistake = unforeseen(error)
+        said = str(error) if mistake is None else f"{type(error).__name__}: {error}"
+        kind = "".join(letter for letter in said if not letter.isdigit())
+        if len(self._counts) >= _KINDS and kind not in self._counts:
+            kind = ""  # of those that have nothing in common
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        if count == 1:
+            self._log.error("%s: %s; trying on", self._attempt, said, exc_info=mistake)
+        elif not count & (count - 1):
+            self._log.error("%s: %s; %d times so far, trying on", self._attempt, said, count)
+
+    def ended(self) -> None:
+        """It has worked."""
+        if self._counts:
+            tries = sum(self._counts.values()) + 1
+            self._log.warning("%s: done, at try %d", self._attempt, tries)
+            self._counts.clear()

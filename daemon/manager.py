@@ -23,6 +23,7 @@ from lighter.daemon import eventnumbers, files
 from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
 from lighter.daemon.core import Core
+from lighter.daemon.journal import Repeated
 from lighter.daemon.limits import leave_no_core, raise_descriptor_limit
 from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.db import Database
@@ -439,11 +440,14 @@ async def _until(condition: Callable[[], bool], most_s: float) -> None:
 
 async def _keep_listening(*listen_again: Callable[[], Awaitable[None] | None]) -> None:
     """A socket's file can be deleted under a server, which the kernel does not tell it."""
+    acts = [(act, Repeated(log, "listen again")) for act in listen_again]
     while True:
         await asyncio.sleep(LOOK_AT_SOCKETS_S)
-        for act in listen_again:
+        for act, failures in acts:
             try:
                 if (under_way := act()) is not None:
                     await under_way
             except (LighterError, OSError) as err:
-                log.error("listen again: %s", err)
+                failures.failed(err)
+            else:
+                failures.ended()

@@ -11,8 +11,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from lighter.daemon.journal import Repeated
 from lighter.daemon.values import frozen
-from lighter.proto.errors import unforeseen
 
 log = logging.getLogger("lighter.gc")
 
@@ -44,6 +44,7 @@ class Scheduler:
         self._mutations = 0
         self._pauses: list[float] = []
         self._changed = asyncio.Event()
+        self._failures = Repeated(log, "collect garbage")
         self.collections = 0
 
     def deleted(self) -> None:
@@ -92,9 +93,10 @@ class Scheduler:
         try:
             pause_s = await self._collect()
         except Exception as err:
-            log.error("collect garbage: %s", err, exc_info=unforeseen(err))
+            self._failures.failed(err)
             self._deletions += 1  # what asked for it still does
             return RETRY_S
+        self._failures.ended()
         self.collections += 1
         self._mutations = 0  # its own do not count
         self._pauses = [*self._pauses[-99:], max(MIN_PAUSE_S, pause_s)]

@@ -14,6 +14,7 @@ from lighter.daemon.events import EventLog
 from lighter.daemon.health.check import STARTING, Health, HealthCheck, Probe, from_record
 from lighter.daemon.health.probe import Prober
 from lighter.daemon.health.store import HealthStore
+from lighter.daemon.journal import Repeated
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.tasks.entry import PROBE_PREFIX, Entry
 from lighter.daemon.tasks.supervisor import Supervisor
@@ -65,6 +66,7 @@ class HealthService:
         self._supervisor.in_background(self._watch(entry, check))
 
     async def _watch(self, entry: Entry, check: HealthCheck) -> None:
+        failures = Repeated(log, f"ask for health of {entry.what}")
         try:
             await self._end_old_probes(entry)
             health = self._store.get(entry.namespace, entry.id)
@@ -75,9 +77,10 @@ class HealthService:
                     continue
                 try:
                     probe = await self._prober.run(entry, check)
-                except Exception:  # the manager's own failure, for one a lack of descriptors
-                    log.exception("ask for health of %s; trying on", entry.what)
+                except Exception as err:  # the manager's own, for one a lack of descriptors
+                    failures.failed(err)
                     continue
+                failures.ended()
                 if entry.state != states.RUNNING or entry.exit is not None:
                     continue
                 before, health = health, health.after(probe, check, entry.started_at or 0)

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from lighter.daemon import files
+from lighter.daemon.journal import Repeated
 from lighter.daemon.network import leftovers, plugin
 from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.configs import Configs, Network
@@ -74,16 +75,17 @@ class Endings:
         try:
             await self._strays_ended.wait()
             refused = False
+            failures = Repeated(log, f"remove network of {self._attachments.get(key).id}")
             for pause_s in _pauses():
                 try:
                     await self._release(key, without_namespace=refused)
+                    failures.ended()
                     return
-                except LighterError as err:
-                    # Not one that is away for a while, or does not answer.
-                    refused = isinstance(err, FailedPrecondition)
-                    log.error("remove network of %s: %s", self._attachments.get(key).id, err)
-                except Exception:
-                    log.exception("remove network of %s", self._attachments.get(key).id)
+                except Exception as err:
+                    if isinstance(err, LighterError):
+                        # Not one that is away for a while, or does not answer.
+                        refused = isinstance(err, FailedPrecondition)
+                    failures.failed(err)
                 self._tried[key].set()
                 await asyncio.sleep(pause_s)
         finally:

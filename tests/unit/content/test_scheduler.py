@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from lighter.daemon.content import scheduler as scheduling
 from lighter.daemon.content.scheduler import Schedule, Scheduler
 from lighter.proto.errors import DataLoss
 
@@ -177,3 +178,20 @@ def test_a_deletion_during_a_collection_is_not_lost() -> None:
         await collections.reach(2)
 
     scheduled(steps, collections)
+
+
+def test_a_collection_that_fails_each_time_is_not_told_each_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scheduling, "RETRY_S", 0.001)
+    collections = Collections()
+    collections.failures, collections.failure = 40, ZeroDivisionError("a mistake")
+
+    async def steps(_scheduler: Scheduler, collections: Collections) -> None:
+        await collections.reach(41)
+
+    scheduled(steps, collections)
+    told = [(record.getMessage(), bool(record.exc_info)) for record in caplog.records]
+    assert [place for _said, place in told] == [True, *[False] * 6]
+    assert told[-2][0].startswith("collect garbage: ZeroDivisionError: a mistake; 32 times")
+    assert told[-1][0] == "collect garbage: done, at try 41"

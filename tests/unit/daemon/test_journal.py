@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lighter.daemon.journal import configure
+from lighter.daemon.journal import Repeated, configure
+from lighter.proto.errors import Unavailable
 
 
 class Output:
@@ -61,3 +62,40 @@ def test_the_journal_gets_a_priority_and_no_time(
     configure("debug")
     logging.getLogger("x").error("bad")
     assert output.take() == "<3>level=error from=x bad\n"
+
+
+def test_what_fails_again_and_again_is_told_at_growing_intervals(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A mistake with its place once; a failure of another kind at once; and when it is over."""
+    failures = Repeated(logging.getLogger("x"), "try it")
+    failures.ended()
+    for number in range(9):
+        failures.failed(ZeroDivisionError("a mistake"))
+        if number > 6:
+            failures.failed(Unavailable(f"try it: {number} left"))
+    with caplog.at_level("WARNING"):
+        failures.ended()
+        failures.ended()
+        failures.failed(ZeroDivisionError("a mistake"))
+    told = [(record.getMessage(), bool(record.exc_info)) for record in caplog.records]
+    again = "try it: ZeroDivisionError: a mistake; %d times so far, trying on"
+    assert told == [
+        ("try it: ZeroDivisionError: a mistake; trying on", True),
+        (again % 2, False),
+        (again % 4, False),
+        (again % 8, False),
+        ("try it: try it: 7 left; trying on", False),
+        ("try it: try it: 8 left; 2 times so far, trying on", False),
+        ("try it: done, at try 12", False),
+        ("try it: ZeroDivisionError: a mistake; trying on", True),
+    ]
+
+
+def test_failures_without_anything_in_common_do_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures = Repeated(logging.getLogger("x"), "try it")
+    for number in range(1000):
+        failures.failed(OSError("x" * number))
+    assert len(caplog.records) < 30
