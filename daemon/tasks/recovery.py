@@ -6,16 +6,18 @@ are settled without looking at any process, because their pids mean nothing any 
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from lighter.daemon import files
 from lighter.daemon.foreign import OWNERS
+from lighter.daemon.journal import Repeated
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.spawn import Child
 from lighter.daemon.tasks.bundle import Bundle
@@ -72,9 +74,13 @@ class Recovery:
         self._tombstones: set[str] = set()
 
     def run(self) -> int:
-        """Load all entries and take each one's step; returns how many tasks there are."""
+        """Load all entries and take each one's step; returns how many tasks there are.
+
+        No start fails for one task: what cannot be done for it now is tried again later.
+        """
         since_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._store.prune_tombstones(time.time_ns() - since_boot_ns)
+        with _left_to_the_next_start("drop tombstones of before the boot"):
+            self._store.prune_tombstones(time.time_ns() - since_boot_ns)
         self._tombstones = self._store.tombstones()
         known: set[str] = set()
         for entry in self._store.load():
@@ -83,29 +89,41 @@ class Recovery:
             known.add(bundle.dir)
             self._recover(entry, bundle)
         self._recover_unrecorded(known)
-        self._drop_tombstones()
-        try:
+        with _left_to_the_next_start("drop tombstones"):
+            self._drop_tombstones()
+        with _left_to_the_next_start("remove dead sockets"):
             remove_dead_sockets(self._state.short_sockets)
-        except OSError as err:  # they cost nothing until the next start
-            log.error("remove dead sockets: %s; going on", err)
         return len(self._supervisor.entries)
 
     def _recover(self, entry: Entry, bundle: Bundle) -> None:
         entry.orphan = entry.state == states.CREATING or entry.is_abandoned
         entry.hearsay = entry.from_hello and not entry.last_sequence
+        failures = Repeated(log, f"recover {entry.what}")
         try:
             hit("recover.entry")
-            entry, shim, process = self._find_shim(entry, bundle)
+            self._take_up(entry, bundle)
         except Exception as err:
             # Who took it for dead would end its container; who gave up, serve no other.
-            log.error("find shim of %s: %s; trying on", entry.what, err, exc_info=unforeseen(err))
-            entry.unknown_from = time.monotonic()
-            entry.unknown_reason = f"its shim cannot be looked for: {err}"
-            self._supervisor.in_background(self._recover_later(entry, bundle))
-        else:
-            if shim == states.REBOOT and _is_of_an_owner(entry) and self._forsaken(entry):
-                return
-            self._take_step(entry, bundle, shim, process)
+            left = self._failed(entry, err, failures, time.monotonic())
+            if left is not None:
+                self._supervisor.in_background(self._recover_later(left, bundle, failures))
+
+    def _take_up(self, entry: Entry, bundle: Bundle) -> None:
+        entry, shim, process = self._find_shim(entry, bundle)
+        if shim == states.REBOOT and _is_of_an_owner(entry) and self._forsaken(entry):
+            return
+        self._take_step(entry, bundle, shim, process)
+
+    def _failed(
+        self, entry: Entry, error: Exception, failures: Repeated, since: float
+    ) -> Entry | None:
+        """Show it as unknown, and return it: the one that has its name by now, None for none."""
+        failures.failed(error)
+        left = self._supervisor.entry(*entry.key)
+        if left is not None:
+            left.unknown_from = since
+            left.unknown_reason = f"it cannot be recovered: {error}"
+        return left
 
     def _forsaken(self, entry: Entry) -> bool:
         """Forget it as a create that is undone, now: nothing of it has outlived the reboot.
@@ -125,6 +143,9 @@ class Recovery:
         return True
 
     def _take_step(self, entry: Entry, bundle: Bundle, shim: str, process: Child | None) -> None:
+        if process is not None:
+            self._supervisor.watch_shim(entry, process.pid, process.start, process.pidfd)
+        entry.unknown_from, entry.unknown_reason = None, ""
         has_record = _has_exit(entry, bundle)
         step = states.adoption_step(entry.state, shim, has_record)
         log.log(
@@ -132,10 +153,8 @@ class Recovery:
             "recover task namespace=%s id=%s state=%s shim=%s record=%s step=%s",
             *(entry.namespace, entry.id, entry.state, shim, has_record, step),
         )
-        if process is not None:
-            self._supervisor.watch_shim(entry, process.pid, process.start, process.pidfd)
-            if step == "wait" and entry.is_abandoned:
-                kill_shim(entry)
+        if process is not None and step == "wait" and entry.is_abandoned:
+            kill_shim(entry)
         if step == "wait":
             entry.unknown_from = time.monotonic() + HELLO_S
             entry.unknown_reason = "its shim has not connected"
@@ -149,26 +168,28 @@ class Recovery:
             # Its shim may still wait to hear that this is known; what follows does not.
             self._supervisor.on_loaded_closed(entry)
 
-    async def _recover_later(self, entry: Entry, bundle: Bundle) -> None:
-        """Look again until its shim is found, or has said hello by itself."""
+    async def _recover_later(self, entry: Entry, bundle: Bundle, failures: Repeated) -> None:
+        """Try again until it is done, or its shim has said hello by itself."""
+        since = time.monotonic()
         for pause_s in retries():
             await asyncio.sleep(pause_s)
             if self._supervisor.entry(*entry.key) is not entry:
                 return
-            if entry.peer is not None:
-                if entry.is_abandoned:
-                    kill_shim(entry)
-                if entry.closed:
-                    self._supervisor.on_loaded_closed(entry)
-                return
             try:
-                entry, shim, process = self._find_shim(entry, bundle)
-                entry.unknown_from, entry.unknown_reason = None, ""
-                self._take_step(entry, bundle, shim, process)
+                if entry.peer is None:
+                    self._take_up(entry, bundle)
+                else:
+                    if entry.is_abandoned:
+                        kill_shim(entry)
+                    if entry.closed:
+                        self._supervisor.on_loaded_closed(entry)
+                failures.ended()
                 return
             except Exception as err:
-                entry.unknown_from = time.monotonic()
-                entry.unknown_reason = f"its shim cannot be looked for: {err}"
+                left = self._failed(entry, err, failures, since)
+                if left is None:
+                    return
+                entry = left
 
     def _find_shim(self, entry: Entry, bundle: Bundle) -> tuple[Entry, str, Child | None]:
         """What is known of it, and its process when that lives.
@@ -233,24 +254,20 @@ class Recovery:
                 bundle = self._bundle_of(namespace, id_)
                 if bundle.dir in known:
                     continue
-                try:
-                    record = bundle.shim_record() or {}
-                    alive = record.get("boot_id") == self._boot_id and is_alive(record)
-                except (LighterError, OSError) as err:
-                    log.error("recover bundle %s: %s; left to the next start", bundle.dir, err)
-                    continue
-                row = (
-                    states.TOMBSTONE
-                    if record.get("incarnation") in self._tombstones
-                    else states.NONE
-                )
-                shim = states.SILENT if alive else states.DEAD
-                step = states.adoption_step(row, shim, os.path.exists(bundle.exit_record))
-                log.info("recover bundle %s: shim=%s row=%s step=%s", bundle.dir, shim, row, step)
-                if step == "kill":
-                    kill_process(record)
-                if step != "wait":
-                    self._supervisor.in_background(self._remove_bundle(bundle, record))
+                with _left_to_the_next_start(f"recover bundle {bundle.dir}"):
+                    self._recover_bundle(bundle)
+
+    def _recover_bundle(self, bundle: Bundle) -> None:
+        record = bundle.shim_record() or {}
+        alive = record.get("boot_id") == self._boot_id and is_alive(record)
+        row = states.TOMBSTONE if record.get("incarnation") in self._tombstones else states.NONE
+        shim = states.SILENT if alive else states.DEAD
+        step = states.adoption_step(row, shim, os.path.exists(bundle.exit_record))
+        log.info("recover bundle %s: shim=%s row=%s step=%s", bundle.dir, shim, row, step)
+        if step == "kill":
+            kill_process(record)
+        if step != "wait":
+            self._supervisor.in_background(self._remove_bundle(bundle, record))
 
     def _drop_tombstones(self) -> None:
         """Of shims that ended while no manager was there. One that lives and has no task may be of
@@ -261,8 +278,8 @@ class Recovery:
         entries = self._supervisor.entries.values()
         with_task = {entry.shim_pid for entry in entries if entry.pidfd >= 0}
         if living_shims(self._instance) <= with_task:
-            self._tombstones.clear()
             self._store.prune_tombstones()
+            self._tombstones.clear()
 
     async def _remove_bundle(self, bundle: Bundle, record: dict[str, Any]) -> None:
         entry = self._entry(bundle, record, states.STOPPED)
@@ -346,6 +363,15 @@ def remove_dead_sockets(
 def _listens(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         return probe.connect_ex(path) in (0, errno.EAGAIN)
+
+
+@contextlib.contextmanager
+def _left_to_the_next_start(attempt: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as err:
+        why = unforeseen(err)
+        log.error("%s: %s; left to the next start", attempt, err, exc_info=why)
 
 
 def _has_exit(entry: Entry, bundle: Bundle) -> bool:

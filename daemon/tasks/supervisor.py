@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from lighter.daemon.events import Event, EventLog
+from lighter.daemon.journal import Repeated
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec, is_probe
@@ -108,8 +109,9 @@ class Supervisor:
         for entry, telling in early:
             try:
                 telling(followers)
-            except LighterError as err:  # no start fails for one task
-                log.error("remove %s: %s; trying on", entry.what, err)
+            except Exception as err:  # no start fails for one task
+                why = unforeseen(err)
+                log.error("remove %s: %s; trying on", entry.what, err, exc_info=why)
                 self.in_background(self.settle(entry))
         self._followed.set()
 
@@ -324,12 +326,14 @@ class Supervisor:
 
         Tried until it is done: a full disk, for one, must not leave waiters without an answer.
         """
+        failures = Repeated(log, f"settle {entry.what}")
         for pause_s in retries():
             try:
                 await self._settle(entry)
+                failures.ended()
                 return
             except Exception as err:
-                log.error("settle %s: %s", entry.what, err, exc_info=unforeseen(err))
+                failures.failed(err)
                 entry.stuck = str(err) or repr(err)
                 entry.is_stuck.set()
                 await asyncio.sleep(pause_s)
@@ -377,8 +381,8 @@ class Supervisor:
         """A task that had ended and was cleaned up before this manager started."""
         try:
             self._closed(entry)
-        except LighterError as err:  # no start fails for one task
-            log.error("remove %s: %s; trying on", entry.what, err)
+        except Exception as err:  # no start fails for one task
+            log.error("remove %s: %s; trying on", entry.what, err, exc_info=unforeseen(err))
             self.in_background(self.settle(entry))
 
     def record_exit(self, entry: Entry, exit_: Exit, of_execs: Exit) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks import recovery
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import is_alive, living_shims
@@ -419,3 +420,105 @@ def test_one_that_says_what_no_shim_says_becomes_no_row_and_no_path(
     assert start.store.load() == []
     assert start.supervisor.entries == {}
     assert start.router.peers == {}
+
+
+def test_f49_and_f55_no_start_fails_for_one_end_that_cannot_be_recorded(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a reboot onto a full disk: it is told why, the others are, and it is tried again."""
+    for id_ in ("b", "c", "d"):
+        entry = Entry("default", id_, ME + id_, states.RUNNING, "", "an-earlier-boot", 1)
+        with start.db.fast_transaction() as tx:
+            start.store.save(tx, entry)
+    start.db.durable.execute(
+        "CREATE TEMP TRIGGER t BEFORE INSERT ON tasks WHEN new.id = 'c'"
+        " BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+    )
+
+    async def work() -> None:
+        entry = start.run()
+        view = entry.view()
+        assert view.status == states.UNKNOWN and "disk full" in view.reason
+        assert not entry.ended.is_set() and entry.exit is None
+        for other in ("b", "d"):
+            told = start.supervisor.entries["default", other]
+            assert told.exit is not None and told.exit.cause == "reboot"
+        await comes_true(lambda: start.settler.freed == ["b", "d"])
+        start.db.durable.execute("DROP TRIGGER t")
+        await comes_true(lambda: entry.closed)
+        assert entry.exit is not None and entry.exit.cause == "reboot"
+        view = entry.view()
+        assert (view.status, view.reason) == (states.STOPPED, "")
+        start.supervisor.close()
+
+    with caplog.at_level("WARNING"):
+        asyncio.run(work())
+    failed, done = (record.getMessage() for record in caplog.records)
+    assert failed.startswith("recover task c: write database ")
+    assert failed.endswith(": disk full; trying on")
+    assert done == "recover task c: done, at try 2"
+
+
+def test_a_mistake_about_one_task_ends_no_start(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start.record("an-earlier-boot")
+    mistakes = [ZeroDivisionError("one"), ZeroDivisionError("one"), KeyError("two")]
+    record_exit = start.supervisor.record_exit
+
+    def mistaken(entry: Entry, exit_: Exit, of_execs: Exit) -> None:
+        if mistakes:
+            raise mistakes.pop(0)
+        record_exit(entry, exit_, of_execs)
+
+    monkeypatch.setattr(start.supervisor, "record_exit", mistaken)
+    monkeypatch.setattr(recovery, "retries", lambda: iter([0.01] * 5))
+
+    async def work() -> None:
+        entry = start.run()
+        assert "one" in entry.view().reason
+        await comes_true(lambda: entry.closed)
+        start.supervisor.close()
+
+    asyncio.run(work())
+    told = [(record.getMessage(), bool(record.exc_info)) for record in caplog.records]
+    assert told == [
+        ("recover task c: ZeroDivisionError: one; trying on", True),
+        ("recover task c: ZeroDivisionError: one; 2 times so far, trying on", False),
+        ("recover task c: KeyError: 'two'; trying on", True),
+        ("recover task c: done, at try 4", False),
+    ]
+
+
+@pytest.mark.parametrize("what", ["living_shims", "is_alive", "sockets", "tombstones"])
+def test_what_a_start_cannot_tidy_up_is_left_to_the_next(
+    start: Start, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def mistaken(*_of: object) -> None:
+        raise ZeroDivisionError
+
+    bundle = start.bundle_of("default", "lost")
+    bundle.write(b"{}", LATER, "")
+    alive = {"incarnation": LATER, "pid": 1, "start": 1, "boot_id": read_boot_id()}
+    Path(bundle.record).write_text(json.dumps(alive))
+    if what == "sockets":
+        os.mkdir(f"{start.state.short_sockets}/directory")
+    elif what == "tombstones":
+        start.db.fast.execute(
+            "CREATE TEMP TRIGGER t BEFORE DELETE ON tombstones"
+            " BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+        )
+    else:
+        monkeypatch.setattr(recovery, what, mistaken)
+    with start.db.durable_transaction() as tx:
+        buried(tx, LATER)
+        if what == "tombstones":
+            tx.execute("UPDATE tombstones SET at = 1")
+
+    async def work() -> None:
+        start.record()
+        entry = start.run()
+        await comes_true(lambda: entry.closed)
+        start.supervisor.close()
+
+    asyncio.run(work())
