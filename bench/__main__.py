@@ -26,7 +26,8 @@ from api import api_rows
 from images import image_rows
 from limit import Limit
 from measure import STOPS, CommandFailed, Row, run
-from peers import RUNC, Lighter, Peer, available
+from peer import RUNC, Peer
+from peers import Lighter, available
 from tables import verdict
 
 from lighter.shim import linux  # type: ignore[import-untyped]

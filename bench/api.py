@@ -21,7 +21,7 @@ from typing import Any
 from bare import BareLoop
 from limit import Limit
 from measure import CommandFailed, Row, in_turn, run, seconds
-from peers import REFERENCE, Peer
+from peer import REFERENCE, Peer
 
 from lighter.daemon.grpc.pb import (  # type: ignore[import-untyped]
     containers_pb2,

@@ -28,7 +28,8 @@ from measure import (
     together,
     until,
 )
-from peers import Lighter, Peer
+from peer import Peer
+from peers import Lighter
 
 _KIB_IN_MB = 1024 / 1e6
 _REST_S = 10

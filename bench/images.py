@@ -27,7 +27,8 @@ from typing import Any
 
 import zstandard
 from measure import CommandFailed, Row, in_turn, run, seconds, titles, until
-from peers import Lighter, Peer
+from peer import Peer
+from peers import Lighter
 
 TMPFS = "/dev/shm"
 SIZE_BYTES = 450_000_000

@@ -19,7 +19,8 @@ from bare import BareLoop
 from exits import Exits
 from limit import Limit
 from measure import CommandFailed, Row, in_turn, seconds
-from peers import REFERENCE, Lighter, Peer
+from peer import REFERENCE, Peer
+from peers import Lighter
 
 ADDED_MS = 8
 

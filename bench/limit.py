@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from measure import CommandFailed, mounts_below, run, undisturbed
-from peers import RUNC, image_archive
+from peer import RUNC, image_archive
 
 
 class Limit:

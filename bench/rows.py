@@ -25,7 +25,8 @@ from measure import (
     together,
     until,
 )
-from peers import Lighter, Peer
+from peer import Peer
+from peers import Lighter
 
 _MIB = 1024 * 1024
 _KIB_IN_MB = 1024 / 1e6

@@ -24,6 +24,7 @@ NAMES = (
     "tables",
     "history",
     "report",
+    "peer",
     "peers",
     "growth",
     "api",
@@ -52,7 +53,8 @@ def modules() -> list[ModuleType]:
         sys.modules.update(others)
 
 
-measure, exits, accounting, tables, history, report, peers, growth, *_, waterfall, main = modules()
+measure, exits, accounting, tables, history, report, peer, *rest, waterfall, main = modules()
+_, growth, *_ = rest
 Row, Ended, Taken = measure.Row, exits.Ended, accounting.Taken
 MANAGER, SPAWNER, SHIM, OTHER = 100, 200, 300, 900
 
@@ -226,7 +228,7 @@ def test_every_program_is_started_by_its_path() -> None:
     assert measure.found(["no-such-program"]) == ["no-such-program"]
 
 
-class Side(peers.Peer):  # type: ignore[misc]
+class Side(peer.Peer):  # type: ignore[misc]
     """A manager that is none: containers are numbers."""
 
     def __init__(self, name: str, shims: int = 0) -> None:
@@ -252,15 +254,15 @@ Side.__abstractmethods__ = frozenset()
 
 
 def test_a_lost_monitor_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "_MONITORS_S", 0)
+    monkeypatch.setattr(peer, "_MONITORS_S", 0)
     assert len(Side("lighter", 100).monitors_of(100)) == 100
     with pytest.raises(measure.CommandFailed, match="lighter has 99 monitors of 100"):
         Side("lighter", 99).monitors_of(100)
 
 
 def test_who_takes_too_long_for_an_answer_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "_POLL_S", 0.01)
-    assert peers.Peer.running(Side("lighter")) == 0
+    monkeypatch.setattr(peer, "_POLL_S", 0.01)
+    assert peer.Peer.running(Side("lighter")) == 0
 
 
 def test_both_sides_start_their_containers_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
