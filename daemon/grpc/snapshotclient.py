@@ -24,7 +24,7 @@ _OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 
 class SnapshotClient:
-    """A Backend of lighter.daemon.snapshots.proxy. To be used on the loop."""
+    """A Backend of lighter.daemon.snapshots.backend. To be used on the loop."""
 
     def __init__(self, name: str, address: str, timeout_s: float = CALL_S) -> None:
         self.address = address

@@ -23,11 +23,11 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
 
 from lighter.daemon.content.whole import whole
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.snapshots.backend import Backend, check_mounts
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
 from lighter.daemon.snapshots.service import TARGET_LABEL
 from lighter.daemon.snapshots.types import (
@@ -53,46 +53,12 @@ from lighter.proto.faults import hit
 
 logger = logging.getLogger(__name__)
 
-MAX_MOUNTS = 64
 SWEEP_S = 10.0  # with a plugin that hangs, whoever waits for a sweep
 REST_S = 60.0  # after which it is swept again
 NO_NAMESPACE = "default"  # of a snapshot whose record is gone; for the plugin's log
 
 # Labels that are meant for the snapshotter itself (containerd's FilterInheritedLabels).
 _INHERITED = "containerd.io/snapshot/"
-_WRITTEN = ("upperdir=", "workdir=")
-_BINDS = frozenset(("bind", "rbind"))  # as a type or as an option of any other
-
-
-class Backend(Protocol):
-    """A plugin, whose keys are the caller's. Raises Unavailable and DeadlineExceeded, which name
-    it, and what it answers itself."""
-
-    address: str
-
-    async def prepare(
-        self, namespace: str, key: str, parent: str, labels: Mapping[str, str]
-    ) -> tuple[Mount, ...]: ...
-
-    async def view(
-        self, namespace: str, key: str, parent: str, labels: Mapping[str, str]
-    ) -> tuple[Mount, ...]: ...
-
-    async def mounts(self, namespace: str, key: str) -> tuple[Mount, ...]: ...
-
-    async def commit(
-        self, namespace: str, name: str, key: str, labels: Mapping[str, str]
-    ) -> None: ...
-
-    async def remove(self, namespace: str, key: str) -> None: ...
-
-    async def usage(self, namespace: str, key: str) -> Usage: ...
-
-    async def is_committed(self, namespace: str, key: str) -> bool:
-        """Whether there is a committed snapshot of this name."""
-
-    async def close(self) -> None:
-        """Calls under way end with Unavailable."""
 
 
 class ProxySnapshotter:
@@ -175,7 +141,7 @@ class ProxySnapshotter:
                 if target:
                     await self._take_over(namespace, key, number, parent_number, target, labels)
                 raise
-            self._check(f"prepare snapshot {key}", mounts)
+            check_mounts(f"prepare snapshot {key}", self.name, mounts, self._guarded)
             hit("snapshot.proxied")
             self._rows.insert(namespace, key, number, below.number if below else None, kind, labels)
         except BaseException as err:
@@ -258,7 +224,7 @@ class ProxySnapshotter:
 
     async def _mounts(self, namespace: str, row: Row) -> tuple[Mount, ...]:
         mounts = await self._backend.mounts(namespace, self._key(row))
-        self._check(f"mount snapshot {row.info.key}", mounts)
+        check_mounts(f"mount snapshot {row.info.key}", self.name, mounts, self._guarded)
         self._known[row.number] = mounts
         return mounts
 
@@ -317,33 +283,6 @@ class ProxySnapshotter:
         if row.info.kind != ACTIVE:
             raise FailedPrecondition(f"{verb} snapshot {key}: it is {row.info.kind}, not active")
         return row
-
-    def _check(self, what: str, mounts: Sequence[Mount]) -> None:
-        """Refuse what cannot be mounted, or would give our own files away."""
-        if not 0 < len(mounts) <= MAX_MOUNTS:
-            raise FailedPrecondition(
-                f"{what}: {self.name} gives {len(mounts)} mounts, expected 1 to {MAX_MOUNTS}"
-            )
-        for mount in mounts:
-            if mount.type.startswith("fuse"):
-                raise Unimplemented(
-                    f"{what}: {self.name} gives a mount of type {mount.type}, which needs a "
-                    "program of its own"
-                )
-            written = [option for option in mount.options if option.startswith(_WRITTEN)]
-            places = [option.partition("=")[2] for option in written]
-            if not _BINDS.isdisjoint((mount.type, *mount.options)):
-                places.append(mount.source)
-            for place in places:
-                if not place.startswith("/") or "\0" in place or self._would_give_away(place):
-                    raise FailedPrecondition(
-                        f"{what}: {self.name} gives {place[:200]!a} to be mounted, which is no "
-                        "directory of a snapshot"
-                    )
-
-    def _would_give_away(self, place: str) -> bool:
-        path = os.path.realpath(place)
-        return os.path.commonpath((path, self._guarded)) in (path, self._guarded)
 
     # --- what is left over
 
