@@ -27,8 +27,8 @@ from lighter.daemon.content.references import (
     References,
     Step,
 )
+from lighter.daemon.content.rows import delete_rows as delete_content_rows
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.content.store import delete_rows as delete_content_rows
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows

@@ -28,11 +28,21 @@ from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.references import REF_LABEL
+from lighter.daemon.content.rows import (
+    SHAREABLE_LABEL,
+    TRASH,
+    delete_rows,
+    field_of,
+    info_of,
+    record,
+    record_seen,
+    row_to_share,
+)
 from lighter.daemon.content.whole import whole
 from lighter.daemon.events import Event, EventLog
 from lighter.daemon.files import sync_directory, write_whole
-from lighter.daemon.filters import any_of, label_path
-from lighter.daemon.metadata.columns import labels_of, texts
+from lighter.daemon.filters import any_of
+from lighter.daemon.metadata.columns import texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import ContentInfo
@@ -41,9 +51,6 @@ from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, ResourceExhausted
 from lighter.proto.faults import hit
 from lighter.proto.names import BROKEN_LABEL, check_labels
-
-TRASH = "content"
-SHAREABLE_LABEL = "containerd.io/namespace.shareable"
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +129,7 @@ class ContentStore:
             told = []
             with self._db.durable_transaction() as tx:
                 for digest, arrival in found.items():
-                    if _record(tx, namespace, digest, arrival):
+                    if record(tx, namespace, digest, arrival):
                         told.append(self._created(tx, namespace, digest, arrival.size_bytes))
             self._events.announce(*told)
 
@@ -159,17 +166,8 @@ class ContentStore:
         Its labels do not come along. Content whose file is damaged is not shared.
         """
         digest = Digest.parse(digest)
-        now = time.time_ns()
         with self._db.durable_transaction() as tx:
-            row = tx.execute(
-                "SELECT size_bytes, namespaces.labels FROM content"
-                " JOIN namespaces ON namespaces.name = content.namespace"
-                " WHERE digest = ? ORDER BY"
-                # Of AND both sides are computed, and the second fails for what is no JSON.
-                " CASE WHEN typeof(namespaces.labels) = 'text' AND json_valid(namespaces.labels)"
-                " THEN json_extract(namespaces.labels, ?) = 'true' ELSE 0 END DESC",
-                (digest, f'$."{SHAREABLE_LABEL}"'),
-            ).fetchone()
+            row = row_to_share(tx, digest)
             if row is None or not (
                 self._share_all or (texts(row["labels"]) or {}).get(SHAREABLE_LABEL) == "true"
             ):
@@ -179,14 +177,8 @@ class ContentStore:
             except LighterError:
                 return False
             ensure_in(tx, namespace)
-            done = tx.execute(
-                "INSERT OR IGNORE INTO content(namespace, digest, size_bytes, labels,"
-                " created_at, updated_at)"
-                " VALUES(?, ?, ?, '{}', ?, ?)",
-                (namespace, digest, row["size_bytes"], now, now),
-            )
             told = []
-            if done.rowcount:
+            if record_seen(tx, namespace, digest, row["size_bytes"]):
                 told.append(self._created(tx, namespace, digest, row["size_bytes"]))
         self._events.announce(*told)
         return True
@@ -215,7 +207,7 @@ class ContentStore:
         )
         if row is None:
             raise NotFound(f"get content {digest}: there is none in namespace {namespace}")
-        return _info(row)
+        return info_of(row)
 
     def list(
         self,
@@ -234,9 +226,9 @@ class ContentStore:
             "SELECT * FROM content WHERE namespace = ? AND digest > ? ORDER BY digest LIMIT ?",
             (namespace, cursor, limit + 1),
         )
-        page = tuple(map(_info, rows[:limit]))
+        page = tuple(map(info_of, rows[:limit]))
         cursor = page[-1].digest if len(rows) > limit else ""
-        return tuple(info for info in page if wanted(partial(_field, info))), cursor
+        return tuple(info for info in page if wanted(partial(field_of, info))), cursor
 
     def open(self, namespace: str, digest: str) -> int:
         """A read-only descriptor that the caller owns. Raises NotFound, DataLoss."""
@@ -367,51 +359,3 @@ class ContentStore:
             row["name"] for row in self._db.rows("SELECT name FROM trash WHERE owner = ?", (TRASH,))
         }
         return tuple(sorted(set(os.listdir(self._blobs_dir)) - known))
-
-
-def delete_rows(tx: sqlite3.Connection, namespace: str, digests: Iterable[Digest]) -> int:
-    """Inside a transaction: take content from a namespace and note what may be swept."""
-    gone = 0
-    for digest in digests:
-        gone += tx.execute(
-            "DELETE FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)
-        ).rowcount
-        tx.execute("INSERT OR IGNORE INTO trash(owner, name) VALUES(?, ?)", (TRASH, digest.hex))
-    return gone
-
-
-def _record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arrival) -> bool:
-    """Whether the namespace did not have it before."""
-    now = time.time_ns()
-    row = tx.execute(
-        "SELECT labels FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)
-    ).fetchone()
-    labels = merge_labels((texts(row["labels"]) if row else None) or {}, arrival.labels)
-    tx.execute(
-        "INSERT INTO content(namespace, digest, size_bytes, labels, created_at, updated_at)"
-        " VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
-        " SET size_bytes = excluded.size_bytes, labels = excluded.labels,"
-        " updated_at = excluded.updated_at",
-        (namespace, digest, arrival.size_bytes, json.dumps(labels), now, now),
-    )
-    tx.execute("DELETE FROM trash WHERE owner = ? AND name = ?", (TRASH, digest.hex))
-    return row is None
-
-
-def _field(info: ContentInfo, path: tuple[str, ...]) -> str | None:
-    """What a filter asks of content (containerd's AdaptInfo; sizes cannot be compared)."""
-    if path == ("digest",):
-        return info.digest
-    if path[0] == "labels":
-        return info.labels.get(label_path(path[1:]))
-    return None
-
-
-def _info(row: sqlite3.Row) -> ContentInfo:
-    return ContentInfo(
-        digest=row["digest"],
-        size=row["size_bytes"],
-        labels=labels_of(row, f"content {row['digest']}"),
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-    )

@@ -17,7 +17,8 @@ from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.content.ingests import EXPIRE_S, Ingests
-from lighter.daemon.content.store import SHAREABLE_LABEL, ContentStore
+from lighter.daemon.content.rows import SHAREABLE_LABEL
+from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.writer import Writer
 from lighter.daemon.events import EventLog
 from lighter.daemon.leases import INGESTS, Leases
