@@ -45,7 +45,7 @@ class StopAll:
         tasks: TaskService,
         restarts: Restarts,
     ) -> None:
-        self._restarts = restarts
+        self._debts = restarts.debts
         self._supervisor = supervisor
         self._containers = containers
         self._tasks = tasks
@@ -55,7 +55,7 @@ class StopAll:
         `timeout_s`. Closing the iterator leaves the rest as it is.
         """
         deadline = time.monotonic() + timeout_s
-        self._restarts.hold_owed()
+        self._debts.hold_owed()
         known: set[str] = set()
         under_way: set[asyncio.Task[Stopped]] = set()
         try:
@@ -104,7 +104,7 @@ class StopAll:
     async def _ask_to_end(self, entry: Entry, timeout_s: float) -> None:
         """Raises DeadlineExceeded when it runs on all the same."""
         namespace, id_ = entry.namespace, entry.id
-        self._restarts.hold(namespace, id_)
+        self._debts.hold(namespace, id_)
         try:
             if entry.state == states.PAUSED:
                 # A frozen process takes no signal but the last one.

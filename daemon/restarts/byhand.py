@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from lighter.daemon.containers.request import signal_number
 from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.restarts.debts import Key
 from lighter.daemon.restarts.policy import NO, RestartPolicy
-from lighter.daemon.restarts.service import FAILED, Key, Restarts
+from lighter.daemon.restarts.service import FAILED, Restarts
 from lighter.daemon.restarts.store import CONTAINER, WITH_VOLUMES, Restart, RestartStore
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.supervisor import Supervisor
@@ -41,6 +42,7 @@ class ByHand:
         supervisor: Supervisor,
     ) -> None:
         self._restarts = restarts
+        self._debts = restarts.debts
         self._store = store
         self._containers = containers
         self._tasks = tasks
@@ -74,22 +76,22 @@ class ByHand:
                 if entry.state == states.CREATED:
                     return await self.start_task(namespace, id_)
                 return entry.pid
-            self._restarts.release(key)
+            self._debts.release(key)
             settled = entry.incarnation if entry is not None else ""
             row = Restart(namespace, id_, settled=settled, due_at=time.time_ns())
-            self._restarts.put(row)
+            self._debts.put(row)
             hit("restart.asked")
             try:
                 if entry is not None and entry.exit is None:
                     await self._end(key, *(stop or (None, None)))
                 return await self._restarts.make(row)
             except asyncio.CancelledError:
-                if self._restarts.owes(row):  # who asked has gone; what was begun is finished
-                    self._restarts.arm(row)
+                if self._debts.owes(row):  # who asked has gone; what was begun is finished
+                    self._debts.arm(row)
                 raise
             except Exception as err:
-                if self._restarts.owes(row):  # who asked hears of the failure: nobody tries on
-                    self._restarts.put(replace(row, due_at=None, error=str(err)))
+                if self._debts.owes(row):  # who asked hears of the failure: nobody tries on
+                    self._debts.put(replace(row, due_at=None, error=str(err)))
                 await self._restarts.remove_if_over(key)
                 raise
 
@@ -100,13 +102,13 @@ class ByHand:
 
     def _begin_anew(self, key: Key) -> None:
         """Noted before the shim hears of it: a stop that comes while it starts is noted after."""
-        self._restarts.release(key)
+        self._debts.release(key)
         row = self._store.get(*key)
         if row is None:
             return
         anew = Restart(*key, settled=row.settled, removal=row.removal)
         if row != anew:
-            self._restarts.put(anew)
+            self._debts.put(anew)
 
     async def make_way(self, namespace: str, container_id: str) -> None:
         """Forget an ended task, so that its caller makes the next one. Raises FailedPrecondition
@@ -116,8 +118,8 @@ class ByHand:
         async with self._restarts.alone(key):
             row = self._store.get(*key)
             if row is not None and row.due_at is not None:
-                self._restarts.put(replace(row, due_at=None))
-            self._restarts.release(key)
+                self._debts.put(replace(row, due_at=None))
+            self._debts.release(key)
             entry = self._supervisor.entries.get(key)
             if entry is None:
                 return
@@ -194,7 +196,7 @@ class ByHand:
         key = namespace, container_id
         entry = self._supervisor.entries.get(key)
         alive = entry is not None and entry.is_task and entry.exit is None
-        if force and not exec_id and (alive or self._restarts.is_owed(*key)):
+        if force and not exec_id and (alive or self._debts.is_owed(*key)):
             self._stopped_by_hand(key)
         return await self._tasks.delete(namespace, container_id, exec_id, force)
 
@@ -217,10 +219,10 @@ class ByHand:
         was_owed = row.due_at is not None
         row = replace(row, stopped=True, due_at=None, error="")
         try:
-            self._restarts.put(row)
+            self._debts.put(row)
         except LighterError as err:  # a full disk keeps nobody from ending a container
             log.error("note the stop of container %s: %s", row.id, err)
-            self._restarts.keep(row)
+            self._debts.keep(row)
         hit("restart.stop-noted")
         return was_owed
 
@@ -237,7 +239,7 @@ class ByHand:
             row = self._store.get(*key)
             if noted and row is not None:
                 with contextlib.suppress(LighterError):
-                    self._restarts.put(replace(row, removal=""))
+                    self._debts.put(replace(row, removal=""))
             raise
 
     async def forget(self, namespace: str, container_id: str) -> None:
@@ -257,7 +259,7 @@ class ByHand:
         if not starts_again and (row is None or row.due_at is None):
             return False
         row = row or Restart(*key)
-        self._restarts.put(replace(row, stopped=True, due_at=None, error="", removal=removal))
+        self._debts.put(replace(row, stopped=True, due_at=None, error="", removal=removal))
         hit("restart.removal-noted")
         return True
 
@@ -280,12 +282,12 @@ class ByHand:
     async def at_rest(self, namespace: str, container_id: str, attempt: str) -> AsyncIterator[None]:
         """While it is not started again. Raises FailedPrecondition when that is owed."""
         key = namespace, container_id
-        if self._restarts.is_owed(*key):
+        if self._debts.is_owed(*key):
             raise FailedPrecondition(f"{attempt}: it is being started again; stop it first")
         async with self._restarts.alone(key):
             yield
         if self._store.definition(*key) is None:
-            self._restarts.disarm(key)
+            self._debts.disarm(key)
             self._store.drop(key)
 
     def set_policy(self, namespace: str, container_id: str, policy: RestartPolicy) -> None:
@@ -294,4 +296,4 @@ class ByHand:
         if row is not None and row.due_at is not None:
             status = row.exit_status if row.exit_status is not None else FAILED
             if not policy.wants(status, row.count - 1, row.stopped):
-                self._restarts.put(replace(row, due_at=None))
+                self._debts.put(replace(row, due_at=None))

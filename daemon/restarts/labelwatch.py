@@ -34,7 +34,7 @@ class LabelWatch:
         tasks: TaskService,
         supervisor: Supervisor,
     ) -> None:
-        self._restarts = restarts
+        self._debts = restarts.debts
         self._store = store
         self._tasks = tasks
         self._supervisor = supervisor
@@ -73,13 +73,11 @@ class LabelWatch:
         if entry is None and time.time_ns() - of.updated_at < LOOK_S * 1e9:
             return  # its client is about to make a task
         row = self._store.get(*key) or Restart(*key)
-        if row.due_at is not None or self._restarts.is_held(key):
+        if row.due_at is not None or self._debts.is_held(key):
             return
         status = entry.exit.exit_status if entry is not None and entry.exit else 0
         count = of.count(row)
         if of.policy().wants(status, count, of.is_stopped or row.stopped):
             settled = entry.incarnation if entry is not None else row.settled
             delay_ms = next_delay_ms(row.delay_ms, 0)
-            self._restarts.arm(
-                self._restarts.owe(replace(row, settled=settled), of, count + 1, delay_ms)
-            )
+            self._debts.arm(self._debts.owe(replace(row, settled=settled), of, count + 1, delay_ms))

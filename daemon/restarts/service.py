@@ -13,7 +13,6 @@ The end of an incarnation that is settled is never counted again.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -23,6 +22,7 @@ from weakref import WeakValueDictionary
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.events import EventLog
 from lighter.daemon.restarts import labels
+from lighter.daemon.restarts.debts import Debts, Key
 from lighter.daemon.restarts.policy import (
     FIRST_DELAY_MS,
     NO,
@@ -34,7 +34,7 @@ from lighter.daemon.tasks.clientstdio import stdio_of
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.supervisor import Supervisor
-from lighter.proto import events, states
+from lighter.proto import states
 from lighter.proto.errors import (
     Aborted,
     Internal,
@@ -47,11 +47,8 @@ from lighter.proto.faults import hit
 log = logging.getLogger("lighter.restarts")
 
 _AGAIN_S = 0.2
-_LATER_S = 5.0
 FAILED = 1  # a start that fails is a failure of the container's
 _NO_STREAMS = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
-
-Key = tuple[str, str]
 
 # (state of the task that is there, "" for none; whether its end is dealt with) -> what an owed
 # start needs next.
@@ -86,11 +83,14 @@ class Restarts:
         self._containers = containers
         self._tasks = tasks
         self._supervisor = supervisor
-        self._events = events_log
+        self.debts = Debts(
+            store=store,
+            events_log=events_log,
+            pursue=self._pursue,
+            in_background=supervisor.in_background,
+        )
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._ours: set[str] = set()  # incarnations that are made for something owed
-        self._held: set[Key] = set()
 
     # what the supervisor tells
 
@@ -103,7 +103,7 @@ class Restarts:
         self._ours.discard(entry.incarnation)
         row = self._settled(entry)
         if row is not None and row.due_at is not None:
-            self.arm(row)
+            self.debts.arm(row)
 
     def _settled(self, entry: Entry) -> Restart | None:
         if entry.options.get("auto_remove"):
@@ -118,7 +118,7 @@ class Restarts:
         """A task runs, perhaps one that was made for what is owed."""
         row = self._store.get(entry.namespace, entry.id)
         if row is not None and entry.incarnation in self._ours:
-            self._started(row)
+            self.debts.cross_out(row)
 
     # deciding
 
@@ -136,7 +136,7 @@ class Restarts:
         except InvalidArgument as err:
             log.error("restart container %s: %s", entry.id, err)
             return before
-        if entry.key in self._held or (before is None and policy.name == NO):
+        if self.debts.is_held(entry.key) or (before is None and policy.name == NO):
             return before
         row = before or Restart(entry.namespace, entry.id)
         ended = entry.exit
@@ -145,90 +145,23 @@ class Restarts:
         )
         stopped = row.stopped or definition.is_stopped
         if not policy.wants(ended.exit_status, count, stopped):
-            self.put(replace(row, count=count))
+            self.debts.put(replace(row, count=count))
             return row
         ran_s = (ended.exited_at - entry.started_at) / 1e9
-        return self.owe(row, definition, count + 1, next_delay_ms(row.delay_ms, ran_s))
-
-    def owe(self, row: Restart, of: Definition, count: int, delay_ms: int) -> Restart:
-        """Record that a start is due after `delay_ms`, and tell."""
-        due_at = time.time_ns() + delay_ms * 1_000_000
-        row = replace(row, count=count, delay_ms=delay_ms, due_at=due_at)
-        body = {
-            "id": row.id,
-            "count": count,
-            "exit_status": row.exit_status,
-            "delay_ms": delay_ms,
-            "error": row.error,
-        }
-        with self._store.changes() as tx:
-            if not self._store.put(tx, row):
-                return replace(row, due_at=None)
-            if of.by_labels:
-                self._store.set_count_label(tx, of, count)
-            told = self._events.append(tx, row.namespace, events.CONTAINER_RESTART, body)
-        hit("restart.owed")
-        self._events.announce(told)
-        return row
-
-    def put(self, row: Restart) -> bool:
-        self.disarm(row.key)
-        with self._store.changes() as tx:
-            return self._store.put(tx, row)
-
-    def keep(self, row: Restart) -> None:
-        """As `put`, where the disk is full: it counts at once, and is written when that ends."""
-        self.disarm(row.key)
-        was_behind = self._store.is_behind
-        self._store.keep(row)
-        if not was_behind:
-            self._supervisor.in_background(self._write_kept())
-
-    async def _write_kept(self) -> None:
-        while self._store.is_behind:
-            await asyncio.sleep(_LATER_S)
-            try:
-                with self._store.changes():
-                    pass
-            except LighterError as err:
-                log.warning("write what was done by hand: %s", err)
+        return self.debts.owe(row, definition, count + 1, next_delay_ms(row.delay_ms, ran_s))
 
     # doing what is owed
-
-    def arm(self, row: Restart) -> None:
-        """See to what is owed when it is due; never later than its pause after this moment, since
-        the clock may have been set meanwhile. Nothing is owed to a container that is gone.
-        """
-        if row.due_at is None:
-            return
-        left_s = min((row.due_at - time.time_ns()) / 1e9, row.delay_ms / 1e3)
-        self._arm_in(row.key, max(0.0, left_s))
-
-    def _arm_in(self, key: Key, delay_s: float) -> None:
-        self.disarm(key)
-        loop = asyncio.get_running_loop()
-        self._timers[key] = loop.call_later(delay_s, self._on_due, key)
-
-    def disarm(self, key: Key) -> None:
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _on_due(self, key: Key) -> None:
-        self._timers.pop(key, None)
-        self._supervisor.in_background(self._pursue(key))
 
     async def _pursue(self, key: Key) -> None:
         async with self.alone(key):
             row = self._store.get(*key)
-            if row is None or row.due_at is None or key in self._held:
+            if row is None or row.due_at is None or self.debts.is_held(key):
                 return
             try:
                 await self._attempt(row)
             except Exception as err:  # a full disk, or a mistake here: it is owed all the same
                 log.exception("start container %s again: %s", row.id, err)
-            if key not in self._timers and key not in self._held and self.is_owed(*key):
-                self._arm_in(key, _LATER_S)
+            self.debts.arm_undone(key)
 
     async def _attempt(self, row: Restart) -> None:
         try:
@@ -238,7 +171,7 @@ class Restarts:
                 self._failed(row, err)
         except LighterError as err:
             if self._containers.is_held(*row.key):
-                self._arm_in(row.key, _AGAIN_S)
+                self.debts.arm_in(row.key, _AGAIN_S)
             else:
                 self._failed(row, err)
         except Exception as err:
@@ -251,20 +184,20 @@ class Restarts:
         match _NEXT[_found(row, entry)]:
             case "make":
                 if self._containers.is_held(*row.key):
-                    self._arm_in(row.key, _AGAIN_S)
+                    self.debts.arm_in(row.key, _AGAIN_S)
                 else:
                     await self.make(row)
             case "start":
                 assert entry is not None
                 if entry.incarnation in self._ours:
                     await self._tasks.start(row.namespace, row.id)
-                    self._started(row)
+                    self.debts.cross_out(row)
                 else:
-                    self._arm_in(row.key, _AGAIN_S)  # a client is about to
+                    self.debts.arm_in(row.key, _AGAIN_S)  # a client is about to
             case "wait":
-                self._arm_in(row.key, _AGAIN_S)
+                self.debts.arm_in(row.key, _AGAIN_S)
             case "stop":  # of a restart by hand, whose manager died over it
-                self._arm_in(row.key, _AGAIN_S)
+                self.debts.arm_in(row.key, _AGAIN_S)
                 try:
                     await self._containers.stop(row.namespace, row.id, None)
                 except LighterError as err:
@@ -274,7 +207,7 @@ class Restarts:
                 if entry.closed:
                     self.on_closed(entry)
             case "done":
-                self._started(row)
+                self.debts.cross_out(row)
 
     async def make(self, row: Restart) -> int:
         """Put another task in the place of the ended one; returns init's pid.
@@ -296,7 +229,7 @@ class Restarts:
         self._ours.add(entry.incarnation)
         hit("restart.task-created")
         try:
-            if not self.owes(row) or row.key in self._held:
+            if not self.debts.owes(row) or self.debts.is_held(row.key):
                 raise Aborted(f"start container {id_}: it was stopped")
             await self._tasks.start(namespace, id_)
         except BaseException:
@@ -304,7 +237,7 @@ class Restarts:
                 await asyncio.shield(self._remove(entry))
             raise
         hit("restart.task-started")
-        self._started(row)
+        self.debts.cross_out(row)
         return pid
 
     def _streams(self, of: Definition) -> Mapping[str, Any]:
@@ -320,22 +253,10 @@ class Restarts:
         except LighterError as err:
             log.warning("remove %s, which was not started: %s", entry.what, err)
 
-    def owes(self, row: Restart) -> bool:
-        """Whether what the row says is still what is to be done."""
-        now = self._store.get(*row.key)
-        return now is not None and now.due_at is not None and now.settled == row.settled
-
-    def _started(self, row: Restart) -> None:
-        """What was owed is done, unless another end has come since."""
-        now = self._store.get(*row.key)
-        if now is not None and now.due_at is not None and now.settled == row.settled:
-            self.put(replace(now, due_at=None, error=""))
-            hit("restart.settled")
-
     def _failed(self, row: Restart, error: LighterError) -> None:
         """An attempt at a start failed: as an end of the container, it has its pause and limit."""
         definition = self._store.definition(*row.key)
-        if definition is None or not self.owes(row) or row.key in self._held:
+        if definition is None or not self.debts.owes(row) or self.debts.is_held(row.key):
             return
         log.warning("start container %s again: %s", row.id, error.message)
         row = replace(row, error=error.message)
@@ -345,9 +266,9 @@ class Restarts:
             policy, count = RestartPolicy(), row.count
         if policy.wants(FAILED, count, row.stopped):
             delay_ms = next_delay_ms(row.delay_ms or FIRST_DELAY_MS, 0)
-            self.arm(self.owe(row, definition, count + 1, delay_ms))
+            self.debts.arm(self.debts.owe(row, definition, count + 1, delay_ms))
         else:
-            self.put(replace(row, due_at=None))
+            self.debts.put(replace(row, due_at=None))
             self._supervisor.in_background(self.remove_if_over(row.key))
 
     def goes_on(self, entry: Entry) -> bool:
@@ -358,7 +279,9 @@ class Restarts:
     async def remove_if_over(self, key: Key) -> None:
         """Remove a container that is to remove itself and was not started again after all."""
         definition, entry = self._store.definition(*key), self._supervisor.entries.get(key)
-        if definition is None or not definition.options.get("auto_remove") or self.is_owed(*key):
+        if definition is None or not definition.options.get("auto_remove"):
+            return
+        if self.debts.is_owed(*key):
             return
         if entry is None or entry.closed:
             try:
@@ -373,50 +296,17 @@ class Restarts:
         async with lock:
             yield
 
-    def hold(self, namespace: str, container_id: str) -> None:
-        """It is stopped with everything else: no restart before somebody, or the next manager,
-        starts it. Its end is settled then.
-        """
-        self._held.add((namespace, container_id))
-        self.disarm((namespace, container_id))
-
-    def release(self, key: Key) -> None:
-        """Somebody starts it: it is not held any more."""
-        self._held.discard(key)
-
-    def is_held(self, key: Key) -> bool:
-        return key in self._held
-
-    def hold_owed(self) -> None:
-        """Hold all that wait to be started again."""
-        for row in self._store.all():
-            if row.due_at is not None:
-                self.hold(*row.key)
-
     # looking
 
     def describe(self, namespace: str, container_id: str) -> dict[str, Any]:
         """What `inspect` shows."""
         return self._store.describe(namespace, container_id)
 
-    def get(self, namespace: str, container_id: str) -> Restart | None:
-        return self._store.get(namespace, container_id)
-
-    def of_namespace(self, namespace: str) -> dict[str, Restart]:
-        """Those of a namespace by container id."""
-        return self._store.of_namespace(namespace)
-
-    def is_owed(self, namespace: str, container_id: str) -> bool:
-        """Whether it is being started again, or waits for that."""
-        row = self._store.get(namespace, container_id)
-        return row is not None and row.due_at is not None
-
     # a manager's start
 
     def recover(self) -> None:
         """Go on with what the manager before owed, and start what is to run when one starts."""
-        if self._store.is_behind:
-            self._supervisor.in_background(self._write_kept())
+        self.debts.recover()
         for row in self._store.all():
             entry = self._supervisor.entries.get(row.key)
             if row.removal:
@@ -424,7 +314,7 @@ class Restarts:
             if row.due_at is not None:
                 if entry is not None and entry.incarnation != row.settled:
                     self._ours.add(entry.incarnation)
-                self.arm(row)
+                self.debts.arm(row)
             elif entry is None or (entry.closed and row.settled == entry.incarnation):
                 self._start_with_manager(row)
 
@@ -443,7 +333,7 @@ class Restarts:
         if policy.wants_at_start(stopped):
             again = replace(row, stopped=False, error="")
             count = definition.count(row) + 1 if definition.by_labels else 0
-            self.arm(self.owe(again, definition, count, 0))
+            self.debts.arm(self.debts.owe(again, definition, count, 0))
 
 
 def _found(row: Restart, entry: Entry | None) -> tuple[str, bool]:

@@ -59,7 +59,7 @@ def native_methods(s: Services) -> dict[str, Method]:
             s.checkpoints,
         ),
         **handlers.event_methods(s.event_log),
-        **handlers.log_methods(s.root, s.tasks, s.containers, s.restarts.is_owed),
+        **handlers.log_methods(s.root, s.tasks, s.containers, s.restarts.debts.is_owed),
         **image_handlers.image_methods(s.images, Inspection(s.images, s.content), s.mounted),
         **archive_handlers.archive_methods(
             s.images,
