@@ -78,6 +78,7 @@ from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.supervisor import Followers, Settler, Supervisor
 from lighter.daemon.volumes.service import Volumes
+from lighter.daemon.workers import Workers
 from lighter.proto.paths import Root, State
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Services:
     generation: int
     db: Database
     spawner: Spawner
+    workers: Workers
     event_log: EventLog
     namespaces: NamespaceService
     content: ContentStore
@@ -191,6 +193,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
     """
     config, root, state, db = core.config, core.root, core.state, core.db
     spawner, event_log, supervisor = core.spawner, core.event_log, core.supervisor
+    workers = Workers(spawner)
     attachments, store, bundle_of = core.attachments, core.task_store, core.bundle_of
     container_store = ContainerStore(db)
     namespaces = NamespaceStore(db)
@@ -203,7 +206,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
     )
     ingests = Ingests(root.content + "/writes", content)
     leases = Leases(db)
-    remover = tree_remover(spawner)
+    remover = tree_remover(workers)
     snapshotters: dict[str, Snapshotter] = {
         "overlayfs": OverlaySnapshotter(root.snapshots, db, event_log, remover),
         "native": NativeSnapshotter(root.snapshots, db, event_log, remover),
@@ -215,7 +218,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
     proxies = _proxies(core)
     snapshotters.update((proxy.name, proxy) for proxy in proxies)
     processors = Processors(
-        spawner,
+        workers,
         config.stream_processors,
         lambda path: runtimes.find_program(path, "stream processor"),
     )
@@ -224,16 +227,16 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         event_log,
         content,
         snapshotters,
-        spawner,
+        workers,
         config.snapshotter,
         config.layer_limits,
         config.layers_at_once,
         processors,
     )
     image_store = ImageStore(db, event_log)
-    snapshots = SnapshotService(db, snapshotters, config.snapshotter, spawner)
-    layers = Layers(content, snapshots, images.collector, spawner, config.layer_limits, processors)
-    mounted = MountedImages(images, snapshotters, spawner)
+    snapshots = SnapshotService(db, snapshotters, config.snapshotter, workers)
+    layers = Layers(content, snapshots, images.collector, workers, config.layer_limits, processors)
+    mounted = MountedImages(images, snapshotters, workers)
     housekeeping = Housekeeping(root, db, namespaces, images.collector, ingests, leases)
     scheduler = Scheduler(config.gc, housekeeping.collect)
     reloader.scheduler = scheduler
@@ -299,9 +302,9 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         cgroup_lock=cgroup_lock,
     )
     host = read_host()
-    volumes = Volumes(root, VolumeStore(db), spawner, remover)
-    identities = IdentityService(spawner)
-    relabelling = Relabelling(spawner, root, state)
+    volumes = Volumes(root, VolumeStore(db), workers, remover)
+    identities = IdentityService(workers)
+    relabelling = Relabelling(workers, root, state)
     maker = ContainerMaker(
         root=root,
         store=container_store,
@@ -311,7 +314,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         volumes=volumes,
         has_task=tasks.exists,
         runtimes=runtimes,
-        worker=spawner,
+        worker=workers,
         events_log=event_log,
         host=host,
         defaults=Defaults(
@@ -373,7 +376,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         snapshots=snapshots,
         layers=layers,
         collector=images.collector,
-        worker=spawner,
+        worker=workers,
     )
     changes = ContainerChanges(
         root=root,
@@ -393,6 +396,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         generation=core.generation,
         db=db,
         spawner=spawner,
+        workers=workers,
         event_log=event_log,
         namespaces=NamespaceService(namespaces, ingests, images.collector, event_log),
         content=content,
@@ -419,7 +423,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         container_store=container_store,
         maker=maker,
         volumes=volumes,
-        files=ContainerFiles(containers, tasks, snapshots, spawner),
+        files=ContainerFiles(containers, tasks, snapshots, workers),
         freezing=freezing,
         records=records,
         changes=changes,
@@ -437,7 +441,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         ),
         health=health,
         followers=_Followers(restarts, health, endings, removal),
-        settler=WorkerSettler(spawner, root.instance, state, core.boot_id, config.runc_timeout_s),
+        settler=WorkerSettler(workers, root.instance, state, core.boot_id, config.runc_timeout_s),
         network_of=core.network_of,
         attachments=attachments,
         endings=endings,

@@ -93,6 +93,7 @@ class Core:
         from lighter.daemon.network.netns import NetworkNamespaces
         from lighter.daemon.network.plugin import search_path
         from lighter.daemon.network.records import Records
+        from lighter.daemon.workers import Workers
 
         config = self.config
         attachments = Attachments(
@@ -100,7 +101,7 @@ class Core:
             boot_id=self.boot_id,
             chain=Chain(search_path(config.network_bin_dir, os.environ), config.network_timeout_s),
             store=Records(self.root, self.state),
-            netns=NetworkNamespaces(self.state, self.spawner),
+            netns=NetworkNamespaces(self.state, Workers(self.spawner)),
             bundle_of=self.bundle_of,
         )
         attachments.load()

@@ -19,7 +19,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +28,7 @@ import msgpack
 from lighter.daemon.placement import Placement
 from lighter.daemon.takeover import ANSWER_S, WAIT_S, ask_waiting, give_locks, kind_of, let_go
 from lighter.daemon.values import frozen
-from lighter.proto.errors import Unavailable, from_wire
+from lighter.proto.errors import Unavailable
 from lighter.proto.paths import State
 from lighter.proto.shim_api import LOADED, MAX_PACKET
 
@@ -43,8 +43,6 @@ RESTART_S = 0.2
 # systemd takes 10 ms, loading 0.1 s, but many seconds on a starved machine or a slow disk;
 # more means that systemd does not answer.
 SCOPE_S = 30.0
-ANSWERED_S = 5.0  # a worker that has answered has nothing left to do
-KILLED_S = 10.0  # but the kernel may hold it up, in a file system that does not answer
 REPLACED_S = 60.0  # how long a request waits for the next spawner when there is none
 
 
@@ -77,7 +75,7 @@ class Child:
 
 
 class Spawner:
-    """One living spawner process at a time. Also the `Worker` that image services run jobs on."""
+    """One living spawner process at a time."""
 
     def __init__(
         self,
@@ -272,39 +270,12 @@ class Spawner:
         request = {"kind": "shim", "order": msgpack.packb(order)}
         return await self._ask(request, (), "fork shim")
 
-    async def run(
-        self,
-        job: dict[str, Any],
-        fds: Sequence[int],
-        progress: Callable[[dict[str, Any]], None] | None = None,
-    ) -> dict[str, Any]:
-        """Run one job in a worker process. Raises the worker's error, or Unavailable if it died.
+    async def fork_worker(self, fd: int, what: str) -> Child:
+        """Fork a worker whose job comes by the socket `fd`, which stays the caller's.
 
-        However this ends, the worker has ended before, and with it the mounts that it had.
+        Raises Unavailable, which says `what` it was for.
         """
-        what = f"run worker job {job['job']}"
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            ours.setblocking(False)
-            with theirs:
-                child = await self._ask({"kind": "worker"}, (theirs.fileno(),), what)
-            answered = False
-            try:
-                # Not before it is known: of who gives up until here, the worker gets no job.
-                socket.send_fds(ours, [msgpack.packb(job)], list(fds))
-                answer = await _answer(ours, what, progress)
-                answered = True
-            except OSError as err:
-                raise Unavailable(f"{what}: {err.strerror}") from err
-            finally:
-                try:
-                    await _ended(child, what, ANSWERED_S if answered else 0.0)
-                finally:
-                    os.close(child.pidfd)
-        if "error" in answer:
-            raise from_wire(*answer["error"])
-        result: dict[str, Any] = answer["ok"]
-        return result
+        return await self._ask({"kind": "worker"}, (fd,), what)
 
     async def _ask(self, request: dict[str, Any], fds: Sequence[int], what: str) -> Child:
         try:
@@ -404,41 +375,3 @@ class Spawner:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(Unavailable(f"fork process: {why}"))
-
-
-async def _answer(
-    ours: socket.socket, what: str, progress: Callable[[dict[str, Any]], None] | None
-) -> dict[str, Any]:
-    """A worker's last packet; the others go to `progress`. Raises Unavailable, OSError."""
-    loop = asyncio.get_running_loop()
-    while packet := await loop.sock_recv(ours, MAX_PACKET):
-        answer: dict[str, Any] = msgpack.unpackb(packet)
-        if "ok" in answer or "error" in answer:
-            return answer
-        if progress is not None and "progress" in answer:
-            progress(answer["progress"])
-    raise Unavailable(f"{what}: the worker ended without an answer")
-
-
-async def _ended(child: Child, what: str, patience_s: float) -> None:
-    """Wait for the end of a worker, which is killed when it does not end by itself in time."""
-    if patience_s and await _ends_in(child, patience_s):
-        return
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-    if not await _ends_in(child, KILLED_S):
-        log.error("%s: worker %d does not end, though it was killed", what, child.pid)
-
-
-async def _ends_in(child: Child, seconds: float) -> bool:
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(child.pidfd, ended.set)
-    try:
-        async with asyncio.timeout(seconds):
-            await ended.wait()
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(child.pidfd)
-    return True

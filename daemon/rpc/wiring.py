@@ -64,7 +64,7 @@ def native_methods(s: Services) -> dict[str, Method]:
         **archive_handlers.archive_methods(
             s.images,
             Exporter(s.content, s.image_store, s.images.collector),
-            Converter(s.content, s.image_store, s.images.collector, s.spawner),
+            Converter(s.content, s.image_store, s.images.collector, s.workers),
         ),
         **network_handlers.network_methods(s.network_catalog, s.live_networks, s.containers),
         **transfer_handlers.transfer_methods(s.puller, s.pusher),
