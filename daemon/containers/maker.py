@@ -1,7 +1,6 @@
 """From an image and a caller's wishes to a recorded spec and a writable snapshot."""
 
 import contextlib
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -12,7 +11,6 @@ from typing import Any
 from lighter.daemon.containers import idpool, relabelling
 from lighter.daemon.containers.idpool import IdPool
 from lighter.daemon.containers.levels import Levels
-from lighter.daemon.containers.looked import resources_of, sources
 from lighter.daemon.containers.placing import cgroups_path, check_programs, record
 from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import (
@@ -24,6 +22,7 @@ from lighter.daemon.containers.request import (
     signal_number,
 )
 from lighter.daemon.containers.roots import MadeRoot, RootMaker, RootWish
+from lighter.daemon.containers.specs import SpecMaker
 from lighter.daemon.events import EventLog, Telling
 from lighter.daemon.health import check as health_check
 from lighter.daemon.identity import IdentityService
@@ -33,22 +32,16 @@ from lighter.daemon.looks import Looks
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.namespaces import DEFAULT_RUNTIME_LABEL, DEFAULT_SNAPSHOTTER_LABEL
 from lighter.daemon.network.request import NetworkRequest
-from lighter.daemon.oci import cdi, cdi_edits, idmaps, selinux
-from lighter.daemon.oci import spec as oci_spec
+from lighter.daemon.oci import idmaps, selinux
 from lighter.daemon.oci.checks import encode
-from lighter.daemon.oci.confinement import AppArmor, check_rdt
-from lighter.daemon.oci.devices import DeviceGrant, granted
 from lighter.daemon.oci.given import read_spec
-from lighter.daemon.oci.host import Host, check_oom_score, read_devices
-from lighter.daemon.oci.initprogram import find_init, put_before
-from lighter.daemon.oci.limits import NONE
+from lighter.daemon.oci.host import Host
 from lighter.daemon.oci.propagation import (
     asks_propagation,
     read_mountinfo,
     set_root_propagation,
 )
-from lighter.daemon.oci.selinux import Labels, SELinux
-from lighter.daemon.oci.users import Identity
+from lighter.daemon.oci.selinux import SELinux
 from lighter.daemon.orphans import Orphans
 from lighter.daemon.runtimes import NAMES, Runtimes
 from lighter.daemon.snapshots.types import Snapshotter
@@ -108,15 +101,14 @@ class ContainerMaker:
         self._check_network = check_network
         self._root = root
         self._store = store
-        self._identities = identities
         self._volumes = volumes
         self._has_task = has_task
         self._runtimes = runtimes
         self._events = events_log
-        self._host = host
         self._defaults = defaults
         self._making: set[tuple[str, str]] = set()
         self._looks = Looks()
+        self._specs = SpecMaker(identities, host, self._looks)
         self.orphans = Orphans(root, snapshotters, self.is_owner)
         self._roots = RootMaker(images, snapshotters, worker, self.orphans)
 
@@ -184,7 +176,7 @@ class ContainerMaker:
                 undo,
             )
             await fill(made.mounts, made.chain_id)
-            await self._check_sources(spec)
+            await self._specs.check_sources(spec)
             labels = definition.labels
             container, told = self._record(namespace, id_, made, runtime, spec, labels, options)
             undo.pop_all()
@@ -244,13 +236,13 @@ class ContainerMaker:
                 if confined.level:
                     options[selinux.OPTION] = {"level": confined.level}
                 options |= await self._relabelling.prepare(wishes, claim.paths, confined.mount)
-                spec = await self._spec(namespace, id_, request, made, cgroup, confined)
+                spec = await self._specs.make(namespace, id_, request, made, cgroup, confined)
                 if asks_propagation(spec):
                     set_it = partial(set_root_propagation, spec, read_mountinfo())
                     await self._looks.at("look at what is mounted", set_it)
                 options |= record(placing, cgroup, own)
             options |= of_id_maps(idmaps.from_spec(spec), options)
-            await self._check_sources(spec)
+            await self._specs.check_sources(spec)
             labels = {**made.config.labels, **request.labels}
             container, told = self._record(namespace, id_, made, runtime, spec, labels, options)
             claim.keep()
@@ -311,97 +303,6 @@ class ContainerMaker:
         return await self._roots.snapshot(
             namespace, id_, request.image, request.snapshotter, request.root, undo
         )
-
-    async def _identity(self, request: CreateRequest, made: MadeRoot) -> Identity:
-        user = made.config.user if request.user is None else request.user
-        if made.path and not user and not request.groups:
-            return Identity(0, 0, (0,))  # nobody knows what is in a root of the caller's
-        if made.path:
-            return await self._identities.of_container(user, made.mounts, request.groups)
-        return await self._identities.of_image(user, made.chain_id, made.mounts, request.groups)
-
-    async def _spec(
-        self,
-        namespace: str,
-        id_: str,
-        request: CreateRequest,
-        made: MadeRoot,
-        cgroup: str,
-        labels: Labels,
-    ) -> dict[str, Any]:
-        if request.oom_score_adj is not None:
-            check_oom_score(request.oom_score_adj)
-        spec = oci_spec.generate(
-            oci_spec.SpecRequest(
-                id=id_,
-                namespace=namespace,
-                cgroups_path=cgroup,
-                image=made.config,
-                identity=await self._identity(request, made),
-                host=self._host,
-                args=request.args,
-                entrypoint=request.entrypoint,
-                keep_entrypoint=request.keep_entrypoint,
-                env=request.env,
-                cwd=request.cwd,
-                terminal=request.terminal,
-                mounts=request.mounts,
-                net_host=request.net_host,
-                read_only=request.read_only,
-                hostname=request.hostname,
-                privileged=request.privileged,
-                host_devices=read_devices() if request.privileged else (),
-                without_host_devices=request.without_host_devices,
-                cap_add=request.cap_add,
-                cap_drop=request.cap_drop,
-                seccomp=request.seccomp,
-                allow_new_privs=request.allow_new_privs,
-                sharing=request.sharing,
-                annotations=request.annotations,
-                sysctls=request.sysctls,
-                rlimits=request.rlimits,
-                oom_score_adj=request.oom_score_adj or 0,
-                shm_bytes=request.shm_bytes,
-                resources=await self._resources(request),
-                devices=await self._granted(request),
-                id_maps=request.root.id_maps,
-                root_path=made.path,
-                rootfs_propagation=request.rootfs_propagation,
-                unmask=request.confinement.unmask,
-                apparmor=AppArmor().profile(request.confinement.apparmor),
-                selinux=labels,
-                rdt_class=check_rdt(request.confinement.rdt_class),
-            )
-        )
-        if request.init:
-            put_before(spec, find_init())
-        gpus = request.gpus and await self._looks.at(
-            "look for devices of CDI", partial(cdi.gpu_devices, request.gpus)
-        )
-        devices = (*request.cdi, *gpus)
-        if devices:
-            found = await self._looks.at("look for devices of CDI", partial(cdi.find, devices))
-            cdi_edits.apply(spec, found)
-        return spec
-
-    async def _resources(self, request: CreateRequest) -> dict[str, Any]:
-        if request.limits == NONE and not request.blockio_class:
-            return {}
-        return await self._looks.at("limit container", partial(resources_of, request))
-
-    async def _granted(self, request: CreateRequest) -> tuple[DeviceGrant, ...]:
-        if not request.devices:
-            return ()
-        names = ", ".join(wish.path for wish in request.devices)
-        return await self._looks.at(f"use devices {names}", partial(granted, request.devices))
-
-    async def _check_sources(self, spec: Mapping[str, Any]) -> None:
-        """Refuse what is missing on the host now: the runtime would blame the program for it."""
-        for path, purpose in sources(spec).items():
-            try:
-                await self._looks.at(f"use {path} to {purpose}", partial(os.stat, path))
-            except OSError as err:
-                raise InvalidArgument(f"use {path} to {purpose}: {err.strerror}") from err
 
     def is_owner(self, namespace: str, id_: str) -> bool:
         """Whether such a container is recorded, being made, or has a task."""
