@@ -73,10 +73,11 @@ from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.execs import ExecService
+from lighter.daemon.tasks.followers import Followers, Settler
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.tasks.shims import ShimRouter
-from lighter.daemon.tasks.supervisor import Followers, Settler, Supervisor
+from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.volumes.service import Volumes
 from lighter.daemon.workers import Workers
 from lighter.proto.paths import Root, State

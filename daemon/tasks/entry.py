@@ -1,11 +1,12 @@
 """What the manager knows about one task, in memory and in its rows.
 
 The database is the truth; an Entry is the row plus what only a living manager has: the shim's
-process and connection, and who waits. Lists are made from entries, so that no stuck container can
-block one.
+process and connection, and who waits. It becomes what its shim says. Lists are made from entries,
+so that no stuck container can block one.
 """
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -16,13 +17,31 @@ from lighter.daemon.tasks import alive
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.types import Exit, Task
 from lighter.daemon.values import mutable
-from lighter.proto import states
+from lighter.proto import codec, events, states
+from lighter.proto.errors import FailedPrecondition
+
+log = logging.getLogger("lighter.tasks")
 
 # Execs that a shim is asked for at a time: more wait for their turn. It takes 16 requests at once,
 # and a kill has to get through.
 EXECS_AT_ONCE = 8
 SHOWN_AFTER_S = 2.0  # a process may take a while to be taken apart
 PROBE_PREFIX = "lighter-health-"  # of the ids of execs that ask for a container's health
+
+_STEPS = {
+    events.CREATE: "create",
+    events.START: "start",
+    events.PAUSED: "pause",
+    events.RESUMED: "resume",
+    events.EXIT: "exit",
+}
+_AFTER = {
+    "create": states.CREATED,
+    "start": states.RUNNING,
+    "pause": states.PAUSED,
+    "resume": states.RUNNING,
+    "exit": states.STOPPED,
+}
 
 
 def is_probe(exec_id: str) -> bool:
@@ -127,6 +146,45 @@ class Entry:
     @property
     def what(self) -> str:
         return f"task {self.id}"
+
+    def change(self, message: codec.Event) -> Exec | None:
+        """Become what its shim says; returns the exec that this is about, if it is about one."""
+        body = message.body
+        if body.get("exec_id"):
+            return self._change_exec(message)
+        step = _STEPS.get(message.topic)
+        if step is not None:
+            try:
+                self.state = states.advance(states.TASK, self.state, step, self.what)
+            except FailedPrecondition as err:
+                # A manager that was restored from an older copy of its data has missed steps;
+                # the shim is the one who knows.
+                log.warning("event of shim %s out of order: %s", self.incarnation, err)
+                self.state = _AFTER[step]
+        if message.topic == events.CREATE:
+            self.pid = int(body["pid"])
+        elif message.topic == events.START:
+            self.started_at = message.timestamp
+        elif message.topic == events.EXIT:
+            self.exit = Exit(int(body["exit_status"]), int(body["exited_at"]), body["cause"])
+        elif message.topic == events.CLOSED:
+            self.closed = True
+        return None
+
+    def _change_exec(self, message: codec.Event) -> Exec:
+        body = message.body
+        exec_id = body["exec_id"]
+        exec_ = self.execs.get(exec_id)
+        if exec_ is None:
+            exec_ = self.execs[exec_id] = Exec(exec_id, states.CREATING, False, message.timestamp)
+        if message.topic == events.EXEC_STARTED:
+            exec_.pid, exec_.started_at = int(body["pid"]), message.timestamp
+            if exec_.state in (states.CREATING, states.ADDED):
+                exec_.state = states.RUNNING
+        elif message.topic == events.EXIT:
+            exec_.exit = Exit(int(body["exit_status"]), int(body["exited_at"]), body["cause"])
+            exec_.state = states.STOPPED
+        return exec_
 
     def view(self, image: str = "", **more: Any) -> Task:
         """The task as it is listed; `image` and `more` are fields that others know."""

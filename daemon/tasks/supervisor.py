@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lighter.daemon.events import Event, EventLog
 from lighter.daemon.journal import Repeated
@@ -24,15 +24,12 @@ from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import codec, events, states
-from lighter.proto.errors import (
-    FailedPrecondition,
-    LighterError,
-    NotFound,
-    Unavailable,
-    unforeseen,
-)
+from lighter.proto.errors import LighterError, NotFound, Unavailable, unforeseen
 from lighter.proto.faults import hit
 from lighter.proto.release import protocols_of
+
+if TYPE_CHECKING:
+    from lighter.daemon.tasks.followers import Followers, Settler, Telling
 
 log = logging.getLogger("lighter.tasks")
 
@@ -42,35 +39,6 @@ LOST_UNKNOWN = 255
 _DURABLE = {events.EXIT}
 # What a client may not see: these go between shim and manager only.
 _INTERNAL = {events.CLOSED}
-
-
-class Followers(Protocol):
-    """Whom the supervisor tells of the tasks' steps, in the same turn of the loop."""
-
-    def on_started(self, entry: Entry) -> None:
-        """It runs."""
-
-    def on_exit(self, entry: Entry) -> None:
-        """Init has ended, which is recorded."""
-
-    def on_closed(self, entry: Entry) -> None:
-        """Nothing of it is left on the host."""
-
-    def on_forgotten(self, entry: Entry) -> None:
-        """It is deleted, or its create was undone."""
-
-
-class Settler(Protocol):
-    """How the resources of a task whose shim is gone are freed."""
-
-    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
-        """Free everything; True when processes of the container had to be ended.
-
-        Raises Unavailable, with the reason, while something of it cannot be freed.
-        """
-
-
-Telling = Callable[[Followers], None]
 
 
 class Supervisor:
@@ -217,7 +185,7 @@ class Supervisor:
         # What a power cut ends with the machine is not flushed: no exec is there after it.
         durable = message.topic in _DURABLE and not exec_id
         with self._changes(entry, *execs, durable=durable) as tx:
-            exec_ = self._change(entry, message)
+            exec_ = entry.change(message)
             entry.last_sequence = message.sequence
             self._store.save(tx, entry)
             if exec_ is not None:
@@ -229,44 +197,6 @@ class Supervisor:
                     tx, entry.namespace, message.topic, message.body, message.timestamp
                 )
             ]
-
-    def _change(self, entry: Entry, message: codec.Event) -> Exec | None:
-        body = message.body
-        step = _STEPS.get(message.topic)
-        if body.get("exec_id"):
-            return self._change_exec(entry, message)
-        if step is not None:
-            try:
-                entry.state = states.advance(states.TASK, entry.state, step, entry.what)
-            except FailedPrecondition as err:
-                # A manager that was restored from an older copy of its data has missed steps;
-                # the shim is the one who knows.
-                log.warning("event of shim %s out of order: %s", entry.incarnation, err)
-                entry.state = _AFTER[step]
-        if message.topic == events.CREATE:
-            entry.pid = int(body["pid"])
-        elif message.topic == events.START:
-            entry.started_at = message.timestamp
-        elif message.topic == events.EXIT:
-            entry.exit = Exit(int(body["exit_status"]), int(body["exited_at"]), body["cause"])
-        elif message.topic == events.CLOSED:
-            entry.closed = True
-        return None
-
-    def _change_exec(self, entry: Entry, message: codec.Event) -> Exec:
-        body = message.body
-        exec_id = body["exec_id"]
-        exec_ = entry.execs.get(exec_id)
-        if exec_ is None:
-            exec_ = entry.execs[exec_id] = Exec(exec_id, states.CREATING, False, message.timestamp)
-        if message.topic == events.EXEC_STARTED:
-            exec_.pid, exec_.started_at = int(body["pid"]), message.timestamp
-            if exec_.state in (states.CREATING, states.ADDED):
-                exec_.state = states.RUNNING
-        elif message.topic == events.EXIT:
-            exec_.exit = Exit(int(body["exit_status"]), int(body["exited_at"]), body["cause"])
-            exec_.state = states.STOPPED
-        return exec_
 
     def _wake(self, entry: Entry, message: codec.Event) -> None:
         if message.topic == events.EXIT:
@@ -474,22 +404,6 @@ class Supervisor:
         self._tell(entry, lambda followers: followers.on_forgotten(entry))
         # It is done, or has not begun; one that is stopped would stay for ever, seen by nobody.
         kill_shim(entry)
-
-
-_STEPS = {
-    events.CREATE: "create",
-    events.START: "start",
-    events.PAUSED: "pause",
-    events.RESUMED: "resume",
-    events.EXIT: "exit",
-}
-_AFTER = {
-    "create": states.CREATED,
-    "start": states.RUNNING,
-    "pause": states.PAUSED,
-    "resume": states.RUNNING,
-    "exit": states.STOPPED,
-}
 
 
 def _no_common_version(peer: Peer) -> str:
