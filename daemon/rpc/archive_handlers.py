@@ -13,8 +13,8 @@ from lighter.daemon.images.progress import Report
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_source, open_target
+from lighter.daemon.rpc.methods import Call, Method, Result
 from lighter.daemon.rpc.reporting import reported
-from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.types import Image
 from lighter.proto.names import check_name
 

@@ -8,8 +8,7 @@ from typing import Any
 from lighter.daemon.checkpoints.service import ENDED_S, Checkpoints
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 
 Body = Mapping[str, Any]
 

@@ -11,8 +11,7 @@ from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.rpc.create_request import create_request
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 from lighter.daemon.types import Container
 from lighter.proto.daemon_api import PAGE_ROWS
 

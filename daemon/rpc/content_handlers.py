@@ -20,7 +20,7 @@ from lighter.daemon.filters import any_of
 from lighter.daemon.leases import CONTENT, Leases
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_source
-from lighter.daemon.rpc.server import Call, Method, Result
+from lighter.daemon.rpc.methods import Call, Method, Result
 from lighter.daemon.types import ContentInfo
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, DataLoss, NotFound, OutOfRange

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.server import Call, Method, Result
+from lighter.daemon.rpc.methods import Call, Method, Result
 
 if TYPE_CHECKING:
     from lighter.daemon.storecheck.service import StoreCheck

@@ -11,8 +11,7 @@ from lighter.daemon.freezing import Freezing
 from lighter.daemon.images.commit import CommitOptions, Committer
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_source, open_target
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 from lighter.proto.errors import InvalidArgument
 
 Body = Mapping[str, Any]

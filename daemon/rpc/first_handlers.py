@@ -10,8 +10,7 @@ from typing import Any
 
 from lighter.daemon.core import Core
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 from lighter.daemon.tasks.types import Task
 from lighter.daemon.version import NAME, REVISION
 from lighter.proto.version import VERSION

@@ -10,8 +10,7 @@ from lighter.daemon.eventwishes import wishes
 from lighter.daemon.logs import LogReader
 from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 from lighter.daemon.tasks.service import TaskService
 from lighter.proto.errors import NotFound
 from lighter.proto.paths import Root

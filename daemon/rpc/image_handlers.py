@@ -11,7 +11,7 @@ from lighter.daemon.images.mounted import MountedImages
 from lighter.daemon.images.service import ImageService, ImageSummary
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_place
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.names import check_name
 

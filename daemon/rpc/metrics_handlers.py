@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 from lighter.daemon.tasks import metrics, netstat, processes
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.service import TaskService

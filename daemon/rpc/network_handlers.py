@@ -11,8 +11,7 @@ from lighter.daemon.network.live import Checked, LiveNetworks
 from lighter.daemon.network.made import NewNetwork
 from lighter.daemon.network.request import parse
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 
 Body = Mapping[str, Any]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from lighter.daemon.oci.host import Host
 from lighter.daemon.oci.spec import default
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 
 
 def oci_methods(host: Host) -> dict[str, Method]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from lighter.daemon.foreign import OWNERS
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method
 from lighter.proto.errors import FailedPrecondition
 
 # Methods that end, change or take away what is there.

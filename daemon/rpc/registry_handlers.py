@@ -7,7 +7,7 @@ from lighter.daemon.images.reference import Reference
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.rpc.access import access_of
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.server import Call, Method, Result
+from lighter.daemon.rpc.methods import Call, Method, Result
 from lighter.proto.errors import InvalidArgument
 
 Body = Mapping[str, Any]

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.images.progress import Progress, Report
-from lighter.daemon.rpc.server import Result
+from lighter.daemon.rpc.methods import Result
 
 
 async def reported(start: Callable[[Report], Awaitable[Any]]) -> AsyncGenerator[Any, None]:

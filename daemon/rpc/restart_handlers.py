@@ -8,8 +8,7 @@ from lighter.daemon.oci.limits import read_limits
 from lighter.daemon.restarts import policy as restart_policy
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 
 Body = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -23,22 +23,18 @@ from lighter.daemon.connections import (
     peer_credentials,
     peer_groups,
 )
-from lighter.daemon.content.failures import from_os
-from lighter.daemon.rpc.outbox import Outbox
+from lighter.daemon.rpc.client import Client, Credit
+from lighter.daemon.rpc.methods import Call, Method, MethodTable, Result, in_words, no_such
 from lighter.daemon.sockets import CLIENT_HWM, bind_router, listen
-from lighter.daemon.values import frozen
 from lighter.proto import codec
 from lighter.proto.errors import (
     Canceled,
     DeadlineExceeded,
     FailedPrecondition,
-    Internal,
     InvalidArgument,
     LighterError,
-    NotFound,
     PermissionDenied,
     ResourceExhausted,
-    Unimplemented,
 )
 
 log = logging.getLogger("lighter.rpc")
@@ -49,54 +45,6 @@ MAX_SILENT = 256  # connections that have not said hello; a client of ours takes
 MAX_SHOWN = 4096  # of an error's text: what a caller wrote is quoted in it, however long it is
 CREDIT_BYTES = 1 << 20
 RETRY_S = 0.02
-
-
-@frozen
-class Call:
-    """Who asks, and in which namespace. `pid` is the kernel's word.
-
-    `forced`: they mean what is another program's too (owners.py).
-    """
-
-    namespace: str
-    pid: int
-    uid: int
-    forced: bool = False
-
-
-@frozen
-class Result:
-    """What a streaming method yields last: the body of the stream's end."""
-
-    value: Any
-
-
-Unary = Callable[[Call, Mapping[str, Any]], Awaitable[Any]]
-Streaming = Callable[[Call, Mapping[str, Any]], AsyncIterator[Any]]
-
-
-@frozen
-class Method:
-    """One method: `unary` answers once; `stream` yields items and at the end a Result."""
-
-    unary: Unary | None = None
-    stream: Streaming | None = None
-
-
-class _Client:
-    def __init__(
-        self, routing_id: bytes, pid: int, uid: int, pidfd: int, connection: tuple[int, int]
-    ) -> None:
-        self.routing_id = routing_id
-        self.connection = connection
-        self.pid = pid
-        self.uid = uid
-        self.pidfd = pidfd
-        self.version = 0
-        self.calls: dict[int, asyncio.Task[None]] = {}
-        self.credits: dict[int, int] = {}
-        self.more_credit: dict[int, asyncio.Event] = {}
-        self.outbox = Outbox()
 
 
 class ClientServer:
@@ -112,17 +60,13 @@ class ClientServer:
     ) -> None:
         """With `more_to_come`, calls of methods that are not there wait for `complete`."""
         self._generation = generation
-        self._methods = dict(methods)
-        self._complete = asyncio.Event()
-        self._late = 0  # calls that wait for it
-        if not more_to_come:
-            self._complete.set()
+        self._methods = MethodTable(methods, more_to_come)
         self._max_silent = max_silent
         self._hello_s = hello_s
         self._socket: zmq.Socket[bytes] | None = None
-        self._clients: dict[bytes, _Client] = {}
+        self._clients: dict[bytes, Client] = {}
         self._refused: dict[bytes, LighterError] = {}
-        self._waiting: set[_Client] = set()  # those that something is queued for
+        self._waiting: set[Client] = set()  # those that something is queued for
         self._pump_is_due = False
         self._retry: asyncio.TimerHandle | None = None
         self._place = ("", 0, -1)
@@ -142,12 +86,11 @@ class ClientServer:
     def is_asked(self) -> bool:
         """Whether somebody is about to ask, or waits for what can be answered already."""
         calls = sum(len(client.calls) for client in self._clients.values())
-        return self.silent_count > 0 or calls > self._late
+        return self.silent_count > 0 or calls > self._methods.awaited
 
     def complete(self, methods: Mapping[str, Method]) -> None:
         """The other methods."""
-        self._methods.update(methods)
-        self._complete.set()
+        self._methods.complete(methods)
 
     def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str, gid: int, mode: int) -> None:
         """Listen. Served are root, the manager's own user, and the group's members (gid -1: none),
@@ -247,8 +190,7 @@ class ClientServer:
                 task.cancel()
         elif isinstance(message, codec.Credit):
             if message.ident in client.credits:
-                client.credits[message.ident] += message.size_bytes
-                client.more_credit[message.ident].set()
+                client.credits[message.ident].grant(message.size_bytes)
         else:
             self.dropped += 1
 
@@ -270,7 +212,7 @@ class ClientServer:
             pidfd = os.pidfd_open(pid)
         except OSError:
             return
-        client = _Client(routing_id, pid, uid, pidfd, connection_of(frame))
+        client = Client(routing_id, pid, uid, pidfd, connection_of(frame))
         client.version = hello.version
         if self._strangers is not None:
             self._strangers.greeted(client.connection)
@@ -320,13 +262,13 @@ class ClientServer:
 
     # calls
 
-    def _request(self, client: _Client, request: codec.Request) -> None:
+    def _request(self, client: Client, request: codec.Request) -> None:
         name = f"{request.service[:64]}.{request.method[:64]}"
         method = self._methods.get(name)
         if request.ident in client.calls:
             self.dropped += 1  # a repeat of what is under way already
-        elif method is None and self._complete.is_set():
-            self._fail(client, request.generation, request.ident, _unknown(name))
+        elif method is None and self._methods.is_complete:
+            self._fail(client, request.generation, request.ident, no_such(name))
         elif len(client.calls) >= MAX_CALLS:
             error = ResourceExhausted(f"call {name}: {MAX_CALLS} calls of this client are open")
             self._fail(client, request.generation, request.ident, error)
@@ -335,12 +277,12 @@ class ClientServer:
             client.calls[request.ident] = task
             task.add_done_callback(lambda ended: self._ended(client, request, ended))
 
-    def _ended(self, client: _Client, request: codec.Request, task: "asyncio.Task[None]") -> None:
+    def _ended(self, client: Client, request: codec.Request, task: "asyncio.Task[None]") -> None:
         client.calls.pop(request.ident, None)
         if task.cancelled():  # before its first step, where it could not answer itself
             self._fail(client, request.generation, request.ident, _canceled(request))
 
-    async def _run(self, client: _Client, request: codec.Request, method: Method | None) -> None:
+    async def _run(self, client: Client, request: codec.Request, method: Method | None) -> None:
         name = f"{request.service}.{request.method}"
         metadata = request.metadata
         forced = bool(metadata.get("force"))
@@ -353,7 +295,7 @@ class ClientServer:
                 raise TimeoutError
             async with asyncio.timeout(deadline_s):
                 if method is None:
-                    method = await self._method(name)
+                    method = await self._methods.wait_for(name)
                 if method.unary is not None:
                     answer = await method.unary(call, request.body)
                     self._answer(client, codec.Response(self._generation, request.ident, answer))
@@ -367,25 +309,13 @@ class ClientServer:
         except asyncio.CancelledError:
             self._fail(client, request.generation, request.ident, _canceled(request))
         except Exception as err:
-            self._fail(client, request.generation, request.ident, _unexpected(name, err))
-
-    async def _method(self, name: str) -> Method:
-        """One that is not among the first, as soon as all are there."""
-        self._late += 1
-        try:
-            await self._complete.wait()
-        finally:
-            self._late -= 1
-        if name not in self._methods:
-            raise _unknown(name)
-        return self._methods[name]
+            self._fail(client, request.generation, request.ident, in_words(name, err))
 
     async def _stream(
-        self, client: _Client, request: codec.Request, items: AsyncIterator[Any]
+        self, client: Client, request: codec.Request, items: AsyncIterator[Any]
     ) -> None:
         ident = request.ident
-        client.credits[ident] = CREDIT_BYTES
-        client.more_credit[ident] = asyncio.Event()
+        client.credits[ident] = Credit(CREDIT_BYTES)
         result: Any = None
         try:
             async for item in items:
@@ -398,24 +328,20 @@ class ClientServer:
             with suppress(RuntimeError):
                 await items.aclose()  # type: ignore[attr-defined]
             del client.credits[ident]
-            del client.more_credit[ident]
 
-    async def _send_item(self, client: _Client, ident: int, item: Any) -> None:
+    async def _send_item(self, client: Client, ident: int, item: Any) -> None:
         frames = codec.encode(codec.Data(self._generation, ident, item), client.version)
         size = sum(map(len, frames))
         await client.outbox.emptied()
-        while client.credits[ident] <= 0:
-            client.more_credit[ident].clear()
-            await client.more_credit[ident].wait()
-        client.credits[ident] -= size
+        await client.credits[ident].spend(size)
         self._put(client.routing_id, frames)
 
     # out
 
-    def _answer(self, client: _Client, message: codec.Message) -> None:
+    def _answer(self, client: Client, message: codec.Message) -> None:
         self._put(client.routing_id, codec.encode(message, client.version))
 
-    def _fail(self, client: _Client, generation: int, ident: int, error: LighterError) -> None:
+    def _fail(self, client: Client, generation: int, ident: int, error: LighterError) -> None:
         if client.routing_id in self._clients:
             # A file's name may be no UTF-8; it is shown with escapes.
             text = error.message[:MAX_SHOWN].encode("utf-8", "backslashreplace").decode()
@@ -462,22 +388,6 @@ class ClientServer:
                 self._waiting.discard(client)
         if self._waiting:
             self._retry_later()
-
-
-def _unexpected(name: str, err: Exception) -> LighterError:
-    """For what no method has put into words: what the host lacks, or a mistake of ours."""
-    if isinstance(err, OSError):
-        found = from_os(f"call {name}", err)
-        # NotFound would be taken for the word that the object is not there.
-        if not isinstance(found, NotFound | Internal):
-            log.warning("%s", found.message)
-            return found
-    log.error("call %s", name, exc_info=err)
-    return Internal(f"call {name}: {type(err).__name__}: {err}")
-
-
-def _unknown(name: str) -> Unimplemented:
-    return Unimplemented(f"call {name}: there is no such method")
 
 
 def _canceled(request: codec.Request) -> Canceled:

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, is_stopped
 from lighter.daemon.tasks.supervisor import Supervisor

@@ -10,7 +10,7 @@ from lighter.daemon.images.progress import Progress
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_target
-from lighter.daemon.rpc.server import Call, Method, Result
+from lighter.daemon.rpc.methods import Call, Method, Result
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.types import Mount
 from lighter.proto.daemon_api import PAGE_ROWS

@@ -11,7 +11,7 @@ import psutil
 from lighter.daemon.plugins import Plugin
 from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.server import Call, Method, Result
+from lighter.daemon.rpc.methods import Call, Method, Result
 from lighter.daemon.stopping import StopAll
 
 STOP_S = 60.0

@@ -13,9 +13,8 @@ from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.oci.process import ExecRequest
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import SIGNALS, Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 from lighter.daemon.rpc.owners import is_owned
-from lighter.daemon.rpc.server import Call, Method
 from lighter.daemon.tasks import criu, processes
 from lighter.daemon.tasks.clientstdio import log_streams
 from lighter.daemon.tasks.execs import ExecService

@@ -12,8 +12,8 @@ from lighter.daemon.images.pull import AT_ONCE, Pulled, Puller, PullOptions
 from lighter.daemon.images.push import Pusher, PushOptions
 from lighter.daemon.rpc.access import access_of
 from lighter.daemon.rpc.fields import Fields
+from lighter.daemon.rpc.methods import Call, Method, Result
 from lighter.daemon.rpc.reporting import reported
-from lighter.daemon.rpc.server import Call, Method, Result
 from lighter.daemon.types import Descriptor
 from lighter.proto.names import check_name
 

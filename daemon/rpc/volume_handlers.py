@@ -6,8 +6,7 @@ from typing import Any
 
 from lighter.daemon.metadata.volumes import Volume
 from lighter.daemon.rpc.fields import Fields
-from lighter.daemon.rpc.methods import methods, namespace_of
-from lighter.daemon.rpc.server import Call, Method
+from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 from lighter.daemon.volumes.service import Volumes, check_driver
 
 Body = Mapping[str, Any]

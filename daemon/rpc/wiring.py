@@ -33,8 +33,8 @@ from lighter.daemon.rpc import (
     transfer_handlers,
     volume_handlers,
 )
+from lighter.daemon.rpc.methods import Method
 from lighter.daemon.rpc.owners import guarded
-from lighter.daemon.rpc.server import Method
 from lighter.daemon.stopping import StopAll
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from lighter.daemon.leases import INGESTS, Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.rpc.content_handlers import content_methods
-from lighter.daemon.rpc.server import Call
+from lighter.daemon.rpc.methods import Call
 from lighter.proto import faults
 from lighter.proto.errors import (
     AlreadyExists,

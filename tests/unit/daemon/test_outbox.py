@@ -1,11 +1,11 @@
-"""daemon/rpc/outbox: order, bounds, and a client that goes away while it is flushed."""
+"""The outbox of a client: order, bounds, and a client that goes away while it is flushed."""
 
 import asyncio
 
 import pytest
 
-from lighter.daemon.rpc import outbox as module
-from lighter.daemon.rpc.outbox import Outbox
+from lighter.daemon.rpc import client as module
+from lighter.daemon.rpc.client import Outbox
 
 
 def test_messages_leave_in_order_and_what_is_not_taken_stays() -> None:

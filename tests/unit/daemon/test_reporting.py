@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lighter.daemon.images.progress import Board, Progress, Report, unreported
+from lighter.daemon.rpc.methods import Result
 from lighter.daemon.rpc.reporting import reported
-from lighter.daemon.rpc.server import Result
 from lighter.proto.errors import NotFound
 
 DIGEST = "sha256:" + "a" * 64

@@ -1,10 +1,10 @@
-"""What a client's connection does not take at the moment: a bounded queue in front of it."""
+"""A connected client: its calls, what its streams may send it, and what it does not take yet."""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 
-MAX_MESSAGES = 256
+MAX_MESSAGES = 256  # that wait for one client
 MAX_BYTES = 32 << 20
 
 
@@ -48,3 +48,39 @@ class Outbox:
         """The client is gone: nobody waits for it any more."""
         self._queue.clear()
         self._empty.set()
+
+
+class Credit:
+    """What the reader of one stream still takes; its writer waits for more."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left_bytes = size_bytes
+        self._more = asyncio.Event()
+
+    def grant(self, size_bytes: int) -> None:
+        self._left_bytes += size_bytes
+        self._more.set()
+
+    async def spend(self, size_bytes: int) -> None:
+        """Wait until there is some. The last of it may be overdrawn."""
+        while self._left_bytes <= 0:
+            self._more.clear()
+            await self._more.wait()
+        self._left_bytes -= size_bytes
+
+
+class Client:
+    """One process, by the kernel's word, on one connection."""
+
+    def __init__(
+        self, routing_id: bytes, pid: int, uid: int, pidfd: int, connection: tuple[int, int]
+    ) -> None:
+        self.routing_id = routing_id
+        self.connection = connection
+        self.pid = pid
+        self.uid = uid
+        self.pidfd = pidfd
+        self.version = 0
+        self.calls: dict[int, asyncio.Task[None]] = {}
+        self.credits: dict[int, Credit] = {}
+        self.outbox = Outbox()
