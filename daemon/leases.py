@@ -9,10 +9,11 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from lighter.daemon.clock import Clock
 from lighter.daemon.metadata.columns import labels_of, stored, texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in
@@ -41,10 +42,11 @@ class Lease:
 
 
 class Leases:
-    """The leases of all namespaces."""
+    """The leases of all namespaces. `now_ns` is the time by which they expire, Clock's."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, now_ns: Callable[[], int] | None = None) -> None:
         self._db = db
+        self._now_ns = now_ns or Clock().now_ns
 
     def create(
         self, namespace: str, lease_id: str = "", labels: Mapping[str, str] | None = None
@@ -111,7 +113,7 @@ class Leases:
         name says that nobody works there any more. One that expires says nothing.
         """
         with self._db.durable_transaction() as tx:
-            _release_snapshots(tx, namespace, lease_id)
+            self._release_snapshots(tx, namespace, lease_id)
             done = tx.execute(
                 "DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, lease_id)
             )
@@ -129,7 +131,7 @@ class Leases:
         """Hold a resource no longer. Raises NotFound."""
         self.get(namespace, lease_id)
         with self._db.durable_transaction() as tx:
-            _release_snapshots(tx, namespace, lease_id, (type_, resource))
+            self._release_snapshots(tx, namespace, lease_id, (type_, resource))
             done = tx.execute(
                 "DELETE FROM lease_resources"
                 " WHERE namespace = ? AND lease = ? AND type = ? AND resource = ?",
@@ -155,6 +157,39 @@ class Leases:
         )
         return frozenset((row["namespace"], row["resource"]) for row in rows)
 
+    def _release_snapshots(
+        self,
+        tx: sqlite3.Connection,
+        namespace: str,
+        lease_id: str,
+        only: tuple[str | None, str | None] = (None, None),
+    ) -> None:
+        """Let active snapshots and views that this lease alone holds be collected.
+
+        `only`: type and name of a resource, of which alone this is said.
+
+        They are roots by themselves otherwise (content/references.py). dockerd keeps a container's
+        root file system by a lease of its own and removes it by ending that.
+        """
+        held = tx.execute(
+            "SELECT number, labels FROM snapshots AS s JOIN lease_resources AS r"
+            " ON r.namespace = s.namespace AND r.resource = s.key"
+            " AND r.type = 'snapshots/' || s.snapshotter"
+            " WHERE r.namespace = ? AND r.lease = ?"
+            " AND r.type = coalesce(?, r.type) AND r.resource = coalesce(?, r.resource)"
+            " AND s.kind != ?"
+            " AND NOT EXISTS (SELECT 1 FROM containers AS c WHERE c.namespace = s.namespace"
+            " AND c.snapshotter = s.snapshotter AND c.snapshot_key = s.key)"
+            " AND NOT EXISTS (SELECT 1 FROM lease_resources AS o JOIN leases AS l"
+            " ON l.namespace = o.namespace AND l.id = o.lease"
+            " WHERE o.namespace = r.namespace AND o.type = r.type AND o.resource = r.resource"
+            " AND o.lease != r.lease AND coalesce(l.expires_at > ?, 1))",
+            (namespace, lease_id, *only, COMMITTED, self._now_ns()),
+        ).fetchall()
+        for row in held:
+            labels = stored({**(texts(row["labels"]) or {}), UNDER_LEASE_LABEL: "true"})
+            tx.execute("UPDATE snapshots SET labels = ? WHERE number = ?", (labels, row["number"]))
+
 
 def check_type(type_: str) -> str:
     """Raises InvalidArgument for what is no type of resource."""
@@ -176,39 +211,6 @@ def _add(
         " VALUES(?, ?, ?, ?)",
         [(namespace, lease_id, type_, resource) for type_, resource in resources],
     )
-
-
-def _release_snapshots(
-    tx: sqlite3.Connection,
-    namespace: str,
-    lease_id: str,
-    only: tuple[str | None, str | None] = (None, None),
-) -> None:
-    """Let active snapshots and views that this lease alone holds be collected.
-
-    `only`: type and name of a resource, of which alone this is said.
-
-    They are roots by themselves otherwise (content/references.py). dockerd keeps a container's
-    root file system by a lease of its own and removes it by ending that.
-    """
-    held = tx.execute(
-        "SELECT number, labels FROM snapshots AS s JOIN lease_resources AS r"
-        " ON r.namespace = s.namespace AND r.resource = s.key"
-        " AND r.type = 'snapshots/' || s.snapshotter"
-        " WHERE r.namespace = ? AND r.lease = ?"
-        " AND r.type = coalesce(?, r.type) AND r.resource = coalesce(?, r.resource)"
-        " AND s.kind != ?"
-        " AND NOT EXISTS (SELECT 1 FROM containers AS c WHERE c.namespace = s.namespace"
-        " AND c.snapshotter = s.snapshotter AND c.snapshot_key = s.key)"
-        " AND NOT EXISTS (SELECT 1 FROM lease_resources AS o JOIN leases AS l"
-        " ON l.namespace = o.namespace AND l.id = o.lease"
-        " WHERE o.namespace = r.namespace AND o.type = r.type AND o.resource = r.resource"
-        " AND o.lease != r.lease AND coalesce(l.expires_at > ?, 1))",
-        (namespace, lease_id, *only, COMMITTED, time.time_ns()),
-    ).fetchall()
-    for row in held:
-        labels = stored({**(texts(row["labels"]) or {}), UNDER_LEASE_LABEL: "true"})
-        tx.execute("UPDATE snapshots SET labels = ? WHERE number = ?", (labels, row["number"]))
 
 
 def _expiry(lease_id: str, labels: Mapping[str, str]) -> int | None:

@@ -56,13 +56,12 @@ class Health:
     failing_streak: int = 0
     log: tuple[Probe, ...] = ()
 
-    def after(self, probe: Probe, check: HealthCheck, started_at: int) -> "Health":
-        """What it is once the probe has answered; `started_at` is the container's, in ns."""
+    def after(self, probe: Probe, check: HealthCheck, since_start_s: float) -> "Health":
+        """What it is once the probe has answered, which began so long after the container."""
         log = (*self.log, probe)[-KEPT_PROBES:]
         if probe.exit_code == 0:
             return replace(self, status=HEALTHY, failing_streak=0, log=log)
-        in_start_period = (probe.start - started_at) / 1e9 < check.start_period_s
-        if self.status == STARTING and in_start_period:
+        if self.status == STARTING and since_start_s < check.start_period_s:
             return replace(self, log=log)
         streak = self.failing_streak + 1
         status = UNHEALTHY if streak >= check.retries else self.status

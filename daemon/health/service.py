@@ -72,7 +72,10 @@ class HealthService:
             health = self._store.get(entry.namespace, entry.id)
             if health is None or health.incarnation != entry.incarnation:
                 health = self._keep(entry, Health(entry.incarnation), STARTING)
-            while await self._runs_on(entry, health.pause_s(check, _age_s(entry))):
+            # The clock is looked at once: it may be set while the container starts.
+            began_s = time.monotonic() - _age_s(entry)
+            while await self._runs_on(entry, health.pause_s(check, time.monotonic() - began_s)):
+                asked_s = time.monotonic() - began_s
                 if entry.state != states.RUNNING:
                     continue
                 try:
@@ -83,7 +86,7 @@ class HealthService:
                 failures.ended()
                 if entry.state != states.RUNNING or entry.exit is not None:
                     continue
-                before, health = health, health.after(probe, check, entry.started_at or 0)
+                before, health = health, health.after(probe, check, asked_s)
                 self._keep(entry, health, before.status)
         finally:
             self._watched.discard(entry.incarnation)
@@ -154,4 +157,4 @@ def _shown(probe: Probe) -> dict[str, Any]:
 
 
 def _age_s(entry: Entry) -> float:
-    return (time.time_ns() - (entry.started_at or 0)) / 1e9
+    return max(0.0, (time.time_ns() - (entry.started_at or 0)) / 1e9)

@@ -70,7 +70,8 @@ class LabelWatch:
             return
         if entry is not None and not entry.closed:
             return
-        if entry is None and time.time_ns() - of.updated_at < LOOK_S * 1e9:
+        # Of an update from the future nothing is known: the clock was set back.
+        if entry is None and 0 <= time.time_ns() - of.updated_at < LOOK_S * 1e9:
             return  # its client is about to make a task
         row = self._store.get(*key) or Restart(*key)
         if row.due_at is not None or self._debts.is_held(key):

@@ -6,14 +6,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from lighter.daemon.clock import Clock
 from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.images.store import ImageStore
+from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
@@ -168,6 +171,29 @@ def test_leases_keep_until_they_expire(place: Place) -> None:
     assert place.collect() == Collected((), ())
     place.execute("UPDATE leases SET expires_at = 1")
     assert place.collect() == Collected((digest,), (("overlayfs", "made"),))
+
+
+def test_f57_a_clock_that_jumps_ends_no_lease(place: Place) -> None:
+    """Nor an image that is to expire."""
+    hour_ns, year_ns = 3600 * 10**9, 365 * 86400 * 10**9
+    wall, passed = time.time_ns(), 0
+    clock = Clock(lambda: wall, lambda: passed)
+    place.collector = Collector(
+        place.db, place.log, place.content, {"overlayfs": place.snapshots}, clock.now_ns
+    )
+    held, named = place.add(b"1"), place.add(b"2")
+    Leases(place.db).hold(NS, "l", wall + 2 * hour_ns, [("content", held)])
+    at = datetime.fromtimestamp(wall / 1e9 + 7200, UTC).isoformat(timespec="seconds")
+    ImageStore(place.db, place.log).create(
+        NS, "i", Descriptor("t", named, 1), {"containerd.io/gc.expire": at}
+    )
+    for jump in (10 * year_ns, -60 * year_ns, 50 * year_ns):  # ahead, to 1970 or so, and back
+        wall += jump + hour_ns // 2
+        passed += hour_ns // 2
+        assert place.collect() == Collected((), ())
+    wall += hour_ns
+    passed += hour_ns
+    assert set(place.collect().content) == {held, named}
 
 
 def test_the_root_label_keeps(place: Place) -> None:

@@ -22,7 +22,7 @@ SECOND = 1_000_000_000
 
 def probed(health: Health, check: HealthCheck, *codes: int, at_s: int = 0) -> Health:
     for code in codes:
-        health = health.after(Probe(at_s * SECOND, at_s * SECOND, code, ""), check, 0)
+        health = health.after(Probe(at_s * SECOND, at_s * SECOND, code, ""), check, at_s)
     return health
 
 

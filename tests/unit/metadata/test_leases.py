@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from lighter.daemon.clock import Clock
+from lighter.daemon.events import EventLog
 from lighter.daemon.leases import CONTENT, EXPIRE_LABEL, IMAGES, INGESTS, Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.snapshots.rows import SnapshotRows
+from lighter.daemon.snapshots.types import ACTIVE, UNDER_LEASE_LABEL
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 
 NS = "default"
@@ -113,3 +117,22 @@ def test_a_namespace_with_a_lease_is_not_empty(leases: Leases, db: Database) -> 
     leases.create("moby", "mine")
     with pytest.raises(FailedPrecondition, match="1 leases"):
         NamespaceStore(db).delete("moby")
+
+
+@pytest.mark.parametrize(("passed_s", "is_free"), [(60, False), (7200, True)])
+def test_f57_a_clock_that_jumps_takes_no_snapshot_from_another_lease(
+    db: Database, passed_s: int, is_free: bool
+) -> None:
+    """The other one has an hour to go, whatever the clock says; or had."""
+    wall = time.time_ns()
+    passed = 0
+    leases = Leases(db, Clock(lambda: wall, lambda: passed).now_ns)
+    snapshots = SnapshotRows(db, EventLog(db), "overlayfs")
+    snapshots.insert(NS, "work", 1, None, ACTIVE, {})
+    leases.hold(NS, "other", wall + 3600 * 10**9, [("snapshots/overlayfs", "work")])
+    leases.create(NS, "mine")
+    leases.add(NS, "mine", "snapshots/overlayfs", "work")
+    wall += 10 * 365 * 86400 * 10**9
+    passed += passed_s * 10**9
+    leases.delete(NS, "mine")
+    assert (UNDER_LEASE_LABEL in snapshots.find("find", NS, "work").info.labels) is is_free

@@ -1,6 +1,7 @@
 """The look at containerd's restart labels goes on, whatever happens to containers meanwhile."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -145,3 +146,22 @@ def test_what_fails_for_one_is_done_for_others(world: World, error: Exception) -
     world.rounds()
     owed = world.store.get("default", "b")
     assert owed is not None and owed.due_at is not None
+
+
+@pytest.mark.parametrize(("ahead_s", "is_started"), [(-30, True), (0, False), (3600, True)])
+def test_f57_after_a_clock_that_was_set_back_what_has_no_task_is_started(
+    world: World, monkeypatch: pytest.MonkeyPatch, ahead_s: int, is_started: bool
+) -> None:
+    """Recorded some time ago, or in an hour: nobody is about to make a task."""
+    monkeypatch.setattr(labelwatch, "LOOK_S", 20.0)
+    world.add("b", labels.RUNNING)
+    with world.db.durable_transaction() as tx:
+        at = time.time_ns() + ahead_s * 10**9
+        tx.execute("UPDATE containers SET updated_at = ? WHERE id = 'b'", (at,))
+
+    async def look() -> None:
+        await world.watch._look_safely("default", "b")
+
+    asyncio.run(look())
+    owed = world.store.get("default", "b")
+    assert (owed is not None and owed.due_at is not None) is is_started
