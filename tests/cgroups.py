@@ -1,7 +1,7 @@
 """A container's cgroups as the host shows them, on v1 and v2."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -9,12 +9,15 @@ MOUNT = Path("/sys/fs/cgroup")
 IS_V2 = (MOUNT / "cgroup.controllers").exists()
 
 
-def of_process(pid: int, controller: str) -> Path:
-    """The directory that counts and limits for this process. Raises AssertionError for a root."""
+def of_process(pid: int, controller: str, *, or_root: bool = False) -> Path:
+    """The directory that counts and limits for this process.
+
+    Raises AssertionError for a root, unless that will do.
+    """
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _number, controllers, path = line.split(":", 2)
         if IS_V2 if not controllers else controller in controllers.split(","):
-            assert path != "/", f"{pid} is in the root of {controller}"
+            assert or_root or path != "/", f"{pid} is in the root of {controller}"
             return MOUNT / ("" if IS_V2 else controllers) / path.lstrip("/")
     raise AssertionError(f"{pid} has no cgroup of {controller}")
 
@@ -68,11 +71,49 @@ def without_memory(pid: int, name: str, more_bytes: int = 4096) -> Iterator[Path
     group.mkdir()
     try:
         (group / ("memory.max" if IS_V2 else "memory.limit_in_bytes")).write_text(str(more_bytes))
+        with suppress(OSError):  # a kernel without swap has no file for it
+            (group / ("memory.swap.max" if IS_V2 else "memory.swappiness")).write_text("0")
         (group / "cgroup.procs").write_text(str(pid))
         yield group
     finally:
         for member in members(group):
             (group.parent / "cgroup.procs").write_text(str(member))
+        group.rmdir()
+
+
+@contextmanager
+def throttled(pids: Sequence[int], name: str, share: float) -> Iterator[Callable[[], int]]:
+    """Processes, and those that they make, share so much of one processor while the block runs.
+
+    Yields a function that tells how many times they had to wait for it. The cgroup is removed; what
+    was born there goes where the last of `pids` was.
+    """
+    top = MOUNT if IS_V2 else MOUNT / "cpu"
+    group = top / name
+    homes = {pid: of_process(pid, "cpu", or_root=True) for pid in pids}
+    group.mkdir()
+
+    def times() -> int:
+        rows = dict(row.split() for row in (group / "cpu.stat").read_text().splitlines())
+        return int(rows["nr_throttled"])
+
+    try:
+        period_us = 100_000
+        quota_us = int(period_us * share)
+        if IS_V2:
+            (group / "cpu.max").write_text(f"{quota_us} {period_us}")
+        else:
+            (group / "cpu.cfs_period_us").write_text(str(period_us))
+            (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+        for pid in homes:
+            (group / "cgroup.procs").write_text(str(pid))
+        yield times
+    finally:
+        while left := members(group):
+            for pid in left:
+                with suppress(OSError):  # it has ended
+                    home = homes.get(pid, homes[pids[-1]])
+                    (home / "cgroup.procs").write_text(str(pid))
         group.rmdir()
 
 

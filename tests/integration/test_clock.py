@@ -73,6 +73,7 @@ def held(lighterd: Lighterd, digest: str) -> bool:
     return digest in lighterd.ctl("content", "ls", "-q", check=True).stdout.decode().split()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("step_s", [10 * YEAR_S, -50 * YEAR_S], ids=["ahead", "back"])
 def test_f57_nothing_ends_because_the_clock_is_set(
     lighterd: Lighterd, clock: Clock, step_s: int

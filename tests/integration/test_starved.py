@@ -1,7 +1,8 @@
 """F59: no process more for the spawner, its shims and what they run; no thread for the manager, or
-no memory."""
+no memory. F60: next to no processor time, and a worker that stands still."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from lighter.proto import errors
-from tests import cgroups, lives
+from tests import cgroups, images, lives
 from tests.harness import Lighterd, await_that
 from tests.lives import NO_STDIO, NoAnswer, ask
-from tests.processes import spawners
+from tests.processes import spawners, with_title
 
 pytestmark = pytest.mark.shared_lighterd
 
 ROOM_BYTES = 16 << 20
 TOO_MANY_WORDS = 900_000  # some 60 MB as objects, and not a third of the largest message
+SLOW_S = 90.0  # for what takes some seconds where nothing else runs
+GIVEN_UP_S = 12.0
 TYPED = (errors.ResourceExhausted, errors.Unavailable, errors.FailedPrecondition)
 
 
@@ -105,29 +108,32 @@ def test_f59_no_thread_more_for_the_manager(lighterd: Lighterd, busybox: str) ->
 
 
 def test_f59_no_memory_more_for_the_manager(lighterd: Lighterd, busybox: str) -> None:
-    """A request for which its cgroup has no room costs the manager at most, and nobody else."""
+    """A request for which its cgroup has no room costs the manager, or is refused by one that goes
+    on; and it costs nobody else anything."""
     old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
     shims = lighterd.shims()
     group = f"lighter-starved-{lighterd.instance}"
     with cgroups.without_memory(lighterd.pid, group, ROOM_BYTES) as cgroup:
         run_exec(lighterd, "before")
-        try:
+        with pytest.raises((NoAnswer, *TYPED)) as ended:
             lives.define(lighterd, busybox, "new", *["word"] * TOO_MANY_WORDS)
-        except NoAnswer as gone:
-            assert (gone.who, gone.how) == ("manager", "dead")
+        if isinstance(ended.value, NoAnswer):
+            assert (ended.value.who, ended.value.how) == ("manager", "dead")
             assert cgroups.oom_kills(cgroup) == 1
             assert lighterd.process is not None
             assert lighterd.process.wait() == -signal.SIGKILL
             lighterd._await_spawner()
-        except TYPED:
-            lighterd.kill9()
-        else:  # the host has swapped out what the limit did not take
+        else:
+            assert cgroups.oom_kills(cgroup) == 0
+            run_exec(lighterd, "meanwhile")
             lighterd.kill9()
         assert (lighterd.shims(), lives.process_state(old)) == (shims, "S")
     lighterd.start()
     run_exec(lighterd, "after")
-    with contextlib.suppress(errors.AlreadyExists):
-        lives.define(lighterd, busybox, "new", "sleep", "1000")
+    # What was not acknowledged may be there or not, and here nothing of it could be kept.
+    listed = ask(lighterd, "containers.list", cursor="", limit=9)["containers"]
+    assert [row["id"] for row in listed] == ["old"]
+    lives.define(lighterd, busybox, "new", "sleep", "1000")
     for name in ("new", "old"):
         ask(lighterd, "containers.delete", id=name, force=True)
     lives.leftovers(lighterd)
@@ -138,3 +144,71 @@ def run_exec(lighterd: Lighterd, exec_id: str) -> None:
     which = {"id": "old", "exec_id": exec_id}
     ask(lighterd, "tasks.exec", args=["true"], **which, **NO_STDIO)
     assert ask(lighterd, "tasks.wait", **which)["exit_status"] == 0
+
+
+def test_f60_next_to_no_processor_time(lighterd: Lighterd, busybox: str) -> None:
+    """Manager, spawner and shims share a twentieth of a processor: what is asked is done or refused
+    in words, an end is told, and nothing stays of what was not done.
+    """
+    old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
+    lives.define(lighterd, busybox, "new", "sh", "-c", "exit 7")
+    (spawner,) = spawners(lighterd.instance)
+    family = [lighterd.pid, *lighterd.shims(), spawner]
+    group = f"lighter-slow-{lighterd.instance}"
+    with cgroups.throttled(family, group, 0.05) as throttlings, lighterd.client() as client:
+        slow = {"id": "old", "exec_id": "slow"}
+        client.call("tasks", "exec", timeout_s=SLOW_S, args=["true"], **slow, **NO_STDIO)
+        assert client.call("tasks", "wait", timeout_s=SLOW_S, **slow)["exit_status"] == 0
+        try:
+            client.call("tasks", "create", timeout_s=SLOW_S, id="new", **NO_STDIO)
+            client.call("tasks", "start", timeout_s=SLOW_S, id="new")
+            ended = client.call("tasks", "wait", timeout_s=SLOW_S, id="new", exec_id="")
+            assert ended["exit_status"] == 7
+        except (errors.DeadlineExceeded, *TYPED):
+            pass
+        assert throttlings() > 0
+        assert lives.process_state(old) == "S"
+    for name in ("new", "old"):
+        ask(lighterd, "containers.delete", id=name, force=True)
+    lives.leftovers(lighterd)
+    lives.begin(lighterd, busybox, "next", "sh", "-c", "exit 3")
+    assert ask(lighterd, "tasks.wait", id="next", exec_id="")["exit_status"] == 3
+    assert not (wrong := lives.check_history(lives.history(lighterd))), wrong
+
+
+def test_f60_a_worker_that_stands_still_costs_its_caller_alone(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """It is ended when its caller gives up, with what it has mounted and half written."""
+    data = images.busybox_archive(compressed=True).read_bytes()
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    workers = f"lighter-worker --instance {lighterd.instance}"
+    try:
+        with lighterd.client() as client:
+            stream = client.stream(
+                *("images", "import"),
+                timeout_s=GIVEN_UP_S,
+                source=f"/proc/{os.getpid()}/fd/{read_end}",
+                base_name="",
+                index_name="",
+                digests=False,
+                all_platforms=False,
+                unpack=True,
+                snapshotter="",
+            )
+            os.write(write_end, data[: 32 << 10])
+            await_that(lambda: with_title(workers), GIVEN_UP_S, "its worker waits for the rest")
+            (worker,) = with_title(workers)
+            os.kill(worker, signal.SIGSTOP)
+            await_that(lambda: lives.process_state(worker) == "T", 5, "it stands")
+            lives.begin(lighterd, busybox, "other", "sh", "-c", "exit 3")
+            assert ask(lighterd, "tasks.wait", id="other", exec_id="")["exit_status"] == 3
+            with pytest.raises(errors.DeadlineExceeded):
+                list(stream)
+        await_that(lambda: worker not in with_title(workers), 20, "its worker has been ended")
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    assert lighterd.import_busybox() == busybox
+    ask(lighterd, "containers.delete", id="other", force=True)
+    lives.leftovers(lighterd)
