@@ -157,10 +157,12 @@ class Supervisor:
             return True
         hit(f"event.{message.topic.rpartition('/')[2]}")
         seen = self._apply(entry, message)
-        if message.topic == events.EXIT and not message.body.get("exec_id"):
-            hit("event.exit-committed")
-        self._events.announce(*seen)
-        self._wake(entry, message)
+        try:
+            if message.topic == events.EXIT and not message.body.get("exec_id"):
+                hit("event.exit-committed")
+        finally:  # told again it is known, and nobody would wake who waits for it
+            self._events.announce(*seen)
+            self._wake(entry, message)
         return True
 
     @contextmanager

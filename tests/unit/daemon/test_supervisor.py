@@ -20,8 +20,8 @@ from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
-from lighter.proto import codec, events, states
-from lighter.proto.errors import LighterError, Unavailable
+from lighter.proto import codec, events, faults, states
+from lighter.proto.errors import Internal, LighterError, Unavailable
 from lighter.proto.paths import Root, State
 
 pytestmark = pytest.mark.root
@@ -231,6 +231,22 @@ def test_f10_what_could_not_be_committed_has_not_happened(place: Place) -> None:
     (kept,) = place.store.load()
     assert (kept.state, kept.last_sequence) == (states.RUNNING, 1)
     assert [row[0] for row in place.db.rows("SELECT topic FROM events")] == [events.START]
+
+
+def test_who_waits_for_an_end_wakes_when_something_fails_behind_its_commit(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shim tells it again, and then it is an old one."""
+    entry = place.entry("a" * 16, states.RUNNING)
+    peer = Peer(ShimRouter(1, lambda _peer: None, lambda _peer, _event: True), entry.incarnation)
+    event = codec.Event(1, 1, events.EXIT, 5, {"exit_status": 3, "exited_at": 5, "cause": ""})
+    plan = faults.Faults({"FAULT": "event.exit-committed:error"}).plan
+    monkeypatch.setattr(faults._faults, "plan", plan)
+    monkeypatch.setattr(faults._faults, "passes", {})
+    with pytest.raises(Internal):
+        place.supervisor.on_event(peer, event)
+    assert entry.exit is not None and entry.ended.is_set()
+    assert place.supervisor.on_event(peer, event)
 
 
 def test_f80_an_event_that_is_told_again_is_not_applied_again(place: Place) -> None:
