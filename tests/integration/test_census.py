@@ -17,6 +17,7 @@ import pytest
 from lighter.daemon.metadata.db import Database
 from tests import census, cgroups, held
 from tests.harness import await_that
+from tests.processes import Process
 from tests.storecheck import store_problems
 
 MARK = "0badcafe"
@@ -348,6 +349,17 @@ def test_a_dead_child_of_a_manager_or_spawner_is_seen() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_dead_that_init_has_inherited_are_its_own() -> None:
+    def seen(parent: int, *, exclusive: bool = True) -> bool:
+        dead = Process(2, parent, "lighter-shim", True, "")
+        return census.is_forgotten(dead, {40}, exclusive=exclusive)
+
+    assert seen(40) and seen(40, exclusive=False)
+    assert seen(41) and not seen(41, exclusive=False)
+    assert not seen(census.INIT)
+    assert census.is_forgotten(Process(2, 1, "x", True, ""), {1}, exclusive=False), "it is pytest's"
 
 
 def test_threads_that_a_manager_has_forgotten_are_seen() -> None:
