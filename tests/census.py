@@ -164,8 +164,8 @@ def zombies(owners: Owners) -> Iterator[str]:
 
 
 def is_forgotten(process: Process, parents: set[int], *, exclusive: bool) -> bool:
-    """Whether it is dead and one of `parents` is to blame, or on a machine of our own anybody who
-    has started it: init reaps in its own time what it has inherited, on some machines once a second.
+    """Whether it is dead and one of `parents` does not wait for it, on a machine of our own anybody
+    but init: that reaps in its own time what it has inherited, here and there once a second.
     """
     ours = exclusive and process.ppid != INIT and process.name.startswith(_OUR_COMMS)
     return process.is_zombie and (process.ppid in parents or ours)
