@@ -5,9 +5,9 @@ loaded. Which of them the front ends get is in daemon/rpc/wiring.py (`ctl`) and
 daemon/grpc/wiring.py (containerd's API). How a manager lives is manager.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.checkpoints.service import Checkpoints
@@ -24,7 +24,6 @@ from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.core import Core
-from lighter.daemon.events import EventLog
 from lighter.daemon.freezing import Freezing
 from lighter.daemon.health.probe import Prober
 from lighter.daemon.health.service import HealthService
@@ -40,11 +39,9 @@ from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.worker import tree_remover
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.containers import ContainerStore
-from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.namespaces import NamespaceService
-from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.catalog import NetworkCatalog
 from lighter.daemon.network.configs import Configs
 from lighter.daemon.network.ending import Endings
@@ -52,7 +49,7 @@ from lighter.daemon.network.live import LiveNetworks
 from lighter.daemon.network.names import Names
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.notify import Notifier
-from lighter.daemon.oci.host import Host, read_host
+from lighter.daemon.oci.host import read_host
 from lighter.daemon.oci.selinux import SELinux
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
@@ -61,86 +58,24 @@ from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.restarts.labelwatch import LabelWatch
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.runtimes import Runtimes
+from lighter.daemon.services import Services
 from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
 from lighter.daemon.snapshots.erofs import ErofsSnapshotter
 from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.snapshots.types import Snapshotter
-from lighter.daemon.spawn import Spawner
-from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.execs import ExecService
-from lighter.daemon.tasks.followers import Followers, Settler
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.settle import WorkerSettler
-from lighter.daemon.tasks.shims import ShimRouter
-from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.volumes.service import Volumes
 from lighter.daemon.workers import Workers
-from lighter.proto.paths import Root, State
 
 if TYPE_CHECKING:
     from lighter.daemon.snapshots.proxy import ProxySnapshotter
-
-
-@dataclass(frozen=True)
-class Services:
-    """What front ends and the manager's own life work with."""
-
-    config: Config
-    root: Root
-    state: State
-    generation: int
-    db: Database
-    spawner: Spawner
-    workers: Workers
-    event_log: EventLog
-    namespaces: NamespaceService
-    content: ContentStore
-    ingests: Ingests
-    leases: Leases
-    snapshotters: Mapping[str, Snapshotter]
-    proxies: "Sequence[ProxySnapshotter]"
-    snapshots: SnapshotService
-    image_store: ImageStore
-    images: ImageService
-    layers: Layers
-    mounted: MountedImages
-    housekeeping: Housekeeping
-    scheduler: Scheduler
-    registries: Registries
-    puller: Puller
-    pusher: Pusher
-    bundle_of: Callable[[str, str], Bundle]
-    supervisor: Supervisor
-    router: ShimRouter
-    execs: ExecService
-    tasks: TaskService
-    containers: ContainerService
-    container_store: ContainerStore
-    maker: ContainerMaker
-    volumes: Volumes
-    files: ContainerFiles
-    freezing: Freezing
-    records: ContainerRecords
-    changes: ContainerChanges
-    checkpoints: Checkpoints
-    restarts: Restarts
-    by_hand: ByHand
-    label_watch: LabelWatch
-    health: HealthService
-    followers: Followers
-    settler: Settler
-    network_of: Callable[[str, str], dict[str, Any]]
-    attachments: Attachments
-    endings: Endings
-    live_networks: LiveNetworks
-    network_catalog: NetworkCatalog
-    reloader: Reloader
-    host: Host
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,9 @@ from lighter.proto.socketpath import check_socket_path
 from lighter.proto.version import VERSION
 
 if TYPE_CHECKING:
-    from lighter.daemon.app import Services
     from lighter.daemon.grpc.server import GrpcServer
     from lighter.daemon.reload import Reloader
+    from lighter.daemon.services import Services
     from lighter.daemon.snapshots.types import Snapshotter
 
 log = logging.getLogger("lighter.app")
@@ -204,7 +204,7 @@ class Manager:
 
     async def _complete(self, core: Core, server: ClientServer) -> "Services":
         """Make all other services, and take up what the manager before has left to them."""
-        await _loaded("lighter.daemon.rpc.wiring")
+        await _loaded("lighter.daemon.app", "lighter.daemon.rpc.wiring")
         leave_no_core()
         from lighter.daemon.app import build
         from lighter.daemon.rpc.wiring import native_methods
@@ -401,15 +401,16 @@ async def _ended(task: "asyncio.Task[None]") -> None:
     await asyncio.wait([task])
 
 
-async def _loaded(module: str) -> None:
-    """Load it and all that it needs, in a thread: clients and shims are answered meanwhile.
+async def _loaded(*modules: str) -> None:
+    """Load them and all that they need, in a thread: clients and shims are answered meanwhile.
 
     The event loop gets the interpreter whenever it has something to do, and not 5 ms later.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(LOADING_SWITCH_S)
     try:
-        await asyncio.to_thread(importlib.import_module, module)
+        for module in modules:
+            await asyncio.to_thread(importlib.import_module, module)
     finally:
         sys.setswitchinterval(before)
 

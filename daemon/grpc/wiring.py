@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lighter.daemon.app import Services
 from lighter.daemon.config import Config
 from lighter.daemon.grpc.callcounts import CallCounts
 from lighter.daemon.grpc.checkpoints import TaskCheckpoints
@@ -28,6 +27,7 @@ from lighter.daemon.images.exporter import Exporter
 from lighter.daemon.images.imposed import ImposedLabels
 from lighter.daemon.listening import tcp_address
 from lighter.daemon.metadata.sandboxes import SandboxStore
+from lighter.daemon.services import Services
 from lighter.daemon.version import REVISION
 from lighter.proto.version import VERSION
 

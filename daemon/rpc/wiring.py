@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from lighter.daemon.app import Services
 from lighter.daemon.images.commit import Committer
 from lighter.daemon.images.convert import Converter
 from lighter.daemon.images.exporter import Exporter
@@ -35,6 +34,7 @@ from lighter.daemon.rpc import (
 )
 from lighter.daemon.rpc.methods import Method
 from lighter.daemon.rpc.owners import guarded
+from lighter.daemon.services import Services
 from lighter.daemon.stopping import StopAll
 
 if TYPE_CHECKING:

@@ -300,4 +300,4 @@ def test_what_is_loaded_before_it_answers_is_written_down(
     assert answers, before[-2000:]
     loaded = re.compile(r"^import time:.*\| +(lighter\.\S+)$", re.M)
     assert set(loaded.findall(before)) <= set(LOADED.read_text().split())
-    assert "lighter.daemon.app" in loaded.findall(after)
+    assert "lighter.daemon.services" in loaded.findall(after)
