@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +23,6 @@ from lighter.daemon import eventnumbers, files
 from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
 from lighter.daemon.core import Core
-from lighter.daemon.journal import Repeated
 from lighter.daemon.limits import leave_no_core, raise_descriptor_limit
 from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.db import Database
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from lighter.daemon.grpc.server import GrpcServer
     from lighter.daemon.reload import Reloader
     from lighter.daemon.services import Services
-    from lighter.daemon.snapshots.types import Snapshotter
 
 log = logging.getLogger("lighter.app")
 
@@ -60,12 +58,8 @@ CLIENTS_COME_S = 0.01  # ctl tries every 5 ms while it waits for a manager
 SHIMS_FIRST_S = 0.1  # before the modules of ours that are left
 SHIMS_BEFORE_GRPC_S = 0.5
 LOOK_S = 0.005
-SWEEP_S = 2.0
 ENDED_S = 1.0
 LOADING_SWITCH_S = 0.0005
-
-LOOK_AT_SOCKETS_S = 1.0
-LISTEN_AGAIN_S = 2.0
 
 
 class Manager:
@@ -174,6 +168,8 @@ class Manager:
         await _adopted(core.supervisor, SHIMS_FIRST_S)
         core.spawner.start()
         services = await self._complete(core, server)
+        from lighter.daemon import upkeep
+
         grpc_server = await self._serve_grpc(undo, services)
         # What is there now stays: the collector need not look at it again.
         gc.collect()
@@ -192,19 +188,21 @@ class Manager:
             undo.push_async_callback(proxy.close)
         in_background(services.endings.recover(core.supervisor.entry))
         in_background(services.freezing.recover(core.supervisor.entry))
-        in_background(self._tidy(services))
+        in_background(upkeep.tidy(services))
         in_background(services.label_watch.run())
         in_background(
-            _keep_listening(server.listen_again, router.listen_again, grpc_server.listen_again)
+            upkeep.keep_listening(
+                server.listen_again, router.listen_again, grpc_server.listen_again
+            )
         )
         await self._stopping.wait()
-        await self._finish_removals(services.snapshotters)
+        await upkeep.finish_removals(services.snapshotters)
         self._notifier.stopping()
         log.info("manager stops; containers go on")
 
     async def _complete(self, core: Core, server: ClientServer) -> "Services":
         """Make all other services, and take up what the manager before has left to them."""
-        await _loaded("lighter.daemon.app", "lighter.daemon.rpc.wiring")
+        await _loaded("lighter.daemon.app", "lighter.daemon.rpc.wiring", "lighter.daemon.upkeep")
         leave_no_core()
         from lighter.daemon.app import build
         from lighter.daemon.rpc.wiring import native_methods
@@ -237,6 +235,7 @@ class Manager:
         """
         await _adopted(services.supervisor, SHIMS_BEFORE_GRPC_S)
         await _loaded("lighter.daemon.grpc.wiring")
+        from lighter.daemon import upkeep
         from lighter.daemon.grpc import wiring
         from lighter.daemon.grpc.callcounts import CallCounts
 
@@ -256,48 +255,13 @@ class Manager:
             await _loaded("aiohttp")
             undo.push_async_callback(_ended, asyncio.ensure_future(traces.run()))
         if (tls := wiring.tls(self._config)) is not None:
-            in_background(_keep_trying(partial(server.start_tcp, tls)))
+            in_background(upkeep.keep_trying(partial(server.start_tcp, tls)))
         if counts is not None:
             await _loaded("lighter.daemon.metricserver")
             page = wiring.metric_server(services, counts)
             undo.push_async_callback(page.close)
-            in_background(_keep_trying(page.start))
+            in_background(upkeep.keep_trying(page.start))
         return server
-
-    async def _finish_removals(self, snapshotters: "Mapping[str, Snapshotter]") -> None:
-        """Let removals end while the database is open; the next start does the rest."""
-        for name, snapshotter in snapshotters.items():
-            try:
-                async with asyncio.timeout(SWEEP_S):
-                    await snapshotter.sweep()
-            except (TimeoutError, LighterError):
-                log.info("removed snapshots of %s are swept at the next start", name)
-
-    async def _tidy(self, services: "Services") -> None:
-        """Finish or undo what the manager before left half done on disk, then keep it tidy."""
-        for step in (
-            services.mounted.recover,
-            services.volumes.tidy,
-            services.images.recover,
-            partial(self._recover_snapshots, services),
-            partial(self._remove_orphans, services),
-        ):
-            try:
-                await step()
-            except LighterError as err:
-                log.error("tidy up after the manager before: %s; going on", err)
-            except Exception:  # what follows keeps the disk from filling up
-                log.exception("tidy up after the manager before; going on")
-        hit("start.tidied")
-        await services.scheduler.run()
-
-    async def _recover_snapshots(self, services: "Services") -> None:
-        await services.snapshots.recover([one.name for one in services.namespaces.list()])
-
-    async def _remove_orphans(self, services: "Services") -> None:
-        names = [one.name for one in services.namespaces.list()]
-        if not services.db.loss:
-            await services.maker.orphans.remove_all(names)
 
     def _health(self, core: Core, server: ClientServer) -> "dict[str, object]":
         return {
@@ -378,19 +342,6 @@ def _status(supervisor: Supervisor, stands_in: str) -> str:
     return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}{instead}"
 
 
-async def _keep_trying(listen: Callable[[], Awaitable[None]]) -> None:
-    """Listen where others may be before us, or the host not yet: all else goes on without it."""
-    told = ""
-    while True:
-        try:
-            return await listen()
-        except LighterError as error:
-            if error.message != told:
-                log.error("%s; trying on", error.message)
-            told = error.message
-        await asyncio.sleep(LISTEN_AGAIN_S)
-
-
 def _same_file(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
@@ -437,18 +388,3 @@ async def _until(condition: Callable[[], bool], most_s: float) -> None:
         if condition():
             return
         await asyncio.sleep(LOOK_S)
-
-
-async def _keep_listening(*listen_again: Callable[[], Awaitable[None] | None]) -> None:
-    """A socket's file can be deleted under a server, which the kernel does not tell it."""
-    acts = [(act, Repeated(log, "listen again")) for act in listen_again]
-    while True:
-        await asyncio.sleep(LOOK_AT_SOCKETS_S)
-        for act, failures in acts:
-            try:
-                if (under_way := act()) is not None:
-                    await under_way
-            except (LighterError, OSError) as err:
-                failures.failed(err)
-            else:
-                failures.ended()
