@@ -1,26 +1,26 @@
 """`ctl ps` and `ctl ls`: containers in lists, filtered and printed as docker does it."""
 
-import re
+from __future__ import annotations
+
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session
 from lighter.ctl.output import ago, for_how_long, labels_text, listing, rfc3339
-from lighter.ctl.paging import pages
-from lighter.ctl.template import Fields, Template
 from lighter.proto.names import BROKEN_LABEL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from lighter.ctl.cli import Session
+    from lighter.ctl.listfilter import Filter
+    from lighter.ctl.template import Fields
+
+    Row = Mapping[str, Any]
 
 SHORT_DIGEST = 12
 ALIVE = ("running", "paused", "unknown")
-# Docker's word beside ours.
-_STATUSES = {"exited": "stopped"}
-_STATUS_WORDS = ("created", "running", "paused", "restarting", "stopped", "exited", "unknown")
-_HEALTH_WORDS = ("starting", "healthy", "unhealthy", "none")
-
-Row = Mapping[str, Any]
-Test = Callable[[Row], bool]
 
 
 def list_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,18 +67,19 @@ def ps(
     """
     now_ns = time.time_ns()
     shape = _Shape(session, template, ps_fields(now_ns, no_trunc))
-    wanted = Filter(filters)
+    wanted = _filter(filters)
     tasks: list[dict[str, Any]] = session.call("tasks.list")["tasks"]
-    if everything or wanted.of_states:
-        rows = _with_tasks(pages(session, "containers.list", "containers"), tasks)
+    if everything or (wanted and wanted.of_states):
+        rows = _with_tasks(_containers(session), tasks)
     else:
         rows = [task for task in tasks if task["status"] in ALIVE or task.get("restart_at")]
-        if wanted.needs_all or shape.template is not None:
-            known = {row["id"]: row for row in pages(session, "containers.list", "containers")}
+        if (wanted and wanted.needs_all) or shape.template is not None:
+            known = {row["id"]: row for row in _containers(session)}
             rows = [{**row, "labels": known.get(row["id"], {}).get("labels", {})} for row in rows]
-            wanted.know(list(known.values()))
+            if wanted:
+                wanted.know(list(known.values()))
     shape.print(
-        wanted.chosen(rows),
+        wanted.chosen(rows) if wanted else rows,
         quiet,
         ("CONTAINER", "IMAGE", "PID", "STATUS", "CREATED", "ADDRESS", "PORTS"),
         lambda row: (
@@ -86,7 +87,7 @@ def ps(
             image_text(row, no_trunc),
             row["pid"] or "-",
             status_text(row, now_ns),
-            ago(_made_at(row), now_ns),
+            ago(made_at(row), now_ns),
             addresses_text(row) or "-",
             ports_text(row) or "-",
         ),
@@ -107,15 +108,15 @@ def ls(
     \b
       ctl ls
     """
-    wanted = Filter(filters)
+    wanted = _filter(filters)
     shape = _Shape(session, template, ls_fields(time.time_ns(), no_trunc))
-    rows: list[dict[str, Any]] = pages(session, "containers.list", "containers")
-    if wanted.of_states:
+    rows = _containers(session)
+    if wanted and wanted.of_states:
         rows = _with_tasks(rows, session.call("tasks.list")["tasks"])
     if not quiet:
         warn_of_damage(session, rows)
     shape.print(
-        wanted.chosen(rows),
+        wanted.chosen(rows) if wanted else rows,
         quiet,
         ("CONTAINER", "IMAGE", "RUNTIME"),
         lambda row: (row["id"], image_text(row, no_trunc), row["runtime"]),
@@ -128,7 +129,11 @@ class _Shape:
     def __init__(self, session: Session, template: str | None, fields: Fields) -> None:
         chosen = template or session.format
         self._json = chosen == "json"
-        self.template = None if chosen in ("json", "table") else Template(chosen, fields)
+        self.template = None
+        if chosen not in ("json", "table"):
+            from lighter.ctl.template import Template
+
+            self.template = Template(chosen, fields)
 
     def print(
         self,
@@ -146,129 +151,19 @@ class _Shape:
             listing(self._json, rows, header, cells)
 
 
-class Filter:
-    """All --filter words of one list. Values of one key are alternatives, keys add up; of labels
-    every one must be there, as docker has it. Raises grammar.UsageError.
-    """
+def _filter(words: Sequence[str]) -> Filter | None:
+    """None where all is wanted: most lists need not load what filters need."""
+    if not words:
+        return None
+    from lighter.ctl.listfilter import Filter
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self._tests: dict[str, list[Test]] = {}
-        self._born: dict[str, int] = {}
-        self._keys: set[str] = set()
-        for word in words:
-            key, sign, value = word.partition("=")
-            make = _FILTERS.get(key)
-            if make is None or not sign:
-                raise grammar.UsageError(
-                    f"--filter {word!r}: expected one of {', '.join(_FILTERS)}, = and a value"
-                )
-            self._keys.add(key)
-            # Each label is a key of its own: they add up.
-            name = word if key == "label" else key
-            self._tests.setdefault(name, []).append(make(self, value))
-
-    @property
-    def of_states(self) -> bool:
-        """Whether it asks for states: then those that do not run are looked at too."""
-        return bool(self._keys & {"status", "exited"})
-
-    @property
-    def needs_all(self) -> bool:
-        """Whether containers must be known that are not in the list, or their labels."""
-        return bool(self._keys & {"label", "before", "since"})
-
-    def know(self, containers: Sequence[Row]) -> None:
-        """When each container was made, for before= and since=."""
-        self._born = {row["id"]: row["created_at"] for row in containers}
-
-    def chosen(self, rows: Sequence[Row]) -> list[Row]:
-        if not self._born:
-            self.know(rows)
-        return [
-            row
-            for row in rows
-            if all(any(test(row) for test in tests) for tests in self._tests.values())
-        ]
-
-    def made(self, container_id: str) -> int:
-        if container_id not in self._born:
-            raise grammar.UsageError(f"--filter: there is no container {container_id}")
-        return self._born[container_id]
-
-    def of_name(self, value: str) -> Test:
-        """A regular expression, which a part of the name is too."""
-        try:
-            pattern = re.compile(value)
-        except re.error as err:
-            raise grammar.UsageError(f"--filter name={value!r}: {err}") from err
-        return lambda row: pattern.search(row["id"]) is not None
-
-    def of_id(self, value: str) -> Test:
-        return lambda row: str(row["id"]).startswith(value)
-
-    def of_ancestor(self, value: str) -> Test:
-        """The image by its name, in full or as people shorten it."""
-
-        def test(row: Row) -> bool:
-            image = str(row["image"])
-            names = {image, image.rpartition("@")[0], image.rpartition(":")[0]}
-            return value in names or any(name.endswith(f"/{value}") for name in names)
-
-        return test
-
-    def of_label(self, value: str) -> Test:
-        key, sign, wanted = value.partition("=")
-
-        def test(row: Row) -> bool:
-            labels = row.get("labels") or {}
-            return key in labels and (not sign or labels[key] == wanted)
-
-        return test
-
-    def of_status(self, value: str) -> Test:
-        if value not in _STATUS_WORDS:
-            raise grammar.UsageError(
-                f"--filter status={value!r}: expected one of {', '.join(_STATUS_WORDS)}"
-            )
-        if value == "restarting":
-            return lambda row: bool(row.get("restart_at"))
-        status = _STATUSES.get(value, value)
-        return lambda row: row["status"] == status
-
-    def of_code(self, value: str) -> Test:
-        if not re.fullmatch(r"[0-9]+", value):
-            raise grammar.UsageError(f"--filter exited={value!r}: expected an exit code")
-        code = int(value)
-        return lambda row: row["status"] == "stopped" and row["exit_status"] == code
-
-    def of_health(self, value: str) -> Test:
-        if value not in _HEALTH_WORDS:
-            raise grammar.UsageError(
-                f"--filter health={value!r}: expected one of {', '.join(_HEALTH_WORDS)}"
-            )
-        return lambda row: (row.get("health") or "none") == value
-
-    def before(self, value: str) -> Test:
-        return lambda row: self._age(row) < self.made(value)
-
-    def since(self, value: str) -> Test:
-        return lambda row: self._age(row) > self.made(value)
-
-    def _age(self, row: Row) -> int:
-        return self._born.get(row["id"], _made_at(row))
+    return Filter(words)
 
 
-_FILTERS: dict[str, Callable[[Filter, str], Test]] = {
-    "id": Filter.of_id,
-    "name": Filter.of_name,
-    "ancestor": Filter.of_ancestor,
-    "label": Filter.of_label,
-    "status": Filter.of_status,
-    "exited": Filter.of_code,
-    "health": Filter.of_health,
-    "before": Filter.before,
-    "since": Filter.since,
-}
+def _containers(session: Session) -> list[dict[str, Any]]:
+    from lighter.ctl.paging import pages
+
+    return pages(session, "containers.list", "containers")
 
 
 def _with_tasks(containers: Sequence[Row], tasks: Sequence[Row]) -> list[dict[str, Any]]:
@@ -310,7 +205,7 @@ def _definition(container: Row) -> dict[str, Any]:
     }
 
 
-def _made_at(row: Row) -> int:
+def made_at(row: Row) -> int:
     """When the container was made; its task is made anew with each start."""
     return int(row.get("defined_at") or row["created_at"])
 
@@ -324,8 +219,8 @@ def ps_fields(now_ns: int, no_trunc: bool) -> Fields:
         "Pid": ("PID", lambda row: str(row["pid"] or "")),
         "State": ("STATE", lambda row: str(row["status"])),
         "Status": ("STATUS", lambda row: status_text(row, now_ns)),
-        "CreatedAt": ("CREATED AT", lambda row: rfc3339(_made_at(row)) or ""),
-        "RunningFor": ("CREATED", lambda row: ago(_made_at(row), now_ns)),
+        "CreatedAt": ("CREATED AT", lambda row: rfc3339(made_at(row)) or ""),
+        "RunningFor": ("CREATED", lambda row: ago(made_at(row), now_ns)),
         "Labels": ("LABELS", lambda row: labels_text(row.get("labels") or {})),
         "Networks": ("NETWORKS", networks_text),
         "Addresses": ("ADDRESSES", addresses_text),

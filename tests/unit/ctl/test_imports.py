@@ -44,6 +44,7 @@ ATTACHED = {f"lighter.ctl.{name}" for name in ("process", "pump", "stdio", "undo
 OF = {
     "version": {"lighter.ctl.output"},
     "tasks ls": {"lighter.ctl.output"},
+    "ps": {"lighter.ctl.output", "lighter.proto.names"},
     "run --rm busybox c1 true": {
         *("lighter.ctl.definition", "lighter.ctl.flags", *FLAGS, *ATTACHED),
     },
