@@ -69,6 +69,7 @@ from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.execs import ExecService
+from lighter.daemon.tasks.lost import LostTasks
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.volumes.service import Volumes
@@ -325,6 +326,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         is_held=containers.is_held,
     )
 
+    freer = WorkerSettler(workers, root.instance, state, core.boot_id, config.runc_timeout_s)
     return Services(
         config=config,
         root=root,
@@ -377,7 +379,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         ),
         health=health,
         followers=_Followers(restarts, health, endings, removal),
-        settler=WorkerSettler(workers, root.instance, state, core.boot_id, config.runc_timeout_s),
+        settler=LostTasks(supervisor, bundle_of, freer),
         network_of=core.network_of,
         attachments=attachments,
         endings=endings,

@@ -24,9 +24,12 @@ class Followers(Protocol):
 
 
 class Settler(Protocol):
-    """How the resources of a task whose shim is gone are freed."""
+    """Who sees to tasks whose shims are gone."""
 
-    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+    async def settle(self, entry: Entry) -> None:
+        """Free what the shim held, then say how its task ended."""
+
+    async def free(self, entry: Entry, bundle: Bundle) -> bool:
         """Free everything; True when processes of the container had to be ended.
 
         Raises Unavailable, with the reason, while something of it cannot be freed.

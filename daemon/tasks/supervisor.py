@@ -1,8 +1,8 @@
 """Keeps entries true: what shims say, and what it means when one is gone.
 
 Events change an entry and its row in one transaction, together with the event that clients see,
-and are acknowledged after its commit. A shim whose process ends before it said `closed` is lost:
-its exit record decides, or else its container is ended here and the exit is our word.
+and are acknowledged after its commit. A shim whose process ends before it said `closed` is lost,
+and the end of its task our own word (lost.py).
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lighter.daemon.events import Event, EventLog
-from lighter.daemon.journal import Repeated
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec, is_probe
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lighter.tasks")
 
-LOST_KILLED = 137
 LOST_UNKNOWN = 255
 # A power cut ends every task, so only how one ended has to survive it.
 _DURABLE = {events.EXIT}
@@ -254,60 +252,14 @@ class Supervisor:
             self.in_background(self.settle(entry))
 
     async def settle(self, entry: Entry) -> None:
-        """A shim ended without having cleaned up: free what it held, then say how it ended.
-
-        Tried until it is done: a full disk, for one, must not leave waiters without an answer.
-        """
-        failures = Repeated(log, f"settle {entry.what}")
-        for pause_s in retries():
-            try:
-                await self._settle(entry)
-                failures.ended()
-                return
-            except Exception as err:
-                failures.failed(err)
-                entry.stuck = str(err) or repr(err)
-                entry.is_stuck.set()
-                await asyncio.sleep(pause_s)
-
-    async def _settle(self, entry: Entry) -> None:
-        bundle = self._bundle_of(entry.namespace, entry.id)
-        record = bundle.read_exit()
-        if record is not None and record.get("incarnation") != entry.incarnation:
-            record = None
+        """A shim ended without having cleaned up: see to that, once all services are there."""
         await self._followed.wait()
-        if not self._is_ours(entry):
-            return
-        killed = await self.free(entry, bundle)
-        if not self._is_ours(entry):
-            return
-        entry.stuck = ""
-        entry.is_stuck.clear()
-        hit("settle.freed")
-        if entry.state != states.CREATING:
-            lost = (
-                Exit(LOST_KILLED, time.time_ns(), "lost-shim")
-                if killed
-                else Exit(LOST_UNKNOWN, time.time_ns(), "unknown")
-            )
-            known = record and Exit(
-                int(record["exit_status"]), int(record["exited_at"]), str(record["cause"])
-            )
-            self.record_exit(entry, known or lost, lost)
-            hit("settle.exit-recorded")
-        self.record_closed(entry)
-        bundle.remove_exit_record()
-
-    def _is_ours(self, entry: Entry) -> bool:
-        """False once it is forgotten: what has its name now is another task. One that is closed is
-        settled again, when the removal that follows has failed.
-        """
-        return self.entries.get(entry.key) is entry
+        await self._settler.settle(entry)
 
     async def free(self, entry: Entry, bundle: Bundle) -> bool:
         """Give back what a dead shim held; True when processes had to be ended for it."""
         await self._followed.wait()
-        return await self._settler.settle(entry, bundle)
+        return await self._settler.free(entry, bundle)
 
     def on_loaded_closed(self, entry: Entry) -> None:
         """A task that had ended and was cleaned up before this manager started."""

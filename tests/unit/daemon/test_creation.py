@@ -85,7 +85,7 @@ def test_f02_no_shim_is_forked_that_no_row_tells_of(start: Start) -> None:
             assert not bundle.exists()
             assert start.store.load() == []
         assert len({order["incarnation"] for order in spawner.orders}) == 2
-        start.supervisor.follow(Followers(), start.settler)
+        start.supervisor.follow(Followers(), start.lost)
         start.supervisor.close()
 
     asyncio.run(work())
@@ -102,7 +102,7 @@ def test_f06_that_a_create_is_undone_is_noted_before_its_shim_is_ended(start: St
             os.rename(order["claim"], order["record"])
 
         async def work() -> None:
-            start.supervisor.follow(Followers(), start.settler)
+            start.supervisor.follow(Followers(), start.lost)
             creation = asyncio.ensure_future(create(creating(start, Forking(claim))))
             await comes_true(lambda: any(row.is_abandoned for row in start.store.load()))
             assert process.poll() is None and not creation.done()

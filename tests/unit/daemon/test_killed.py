@@ -135,7 +135,7 @@ def test_f03_what_a_bundle_without_a_row_holds_is_freed(start: Start) -> None:
 
     async def work() -> None:
         start.recovery.run()
-        start.supervisor.follow(Followers(), start.settler)
+        start.supervisor.follow(Followers(), start.lost)
         await comes_true(lambda: not bundle.exists())
         start.supervisor.close()
 
@@ -149,7 +149,7 @@ def test_f04_a_shim_that_no_row_tells_of_is_left_its_bundle(start: Start) -> Non
 
         async def work() -> None:
             start.recovery.run()
-            start.supervisor.follow(Followers(), start.settler)
+            start.supervisor.follow(Followers(), start.lost)
             await asyncio.sleep(0.1)  # in which a removal would be through
             assert (start.settler.freed, process.poll()) == ([], None)
             assert start.bundle_of(*KEY).exists()
@@ -488,7 +488,7 @@ def test_f20_of_one_that_was_over_its_removal_goes_on(start: Start) -> None:
 
     async def work() -> None:
         start.recovery.run()
-        start.supervisor.follow(followers, start.settler)
+        start.supervisor.follow(followers, start.lost)
         start.supervisor.close()
 
     asyncio.run(work())

@@ -21,6 +21,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks import recovery
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.lost import LostTasks
 from lighter.daemon.tasks.reach import is_alive, living_shims
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
 from lighter.daemon.tasks.shims import Peer, ShimRouter
@@ -89,6 +90,7 @@ class Start:
             1, self.supervisor.on_hello, self.supervisor.on_event
         )
         self.settler = Freeing()
+        self.lost = LostTasks(self.supervisor, self.bundle_of, self.settler)
         self.recovery = Recovery(
             db=self.db,
             store=self.store,
@@ -118,7 +120,7 @@ class Start:
 
     def run(self) -> Entry:
         self.recovery.run()
-        self.supervisor.follow(Followers(), self.settler)
+        self.supervisor.follow(Followers(), self.lost)
         return self.supervisor.entries["default", "c"]
 
     def said_hello(self, **identity: Any) -> None:
@@ -199,7 +201,7 @@ def test_a_bundle_without_a_row_stays_while_it_cannot_be_read(start: Start) -> N
     async def work() -> None:
         with unreadable(bundle.record):
             assert start.recovery.run() == 0
-            start.supervisor.follow(Followers(), start.settler)
+            start.supervisor.follow(Followers(), start.lost)
             await asyncio.sleep(0.1)
             assert bundle.exists()
         start.supervisor.close()
@@ -232,7 +234,7 @@ def test_a_reboot_leaves_no_task_of_an_owner_who_expects_none(
         start.recovery.run()
         assert ((namespace, "c") in start.supervisor.entries) == stays
         assert len(start.store.load()) == stays
-        start.supervisor.follow(Followers(), start.settler)
+        start.supervisor.follow(Followers(), start.lost)
         await asyncio.sleep(0)  # what it does for those that stay has begun
         start.supervisor.close()
 

@@ -16,6 +16,7 @@ from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ENDED_KEPT, ExecService
+from lighter.daemon.tasks.lost import LostTasks
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
@@ -68,6 +69,7 @@ class Place:
         self.store = TaskStore(self.db)
         self.supervisor = Supervisor(self.db, self.store, EventLog(self.db), self.bundle_of)
         self.settler = Unmounting()
+        self.lost = LostTasks(self.supervisor, self.bundle_of, self.settler)
 
     def entry(self, incarnation: str, state: str) -> Entry:
         entry = Entry("default", "c", incarnation, state, "", "boot", 1, closed=True)
@@ -96,7 +98,7 @@ def test_f03_a_removal_that_failed_is_tried_again_though_its_task_is_closed(plac
         entry.orphan = True
         followers = Followers()
         place.supervisor.on_loaded_closed(entry)
-        place.supervisor.follow(followers, place.settler)
+        place.supervisor.follow(followers, place.lost)
         async with asyncio.timeout(20):
             await followers.forgotten.wait()
 
@@ -116,7 +118,7 @@ def test_what_has_a_forgotten_tasks_name_now_is_left_alone(place: Place) -> None
         await asyncio.sleep(0)
         place.supervisor.remove(old)
         place.entry("b" * 16, states.RUNNING)
-        place.supervisor.follow(Followers(), place.settler)
+        place.supervisor.follow(Followers(), place.lost)
         await settling
 
     asyncio.run(work())
@@ -135,7 +137,8 @@ def test_f21_one_that_is_forgotten_while_it_is_freed_takes_no_later_ones_row(pla
 
     async def work() -> None:
         old = place.entry("a" * 16, states.RUNNING)
-        place.supervisor.follow(Followers(), Freeing())
+        lost = LostTasks(place.supervisor, place.bundle_of, Freeing())
+        place.supervisor.follow(Followers(), lost)
         await place.supervisor.settle(old)
 
     asyncio.run(work())
