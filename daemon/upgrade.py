@@ -14,6 +14,7 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 from lighter.daemon import files
+from lighter.daemon.metadata import index
 from lighter.daemon.tasks.reach import is_alive
 from lighter.proto.release import Release, protocols_of
 
@@ -66,7 +67,7 @@ def running_shims(tasks_dir: str, but: Release | None = None) -> list[RunningShi
 
 def schema_of(database: str) -> int:
     """The schema version of the database; 0 when there is none, or none that can be read."""
-    if not os.path.exists(database):
+    if not os.path.exists(database) or not index.has_room(database):
         return 0
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=1)) as opened:

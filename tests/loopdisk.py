@@ -33,8 +33,7 @@ def btrfs_at(directory: Path) -> Iterator[None]:
 def ext4_at(directory: Path, *mkfs_options: str, size_bytes: int = 64 << 20) -> Iterator[None]:
     """A small one that is mounted at the directory, with no block kept for root.
 
-    Its blocks are of 4 KiB, as on all but small disks: SQLite maps a file of which it has written
-    to each page of that size, and a hole in one ends the process on a full disk.
+    Its blocks are of 4 KiB, as on all but small disks, unless the options say otherwise.
     """
     disk = directory.with_name(directory.name + ".disk")
     with disk.open("wb") as file:

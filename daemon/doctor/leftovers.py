@@ -14,6 +14,7 @@ from typing import NamedTuple
 from lighter.daemon import files
 from lighter.daemon.config import Config
 from lighter.daemon.doctor.findings import OK, WARNING, Finding
+from lighter.daemon.metadata import index
 from lighter.daemon.tasks.reach import is_alive
 from lighter.proto.paths import Root, State
 
@@ -72,6 +73,8 @@ def _tasks(directory: str) -> Iterator[_Task]:
 
 def _ended(database: str) -> set[_Task]:
     """Tasks that have ended and are not deleted: their directory stays, and their shim is gone."""
+    if not index.has_room(database):
+        return set()
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as opened:
             rows = opened.execute("SELECT namespace, id FROM tasks WHERE state = 'stopped'")

@@ -9,6 +9,7 @@ from contextlib import closing
 
 from lighter.daemon.config import Config
 from lighter.daemon.doctor.findings import OK, PROBLEM, WARNING, Finding
+from lighter.daemon.metadata import index
 from lighter.daemon.metadata.reserve import SIZE_BYTES
 from lighter.daemon.registry.access import ANONYMOUS
 from lighter.daemon.registry.hosts import endpoints
@@ -92,6 +93,10 @@ def database(config: Config) -> Iterator[Finding]:
     path = Root(config.root).database
     if not os.path.exists(path):
         yield Finding("database", OK, f"{path} is not there yet", "the first start makes it")
+        return
+    if not index.has_room(path):
+        advice = "make room: no manager can start"
+        yield Finding("database", PROBLEM, f"{path}: its disk is full", advice)
         return
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as opened:

@@ -20,6 +20,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from lighter.daemon.files import full_disk, read_only_mount
+from lighter.daemon.metadata import index
 from lighter.daemon.metadata.reserve import Reserve
 from lighter.daemon.metadata.schema import MIGRATIONS, migrate, version_of
 from lighter.proto.errors import (
@@ -83,6 +84,9 @@ class Database:
         except OSError as err:
             raise FailedPrecondition(f"open database {path}: {err.strerror}") from err
         self._reserve = Reserve(path + "-reserve")
+        if not index.has_room(path):
+            folder = os.path.dirname(path)
+            raise ResourceExhausted(f"open database {path}: the disk of {folder} is full")
         with ExitStack() as undo:
             try:
                 self.durable = undo.enter_context(closing(self._connect("FULL")))

@@ -17,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 
 from lighter.daemon import files
+from lighter.daemon.metadata import index
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.reserve import Reserve
 from lighter.proto.errors import FailedPrecondition
 from lighter.proto.faults import hit
 
@@ -29,7 +31,7 @@ _SKIPPED = 1_000_000
 
 def damage(path: str) -> str:
     """What is wrong with the database at `path`, one line; "" when it is sound or not there."""
-    if not os.path.exists(path):
+    if not os.path.exists(path) or not index.has_room(path):
         return ""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as opened:
@@ -43,6 +45,8 @@ def damage(path: str) -> str:
 
 def open_database(path: str) -> Database:
     """The database at `path`, mended when it is damaged. Raises what Database raises."""
+    if os.path.exists(path):
+        Reserve(path + "-reserve")  # gives up its space where there is no other
     set_aside = _set_aside(path)
     wrong = "its log was set aside" if set_aside else damage(path)
     loss = ""

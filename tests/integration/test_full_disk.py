@@ -23,7 +23,6 @@ from tests.integration.test_check import check
 from tests.lives import NO_STDIO, ask
 from tests.unit.images.build import Layout
 
-BLOCK_BYTES = 4096
 TRAP = ("sh", "-c", "trap 'exit 6' TERM; while :; do wait; done")
 IMPORTED = "docker.io/library/other:1"
 
@@ -34,6 +33,7 @@ class Disk:
     def __init__(self, directory: Path, lighterd: Lighterd) -> None:
         self.directory = directory
         self.lighterd = lighterd
+        self.block_bytes = os.statvfs(directory).f_bsize
         self.reserve = lighterd.root / "lighter.db-reserve"
         self._filler = directory / "filler"
         self._files = directory / "files"
@@ -42,11 +42,11 @@ class Disk:
         """Leave this much, beside what the database holds in reserve."""
         fd = os.open(self._filler, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
-            for step_bytes in (1 << 20, 1 << 16, BLOCK_BYTES):
+            for step_bytes in (1 << 20, 1 << 16, self.block_bytes):
                 with contextlib.suppress(OSError):
                     while True:
                         os.posix_fallocate(fd, os.fstat(fd).st_size, step_bytes)
-            end = os.fstat(fd).st_size // BLOCK_BYTES * BLOCK_BYTES
+            end = os.fstat(fd).st_size // self.block_bytes * self.block_bytes
             os.ftruncate(fd, end - free_bytes)
             os.fsync(fd)
         finally:
@@ -61,7 +61,7 @@ class Disk:
         self.fill(free_bytes)
 
     def leave_blocks(self, count: int) -> None:
-        self.fill_all(count * BLOCK_BYTES)
+        self.fill_all(count * self.block_bytes)
 
     def leave_files(self, count: int) -> None:
         """No more than this many can be made."""
@@ -125,7 +125,16 @@ def test_f49_what_ends_and_what_frees_works_on_a_full_disk(disk: Disk) -> None:
     assert check(lighterd)[0] == 0
 
 
-def test_f49_with_no_block_left_an_end_is_told_later(disk: Disk) -> None:
+@pytest.mark.parametrize(
+    ("mounted", "counts"),
+    [
+        pytest.param((), (0, 1, 2, 3), id="blocks-of-4-KiB"),
+        # Too few for the mapped index of the log, a hole in which would end the manager.
+        pytest.param(("-b", "1024"), (0, 9, 14, 40), id="blocks-of-1-KiB"),
+    ],
+    indirect=["mounted"],
+)
+def test_f49_with_no_block_left_an_end_is_told_later(disk: Disk, counts: tuple[int, ...]) -> None:
     """What was held in reserve is used up too: no manager starts, and it says why."""
     lighterd = disk.lighterd
     image = lighterd.start().import_busybox()
@@ -137,7 +146,7 @@ def test_f49_with_no_block_left_an_end_is_told_later(disk: Disk) -> None:
     await_that(lambda: lives.process_state(pids["killed"]) in ("", "Z"), 20, "it has ended")
     assert lighterd.stop() == 0
     os.kill(pids["alone"], signal.SIGKILL)
-    for count in range(4):
+    for count in counts:
         disk.leave_blocks(count)
         with pytest.raises(AssertionError, match="lighterd ended with 1"):
             lighterd.start()

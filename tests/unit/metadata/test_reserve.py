@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.reserve import SIZE_BYTES, Reserve
 from lighter.proto.errors import ResourceExhausted
+from tests.unit.metadata import test_mend
 
 pytestmark = pytest.mark.root
 
@@ -74,6 +76,17 @@ def test_a_database_opens_on_a_full_disk(disk: Path) -> None:
 def test_a_small_disk_is_left_alone(disk: Path) -> None:
     Reserve(str(disk / "reserve"), 20 << 20)
     assert not (disk / "reserve").exists()
+
+
+def test_f49_a_damaged_database_is_found_on_a_full_disk(disk: Path) -> None:
+    """The look at it needs the index of its log, for which there is the reserve alone."""
+    path = disk / "lighter.db"
+    test_mend.damage(path, "in-the-log")
+    Path(f"{path}-shm").unlink()
+    fill(disk)
+    db = open_database(str(path))
+    assert db.loss.startswith("lost: rows of events; the damaged file is ")
+    db.close()
 
 
 def test_a_reserve_that_was_only_begun_is_taken_again(disk: Path) -> None:
