@@ -52,17 +52,14 @@ class Inherited:
 
     umask: int
     rlimits: dict[int, tuple[int, int]]
-    oom_score_adj: int
 
     @classmethod
     def of_this_process(cls) -> "Inherited":
         """Read at start, before the manager changes any of it."""
         umask = os.umask(0o022)
         os.umask(umask)
-        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
-            oom_score_adj = int(file.read(16))
         numbers = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
-        return cls(umask, {n: resource.getrlimit(n) for n in set(numbers)}, oom_score_adj)
+        return cls(umask, {n: resource.getrlimit(n) for n in set(numbers)})
 
 
 @frozen
@@ -111,7 +108,7 @@ class Spawner:
         kind = self._kind(self._placement.wants_scope)
         found = ask_waiting(self._state.next_socket, kind) if kind else None
         if found is None:
-            self._execute()
+            self._execute(kind)
             return
         self._attach(found.socket, found.pid, found.pidfd)
         self._taken = self._asked = True
@@ -148,14 +145,14 @@ class Spawner:
             "rehearsal": self._state.rehearsal,
             "umask": self._inherited.umask,
             "rlimits": self._inherited.rlimits,
-            "oom_score_adj": self._inherited.oom_score_adj,
         }
 
     def _environment(self) -> dict[str, str]:
         faults = {name: value for name, value in os.environ.items() if name.startswith("FAULT")}
         return {**faults, "PATH": os.environ.get("PATH", os.defpath)}
 
-    def _execute(self) -> None:
+    def _execute(self, kind: str | None = None) -> None:
+        """`kind`: the next one's, where it was made just now."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         moved = [
             fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
@@ -166,7 +163,9 @@ class Spawner:
         self._started_at = time.monotonic()
         settings = self._settings()
         # Before it loads a file: of one that is replaced meanwhile, the next manager sees another.
-        if kind := self._kind(bool(launcher)):
+        if kind is None:
+            kind = self._kind(bool(launcher))
+        if kind:
             settings["succession"] = {
                 "path": self._state.next_socket,
                 "kind": kind,

@@ -31,6 +31,7 @@ _STATUS = (
 _FACTS = (
     "/proc/sys/kernel/random/boot_id",
     "/proc/self/loginuid",
+    "/proc/self/oom_score_adj",
     "/proc/self/attr/current",
 )
 

@@ -37,7 +37,7 @@ SPARE_MS = 40  # after the last request, when its container is made and the proc
 class Settings:
     """What containers must inherit although the manager changed it for itself."""
 
-    __slots__ = ("instance", "oom_score_adj", "rehearsal", "rlimits", "succession", "umask")
+    __slots__ = ("instance", "rehearsal", "rlimits", "succession", "umask")
 
     def __init__(self, text: str) -> None:
         values = json.loads(text)
@@ -47,7 +47,6 @@ class Settings:
         self.rlimits: dict[int, tuple[int, int]] = {
             int(name): (soft, hard) for name, (soft, hard) in values["rlimits"].items()
         }
-        self.oom_score_adj: int = values["oom_score_adj"]
         self.succession: dict[str, Any] | None = values.get("succession")
 
     def apply(self) -> None:
@@ -57,11 +56,6 @@ class Settings:
                 resource.setrlimit(number, limits)
             except (OSError, ValueError):
                 pass  # raising a hard limit needs CAP_SYS_RESOURCE; it was the manager's to keep
-        try:
-            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-                file.write(str(self.oom_score_adj))
-        except OSError:
-            pass
 
 
 def start_time(pid: int) -> int:

@@ -100,6 +100,8 @@ def test_a_container_inherits_nothing_from_units(machine: Machine) -> None:
     assert files == machine.show("lighterd.service", "LimitNOFILESoft")["LimitNOFILESoft"]
     inside.start(machine, "a")
     shim = inside.shims(machine)["a"]
+    scores = [f"/proc/{pid}/oom_score_adj" for pid in (machine.main_pid(), shim)]
+    assert len(set(machine.run("cat", *scores).stdout.split())) == 1, "a scope changes it for none"
     environ = machine.run("cat", f"/proc/{shim}/environ").stdout
     assert "NOTIFY_SOCKET" not in environ
     assert "WATCHDOG" not in environ

@@ -63,6 +63,17 @@ def test_rights_and_namespaces_are_told(package: Path) -> None:
     assert kind_of("") == before
 
 
+def test_the_oom_score_that_shims_inherit_is_told(package: Path) -> None:
+    score = Path("/proc/self/oom_score_adj")
+    before, own = kind_of(""), score.read_text()
+    score.write_text(str(int(own) + (1 if int(own) < 1000 else -1)))
+    try:
+        assert kind_of("") != before
+    finally:
+        score.write_text(own)
+    assert kind_of("") == before
+
+
 def test_what_cannot_be_told_is_no_kind(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(takeover.sys, "executable", "/no/such/python")
     assert kind_of("") == ""

@@ -63,7 +63,6 @@ class FakeManager:
             "rehearsal": str(self.base / "rehearsal"),
             "umask": 0o022,
             "rlimits": {},
-            "oom_score_adj": 0,
         }
         self.lock = self.base / "lock"
         self.next_socket = self.base / "next.sock"

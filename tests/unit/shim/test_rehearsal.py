@@ -78,7 +78,7 @@ def test_a_spawners_work_between_two_forks_is_played_too(tmp_path: Path) -> None
     script = """
 import json, os, sys
 from lighter.shim import rehearsal, spawner
-settings = {"instance": "7e577e57", "umask": 0o022, "rlimits": {}, "oom_score_adj": 0}
+settings = {"instance": "7e577e57", "umask": 0o022, "rlimits": {}}
 settings = spawner.Settings(json.dumps(settings | {"rehearsal": sys.argv[1]}))
 no_order = rehearsal.no_order(sys.argv[1])
 ran = set()
@@ -156,7 +156,7 @@ except Internal:
 def test_where_it_cannot_be_played_the_spawner_serves_all_the_same(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     settings = {"instance": "7e577e57", "rehearsal": str(tmp_path / "no" / "such")}
-    settings |= {"umask": 0o022, "rlimits": {}, "oom_score_adj": 0}
+    settings |= {"umask": 0o022, "rlimits": {}}
     with ours, theirs:
         spawner = subprocess.Popen(
             [sys.executable, "-I", "-c", SPAWNER, json.dumps(settings), str(theirs.fileno())],
