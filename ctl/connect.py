@@ -28,9 +28,11 @@ else:
     from _collections import deque  # what `collections` brings besides takes a millisecond
 
 # A manager that is started again is back after some tenths of a second: until then a client tries
-# often, and from then on as a shim does.
+# often, and from then on as a shim does. One that had a manager stays for long, and so may be one of
+# many: it tries in time for a wait that is an eighth longer than the manager was away.
 SOON_S = 1.0
 SOON_PAUSE_S = 0.005
+SHARE = 8
 # A manager that lives answers its welcome long before this, so a probe is rarely made.
 PROBE_AFTER_S = 0.15
 UNDO_S = 10.0
@@ -204,8 +206,11 @@ class Manager:
         left = self.left_ms()
         if self._dealer.connected:
             return left
-        soon = time.monotonic() - self._away_since < SOON_S
-        pause = int((SOON_PAUSE_S if soon else RECONNECT_S) * 1000)
+        away_s = time.monotonic() - self._away_since
+        pause_s = SOON_PAUSE_S if away_s < SOON_S else RECONNECT_S
+        if self._version:
+            pause_s = min(max(SOON_PAUSE_S, away_s / SHARE), RECONNECT_S)
+        pause = int(pause_s * 1000)
         return pause if left is None else min(pause, left)
 
     def turn(self) -> None:
