@@ -28,8 +28,8 @@ else:
     from _collections import deque  # what `collections` brings besides takes a millisecond
 
 # A manager that is started again is back after some tenths of a second: until then a client tries
-# often, and from then on as a shim does. One that had a manager stays for long, and so may be one of
-# many: it tries in time for a wait that is an eighth longer than the manager was away.
+# often, and from then on as a shim does. One that had a manager may be one of many: it waits at
+# most an eighth longer than the manager was away.
 SOON_S = 1.0
 SOON_PAUSE_S = 0.005
 SHARE = 8

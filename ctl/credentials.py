@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, words_of
 from lighter.proto.references import DEFAULT_REGISTRY, split_registry
 
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
@@ -251,6 +251,7 @@ class Helper:
             raise FailedPrecondition(
                 f"use {self._program}: it is not in PATH, and the credentials are said to be there"
             )
+        attempt = f"run {path} {verb}"
         try:
             done = subprocess.run(
                 [path, verb],
@@ -259,6 +260,8 @@ class Helper:
                 timeout=HELPER_S,
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired) as err:
-            raise FailedPrecondition(f"run {self._program} {verb}: {err}") from err
+        except subprocess.TimeoutExpired as err:
+            raise FailedPrecondition(f"{attempt}: it has not ended in {HELPER_S:g} s") from err
+        except OSError as err:
+            raise FailedPrecondition(f"{attempt}: {words_of(err, attempt)}") from err
         return done.returncode, done.stdout.decode(errors="replace").strip()

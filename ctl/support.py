@@ -21,7 +21,7 @@ from lighter.ctl.cli import Session
 from lighter.ctl.doctor import AWAY_S, examination
 from lighter.ctl.output import plain
 from lighter.ctl.paging import pages
-from lighter.proto.errors import AlreadyExists, Internal, LighterError, Unavailable
+from lighter.proto.errors import AlreadyExists, Internal, LighterError, Unavailable, words_of
 from lighter.proto.version import VERSION
 
 PART_BYTES = 8 << 20  # of one file in the bundle; the end is what counts of a log
@@ -102,7 +102,7 @@ def _fill(file: Any, name: str, parts: list[Part], session: Session) -> None:
             try:
                 data = make()
             except (LighterError, OSError, ValueError, subprocess.SubprocessError) as err:
-                missing.append(f"{part}: {err}")
+                missing.append(f"{part}: {words_of(err)}")
                 continue
             _add(bundle, f"{name}/{part}", data)
         _add(bundle, f"{name}/missing.txt", "".join(f"{line}\n" for line in missing).encode())

@@ -28,6 +28,24 @@ def unforeseen(error: Exception) -> Exception | None:
     return None if isinstance(error, (LighterError, OSError)) else error
 
 
+def words_of(error: Exception, attempt: str = "") -> str:
+    """What follows "attempt: ". Of an OSError it is the kernel's words, with those paths that the
+    attempt does not name.
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    paths = [_text(name) for name in (error.filename, error.filename2)]
+    told = " -> ".join(path for path in paths if path and f" {path} " not in f"{attempt} ")
+    return f"{error.strerror}: {told}" if told else error.strerror
+
+
+def _text(name: object) -> str:
+    """ "" of what is no path: none, or a descriptor."""
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "surrogateescape")
+    return name if isinstance(name, str) else ""
+
+
 class Unknown(LighterError):
     code = "unknown"
 

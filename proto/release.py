@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from lighter.proto.compat import PROTOCOLS, SCHEMA, SCHEMA_NEWEST
-from lighter.proto.errors import InvalidArgument
+from lighter.proto.errors import InvalidArgument, words_of
 from lighter.proto.version import VERSION
 
 MAX_TEXT = 64 * 1024
@@ -93,7 +93,7 @@ def _literals(path: str, core_dir: str) -> dict[str, Any]:
         missing = os.path.basename(path)
         raise InvalidArgument(f"read version at {core_dir}: no {missing}; {problem}") from err
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as err:
-        raise InvalidArgument(f"read version at {core_dir}: {err}") from err
+        raise InvalidArgument(f"read version at {core_dir}: {words_of(err)}") from err
     found = {}
     for statement in body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):

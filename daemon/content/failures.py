@@ -12,6 +12,7 @@ from lighter.proto.errors import (
     NotFound,
     PermissionDenied,
     ResourceExhausted,
+    words_of,
 )
 
 _MEANING: dict[int, type[LighterError]] = {
@@ -31,9 +32,7 @@ _MEANING: dict[int, type[LighterError]] = {
 
 def from_os(attempt: str, error: OSError) -> LighterError:
     """The typed error for `attempt` ("verb object"), naming the path where there is one."""
-    text = error.strerror or str(error)
-    if error.filename is not None:
-        text = f"{text}: {os.fsdecode(error.filename)}"
-        if error.errno == errno.EROFS:
-            text += f", on {read_only_mount(os.path.dirname(os.fsdecode(error.filename)))}"
+    text = words_of(error, attempt)
+    if error.errno == errno.EROFS and isinstance(error.filename, str | bytes):
+        text += f", on {read_only_mount(os.path.dirname(os.fsdecode(error.filename)))}"
     return _MEANING.get(error.errno or 0, Internal)(f"{attempt}: {text}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from lighter.daemon.config import Config
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import LighterError, words_of
 
 OK = "ok"
 WARNING = "warning"  # works, and may surprise somebody one day
@@ -32,5 +32,7 @@ def run(checks: Iterable[tuple[str, Check]], config: Config) -> Iterator[Finding
             yield from check(config)
         except LighterError as err:
             yield Finding(name, PROBLEM, err.message)
-        except (OSError, ValueError) as err:
+        except OSError as err:
+            yield Finding(name, PROBLEM, f"look at {name}: {words_of(err)}")
+        except ValueError as err:
             yield Finding(name, PROBLEM, f"look at {name}: {type(err).__name__}: {err}")

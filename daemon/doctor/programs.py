@@ -12,7 +12,7 @@ from lighter.daemon.network import plugin
 from lighter.daemon.network.chain import Chain
 from lighter.daemon.network.configs import Configs
 from lighter.daemon.runtimes import NAMES, Runtimes
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import LighterError, words_of
 
 VERSION_S = 10.0
 # Releases of runc that a container could get out of, or change the host by: from the first that
@@ -41,6 +41,7 @@ def runtime(config: Config) -> Iterator[Finding]:
 
 def _judged(path: str) -> Finding:
     argv = [path, "--version"]
+    attempt = " ".join(("run", *argv))
     try:
         done = subprocess.run(
             argv,
@@ -50,8 +51,10 @@ def _judged(path: str) -> Finding:
             stdin=subprocess.DEVNULL,
             check=False,
         )
-    except (OSError, subprocess.SubprocessError) as err:
-        return Finding("runtime", PROBLEM, f"run {path} --version: {err}")
+    except subprocess.TimeoutExpired:
+        return Finding("runtime", PROBLEM, f"{attempt}: it has not ended in {VERSION_S:g} s")
+    except OSError as err:
+        return Finding("runtime", PROBLEM, f"{attempt}: {words_of(err, attempt)}")
     first = done.stdout.partition("\n")[0].strip()
     if done.returncode or not first:
         return Finding("runtime", PROBLEM, f"run {path} --version: exit status {done.returncode}")

@@ -22,7 +22,7 @@ from lighter.daemon.grpc.calls import Answer, streaming, unary
 from lighter.daemon.grpc.tls import Tls, credentials
 from lighter.daemon.grpc.watching import Watcher, watched_stream, watched_unary
 from lighter.daemon.limits import descriptor_limit
-from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, words_of
 from lighter.proto.socketpath import check_socket_path
 
 log = logging.getLogger("lighter.grpc")
@@ -94,7 +94,8 @@ class GrpcServer:
                 os.chown(path, self._settings.uid, self._settings.gid)
             os.chmod(path, 0o660)
         except (RuntimeError, OSError) as err:
-            raise FailedPrecondition(f"bind {path}: {err}") from err
+            attempt = f"bind {path}"
+            raise FailedPrecondition(f"{attempt}: {words_of(err, attempt)}") from err
         finally:
             os.umask(mask)
         await self._serve(server, healthy)

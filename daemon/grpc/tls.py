@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from lighter.proto.errors import FailedPrecondition
+from lighter.proto.errors import FailedPrecondition, words_of
 
 MAX_PEM = 1 << 20
 
@@ -33,11 +33,13 @@ def credentials(tls: Tls) -> grpc.ServerCredentials:
         context.load_cert_chain(tls.certificate, tls.key, password=_no_password)
     except (OSError, ValueError) as err:
         what = f"{tls.certificate} with {tls.key}"
-        raise FailedPrecondition(f"use certificate {what}: {err}") from err
+        raise FailedPrecondition(f"use certificate {what}: {words_of(err)}") from err
     try:
         context.load_verify_locations(tls.clients_ca)
     except OSError as err:
-        raise FailedPrecondition(f"use certificate authority {tls.clients_ca}: {err}") from err
+        raise FailedPrecondition(
+            f"use certificate authority {tls.clients_ca}: {words_of(err)}"
+        ) from err
     return grpc.ssl_server_credentials(
         [(key, certificate)], root_certificates=ca, require_client_auth=True
     )

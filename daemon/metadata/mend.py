@@ -20,7 +20,7 @@ from lighter.daemon import files
 from lighter.daemon.metadata import index
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.reserve import Reserve
-from lighter.proto.errors import FailedPrecondition
+from lighter.proto.errors import FailedPrecondition, words_of
 from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.database")
@@ -99,7 +99,8 @@ def mend(path: str, set_aside: str = "") -> str:
         hit("mend.renamed")
     except (OSError, sqlite3.Error) as err:
         files.remove(made)
-        raise FailedPrecondition(f"mend database {path}: {err}") from err
+        attempt = f"mend database {path}"
+        raise FailedPrecondition(f"{attempt}: {words_of(err, attempt)}") from err
     return loss
 
 

@@ -11,7 +11,7 @@ import subprocess
 
 from lighter.daemon.files import read_capped
 from lighter.daemon.oci.checks import check_path
-from lighter.proto.errors import FailedPrecondition, InvalidArgument
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, words_of
 from lighter.proto.paths import RUNTIME_PATH
 
 _CHECK_S = 20.0
@@ -59,8 +59,10 @@ def why_not(log_path: str) -> str:
             stdin=subprocess.DEVNULL,
             env={"PATH": RUNTIME_PATH},
         )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        return f"criu cannot be asked whether it works: {err}"
+    except subprocess.TimeoutExpired:
+        return f"criu has not said in {_CHECK_S:g} s whether it works"
+    except OSError as err:
+        return f"criu cannot be asked whether it works: {words_of(err)}"
     said = _first_error(asked.stderr) if asked.returncode else ""
     return f"criu does not work on this kernel: {said}" if said else ""
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from lighter.proto.errors import InvalidArgument, Unavailable
+from lighter.proto.errors import InvalidArgument, Unavailable, words_of
 from lighter.shim import guard
 from lighter.shim.worker import lockin, zstd
 from lighter.shim.worker.budget import Budget
@@ -69,7 +69,7 @@ def _compressor(to: object) -> Any:
         try:
             library = guard.load_late("isal.isal_zlib")
         except (ImportError, OSError) as err:
-            raise Unavailable(f"load isal: {err}") from err
+            raise Unavailable(f"load isal: {words_of(err)}") from err
         return library.compressobj(_GZIP_LEVEL, library.DEFLATED, _GZIP_WINDOW)
     raise InvalidArgument(f"recompress layer: {to!r} is no compression")
 

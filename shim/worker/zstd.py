@@ -12,7 +12,13 @@ itself in, and only for input that needs it (see inflate.py).
 from collections.abc import Iterator
 from types import ModuleType
 
-from lighter.proto.errors import DataLoss, LighterError, ResourceExhausted, Unavailable
+from lighter.proto.errors import (
+    DataLoss,
+    LighterError,
+    ResourceExhausted,
+    Unavailable,
+    words_of,
+)
 from lighter.shim import guard
 from lighter.shim.worker.bytestream import ByteStream
 
@@ -38,7 +44,7 @@ def load() -> ModuleType:
     try:
         return guard.load_late("zstandard")
     except (ImportError, OSError) as err:
-        raise Unavailable(f"load zstandard: {err}") from err
+        raise Unavailable(f"load zstandard: {words_of(err)}") from err
 
 
 def unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
