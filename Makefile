@@ -15,7 +15,7 @@ LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
 PYTEST := $(BIN)/python -m pytest
 TESTS := unit contract security integration grpc docker compat packaging systemd vm
 
-.PHONY: help setup venv dev lint test test-vm vm-shell soak reliability mutants rpm wheels protos demo bench bench-images bench-quick clean distclean
+.PHONY: help setup venv dev lint test test-vm vm-shell soak reliability mutants rpm wheels protos demo bench bench-images bench-quick bench-memory clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -99,6 +99,12 @@ bench-images: .cache/bench-venv/installed ## the rows of images alone; writes do
 
 bench-quick: .cache/bench-venv/installed ## the same rows with few repetitions; prints only
 	env -u PYTHONDONTWRITEBYTECODE .cache/bench-venv/bin/python bench --quick
+
+bench-memory: ## the memory of shims alone, with another Python: make bench-memory PYTHON=python3.12
+	$(or $(PYTHON),$$(.ci/python)) -m venv --clear .cache/bench-memory
+	env -u PYTHONDONTWRITEBYTECODE .cache/bench-memory/bin/pip install -q --compile --force-reinstall .
+	rm -rf build lighter.egg-info
+	env -u PYTHONDONTWRITEBYTECODE .cache/bench-memory/bin/python bench --part memory
 
 # What is measured is what a user installs: a wheel without links, with compiled modules.
 .cache/bench-venv/installed: pyproject.toml $(SOURCES)

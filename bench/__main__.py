@@ -1,7 +1,7 @@
 """Measure Lighter and containerd side by side: `python bench [--quick] [--part PART]`, as root.
 
-The parts are `containers`, `growth`, `waterfall`, `images` and `crun`. Ended early, it removes
-what it has made.
+The parts are `containers`, `growth`, `memory`, `waterfall`, `images` and `crun`. Ended early, it
+removes what it has made.
 
 Installs nothing, leaves nothing: each peer is a private instance under /tmp. A missed bound is
 printed and no failure: noise must not decide whether a commit is good.
@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import growth
+import memory
 import report
 import rows
 import waterfall
@@ -37,6 +38,7 @@ API_EFFORT = {False: (40, 7), True: (10, 3)}  # lives per sample, samples
 
 QUICK_PARTS = ["containers", "growth", "waterfall"]
 CRUN = "crun"
+ALONE = ("memory", "waterfall")  # no peer of these is measured
 _UNIFIED = "/sys/fs/cgroup/unified"
 _SAID_CHARS = 150  # of each end of what a failure says
 
@@ -112,7 +114,7 @@ def _measure(part: str, quick: bool, found: list[Row], about: dict[str, Any]) ->
         if part == CRUN:
             _leave_unified()
         runtime = CRUN if part == CRUN else RUNC
-        kinds = [Lighter] if part == "waterfall" else available()
+        kinds = [Lighter] if part in ALONE else available()
         peers = [stack.enter_context(peer(runtime=runtime)) for peer in kinds]
         versions = {peer.name: peer.version_text() for peer in peers}
         versions[runtime] = run([runtime, "--version"]).splitlines()[0]
@@ -145,6 +147,9 @@ def part_rows(part: str, peers: Sequence[Peer], quick: bool) -> Generator[Row, N
             yield from image_rows(available())
         case "growth":
             yield from growth.growth_rows(peers, growth.QUICK if quick else growth.FULL)
+        case "memory":
+            lighter = next(peer for peer in peers if isinstance(peer, Lighter))
+            yield from memory.memory_rows(lighter)
         case "waterfall":
             lighter = next(peer for peer in peers if isinstance(peer, Lighter))
             effort = waterfall.QUICK if quick else waterfall.FULL

@@ -47,20 +47,17 @@ _names = count(1)
 
 @dataclass(frozen=True)
 class Effort:
-    """Sizes, the last one for containerd, seconds of doing nothing, repetitions, shims used."""
+    """Sizes, the last one for containerd, seconds of doing nothing, repetitions."""
 
     sizes: tuple[int, ...]
     compared: int
     idle_s: int
     lists: int
     restarts: int
-    used: int
 
 
-FULL = Effort(
-    sizes=(1, 10, 100, 500, 1000), compared=500, idle_s=60, lists=11, restarts=3, used=100
-)
-QUICK = Effort(sizes=(1, 10, 30), compared=10, idle_s=5, lists=3, restarts=1, used=10)
+FULL = Effort(sizes=(1, 10, 100, 500, 1000), compared=500, idle_s=60, lists=11, restarts=3)
+QUICK = Effort(sizes=(1, 10, 30), compared=10, idle_s=5, lists=3, restarts=1)
 
 
 def growth_rows(peers: Sequence[Peer], effort: Effort) -> Iterator[Row]:
@@ -79,9 +76,6 @@ def growth_rows(peers: Sequence[Peer], effort: Effort) -> Iterator[Row]:
             yield from _restarts(there, size, effort.restarts)
         for peer in there:
             peer.remove(names)
-    for peer in peers:
-        if isinstance(peer, Lighter):
-            yield _used(peer, effort.used)
 
 
 def _name() -> str:
@@ -144,21 +138,6 @@ def _pss_kib_if_there(pid: int) -> int:
     with suppress(OSError):  # a spare one has become a shim, or has ended
         return pss_kib(pid)
     return 0
-
-
-def _used(peer: Lighter, size: int) -> Row:
-    """Shims that have written what they had in common with others: in an exec, a log, a welcome."""
-    told = "after an exec in each, logs turned over and a restart of the manager"
-    row = Row(f"monitor memory per container {told}: PSS", "MB", size=size)
-    names = [_name() for _ in range(size)]
-    together(4, map(peer.logging_argv, names))
-    until(lambda: all(map(peer.has_turned_log, names)), _ALL_S, "logs are turned over", QUIET_S)
-    together(4, (peer.exec_argv(name, _name()) for name in names))
-    peer.restart(size)
-    _rest(peer)
-    row.add(peer.name, _monitor_mb(peer, size))
-    peer.remove(names)
-    return row
 
 
 def _idle(peers: Sequence[Peer], size: int, idle_s: int) -> Row:

@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
 DRAWING = "performance-history.svg"
 _ALIKE = "seccomp off, no log, overlayfs, loopback network only"
+MEMORY = "memory"
 ROOTS = "/tmp"  # of both sides, but where a part says otherwise
 # Of each part: its heading, the settings of both sides, and what its tables mean.
 PARTS = {
@@ -48,8 +49,15 @@ columns that it has no figure in, Lighter was alone.
 While idle, the processor time of all processes but the containers' own counts, of each side by its
 own clock from when it had come to rest. Memory is read once of each size. After a `kill -9` Lighter
 lists from its database what was recorded as running, and connects to its shims behind that;
-containerd connects to its shims before it answers. The row after an exec, logs and a restart is of
-other containers, which have a log, and were started last.""",
+containerd connects to its shims before it answers.""",
+    ),
+    MEMORY: (
+        "Memory of shims",
+        _ALIKE,
+        """\
+Lighter alone, in a column for each version of Python that it was measured with. The packages run on
+3.12. PSS divides a page among those that have it, so it depends on what else there is: the shims of
+a row are all that run.""",
     ),
     "waterfall": (
         "Where the time goes",
@@ -129,6 +137,8 @@ def shown(part: str, rows: Sequence[Row], before: "Measured | None" = None) -> s
     """The rows of a part in the form that it has. What was measured `before` is compared."""
     if part == "growth":
         return tables.by_size(rows)
+    if part == MEMORY:
+        return tables.of_lighter(rows)
     if part == "waterfall":
         return (
             tables.waterfalls(rows, before[0], before[1]["commit"])
@@ -161,7 +171,8 @@ def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
 
 def save(part: str, rows: Sequence[Row], about: dict[str, Any]) -> Path:
     """Write the JSON of a part, and the page anew. Returns the JSON's path."""
-    path = RESULTS / f"{about['commit']}-{part}.json"
+    of_python = f"-{about['python']}" if part == MEMORY else ""
+    path = RESULTS / f"{about['commit']}-{part}{of_python}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(as_json(rows, about), indent=1) + "\n")
     write_page()
@@ -181,7 +192,8 @@ Measured = tuple[list[Row], dict[str, Any]]
 
 def results(part: str) -> list[Measured]:
     """The rows and facts of every run that is kept of a part, oldest first."""
-    found = [json.loads(path.read_text()) for path in RESULTS.glob(f"*-{part}.json")]
+    name = f"*-{part}-*.json" if part == MEMORY else f"*-{part}.json"
+    found = [json.loads(path.read_text()) for path in RESULTS.glob(name)]
     found.sort(key=lambda result: str(result["about"]["measured_at"]))
     fields = ("work", "unit", "samples", "bound", "at_most", "smaller_is_better", "size", "part")
     return [
@@ -194,11 +206,25 @@ def _row(given: dict[str, Any]) -> Row:
     return Row(**{**given, "work": history.RENAMED.get(given["work"], given["work"])})
 
 
+def by_python(measured: Sequence[Measured]) -> list[Row]:
+    """The newest rows of each minor version of Python as one, a column for each; oldest first."""
+    newest = {about["python"].rpartition(".")[0]: (rows, about) for rows, about in measured}
+    found: dict[str, Row] = {}
+    for _minor, (rows, about) in sorted(newest.items()):
+        column = f"Python {about['python']}, at {about['commit']}"
+        for row in rows:
+            one = found.setdefault(row.work, Row(row.work, row.unit, at_most=row.at_most))
+            one.samples[column] = row.samples["lighter"]
+    return list(found.values())
+
+
 def page() -> str:
     sections = []
     for part in PARTS:
         *earlier, last = [None, *results(part)]
         if last is not None:
+            if part == MEMORY:
+                last = (by_python(results(part)), last[1])
             sections.append(_section(part, *last, before=earlier[-1]))
     return f"""# Performance
 

@@ -1,4 +1,4 @@
-"""Rows as Markdown: side by side, by size, and as a waterfall."""
+"""Rows as Markdown: side by side, by size, of Lighter alone, and as a waterfall."""
 
 from collections.abc import Iterator, Sequence
 
@@ -69,6 +69,20 @@ def by_size(rows: Sequence[Row]) -> str:
                 cells = [_cell(these[size], peer) if size in these else "" for size in sizes]
                 asked = _asked(list(these.values())) if peer == "lighter" else ""
                 lines.append([f"{work}, {first.unit}", peer, *cells, asked])
+    return aligned(lines)
+
+
+def of_lighter(rows: Sequence[Row]) -> str:
+    """A line for each figure, a column for each circumstance that it was measured in."""
+    columns = list(dict.fromkeys(column for row in rows for column in row.samples))
+    lines = [["", *columns, "asked"]]
+    for row in rows:
+        most, asked = row.at_most, ""
+        if most is not None:
+            found = [row.median(column) for column in row.samples]
+            words = [_word(one is not None and one <= most) for one in found]
+            asked = f"<= {most:g} {row.unit}: {', '.join(words)}"
+        lines.append([f"{row.work}, {row.unit}", *(_cell(row, each) for each in columns), asked])
     return aligned(lines)
 
 

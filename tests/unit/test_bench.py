@@ -27,6 +27,8 @@ NAMES = (
     "peer",
     "peers",
     "growth",
+    "bare",
+    "memory",
     "api",
     "images",
     "limit",
@@ -327,6 +329,21 @@ def test_the_page_has_the_newest_waterfall_and_the_one_before(kept: Any) -> None
     assert "first figure at bbbb" in page and "aaaa" not in page
     (line,) = [line for line in page.splitlines() if line.startswith("| ctl")]
     assert [cell.strip() for cell in line.split("|")[1:-1]] == ["ctl", "33", "1", "", "", "22"]
+
+
+def test_memory_has_a_column_for_each_python(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(python: str, commit: str, day: int, value: float) -> str:
+        monkeypatch.setattr(report.platform, "python_version", lambda: python)
+        row = Row("PSS of a shim", "MB", {"lighter": [value]}, at_most=2.0)
+        page: str = kept("memory", [row], commit, day)
+        return page
+
+    measured("3.12.1", "aaaa", 1, 0.5)
+    measured("3.12.4", "bbbb", 2, 1.25)
+    page = measured("3.11.2", "cccc", 3, 2.5)
+    (line,) = [line for line in page.splitlines() if line.startswith("| PSS of a shim")]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["2.5", "1.25", "<= 2 MB: NO, yes"]
+    assert "| Python 3.11.2, at cccc | Python 3.12.4, at bbbb |" in page
 
 
 @pytest.mark.usefixtures("kept")
