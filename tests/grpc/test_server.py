@@ -4,8 +4,9 @@ import asyncio
 import os
 import socket
 import stat
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,10 +29,13 @@ from lighter.daemon.grpc.pb import (
 from lighter.daemon.grpc.version import VersionService
 from lighter.proto.errors import FailedPrecondition
 from lighter.proto.version import VERSION
+from tests import census
 from tests.containerd import Containerd
 from tests.grpc.client import Api, code
 from tests.grpc.conftest import Ctr, run_ctr
 from tests.harness import Lighterd, await_that
+
+NOBODY, GROUP = 65534, 4321
 
 
 def access_of(path: str) -> tuple[int, int, int] | None:
@@ -145,6 +149,49 @@ def test_the_configuration_says_where_and_for_whom(
         with pytest.raises(grpc.RpcError) as caught:
             read(310_000)
         assert code(caught.value) == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.parametrize(
+    ("groups", "is_served"), [([], False), ([GROUP + 1], False), ([1, GROUP], True)]
+)
+def test_f76_of_other_users_the_group_is_served_and_nobody_else(
+    address_of_a_group: tuple[str, str], groups: list[int], is_served: bool
+) -> None:
+    address, elsewhere = address_of_a_group
+    done = list_namespaces(elsewhere, groups)
+    assert (done.returncode == 0, done.stdout == b"default\n") == (is_served, is_served)
+    assert is_served or b"permission denied" in done.stderr
+    # Where it was before an address was configured is root's alone.
+    assert b"permission denied" in list_namespaces(address, groups).stderr
+
+
+@pytest.fixture(scope="module")
+def address_of_a_group() -> Iterator[tuple[str, str]]:
+    """The sockets of a manager, the second one for a group; users come as far as both."""
+    lighterd = Lighterd(census.Owners(), config="[grpc]")
+    os.chmod(lighterd.base, 0o755)
+    elsewhere = f"{lighterd.base}/elsewhere.sock"
+    (lighterd.base / "config.toml").write_text(f'[grpc]\naddress = "{elsewhere}"\ngid = {GROUP}\n')
+    lighterd.start()
+    try:
+        yield lighterd.grpc_address, elsewhere
+    finally:
+        lighterd.close()
+
+
+def list_namespaces(address: str, groups: list[int]) -> "subprocess.CompletedProcess[bytes]":
+    """As a user who is nobody, but in these groups."""
+    return subprocess.run(
+        ["ctr", "--connect-timeout", "5s", "--address", address, "namespaces", "ls", "-q"],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=groups,
+        env={"PATH": os.environ["PATH"]},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_a_namespace_is_named_as_containerd_names_one(lighterd: Lighterd) -> None:

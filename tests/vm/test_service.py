@@ -22,6 +22,8 @@ CRUN = ("--runtime", "/usr/bin/crun")
 PROFILE = "profile no-share flags=(attach_disconnected) { file, deny /share/** w, }"
 STREAM = "/var/lib/stream"
 METRICS = '\n[metrics]\naddress = "127.0.0.1:1338"\n'
+COLLECTOR, COLLECTED = "/var/lib/collector", "/var/lib/collected"
+COLLECT = f"#!/bin/sh\ncat >/dev/null\necho $1 >>{COLLECTED}\n"
 READ_METRICS = """
 import urllib.request
 print(urllib.request.urlopen("http://127.0.0.1:1338/v1/metrics", timeout=60).read().decode())
@@ -236,6 +238,26 @@ def test_the_page_for_prometheus_has_the_names_of_cgroup_v2(
     } <= shown.keys()
     assert not any("pgpgin" in name or "failcnt" in name for name in shown), "those are version 1's"
     host.ctl("rm", "-f", "measured")
+
+
+def test_no_program_that_collects_cores_gets_one_of_the_manager(
+    host: Installed, machine: Machine
+) -> None:
+    """Passwords of registries would stand in it; no limit keeps one from a pipe: core(5)."""
+    pattern = "/proc/sys/kernel/core_pattern"
+    before = machine.read(pattern)
+    machine.write(COLLECTOR, COLLECT, 0o755)
+    try:
+        machine.run(f"cat >{pattern}", stdin=f"|{COLLECTOR} %P".encode())
+        manager = host.main_pid()
+        machine.run(["kill", "-ABRT", str(manager)])
+        host.await_manager(but=manager)
+        dying = machine.run("ulimit -c 0; sh -c 'echo $$; kill -ABRT $$'", check=False).text.split()
+        machine.await_that(f"grep -qx {dying[0]} {COLLECTED}", 60, "others' are collected")
+    finally:
+        machine.run(f"cat >{pattern}", stdin=before.encode())
+    assert machine.read(COLLECTED).split() == dying[:1]
+    assert host.task("alone")["status"] == "running"
 
 
 def test_a_lost_shim_costs_its_container_alone(host: Installed, machine: Machine) -> None:
