@@ -1,13 +1,18 @@
 """Every method of containerd's API with fields that nobody would send: an error, or an answer.
 
-Two kinds of request: messages of the method's type with hostile values, which get past the parser,
-and bytes that may be of none. Neither is a fault of the manager's, which says so in its log.
+Three kinds of request: messages of the method's type with hostile values, which get past the
+parser, bytes that may be of none, and requests of real clients with some damaged fields, which get
+furthest. None is a fault of the manager's, which says so in its log.
 """
 
+import base64
+import contextlib
 import importlib
 import pkgutil
 import random
+import re
 import struct
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,19 +20,22 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from lighter.daemon.grpc import pb
 from lighter.daemon.grpc.pb import containers_pb2, sandbox_pb2, version_pb2
 from lighter.proto.version import VERSION
+from tests.grpc import requests
 from tests.grpc.client import Api
 from tests.grpc.space import Space
 from tests.grpc.test_methods import methods
-from tests.harness import Lighterd
+from tests.harness import Lighterd, await_that
 
 NAMESPACE = "fuzz"
 ANSWER_S = 0.5
+IN_CI = 1500  # requests: with the rounds beside them what five rounds were
+SOAK_S = 3600.0
 DEPTH = 3
 TEXTS = [
     *("", "c", "default", NAMESPACE, "overlayfs", "native", "runc", "../x", "/", "/proc/self/fd/3"),
@@ -58,6 +66,10 @@ def value(field: FieldDescriptor, choose: random.Random, depth: int) -> Any:
     if kind == FieldDescriptor.CPPTYPE_INT64 and choose.random() < 0.3:
         return choose.choice(LARGE)
     return choose.choice(NUMBERS)
+
+
+def hostile(field: FieldDescriptor, choose: random.Random) -> Any:
+    return value(field, choose, DEPTH)
 
 
 def message(kind: Descriptor, choose: random.Random, depth: int = DEPTH) -> Message:
@@ -110,6 +122,7 @@ class Caller:
         self._choose = random.Random(seed)
         self.faults: list[str] = []
         self.asked = 0
+        self.answered = 0
 
     def ask_all(self) -> None:
         with grpc.insecure_channel(f"unix:{self._space.api.path}") as channel:
@@ -118,6 +131,20 @@ class Caller:
                     typed = message(taken, self._choose)
                     self._ask(channel, name, kind, typed.SerializeToString(), str(typed))
                 self._ask(channel, name, kind, wild(self._choose), "")
+
+    def ask_damaged(self, until: Callable[[int], bool]) -> None:
+        """Requests of real clients, damaged, until so many are enough."""
+        known = [(name, data) for name, made in requests.read().items() for data in made]
+        kinds = dict(methods())
+        with grpc.insecure_channel(f"unix:{self._space.api.path}") as channel:
+            while not until(self.asked):
+                name, data = self._choose.choice(known)
+                taken = input_of(name)
+                assert taken is not None, name
+                kind = GetMessageClass(taken)
+                asked = requests.damaged(data, kind, self._choose, hostile)
+                shown = base64.b64encode(asked).decode() if is_one(asked, kind) else ""
+                self._ask(channel, name, kinds[name], asked, shown)
 
     def _ask(self, channel: grpc.Channel, name: str, kind: str, data: bytes, shown: str) -> None:
         begin = channel.stream_stream if kind == "streams" else channel.unary_stream
@@ -128,6 +155,7 @@ class Caller:
         try:
             for _ in call:
                 pass
+            self.answered += 1
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
             if shown and error.code().name == FAULT:
@@ -161,12 +189,16 @@ def space(make_lighterd: Callable[..., Lighterd]) -> Iterator[Space]:
             space.api.call(containers_pb2, "Containers", "Delete", id=made.id)
         for made in space.api.call(sandbox_pb2, "Store", "List").list:
             space.api.call(sandbox_pb2, "Store", "Delete", sandbox_id=made.sandbox_id)
+        # Some of it has a label that keeps it.
+        for info in space.content_infos():
+            space.content("Delete", digest=info.digest)
+        await_that(lambda: not keys_after_removal(space), 30, "no snapshot is left")
 
 
 @pytest.mark.parametrize(
     "rounds",
     [
-        pytest.param(5, marks=pytest.mark.timeout(600)),
+        pytest.param(3, marks=pytest.mark.timeout(600)),
         pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(0)]),
     ],
 )
@@ -176,10 +208,101 @@ def test_f73_hostile_fields_of_every_method(space: Space, rounds: int) -> None:
     caller = Caller(space, seed)
     for _ in range(rounds):
         caller.ask_all()
-        with Api(space.api.path) as api:
-            assert api.call(version_pb2, "Version", "Version").version == VERSION
+        assert_served(space)
+    assert_no_fault(space, caller)
+
+
+@pytest.mark.timeout(600)
+def test_f73_damaged_requests_of_real_clients(space: Space) -> None:
+    """The same in every run."""
+    caller = Caller(space, 1)
+    caller.ask_damaged(lambda asked: asked >= IN_CI)
+    assert_served(space)
+    assert_no_fault(space, caller)
+    assert caller.answered > IN_CI / 10, "some get past all that looks at them"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_f73_an_hour_of_damaged_requests(
+    space: Space, record_property: Callable[[str, object], None]
+) -> None:
+    """Others in every run."""
+    seed = random.randrange(1 << 40)
+    record_property("seed", seed)
+    caller = Caller(space, seed)
+    end = time.monotonic() + SOAK_S
+    while time.monotonic() < end and not caller.faults:
+        enough = caller.asked + IN_CI
+        caller.ask_damaged(lambda asked, enough=enough: asked >= enough)
+        assert_served(space)
+    record_property("requests", caller.asked)
+    assert_no_fault(space, caller)
+
+
+def keys_after_removal(space: Space) -> list[str]:
+    """One that others are made of can be removed when they are."""
+    for info in space.snapshot_infos():
+        with contextlib.suppress(grpc.RpcError):
+            space.snapshots("Remove", key=info.name)
+    return space.keys()
+
+
+def is_one(data: bytes, kind: type[Message]) -> bool:
+    """Whether a parser of messages has nothing against it."""
+    try:
+        kind.FromString(data)
+    except DecodeError:
+        return False
+    return True
+
+
+def assert_served(space: Space) -> None:
+    with Api(space.api.path) as api:
+        assert api.call(version_pb2, "Version", "Version").version == VERSION
+
+
+def assert_no_fault(space: Space, caller: Caller) -> None:
     assert not caller.faults, "\n".join(caller.faults[:20])
     # Bytes that are no message are told so by gRPC, which writes it down itself.
     lines = space.lighterd.log.read_text(errors="replace").splitlines()
     wrong = [line for line in lines if "Traceback" in line and "DecodeError" not in line]
     assert not wrong, "\n".join(wrong[:5])
+
+
+def test_recorded_requests_are_of_their_methods_and_tell_of_no_machine() -> None:
+    recorded = requests.read()
+    assert len(recorded) > 50
+    kinds = dict(methods())
+    for name, made in recorded.items():
+        taken = input_of(name)
+        assert name in kinds and taken is not None, name
+        for data in made:
+            GetMessageClass(taken).FromString(data)
+            assert not re.search(rb"/tmp/|/home/|/root/", data), name
+
+
+def test_a_damaged_request_has_the_mounts_that_it_had_or_none() -> None:
+    """What is mounted is never a path of this machine's."""
+    choose = random.Random(1)
+    for method in ("tasks.v1.Tasks/Create", "diff.v1.Diff/Apply", "diff.v1.Diff/Diff"):
+        name = f"containerd.services.{method}"
+        taken = input_of(name)
+        assert taken is not None
+        kind = GetMessageClass(taken)
+        recorded = requests.read()[name]
+        assert any(mounts_of(kind.FromString(data)) for data in recorded)
+        for data in recorded:
+            had = mounts_of(kind.FromString(data))
+            for _ in range(200):
+                made = kind.FromString(requests.damaged(data, kind, choose, hostile))
+                assert mounts_of(made) == had
+
+
+def mounts_of(message: Message) -> list[bytes]:
+    return [
+        mount.SerializeToString()
+        for field, held in message.ListFields()
+        if field.message_type and field.message_type.full_name == requests.LEFT_ALONE
+        for mount in held
+    ]

@@ -176,11 +176,11 @@ def mutations(target: str, seeds: Iterator[int]) -> Iterator[tuple[int, bytes]]:
         choose = random.Random(f"{target} {seed}")
         data = choose.choice(known)
         for _ in range(choose.randint(1, 5)):
-            data = _mutated(data, known, choose)[:MOST_BYTES]
+            data = mutated(data, known, choose)[:MOST_BYTES]
         yield seed, data
 
 
-def _mutated(data: bytes, known: list[bytes], choose: random.Random) -> bytes:
+def mutated(data: bytes, known: list[bytes], choose: random.Random) -> bytes:
     start, end = sorted(choose.randint(0, len(data)) for _ in range(2))
     near = min(end, start + choose.randint(0, 8))
     match choose.randrange(7):
