@@ -226,7 +226,7 @@ def test_soon_after_a_start_what_was_missed_comes_first(lighterd: Lighterd, tmp_
 
 
 def test_a_subscriber_that_vanishes_leaves_nothing(workshop: Workshop) -> None:
-    """Fifty of them, cancelled or cut off with their connection."""
+    """F80: fifty of them, cancelled or cut off with their connection."""
     with workshop.lighterd.client() as native:
 
         def subscribers() -> Any:

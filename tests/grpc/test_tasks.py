@@ -11,7 +11,7 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as Any_
 
-from lighter.daemon.grpc.pb import runc_options_pb2, tasks_pb2
+from lighter.daemon.grpc.pb import runc_options_pb2, snapshots_pb2, tasks_pb2
 from lighter.daemon.grpc.pb.task_types_pb2 import Status
 from lighter.proto import errors
 from tests.grpc.client import code
@@ -117,6 +117,36 @@ def test_a_process_that_is_only_added(workshop: Workshop) -> None:
     assert failed[0] == "UNKNOWN" and "OCI runtime exec failed" in failed[1]
     assert workshop.tasks("Get", container_id="c", exec_id="bad").process.status == Status.CREATED
     workshop.tasks("DeleteProcess", container_id="c", exec_id="bad")
+
+
+def test_f75_what_is_asked_again_has_no_second_effect(workshop: Workshop) -> None:
+    """Each call of a life, as by a client that has lost the answer to the first one."""
+    workshop.ctr("containers", "create", "--", REFERENCE, "c", "sh", "-c", "echo >>/count; cat")
+    made = workshop.containers("Get", id="c").container
+    assert _refused(workshop.containers, "Create", container=made)[0] == "ALREADY_EXISTS"
+
+    def again(wanted: str, call: Any, *args: Any, **fields: Any) -> None:
+        call(*args, **fields)
+        assert _refused(call, *args, **fields)[0] == wanted
+
+    init, other = {"container_id": "c"}, {"container_id": "c", "exec_id": "e"}
+    stdin = workshop.fifo("stdin")
+    again("ALREADY_EXISTS", workshop.create_task, "c", stdin=stdin)
+    again("UNKNOWN", workshop.tasks, "Start", **init)  # which is containerd's word
+    again("ALREADY_EXISTS", workshop.exec, "c", "e", "sh", "-c", "echo >>/count")
+    again("UNKNOWN", workshop.tasks, "Start", **other)
+    assert workshop.tasks("Wait", **other).exit_status == 0
+    again("NOT_FOUND", workshop.tasks, "DeleteProcess", **other)
+    workshop.exec("c", "look", "sh", "-c", "exit $(wc -l </count)")
+    workshop.tasks("Start", container_id="c", exec_id="look")
+    assert workshop.tasks("Wait", container_id="c", exec_id="look").exit_status == 2
+    workshop.tasks("Kill", **init, signal=9)
+    assert workshop.tasks("Wait", **init).exit_status == 137
+    assert _refused(workshop.tasks, "Kill", **init, signal=9)[0] == "NOT_FOUND"
+    again("NOT_FOUND", workshop.tasks, "Delete", **init)
+    again("NOT_FOUND", workshop.containers, "Delete", id="c")
+    root = {"snapshotter": "overlayfs", "key": "c"}
+    again("NOT_FOUND", workshop.api.call, snapshots_pb2, "Snapshots", "Remove", **root)
 
 
 def test_an_added_process_outlives_the_manager(lighterd: Lighterd, tmp_path: Path) -> None:

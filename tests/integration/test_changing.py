@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,27 @@ def test_start_attached_on_a_terminal(manager: Lighterd) -> None:
     finally:
         attached.kill()
         os.close(master)
+
+
+def test_f46_who_is_deaf_is_ended_all_the_same(manager: Lighterd) -> None:
+    """By a removal at once, by a stop of all at the end of the time that others do not need."""
+    deaf, heeds = "trap '' TERM; sleep 1000 & wait", "trap 'exit 9' TERM; sleep 1000 & wait"
+    for name, script in (("removed", deaf), ("deaf", deaf), ("heeds", heeds)):
+        pid = begin(manager, IMAGE, name, "sh", "-c", script)
+        lives.await_handler(pid, signal.SIGTERM)
+        if name == "removed":
+            assert b"it is running" in manager.ctl("rm", name).stderr
+            manager.ctl("rm", "-f", name, check=True)
+            assert lives.process_state(pid) in ("", "Z")
+            told = lives.history(manager)
+            assert [e["event"]["exit_status"] for e in told if e["topic"] == "/tasks/exit"] == [137]
+    began = time.monotonic()
+    done = manager.ctl("system", "stop-containers", "--timeout", "2s", check=True)
+    assert time.monotonic() - began >= 2
+    assert sorted(done.stdout.decode().splitlines()) == [
+        "stopped default/deaf (exit status 137)",
+        "stopped default/heeds (exit status 9)",
+    ]
 
 
 def test_stop_timeouts(manager: Lighterd) -> None:

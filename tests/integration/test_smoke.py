@@ -194,6 +194,35 @@ def test_f40_a_second_manager_on_the_same_root_is_refused(lighterd: Lighterd) ->
     assert lighterd.ctl("version").returncode == 0
 
 
+def test_f40_of_managers_that_start_at_once_on_one_root_one_serves(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    """As units of two names would, or a script that has lost patience."""
+    lighterd = make_lighterd()
+    argv = [str(BIN / "lighterd"), "--root", str(lighterd.root), "--state", str(lighterd.state)]
+    said = [lighterd.base / f"said-{number}" for number in range(4)]
+    managers = []
+    for path in said:
+        with path.open("wb") as file:
+            managers.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=file))
+    try:
+        await_that(lambda: [m.poll() for m in managers].count(None) == 1, 90, "one is left")
+        (winner,) = [manager for manager in managers if manager.poll() is None]
+        await_that(lambda: lighterd.ctl("version").returncode == 0, 30, "it serves")
+        for manager, path in zip(managers, said, strict=True):
+            if manager is not winner:
+                assert manager.returncode not in (0, None)
+                text = path.read_text()
+                assert f"pid {winner.pid}" in text and "Traceback" not in text, text
+        winner.terminate()
+        assert winner.wait(60) == 0
+    finally:
+        for manager in managers:
+            manager.kill()
+            manager.wait()
+    lighterd._await_spawner()
+
+
 def test_two_instances_run_side_by_side(make_lighterd: Callable[..., Lighterd]) -> None:
     one, other = make_lighterd().start(), make_lighterd().start()
     for instance in (one, other):

@@ -1,6 +1,7 @@
 """The rpms in a machine with systemd: upgrade and rollback under traffic, and removal."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,6 +127,25 @@ def test_f39_a_version_that_cannot_adopt_is_refused_and_the_one_before_serves_on
     finally:
         install(machine, {"lighter": rpms["lighter"]}, "-U --oldpackage")
         await_that(lambda: server(machine) == VERSION, 30, "this version is back")
+
+
+@pytest.mark.soak
+def test_removal_ends_a_deaf_container_at_the_end_of_its_minute(
+    machine: Machine, rpms: dict[str, Path]
+) -> None:
+    """Which others do not wait for."""
+    inside.start(machine, "deaf", "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+    inside.start(machine, "a", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 1; done")
+    begun = time.monotonic()
+    done = machine.run("rpm", "-e", "--nodeps", "lighter", timeout=200)
+    assert time.monotonic() - begun >= 60
+    first, last = [line for line in (done.stdout + done.stderr).splitlines() if "stopped" in line]
+    assert first == "stopped default/a (exit status 9)"
+    assert last == "stopped default/deaf (exit status 137)"
+    install(machine, rpms, "-U --replacepkgs")
+    machine.run("systemctl", "enable", "--now", "lighterd.service")
+    assert inside.tasks(machine)["deaf"]["exit_status"] == 137
+    inside.remove_all(machine)
 
 
 def test_removal_stops_containers_in_time_and_leaves_data(

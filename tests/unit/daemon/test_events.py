@@ -91,6 +91,8 @@ def test_a_follower_sees_what_comes_while_it_reads_once_each(
 
 
 def test_a_subscriber_that_stops_reading_holds_nothing(log: EventLog) -> None:
+    """F80: and it misses nothing once it reads again."""
+
     async def slow() -> tuple[list[int], int]:
         stream = log.subscribe("", None, True)
         first = asyncio.create_task(collect(stream, 1))
@@ -122,6 +124,7 @@ def test_an_event_of_a_transaction_that_failed_was_never_there(log: EventLog) ->
 def test_old_events_are_trimmed_and_who_slept_through_them_is_told(
     log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F80: what is kept for slow readers has an end."""
     monkeypatch.setattr(events, "KEEP_EVENTS", 10)
     monkeypatch.setattr(events, "TRIM_EVERY", 20)
     publish(log, 5)
