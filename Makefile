@@ -14,6 +14,13 @@ SOURCES := $(shell find $(PACKAGE_FOLDERS) -name '*.py' -o -name '*.json' -o -na
 LINKED = [[ -L $$(echo .venv/lib/python3*/site-packages/lighter/proto) ]]
 PYTEST := $(BIN)/python -m pytest
 TESTS := unit contract security integration grpc docker compat packaging systemd vm
+# `make test` has three sessions. The first two are of tests that neither count what the machine has
+# nor change what others count, and wait a good part of their time: they run beside each other.
+EARLY := tests/unit
+BESIDE := tests/contract $(wildcard tests/security/test_*.py)
+LATE := tests/security/manager $(wildcard $(patsubst %,tests/%,$(filter-out unit contract security,$(TESTS))))
+SESSION = $(PYTEST) -m "not soak" --durations=25 --junitxml=.cache/results$(1).xml
+PREPARED_S := 900
 
 .PHONY: help setup venv dev lint test test-vm vm-shell soak reliability mutants rpm wheels protos demo bench bench-images bench-quick bench-memory clean distclean
 
@@ -56,12 +63,21 @@ lint: venv ## ruff and mypy --strict
 	cd packaging/rpm && ../../$(BIN)/mypy --strict .
 	cd .ci && ../$(BIN)/mypy --strict rows.py mutants.py
 
-# What late tests need is made beside lint and the early ones, which leave a processor idle.
+# What late tests need is made beside lint and the early ones, which leave a processor idle. It mounts,
+# so the late ones, which look for mounts, wait for it.
 test: setup venv ## all set-up, lint, then every test but the long ones; needs root
-	$(BIN)/python tests/prepare.py & preparing=$$!; \
-	trap 'kill $$preparing 2>/dev/null || true; wait $$preparing || true' EXIT; \
+	mkdir -p .cache; \
+	timeout $(PREPARED_S) $(BIN)/python tests/prepare.py & preparing=$$!; beside=; \
+	trap 'kill $$preparing $$beside 2>/dev/null || true; wait $$preparing $$beside || true' EXIT; \
 	$(MAKE) lint; \
-	$(PYTEST) -m "not soak" --durations=25 --junitxml=.cache/results.xml $(wildcard $(TESTS:%=tests/%))
+	failed=0; \
+	$(call SESSION,-beside) $(BESIDE) >.cache/beside.log 2>&1 & beside=$$!; \
+	$(call SESSION,-early) $(EARLY) || failed=1; \
+	wait $$beside || failed=1; \
+	beside=; cat .cache/beside.log; \
+	wait $$preparing || true; \
+	$(call SESSION) $(LATE) || failed=1; \
+	exit $$failed
 
 test-vm: setup venv ## the tests in a virtual machine alone: cgroup v2, systemd, reboots, power cuts
 	$(PYTEST) -m "not soak" --durations=0 tests/vm
@@ -73,7 +89,7 @@ soak: venv ## the long versions of the tests
 	$(PYTEST) -m soak --timeout 0 --junitxml=.cache/soak.xml $(wildcard $(TESTS:%=tests/%))
 
 reliability: venv ## write docs/reliability.md: rows, their tests, results of the last `make test` and `make soak`
-	$(BIN)/python .ci/rows.py $(addprefix --results=,$(wildcard .cache/results.xml)) \
+	$(BIN)/python .ci/rows.py $(addprefix --results=,$(wildcard .cache/results*.xml)) \
 	    $(addprefix --long=,$(wildcard .cache/soak.xml))
 
 mutants: venv ## switch guards off, one by one, and see whether their rows' tests turn red

@@ -1,11 +1,16 @@
 """How a fresh machine is set up: which Python the virtual environment is made with."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-PYTHON = Path(__file__).parents[2] / ".ci" / "python"
+CHECKOUT = Path(__file__).parents[2]
+PYTHON = CHECKOUT / ".ci" / "python"
+NEEDS_THE_MACHINE = re.compile(
+    r"^from tests.*(integration\.conftest|import.*\bcensus\b)", re.MULTILINE
+)
 NEW, OLD = "#!/bin/sh\nexit 0\n", "#!/bin/sh\nexit 1\n"
 
 
@@ -52,3 +57,22 @@ def test_it_is_asked_when_the_environment_is_made(tmp_path: Path) -> None:
         check=True,
     )
     assert "python=$(.ci/python); $python -m venv .venv" in steps.stdout
+
+
+def test_each_test_is_in_one_session_of_make_test() -> None:
+    """Nor is any that looks for what the machine has beside others."""
+    show = "shown: ; @echo $(EARLY) : $(BESIDE) : $(LATE)"
+    shown = subprocess.run(
+        ["make", "-s", "--no-print-directory", "--eval", show, "shown"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    sessions = [set(map(Path, part.split())) for part in shown.split(":")]
+    for path in (CHECKOUT / "tests").rglob("test_*.py"):
+        file = path.relative_to(CHECKOUT)
+        its = [{file, *file.parents} & places for places in sessions]
+        assert len(list(filter(None, its))) == 1, file
+        if its[0] or its[1]:
+            assert not NEEDS_THE_MACHINE.search(path.read_text()), file
