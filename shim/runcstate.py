@@ -11,10 +11,11 @@ to it.
 """
 
 import os
+import time
 
-from lighter.proto.errors import FailedPrecondition
-from lighter.shim.cgroup import Cgroup
-from lighter.shim.files import holds
+from lighter.proto.errors import DeadlineExceeded, FailedPrecondition
+from lighter.shim.cgroup import Cgroup, at_path, remove
+from lighter.shim.files import holds, remove_tree
 from lighter.shim.loop import READ, Future, Loop
 
 # From runc 1.2 on, the hooks of this kind are run by `runc start`.
@@ -24,6 +25,8 @@ NO_HOOK_AT_START = b'"poststart":null'
 NOTHING_MORE = (b'"poststop":null', b'"intel_rdt_path":""')
 # libcontainer's state, and the FIFO that `runc start` opens, there until it has.
 _FILES = frozenset(("state.json", "exec.fifo"))
+EMPTY_S = 5.0  # for processes to end that were killed
+_POLL_S = 0.05
 
 
 async def start(loop: Loop, directory: str, ended: Future, timeout_s: float) -> bool:
@@ -85,3 +88,17 @@ def delete(directory: str, cgroup: Cgroup) -> bool:
     except OSError:
         return False
     return True
+
+
+async def remove_traces(loop: Loop, container_id: str, directory: str, cgroup_path: str) -> None:
+    """What a runtime leaves that was ended over its work: processes, cgroups, its state.
+
+    Its state would refuse the next container of this id. Raises DeadlineExceeded.
+    """
+    until = time.monotonic() + EMPTY_S
+    while not remove(cgroup_path):
+        if time.monotonic() > until:
+            raise DeadlineExceeded(f"end processes of {container_id}: SIGKILL does not end them")
+        at_path(cgroup_path).kill_all()
+        await loop.pause(_POLL_S)
+    remove_tree(directory)

@@ -4,16 +4,13 @@ Events leave in the order create, start, exit, closed. An exit that is reaped wh
 has not returned is told after the start; an exec's exit is told before that of its container.
 """
 
-import os
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
 from lighter.proto import events
 from lighter.proto.errors import (
     AlreadyExists,
-    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     LighterError,
@@ -24,15 +21,12 @@ from lighter.proto.names import check_name
 from lighter.proto.paths import cgroup_path
 from lighter.shim import exitrecord, runc, runcstate
 from lighter.shim.cgroup import Cgroup, gather
-from lighter.shim.cgroup import at_path as cgroup_at_path
-from lighter.shim.cgroup import remove as remove_cgroup
-from lighter.shim.files import remove_tree
 from lighter.shim.launch import Launcher
 from lighter.shim.link import Link
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import Future, Loop
 from lighter.shim.oom import OomWatch
-from lighter.shim.process import Process, read_pid
+from lighter.shim.process import Process
 from lighter.shim.reaper import Reaper
 from lighter.shim.rootfs import Rootfs
 from lighter.shim.sender import SentLog
@@ -41,8 +35,6 @@ from lighter.shim.stdio import Stdio
 from lighter.shim.streams import SharedBuffer
 
 RUNTIME_S = 120.0  # for one call of the runtime, unless the order says otherwise
-EMPTY_S = 5.0
-_POLL_S = 0.05
 DRAIN_S = 10.0
 EXECS_S = 2.0
 
@@ -59,7 +51,6 @@ class Task:
     ) -> None:
         self._loop = loop
         self._find_cgroup = find_cgroup
-        self._reaper = reaper
         self.order = order
         self.id: str = order["id"]
         self._bundle: str = order["bundle"]
@@ -73,7 +64,7 @@ class Task:
             self._bundle + "/runc.log",
             order.get("runtime_flags"),
         )
-        self._launcher = Launcher(loop, reaper, self._runc)
+        self._launcher = Launcher(loop, reaper, self._runc, self.id, self._bundle, self._runtime_s)
         self._cgroup_path: str = order.get("cgroup") or cgroup_path(
             order["instance"], order["namespace"], self.id
         )
@@ -115,22 +106,7 @@ class Task:
         self._rootfs.mount(order["mounts"])
         hit("shim.rootfs-mounted")
         self._rootfs.check()
-        pid_file = self._bundle + "/init.pid"
-
-        def argv(console: str) -> list[str]:
-            if image := order.get("restore"):
-                bundle = self._bundle
-                return runc.restore_argv(bundle, pid_file, console, self.id, image, bundle)
-            flags = order.get("create_flags") or ()
-            return runc.create_argv(self._bundle, pid_file, console, self.id, flags)
-
-        listens = self._log is not None or bool(order.get("logger"))
-        wanted = (
-            bool(order["stdin"] or order["stdin_open"]),
-            bool(order["stdout"]) or listens,
-            bool(order["stderr"]) or listens,
-        )
-        await self._launcher.launch(self.init, argv, pid_file, order, wanted, self._runtime_s)
+        await self._launcher.create(self.init, order, self._log is not None)
         hit("shim.runc-created")
         if order.get("restore"):
             gather(self.init.pid, self._cgroup_path)
@@ -162,23 +138,10 @@ class Task:
             await self._runc.run(runc.delete_argv(self.id, force=True), self._runtime_s)
         except LighterError:
             pass  # there may be nothing to delete
-        await self._remove_traces()
+        state = f"{self.order['runc_root']}/{self.id}"
+        await runcstate.remove_traces(self._loop, self.id, state, self._cgroup_path)
         self.init.stdio.close()
         self._release()
-
-    async def _remove_traces(self) -> None:
-        """What a runtime leaves that was ended over its work: processes, cgroups, its state.
-
-        Its state would refuse the next container of this id.
-        """
-        path = self._cgroup_path
-        until = time.monotonic() + EMPTY_S
-        while not remove_cgroup(path):
-            if time.monotonic() > until:
-                raise DeadlineExceeded(f"end processes of {self.id}: SIGKILL does not end them")
-            cgroup_at_path(path).kill_all()
-            await self._loop.pause(_POLL_S)
-        remove_tree(f"{self.order['runc_root']}/{self.id}")
 
     # running
 
@@ -242,33 +205,18 @@ class Task:
         check_name(exec_id, "exec")
         if exec_id in self._execs:
             raise AlreadyExists(f"exec {exec_id} in {self.id}: the id is in use")
-        oci_process = request["process"]
-        logs = bool(request.get("logger"))
-        wanted = (
-            bool(request["stdin"]),
-            logs or bool(request["stdout"]),
-            logs or bool(request["stderr"]),
-        )
-        pid_file = f"{self._bundle}/exec-{exec_id}.pid"
-
-        def argv(console: str) -> list[str]:
-            return runc.exec_argv(oci_process, pid_file, console, self.id)
-
         process = Process(exec_id, self._stdio(f"exec-{exec_id}-", None))
         self._execs[exec_id] = process
         try:
-            await self._launcher.launch(process, argv, pid_file, request, wanted, self._runtime_s)
+            await self._launcher.exec(process, request)
             hit("shim.runc-execed")
             self._refuse_late(process)
         except BaseException:
-            # Nobody has heard of it; the pid file is a runtime's word, so the kernel is asked.
-            pid = process.pid or read_pid(pid_file)
-            if pid and not process.ended.done and self._reaper.has(pid):
-                os.kill(pid, signal.SIGKILL)
+            self._launcher.end_unheard(process)
             self._forget(process)
             raise
         finally:
-            _unlink(pid_file)
+            self._launcher.remove_pid_file(process)
         process.step("start", self.id)
         body = {"container_id": self.id, "exec_id": exec_id, "pid": process.pid}
         self._link.publish(events.EXEC_STARTED, body)
@@ -471,10 +419,3 @@ def _log_file(log: dict[str, Any] | None, loop: Loop) -> LogFile | SentLog | Non
         return None
     file = LogFile(log["dir"], log["max_bytes"], log["max_files"])
     return SentLog(file, log["send"], loop) if log.get("send") else file
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
