@@ -43,16 +43,17 @@ def leave_no_core() -> None:
     Where shims may not trace all processes it stays as it was: they could not reach the manager's
     pipes by /proc any more. An execve makes a process dumpable again, so nobody else notices.
     """
-    if not _may_trace():
+    if not may_trace():
         return
-    import ctypes  # 2 ms, which a start has once clients are answered
+    import ctypes  # 2 ms: before the configuration is read, which may have such passwords
 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl PR_SET_DUMPABLE")
 
 
-def _may_trace() -> bool:
+def may_trace() -> bool:
+    """Whether this process may trace all others (CAP_SYS_PTRACE)."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         effective = next((line for line in status if line.startswith("CapEff:")), "CapEff: 0")
     return bool(int(effective.split()[1], 16) >> _CAP_SYS_PTRACE & 1)

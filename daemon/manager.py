@@ -23,7 +23,7 @@ from lighter.daemon import eventnumbers, files
 from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
 from lighter.daemon.core import Core
-from lighter.daemon.limits import leave_no_core, raise_descriptor_limit
+from lighter.daemon.limits import may_trace, raise_descriptor_limit
 from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.mend import open_database
@@ -115,6 +115,10 @@ class Manager:
             generation = begin(db, self._root, self._state)
             undo.callback(eventnumbers.end, db)
             log.info("manager starts version=%s generation=%d", VERSION, generation)
+            if not may_trace():
+                log.warning(
+                    "without CAP_SYS_PTRACE a core of this manager has passwords of registries"
+                )
             if self._stands_in:
                 log.warning("stands in for version %s", self._stands_in)
             await self._serve(undo, db, generation, locks)
@@ -203,7 +207,6 @@ class Manager:
     async def _complete(self, core: Core, server: ClientServer) -> "Services":
         """Make all other services, and take up what the manager before has left to them."""
         await _loaded("lighter.daemon.app", "lighter.daemon.rpc.wiring", "lighter.daemon.upkeep")
-        leave_no_core()
         from lighter.daemon.app import build
         from lighter.daemon.rpc.wiring import native_methods
 

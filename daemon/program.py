@@ -17,9 +17,11 @@ LOG_NAME = "lighterd.log"  # in the state directory, of a manager that detached
 
 def start(given: Given, daemon: bool) -> None:
     """Serve until told to stop. Raises LighterError, OSError when that cannot be."""
+    from lighter.daemon.limits import leave_no_core
     from lighter.daemon.notify import Notifier, fork_and_wait
     from lighter.daemon.spawn import Inherited
 
+    leave_no_core()
     inherited = Inherited.of_this_process()
     config = load(given)
     stands_in = _choose_version(given, config)

@@ -21,6 +21,7 @@ import pytest
 
 from lighter.proto import codec, errors
 from lighter.proto.paths import cgroup_path
+from tests import lives
 from tests.harness import BIN, Lighterd, await_that
 from tests.unit.daemon.intruder import Intruder
 from tests.variants import tar_of, variant
@@ -588,6 +589,26 @@ def test_a_manager_that_is_aborted_leaves_no_core(
     lighterd._await_spawner()
     lighterd.start()
     lighterd.ctl("rm", "-f", "x", check=True)
+
+
+@pytest.mark.parametrize("may_trace", [True, False], ids=["all rights", "no CAP_SYS_PTRACE"])
+def test_sec31_a_manager_cannot_be_dumped_from_its_first_steps_on(
+    make_lighterd: Callable[..., Lighterd], may_trace: bool
+) -> None:
+    """What such a process has in /proc is of group 0, whatever its own is (proc(5))."""
+    group = 4711
+    lighterd = make_lighterd()
+    lighterd.prefix = ["setpriv", "--regid", str(group), "--clear-groups"]
+    if not may_trace:
+        lighterd.prefix += ["--bounding-set", "-sys_ptrace"]
+    lighterd.launch(FAULT="start.locked:stop")
+    pid = lighterd.pid
+    await_that(lambda: lives.process_state(pid) == "T", 20, "it has begun")
+    own, shown = os.stat(f"/proc/{pid}").st_gid, os.stat(f"/proc/{pid}/environ").st_gid
+    lighterd.cont()
+    lighterd.wait_ready()
+    assert (own, shown) == (group, 0 if may_trace else group)
+    assert ("without CAP_SYS_PTRACE a core" in lighterd.log.read_text()) != may_trace
 
 
 def test_sec77_a_secret_in_the_environment_is_in_no_argument_log_or_event(
