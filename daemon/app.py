@@ -235,6 +235,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         boot_id=core.boot_id,
         runtimes=runtimes,
         has_room=core.budget.has_room,
+        most_tasks=core.budget.most_tasks,
         runtime_s=config.runc_timeout_s,
         cgroup_lock=cgroup_lock,
     )

@@ -2,7 +2,10 @@
 
 libzmq keeps every connection that is made, and aborts the process when there is no descriptor left
 for one more. So a connection has HELLO_S to say hello, and only so many may be silent at a time: of
-more, the oldest goes. libzmq's monitor tells of each one it accepts.
+more, the oldest goes, of the process that has most. libzmq's monitor tells of each one it accepts.
+
+It accepts in a thread of its own, thousands a second, and asks nobody. Where they come faster than
+they say hello, the socket is found only for a moment now and then, and a few get in each time.
 """
 
 import asyncio
@@ -12,13 +15,20 @@ import logging
 import os
 import socket as sockets
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import zmq
+
+from lighter.daemon.sockets import hide, show
 
 log = logging.getLogger("lighter.connections")
 
 HELLO_S = 10.0
+CROWD, CROWD_S = 200, 0.25  # so many too many in so long: it is a flood
+FEW = 4  # too many since the last look: it is none any more
+REST_S, OPEN_S = 0.02, 0.002
+COMPLAIN_S = 1.0
 
 # A descriptor's number is used again, and so is an inode; both together are not.
 Connection = tuple[int, int]
@@ -38,16 +48,22 @@ class Strangers:
         ctx: "zmq.Context[zmq.Socket[bytes]]",
         router: "zmq.Socket[bytes]",
         path: str,
-        most: int,
+        most: Callable[[], int],
         hello_s: float,
     ) -> None:
+        """`most` tells how many may be silent now."""
         self.cut_off = 0
         self._router = router
         self._path = path
         self._most = most
         self._hello_s = hello_s
-        # By descriptor, since the kernel has one connection behind each: (inode, end of patience).
-        self._silent: dict[int, tuple[int, asyncio.TimerHandle]] = {}
+        self._rest: asyncio.TimerHandle | None = None
+        self._crowd = 0
+        self._crowd_since = self._complained_at = -1e9
+        # By descriptor, since the kernel has one connection behind each: (inode, whose, end of
+        # patience).
+        self._silent: dict[int, tuple[int, int, asyncio.TimerHandle]] = {}
+        self._of_process: dict[int, dict[int, None]] = {}  # the same, the oldest first
         self._greeted: dict[int, int] = {}
         place = f"inproc://strangers-{next(_numbers)}"
         router.monitor(place, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
@@ -70,7 +86,15 @@ class Strangers:
         self._forget(fd)
         self._greeted[fd] = inode
 
+    @property
+    def rests(self) -> bool:
+        """Whether the socket cannot be found, for a moment."""
+        return self._rest is not None
+
     def close(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            show(self._path)
         asyncio.get_running_loop().remove_reader(int(self._monitor.getsockopt(zmq.FD)))
         self._router.disable_monitor()
         self._monitor.close(0)
@@ -95,25 +119,56 @@ class Strangers:
         if not inode or self._greeted.get(fd) == inode:
             return  # it is gone, or its hello was read before this
         self._forget(fd)
-        while len(self._silent) >= self._most:
-            self._cut_off(next(iter(self._silent)), "too many have said no hello")
+        most = self._most()
+        while len(self._silent) >= most:
+            crowd = max(self._of_process.values(), key=len)
+            self._cut_off(next(iter(crowd)), "too many have said no hello")
+            self._count_crowd()
         patience = asyncio.get_running_loop().call_later(
             self._hello_s, self._cut_off, fd, f"it said no hello in {self._hello_s:g} s"
         )
-        self._silent[fd] = inode, patience
+        pid = _pid_of(fd)
+        self._silent[fd] = inode, pid, patience
+        self._of_process.setdefault(pid, {})[fd] = None
+
+    def _count_crowd(self) -> None:
+        now = time.monotonic()
+        if not self.rests and now - self._crowd_since > CROWD_S:
+            self._crowd, self._crowd_since = 0, now
+        self._crowd += 1
+        if self._crowd >= CROWD and not self.rests:
+            log.warning("connections to %s come too fast: few at a time are let in", self._path)
+            hide(self._path)
+            self._crowd = 0
+            self._rest = asyncio.get_running_loop().call_later(REST_S, self._turn)
+
+    def _turn(self) -> None:
+        """Let in who comes in OPEN_S; all, once few were too many since the last time."""
+        came, self._crowd = self._crowd, 0
+        show(self._path)
+        self._rest = None
+        if came > FEW:
+            # Not by the loop, which may be held up: then it would be open for as long.
+            time.sleep(OPEN_S)
+            hide(self._path)
+            self._rest = asyncio.get_running_loop().call_later(REST_S, self._turn)
 
     def _forget(self, fd: int) -> None:
-        _inode, patience = self._silent.pop(fd, (0, None))
-        if patience is not None:
+        if fd in self._silent:
+            _inode, pid, patience = self._silent.pop(fd)
             patience.cancel()
+            del self._of_process[pid][fd]
+            if not self._of_process[pid]:
+                del self._of_process[pid]
 
     def _cut_off(self, fd: int, why: str) -> None:
-        inode, _patience = self._silent[fd]
+        inode, _pid, _patience = self._silent[fd]
         self._forget(fd)
         self.end((fd, inode), why)
 
-    def end(self, connection: Connection, why: str) -> None:
+    def end(self, connection: Connection, why: str = "") -> None:
         """End it as its peer would: the descriptor is libzmq's, which sees the end and closes it.
+        Without a reason nobody is told.
 
         It may have been closed and its number given to something else of this process since.
         """
@@ -122,9 +177,17 @@ class Strangers:
             return
         with contextlib.suppress(OSError), _borrowed(fd) as ours:
             if ours.getsockname() == self._path:
-                self.cut_off += 1
-                log.warning("cut off a connection to %s: %s", self._path, why)
                 ours.shutdown(sockets.SHUT_RDWR)
+                if why:
+                    self.cut_off += 1
+                    self._complain(why)
+
+    def _complain(self, why: str) -> None:
+        """Once in a while: a flood would fill the journal, and writing to it costs time."""
+        now = time.monotonic()
+        if now - self._complained_at > COMPLAIN_S:
+            self._complained_at = now
+            log.warning("cut off a connection to %s, the %d.: %s", self._path, self.cut_off, why)
 
 
 @contextlib.contextmanager
@@ -155,6 +218,17 @@ def is_open(connection: Connection) -> bool:
     """Whether libzmq still has this connection: a ROUTER never says that a peer has closed it."""
     fd, inode = connection
     return inode != 0 and _connection(fd)[1] == inode
+
+
+def _pid_of(fd: int) -> int:
+    """Who has connected (SO_PEERCRED, unix(7)); 0 when it is gone."""
+    try:
+        with _borrowed(fd) as connection:
+            raw = connection.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError:
+        return 0
+    pid: int = _CREDENTIALS.unpack(raw)[0]
+    return pid
 
 
 def peer_credentials(frame: "zmq.Frame") -> tuple[int, int, int]:

@@ -1,7 +1,8 @@
-"""File descriptors: as many as may be had, a floor to start at, and when to refuse new work; and
-no core, whatever the limit of those is.
+"""File descriptors: as many as may be had, a floor to start at, who may hold how many of them, and
+when to refuse new work; and no core, whatever the limit of those is.
 
-libzmq aborts the whole process when an accept meets EMFILE, so the limit must never be reached.
+libzmq aborts the whole process when an accept meets EMFILE, so the limit must never be reached. So
+each kind of work has a share, and all shares together are what there is.
 """
 
 import os
@@ -9,10 +10,13 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lighter.daemon.values import frozen
 from lighter.proto.errors import FailedPrecondition, ResourceExhausted
 
 FLOOR = 4096
 UNLIMITED = 1 << 20  # what "unlimited" counts as: sysctl fs.nr_open, at which the kernel ends
+PARTS = 256
+LEAST = 8  # below the floor too, which a limit that was changed later may be
 REFUSE_AT = 0.8
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _CAP_SYS_PTRACE = 19  # linux/capability.h
@@ -22,6 +26,36 @@ def descriptor_limit() -> int:
     """The soft limit as it is now: prlimit(1) changes that of a running manager too."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+@frozen
+class Share:
+    """What one kind of work may hold: so many PARTS of all descriptors, and at most `most` places,
+    of which each is `each` descriptors.
+    """
+
+    parts: int
+    each: int = 1
+    most: int = UNLIMITED
+
+    def places(self, limit: int = 0) -> int:
+        """How many there may be at a time, by the limit as it is now."""
+        allowed = limit or descriptor_limit()
+        return min(self.most, max(LEAST, allowed * self.parts // PARTS // self.each))
+
+
+# docs/architecture.md, "Descriptors", says what each is of.
+OWN = Share(40)
+UNSEEN = Share(64)
+TASKS = Share(80, each=2)
+CLIENTS = Share(32, each=2, most=1024)
+STREAMS = Share(12, each=2, most=4096)
+SILENT = Share(8, most=256)
+GRPC_SOCKETS = 3  # in the state directory, the configured one, the one for TLS
+GRPC = Share(12, each=GRPC_SOCKETS, most=1024)  # on each of its sockets
+BLOBS = Share(6, each=2, most=1024)
+PAGE = Share(2, most=64)
+SHARES = (OWN, UNSEEN, TASKS, CLIENTS, STREAMS, SILENT, GRPC, BLOBS, PAGE)
 
 
 def raise_descriptor_limit() -> None:
@@ -60,20 +94,17 @@ def may_trace() -> bool:
 
 
 class Places:
-    """So many descriptors as one kind of work may hold: a quarter of all, and at most `most`.
+    """The places of a share, for work that a client may begin as often as it likes."""
 
-    For work that a client may begin as often as it likes.
-    """
-
-    def __init__(self, most: int, limit: Callable[[], int] = descriptor_limit) -> None:
-        self._most = most
+    def __init__(self, share: Share, limit: Callable[[], int] = descriptor_limit) -> None:
+        self._share = share
         self._limit = limit
         self._taken = 0
 
     @contextmanager
     def take(self, attempt: str) -> Iterator[None]:
         """Hold a place within the block. Raises ResourceExhausted, as "`attempt`: cause"."""
-        most = min(self._most, self._limit() // 4)
+        most = self._share.places(self._limit())
         if self._taken >= most:
             raise ResourceExhausted(f"{attempt}: {most} are under way already; try again")
         self._taken += 1
@@ -95,3 +126,6 @@ class DescriptorBudget:
 
     def has_room(self) -> bool:
         return self.used < REFUSE_AT * self._limit()
+
+    def most_tasks(self) -> int:
+        return TASKS.places(self._limit())

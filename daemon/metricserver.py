@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from lighter.daemon.limits import PAGE
 from lighter.daemon.listening import TcpAddress
 from lighter.daemon.prometheus import CONTENT_TYPE, Family, Sample, named, of_containers, text
 from lighter.daemon.tasks import metrics
@@ -20,21 +21,32 @@ log = logging.getLogger("lighter.metrics")
 PATH = "/v1/metrics"
 STOP_S = 1.0
 MOST_COMPLAINTS = 100
+BACKLOG = 8  # so many are accepted before one of them is counted
 _BUILD = "containerd_build_info_total"
+_FULL = b"the page has as many connections as it may have; try again\n"
 
 
 class MetricServer:
-    """One reader is answered at a time; others wait. `more` adds what is not of containers."""
+    """One reader is answered at a time; others wait. `more` adds what is not of containers.
+
+    Of more than `most` connections the later ones hear so; an idle one has 15 s.
+    """
 
     def __init__(
-        self, address: TcpAddress, supervisor: Supervisor, more: Callable[[], list[Family]]
+        self,
+        address: TcpAddress,
+        supervisor: Supervisor,
+        more: Callable[[], list[Family]],
+        most: Callable[[], int] = PAGE.places,
     ) -> None:
         self._address = address
+        self._most = most
         self._supervisor = supervisor
         self._more = more
         self._one = asyncio.Lock()
         self._complained: set[str] = set()
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Raises FailedPrecondition when the address cannot be had, and may be tried again then."""
@@ -44,9 +56,16 @@ class MetricServer:
             application, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=15
         )
         await runner.setup()
-        site = web.TCPSite(runner, str(self._address.host), self._address.port)
+        served = runner.server
+        assert served is not None  # of a runner that is set up
+
+        def connected() -> asyncio.Protocol:
+            return served() if len(served.connections) < self._most() else _Refusing()
+
+        host, port = str(self._address.host), self._address.port
+        loop = asyncio.get_running_loop()
         try:
-            await site.start()
+            self._server = await loop.create_server(connected, host, port, backlog=BACKLOG)
         except OSError as err:
             await runner.cleanup()
             raise FailedPrecondition(f"bind {self._address}: {err.strerror or err}") from err
@@ -54,6 +73,8 @@ class MetricServer:
         log.info("metrics are served address=%s path=%s", self._address, PATH)
 
     async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -81,6 +102,18 @@ class MetricServer:
         if why not in self._complained and len(self._complained) < MOST_COMPLAINTS:
             self._complained.add(why)
             log.error("%s", why, exc_info=True)
+
+
+class _Refusing(asyncio.Protocol):
+    """A connection too many: it is told so, and let go."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.write(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n"
+            b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
+        )
+        transport.close()
 
 
 def _build() -> Family:

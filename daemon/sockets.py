@@ -6,6 +6,7 @@ PROTOCOL.md, "Sockets".
 
 import os
 import stat
+from contextlib import suppress
 
 import zmq
 
@@ -13,7 +14,9 @@ from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import FailedPrecondition, Unavailable
 from lighter.proto.socketpath import check_socket_path
 
-BACKLOG = 4096  # the default of 100 makes 1000 shims need 3 s to come back instead of 0.3 s
+SHIM_BACKLOG = 4096  # with libzmq's 100, 1000 shims need 3 s to come back instead of 0.3 s
+CLIENT_BACKLOG = 256  # who waits in it is accepted, whatever became of the path
+HIDDEN = ".hidden"
 CLIENT_HWM = 16
 SHIM_HWM = 64
 
@@ -30,6 +33,7 @@ def bind_router(
     gid: int,
     high_water: int,
     *,
+    backlog: int = SHIM_BACKLOG,
     handover: bool = True,
 ) -> "zmq.Socket[bytes]":
     """Bind a ROUTER to a path socket of the given mode and group.
@@ -44,8 +48,10 @@ def bind_router(
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     # A shim that reconnects before libzmq saw the old connection end keeps its routing id.
     socket.setsockopt(zmq.ROUTER_HANDOVER, int(handover))
-    socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    socket.setsockopt(zmq.BACKLOG, backlog)
     try:
+        with suppress(FileNotFoundError):  # of a manager that was killed meanwhile
+            os.unlink(path + HIDDEN)
         listen(socket, path, mode, gid)
     except BaseException:
         socket.close(0)
@@ -75,6 +81,20 @@ def listen(socket: "zmq.Socket[bytes]", path: str, mode: int, gid: int) -> None:
     os.chmod(path, mode)
     if gid >= 0:
         os.chown(path, -1, gid)
+
+
+def hide(path: str) -> None:
+    """Nobody finds the socket that listens at `path`, until `show`; who is connected stays.
+
+    To end the listening would end all connections: libzmq's belong to their listener.
+    """
+    with suppress(OSError):  # it was deleted, or it cannot be now: there is nothing better
+        os.rename(path, path + HIDDEN)
+
+
+def show(path: str) -> None:
+    with suppress(OSError):
+        os.rename(path + HIDDEN, path)
 
 
 def _common(socket: "zmq.Socket[bytes]", high_water: int) -> None:

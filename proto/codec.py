@@ -202,6 +202,24 @@ def decode(frames: list[bytes]) -> Message:
     return message
 
 
+def request_head(start: bytes) -> tuple[int, int] | None:
+    """(generation, ident) of the request that begins with `start`; None when it is none.
+
+    For one that is too large for the memory that is left: its head is a few bytes.
+    """
+    if start[:1] != b"\x98" or start[1:2] != bytes((_KIND_OF[Request],)):
+        return None
+    numbers, at = [], 2
+    for _ in range(2):
+        first = start[at] if at < len(start) else 0xC0
+        size = 1 << first - 0xCC if 0xCC <= first <= 0xCF else 0
+        if first > 0x7F and (not size or at + size >= len(start)):
+            return None
+        numbers.append(int.from_bytes(start[at + 1 : at + 1 + size]) if size else first)
+        at += 1 + size
+    return numbers[0], numbers[1]
+
+
 def _unpack(body: bytes) -> Any:
     """One msgpack object, bounded in every direction (CVE-2026-32284 and its kind)."""
     if len(body) > MAX_MESSAGE_BYTES:

@@ -95,5 +95,8 @@ async def _abort(name: str, context: Context, err: Exception) -> None:
     if isinstance(err, LighterError):
         log.debug("%s: %s: %s", name, err.code, err.message)
         await context.abort(*status_of(err))
+    if isinstance(err, MemoryError):
+        log.warning("%s: there is no memory for it", name)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{name}: there is no memory")
     log.error("%s failed", name, exc_info=err)
     await context.abort(grpc.StatusCode.INTERNAL, f"{name}: {type(err).__name__}: {err}")

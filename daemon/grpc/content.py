@@ -19,7 +19,7 @@ from lighter.daemon.grpc.pb import content_pb2 as pb
 from lighter.daemon.grpc.translate import label_changes, timestamp
 from lighter.daemon.grpc.words import saying
 from lighter.daemon.leases import CONTENT, INGESTS, Leases
-from lighter.daemon.limits import Places
+from lighter.daemon.limits import BLOBS, Places
 from lighter.daemon.types import ContentInfo
 from lighter.proto.errors import (
     AlreadyExists,
@@ -34,7 +34,6 @@ from lighter.proto.errors import (
 
 READ_BYTES = 1 << 20  # one message of Read
 LIST_ROWS = 100  # one message of List
-MAX_OPEN = 1024  # blobs and ingests, of all clients
 
 
 class ContentService:
@@ -51,7 +50,7 @@ class ContentService:
         self._ingests = ingests
         self._leases = leases
         self._collector = collector
-        self._places = Places(MAX_OPEN)
+        self._places = Places(BLOBS)
 
     async def info(self, call: Call, request: pb.InfoRequest) -> pb.InfoResponse:
         with _of(request.digest):

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from lighter.daemon.grpc.calls import Answer, streaming, unary
 from lighter.daemon.grpc.tls import Tls, credentials
 from lighter.daemon.grpc.watching import Watcher, watched_stream, watched_unary
-from lighter.daemon.limits import descriptor_limit
+from lighter.daemon.limits import GRPC
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, words_of
 from lighter.proto.socketpath import check_socket_path
 
@@ -32,7 +32,6 @@ STOP_S = 1.0
 LAST_CALLS_S = 0.02
 PROBE_S = 2.0
 MAX_STREAMS = 2048
-MAX_CONNECTIONS = 1024
 HANDSHAKE_MS = 10_000
 KEEPALIVE_MS = 30_000
 MAX_PINGS = 100
@@ -163,10 +162,7 @@ class GrpcServer:
                 ("grpc.max_metadata_size", MAX_METADATA),
                 ("grpc.absolute_max_metadata_size", MAX_METADATA),
                 # Each is a descriptor, of which the manager must not run out (daemon/limits.py).
-                (
-                    "grpc.max_allowed_incoming_connections",
-                    min(MAX_CONNECTIONS, descriptor_limit() // 4),
-                ),
+                ("grpc.max_allowed_incoming_connections", GRPC.places()),
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 # Two managers on one path would each get some of the calls.
                 ("grpc.so_reuseport", 0),

@@ -7,10 +7,12 @@ from typing import Any
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.values import frozen
-from lighter.proto.errors import Internal, LighterError, NotFound, Unimplemented
+from lighter.proto.errors import Internal, LighterError, NotFound, ResourceExhausted, Unimplemented
 from lighter.proto.names import check_name
 
 log = logging.getLogger("lighter.rpc")
+
+NO_MEMORY = "there is no memory for it"
 
 
 @frozen
@@ -91,6 +93,9 @@ def in_words(name: str, err: Exception) -> LighterError:
         if not isinstance(found, NotFound | Internal):
             log.warning("%s", found.message)
             return found
+    if isinstance(err, MemoryError):
+        log.warning("call %s: %s", name, NO_MEMORY)
+        return ResourceExhausted(f"call {name}: {NO_MEMORY}")
     log.error("call %s", name, exc_info=err)
     return Internal(f"call {name}: {type(err).__name__}: {err}")
 

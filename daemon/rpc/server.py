@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 
 from lighter.daemon.connections import (
+    COMPLAIN_S,
     HELLO_S,
     Strangers,
     connection_of,
@@ -23,9 +24,19 @@ from lighter.daemon.connections import (
     peer_credentials,
     peer_groups,
 )
+from lighter.daemon.content.failures import from_os
+from lighter.daemon.limits import CLIENTS, SILENT, STREAMS, Places
 from lighter.daemon.rpc.client import Client, Credit
-from lighter.daemon.rpc.methods import Call, Method, MethodTable, Result, in_words, no_such
-from lighter.daemon.sockets import CLIENT_HWM, bind_router, listen
+from lighter.daemon.rpc.methods import (
+    NO_MEMORY,
+    Call,
+    Method,
+    MethodTable,
+    Result,
+    in_words,
+    no_such,
+)
+from lighter.daemon.sockets import CLIENT_BACKLOG, CLIENT_HWM, bind_router, listen
 from lighter.proto import codec
 from lighter.proto.errors import (
     Canceled,
@@ -39,10 +50,10 @@ from lighter.proto.errors import (
 
 log = logging.getLogger("lighter.rpc")
 
-MAX_CLIENTS = 1024
 MAX_CALLS = 64
-MAX_SILENT = 256  # connections that have not said hello; a client of ours takes milliseconds
+MAX_REFUSED = 1024  # refusals that are remembered
 MAX_SHOWN = 4096  # of an error's text: what a caller wrote is quoted in it, however long it is
+HEAD_BYTES = 32  # of a request, its kind and its two numbers
 CREDIT_BYTES = 1 << 20
 RETRY_S = 0.02
 
@@ -54,18 +65,22 @@ class ClientServer:
         self,
         generation: int,
         methods: Mapping[str, Method],
-        max_silent: int = MAX_SILENT,
+        most_silent: Callable[[], int] = SILENT.places,
+        most_clients: Callable[[], int] = CLIENTS.places,
         hello_s: float = HELLO_S,
         more_to_come: bool = False,
     ) -> None:
         """With `more_to_come`, calls of methods that are not there wait for `complete`."""
         self._generation = generation
         self._methods = MethodTable(methods, more_to_come)
-        self._max_silent = max_silent
+        self._most_silent = most_silent
+        self._most_clients = most_clients
+        self._streams = Places(STREAMS)
         self._hello_s = hello_s
         self._socket: zmq.Socket[bytes] | None = None
         self._clients: dict[bytes, Client] = {}
         self._refused: dict[bytes, LighterError] = {}
+        self._refused_at = -1e9
         self._waiting: set[Client] = set()  # those that something is queued for
         self._pump_is_due = False
         self._retry: asyncio.TimerHandle | None = None
@@ -97,8 +112,10 @@ class ClientServer:
         whatever becomes of the file's mode.
         """
         self._place = (path, mode, gid)
-        self._socket = bind_router(ctx, path, mode, gid, CLIENT_HWM, handover=False)
-        self._strangers = Strangers(ctx, self._socket, path, self._max_silent, self._hello_s)
+        self._socket = bind_router(
+            ctx, path, mode, gid, CLIENT_HWM, backlog=CLIENT_BACKLOG, handover=False
+        )
+        self._strangers = Strangers(ctx, self._socket, path, self._most_silent, self._hello_s)
         fd = int(self._socket.getsockopt(zmq.FD))
         loop = asyncio.get_running_loop()
         loop.add_reader(fd, self._pump)
@@ -106,13 +123,14 @@ class ClientServer:
 
     def listen_again(self) -> None:
         """Put the socket's file back if somebody deleted it. Connections made before stay."""
-        if self._socket is not None and not os.path.lexists(self._place[0]):
+        rests = self._strangers is not None and self._strangers.rests
+        if self._socket is not None and not rests and not os.path.lexists(self._place[0]):
             log.warning("socket %s was deleted; listening again", self._place[0])
             listen(self._socket, *self._place)
 
     def close(self) -> None:
-        for routing_id in list(self._clients):
-            self._drop_client(routing_id)
+        for client in list(self._clients.values()):
+            self._drop_client(client.routing_id, client.connection)
         if self._retry:
             self._retry.cancel()
         if self._socket is not None:
@@ -174,6 +192,10 @@ class ClientServer:
             self.dropped += 1
             log.debug("drop message of a client: %s", err)
             return
+        except MemoryError:
+            if client is not None:
+                self._too_large(client, frames[-1])
+            return
         if message.generation != self._generation:
             self.dropped += 1
         elif isinstance(message, codec.Hello):
@@ -194,8 +216,15 @@ class ClientServer:
         else:
             self.dropped += 1
 
+    def _too_large(self, client: Client, body: "zmq.Frame") -> None:
+        head = codec.request_head(bytes(body.buffer[:HEAD_BYTES]))
+        if head is not None and head[0] == self._generation:
+            error = ResourceExhausted(f"read request of {len(body)} bytes: {NO_MEMORY}")
+            self._fail(client, *head, error)
+
     def _hello(self, routing_id: bytes, hello: codec.Hello, frame: "zmq.Frame") -> None:
-        self._drop_client(routing_id)
+        connection = connection_of(frame)
+        self._drop_client(routing_id, connection)
         pid, uid, gid = peer_credentials(frame)
         if not pid or not hello.version or hello.version not in codec.SUPPORTED:
             self.dropped += 1
@@ -204,15 +233,19 @@ class ClientServer:
             self._refuse(routing_id, PermissionDenied(f"connect: user {uid} is not served"))
             return
         self._drop_closed(pid)
-        if len(self._clients) >= MAX_CLIENTS:
-            error = ResourceExhausted(f"connect: {MAX_CLIENTS} clients are connected already")
+        most = self._most_clients()
+        if len(self._clients) >= most:
+            error = ResourceExhausted(f"connect: {most} clients are connected already; try again")
             self._refuse(routing_id, error)
             return
         try:
             pidfd = os.pidfd_open(pid)
-        except OSError:
+        except ProcessLookupError:
             return
-        client = Client(routing_id, pid, uid, pidfd, connection_of(frame))
+        except OSError as err:
+            self._refuse(routing_id, from_os("connect", err))
+            return
+        client = Client(routing_id, pid, uid, pidfd, connection)
         client.version = hello.version
         if self._strangers is not None:
             self._strangers.greeted(client.connection)
@@ -228,9 +261,11 @@ class ClientServer:
 
     def _refuse(self, routing_id: bytes, error: LighterError) -> None:
         """Remember why, for the first call of this peer; the handshake has no place for it."""
-        log.warning("refuse client: %s", error.message)
         self.dropped += 1
-        while len(self._refused) >= MAX_CLIENTS:
+        if time.monotonic() - self._refused_at > COMPLAIN_S:
+            self._refused_at = time.monotonic()
+            log.warning("refuse client: %s", error.message)
+        while len(self._refused) >= MAX_REFUSED:
             del self._refused[next(iter(self._refused))]
         self._refused[routing_id] = error
 
@@ -248,11 +283,17 @@ class ClientServer:
             if not is_open(client.connection):
                 self._drop_client(client.routing_id)
 
-    def _drop_client(self, routing_id: bytes) -> None:
+    def _drop_client(self, routing_id: bytes, but: tuple[int, int] = (-1, 0)) -> None:
+        """It is no client any more, and its connection takes no descriptor: `but` that one stays.
+
+        A process that has inherited it can hold it open.
+        """
         self._refused.pop(routing_id, None)
         client = self._clients.pop(routing_id, None)
         if client is None:
             return
+        if self._strangers is not None and client.connection != but:
+            self._strangers.end(client.connection)
         self._waiting.discard(client)
         client.outbox.close()
         asyncio.get_running_loop().remove_reader(client.pidfd)
@@ -300,7 +341,8 @@ class ClientServer:
                     answer = await method.unary(call, request.body)
                     self._answer(client, codec.Response(self._generation, request.ident, answer))
                 elif method.stream is not None:
-                    await self._stream(client, request, method.stream(call, request.body))
+                    with self._streams.take(f"call {name}"):
+                        await self._stream(client, request, method.stream(call, request.body))
         except LighterError as err:
             self._fail(client, request.generation, request.ident, err)
         except TimeoutError:

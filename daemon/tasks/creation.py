@@ -72,6 +72,7 @@ class TaskCreator:
         boot_id: str,
         runtimes: Runtimes,
         has_room: Callable[[], bool],
+        most_tasks: Callable[[], int],
         runtime_s: float,
         cgroup_lock: CgroupLock,
     ) -> None:
@@ -90,6 +91,7 @@ class TaskCreator:
         self._boot_id = boot_id
         self._runtimes = runtimes
         self._has_room = has_room
+        self._most_tasks = most_tasks
         self._cgroup_lock = cgroup_lock
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
@@ -122,6 +124,7 @@ class TaskCreator:
                 f"create task {id_}: the manager has used 80 % of its file descriptors "
                 "(RLIMIT_NOFILE)"
             )
+        self._check_shims(id_)
         calling, spec = self._calling(container, options)
         # Paths of the client's, for whoever attaches later; /proc/... is only the caller's own.
         named = [str(stdio.get(name, "")) for name in ("stdin", "stdout", "stderr")]
@@ -156,6 +159,15 @@ class TaskCreator:
                 # Shielded: a caller that gives up does not leave half a task behind.
                 await asyncio.shield(self._undo_create(entry))
                 raise
+
+    def _check_shims(self, id_: str) -> None:
+        """Whether there may be one more; a task that has ended for good has none."""
+        entries, most = self._supervisor.entries.values(), self._most_tasks()
+        if len(entries) >= most and sum(not entry.cleaned.is_set() for entry in entries) >= most:
+            raise ResourceExhausted(
+                f"create task {id_}: {most} tasks have a shim, for more the manager's file "
+                "descriptors are too few (RLIMIT_NOFILE)"
+            )
 
     async def _create(
         self,

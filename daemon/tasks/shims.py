@@ -15,6 +15,7 @@ from typing import Any
 import zmq
 
 from lighter.daemon.connections import HELLO_S, Strangers, connection_of, peer_credentials
+from lighter.daemon.limits import SILENT, TASKS
 from lighter.daemon.sockets import SHIM_HWM, bind_router, listen
 from lighter.proto import codec, shim_api
 from lighter.proto.calls import PendingCalls
@@ -24,7 +25,6 @@ log = logging.getLogger("lighter.shims")
 
 RUNTIME_S = 120.0
 MARGIN_S = 10.0  # for the shim to end a runtime that hangs, and to say so
-MAX_SILENT = 2048  # connections without a hello: all shims come at once to a new manager
 REPEAT_S = 1.0  # between an event that could not be recorded and its repetition
 
 
@@ -131,7 +131,7 @@ class ShimRouter:
     def bind(self, ctx: "zmq.Context[zmq.Socket[bytes]]", path: str) -> None:
         self._path = path
         self._socket = bind_router(ctx, path, 0o600, -1, SHIM_HWM)
-        self._strangers = Strangers(ctx, self._socket, path, MAX_SILENT, self._hello_s)
+        self._strangers = Strangers(ctx, self._socket, path, self._most_silent, self._hello_s)
         fd = int(self._socket.getsockopt(zmq.FD))
         asyncio.get_running_loop().add_reader(fd, self._pump)
         asyncio.get_running_loop().call_soon(self._pump)
@@ -153,9 +153,14 @@ class ShimRouter:
 
     def listen_again(self) -> None:
         """Put the socket's file back if somebody deleted it: new shims could not connect."""
-        if self._socket is not None and not os.path.lexists(self._path):
+        rests = self._strangers is not None and self._strangers.rests
+        if self._socket is not None and not rests and not os.path.lexists(self._path):
             log.warning("socket %s was deleted; listening again", self._path)
             listen(self._socket, self._path, 0o600, -1)
+
+    def _most_silent(self) -> int:
+        """All shims come at once to a new manager: until then their places are free."""
+        return max(SILENT.places(), TASKS.places() - len(self.peers))
 
     def close(self) -> None:
         if self._socket is not None:

@@ -18,6 +18,7 @@ import pytest
 
 from lighter.daemon.grpc.pb import content_pb2 as pb
 from lighter.daemon.grpc.pb import namespaces_pb2
+from lighter.daemon.limits import BLOBS, FLOOR
 from tests.grpc.client import Api, code
 from tests.grpc.space import Space, coroutines, digest_of, refused
 from tests.harness import Lighterd, await_that
@@ -220,14 +221,15 @@ def test_cancelled_writers_leave_no_lock_and_no_descriptor(
 def test_writers_take_no_descriptor_that_the_manager_needs(space: Space) -> None:
     pid, kind = space.lighterd.pid, resource.RLIMIT_NOFILE
     before = resource.prlimit(pid, kind)
-    resource.prlimit(pid, kind, (400, before[1]))
+    resource.prlimit(pid, kind, (FLOOR, before[1]))
+    most = BLOBS.places(FLOOR)
     writers = []
     digest = space.put(b"abc")
     try:
-        for number in range(100):
+        for number in range(most):
             writers.append(Writing(space.api))
             writers[-1].say(pb.STAT, ref=f"r{number}")
-        told = "100 are under way already"
+        told = f"{most} are under way already"
         with Writing(space.api) as writing, refused("RESOURCE_EXHAUSTED", told):
             writing.say(pb.STAT, ref="one more")
         with refused("RESOURCE_EXHAUSTED", told):

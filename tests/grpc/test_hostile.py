@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from lighter.daemon.grpc.pb import diff_pb2, version_pb2
-from lighter.daemon.grpc.server import MAX_CONNECTIONS
+from lighter.daemon.limits import GRPC
 from lighter.proto.version import VERSION
 from tests.grpc.client import Api, code
 from tests.grpc.space import Space, descriptor, refused
@@ -218,14 +218,14 @@ def test_silent_connections_take_no_descriptor_that_the_manager_needs(bounded: S
     before = descriptors()
     silent: list[socket.socket] = []
     try:
-        for _ in range(MAX_CONNECTIONS + 500):
+        for _ in range(GRPC.most + 500):
             silent.append(socket.socket(socket.AF_UNIX))
             silent[-1].settimeout(10)
             silent[-1].connect(bounded.api.path)
         await_that(lambda: descriptors() >= before + 100, 20, "they are taken")
         with bounded.lighterd.client() as client:
             assert client.call("version", "get")["version"] == VERSION
-        assert descriptors() < before + MAX_CONNECTIONS + 50
+        assert descriptors() < before + GRPC.most + 50
         await_that(lambda: descriptors() < before + 50, 60, "who says nothing is let go")
         answers(bounded)
     finally:

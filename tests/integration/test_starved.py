@@ -1,8 +1,9 @@
 """F59: no process more for the spawner, its shims and what they run; no thread for the manager, or
-no memory. F60: next to no processor time, and a worker that stands still."""
+no memory or address space. F60: next to no processor time, and a worker that stands still."""
 
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,30 @@ def test_f59_no_memory_more_for_the_manager(lighterd: Lighterd, busybox: str) ->
         ask(lighterd, "containers.delete", id=name, force=True)
     lives.leftovers(lighterd)
     assert not (wrong := lives.check_history(lives.history(lighterd))), wrong
+
+
+def test_f59_no_address_space_more_for_the_manager(lighterd: Lighterd, busybox: str) -> None:
+    """A request for which there is none is answered, and nothing of it is left."""
+    old = lives.begin(lighterd, busybox, "old", "sleep", "1000")
+    with lighterd.client() as client:
+        assert client.call("version", "get")
+        limit = resource.prlimit(lighterd.pid, resource.RLIMIT_AS)
+        pages = int(Path(f"/proc/{lighterd.pid}/statm").read_text().split()[0])
+        room = pages * resource.getpagesize() + ROOM_BYTES
+        for words in (["word"] * TOO_MANY_WORDS, ["w" * (14 << 20)]):
+            resource.prlimit(lighterd.pid, resource.RLIMIT_AS, (room, limit[1]))
+            try:
+                with pytest.raises(errors.ResourceExhausted, match="there is no memory for it"):
+                    create = {"id": "new", "image": busybox, "args": words}
+                    client.call("containers", "create", timeout_s=60, **create)
+            finally:
+                resource.prlimit(lighterd.pid, resource.RLIMIT_AS, limit)
+    run_exec(lighterd, "after")
+    assert lives.process_state(old) == "S"
+    lives.define(lighterd, busybox, "new", "sleep", "1000")
+    for name in ("new", "old"):
+        ask(lighterd, "containers.delete", id=name, force=True)
+    lives.leftovers(lighterd)
 
 
 def run_exec(lighterd: Lighterd, exec_id: str) -> None:

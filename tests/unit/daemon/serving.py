@@ -44,6 +44,8 @@ class Service:
     async def fail(self, _call: Call, body: Mapping[str, Any]) -> Any:
         if body.get("broken"):
             raise RuntimeError("a bug")
+        if body.get("memory"):
+            raise MemoryError
         if number := body.get("errno"):
             raise OSError(number, os.strerror(number), "/a/file")
         raise NotFound(f"find \udcff{'x' * body.get('length', 0)}: there is none")

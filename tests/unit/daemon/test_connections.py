@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from lighter.daemon import sockets
+from lighter.daemon import connections, sockets
 from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.proto import codec, zmtp
@@ -87,7 +89,10 @@ def test_who_says_no_hello_is_cut_off(impatient: tuple[Serving, ClientServer], s
 
 def test_of_too_many_the_oldest_goes(tmp_path: Path) -> None:
     with (
-        client_server(tmp_path, Service(), max_silent=8, hello_s=NEVER_S) as (serving, server),
+        client_server(tmp_path, Service(), most_silent=lambda: 8, hello_s=NEVER_S) as (
+            serving,
+            server,
+        ),
         ExitStack() as held,
     ):
         client = held.enter_context(Client(serving.address))
@@ -101,6 +106,107 @@ def test_of_too_many_the_oldest_goes(tmp_path: Path) -> None:
             assert late.call("test", "echo") == {}
         # The client, the crowd's last and what libzmq listens with.
         await_that(lambda: connections_at(serving.address) <= 10, 5, "the others are closed")
+
+
+def test_of_too_many_those_of_the_process_that_has_most_go(tmp_path: Path) -> None:
+    with (
+        client_server(tmp_path, Service(), most_silent=lambda: 8, hello_s=NEVER_S) as (
+            serving,
+            server,
+        ),
+        Elsewhere(serving.address) as other,
+        ExitStack() as held,
+    ):
+        await_that(lambda: server.silent_count == 1, 5, "it is the oldest")
+        for _ in range(100):
+            held.enter_context(stranger(serving.address))
+        await_that(lambda: server._strangers and server._strangers.cut_off >= 93, 5, "all came")
+        assert not other.is_cut_off()
+
+
+class Elsewhere:
+    """A silent connection of another process."""
+
+    PROGRAM = """
+import select, socket, sys
+with socket.socket(socket.AF_UNIX) as one:
+    one.connect(sys.argv[1])
+    print(flush=True)
+    sys.stdin.readline()
+    one.setblocking(False)
+    try:
+        while one.recv(4096):
+            pass
+        print("gone", flush=True)
+    except BlockingIOError:
+        print("here", flush=True)
+"""
+
+    def __init__(self, path: str) -> None:
+        argv = [sys.executable, "-I", "-c", self.PROGRAM, path]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True)
+
+    def __enter__(self) -> "Elsewhere":
+        assert self._process.stdout is not None and self._process.stdout.readline() == "\n"
+        return self
+
+    def __exit__(self, *_what: object) -> None:
+        self._process.communicate()
+
+    def is_cut_off(self) -> bool:
+        return self._process.communicate("\n", timeout=30)[0].split() == ["gone"]
+
+
+def test_f58_in_a_flood_the_socket_is_found_now_and_then_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libzmq accepts without end: nobody may come while the loop has others to end."""
+    monkeypatch.setattr(connections, "CROWD", 50)
+    monkeypatch.setattr(connections, "CROWD_S", NEVER_S)
+    monkeypatch.setattr(connections, "REST_S", NEVER_S)
+    with (
+        client_server(tmp_path, Service(), most_silent=lambda: 8, hello_s=NEVER_S) as (
+            serving,
+            server,
+        ),
+        ExitStack() as held,
+    ):
+        client = held.enter_context(Client(serving.address))
+        assert client.call("test", "echo") == {}
+
+        def flood() -> None:  # on the server's loop, which is held up meanwhile
+            for _ in range(100):
+                held.enter_context(stranger(serving.address))
+
+        strangers = server._strangers
+        assert strangers is not None
+        for rounds in range(1, 3):
+            serving.do(flood)
+            await_that(lambda: strangers.rests, 20, "it is a flood")
+            with pytest.raises(FileNotFoundError), stranger(serving.address):
+                pass
+            serving.do(server.listen_again)  # it is not deleted, though it looks so
+            assert not os.path.exists(serving.address)
+            assert client.call("test", "echo", n=rounds) == {"n": rounds}
+            came = 100 * rounds - 8
+            await_that(lambda: strangers.cut_off == came, 20, "all but the last are cut off")  # noqa: B023
+            serving.do(strangers._turn)  # a few get in
+            assert strangers.rests
+            serving.do(strangers._turn)  # and since they were few, all
+            assert not strangers.rests
+            with Client(serving.address) as late:
+                assert late.call("test", "echo") == {}
+
+
+def test_a_socket_that_a_dead_manager_has_hidden_is_removed(tmp_path: Path) -> None:
+    hidden = tmp_path / f"c{sockets.HIDDEN}"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(hidden))
+    with client_server(tmp_path, Service()) as (serving, _server):
+        assert not hidden.exists()
+        with Client(serving.address) as client:
+            assert client.call("test", "echo") == {}
 
 
 def test_a_connection_that_closes_itself_is_forgotten(tmp_path: Path) -> None:

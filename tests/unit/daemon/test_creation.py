@@ -17,7 +17,7 @@ from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.recovery import read_boot_id
 from lighter.daemon.types import Container
 from lighter.proto import states
-from lighter.proto.errors import AlreadyExists, Unavailable
+from lighter.proto.errors import AlreadyExists, ResourceExhausted, Unavailable
 from tests.unit.daemon.test_recovery import Followers, Start, comes_true, start_of
 
 pytestmark = pytest.mark.root
@@ -36,7 +36,7 @@ class Forking:
         raise Unavailable("fork shim: it is not done here")
 
 
-def creating(start: Start, spawner: Forking) -> TaskCreator:
+def creating(start: Start, spawner: Forking, most_tasks: int = 9) -> TaskCreator:
     return TaskCreator(
         root=start.root,
         state=start.state,
@@ -50,6 +50,7 @@ def creating(start: Start, spawner: Forking) -> TaskCreator:
         boot_id=read_boot_id(),
         runtimes=Runtimes({"runc": "/bin/true"}),
         has_room=lambda: True,
+        most_tasks=lambda: most_tasks,
         runtime_s=5,
         cgroup_lock=CgroupLock(own="/dev/null"),
     )
@@ -86,6 +87,17 @@ def test_f02_no_shim_is_forked_that_no_row_tells_of(start: Start) -> None:
             assert start.store.load() == []
         assert len({order["incarnation"] for order in spawner.orders}) == 2
         start.supervisor.follow(Followers(), start.lost)
+        start.supervisor.close()
+
+    asyncio.run(work())
+
+
+def test_f58_a_task_for_whose_shim_there_are_no_descriptors_is_refused(start: Start) -> None:
+    async def work() -> None:
+        with pytest.raises(ResourceExhausted, match="create task c: 0 tasks have a shim"):
+            await create(creating(start, Forking(lambda _order: None), most_tasks=0))
+        assert start.store.load() == []
+        start.supervisor.follow(Followers(), start.settler)
         start.supervisor.close()
 
     asyncio.run(work())

@@ -5,10 +5,23 @@ import resource
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from lighter.daemon.limits import FLOOR, REFUSE_AT, DescriptorBudget, Places
+from lighter.daemon.limits import (
+    FLOOR,
+    LEAST,
+    OWN,
+    PARTS,
+    REFUSE_AT,
+    SHARES,
+    TASKS,
+    UNLIMITED,
+    DescriptorBudget,
+    Places,
+    Share,
+)
 from lighter.proto.errors import ResourceExhausted
 
 RAISE = "from lighter.daemon.limits import *; raise_descriptor_limit(); print(descriptor_limit())"
@@ -78,17 +91,41 @@ def test_unlimited_is_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert DescriptorBudget().has_room()
 
 
-def test_places_are_a_quarter_of_all_descriptors_and_come_back() -> None:
-    allowed = 40
-    places = Places(most=8, limit=lambda: allowed)
+@pytest.mark.parametrize("limit", [FLOOR, 20_000, UNLIMITED])
+def test_f58_all_shares_together_are_no_more_than_there_is(limit: int) -> None:
+    assert sum(share.places(limit) * share.each for share in SHARES) <= limit
+    assert all(share.places(limit) > LEAST for share in SHARES)
+    assert OWN.places(limit) >= limit // 8, "what nobody can ask for is kept back"
+
+
+def test_f58_no_part_is_given_twice() -> None:
+    assert sum(share.parts for share in SHARES) == PARTS
+
+
+def test_the_page_of_shares_says_what_they_are() -> None:
+    text = (Path(__file__).parents[3] / "docs/architecture.md").read_text()
+    for share in SHARES:
+        shown = [f"{share.places(limit)}" for limit in (FLOOR, 20_000, UNLIMITED)]
+        assert f"| {share.parts} | {share.each} | {' | '.join(shown)} |" in text, share
+
+
+def test_places_are_those_of_a_share_and_come_back() -> None:
+    allowed = 100 * PARTS
+    places = Places(Share(1, each=10), limit=lambda: allowed)
     with ExitStack() as taken:
-        for _ in range(8):
+        for _ in range(10):
             taken.enter_context(places.take("read"))
-        with pytest.raises(ResourceExhausted, match=r"^read: 8 are under way already"):
+        with pytest.raises(ResourceExhausted, match=r"^read: 10 are under way already"):
             taken.enter_context(places.take("read"))
-    allowed = 8
-    with places.take("read"), places.take("read"):
-        with pytest.raises(ResourceExhausted, match=r"^write: 2 are"), places.take("write"):
-            raise AssertionError("a third place of two was given")
+    allowed = 90 * PARTS
+    with ExitStack() as taken:
+        for _ in range(9):
+            taken.enter_context(places.take("read"))
+        with pytest.raises(ResourceExhausted, match=r"^write: 9 are"), places.take("write"):
+            raise AssertionError("a tenth place of nine was given")
     with places.take("write"):
         pass
+
+
+def test_a_budget_says_how_many_tasks_there_may_be() -> None:
+    assert DescriptorBudget(lambda: FLOOR).most_tasks() == TASKS.places(FLOOR)

@@ -1,5 +1,6 @@
 """The text format, and the names that containerd's metrics have on either version of cgroups."""
 
+import asyncio
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ from lighter.daemon import metricserver
 from lighter.daemon.listening import tcp_address
 from lighter.daemon.prometheus import Family, Sample, named, of_containers, text
 from lighter.daemon.tasks.metrics import Metrics, of_v1, of_v2
+from tests.registries import free_port
 from tests.unit.daemon import cgroups
+from tests.unit.daemon.test_recovery import comes_true
 
 V1 = {
     "pids": {"limit": 0, "current": 1},
@@ -127,3 +130,44 @@ def test_numbers_that_cannot_be_read_leave_those_of_the_others(
             assert 'container_id="bad"' not in body
     (complaint,) = (record.getMessage() for record in caplog.records)
     assert complaint.startswith("measure task bad: it is left out: AttributeError")
+
+
+def test_f58_a_connection_too_many_to_the_page_hears_so() -> None:
+    async def hear(port: int, asked: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(asked)
+        heard = await reader.read() if asked else b""
+        if asked:
+            writer.close()
+        else:
+            held.append(writer)
+        return heard
+
+    held: list[asyncio.StreamWriter] = []
+
+    async def work() -> None:
+        port = free_port()
+        supervisor = SimpleNamespace(entries={})
+        page = metricserver.MetricServer(
+            tcp_address(f"127.0.0.1:{port}"), cast("Any", supervisor), list, lambda: 2
+        )
+        await page.start()
+        asked = b"GET /v1/metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        try:
+            assert (await hear(port, asked)).startswith(b"HTTP/1.1 200 ")
+            for _ in range(2):
+                await hear(port, b"")
+            served = page._runner
+            assert served is not None and served.server is not None
+            connections = served.server
+            await comes_true(lambda: len(connections.connections) == 2)
+            refused = await hear(port, b"\r\n")
+            assert refused.startswith(b"HTTP/1.1 503 ") and refused.endswith(b"try again\n")
+            for one in held:
+                one.close()
+            await comes_true(lambda: not connections.connections)
+            assert (await hear(port, asked)).startswith(b"HTTP/1.1 200 ")
+        finally:
+            await page.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))

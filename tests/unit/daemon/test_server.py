@@ -18,6 +18,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 
 from lighter.daemon import sockets
+from lighter.daemon.limits import LEAST, Places, Share
 from lighter.daemon.rpc import server as server_module
 from lighter.daemon.rpc.server import CREDIT_BYTES, MAX_CALLS, ClientServer
 from lighter.proto import codec, errors
@@ -201,7 +202,7 @@ def test_a_peer_that_said_no_hello_is_told_so(at: Setting) -> None:
 
 
 def test_one_client_too_many_is_told_so(at: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_CLIENTS", 1)
+    monkeypatch.setattr(at.server, "_most_clients", lambda: 1)
     with at.client() as first:
         assert first.call("test", "echo") == {}
         with at.client() as second:
@@ -210,10 +211,75 @@ def test_one_client_too_many_is_told_so(at: Setting, monkeypatch: pytest.MonkeyP
         assert first.call("test", "echo") == {}
 
 
+def test_f58_a_client_for_which_there_is_no_descriptor_is_told_so(
+    at: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with at.client() as first:
+        assert first.call("test", "echo") == {}
+        with monkeypatch.context() as patch:
+            patch.setattr(server_module.os, "pidfd_open", none_left)
+            with at.client() as second:
+                with pytest.raises(errors.ResourceExhausted, match="connect: Too many open files"):
+                    second.call("test", "echo")
+        assert first.call("test", "echo") == {}
+
+
+def test_f58_streams_of_all_clients_together_are_bounded(at: Setting) -> None:
+    at.server._streams = Places(Share(1), limit=lambda: LEAST)
+    with at.client() as one, at.client() as other:
+        for ident in range(LEAST):
+            one.send(request(ident, "count", pad=1000))
+        await_that(lambda: len(at.service.executed) == LEAST, 20, "they run")
+        with pytest.raises(errors.ResourceExhausted, match=f"{LEAST} are under way already"):
+            list(other.stream("test", "count", to=1))
+        assert other.call("test", "echo") == {}
+        one.send(codec.Cancel(GENERATION, 0))
+        await_that(lambda: at.service.cancelled, 20, "one has ended")
+        assert len(list(other.stream("test", "count", to=1))) == 1
+
+
+def test_f58_who_is_no_client_any_more_has_no_connection(at: Setting) -> None:
+    """Nobody counts it: so many of them would use up the descriptors."""
+    with at.raw() as socket:
+        socket.send_multipart(codec.encode(codec.Hello(GENERATION, 1, [], {})))
+        socket.send_multipart(codec.encode(request(1, "echo")))
+        answer(socket)
+        (routing_id,) = at.server._clients
+        at.serving.do(lambda: at.server._drop_client(routing_id))
+        assert isinstance(answer(socket), codec.Welcome), "it was cut off, and has come again"
+
+
+def test_f59_a_request_that_memory_is_too_small_for_is_refused(
+    at: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = codec.decode
+
+    def decode(frames: list[bytes]) -> codec.Message:
+        if len(frames[1]) > 1000:
+            raise MemoryError
+        return real(frames)
+
+    with at.client() as client:
+        assert client.call("test", "echo") == {}
+        with monkeypatch.context() as patch:
+            patch.setattr(server_module.codec, "decode", decode)
+            with pytest.raises(errors.ResourceExhausted, match="there is no memory for it"):
+                client.call("test", "echo", n="x" * 2000)
+            client.send(
+                codec.Request(GENERATION - 1, 9, "test", "echo", None, {}, {"n": "x" * 999})
+            )
+        assert client.call("test", "echo", n=2) == {"n": 2}
+        with pytest.raises(errors.ResourceExhausted, match=r"call test\.fail: there is no memory"):
+            client.call("test", "fail", memory=True)
+
+
 def test_a_process_that_connects_often_uses_up_no_places(
     at: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "MAX_CLIENTS", 5)
+    monkeypatch.setattr(at.server, "_most_clients", lambda: 5)
     for _ in range(50):
         with at.client() as client:
             assert client.call("test", "echo") == {}

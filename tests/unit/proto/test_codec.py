@@ -138,6 +138,21 @@ def test_a_request_with_a_readable_head_can_be_answered() -> None:
     assert (caught.value.generation, caught.value.ident) == (3, 7)
 
 
+@given(generation=st.integers(0, (1 << 63) - 1), ident=st.integers(0, (1 << 63) - 1))
+def test_the_head_of_a_request_can_be_read_without_its_body(generation: int, ident: int) -> None:
+    request = codec.Request(generation, ident, "tasks", "list", None, {}, {"x": "y" * 100})
+    body = codec.encode(request)[1]
+    assert codec.request_head(body[:32]) == (generation, ident)
+    other = codec.encode(codec.Credit(generation, ident, 1))[1]
+    assert codec.request_head(other[:32]) is None
+
+
+@given(start=st.one_of(st.binary(max_size=32), st.binary(max_size=30).map(b"\x98\x02".__add__)))
+def test_f73_a_head_of_anything_is_two_numbers_or_none(start: bytes) -> None:
+    found = codec.request_head(start)
+    assert found is None or all(0 <= number < 1 << 64 for number in found)
+
+
 def test_handshake_and_other_kinds_do_not_mix_versions() -> None:
     _, welcome = codec.encode(codec.Welcome(1, [1], []))
     _, request = codec.encode(A_REQUEST)
