@@ -50,7 +50,7 @@ UNSEEN = Share(64)
 TASKS = Share(80, each=2)
 CLIENTS = Share(32, each=2, most=1024)
 STREAMS = Share(12, each=2, most=4096)
-SILENT = Share(8, most=256)
+SILENT = Share(8, most=1024)
 GRPC_SOCKETS = 3  # in the state directory, the configured one, the one for TLS
 GRPC = Share(12, each=GRPC_SOCKETS, most=1024)  # on each of its sockets
 BLOBS = Share(6, each=2, most=1024)
