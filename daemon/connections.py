@@ -102,17 +102,29 @@ class Strangers:
             self._forget(fd)
 
     def _pump(self) -> None:
-        while not self._monitor.closed:
-            try:
-                head, _address = self._monitor.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            event, fd = _EVENT.unpack(head)
+        for event, fd in self._events():
             if event == zmq.EVENT_ACCEPTED:
                 self._accepted(fd)
             elif self._greeted.get(fd) != _connection(fd)[1]:
                 self._greeted.pop(fd, None)
                 self._forget(fd)
+
+    def _events(self) -> list[tuple[int, int]]:
+        """What has come since the last look. If that alone is a flood, it is met before one of them
+        is looked at, which takes ten times as long.
+        """
+        came: list[tuple[int, int]] = []
+        room = CROWD + self._most() - len(self._silent)  # for those that it accepted
+        while not self._monitor.closed:
+            try:
+                head, _address = self._monitor.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            came.append(_EVENT.unpack(head))
+            room -= came[-1][0] == zmq.EVENT_ACCEPTED
+            if room < 0 and not self.rests:
+                self._begin_rest()
+        return came
 
     def _accepted(self, fd: int) -> None:
         inode = _connection(fd)[1]
@@ -137,10 +149,13 @@ class Strangers:
             self._crowd, self._crowd_since = 0, now
         self._crowd += 1
         if self._crowd >= CROWD and not self.rests:
-            log.warning("connections to %s come too fast: few at a time are let in", self._path)
-            hide(self._path)
-            self._crowd = 0
-            self._rest = asyncio.get_running_loop().call_later(REST_S, self._turn)
+            self._begin_rest()
+
+    def _begin_rest(self) -> None:
+        log.warning("connections to %s come too fast: few at a time are let in", self._path)
+        hide(self._path)
+        self._crowd = 0
+        self._rest = asyncio.get_running_loop().call_later(REST_S, self._turn)
 
     def _turn(self) -> None:
         """Let in who comes in OPEN_S; all, once few were too many since the last time."""
