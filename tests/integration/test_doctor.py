@@ -23,6 +23,7 @@ pytestmark = pytest.mark.shared_lighterd
 
 SECRET = "hunter2-of-the-container"
 PASSWORD = "hunter2-of-the-registry"
+SOON = ("--connect-timeout", "200ms")  # where there is no manager to wait for
 
 
 def findings(done: "subprocess.CompletedProcess[bytes]") -> dict[str, list[dict[str, Any]]]:
@@ -58,7 +59,7 @@ def test_without_a_manager_lighterd_is_asked(manager: Lighterd) -> None:
     manager.ctl("run", "-d", REFERENCE, "c", "sleep", "100", check=True)
     manager.kill9()
     command = f"{manager.bin}/lighterd --root {manager.root} --state {manager.state}"
-    done = manager.ctl("--format", "json", "doctor", "--lighterd", command)
+    done = manager.ctl(*SOON, "--format", "json", "doctor", "--lighterd", command)
     assert done.returncode == 1, done.stderr
     found = findings(done)
     assert next(one["check"] for each in found.values() for one in each) == "manager"
@@ -66,7 +67,7 @@ def test_without_a_manager_lighterd_is_asked(manager: Lighterd) -> None:
     # The container that does not notice is found as what it is.
     assert found["leftovers"][0]["found"] == "none beside 1 tasks and 1 shims"
     assert problems(done) == [f"manager: {found['manager'][0]['found']}"]
-    nobody = manager.ctl("doctor", "--lighterd", "/nonexistent/lighterd")
+    nobody = manager.ctl(*SOON, "doctor", "--lighterd", "/nonexistent/lighterd")
     assert nobody.returncode == 1
     assert b"run /nonexistent/lighterd doctor: " in nobody.stderr
     manager.start()
@@ -177,7 +178,7 @@ def test_a_bundle_shows_what_is_here_and_no_secret(
 def test_a_bundle_can_be_had_without_a_manager(manager: Lighterd) -> None:
     manager.kill9()
     command = f"{manager.bin}/lighterd --root {manager.root} --state {manager.state}"
-    made = manager.ctl("system", "support", "-o", "-", "--lighterd", command, timeout=120)
+    made = manager.ctl(*SOON, "system", "support", "-o", "-", "--lighterd", command, timeout=120)
     assert made.returncode == 0, made.stderr
     parts = unpacked(made.stdout)
     assert json.loads(parts["doctor.json"])[0]["status"] == "problem"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import images
+from tests import images, lives
 from tests.harness import Lighterd, await_that
 
 pytestmark = pytest.mark.shared_lighterd
@@ -164,7 +164,7 @@ def test_a_daemonised_manager_changes_nothing(
             client.call("containers", "delete", id="probe", force=True)
     finally:
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        await_that(lambda: not Path(f"/proc/{pid}").exists(), 20, "it stops")
+        await_that(lambda: lives.process_state(pid) in ("", "Z"), 20, "it stops")
         os.close(pidfd)
 
 
