@@ -65,10 +65,11 @@ def test_a_container_whose_shim_hangs_is_stopped_too(machine: Machine) -> None:
 def test_a_manager_is_run_for_it_when_none_serves(machine: Machine) -> None:
     inside.start(machine, "a", *SLOW)
     machine.run("systemctl", "stop", "lighterd.service")
-    refused = machine.run("ctl", "system", "stop-containers", check=False)
+    ask = ("ctl", "--connect-timeout", "1s", "system", "stop-containers")
+    refused = machine.run(*ask, check=False)
     assert refused.returncode == 1
     assert "no manager answers" in refused.stderr
-    stop = ("ctl", "system", "stop-containers", "--manager")
+    stop = (*ask, "--manager")
     bad = machine.run(*stop, "/bin/false", check=False)
     assert (bad.returncode, "run /bin/false: it ended with 1" in bad.stderr) == (1, True)
     done = machine.run(*stop, "/usr/bin/lighterd")
