@@ -11,6 +11,7 @@
 """
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -23,6 +24,7 @@ from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import (
     AlreadyExists,
     FailedPrecondition,
+    LighterError,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -211,7 +213,8 @@ class Bundle:
     def remove(self) -> None:
         """Delete the directory, or leave it alone while its root is mounted.
 
-        Raises Unavailable then, and when it cannot be deleted: a later task could not have it.
+        Raises Unavailable then, and when it cannot be deleted: a later task could not have it;
+        FailedPrecondition where nothing can be written.
         """
         if os.path.ismount(self.rootfs):
             raise Unavailable(f"remove bundle {self.dir}: its rootfs is still mounted")
@@ -221,7 +224,7 @@ class Bundle:
         except FileNotFoundError:
             pass
         except OSError as err:
-            raise Unavailable(f"remove {self.rootfs}: {err.strerror}") from err
+            raise _not_removed(self.rootfs, err) from err
         # With all that it knows of compression it takes 4 ms to load, and a start removes nothing.
         import shutil
 
@@ -230,13 +233,19 @@ class Bundle:
         except FileNotFoundError:
             pass
         except OSError as err:
-            raise Unavailable(f"remove bundle {self.dir}: {err.strerror}") from err
+            raise _not_removed(f"bundle {self.dir}", err) from err
 
     def remove_exit_record(self) -> None:
         """The record, and what a shim that died while it wrote one has left."""
         for path in (self.exit_record, self.exit_record + ".tmp"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def _not_removed(what: str, error: OSError) -> LighterError:
+    if error.errno == errno.EROFS:
+        return from_os(f"remove {what}", error)
+    return Unavailable(f"remove {what}: {error.strerror}")
 
 
 def _create(path: str, data: bytes) -> None:

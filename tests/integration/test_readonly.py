@@ -116,6 +116,43 @@ def test_f52_the_root_turns_read_only(disk: tuple[Lighterd, Disk]) -> None:
     )
 
 
+def test_f52_the_state_directory_turns_read_only(make_lighterd: Callable[..., Lighterd]) -> None:
+    """What runs there is listed and ends, and its exit is told; what needs files is refused."""
+    lighterd = make_lighterd()
+    file_system = Disk(lighterd.state)
+    try:
+        image = lighterd.start().import_busybox()
+        lives.begin(lighterd, image, "running", "sleep", "1000")
+        lives.define(lighterd, image, "defined", "true")
+        file_system.break_down()
+
+        def refused(call: str, **body: object) -> None:
+            with pytest.raises(errors.FailedPrecondition) as error:
+                ask(lighterd, call, **body)
+            assert f"on {lighterd.state}" in error.value.message
+
+        assert lives.task(lighterd, "running")["status"] == "running"
+        refused("tasks.create", id="defined", **NO_STDIO)
+        refused("tasks.exec", id="running", exec_id="x", args=["true"], **NO_STDIO)
+        ask(lighterd, "tasks.kill", id="running", exec_id="", signal=signal.SIGKILL, all=False)
+        assert ask(lighterd, "tasks.wait", id="running", exec_id="")["exit_status"] == 137
+        refused("tasks.delete", id="running", exec_id="", force=True)
+        refused("containers.delete", id="running", force=True)
+        lighterd.stop()
+        file_system.mend()
+        lighterd.start()
+        assert lives.await_task(lighterd, "running", "stopped")["exit_status"] == 137
+        ask(lighterd, "tasks.create", id="defined", **NO_STDIO)
+        for name in ("running", "defined"):
+            ask(lighterd, "containers.delete", id=name, force=True)
+        await_that(lambda: not lighterd.shims(), 30, "no shim is left")
+        assert not (wrong := lives.check_history(lives.history(lighterd))), wrong
+    finally:
+        if lighterd.process is not None and lighterd.process.poll() is None:
+            lighterd.stop()
+        subprocess.run(["umount", "-l", lighterd.state], check=True)
+
+
 def test_f52_a_state_directory_that_is_read_only_ends_the_start(
     make_lighterd: Callable[..., Lighterd],
 ) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.shared_lighterd
 ROOM_BYTES = 16 << 20
 TOO_MANY_WORDS = 900_000  # some 60 MB as objects, and not a third of the largest message
 SLOW_S = 90.0  # for what takes some seconds where nothing else runs
-GIVEN_UP_S = 12.0
+GIVEN_UP_S = 8.0
 TYPED = (errors.ResourceExhausted, errors.Unavailable, errors.FailedPrecondition)
 
 
