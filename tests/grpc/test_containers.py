@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from lighter.daemon.grpc.pb import containers_pb2
+from lighter.daemon.grpc.pb import containers_pb2, namespaces_pb2, sandbox_pb2
 from tests.grpc.client import code
 from tests.grpc.workshop import Workshop
 from tests.images import REFERENCE
@@ -80,6 +80,22 @@ def test_what_is_no_container(workshop: Workshop, fields: dict[str, Any], words:
     assert refused[0] == "INVALID_ARGUMENT"
     assert refused[1].startswith("create container failed validation: "), refused
     assert words in refused[1]
+
+
+def test_sec_73_no_name_by_containerds_api_is_a_path(workshop: Workshop) -> None:
+    workshop.create("there", "sleep", "1000")
+    workshop.tasks("Start", container_id="there")
+    api = workshop.api
+    for name in ("..", ".", "a/b", "../b", "a" * 77, "a\0", "ü", "", "a\n", "-", "%2e%2e"):
+        for refused in (
+            lambda name: api.call(namespaces_pb2, "Namespaces", "Create", namespace={"name": name}),
+            lambda name: workshop.containers("Create", container=_container(name)),
+            lambda name: api.call(sandbox_pb2, "Store", "Create", sandbox={"sandbox_id": name}),
+            lambda name: workshop.exec("there", name, "true"),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                refused(name)
+            assert code(caught.value) == "INVALID_ARGUMENT", (name, caught.value.details())
 
 
 def test_masks(workshop: Workshop) -> None:

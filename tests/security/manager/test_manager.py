@@ -504,12 +504,17 @@ def test_sec73_a_log_is_not_written_through_a_link(lighterd: Lighterd, busybox: 
     assert (place / "0000000001.log").is_symlink()
 
 
-def test_sec73_names_are_checked_by_every_service(lighterd: Lighterd) -> None:
+def test_sec73_names_are_checked_by_every_service(lighterd: Lighterd, busybox: str) -> None:
+    lighterd.ctl("run", "-d", busybox, "x", "sleep", "1000", check=True)
+    stdio = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
     with lighterd.client() as client:
         for name in ("..", ".", "a/b", "a" * 77, "a\0", "ü", "", "a\n", "-"):
             for method, body in (
                 ("namespaces.create", {"name": name}),
-                ("containers.create", {"id": name, "image": "x"}),
+                ("containers.create", {"id": name, "image": busybox}),
+                ("containers.rename", {"id": "x", "name": name}),
+                ("volumes.create", {"name": name, "labels": {}, "driver": "", "options": {}}),
+                ("tasks.exec", {"id": "x", "exec_id": name, "args": ["true"], **stdio}),
             ):
                 with pytest.raises(errors.InvalidArgument):
                     client.call(*method.split("."), **body)
