@@ -304,12 +304,12 @@ class ContentStore:
                 row["name"]
                 for row in self._db.rows("SELECT name FROM trash WHERE owner = ?", (TRASH,))
             ]
-            unwanted = [
+            unwanted = {
                 name
                 for name in noted
                 if self._db.row("SELECT 1 FROM content WHERE digest = ?", (f"sha256:{name}",))
                 is None
-            ]
+            }
             if not noted:
                 return 0
             try:
@@ -317,11 +317,13 @@ class ContentStore:
             except OSError as err:
                 raise from_os("remove content", err) from err
             hit("gc.files-removed")
-            # A note that a power cut brings back names a file that is gone, or one with a row.
+            # A note that a power cut brings back names a file that is gone, or one with a row. What
+            # has lost its last row since the look keeps its note, for the next sweep.
             with self._db.fast_transaction() as tx:
                 tx.executemany(
-                    "DELETE FROM trash WHERE owner = ? AND name = ?",
-                    [(TRASH, name) for name in noted],
+                    "DELETE FROM trash WHERE owner = ? AND name = ? AND (? OR EXISTS"
+                    " (SELECT 1 FROM content WHERE digest = 'sha256:' || trash.name))",
+                    [(TRASH, name, name in unwanted) for name in noted],
                 )
             return len(unwanted)
 

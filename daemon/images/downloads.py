@@ -108,11 +108,12 @@ class Downloads:
         try:
             async with arriving.turn:
                 if not self.content.has(namespace, descriptor.digest):
-                    await self._download(namespace, descriptor, remote, labels, arriving)
+                    fetched = await self._download(namespace, descriptor, remote, labels, arriving)
                 else:
+                    fetched = True
                     self.content.note(namespace, descriptor.digest, labels)
             told(descriptor.size)
-            return True
+            return fetched
         finally:
             watching.cancel()
             arriving.users -= 1
@@ -136,11 +137,16 @@ class Downloads:
         remote: Repository,
         labels: Mapping[str, str],
         arriving: _Arriving,
-    ) -> None:
+    ) -> bool:
+        """Whether anything was asked for: another namespace may share it."""
         ref = f"blob-{descriptor.digest}"
-        writer = await self._ingests.open(
-            namespace, ref, total_bytes=descriptor.size, expected=descriptor.digest
-        )
+        try:
+            writer = await self._ingests.open(
+                namespace, ref, total_bytes=descriptor.size, expected=descriptor.digest
+            )
+        except AlreadyExists:
+            self.content.note(namespace, descriptor.digest, labels)
+            return False
         arriving.writer = writer
         try:
             arriving.tell(writer.offset)
@@ -165,6 +171,7 @@ class Downloads:
             arriving.writer = None
             await asyncio.shield(writer.close())
             arriving.tell(arriving.have_bytes)
+        return True
 
 
 class _Source:

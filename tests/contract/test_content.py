@@ -287,6 +287,22 @@ def test_arrival_and_removal_of_the_same_content_do_not_meet(place: Place) -> No
     assert place.notes() == 0
 
 
+def test_the_last_name_may_go_while_files_are_swept(place: Place) -> None:
+    """After the sweep's look, which has seen it: the sweep that follows must know of the file."""
+
+    async def steps() -> None:
+        for namespace in ("a", "b"):
+            await place.store.add(namespace, DATA)
+        sweeping = asyncio.ensure_future(place.store.delete("a", DIGEST))
+        while not place.store._files.locked():  # noqa: ASYNC110 (from the next line on it waits)
+            await asyncio.sleep(0)
+        await place.store.delete("b", DIGEST)
+        await sweeping
+
+    asyncio.run(steps())
+    assert (place.blobs(), place.notes()) == ([], 0)
+
+
 def test_a_cancelled_arrival_is_whole_or_absent(place: Place) -> None:
     async def steps() -> None:
         for delay in range(12):

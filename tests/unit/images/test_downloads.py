@@ -29,9 +29,10 @@ def ignore(_bytes: int) -> None:
 class Place:
     """A content store with its downloads."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, share_all: bool = False) -> None:
         self.db = Database(str(root / "db"))
-        self.content = ContentStore(str(root / "content"), self.db, EventLog(self.db))
+        log = EventLog(self.db)
+        self.content = ContentStore(str(root / "content"), self.db, log, share_all=share_all)
         self.ingests = Ingests(str(root / "writes"), self.content)
         self.downloads = Downloads(self.content, self.ingests)
 
@@ -78,7 +79,7 @@ def test_a_blob_becomes_content_and_is_not_fetched_again(place: Place) -> None:
 def test_f69_fifty_callers_share_one_download(place: Place) -> None:
     async def steps() -> None:
         remote = MemoryRemote(BLOB)
-        await asyncio.gather(*(place.fetch(remote) for _ in range(50)))
+        assert all(await asyncio.gather(*(place.fetch(remote) for _ in range(50))))
         assert remote.sent_bytes == len(BLOB)
 
     scenario(steps)
@@ -110,6 +111,22 @@ def test_namespaces_do_not_share_what_they_have_not_brought(place: Place) -> Non
         assert remote.sent_bytes == 2 * len(BLOB)
 
     scenario(steps)
+
+
+def test_what_another_namespace_shares_is_not_asked_for(tmp_path: Path) -> None:
+    place = Place(tmp_path, share_all=True)
+
+    async def steps() -> None:
+        remote = MemoryRemote(BLOB)
+        digest = remote.descriptor().digest
+        assert await place.fetch(remote, "other")
+        assert not await place.fetch(remote)
+        assert place.read(digest) == BLOB
+        assert place.content.info("default", digest).labels == {"k": "v"}
+        assert remote.asked == [(digest, 0)]
+
+    scenario(steps)
+    place.db.close()
 
 
 def test_f63_what_has_arrived_is_not_asked_for_again(place: Place) -> None:
