@@ -243,7 +243,7 @@ def test_the_page_for_prometheus_has_the_names_of_cgroup_v2(
 def test_no_program_that_collects_cores_gets_one_of_the_manager(
     host: Installed, machine: Machine
 ) -> None:
-    """Passwords of registries would stand in it; no limit keeps one from a pipe: core(5)."""
+    """SEC-31: passwords would stand in it, and no limit keeps one from a pipe (core(5))."""
     pattern = "/proc/sys/kernel/core_pattern"
     before = machine.read(pattern)
     machine.write(COLLECTOR, COLLECT, 0o755)

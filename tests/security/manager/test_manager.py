@@ -567,7 +567,7 @@ def test_sec76_a_shim_has_the_managers_oom_score_and_a_container_its_own(
 def test_a_manager_that_is_aborted_leaves_no_core(
     make_lighterd: Callable[..., Lighterd], tmp_path: Path
 ) -> None:
-    """Passwords of registries would stand in it. Its shims still reach its pipes."""
+    """SEC-31: passwords would stand in it. Its shims still reach its pipes."""
     with_cores = ["sh", "-c", f'cd {tmp_path}; ulimit -c unlimited; exec "$@"', "sh"]
     subprocess.run([*with_cores, sys.executable, "-c", "import os; os.abort()"], check=False)
     control = list(tmp_path.iterdir())
