@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from lighter.daemon import later
 from lighter.daemon.options import SPAWNER, Installed, plain
 from lighter.daemon.program import reason_of, start
 
@@ -34,6 +35,7 @@ def main(spawner: Sequence[str] = SPAWNER, cores: str = "", ctl: str = "") -> No
     supervised = "NOTIFY_SOCKET" in os.environ
     # A start makes much and drops little. The collector is turned on when all is there.
     gc.disable()
+    later.put_off()
     installed = Installed(tuple(spawner), cores, ctl)
     called = "containerd" if os.path.basename(sys.argv[0]) == "containerd" else "lighterd"
     try:

@@ -146,9 +146,15 @@ def read_capped(path: str, max_bytes: int) -> bytes | None:
             return None
         raise
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             return None
-        data = os.read(fd, max_bytes + 1)  # one call reads a regular file to its end
+        # One call reads a regular file to its end. To make room for the most takes longer than it;
+        # a file of size 0 may be one that the kernel makes while it is read.
+        room = min(found.st_size or max_bytes, max_bytes) + 1
+        data = os.read(fd, room)
+        if len(data) == room <= max_bytes:  # it has grown
+            data += os.read(fd, max_bytes + 1 - room)
     finally:
         os.close(fd)
     return data if len(data) <= max_bytes else None

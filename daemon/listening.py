@@ -12,7 +12,7 @@ MAX_PORT = 65535
 
 @frozen
 class TcpAddress:
-    host: ipaddress.IPv4Address | ipaddress.IPv6Address
+    host: "ipaddress.IPv4Address | ipaddress.IPv6Address"
     port: int
 
     def __str__(self) -> str:

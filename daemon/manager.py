@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lighter.daemon import eventnumbers, files
+from lighter.daemon import eventnumbers, files, later
 from lighter.daemon.beginning import begin
 from lighter.daemon.config import Config
 from lighter.daemon.core import Core
@@ -60,6 +60,8 @@ SHIMS_BEFORE_GRPC_S = 0.5
 LOOK_S = 0.005
 ENDED_S = 1.0
 LOADING_SWITCH_S = 0.0005
+
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Manager:
@@ -156,6 +158,8 @@ class Manager:
         # Before clients and shims have gone nothing may hear that there is no spawner: what their
         # ends cut short would be taken for failures.
         undo.push_async_callback(core.spawner.close)
+        # asyncio's way to handle one asks `inspect`, which has to wait until clients are answered.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         zmq_context = context()
         undo.callback(zmq_context.destroy, 0)
         router = core.router
@@ -165,9 +169,10 @@ class Manager:
         gid, mode = self._client_access()
         server.bind(zmq_context, check_socket_path(self._state.client_socket), gid, mode)
         undo.callback(server.close)
-        self._handle_signals()
+        hit("start.bound")
         log.info("manager answers tasks=%d socket=%s", found, self._state.client_socket)
         await _answered(server)
+        self._handle_signals()
         core.supervisor.call_shims()
         await _adopted(core.supervisor, SHIMS_FIRST_S)
         core.spawner.start()
@@ -206,6 +211,9 @@ class Manager:
 
     async def _complete(self, core: Core, server: ClientServer) -> "Services":
         """Make all other services, and take up what the manager before has left to them."""
+        for module in later.put_off_until_now():
+            later.load(module)
+            await asyncio.sleep(0)  # whoever asks has not to wait for all of them
         await _loaded("lighter.daemon.app", "lighter.daemon.rpc.wiring", "lighter.daemon.upkeep")
         from lighter.daemon.app import build
         from lighter.daemon.rpc.wiring import native_methods
@@ -285,6 +293,7 @@ class Manager:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
     def _on_hangup(self) -> None:
         if self._reloader is None:

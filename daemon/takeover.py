@@ -14,11 +14,11 @@ import struct
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 
 import msgpack
 
 import lighter.proto
+from lighter.daemon.values import frozen
 from lighter.proto.shim_api import MAX_PACKET, SAME, STAYS
 from lighter.proto.version import VERSION
 
@@ -36,7 +36,7 @@ _FACTS = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Asked:
     """A spawner that waits, and is asked whether it is of a kind. The holder closes both."""
 

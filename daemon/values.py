@@ -24,6 +24,7 @@ def frozen(cls: Class) -> Class:
 def mutable(cls: Class) -> Class:
     """As `dataclass`: it can be changed, so it has no hash."""
     made: Any = cls
+    made.__doc__ = made.__doc__ or made.__name__  # which `dataclass` would ask `inspect` for
     made.__init__, made.__repr__, made.__eq__, made.__hash__ = _init, _repr, _eq, None
     known = dataclass(init=False, repr=False, eq=False)(made).__dataclass_fields__.values()
     made._names = tuple(one.name for one in known)

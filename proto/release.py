@@ -104,7 +104,7 @@ def _literals(path: str, core_dir: str) -> dict[str, Any]:
     return found
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal(node: "ast.expr") -> Any:
     """A constant, or a tuple of constants. Raises ValueError for all else."""
     if isinstance(node, ast.Constant):
         return node.value

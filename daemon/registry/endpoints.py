@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 from lighter.daemon.registry.access import NO_CREDENTIAL, Ask, Credential
-from lighter.daemon.registry.addresses import DEFAULT_PORTS, Link, Origin
 from lighter.daemon.values import frozen
+
+if TYPE_CHECKING:
+    from lighter.daemon.registry.addresses import Link, Origin
 
 PULL = "pull"
 RESOLVE = "resolve"
@@ -39,7 +42,7 @@ class Endpoint:
     it is from; `credential_source` and `tls_source` the same of those.
     """
 
-    base: Link
+    base: "Link"
     capabilities: frozenset[str] = CAPABILITIES
     tls: Tls = Tls()
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
@@ -54,7 +57,7 @@ class Endpoint:
     tls_source: str = ""
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> "Origin":
         return self.base.origin
 
     @property
@@ -62,15 +65,17 @@ class Endpoint:
         """As errors name it."""
         return self.base.origin.netloc
 
-    def link(self, tail: str) -> Link:
+    def link(self, tail: str) -> "Link":
         """`tail` follows the base: "<repository>/manifests/<tag>"; "" is the API's root."""
         url = f"{self.base.url}/{tail}"
         if self.namespace and tail:
             url += ("&" if "?" in tail else "?") + f"ns={self.namespace}"
-        return Link(url, self.origin)
+        return self.base._replace(url=url)
 
-    def may_give_secret_to(self, realm: Origin) -> bool:
+    def may_give_secret_to(self, realm: "Origin") -> bool:
         """Whether the credential may go to a token realm (SEC-27)."""
+        from lighter.daemon.registry.addresses import DEFAULT_PORTS
+
         if realm.scheme == "http" and self.origin.scheme == "https":
             return False
         with_port = f"{realm.host}:{realm.port}"

@@ -8,9 +8,12 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import field
+from typing import TYPE_CHECKING
 
-from lighter.daemon.registry.addresses import Origin, is_loopback_literal, literal
 from lighter.daemon.values import frozen
+
+if TYPE_CHECKING:
+    from lighter.daemon.registry.addresses import Origin
 
 
 @frozen
@@ -36,14 +39,18 @@ class Proxies:
     def __bool__(self) -> bool:
         return bool(self.http or self.https)
 
-    def proxy_of(self, origin: Origin) -> str:
+    def proxy_of(self, origin: "Origin") -> str:
         """The proxy's address for an origin, "" to go there directly."""
+        from lighter.daemon.registry.addresses import is_loopback_literal
+
         proxy = self.https if origin.scheme == "https" else self.http
         if not proxy or is_loopback_literal(origin.host) or self._excepted(origin):
             return ""
         return proxy if "://" in proxy else f"http://{proxy}"
 
-    def _excepted(self, origin: Origin) -> bool:
+    def _excepted(self, origin: "Origin") -> bool:
+        from lighter.daemon.registry.addresses import literal
+
         address = literal(origin.host)
         for entry in (part.strip().lower() for part in self.no_proxy.split(",")):
             if not entry:

@@ -16,7 +16,6 @@ from dataclasses import field
 from typing import Any, NoReturn
 
 from lighter.daemon.registry.access import NO_CREDENTIAL, Credential
-from lighter.daemon.registry.addresses import link
 from lighter.daemon.registry.endpoints import Tls
 from lighter.daemon.registry.proxies import Proxies
 from lighter.daemon.values import frozen
@@ -121,6 +120,8 @@ class _Reader:
         return directories
 
     def _mirrors(self) -> dict[str, tuple[str, ...]]:
+        from lighter.daemon.registry.addresses import link
+
         value, key = self._get("mirrors", {})
         mirrors = {}
         for host, entry in self._table(value, key).items():

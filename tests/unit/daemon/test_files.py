@@ -82,6 +82,28 @@ def test_reading_is_capped_and_of_regular_files_alone(tmp_path: Path) -> None:
     for name in ("fifo", "link", "missing", "."):
         assert files.read_capped(str(tmp_path / name), 5) is None
     assert len(os.listdir("/proc/self/fd")) == before
+    # Whose size is 0, and which must be read at once.
+    boot_id = files.read_capped("/proc/sys/kernel/random/boot_id", 100)
+    assert boot_id is not None and len(boot_id) == 37
+    assert files.read_capped("/proc/sys/kernel/random/boot_id", 36) is None
+
+
+def test_a_file_that_grows_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"1")
+    fstat = os.fstat
+
+    def grown(fd: int) -> os.stat_result:
+        found = fstat(fd)
+        path.write_bytes(b"12345")
+        return found
+
+    monkeypatch.setattr(os, "fstat", grown)
+    for most, read in ((5, b"12345"), (4, None), (1, None)):
+        path.write_bytes(b"1")
+        assert files.read_capped(str(path), most) == read
 
 
 def test_what_is_there_and_cannot_be_read_is_not_missing(tmp_path: Path) -> None:
