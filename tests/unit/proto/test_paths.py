@@ -1,5 +1,6 @@
 """Where an instance's things are, and how long a socket's path may be."""
 
+import hashlib
 import socket
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def test_two_roots_are_two_instances_however_they_are_spelled() -> None:
     assert Root("/a/../a/r/").instance == Root("/a/r").instance
     assert len(Root("/a/r").instance) == 8
     assert int(Root("/a/r").instance, 16) >= 0
+    # Another release finds by it what this one has made.
+    assert Root("/x").instance == hashlib.sha256(b"/x").hexdigest()[:8] == "b3d1db31"
 
 
 def test_everything_lies_below_its_directory() -> None:
