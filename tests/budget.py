@@ -1,5 +1,11 @@
-"""How long the tests of each folder took, and whether that is more than tests/BUDGET gives them."""
+"""How long the tests of each folder took, and whether that is more than tests/BUDGET gives them.
 
+A folder may take twice its figure; all tests together may take no more than the sum of all. What
+`make` did before the first test, setup and lint, is told beside it.
+"""
+
+import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -26,10 +32,25 @@ class Spent:
         if parts[0] == "tests" and len(parts) > 2:
             self.seconds[parts[1]] += seconds
 
-    def over(self) -> list[str]:
-        """A line for each folder that took too long."""
-        return [
+    def over(self, whole_s: float = 0) -> list[str]:
+        """A line for each folder that took too long, and one when all of `whole_s` is."""
+        lines = [
             f"tests/{folder} took {seconds:.0f} s, tests/BUDGET gives it {self._budget[folder]:.0f}"
             for folder, seconds in sorted(self.seconds.items())
             if folder in self._budget and seconds > SLOWER * self._budget[folder]
         ]
+        if whole_s > MOST_S:
+            lines.append(f"all tests took {whole_s:.0f} s, they have {MOST_S}")
+        return lines
+
+
+def before_s() -> float | None:
+    """How long the `make` that this process is of has been at work; None when it is of none."""
+    began, pid = None, os.getpid()
+    while pid > 1:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        fields = stat[2].split()  # from the third one of proc_pid_stat(5) on
+        if stat[0].endswith("(make"):
+            began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        pid = int(fields[1])
+    return None if began is None else time.clock_gettime(time.CLOCK_BOOTTIME) - began

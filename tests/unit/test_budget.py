@@ -28,6 +28,23 @@ def test_what_takes_longer_is_told() -> None:
     assert spent.over() == ["tests/b took 21 s, tests/BUDGET gives it 10"]
 
 
+def test_all_tests_together_have_a_limit_too() -> None:
+    spent = budget.Spent({"a": 10})
+    spent.add("tests/a/test_x.py::test_y", 15)
+    assert spent.over(budget.MOST_S) == []
+    assert spent.over(budget.MOST_S + 1) == ["all tests took 4501 s, they have 4500"]
+
+
+def test_what_make_did_before_is_told(tmp_path: Path) -> None:
+    look = "from tests.budget import before_s; print(before_s())"
+    (tmp_path / "Makefile").write_text(f"test:\n\t@{sys.executable} -c '{look}'\n")
+    environ = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        ["make", "-s", "-C", tmp_path, "test"], env=environ, capture_output=True, text=True
+    )
+    assert float(done.stdout) >= 0, done.stderr
+
+
 @pytest.mark.parametrize(("exclusive", "code"), [("1", 1), ("", 0)])
 def test_a_session_over_its_budget_fails_where_nothing_else_runs(
     tmp_path: Path, exclusive: str, code: int
