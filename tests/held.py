@@ -1,23 +1,27 @@
 """What a manager that has no work, and its spawner, still hold: descriptors, threads, the dead.
 
 Judged by kind, so that no look before the work is needed. An idle manager has event and poll
-descriptors, sockets, its database, its locks and its log, and of processes a pidfd for its spawner
-and for each client. A pipe, a netns, a deleted file or one of a container's is then somebody's who
-forgot it. Lists are empty when all is well, and for a process that is gone.
+descriptors, sockets, its database, its locks and its log, of processes a pidfd for its spawner and
+for each client, and of connections those of its clients. A pipe, a netns, a deleted file or one of
+a container's is then somebody's who forgot it. Lists are empty when all is well, and for a process
+that is gone.
 """
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from tests.census import Owners
 from tests.processes import every_process, with_title
 
 MOST_THREADS = 32  # 11 were seen
+MOST_PAIRS = 16  # sockets without a name, of its loops and of its spawner: 5 were seen
 MOST_SPARES = 1  # shims that a spawner has ready: a pidfd each, and a pipe beside its own
 _OF_WORK = re.compile(
     r"/(tasks|runc|snapshots|content|logs|exits|network|netns|addresses|volumes)/"
 )
+_LISTENS = "00010000"  # a flag in /proc/net/unix
 _NEVER = re.compile(r"/memfd:.*|(net|mnt|pid|user):\[\d+\]|.* \(deleted\)")
 
 
@@ -26,6 +30,7 @@ def left_in_manager(owners: Owners, pid: int, clients: int) -> list[str]:
     return [
         *_of_work(owners, pid, "manager"),
         *_too_many(pid, "manager", {"pidfd": 1 + clients, "pipe": 0}),
+        *_too_many_sockets(pid, "manager", {"shims.sock": 0, "lighter.sock": clients}),
         *_threads(pid, "manager"),
         *_zombies_of(pid, "manager"),
     ]
@@ -59,6 +64,27 @@ def _too_many(pid: int, who: str, most: dict[str, int]) -> Iterator[str]:
     for kind, those in found.items():
         if len(those) > most[kind]:
             yield f"{who}'s {len(those)} of kind {kind}, {most[kind]} expected: {', '.join(those)}"
+
+
+def _too_many_sockets(pid: int, who: str, most: dict[str, int]) -> Iterator[str]:
+    """More connections to one of its sockets than may be, by the socket's name, or pairs.
+
+    Who is connected over gRPC the manager need not know, so those are nobody's leak.
+    """
+    try:
+        with open(f"/proc/{pid}/net/unix", encoding="utf-8", errors="replace") as file:
+            rows = [line.split(maxsplit=7) for line in file.read().splitlines()[1:]]
+    except OSError:
+        return
+    names = {
+        row[6]: row[7].rpartition("/")[2] if len(row) == 8 else "a pair"
+        for row in rows
+        if row[3] != _LISTENS
+    }
+    found = Counter(names.get(target[len("socket:[") : -1]) for _, target in _open(pid))
+    for name, allowed in {**most, "a pair": MOST_PAIRS}.items():
+        if found[name] > allowed:
+            yield f"{who}'s {found[name]} sockets of {name}, {allowed} expected"
 
 
 def _threads(pid: int, who: str) -> Iterator[str]:

@@ -19,7 +19,6 @@ from lighter.proto import errors
 from tests import census
 from tests.client import Client
 from tests.harness import Lighterd, await_that, settled
-from tests.storecheck import store_problems
 
 NO_STDIO = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
 SIGKILL = 9
@@ -203,8 +202,7 @@ def leftovers(lighterd: Lighterd, but: Collection[str] = ()) -> None:
 
     def look() -> list[str]:
         return [
-            *census.leftovers_on_disk(lighterd.root, lighterd.state),
-            *store_problems(lighterd.root),
+            *lighterd.left_on_disk(),
             *(f"shim {pid}" for pid in lighterd.shims()),
             *(
                 point

@@ -4,6 +4,7 @@ Read with plain SQLite and directory listings, none of the product's code: what 
 is not asked. For an instance that holds no containers any more.
 """
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -25,6 +26,43 @@ def store_problems(root: Path) -> list[str]:
         return [f"database: {error}"]
     finally:
         connection.close()
+
+
+def unfinished(root: Path, *, but_pulls: bool = False) -> list[str]:
+    """Half-written content, and leases, which keep something until somebody goes on with it.
+
+    Both stay for a day of a pull that has failed, so that the next one resumes it: with `but_pulls`
+    that is well. What nobody holds so, nobody will ask for.
+    """
+    database = root / "lighter.db"
+    if not database.exists():
+        return []
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)
+    try:
+        leases = connection.execute("SELECT namespace, id FROM leases").fetchall()
+    except sqlite3.DatabaseError as error:
+        return [f"database: {error}"]
+    finally:
+        connection.close()
+    pulling = {row[0] for row in leases if but_pulls and row[1].startswith("pull-")}
+    written = [_told_of(path.parent) for path in (root / "content" / "writes").glob("*/data")]
+    return [
+        *(
+            f"lease: {lease} of {namespace}"
+            for namespace, lease in leases
+            if not (but_pulls and lease.startswith("pull-"))
+        ),
+        *(f"half-written: {ref}" for namespace, ref in sorted(written) if namespace not in pulling),
+    ]
+
+
+def _told_of(ingest: Path) -> tuple[str, str]:
+    """Namespace and ref of a named ingest; its directory when it does not say."""
+    try:
+        about = json.loads((ingest / "about.json").read_bytes())
+        return str(about["namespace"]), str(about["ref"])
+    except (OSError, ValueError, KeyError):
+        return "", ingest.name
 
 
 _OWN_SNAPSHOTTERS = ("btrfs", "erofs", "native", "overlayfs")

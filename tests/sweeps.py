@@ -22,7 +22,6 @@ from pathlib import Path
 
 from tests import census, lives
 from tests.harness import Lighterd, await_that, settled
-from tests.storecheck import store_problems
 
 STEP_S = 60.0
 REPEATED_S = 90.0
@@ -167,10 +166,8 @@ class Sweep:
 
     def _left(self) -> list[str]:
         self._help()
-        root, state = self.lighterd.root, self.lighterd.state
         return [
-            *census.leftovers_on_disk(root, state),
-            *store_problems(root),
+            *self.lighterd.left_on_disk(),
             *(f"shim {pid}" for pid in self.lighterd.shims()),
             *census.marked_mounts(self.lighterd.owners_of_this()),
             *self.scenario.left(),

@@ -47,6 +47,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     enclosure = Enclosure()
     lighterd = Lighterd(census.Owners())
     lighterd.prefix = enclosure.prefix
+    lighterd.resumes = True  # Docker's own leases
     engine = Engine(
         enclosure, lighterd.grpc_address, variant.release, snapshotter=variant.snapshotter
     )

@@ -18,7 +18,7 @@ from lighter.daemon.metadata.db import Database
 from tests import census, cgroups, held
 from tests.harness import await_that
 from tests.processes import Process
-from tests.storecheck import store_problems
+from tests.storecheck import store_problems, unfinished
 
 MARK = "0badcafe"
 
@@ -317,6 +317,37 @@ def test_what_a_manager_has_forgotten_to_close_is_seen(kind: str, scratch: Path)
             assert left.startswith("manager's ") and kind in left
 
 
+def test_connections_that_a_manager_has_forgotten_are_seen(scratch: Path) -> None:
+    marks = census.Owners({MARK}, {str(scratch)}, False)
+    with ExitStack() as undo:
+        pidfds = [a_pidfd(scratch, undo) for _ in range(3)]
+        clients = [a_connection(scratch / "lighter.sock", undo) for _ in range(3)]
+        others = [a_connection(scratch / "containerd.sock", undo) for _ in range(3)]
+        shim = a_connection(scratch / "shims.sock", undo)
+        pairs = [a_connection(None, undo) for _ in range(held.MOST_PAIRS + 1)]
+        allowed = (*pidfds, *clients[:2], *others, *pairs[:-1])
+        with holding("lighterd", *allowed) as pid:
+            assert held.left_in_manager(marks, pid, clients=2) == []
+        for one, name in (clients[-1], "lighter.sock"), (shim, "shims.sock"), (pairs[-1], "a pair"):
+            with holding("lighterd", *allowed, one) as pid:
+                (left,) = held.left_in_manager(marks, pid, clients=2)
+                assert f" sockets of {name}, " in left
+
+
+def a_connection(path: Path | None, undo: ExitStack) -> int:
+    """The end of it that listens at the path, or one of a pair."""
+    if path is None:
+        ours, theirs = socket.socketpair()
+        undo.callback(theirs.close)
+        return undo.enter_context(ours).fileno()
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        undo.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        return undo.enter_context(listening.accept()[0]).fileno()
+
+
 @pytest.mark.parametrize("kind", [kind for kind in HELD if not kind.startswith("/s/")])
 def test_what_a_spawner_has_forgotten_to_close_is_seen(kind: str, scratch: Path) -> None:
     with ExitStack() as undo:
@@ -423,6 +454,27 @@ def test_leftovers_of_a_container_on_disk_are_seen(tmp_path: Path) -> None:
     # What host-local keeps beside them, for the next address.
     (root / "addresses" / "default" / "last_reserved_ip.0").touch()
     assert census.leftovers_on_disk(root, state) == []
+
+
+def test_what_a_pull_or_a_writer_has_left_is_seen(tmp_path: Path) -> None:
+    """All of it once everything has worked; of a pull that failed, nothing at an instance's end."""
+    assert unfinished(tmp_path) == []
+    Database(str(tmp_path / "lighter.db")).close()
+    with closing(sqlite3.connect(tmp_path / "lighter.db")) as opened:
+        opened.execute("PRAGMA journal_mode = DELETE")
+    assert unfinished(tmp_path) == []
+    ingest = tmp_path / "content" / "writes" / "0123"
+    ingest.mkdir(parents=True)
+    assert unfinished(tmp_path) == [], "of what has become content"
+    (ingest / "data").touch()
+    assert unfinished(tmp_path) == ["half-written: 0123"]
+    (ingest / "about.json").write_text('{"namespace": "n", "ref": "layer"}')
+    assert unfinished(tmp_path, but_pulls=True) == ["half-written: layer"], "nobody holds it"
+    put(tmp_path, "leases", namespace="n", id="pull-ab")
+    assert unfinished(tmp_path) == ["lease: pull-ab of n", "half-written: layer"]
+    assert unfinished(tmp_path, but_pulls=True) == []
+    put(tmp_path, "leases", namespace="n", id="mine")
+    assert unfinished(tmp_path, but_pulls=True) == ["lease: mine of n"]
 
 
 def put(root: Path, table: str, **values: object) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from lighter.proto import errors
-from tests import census, lives
+from tests import lives
 from tests.harness import Lighterd, await_that, settled
 from tests.lives import NO_STDIO, ask, process_state
-from tests.storecheck import store_problems
 
 
 class Disk:
@@ -109,8 +108,7 @@ def test_f52_the_root_turns_read_only(disk: tuple[Lighterd, Disk]) -> None:
     assert not (wrong := lives.check_history(lives.history(lighterd))), wrong
     settled(
         lambda: [
-            *census.leftovers_on_disk(lighterd.root, lighterd.state),
-            *store_problems(lighterd.root),
+            *lighterd.left_on_disk(),
             *(f"shim {pid}" for pid in lighterd.shims()),
         ]
     )
