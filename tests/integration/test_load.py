@@ -15,21 +15,24 @@ import time
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lighter.daemon import sockets
+from lighter.proto import errors
 from tests import cgroups, lives, zeromq
 from tests.client import Client
 from tests.harness import Lighterd, await_that
 from tests.integration.test_adoption import spawner_of
 from tests.integration.test_many import begin_all
-from tests.integration.test_shim_memory import descriptors, rollup, threads
+from tests.integration.test_shim_memory import database_bytes, descriptors, rollup, threads
 from tests.lives import NO_STDIO, ask
 
 CLIENTS = 200
 PIDS = 40
 ANSWER_S = 10.0
+FEW = 5
 KIB = 1024
 
 
@@ -59,10 +62,6 @@ def one_life(client: Client, image: str, name: str) -> None:
     client.call("containers", "delete", id=name, force=False)
 
 
-def database_bytes(root: Path) -> int:
-    return sum(path.stat().st_size for path in root.glob("lighter.db*"))
-
-
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("rounds", [45, pytest.param(2000, marks=pytest.mark.soak)])
 def test_f48_what_a_manager_holds_stays_level_over_lives(
@@ -88,8 +87,8 @@ def test_f48_what_a_manager_holds_stays_level_over_lives(
     per_life = {what: grown[what] / (at_once * each) for what in grown if "bytes" in what}
     record_property("bytes that a life leaves", {what: round(per_life[what]) for what in per_life})
     for what in grown.keys() - per_life.keys():
-        # One more for all of them is a thread that came late; a leak is one a life.
-        assert grown[what] < 1, (what, held)
+        # A thread or two that came late, however long it goes on.
+        assert grown[what] * len(level) <= FEW, (what, held)
     assert per_life.pop("database bytes") < 8 * KIB, held
     for what in per_life:
         assert per_life[what] < (1 if rounds > 100 else 8) * KIB, (what, held)
@@ -109,9 +108,51 @@ def held_by(lighterd: Lighterd) -> dict[str, float]:
 # -- many clients, many containers
 
 
-def test_200_clients_are_answered_and_leave_nothing(lighterd: Lighterd) -> None:
+def work_of(number: int, client: Client, image: str) -> None:
+    """What one client of many does, with names of its own."""
+
+    def call(service: str, method: str, **body: object) -> Any:
+        return client.call(service, method, timeout_s=60, **body)
+
+    name = f"c{number}"
+    match number % 5:
+        case 0:
+            assert call("tasks", "list")["tasks"] == []
+        case 1:
+            call("containers", "create", id=name, image=image, args=["true"])
+            assert call("containers", "get", id=name)["container"]["id"] == name
+            call("containers", "delete", id=name, force=False)
+        case 2:
+            tag = f"docker.io/library/{name}:1"
+            call("images", "tag", source=image, name=tag, force=False)
+            assert call("images", "get", name=tag)["image"]["name"] == tag
+            call("images", "delete", name=tag)
+        case 3:
+            call("namespaces", "create", name=name, labels={})
+            call("namespaces", "delete", name=name)
+        case 4:
+            with pytest.raises(errors.NotFound):
+                call("tasks", "start", id=name)
+            body = {"since": 0, "follow": False}
+            told = client.stream("events", "subscribe", timeout_s=60, **body)
+            assert any(event["topic"].startswith("/images/") for event in told)
+
+
+def listed(client: Client) -> list[set[str]]:
+    """What a manager has, by name."""
+    containers = client.call("containers", "list", cursor="", limit=500)["containers"]
+    images = client.call("images", "list", cursor="", limit=500, filters=[])["images"]
+    namespaces = client.call("namespaces", "list")["namespaces"]
+    return [
+        {one["id"] for one in containers},
+        {one["name"] for one in images},
+        {one["name"] for one in namespaces},
+    ]
+
+
+def test_200_clients_are_answered_and_leave_nothing(lighterd: Lighterd, busybox: str) -> None:
     with lighterd.client() as client:
-        before = client.call("system", "health")
+        before, had = client.call("system", "health"), listed(client)
     with sockets.context() as context, contextlib.ExitStack() as stack:
         clients = [
             stack.enter_context(Client(lighterd.address, timeout_s=60, context=context))
@@ -119,12 +160,12 @@ def test_200_clients_are_answered_and_leave_nothing(lighterd: Lighterd) -> None:
         ]
         all_here = threading.Barrier(CLIENTS)
 
-        def ask_with_all(client: Client) -> object:
+        def work_with_all(number: int) -> None:
             all_here.wait(60)
-            return client.call("tasks", "list", timeout_s=60)["tasks"]
+            work_of(number, clients[number], busybox)
 
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            assert list(pool.map(ask_with_all, clients)) == [[]] * CLIENTS
+            list(pool.map(work_with_all, range(CLIENTS)))
         assert clients[0].call("system", "health")["clients"] >= CLIENTS
 
     def level() -> bool:
@@ -133,20 +174,26 @@ def test_200_clients_are_answered_and_leave_nothing(lighterd: Lighterd) -> None:
         return now["clients"] <= before["clients"] and now["fds"] <= before["fds"] + 2
 
     await_that(level, 30, "their places and descriptors are given back")
+    with lighterd.client() as client:
+        assert listed(client) == had
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_500_containers(lighterd: Lighterd, busybox: str) -> None:
+def test_500_containers(
+    lighterd: Lighterd, busybox: str, record_property: Callable[[str, object], None]
+) -> None:
     names = [f"c{number}" for number in range(500)]
     begin_all(lighterd, busybox, names)
     lighterd.kill9()
+    began = time.monotonic()
     lighterd.start()
     await_that(
         lambda: {row["status"] for row in ask(lighterd, "tasks.list")["tasks"]} == {"running"},
         120,
         "all are adopted",
     )
+    record_property("s until all are adopted", round(time.monotonic() - began, 2))
     for name in names:
         ask(lighterd, "containers.delete", id=name, force=True)
     lives.leftovers(lighterd)
