@@ -20,9 +20,11 @@ from tests import lives
 from tests.client import Client
 from tests.harness import Lighterd
 from tests.lives import NO_STDIO
+from tests.nemesis import Harm
 from tests.registries import SmallImage
 
 CALL_S = 5.0
+WAIT_S = 1.0  # who waits for an end that may not come
 OK, REFUSED, LOST = "ok", "refused", "lost"
 # Nobody can tell whether a call was carried out that ended so.
 UNTOLD = {"unavailable", "deadline-exceeded", "canceled"}
@@ -30,12 +32,22 @@ UNTOLD = {"unavailable", "deadline-exceeded", "canceled"}
 # of bodies that are cut.
 EXPECTED = {"not-found", "already-exists", "failed-precondition"}
 OF_FAULTS = {"resource-exhausted", "data-loss"}
-KILLED, UNKNOWN = 128 + lives.SIGKILL, 255  # by the nemesis or a client; what nobody saw end
+KILLED, UNKNOWN = 128 + lives.SIGKILL, 255  # by somebody; what nobody saw end
+BEGINS = {
+    "tasks.create": "/tasks/create",
+    "tasks.start": "/tasks/start",
+    "tasks.exec": "/tasks/exec-started",
+}
+KILLS = {"tasks.kill", "containers.delete"}
+SLACK_S = 1.0  # between what a client has seen and the time that is told of it
 
 
 @dataclass
 class Call:
-    """`outcome`: answered, refused with the error code in `result`, or lost: either is true."""
+    """`outcome`: answered, refused with the error code in `result`, or lost: either is true.
+
+    `began` and `ended` are by the clock that events are told with.
+    """
 
     call: str
     name: str
@@ -43,6 +55,7 @@ class Call:
     ended: float
     outcome: str
     result: Any
+    exec_id: str = ""
 
 
 @dataclass
@@ -100,11 +113,15 @@ class Caller(threading.Thread):
                 ),
                 ("tasks.kill", {"exec_id": "", "signal": lives.SIGKILL, "all": False}),
                 ("tasks.get", {}),
+                ("tasks.wait", {"exec_id": ""}),
                 ("tasks.delete", {"exec_id": "", "force": False}),
                 ("containers.delete", {"force": choose.random() < 0.5}),
             ]
         )
-        self._note(call, name, {"id": name, **body})
+        outcome = self._note(call, name, {"id": name, **body})
+        if call == "tasks.exec" and outcome == OK:
+            self._note("tasks.wait", name, {"id": name, "exec_id": exec_id})
+            self._note("tasks.delete", name, {"id": name, "exec_id": exec_id, "force": False})
 
     def _step_of_image(self, choose: random.Random) -> None:
         name, image = choose.choice(list(self.tags.items()))
@@ -133,16 +150,19 @@ class Caller(threading.Thread):
         except errors.LighterError as error:
             assert error.code in OF_FAULTS, error
 
-    def _note(self, call: str, name: str, body: dict[str, Any]) -> None:
-        began = time.monotonic()
+    def _note(self, call: str, name: str, body: dict[str, Any]) -> str:
+        began = time.time()
         outcome, result = self._ask(call, body)
-        self.calls.append(Call(call, name, began, time.monotonic(), outcome, result))
+        exec_id = body.get("exec_id", "")
+        self.calls.append(Call(call, name, began, time.time(), outcome, result, exec_id))
+        return outcome
 
     def _ask(self, call: str, body: dict[str, Any]) -> tuple[str, Any]:
         service, _, method = call.partition(".")
         try:
+            timeout_s = WAIT_S if method == "wait" else CALL_S
             with Client(self.lighterd.address, timeout_s=CALL_S) as client:
-                stream = client.stream(service, method, timeout_s=CALL_S, **body)
+                stream = client.stream(service, method, timeout_s=timeout_s, **body)
                 read = hashlib.sha256()
                 for item in stream:
                     read.update(item.get("data", b""))
@@ -238,36 +258,85 @@ def judge_images(calls: list[Call], listed: set[str]) -> tuple[list[str], set[st
     return problems + names.compare(listed), certain
 
 
-def judge_exits(calls: list[Call], events: list[dict[str, Any]]) -> list[str]:
-    """What a delete or a look told of an exit is what the log tells."""
+def judge_begun(calls: list[Call], events: list[dict[str, Any]]) -> list[str]:
+    """Each task and each exec that a client was told is begun has its event, of that process."""
     told = {
-        (event["event"]["container_id"], event["event"]["exited_at"]): event["event"]["exit_status"]
+        (
+            event["topic"],
+            event["event"]["container_id"],
+            event["event"].get("exec_id", ""),
+            event["event"]["pid"],
+        )
         for event in events
-        if event["topic"] == "/tasks/exit" and not event["event"]["exec_id"]
+        if event["topic"] in BEGINS.values()
+    }
+    return [
+        f"no {BEGINS[call.call]} tells of {call}"
+        for call in calls
+        if call.outcome == OK
+        and call.call in BEGINS
+        and (BEGINS[call.call], call.name, call.exec_id, call.result["pid"]) not in told
+    ]
+
+
+def judge_exits(calls: list[Call], events: list[dict[str, Any]]) -> list[str]:
+    """What a wait, a delete or a look told of an exit is what the log tells, of execs too."""
+    told = {
+        _which(event["event"]): event["event"]["exit_status"]
+        for event in events
+        if event["topic"] == "/tasks/exit"
     }
     problems = []
     for call in calls:
-        if call.outcome != OK or call.call not in ("tasks.delete", "tasks.get"):
+        if call.outcome != OK or call.call not in ("tasks.wait", "tasks.delete", "tasks.get"):
             continue
-        seen = call.result if call.call == "tasks.delete" else call.result["task"]
+        seen = call.result["task"] if call.call == "tasks.get" else call.result
         if seen["exit_status"] is None:
             continue
-        if told.get((call.name, seen["exited_at"])) != seen["exit_status"]:
-            problems.append(f"{call.call} told {seen}, the log tells otherwise")
+        if told.get((call.name, call.exec_id, seen["exited_at"])) != seen["exit_status"]:
+            problems.append(f"{call} told what the log tells otherwise")
     return problems
 
 
-def judge_codes(events: list[dict[str, Any]]) -> list[str]:
-    """Each process of a client's ended as it was asked to, was killed, or nobody saw it."""
+def _which(told: dict[str, Any]) -> tuple[str, str, int]:
+    return told["container_id"], told["exec_id"], told["exited_at"]
+
+
+def judge_codes(events: list[dict[str, Any]], calls: list[Call], harms: list[Harm]) -> list[str]:
+    """Each process of a client's ended as it was asked to; or it was killed, or nobody saw it, and
+    something is known that it may have died of.
+    """
     problems = []
+    begun: dict[str, float] = {}
     for event in events:
         told = event["event"]
+        if event["topic"] == "/tasks/create":
+            begun[told["container_id"]] = event["timestamp"] / 1e9
         if event["topic"] != "/tasks/exit":
             continue
-        own = code_of(told["container_id"], bool(told["exec_id"]))
-        if told["exit_status"] not in (own, KILLED, UNKNOWN):
+        name, status = told["container_id"], told["exit_status"]
+        own = code_of(name, bool(told["exec_id"]))
+        if status == own:
+            continue
+        if status not in (KILLED, UNKNOWN):
             problems.append(f"not {own}: {told}")
+            continue
+        # A call that was lost may be carried out until its caller's time is up.
+        since, until = begun.get(name, 0.0) - CALL_S, told["exited_at"] / 1e9 + SLACK_S
+        causes = [
+            *(call for call in calls if call.name == name and _may_end(call, status)),
+            *(harm for harm in harms if harm.container in (name, "")),
+        ]
+        if not any(cause.began <= until and cause.ended >= since for cause in causes):
+            problems.append(f"not {own}, and of nothing that is known: {told}")
     return problems
+
+
+def _may_end(call: Call, status: int) -> bool:
+    """Whether a process may have ended so by the call: what kills, and what was broken off."""
+    if call.outcome == LOST or call.result in OF_FAULTS:
+        return call.call not in ("tasks.get", "tasks.wait")
+    return status == KILLED and call.outcome == OK and call.call in KILLS
 
 
 def judge_logs(read: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[str]:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.harness import Lighterd
@@ -81,8 +81,19 @@ class MoodyRegistry(Scripted):
         return reply
 
 
+@dataclass(frozen=True)
+class Harm:
+    """What a container may have died of: its own shim's fault, or with "" one that meets all."""
+
+    container: str
+    began: float
+    ended: float
+
+
 class Nemesis:
-    """`acts` counts what was done. Raises AssertionError when a manager does not come back."""
+    """`acts` counts what was done, `harms` is what processes may have died of. Raises
+    AssertionError when a manager does not come back.
+    """
 
     def __init__(self, lighterd: Lighterd, registry: MoodyRegistry, choose: random.Random) -> None:
         self._lighterd = lighterd
@@ -90,6 +101,7 @@ class Nemesis:
         self._choose = choose
         self._over = threading.Event()  # never set: a rhythm
         self.acts: Counter[str] = Counter()
+        self.harms: list[Harm] = []
 
     def run(self, until: float) -> None:
         acts = [
@@ -140,7 +152,9 @@ class Nemesis:
 
     def kill_shim(self) -> None:
         if pids := self._lighterd.shims():
-            self.acts["shim killed"] += _signal(self._choose.choice(pids), signal.SIGKILL)
+            pid = self._choose.choice(pids)
+            with self._harming(container_of(pid)):
+                self.acts["shim killed"] += _signal(pid, signal.SIGKILL)
 
     def stop_manager(self) -> None:
         self._stop(self._lighterd.pid)
@@ -155,7 +169,17 @@ class Nemesis:
 
     def stop_shim(self) -> None:
         if pids := self._lighterd.shims():
-            self.acts["shim stopped"] += self._stop(self._choose.choice(pids))
+            pid = self._choose.choice(pids)
+            with self._harming(container_of(pid)):
+                self.acts["shim stopped"] += self._stop(pid)
+
+    @contextmanager
+    def _harming(self, container: str) -> Iterator[None]:
+        began = time.time()
+        try:
+            yield
+        finally:
+            self.harms.append(Harm(container, began, time.time()))
 
     def _stop(self, pid: int) -> bool:
         if not _signal(pid, signal.SIGSTOP):
@@ -166,6 +190,11 @@ class Nemesis:
 
     def fill_disk(self) -> None:
         """For a second or two, in which the manager may be killed; with space it comes back."""
+        with self._harming(""):
+            self._fill_disk()
+        self.acts["disk full"] += 1
+
+    def _fill_disk(self) -> None:
         filler = self._lighterd.root / "filler"
         killed = self._choose.random() < 0.5
         fill(filler)
@@ -178,7 +207,6 @@ class Nemesis:
             filler.unlink()
         if killed:
             self._lighterd.start()
-        self.acts["disk full"] += 1
 
     def spoil_registry(self) -> None:
         self._registry.mood = self._choose.choice(MOODS)
@@ -187,6 +215,15 @@ class Nemesis:
         finally:
             self._registry.mood = ""
         self.acts["registry faults"] += 1
+
+
+def container_of(shim: int) -> str:
+    """By its title; "" for one that has ended."""
+    try:
+        words = Path(f"/proc/{shim}/cmdline").read_bytes().replace(b"\0", b" ").decode().split()
+    except OSError:
+        return ""
+    return words[words.index("--id") + 1] if "--id" in words else ""
 
 
 def _signal(pid: int, signum: int) -> bool:

@@ -22,13 +22,14 @@ from tests.histories import (
     Call,
     Caller,
     code_of,
+    judge_begun,
     judge_codes,
     judge_exits,
     judge_images,
     judge_lists,
     judge_logs,
 )
-from tests.nemesis import MoodyRegistry, Nemesis, small_disk
+from tests.nemesis import Harm, MoodyRegistry, Nemesis, small_disk
 from tests.registries import SmallImage, small_image
 
 CLIENTS = 4
@@ -117,11 +118,14 @@ def test_histories_under_a_nemesis_are_explained(
         problems += [line for tag in certain for line in read_whole(lighterd, caller.tags[tag])]
     for name in listed:
         lives.ask(lighterd, "containers.delete", id=name, force=True)
+    lighterd.resumes = True  # whoever lost a pull may have been at its last one
     lives.leftovers(lighterd, but=[str(lighterd.root)])
     events = lives.history(lighterd)
     problems += lives.check_history(events)
     problems += judge_exits(calls, events)
-    problems += judge_codes(events)
+    problems += judge_begun(calls, events)
+    problems += judge_codes(events, calls, nemesis.harms)
+    assert any(call.call == "tasks.wait" and call.outcome == OK for call in calls)
     codes = {event["event"].get("exit_status") for event in events}
     assert codes & {code_of(name) for name in NAMES}, "no container ended by itself"
     assert codes & {code_of(name, True) for name in NAMES}, "no exec ended by itself"
@@ -143,8 +147,8 @@ def print_whole(history: list[Any], problems: list[str]) -> None:
             print(line)
 
 
-def call(what: str, outcome: str, result: Any = None) -> Call:
-    return Call(what, "n", 0, 0, outcome, result)
+def call(what: str, outcome: str, result: Any = None, exec_id: str = "") -> Call:
+    return Call(what, "n", 0, 0, outcome, result, exec_id)
 
 
 def test_the_judge_of_lists_sees_what_must_not_be() -> None:
@@ -203,6 +207,8 @@ def test_the_judges_of_events_see_what_must_not_be() -> None:
         [start],
     ):
         assert lives.check_history(wrong), wrong
+    at = {"exit_status": 0, "exited_at": 4}
+    left["event"] |= at
     told = {"exit_status": 1, "exited_at": 5}
     assert not judge_exits([call("tasks.delete", OK, told)], life)
     assert not judge_exits([call("tasks.get", OK, {"task": told})], life)
@@ -210,18 +216,57 @@ def test_the_judges_of_events_see_what_must_not_be() -> None:
     for other in ({**told, "exit_status": 2}, {**told, "exited_at": 6}):
         assert judge_exits([call("tasks.delete", OK, other)], life)
         assert judge_exits([call("tasks.get", OK, {"task": other})], life)
+        assert judge_exits([call("tasks.wait", OK, other)], life)
+    assert not judge_exits([call("tasks.wait", OK, at, "x")], life)
+    assert judge_exits([call("tasks.wait", OK, {**at, "exit_status": 3}, "x")], life)
+    assert judge_exits([call("tasks.wait", OK, at)], life), "an exec's end is not init's"
+
+
+def test_the_judge_of_what_was_begun_sees_what_must_not_be() -> None:
+    def event(topic: str, **body: Any) -> dict[str, Any]:
+        return {"topic": f"/tasks/{topic}", "event": {"container_id": "n", "pid": 7, **body}}
+
+    events = [event("create"), event("start"), event("exec-started", exec_id="x", pid=8)]
+    created, started = call("tasks.create", OK, {"pid": 7}), call("tasks.start", OK, {"pid": 7})
+    execed = call("tasks.exec", OK, {"exec_id": "x", "pid": 8}, "x")
+    assert not judge_begun([created, started, execed], events)
+    assert not judge_begun([call("tasks.start", LOST), call("tasks.start", REFUSED, "x")], [])
+    for number, one in enumerate((created, started, execed)):
+        assert judge_begun([one], events[:number] + events[number + 1 :]), one
+    assert judge_begun([call("tasks.start", OK, {"pid": 9})], events), "another process"
+    assert judge_begun([call("tasks.exec", OK, {"pid": 8}, "y")], events), "another exec"
 
 
 def test_the_judge_of_codes_sees_what_must_not_be() -> None:
-    def ended(exec_id: str, status: int) -> dict[str, Any]:
+    def ended(exec_id: str, status: int, at: float = 100) -> dict[str, Any]:
         told = {"container_id": "n1-2", "exec_id": exec_id, "exit_status": status}
-        return {"topic": "/tasks/exit", "event": told}
+        return {"topic": "/tasks/exit", "event": {**told, "exited_at": int(at * 1e9)}}
+
+    def asked(what: str, outcome: str, result: Any = None, name: str = "n1-2") -> Call:
+        return Call(what, name, 98, 99, outcome, result)
 
     assert len({code_of(name, of) for name in NAMES for of in (False, True)}) == 2 * len(NAMES)
-    well = [ended("", code_of("n1-2")), ended("x", code_of("n1-2", True)), ended("", 137)]
-    assert not judge_codes([*well, ended("x", 255), {"topic": "/tasks/start", "event": {}}])
+    created = {"topic": "/tasks/create", "timestamp": 90e9, "event": {"container_id": "n1-2"}}
+    well = [created, ended("", code_of("n1-2")), ended("x", code_of("n1-2", True))]
+    assert not judge_codes([*well, {"topic": "/tasks/start", "event": {}}], [], [])
     for wrong in (ended("", 0), ended("x", code_of("n1-2")), ended("", code_of("n1-1"))):
-        assert judge_codes([wrong]), wrong
+        assert judge_codes([wrong], [asked("tasks.kill", OK)], []), wrong
+
+    killed, unknown = [created, ended("", 137)], [created, ended("x", 255)]
+    assert judge_codes(killed, [], []), "nobody has killed it"
+    assert judge_codes(unknown, [], []), "nothing has happened to its shim"
+    assert not judge_codes(killed, [asked("tasks.kill", OK)], [])
+    assert not judge_codes(killed, [asked("containers.delete", OK)], [])
+    assert judge_codes(killed, [asked("tasks.kill", REFUSED, "not-found")], [])
+    assert judge_codes(killed, [asked("tasks.kill", OK, name="n1-1")], []), "another one"
+    assert judge_codes(killed, [asked("tasks.get", LOST)], []), "a look kills nobody"
+    assert judge_codes(unknown, [asked("tasks.kill", OK)], []), "it was seen to end"
+    for cause in asked("tasks.start", LOST), asked("tasks.exec", REFUSED, "resource-exhausted"):
+        assert not judge_codes(killed + unknown, [cause], [])
+    for harm in Harm("n1-2", 95, 98), Harm("", 99.5, 105):
+        assert not judge_codes(killed + unknown, [], [harm])
+    for harm in Harm("n1-1", 95, 98), Harm("n1-2", 70, 80), Harm("n1-2", 102, 103):
+        assert judge_codes(killed, [], [harm]), harm
 
 
 def test_the_judge_of_logs_sees_what_must_not_be() -> None:
