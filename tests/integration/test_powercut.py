@@ -4,6 +4,7 @@ The instance lies on an ext4 of its own, which keeps what was synced and nothing
 tests/vm/test_power.py does the same at every flush of a whole machine's disk.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,11 +13,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests import images
+from tests import census, images
 from tests.harness import Lighterd, await_that
 from tests.lives import process_state
 from tests.loopdisk import Ext4
 from tests.processes import with_title
+from tests.registries import Scripted, small_image
+from tests.storecheck import unfinished
 
 pytestmark = pytest.mark.root
 
@@ -38,8 +41,11 @@ def powered(make_lighterd: Callable[..., Lighterd]) -> Iterator[Powered]:
 def cut_power(powered: Powered) -> None:
     """Nobody runs on, and nothing that was not synced is there."""
     lighterd, disk = powered
-    os.kill(lighterd.pid, signal.SIGSTOP)
+    stopped = stop_all(lighterd)
     copy = disk.cut()
+    for pid in stopped - {lighterd.pid}:  # what they do now is not on that disk
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     lighterd.kill9()
     await_that(
         lambda: not with_title(f"lighter-worker --instance {lighterd.instance}"),
@@ -47,6 +53,25 @@ def cut_power(powered: Powered) -> None:
         "its workers have ended",
     )
     disk.come_back(copy)
+
+
+def stop_all(lighterd: Lighterd) -> set[int]:
+    """SIGSTOP to the manager, its spawner, workers and shims, and to containers: to whoever may
+    write on that disk, those too that are forked meanwhile.
+    """
+    owners = lighterd.owners_of_this()
+    stopped: set[int] = set()
+    while running := {process.pid for process in census.processes(owners)} - stopped:
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        await_that(
+            lambda those=running: all(process_state(pid) in ("T", "Z", "") for pid in those),
+            20,
+            "all of them stand",
+        )
+        stopped |= running
+    return stopped
 
 
 def check_whole(lighterd: Lighterd) -> None:
@@ -100,6 +125,30 @@ def test_f50_a_power_cut_amid_an_import_leaves_nothing_half_made(
     image = lighterd.import_busybox()
     assert lighterd.ctl("run", "--rm", image, "new", "true").returncode == 0
     check_whole(lighterd)
+
+
+@pytest.mark.parametrize("point", ["ingest.written", "ingest.adopted", "pull.named"])
+def test_f50_a_power_cut_amid_a_pull_leaves_what_the_next_one_ends(
+    powered: Powered, point: str
+) -> None:
+    lighterd, _ = powered
+    with Scripted() as registry:
+        registry.serve(small_image(300_000, 200_000), "app", "1")
+        name = f"{registry.host}/app:1"
+        lighterd.start(FAULT=f"{point}:stop")
+        argv = lighterd.ctl_argv("images", "pull", name)
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as pulling:
+            await_that(lambda: process_state(lighterd.pid) == "T", 30, f"it stops at {point}")
+            cut_power(powered)
+            pulling.kill()
+        lighterd.start()
+        check_whole(lighterd)
+        # It was not answered, and may have been named.
+        assert named(lighterd) in ([], [name] if point == "pull.named" else [])
+        lighterd.ctl("images", "pull", name, check=True)
+    assert named(lighterd) == [name]
+    check_whole(lighterd)
+    assert unfinished(lighterd.root) == []
 
 
 @pytest.mark.parametrize("point", ["gc.rows-deleted", "gc.files-removed"])
