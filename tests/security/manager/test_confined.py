@@ -232,8 +232,12 @@ def test_sec55_no_link_stands_where_the_kernels_files_are_mounted(
     assert done.returncode == 125 and f"/{name} in it is a link".encode() in done.stderr, done
 
 
+@pytest.mark.parametrize(
+    "starts",
+    [12, pytest.param(500, marks=[pytest.mark.soak, pytest.mark.timeout(0)], id="500 starts")],
+)
 def test_sec56_a_link_that_comes_and_goes_in_a_shared_directory(
-    ctl: Ctl, canary: Canary, tmp_path: Path
+    ctl: Ctl, canary: Canary, tmp_path: Path, starts: int
 ) -> None:
     """One container swaps a mount's place for a link to the host while others start."""
     shared = tmp_path / "shared"
@@ -247,7 +251,8 @@ def test_sec56_a_link_that_comes_and_goes_in_a_shared_directory(
         "run", "-d", "--mount", mount, REFERENCE, "swapper", "sh", "-c", swap, check=True
     )
     before = set(Path("/proc/self/mountinfo").read_text().splitlines())
-    for _ in range(12):
+    for _ in range(starts):
+        await_that(lambda: (shared / "place").is_symlink(), 30, "the place is swapped")
         ctl.run("--mount", mount, "--tmpfs", "/s/place/made", "--", "touch", "/s/place/made/x")
         if runc_makes_empty_directories():
             canary.forgive_empty("made")
