@@ -208,7 +208,9 @@ def point_is_over(lighterd: Lighterd, fault: str) -> bool:
 
 
 @pytest.mark.parametrize("count", [1000, pytest.param(20000, marks=pytest.mark.soak)])
-def test_f05_claim_and_withdrawal_have_one_winner(tmp_path: Path, count: int) -> None:
+def test_f05_claim_and_withdrawal_have_one_winner(
+    tmp_path: Path, count: int, record_property: Callable[[str, object], None]
+) -> None:
     """The shim's first act against a recovering manager's: never both, never neither."""
     state, root = State(str(tmp_path / "s")), Root(str(tmp_path / "r"))
     barrier = threading.Barrier(2)
@@ -246,7 +248,7 @@ def test_f05_claim_and_withdrawal_have_one_winner(tmp_path: Path, count: int) ->
     racer.join()
     assert [not won for won in withdrawn] == claimed
     assert any(withdrawn) and any(claimed)
-    print(f"withdrawn in {sum(withdrawn)} of {count} races")
+    record_property("withdrawn", f"{sum(withdrawn)} of {count} races")
 
 
 # the spawner

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_f72_the_last_of_two_entries_holds(tmp_path: Path) -> None:
     ],
 )
 def test_f72_memory_does_not_grow_with_the_number_of_files(
-    tmp_path: Path, many: int, few: int
+    tmp_path: Path, many: int, few: int, record_property: Callable[[str, object], None]
 ) -> None:
     # All made before the first fork: a worker's peak begins with what this process has.
     layers = {count: _layer(count) for count in (many, few)}
@@ -105,6 +106,7 @@ def test_f72_memory_does_not_grow_with_the_number_of_files(
             assert worker.result(RESULT_S)["entries"] == count
         os.close(layer)
         peaks[count] = worker.max_rss_bytes
+    record_property("peak of memory by files", peaks)
     assert peaks[many] - peaks[few] < 8 << 20, peaks
 
 
