@@ -32,7 +32,7 @@ def unfinished(root: Path, *, but_pulls: bool = False) -> list[str]:
     """Half-written content, and leases, which keep something until somebody goes on with it.
 
     Both stay for a day of a pull that has failed, so that the next one resumes it: with `but_pulls`
-    that is well. What nobody holds so, nobody will ask for.
+    that is well, as are leases, which may be a test's. What no pull goes on with, nobody asks for.
     """
     database = root / "lighter.db"
     if not database.exists():
@@ -44,15 +44,11 @@ def unfinished(root: Path, *, but_pulls: bool = False) -> list[str]:
         return [f"database: {error}"]
     finally:
         connection.close()
-    pulling = {row[0] for row in leases if but_pulls and row[1].startswith("pull-")}
+    pulling = {of for of, lease in leases if but_pulls and lease.startswith("pull-")}
     written = [_told_of(path.parent) for path in (root / "content" / "writes").glob("*/data")]
     return [
-        *(
-            f"lease: {lease} of {namespace}"
-            for namespace, lease in leases
-            if not (but_pulls and lease.startswith("pull-"))
-        ),
-        *(f"half-written: {ref}" for namespace, ref in sorted(written) if namespace not in pulling),
+        *(f"lease: {lease} of {of}" for of, lease in leases if not but_pulls),
+        *(f"half-written: {ref}" for of, ref in sorted(written) if of not in pulling),
     ]
 
 

@@ -47,7 +47,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     enclosure = Enclosure()
     lighterd = Lighterd(census.Owners())
     lighterd.prefix = enclosure.prefix
-    lighterd.resumes = True  # Docker's own leases
+    lighterd.resumes = True  # Docker goes on with what it has begun
     engine = Engine(
         enclosure, lighterd.grpc_address, variant.release, snapshotter=variant.snapshotter
     )

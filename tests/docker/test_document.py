@@ -103,7 +103,7 @@ def test_the_page_is_true() -> None:
     enclosure = Enclosure()
     lighterd = Lighterd(census.Owners())
     lighterd.prefix = enclosure.prefix
-    lighterd.resumes = True  # Docker's own leases
+    lighterd.resumes = True  # Docker goes on with what it has begun
     reader = Reader(enclosure, lighterd)
     lighterd.start()
     try:

@@ -473,8 +473,6 @@ def test_what_a_pull_or_a_writer_has_left_is_seen(tmp_path: Path) -> None:
     put(tmp_path, "leases", namespace="n", id="pull-ab")
     assert unfinished(tmp_path) == ["lease: pull-ab of n", "half-written: layer"]
     assert unfinished(tmp_path, but_pulls=True) == []
-    put(tmp_path, "leases", namespace="n", id="mine")
-    assert unfinished(tmp_path, but_pulls=True) == ["lease: mine of n"]
 
 
 def put(root: Path, table: str, **values: object) -> None:
