@@ -334,7 +334,7 @@ def judge_codes(events: list[dict[str, Any]], calls: list[Call], harms: list[Har
 
 def _may_end(call: Call, status: int) -> bool:
     """Whether a process may have ended so by the call: what kills, and what was broken off."""
-    if call.outcome == LOST or call.result in OF_FAULTS:
+    if call.outcome == LOST or (call.outcome == REFUSED and call.result in OF_FAULTS):
         return call.call not in ("tasks.get", "tasks.wait")
     return status == KILLED and call.outcome == OK and call.call in KILLS
 
