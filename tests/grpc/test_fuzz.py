@@ -13,8 +13,11 @@ import pkgutil
 import random
 import re
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -125,7 +128,7 @@ def wild(choose: random.Random) -> bytes:
 class Caller:
     """Asks one manager; `faults` are what it should not have said."""
 
-    def __init__(self, space: Space, seed: int) -> None:
+    def __init__(self, space: Any, seed: int) -> None:
         self._space = space
         self._choose = random.Random(seed)
         self.faults: list[str] = []
@@ -137,8 +140,8 @@ class Caller:
             for name, kind in methods():
                 if taken := input_of(name):
                     typed = message(taken, self._choose)
-                    self._ask(channel, name, kind, typed.SerializeToString(), str(typed))
-                self._ask(channel, name, kind, wild(self._choose), "")
+                    self.ask(channel, name, kind, typed.SerializeToString(), str(typed))
+                self.ask(channel, name, kind, wild(self._choose), "")
 
     def ask_damaged(self, until: Callable[[int], bool]) -> None:
         """Requests of real clients, damaged, until so many are enough."""
@@ -152,9 +155,9 @@ class Caller:
                 kind = GetMessageClass(taken)
                 asked = requests.damaged(data, kind, self._choose, hostile)
                 shown = base64.b64encode(asked).decode() if is_one(asked, kind) else ""
-                self._ask(channel, name, kinds[name], asked, shown)
+                self.ask(channel, name, kinds[name], asked, shown)
 
-    def _ask(self, channel: grpc.Channel, name: str, kind: str, data: bytes, shown: str) -> None:
+    def ask(self, channel: grpc.Channel, name: str, kind: str, data: bytes, shown: str) -> None:
         self.asked += 1
         ended, details = self._end(channel, name, kind, data, ANSWER_S)
         if ended == LATE and kind == "" and name not in WAITS:
@@ -198,6 +201,31 @@ def input_of(name: str) -> Descriptor | None:
         return None
     taken: Descriptor = found.methods_by_name[method].input_type
     return taken
+
+
+def test_a_method_that_never_answers_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def hang(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+        over.wait(30)
+        return b""
+
+    handlers = {"Hang": grpc.unary_unary_rpc_method_handler(hang)}
+    server = grpc.server(ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("x.Y", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setattr(f"{__name__}.ASKED_AGAIN_S", 0.5)
+    caller = Caller(SimpleNamespace(api=SimpleNamespace(metadata=())), 1)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            caller.ask(channel, "x.Y/Hang", "stream", b"", "")
+            assert caller.faults == [], "a stream may go on"
+            caller.ask(channel, "x.Y/Hang", "", b"\1", "")
+            assert caller.faults == ["x.Y/Hang: no answer\n01"]
+    finally:
+        over.set()
+        server.stop(0).wait(10)
 
 
 @pytest.fixture
