@@ -38,8 +38,8 @@ BEGINS = {
     "tasks.start": "/tasks/start",
     "tasks.exec": "/tasks/exec-started",
 }
-KILLS = {"tasks.kill", "containers.delete"}
-SLACK_S = 1.0  # between what a client has seen and the time that is told of it
+KILLS = {"tasks.kill", "tasks.delete", "containers.delete"}  # a created task may be deleted
+SLACK_S = 0.1  # between what a client has seen and the time that is told of it
 
 
 @dataclass

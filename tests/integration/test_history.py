@@ -257,6 +257,7 @@ def test_the_judge_of_codes_sees_what_must_not_be() -> None:
     assert judge_codes(unknown, [], []), "nothing has happened to its shim"
     assert not judge_codes(killed, [asked("tasks.kill", OK, {})], [])
     assert not judge_codes(killed, [asked("containers.delete", OK)], [])
+    assert judge_codes([created, ended("", 137, 97)], [asked("tasks.delete", OK, {})], []), "after"
     assert judge_codes(killed, [asked("tasks.kill", REFUSED, "not-found")], [])
     assert judge_codes(killed, [asked("tasks.kill", OK, name="n1-1")], []), "another one"
     assert judge_codes(killed, [asked("tasks.get", LOST)], []), "a look kills nobody"
