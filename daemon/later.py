@@ -8,7 +8,7 @@ could find one half loaded.
 
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +17,6 @@ PUT_OFF = frozenset(
         "ast",
         "asyncio.sslproto",
         "base64",
-        "grp",
         "hashlib",
         "inspect",
         "ipaddress",
@@ -64,7 +63,8 @@ class _Finder:
         if name not in PUT_OFF:
             return None
         spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
+        # One of machine code is made by its own loader, and cannot be filled later.
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 

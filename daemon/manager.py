@@ -160,6 +160,7 @@ class Manager:
         undo.push_async_callback(core.spawner.close)
         # asyncio's way to handle one asks `inspect`, which has to wait until clients are answered.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        undo.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, _HANDLED)
         zmq_context = context()
         undo.callback(zmq_context.destroy, 0)
         router = core.router

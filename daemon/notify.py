@@ -10,6 +10,7 @@ from typing import NoReturn
 
 SEND_S = 5.0
 LOOK_S = 1.0
+MOST_LOOK_S = 8.0
 
 
 class Notifier:
@@ -50,18 +51,20 @@ class Notifier:
     async def keep_telling(self, status: Callable[[], str]) -> None:
         """For ever: that we are alive, and our status when it has changed.
 
-        It comes from the event loop, so that a loop that hangs is missed.
+        It comes from the event loop, so that a loop that hangs is missed. The longer nothing has
+        changed, the later it is looked at.
         """
-        pause_s = min(self.watchdog_s / 3, LOOK_S) if self.watchdog_s else LOOK_S
-        told = ""
+        most_s = min(self.watchdog_s / 3, MOST_LOOK_S) if self.watchdog_s else MOST_LOOK_S
+        told, pause_s = "", 0.0
         while self._address:
             states = ["WATCHDOG=1"] if self.watchdog_s else []
             now = status()
             if now != told:
                 states.append(f"STATUS={now}")
-                told = now
+                told, pause_s = now, 0.0
             if states:
                 self.send(*states, timeout_s=0)
+            pause_s = min(2 * pause_s or LOOK_S, most_s)
             await asyncio.sleep(pause_s)
 
     def reloading(self) -> None:

@@ -14,7 +14,7 @@ from lighter.proto.faults import hit
 log = logging.getLogger("lighter.app")
 
 SWEEP_S = 2.0
-LOOK_AT_SOCKETS_S = 1.0
+LOOK_AT_SOCKETS_S = 5.0  # an idle manager's only work, but for gRPC's own timers
 LISTEN_AGAIN_S = 2.0
 
 

@@ -362,7 +362,7 @@ def remove_dead_sockets(
 
 def _listens(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        return probe.connect_ex(path) in (0, errno.EAGAIN)
+        return probe.connect_ex(path) != errno.ECONNREFUSED
 
 
 @contextlib.contextmanager

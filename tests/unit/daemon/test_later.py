@@ -1,8 +1,11 @@
 """Modules whose names are bound, and whose files are read when something of them is asked for."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,20 @@ def python(body: str) -> list[str]:
     argv = [sys.executable, "-IS", "-c", BEGIN + body]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     return done.stdout.split()
+
+
+def test_a_module_of_machine_code_is_loaded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of the standard library's are such is the distribution's choice."""
+    name = "_testmultiphase" if find_spec("_testmultiphase") else "_ssl"
+    assert isinstance(getattr(find_spec(name), "loader", None), ExtensionFileLoader)
+    monkeypatch.setattr(later, "PUT_OFF", frozenset({name}))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    later.put_off()
+    try:
+        module = importlib.import_module(name)
+        assert len(vars(module)) > 10 and not isinstance(module, later._Later)
+    finally:
+        later.put_off_until_now()
 
 
 @pytest.mark.usefixtures("modules")
