@@ -75,7 +75,7 @@ test: setup venv ## all set-up, lint, then every test but the long ones; needs r
 	$(call SESSION,-early) $(EARLY) || failed=1; \
 	wait $$beside || failed=1; \
 	beside=; cat .cache/beside.log; \
-	wait $$preparing || true; \
+	wait $$preparing || true; preparing=; \
 	$(call SESSION) $(LATE) || failed=1; \
 	exit $$failed
 

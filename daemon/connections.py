@@ -59,7 +59,7 @@ class Strangers:
         self._hello_s = hello_s
         self._rest: asyncio.TimerHandle | None = None
         self._crowd = 0
-        self._crowd_since = self._complained_at = -1e9
+        self._crowd_since = self._complained_at = self._flooded_at = -1e9
         # By descriptor, since the kernel has one connection behind each: (inode, whose, end of
         # patience).
         self._silent: dict[int, tuple[int, int, asyncio.TimerHandle]] = {}
@@ -85,6 +85,13 @@ class Strangers:
         fd, inode = connection
         self._forget(fd)
         self._greeted[fd] = inode
+
+    def silent_again(self, connection: Connection) -> None:
+        """It is no client any more, and may be that or go, as when it came."""
+        fd, inode = connection
+        if self._greeted.get(fd) == inode:
+            del self._greeted[fd]
+            self._accepted(fd)
 
     @property
     def rests(self) -> bool:
@@ -152,7 +159,10 @@ class Strangers:
             self._begin_rest()
 
     def _begin_rest(self) -> None:
-        log.warning("connections to %s come too fast: few at a time are let in", self._path)
+        now = time.monotonic()
+        if now - self._flooded_at > COMPLAIN_S:
+            log.warning("connections to %s come too fast: few at a time are let in", self._path)
+        self._flooded_at = now
         hide(self._path)
         self._crowd = 0
         self._rest = asyncio.get_running_loop().call_later(REST_S, self._turn)

@@ -48,7 +48,10 @@ def before_s() -> float | None:
     """How long the `make` that this process is of has been at work; None when it is of none."""
     began, pid = None, os.getpid()
     while pid > 1:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        except OSError:  # it ended between two looks
+            break
         fields = stat[2].split()  # from the third one of proc_pid_stat(5) on
         if stat[0].endswith("(make"):
             began = int(fields[19]) / os.sysconf("SC_CLK_TCK")

@@ -2,10 +2,10 @@
 
 SQLite has the file system allocate it by one byte for each 4 KiB. Where blocks are smaller the rest
 are holes until the first write to the log, and who writes to one on a full disk ends by SIGBUS. So
-there a database is opened only with room for both.
+there a database is opened only with room for both. An index that is there is no room: the first
+connection after a `kill -9` makes it anew.
 """
 
-import contextlib
 import errno
 import os
 
@@ -21,9 +21,6 @@ def has_room(database: str) -> bool:
     try:
         if os.statvfs(folder).f_bsize >= _PAGE_BYTES:
             return True
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(database + "-shm").st_blocks * 512 >= _INDEX_BYTES:
-                return True
         fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, _INDEX_BYTES + _FIRST_WRITE_BYTES)

@@ -224,7 +224,21 @@ class ClientServer:
 
     def _hello(self, routing_id: bytes, hello: codec.Hello, frame: "zmq.Frame") -> None:
         connection = connection_of(frame)
+        before = self._clients.get(routing_id)
         self._drop_client(routing_id, connection)
+        self._greet(routing_id, hello, frame, connection)
+        was_greeted = before is not None and before.connection == connection
+        if was_greeted and routing_id not in self._clients and self._strangers is not None:
+            self._strangers.silent_again(connection)
+
+    def _greet(
+        self,
+        routing_id: bytes,
+        hello: codec.Hello,
+        frame: "zmq.Frame",
+        connection: tuple[int, int],
+    ) -> None:
+        """Make it a client, unless there is a reason not to."""
         pid, uid, gid = peer_credentials(frame)
         if not pid or not hello.version or hello.version not in codec.SUPPORTED:
             self.dropped += 1

@@ -31,7 +31,7 @@ from tests.integration.test_shim_memory import descriptors
 from tests.lives import NO_STDIO, ask
 from tests.registries import free_port
 
-ANSWER_S = 60.0
+ANSWER_S = 180.0
 NAMES = [f"c{number}" for number in range(3)]
 
 # Connects without a pause longer than that of its pace, and holds what it has: so many at most.

@@ -252,6 +252,15 @@ def test_f58_who_is_no_client_any_more_has_no_connection(at: Setting) -> None:
         assert isinstance(answer(socket), codec.Welcome), "it was cut off, and has come again"
 
 
+def test_f58_who_takes_its_hello_back_is_counted_as_silent(at: Setting) -> None:
+    with at.raw() as socket:
+        for version, silent, clients in ((1, 0, 1), (0, 1, 0), (1, 0, 1)):
+            socket.send_multipart(codec.encode(codec.Hello(GENERATION, version, [], {})))
+            socket.send_multipart(codec.encode(request(version, "echo")))
+            assert answer(socket)
+            assert (at.server.silent_count, at.server.client_count) == (silent, clients)
+
+
 def test_f59_a_request_that_memory_is_too_small_for_is_refused(
     at: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,7 +227,7 @@ def test_sec_68_raw_garbage_leaves_the_others_served(ctx: Context, path: str) ->
         for number in range(100):
             dealer.send_multipart([b"%d" % number], zmq.NOBLOCK)
             assert receive(router, dealer) == [b"good", b"%d" % number]
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
 
 
 def test_libzmq_is_new_enough() -> None:
