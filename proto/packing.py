@@ -29,7 +29,7 @@ def pack(value: Any) -> bytes:
 
     Raises TypeError, OverflowError, ValueError.
     """
-    library = sys.modules.get("msgpack")
+    library = _loaded()
     if library is not None:
         packed: bytes = library.packb(value, use_bin_type=True)
         return packed
@@ -46,7 +46,7 @@ def unpack(data: bytes, most_items: int) -> Any:
     OverflowError.
     """
     size = len(data)
-    library = sys.modules.get("msgpack")
+    library = _loaded()
     if library is None:
         if size <= SHORT_BYTES:
             return _read(data)
@@ -68,6 +68,12 @@ def unpack(data: bytes, most_items: int) -> Any:
     # Not a ValueError, as its other errors of format, stack and extra data are.
     except library.UnpackException as err:
         raise ValueError(f"{type(err).__name__}: {err}") from err
+
+
+def _loaded() -> Any:
+    """The library; None also while another thread is loading it: `dumps` is its last name."""
+    library = sys.modules.get("msgpack")
+    return library if hasattr(library, "dumps") else None
 
 
 def _read(data: bytes) -> Any:

@@ -132,7 +132,8 @@ class ExecService:
         return request["stdio"] if request else {}
 
     def _record(self, entry: Entry, exec_: Exec) -> None:
-        """Raises AlreadyExists."""
+        """Raises AlreadyExists, and FailedPrecondition when the task has ended meanwhile."""
+        states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
         exec_id = exec_.exec_id
         if exec_id in entry.execs:
             # An ended one counts too: a call that is repeated must not run the program again.

@@ -43,6 +43,7 @@ def make(job: dict[str, Any], fds: list[int], _channel: Channel) -> dict[str, An
         else:
             linux.unshare(linux.CLONE_NEWNET)
             _loopback_up()
+            _of_interfaces_to_come("accept_ra", b"0")
             if not job["ipv6"]:
                 _no_ipv6()
         linux.mount(source, path, "", linux.MS_BIND)
@@ -65,15 +66,23 @@ def _no_ipv6() -> None:
 
     A plugin that gives an interface an IPv6 address turns it on for that interface.
     """
+    _of_interfaces_to_come("disable_ipv6", b"1")
+
+
+def _of_interfaces_to_come(setting: str, value: bytes) -> None:
+    """ip-sysctl, /proc/sys/net/ipv6/conf/default.
+
+    `accept_ra` 0: addresses and routes are what plugins give. Any neighbour could send a container
+    others, and plugins that find an address they have not given leave rules behind on the host.
+    """
     try:
-        place = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
-        setting = os.open(place, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/sys/net/ipv6/conf/default/{setting}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:  # a kernel without IPv6
         return
     try:
-        os.write(setting, b"1")
+        os.write(fd, value)
     finally:
-        os.close(setting)
+        os.close(fd)
 
 
 def no_ipv6(job: dict[str, Any], _fds: list[int], _channel: Channel) -> dict[str, Any]:

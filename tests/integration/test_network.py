@@ -206,6 +206,7 @@ def test_sec_83_a_containers_router_advertisement_changes_nothing(
     document["plugins"][0]["ipam"] = net.ipam("10.20.0.0/24", "fd00:20::/64")
     net.write("10-six.conflist", document)
     run(net, "--network", "six", "rogue")
+    run(net, "--network", "six", "peer")
     # ICMPv6 type 134, hop limit 64, a lifetime of 1800 s; the kernel adds the checksum. With it
     # a prefix (option 3) of which a host may make itself an address: rfc4861, 4.2 and 4.6.2.
     program = (
@@ -263,6 +264,12 @@ def test_sec_83_a_containers_router_advertisement_changes_nothing(
         return advertise() and len(learned()) >= 2
 
     await_that(heeded, 30, "the route and the prefix are learned")
+    # The sender hears itself too. Routes by advertisement have flag RTF_ADDRCONF: ipv6_route.h.
+    for name in ("rogue", "peer"):
+        inside(net, name, "ping -6 -c 1 -W 5 fd00:20::1")
+        assert "fd000bad" not in inside(net, name, "cat /proc/net/if_inet6"), name
+        routes = inside(net, name, "cat /proc/net/ipv6_route").splitlines()
+        assert not [line for line in routes if int(line.split()[8], 16) & 0x40000], name
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])

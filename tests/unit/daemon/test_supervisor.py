@@ -12,6 +12,7 @@ import pytest
 
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.tasks import execs
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry, Exec
@@ -22,7 +23,7 @@ from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import codec, events, faults, states
-from lighter.proto.errors import Internal, LighterError, Unavailable
+from lighter.proto.errors import FailedPrecondition, Internal, LighterError, Unavailable
 from lighter.proto.paths import Root, State
 
 pytestmark = pytest.mark.root
@@ -179,7 +180,16 @@ def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(pla
             entry.execs[exec_.exec_id] = exec_
             place.store.save_exec(tx, entry, exec_)
         entry.execs["runs"] = Exec("runs", states.RUNNING, False, 1)
-    execs = ExecService(
+    with pytest.raises(Unavailable):  # there is no shim
+        asyncio.run(execs_of(place).exec("default", "c", "new", {}, {}))
+    kept = {"x000", *(f"x{number:03}" for number in range(11, ENDED_KEPT + 10))}
+    assert set(entry.execs) == kept | {"runs"}
+    (recorded,) = place.store.load()
+    assert set(recorded.execs) == kept
+
+
+def execs_of(place: Place) -> ExecService:
+    return ExecService(
         db=place.db,
         store=place.store,
         log=EventLog(place.db),
@@ -187,12 +197,23 @@ def test_of_ended_execs_the_newest_stay_and_those_of_clients_who_delete_them(pla
         bundle_of=place.bundle_of,
         cgroup_lock=CgroupLock(own="/dev/null"),
     )
-    with pytest.raises(Unavailable):  # there is no shim
-        asyncio.run(execs.exec("default", "c", "new", {}, {}))
-    kept = {"x000", *(f"x{number:03}" for number in range(11, ENDED_KEPT + 10))}
-    assert set(entry.execs) == kept | {"runs"}
-    (recorded,) = place.store.load()
-    assert set(recorded.execs) == kept
+
+
+def test_an_exec_whose_task_ends_before_it_is_recorded_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its shim is waited for. Nothing of an exec comes after its task's exit."""
+    entry = place.entry("a" * 16, states.RUNNING)
+
+    async def connected(_entry: Entry) -> None:
+        place.supervisor.record_exit(entry, Exit(0, 5), Exit(255, 5))
+
+    monkeypatch.setattr(execs, "connected", connected)
+    with pytest.raises(FailedPrecondition):
+        asyncio.run(execs_of(place).exec("default", "c", "x", {}, {}))
+    assert not entry.execs
+    rows = place.db.rows("SELECT topic FROM events")
+    assert [row["topic"] for row in rows] == [events.EXIT]
 
 
 def test_an_exec_whose_start_was_not_recorded_ends_with_its_task(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import ModuleType
 from typing import Any
 
 import msgpack
@@ -92,6 +93,13 @@ def test_what_is_long_is_the_librarys(alone: None) -> None:
     data = msgpack.packb(["x" * packing.SHORT_BYTES])
     assert packing.unpack(data, MOST) == ["x" * packing.SHORT_BYTES]
     assert "msgpack" in sys.modules
+
+
+def test_a_library_that_another_thread_is_loading_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "msgpack", ModuleType("msgpack"))
+    assert packing.unpack(packing.pack({"a": 1}), MOST) == {"a": 1}
 
 
 def test_other_types_are_refused_with_and_without_the_library(
