@@ -117,7 +117,9 @@ def test_histories_under_a_nemesis_are_explained(
         problems += found
         problems += [line for tag in certain for line in read_whole(lighterd, caller.tags[tag])]
     for name in listed:
+        began = time.time()
         lives.ask(lighterd, "containers.delete", id=name, force=True)
+        calls.append(Call("containers.delete", name, began, time.time(), OK, {}))
     lighterd.resumes = True  # whoever lost a pull may have been at its last one
     lives.leftovers(lighterd, but=[str(lighterd.root)])
     events = lives.history(lighterd)
