@@ -34,6 +34,22 @@ STOP_S = 60.0
 _POLL_S = 0.02
 
 
+def importing(client: Client, fd: int, timeout_s: float) -> Any:
+    """The stream of an import of an archive that is read from a descriptor of this process."""
+    return client.stream(
+        "images",
+        "import",
+        timeout_s=timeout_s,
+        source=f"/proc/{os.getpid()}/fd/{fd}",
+        base_name="",
+        index_name="",
+        digests=False,
+        all_platforms=False,
+        unpack=True,
+        snapshotter="",
+    )
+
+
 class Lighterd:
     """One instance. `root`, `state`, `instance` name it; `log` is what the manager wrote."""
 
@@ -200,18 +216,7 @@ class Lighterd:
     def import_archive(self, path: Path) -> list[str]:
         """Import an image archive; returns the names of its images."""
         with self.client() as client, path.open("rb") as file:
-            stream = client.stream(
-                "images",
-                "import",
-                timeout_s=60,
-                source=f"/proc/{os.getpid()}/fd/{file.fileno()}",
-                base_name="",
-                index_name="",
-                digests=False,
-                all_platforms=False,
-                unpack=True,
-                snapshotter="",
-            )
+            stream = importing(client, file.fileno(), 60)
             for _ in stream:
                 pass
         found: list[str] = stream.result["images"]

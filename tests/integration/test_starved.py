@@ -12,7 +12,7 @@ import pytest
 
 from lighter.proto import errors
 from tests import cgroups, images, lives
-from tests.harness import Lighterd, await_that
+from tests.harness import Lighterd, await_that, importing
 from tests.lives import NO_STDIO, NoAnswer, ask
 from tests.processes import spawners, with_title
 
@@ -210,17 +210,7 @@ def test_f60_a_worker_that_stands_still_costs_its_caller_alone(
     workers = f"lighter-worker --instance {lighterd.instance}"
     try:
         with lighterd.client() as client:
-            stream = client.stream(
-                *("images", "import"),
-                timeout_s=GIVEN_UP_S,
-                source=f"/proc/{os.getpid()}/fd/{read_end}",
-                base_name="",
-                index_name="",
-                digests=False,
-                all_platforms=False,
-                unpack=True,
-                snapshotter="",
-            )
+            stream = importing(client, read_end, GIVEN_UP_S)
             os.write(write_end, data[: 32 << 10])
             await_that(lambda: with_title(workers), GIVEN_UP_S, "its worker waits for the rest")
             (worker,) = with_title(workers)
