@@ -23,13 +23,13 @@ from lighter.daemon.network.request import NetworkRequest, Port, from_option
 from lighter.daemon.network.specs import Prepared, default_hostname
 from lighter.daemon.oci.selinux import mount_label, shared_label
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.turns import Turns
 from lighter.daemon.types import Container
 from lighter.proto import states
 from lighter.proto.errors import FailedPrecondition
 from lighter.proto.faults import hit
 
-# Attachments under way to one network: plugins wait for each other's locks anyway, and one network
-# that hangs is not to keep others waiting.
+# Attachments under way to one network: plugins wait for each other's locks anyway.
 AT_ONCE = 8
 
 FindTask = Callable[[str, str], Entry]
@@ -53,7 +53,7 @@ class NetworkService:
         self._configs = configs
         self._find_task = find_task
         self._find_container = find_container
-        self._at_once: dict[str, asyncio.Semaphore] = {}
+        self._turns: dict[str, Turns] = {}
 
     async def check(self, request: NetworkRequest) -> None:
         """Whether such a container could start now. Raises NotFound, FailedPrecondition."""
@@ -159,7 +159,7 @@ class NetworkService:
             unpublished = () if here else unpublished
             ips = tuple(ip for ip in (request.ip, request.ip6) if ip) if number == 0 else ()
             mac = request.mac if number == 0 else ""
-            async with self._at_once.setdefault(network.name, asyncio.Semaphore(AT_ONCE)):
+            async with self._turns.setdefault(network.name, Turns(AT_ONCE)).take():
                 await self._attachments.add(key, network, Wanted(ips, mac, here, request.dns))
 
     async def write_files(

@@ -34,6 +34,7 @@ from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, cleaned_or_stuck, find
 from lighter.daemon.tasks.shims import MARGIN_S, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.turns import Turns
 from lighter.daemon.types import Container, Mount, RuntimeOptions
 from lighter.proto import states
 from lighter.proto.errors import (
@@ -51,7 +52,7 @@ log = logging.getLogger("lighter.tasks")
 
 BEHIND_S = 0.5
 _POLL_S = 0.05
-AT_ONCE = 8  # creates under way; more only make each other slow
+AT_ONCE = 8  # creates under way
 
 
 class TaskCreator:
@@ -93,7 +94,7 @@ class TaskCreator:
         self._has_room = has_room
         self._most_tasks = most_tasks
         self._cgroup_lock = cgroup_lock
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._turns = Turns(AT_ONCE)
 
     async def create(
         self,
@@ -153,7 +154,7 @@ class TaskCreator:
         async with entry.lock:
             try:
                 hit("create.row-committed")
-                async with self._at_once:
+                async with self._turns.take():
                     return await self._create(entry, container, mounts, stdio, calling, spec)
             except BaseException:
                 # Shielded: a caller that gives up does not leave half a task behind.

@@ -5,16 +5,19 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lighter.daemon.tasks.creation import AT_ONCE
 from lighter.proto import errors
 from tests import lives
 from tests.harness import Lighterd, await_that
 from tests.lives import NO_STDIO, ask
 
+RUNTIME_S = 120  # runtimes.runc.timeout_s
 MAX_QUOTE = 4096 + 400  # what the runtime said last, and who said it
 
 
@@ -140,6 +143,41 @@ def test_f44_a_runtime_that_hangs_holds_nobody_else(lighterd: Lighterd, busybox:
         gate.write_text("")
         list(stream)
         assert lives.task(lighterd, "slow")["pid"] == stream.result["pid"]
+
+
+def test_f44_as_many_as_are_made_at_once_hang(lighterd: Lighterd, busybox: str) -> None:
+    gate, hung = lighterd.base / "gate", lighterd.base / "hung"
+    os.mkfifo(gate)
+    slow = runtime(
+        lighterd,
+        f'#!/bin/sh\ncase " $* " in *" create "*) echo >>{hung}; : <{gate};; esac\n'
+        'exec runc "$@"\n',
+    )
+    names = [f"slow{number}" for number in range(AT_ONCE)]
+    for name in names:
+        lives.define(lighterd, busybox, name, "sleep", "1000", runtime=slow)
+    with ExitStack() as clients:
+        streams = [
+            clients.enter_context(lighterd.client()).stream(
+                "tasks", "create", timeout_s=RUNTIME_S, id=name, **NO_STDIO
+            )
+            for name in names
+        ]
+        await_that(
+            lambda: hung.exists() and hung.read_text().count("\n") == AT_ONCE,
+            30,
+            "all of them hang",
+        )
+        began = time.monotonic()
+        lives.begin(lighterd, busybox, "other", "true")
+        assert time.monotonic() - began < RUNTIME_S / 2  # the runtime's deadline is theirs
+        assert ask(lighterd, "tasks.wait", id="other", exec_id="")["exit_status"] == 0
+        assert hung.read_text().count("\n") == AT_ONCE
+        gate.write_text("")
+        for stream in streams:
+            list(stream)
+    for name in names:
+        ask(lighterd, "containers.delete", id=name, force=True)
 
 
 def test_a_create_that_is_given_up_is_undone(lighterd: Lighterd, busybox: str) -> None:
