@@ -199,6 +199,11 @@ class Database:
         with self._transaction(self.fast, "fast") as tx:
             yield tx
 
+    @property
+    def changes(self) -> int:
+        """Rows that were changed since it was opened: while it stands, so does what was read."""
+        return self.durable.total_changes + self.fast.total_changes
+
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """All rows of a query; inside a transaction, ask the transaction instead."""
         try:

@@ -165,3 +165,20 @@ def test_f57_after_a_clock_that_was_set_back_what_has_no_task_is_started(
     asyncio.run(look())
     owed = world.store.get("default", "b")
     assert (owed is not None and owed.due_at is not None) is is_started
+
+
+def test_an_idle_database_is_not_read_again(world: World) -> None:
+    read: list[str] = []
+    world.db.durable.set_trace_callback(read.append)
+    assert [one.id for one in world.store.labelled()] == ["a"] and read
+    read.clear()
+    assert [one.id for one in world.store.labelled()] == ["a"] and not read
+    world.add("b", labels.RUNNING)
+    assert [one.id for one in world.store.labelled()] == ["a", "b"]
+    # By the other connection, and by a row that goes with another one.
+    with world.db.fast_transaction() as tx:
+        tx.execute("UPDATE containers SET labels = '{}' WHERE id = 'b'")
+    assert [one.id for one in world.store.labelled()] == ["a"]
+    before = world.db.changes
+    world.containers.delete("default", "a")
+    assert world.store.labelled() == [] and world.db.changes > before
