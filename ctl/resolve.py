@@ -1,4 +1,4 @@
-"""Names on the command line: beginnings of containers' ids, and many names of one verb."""
+"""Names on the command line: beginnings of made-up ids, and many names of one verb."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def resolved(session: Session, ref: str, act: Callable[[str], Result]) -> Result:
-    """`act` on the container `ref`, or else on the only one whose id begins with it.
+    """`act` on the container `ref`, or else on the only one whose made-up id begins with it.
 
-    The look-up is made after a NotFound alone, so an exact id costs nothing.
+    The look-up is made after a NotFound alone, so an exact id costs nothing. It takes no beginnings
+    of names: who asks for `db` when that has just gone must not get `db-prod`.
     """
     try:
         return act(ref)

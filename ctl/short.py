@@ -1,4 +1,4 @@
-"""The short verbs: docker's words for the same services, taking unique beginnings of ids.
+"""The short verbs: docker's words for the same services, taking beginnings of made-up ids.
 
 Each works through all containers it is given, tells what failed, and fails if anything did.
 """
@@ -24,8 +24,15 @@ _REFS = grammar.argument("refs", nargs=-1, required=True, metavar="CONTAINER..."
 
 
 def each(session: Session, refs: tuple[str, ...], act: Callable[[str], object]) -> int:
-    """`act` on every container; prints the names it succeeded for. Returns the exit code."""
-    return work_through(session, refs, lambda ref: resolved(session, ref, act))
+    """`act` on every container; prints the ids it succeeded for. Returns the exit code."""
+
+    def act_and_tell(container_id: str) -> None:
+        act(container_id)
+        print(container_id, flush=True)
+
+    return work_through(
+        session, refs, lambda ref: resolved(session, ref, act_and_tell), shown=False
+    )
 
 
 @grammar.command("exec", interspersed=False)

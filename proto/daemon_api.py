@@ -119,7 +119,8 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
     containers.restart  {id, timeout_s, signal} -> {pid}    stopped as by tasks.stop, then started
     containers.update   {id, limits, restart} -> {}     limits as of containers.create, at once and for later tasks
     containers.rename   {id, name} -> {}                refused while it has a task that runs
-    containers.resolve  {ref} -> {id}                   exact id, else the only id it begins
+    containers.resolve  {ref} -> {id}                   exact id, else the only one it begins of those made up:
+                        12 hexadecimal digits, Docker's 64
     containers.delete   {id, force, volumes} -> {}      refused while a task exists; force kills and deletes it;
                         volumes: those too that were made for it without a name
     containers.forget   {id} -> {}                      as delete, but its snapshot stays, as anybody's

@@ -190,14 +190,16 @@ class ContainerStore:
         return self.get(container.namespace, container.id)
 
     def resolve(self, namespace: str, ref: str) -> str:
-        """The id that is `ref`, else the only one that begins with it.
+        """The id that is `ref`, else the only made-up one that begins with it.
 
+        A name is never meant by its beginning: `db` is not there is no reason to take `db-prod`.
         Raises NotFound, or InvalidArgument when several begin with it.
         """
         rows = self._db.rows(
-            "SELECT id FROM containers WHERE namespace = ? AND substr(id, 1, ?) = ?"
-            " ORDER BY length(id), id LIMIT 4",
-            (namespace, len(ref), ref),
+            "SELECT id FROM containers WHERE namespace = ? AND (id = ? OR"
+            " substr(id, 1, ?) = ? AND length(id) IN (12, 64) AND id NOT GLOB '*[^0-9a-f]*')"
+            " ORDER BY id = ? DESC, id LIMIT 4",
+            (namespace, ref, len(ref), ref, ref),
         )
         ids = [row["id"] for row in rows]
         if not ref or not ids:

@@ -160,7 +160,7 @@ def test_create_start_wait(manager: Lighterd) -> None:
     assert waiting.returncode == 1
     assert b"no such task" in waiting.stderr
     started = manager.ctl("start", "box", made_up[:6], check=True)
-    assert started.stdout.decode() == f"box\n{made_up[:6]}\n"
+    assert started.stdout.decode() == f"box\n{made_up}\n"
     assert manager.ctl("wait", "box", made_up[:6], check=True).stdout == b"7\n8\n"
     as_json = json.loads(manager.ctl("wait", "--format", "json", "box", check=True).stdout)
     assert [(end["id"], end["exit_status"]) for end in as_json] == [("box", 7)]
@@ -170,6 +170,21 @@ def test_create_start_wait(manager: Lighterd) -> None:
     begin(manager, IMAGE, "late", "sh", "-c", "sleep 1; exit 3")
     done = manager.ctl("wait", "late", *["box"] * 40, check=True, timeout=60)
     assert done.stdout == b"3\n" + b"7\n" * 40
+
+
+def test_no_verb_takes_the_beginning_of_a_name(manager: Lighterd) -> None:
+    """Who ends `db` when it has gone must not end `db-prod`."""
+    begin(manager, IMAGE, "db-prod", "sleep", "1000")
+    pid = ask(manager, "tasks.get", id="db-prod")["task"]["pid"]
+    for words in (
+        *(("rm", "-f"), ("stop", "-t", "0"), ("kill",), ("pause",), ("restart", "-t", "0")),
+        *(("update", "-m", "64m"), ("start",), ("wait",), ("exec",), ("rename",), ("inspect",)),
+    ):
+        more = {"exec": ["true"], "rename": ["other"]}.get(words[0], [])
+        done = manager.ctl(*words, "db", *more)
+        assert done.returncode in (1, 125) and done.stdout == b"", (words, done)
+    task = ask(manager, "tasks.get", id="db-prod")["task"]
+    assert (task["status"], task["pid"]) == ("running", pid)
 
 
 @pytest.mark.parametrize("how", ["created", "renamed"])

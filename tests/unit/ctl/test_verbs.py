@@ -460,13 +460,13 @@ def test_a_run_that_times_out_before_it_starts_is_taken_back(
 
 def test_short_verbs_take_a_unique_beginning(manager: FakeManager, ctl: Ctl) -> None:
     def pause(ask: Ask) -> Any:
-        return {} if ask.body["id"] == "container1" else NotFound("pause: no such task")
+        return {} if ask.body["id"] == "abcdef012345" else NotFound("pause: no such task")
 
     manager.on("tasks.pause", pause)
-    manager.on("containers.resolve", {"id": "container1"})
-    done = ctl("pause", "cont")
-    assert (done.returncode, done.stdout) == (0, b"cont\n")
-    assert ctl("tasks", "pause", "cont").returncode == 1
+    manager.on("containers.resolve", {"id": "abcdef012345"})
+    done = ctl("pause", "abc")
+    assert (done.returncode, done.stdout) == (0, b"abcdef012345\n"), "who is meant is told"
+    assert ctl("tasks", "pause", "abc").returncode == 1
 
 
 def test_one_failure_of_many_is_told_and_the_rest_is_done(manager: FakeManager, ctl: Ctl) -> None:

@@ -107,17 +107,32 @@ def test_pages_have_no_spec_and_meet_without_gap(db: Database) -> None:
     assert seen == names
 
 
-def test_resolve_takes_the_id_or_its_only_beginning(db: Database) -> None:
+def test_resolve_takes_the_id_or_the_only_beginning_of_a_made_up_one(db: Database) -> None:
     store = ContainerStore(db)
-    for name in ("ab", "abc", "abd", "x1"):
+    docker = "c0ffee" + 58 * "0"
+    for name in ("ab", "ab0123456789", "abcdef012345", docker, "cab"):
         store.create(container(name))
     assert store.resolve("default", "ab") == "ab"
-    assert store.resolve("default", "x") == "x1"
-    with pytest.raises(InvalidArgument, match="several begin with it: ab, abc, abd"):
+    assert store.resolve("default", "ab0") == "ab0123456789"
+    assert store.resolve("default", "c") == docker
+    with pytest.raises(InvalidArgument, match="several begin with it: ab0123456789, abcdef012345"):
         store.resolve("default", "a")
-    for missing in ("", "%", "q"):
+    for missing in ("", "%", "q", "*"):
         with pytest.raises(NotFound):
             store.resolve("default", missing)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["db-prod", "db2", "db" + 9 * "0", "db" + 11 * "0", "DB" + 10 * "0", "db-" + 9 * "0"],
+)
+def test_a_name_is_not_meant_by_its_beginning(db: Database, name: str) -> None:
+    store = ContainerStore(db)
+    store.create(container(name))
+    for length in range(1, len(name)):
+        with pytest.raises(NotFound):
+            store.resolve("default", name[:length])
+    assert store.resolve("default", name) == name
 
 
 def test_update_changes_what_is_given(db: Database) -> None:
