@@ -7,6 +7,11 @@ from typing import Any
 HIDDEN = "(hidden)"
 # Labels of these beginnings are written by container managers, and say how things hang together.
 _OURS = ("containerd.io/", "io.containerd.", "io.lighter.", "nerdctl/", "com.docker/engine")
+# What tmpfs, devpts and overlays are told. Others may be a password, of cifs say.
+_PLAIN_OPTIONS = {
+    *("size", "nr_blocks", "nr_inodes", "mode", "uid", "gid", "ptmxmode", "max", "context"),
+    *("lowerdir", "upperdir", "workdir"),
+}
 
 
 def spec(text: str) -> Any:
@@ -28,6 +33,9 @@ def _spec(document: dict[str, Any]) -> dict[str, Any]:
             "args": _program(process.get("args")),
         }
     kept["annotations"] = _values(document.get("annotations"))
+    mounts = document.get("mounts")
+    if isinstance(mounts, list):
+        kept["mounts"] = [_mount(one) for one in mounts if isinstance(one, dict)]
     hooks = document.get("hooks")
     if isinstance(hooks, dict):
         kept["hooks"] = {
@@ -36,6 +44,18 @@ def _spec(document: dict[str, Any]) -> dict[str, Any]:
             if isinstance(each, list)
         }
     return kept
+
+
+def _mount(mount: dict[str, Any]) -> dict[str, Any]:
+    options = mount.get("options")
+    if not isinstance(options, list):
+        return {key: value for key, value in mount.items() if key != "options"}
+    return {**mount, "options": [_option(str(one)) for one in options]}
+
+
+def _option(option: str) -> str:
+    name, sign, _ = option.partition("=")
+    return option if not sign or name in _PLAIN_OPTIONS else name + sign + HIDDEN
 
 
 def labels(value: Any) -> Any:

@@ -6,9 +6,11 @@ it (redact.py). It is still for the eyes of whoever helps, not for everybody's.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 import tarfile
@@ -122,7 +124,7 @@ def _parts(session: Session, lighterd: str) -> Iterator[Part]:
     yield "doctor.json", lambda: _json(examination(session, lighterd))
     yield "client.json", lambda: _json({"version": VERSION, "argv": sys.argv[:1]})
     yield from _of_manager(session)
-    state = os.path.dirname(session.address)
+    state = os.path.dirname(session.address.removeprefix("unix://"))
     yield "lighterd.log", lambda: _end_of(f"{state}/lighterd.log")
     yield "shims.log", lambda: _shim_reports(f"{state}/tasks")
     for name, argv in _COMMANDS.items():
@@ -221,16 +223,35 @@ def _events(session: Session) -> bytes:
 
 
 def _shim_reports(tasks: str) -> bytes:
-    """Faults that shims have written down beside their tasks; mostly there are none."""
+    """Faults that shims have written down beside their tasks; mostly there are none.
+
+    No further down than there: below are the containers' own roots.
+    """
     said = []
-    for folder, _, names in os.walk(tasks):
-        if "shim.log" in names:
-            said.append(f"--- {folder}\n".encode() + _end_of(f"{folder}/shim.log"))
+    for folder in (folder for namespace in _within(tasks) for folder in _within(namespace)):
+        try:
+            report = _end_of(f"{folder}/shim.log", os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as err:
+            if isinstance(err, FileNotFoundError | NotADirectoryError):
+                continue
+            report = f"(not read: {err.strerror})\n".encode()
+        said.append(f"--- {folder}\n".encode() + report)
     return b"".join(said)
 
 
-def _end_of(path: str) -> bytes:
-    with open(path, "rb") as file:
+def _within(folder: str) -> list[str]:
+    try:
+        return [f"{folder}/{name}" for name in sorted(os.listdir(folder))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _end_of(path: str, flags: int = 0) -> bytes:
+    """Raises OSError, also for what is no regular file."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | flags)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", path)
         with contextlib.suppress(OSError):
             file.seek(-PART_BYTES, os.SEEK_END)
         return file.read(PART_BYTES)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lighter.ctl import redact
 from tests.harness import BIN, Lighterd, await_that
 from tests.images import REFERENCE
 from tests.processes import with_title
@@ -173,6 +174,56 @@ def test_a_bundle_shows_what_is_here_and_no_secret(
     again = manager.ctl("system", "support", "-o", str(path))
     assert again.returncode == 1 and b"it exists already" in again.stderr
     assert unpacked(path.read_bytes()).keys() == parts.keys()
+
+
+def test_a_bundle_goes_into_no_containers_root(manager: Lighterd) -> None:
+    """Where a link leads to the host's files and a FIFO has no writer."""
+    share = manager.base / "share"
+    share.mkdir()
+    (share / "secret").write_text(SECRET)
+    script = (
+        f"ln -s {share}/secret /shim.log; mkdir /a /b; ln -s /nowhere /a/shim.log;"
+        " mkfifo /b/shim.log; echo ready; sleep 1000"
+    )
+    manager.ctl("run", "-d", REFERENCE, "c", "sh", "-c", script, check=True)
+    await_that(lambda: b"ready" in manager.ctl("logs", "c").stdout, 20, "it is hostile")
+    task = manager.state / "tasks/default/c"
+    assert (task / "rootfs/shim.log").is_symlink(), "the root is where it was looked through"
+    (task / "shim.log").write_text("a shim's own words")
+    other = manager.state / "tasks/default/other"
+    other.mkdir()
+    (other / "shim.log").symlink_to(share / "secret")
+    third = manager.state / "tasks/default/third"
+    third.mkdir()
+    os.mkfifo(third / "shim.log")
+    try:
+        made = manager.ctl(
+            "--address", f"unix://{manager.state}/lighter.sock", "system", "support", "-o", "-",
+            check=True,
+        )  # fmt: skip
+    finally:
+        for folder in (other, third):
+            (folder / "shim.log").unlink()
+            folder.rmdir()
+    parts = unpacked(made.stdout)
+    told = parts["shims.log"].decode()
+    assert f"--- {task}\na shim's own words" in told
+    assert f"--- {other}\n(not read: " in told
+    assert f"--- {third}\n(not read: it is no regular file)" in told
+    assert "rootfs" not in told
+    assert not [name for name, data in parts.items() if SECRET.encode() in data]
+
+
+def test_what_a_mount_is_told_is_hidden() -> None:
+    mount = {
+        "destination": "/share",
+        "type": "cifs",
+        "source": "//host/share",
+        "options": ["ro", "username=me", f"password={SECRET}", "size=64k"],
+    }
+    (shown,) = redact.spec(json.dumps({"mounts": [mount]}))["mounts"]
+    assert shown["options"] == ["ro", "username=(hidden)", "password=(hidden)", "size=64k"]
+    assert shown["source"] == mount["source"]
 
 
 def test_a_bundle_can_be_had_without_a_manager(manager: Lighterd) -> None:
