@@ -124,8 +124,11 @@ def _ingest(
             labels=labels or {},
             lease=lease,
         )
-        for _ in call:
-            pass
+        try:
+            for _ in call:
+                pass
+        finally:
+            source.check()
     return str(call.value["digest"])
 
 

@@ -172,8 +172,9 @@ def _copy_in(
     if source == "-":
         if not stat.S_ISDIR(_mode_inside(session, id_, path)):
             raise FailedPrecondition(f"copy to {_shown(path)} of {id_}: it is no directory")
+        owner = {"uid": None, "gid": None}
         with handed_source("-") as handed:
-            session.call("files.extract", id=id_, path=path, source=handed.path, uid=None, gid=None)
+            _extract(session, id_, path, handed, owner)
         return
     status = os.stat(source) if follow or source.endswith("/") else _lstat(source)
     is_directory = stat.S_ISDIR(status.st_mode)
@@ -182,11 +183,15 @@ def _copy_in(
         handed = filled_pipe(
             undo, lambda fd: _write_tar(fd, source, os.fsdecode(name), follow=follow)
         )
-        try:
-            session.call("files.extract", id=id_, path=folder, source=handed.path, **owner)
-        except LighterError:
-            handed.check()
-            raise
+        _extract(session, id_, folder, handed, owner)
+
+
+def _extract(
+    session: Session, id_: str, folder: bytes, handed: Handed, owner: dict[str, Any]
+) -> None:
+    try:
+        session.call("files.extract", id=id_, path=folder, source=handed.path, **owner)
+    finally:
         handed.check()
 
 

@@ -11,7 +11,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 
-from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError
+from lighter.proto.errors import FailedPrecondition, Internal, InvalidArgument, LighterError
 
 _COPY_BYTES = 1 << 16
 
@@ -31,8 +31,8 @@ class Handed:
         def guarded() -> None:
             try:
                 work()
-            except (OSError, LighterError) as err:
-                self._error = err
+            except Exception as err:  # whoever waits hears of it, whatever it is
+                self._error = _told(err)
             finally:
                 os.close(pipe_fd)
 
@@ -56,15 +56,25 @@ class Handed:
                 raise self._error
 
 
+def _told(err: Exception) -> Exception:
+    """As an error that ctl can tell in a line."""
+    if isinstance(err, OSError | LighterError):
+        return err
+    why = "it is too deep" if isinstance(err, RecursionError) else f"{type(err).__name__}: {err}"
+    told = Internal(f"copy: {why}")
+    told.__cause__ = err
+    return told
+
+
 @contextlib.contextmanager
 def handed_source(path: str) -> Iterator[Handed]:
     """A file to read; `-` is standard input, a directory an OCI layout."""
     with contextlib.ExitStack() as undo:
         if path == "-":
-            if not stat.S_ISSOCK(os.fstat(0).st_mode):
+            if stat.S_ISSOCK(os.fstat(0).st_mode) or _is_read_already(0):
+                yield filled_pipe(undo, lambda fd: _copy(0, fd))
+            else:
                 yield Handed(0)
-                return
-            yield filled_pipe(undo, lambda fd: _copy(0, fd))
             return
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
@@ -98,6 +108,14 @@ def emptied_pipe(undo: contextlib.ExitStack, take: Callable[[int], None]) -> Han
     handed.when_complete(closing.close)
     handed.run(lambda: take(read_fd), read_fd)
     return handed
+
+
+def _is_read_already(fd: int) -> bool:
+    """Whether somebody has read a part of a file: who opens it anew would begin before that."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_CUR) > 0
+    except OSError:  # a pipe, a terminal
+        return False
 
 
 def _copy(source: int, target: int) -> None:

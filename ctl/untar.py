@@ -15,6 +15,7 @@ from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterErr
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 18
+_MOST_S = 1 << 62  # of time; a pax header may say any number, and that it is none
 
 
 class Untar:
@@ -116,7 +117,8 @@ class Untar:
         if self._owner:
             os.fchown(fd, member.uid, member.gid)
         os.fchmod(fd, member.mode & (0o7777 if self._owner else 0o1777))
-        os.utime(fd, (member.mtime, member.mtime))
+        mtime = min(max(member.mtime, -_MOST_S), _MOST_S) if member.mtime == member.mtime else 0
+        os.utime(fd, (mtime, mtime))
 
     @contextlib.contextmanager
     def _parent(self, parts: list[str]) -> Iterator[int]:

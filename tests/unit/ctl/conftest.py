@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,11 +46,12 @@ def ctl(environment: dict[str, str]) -> Ctl:
         input: bytes | None = None,  # noqa: A002 (subprocess.run's word)
         env: dict[str, str] | None = None,
         cwd: str | None = None,
+        stdin: Any = subprocess.DEVNULL,
     ) -> "subprocess.CompletedProcess[bytes]":
         return subprocess.run(
             [str(CTL), *args],
             input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
+            stdin=stdin if input is None else None,
             capture_output=True,
             timeout=PATIENCE_S,
             env={**environment, **(env or {})},
