@@ -1,5 +1,6 @@
 """`ctl network`: networks of containers, by CNI; and `ctl port`."""
 
+import contextlib
 import re
 from typing import Any
 
@@ -7,7 +8,8 @@ from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option
 from lighter.ctl.lists import where
 from lighter.ctl.output import listing, print_json
-from lighter.ctl.resolve import resolved
+from lighter.ctl.resolve import resolved, work_through
+from lighter.proto.errors import NotFound
 
 _NAME = grammar.argument("name", metavar="NETWORK")
 _REF = grammar.argument("ref", metavar="CONTAINER")
@@ -104,15 +106,13 @@ def create(session: Session, /, name: str, subnet: tuple[str, ...], **options: A
 
 @network.verb("remove rm delete del")
 @grammar.argument("names", nargs=-1, required=True, metavar="NETWORK...")
-def remove(session: Session, names: tuple[str, ...]) -> None:
+def remove(session: Session, names: tuple[str, ...]) -> int:
     """remove networks that ctl created and nobody uses
 
     \b
       ctl network remove back
     """
-    for name in names:
-        session.call("networks.delete", name=name)
-        print(name)
+    return work_through(session, names, lambda name: session.call("networks.delete", name=name))
 
 
 @network.verb("connect")
@@ -159,7 +159,7 @@ def check(session: Session, refs: tuple[str, ...]) -> int:
     \b
       ctl network check web
     """
-    return _print_checked(session, _all(session, "networks.check", refs))
+    return _print_checked(session, *_all(session, "networks.check", refs))
 
 
 @network.verb("reload")
@@ -172,34 +172,42 @@ def reload(session: Session, refs: tuple[str, ...], force: bool) -> int:
     \b
       ctl network reload
     """
-    return _print_checked(session, _all(session, "networks.reload", refs, force=force))
+    return _print_checked(session, *_all(session, "networks.reload", refs, force=force))
 
 
-def _all(session: Session, method: str, refs: tuple[str, ...], **fields: Any) -> list[Any]:
+def _all(
+    session: Session, method: str, refs: tuple[str, ...], **fields: Any
+) -> tuple[list[Any], int]:
     """The answers for these containers, or for all that have a network: those of every namespace,
-    since a host's rules are of none, unless -n names one.
+    since a host's rules are of none, unless -n names one. And an exit code: what fails for one is
+    told, and the others have their turn.
     """
+    rows: list[Any] = []
 
-    def ask(container_id: str, namespace: str = session.namespace) -> list[Any]:
+    def ask(container_id: str, namespace: str = session.namespace) -> None:
         call = session.manager.begin(method, namespace=namespace, id=container_id, **fields)
-        checked: list[Any] = call.result()["checked"]
-        return checked
+        rows.extend(call.result()["checked"])
 
     if refs:
-        return [row for ref in refs for row in resolved(session, ref, ask)]
+        code = work_through(session, refs, lambda ref: resolved(session, ref, ask), shown=False)
+        return rows, code
     spaces = [session.namespace]
     if not session.namespace_given:
         spaces = [one["name"] for one in session.call("namespaces.list")["namespaces"]]
-    rows = []
+    code = 0
     for space in spaces:
         tasks = session.manager.begin("tasks.list", namespace=space).result()["tasks"]
-        for task in tasks:
-            if task["networks"]:
-                rows += ask(task["id"], space)
-    return rows
+
+        def ask_if_there(container_id: str, namespace: str = space) -> None:
+            with contextlib.suppress(NotFound):  # it has ended meanwhile
+                ask(container_id, namespace)
+
+        ids = tuple(task["id"] for task in tasks if task["networks"])
+        code |= work_through(session, ids, ask_if_there, shown=False)
+    return rows, code
 
 
-def _print_checked(session: Session, rows: list[Any]) -> int:
+def _print_checked(session: Session, rows: list[Any], code: int) -> int:
     listing(
         session.json,
         rows,
@@ -213,7 +221,7 @@ def _print_checked(session: Session, rows: list[Any]) -> int:
             row["reason"] or "-",
         ),
     )
-    return int(any(row["status"] == "failed" for row in rows))
+    return code or int(any(row["status"] == "failed" for row in rows))
 
 
 @grammar.command("port")
