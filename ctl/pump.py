@@ -81,7 +81,8 @@ class Flow:
         try:
             moved = self._splice() if self._splices else self._copy()
         except BlockingIOError:
-            self._waits_for_target = True
+            # An empty source too, when another reader of it was faster.
+            self._waits_for_target = _ready(self.source, select.POLLIN)
             return
         except BrokenPipeError:
             self.broken = True

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lighter.ctl.pump import Flow
 from lighter.proto.errors import NotFound
 from tests.fakes.manager import HOLD, Ask, FakeManager, FakeProcess
 from tests.unit.ctl.conftest import CTL, PATIENCE_S, Ctl, Start
@@ -103,6 +104,21 @@ def test_a_slow_reader_loses_nothing(
     assert ctl.stdout
     assert ctl.stdout.read() == data
     assert ctl.wait(PATIENCE_S) == 5
+
+
+def test_who_shares_an_empty_input_waits_for_it() -> None:
+    """The other reader was faster: waiting for the target, which has room, would be a busy loop."""
+    (source, writer), (reader, target) = os.pipe(), os.pipe()
+    try:
+        flow = Flow(source, target)
+        flow.move()
+        assert flow.open and flow.interest() == (source, select.POLLIN)
+        os.write(writer, b"more")
+        flow.move()
+        assert os.read(reader, 10) == b"more"
+    finally:
+        for fd in (source, writer, reader, target):
+            os.close(fd)
 
 
 def test_output_is_appended_to_a_file(container: Container, start: Start, tmp_path: Any) -> None:
