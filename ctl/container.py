@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option, key_values
-from lighter.ctl.output import labels_text, listing, rfc3339
+from lighter.ctl.output import json_text, labels_text, listing, rfc3339, visible
 from lighter.ctl.resolve import work_through
 from lighter.proto.errors import FailedPrecondition, NotFound
 
@@ -76,7 +76,7 @@ def info(session: Session, container_id: str, spec: bool) -> None:
 
     container = session.call("containers.get", id=container_id)["container"]
     shown = json.loads(container["spec"]) if spec else _as_ctr(container, json.loads)
-    print(json.dumps(shown, indent=4, ensure_ascii=False))
+    print(json_text(shown, indent=4))
 
 
 def _as_ctr(container: Mapping[str, Any], loads: Any) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
     """
     changes = key_values(labels, "label", bare=True)
     changed = session.call("containers.label", id=container_id, labels=changes)["container"]
-    print(labels_text(changed["labels"]))
+    print(visible(labels_text(changed["labels"])))
 
 
 @containers.verb("delete del remove rm")
@@ -142,6 +142,8 @@ def _forget(session: Session, container_id: str, force: bool) -> None:
     try:
         session.call("containers.forget", id=container_id)
     except FailedPrecondition:
+        if not force and _waits_for_its_start(session, container_id):
+            raise
         _delete_task(session, container_id, force)
         session.call("containers.forget", id=container_id)
 
@@ -154,8 +156,20 @@ def remove(session: Session, container_id: str, force: bool, *, volumes: bool = 
     try:
         session.call("containers.delete", id=container_id, force=force, volumes=volumes)
     except FailedPrecondition:
+        if _waits_for_its_start(session, container_id):
+            raise
         _delete_task(session, container_id, force=False)
         session.call("containers.delete", id=container_id, force=force, volumes=volumes)
+
+
+def _waits_for_its_start(session: Session, container_id: str) -> bool:
+    """Whether its policy starts it again: it would be refused without its ended task too, and that
+    one's exit code be lost.
+    """
+    try:
+        return bool(session.call("tasks.get", id=container_id)["task"].get("restart_at"))
+    except NotFound:
+        return False
 
 
 def _delete_task(session: Session, container_id: str, force: bool) -> None:

@@ -17,6 +17,7 @@ from lighter.ctl.output import (
     listing,
     print_json,
     table,
+    visible,
     write_bytes,
 )
 from lighter.ctl.paging import pages
@@ -188,7 +189,7 @@ def label(session: Session, digest: str, labels: tuple[str, ...]) -> None:
         row = session.call("content.label", digest=digest, labels=changes)
     else:
         row = session.call("content.get", digest=digest)
-    print(labels_text(row["content"]["labels"]))
+    print(visible(labels_text(row["content"]["labels"])))
 
 
 @content.verb("edit")

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lighter.ctl.output import json_text, visible_lines
 from lighter.proto.errors import InvalidArgument
 
 _ACTION = re.compile(r"\{\{(- )?\s*(.*?)\s*( -)?\}\}", re.DOTALL)
@@ -61,8 +62,7 @@ class GoTemplate:
             elif word in ("if", "range", "with"):
                 nodes.append(self._control(word, text[len(word) :], depth + 1))
             elif not text.startswith("/*"):
-                pipeline = _Pipeline(text, self._fail)
-                nodes.append(lambda value, scope, p=pipeline: _shown(p(value, scope)))  # type: ignore[misc]
+                nodes.append(_printing(_Pipeline(text, self._fail)))
         if ends:
             raise self._fail("an {{end}} is missing")
         return nodes, ""
@@ -250,6 +250,10 @@ class _Pipeline:
         return find
 
 
+def _printing(pipeline: _Pipeline) -> Node:
+    return lambda value, scope: visible_lines(_shown(pipeline(value, scope)))
+
+
 def _true(value: Any) -> bool:
     return bool(value)
 
@@ -301,7 +305,7 @@ def _any(*values: Any) -> Any:
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "json": lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
+    "json": json_text,
     "upper": lambda text: str(text).upper(),
     "lower": lambda text: str(text).lower(),
     "title": lambda text: str(text).title(),

@@ -2,6 +2,7 @@
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session
+from lighter.ctl.output import json_text
 
 
 @grammar.group("oci")
@@ -24,4 +25,4 @@ def spec(session: Session) -> None:
     import json
 
     shown = json.loads(session.call("oci.spec")["spec"])
-    print(json.dumps(shown, indent=4, ensure_ascii=False))
+    print(json_text(shown, indent=4))

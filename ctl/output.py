@@ -63,16 +63,23 @@ def listing(
 
 def print_json(value: Any) -> None:
     """One JSON value, indented."""
-    import json
-
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    print(json_text(plain(value), indent=2))
 
 
 def print_json_line(value: Any) -> None:
     """One JSON value on a line of its own, out at once."""
+    print(json_text(plain(value)), flush=True)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON for a person's eyes: other alphabets as they are, but no character that a terminal obeys
+    (JSON itself escapes those below U+0020 alone).
+    """
     import json
 
-    print(json.dumps(plain(value), ensure_ascii=False, separators=(",", ":")), flush=True)
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(value, indent=indent, ensure_ascii=False, separators=separators)
+    return text.translate({code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)})
 
 
 def plain(value: Any, key: str = "") -> Any:
@@ -166,6 +173,12 @@ def visible(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def visible_lines(text: str) -> str:
+    """As `visible`, for text of several lines: they stay, as do tabs and odd spaces."""
+    codes = (*range(0x20), *range(0x7F, 0xA0))
+    return text.translate({code: visible(chr(code)) for code in codes if chr(code) not in "\n\t"})
 
 
 def progress(text: str, end: str = "\n") -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, force_option, format_option, key_values
-from lighter.ctl.output import labels_text, listing, print_json, progress, size_text
+from lighter.ctl.output import (
+    labels_text,
+    listing,
+    print_json,
+    progress,
+    size_text,
+    visible,
+)
 from lighter.ctl.paging import pages
 
 # A snapshot made by hand stays until it is removed by hand.
@@ -45,7 +52,7 @@ def list_(session: Session, quiet: bool) -> None:
     rows = _rows(session)
     if quiet:
         for row in rows:
-            print(row["key"])
+            print(visible(row["key"]))
         return
     listing(
         session.json,
@@ -260,7 +267,7 @@ def tree(session: Session) -> None:
     todo = [(key, 0) for key in reversed(children.get("", []))]
     while todo:
         key, depth = todo.pop()
-        print(f"{'  ' * depth}{branch if depth else ''} {key}")
+        print(f"{'  ' * depth}{branch if depth else ''} {visible(key)}")
         todo += [(below, depth + 1) for below in reversed(children.get(key, []))]
 
 
@@ -275,7 +282,7 @@ def label(session: Session, key: str, labels: tuple[str, ...]) -> None:
     """
     changes = key_values(labels, "label", bare=True)
     answer = session.call("snapshots.label", snapshotter=session.scope, key=key, labels=changes)
-    print(labels_text(answer["snapshot"]["labels"]))
+    print(visible(labels_text(answer["snapshot"]["labels"])))
 
 
 def _now() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.output import table, visible
+from lighter.ctl.output import json_text, table, visible
 
 Row = Mapping[str, Any]
 Render = Callable[[Row], str]
@@ -19,20 +19,14 @@ Render = Callable[[Row], str]
 Fields = Mapping[str, tuple[str, Render]]
 
 
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 # Docker's own numbers: tabwriter.NewWriter(…, 10, 1, 3, ' ', 0).
 _MIN_WIDTH, _PADDING = 10, 3
 _ACTION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.DOTALL)
 _LABEL = re.compile(r'\.Label\s+"([^"]*)"')
 _FUNCTIONS: dict[str, Callable[[str], str]] = {
-    "json": _json,
-    "upper": str.upper,
-    "lower": str.lower,
+    "json": json_text,
+    "upper": lambda text: visible(text.upper()),
+    "lower": lambda text: visible(text.lower()),
 }
 _ESCAPES = {"\\t": "\t", "\\n": "\n", "\\\\": "\\"}
 
@@ -82,7 +76,7 @@ class Template:
 
     def _object(self, row: Row) -> str:
         values = {name: render(row) for name, (_header, render) in self._fields.items()}
-        return _json(values)
+        return json_text(values)
 
     def print(self, rows: Sequence[Row]) -> None:
         """A line for each row; as a table, the header first."""

@@ -51,3 +51,9 @@ def test_what_it_shows(text: str, shown: str) -> None:
 def test_what_it_does_not_understand_is_said(text: str) -> None:
     with pytest.raises(InvalidArgument, match="read template"):
         GoTemplate(text).render(VALUE)
+
+
+def test_what_an_image_says_reaches_no_terminal() -> None:
+    value = {"Label": "a\x1b[2J\x9b\nb\tc\xa0\xe9", "List": ["\x07"]}
+    shown = GoTemplate('{{.Label}}{{"\\n"}}{{json .Label}} {{.List}}\\n').render(value)
+    assert shown == ('a\\x1b[2J\\x9b\nb\tc\xa0\xe9\n"a\\u001b[2J\\u009b\\nb\\tc\xa0\xe9" [\\x07]\n')

@@ -1,6 +1,7 @@
 """Tables, JSON, times, sizes: values in, text out."""
 
 import json
+import unicodedata
 
 import pytest
 
@@ -23,6 +24,16 @@ def test_an_empty_list_prints_ctrs_header(capsys: pytest.CaptureFixture[str]) ->
 def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(("NAME",), [("a\x1b[2Jb\n",)])
     assert capsys.readouterr().out.splitlines()[1] == "a\\x1b[2Jb\\n"
+
+
+def test_json_has_no_character_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"a\x9b2J": ["\x1b[2J", "\x7f", "\x80\x9f", "\xa0\xe9 \u6f22"]}
+    for show in (output.print_json, output.print_json_line):
+        show(value)
+        shown = capsys.readouterr().out
+        assert not [char for char in shown if unicodedata.category(char) == "Cc" and char != "\n"]
+        assert "\\u009b2J" in shown and "\xe9 \u6f22" in shown
+        assert json.loads(shown) == value
 
 
 @pytest.mark.parametrize(

@@ -469,6 +469,36 @@ def test_short_verbs_take_a_unique_beginning(manager: FakeManager, ctl: Ctl) -> 
     assert ctl("tasks", "pause", "abc").returncode == 1
 
 
+@pytest.mark.parametrize(
+    "words", [("rm",), ("containers", "rm"), ("containers", "rm", "--keep-snapshot")]
+)
+def test_a_refused_removal_leaves_the_ended_task(
+    manager: FakeManager, ctl: Ctl, words: tuple[str, ...]
+) -> None:
+    """It is started again soon; its exit code is nobody's to forget."""
+    refused = FailedPrecondition("delete container c1: it is being started again; stop it first")
+    manager.on("containers.delete", refused)
+    manager.on("containers.forget", refused)
+    manager.on("tasks.delete", {"exit_status": 1, "exited_at": 1, "cause": ""})
+    manager.on("tasks.get", {"task": {**TASK, "status": "stopped", "restart_at": 2}})
+    done = ctl(*words, "c1")
+    assert (done.returncode, done.stderr) == (1, f"ctl: {refused.message}\n".encode())
+    assert not manager.was_asked("tasks.delete")
+    manager.on("tasks.get", {"task": {**TASK, "status": "stopped", "restart_at": None}})
+    assert ctl(*words, "c1").returncode == 1
+    assert manager.was_asked("tasks.delete")
+
+
+def test_the_labels_of_an_image_reach_no_terminal(manager: FakeManager, ctl: Ctl) -> None:
+    labels = {"labels": {"a": "\x1b[2J\x9b"}}
+    manager.on("containers.label", {"container": labels})
+    manager.on("content.get", {"content": labels})
+    manager.on("snapshots.label", {"snapshot": labels})
+    for words in (("containers", "label"), ("content", "label"), ("snapshots", "label")):
+        more = ("x=y",) if words[0] != "content" else ()
+        assert ctl(*words, "c1", *more).stdout == b"a=\\x1b[2J\\x9b\n"
+
+
 def test_one_failure_of_many_is_told_and_the_rest_is_done(manager: FakeManager, ctl: Ctl) -> None:
     def stop(ask: Ask) -> Any:
         return FailedPrecondition("stop b: no") if ask.body["id"] == "b" else {}
