@@ -26,7 +26,7 @@ def test_inspect_speaks_docker_to_templates(lighterd: Lighterd) -> None:
 
     with lighterd.client() as client:
         pid = client.call("tasks", "get", id="web")["task"]["pid"]
-    assert shown("{{.Name}} {{.State.Status}} {{.State.Pid}}", "we") == f"/web running {pid}\n"
+    assert shown("{{.Name}} {{.State.Status}} {{.State.Pid}}", "web") == f"/web running {pid}\n"
     assert shown('{{index .Config.Labels "tier"}} {{.Config.Image}}', "web") == f"web {REFERENCE}\n"
     assert "A=1" in json.loads(shown("{{json .Config.Env}}", "web"))
     assert shown("{{range .Mounts}}{{.Type}} {{.Name}} {{.Destination}} {{.RW}}{{end}}", "web") == (

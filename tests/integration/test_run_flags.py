@@ -322,7 +322,7 @@ def test_another_containers_namespaces(ctl: Ctl) -> None:
     pid = ctl.detached("other")
     script = "readlink /proc/self/ns/pid; readlink /proc/self/ns/ipc; ps"
     ctl.lighterd.ctl(
-        *("containers", "create", "--pid", "container:oth", "--ipc", "container:other"),
+        *("containers", "create", "--pid", "container:other", "--ipc", "container:other"),
         *(REFERENCE, "x", "sh", "-c", script),
         check=True,
     )
