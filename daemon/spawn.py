@@ -98,6 +98,7 @@ class Spawner:
         self._taken = False  # the living one was another manager's
         self._asked = False  # it has not said yet that it is of this one's kind
         self._in_scope = False  # the living one was started through systemd
+        self._has_loaded = False  # the living one; it may hang since
         self._started_at = 0.0
         self._too_late: asyncio.TimerHandle | None = None
         self.pid = 0
@@ -197,6 +198,7 @@ class Spawner:
 
     def _attach(self, ours: socket.socket, pid: int, pidfd: int) -> None:
         self._socket, self.pid, self._pidfd = ours, pid, pidfd
+        self._has_loaded = False
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -218,6 +220,7 @@ class Spawner:
             self._too_late.cancel()
             self._too_late = None
         self._placement.loaded()
+        self._has_loaded = True
         self._loaded.set()
         took_ms = (time.monotonic() - self._started_at) * 1000
         if self._taken:
@@ -279,7 +282,9 @@ class Spawner:
     async def _ask(self, request: dict[str, Any], fds: Sequence[int], what: str) -> Child:
         try:
             async with asyncio.timeout(REPLACED_S):
-                await self._loaded.wait()
+                # Who is woken does not look whether it has died in the same moment.
+                while not self._loaded.is_set():
+                    await self._loaded.wait()
         except TimeoutError as err:
             raise Unavailable(f"{what}: there is no spawner") from err
         if self._closing:
@@ -339,10 +344,9 @@ class Spawner:
             waiting.set_result(Child(answer["pid"], answer["start"], fds[0]))
 
     def _on_death(self) -> None:
-        had_loaded = self._loaded.is_set()
         self._drop("the spawner died")
         log.warning("spawner ended pid=%d status=%d", self.pid, self._reap())
-        if self._in_scope and not had_loaded:
+        if self._in_scope and not self._has_loaded:
             log.warning("start spawner in a scope: failed; the next is moved out by hand")
             self._placement.refuse()
         if not self._closing:
