@@ -130,6 +130,12 @@ class Manager:
         """Return once a manager has welcomed us. Raises Unavailable, and what probe.py finds."""
         self._await_welcome()
 
+    def renew(self) -> None:
+        """Connect anew for the next call: a manager that refused a connection goes on doing so."""
+        self._dealer.close()
+        self._generation = 0
+        self._away_since = time.monotonic()
+
     def own(self) -> None:
         """From now on calls are about what this command has made: it may end that anywhere."""
         self._forced = True

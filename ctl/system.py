@@ -5,7 +5,10 @@ import time
 from lighter.ctl import grammar
 from lighter.ctl.cli import DURATION, Session, format_option
 from lighter.ctl.output import for_how_long, listing, print_json, rfc3339, size_text, table
+from lighter.proto.errors import ResourceExhausted
 from lighter.proto.version import VERSION
+
+AGAIN_S = 0.2
 
 
 @grammar.command("version")
@@ -167,7 +170,7 @@ def stop_containers(session: Session, timeout: float, manager: str) -> int:
     """stop all containers of all namespaces, and print which
 
     Each gets its stop signal, and KILL when the time is over. They stay defined; nothing is
-    removed.
+    removed. A manager that has no room for this call is asked again until then.
 
     \b
       ctl system stop-containers
@@ -175,14 +178,27 @@ def stop_containers(session: Session, timeout: float, manager: str) -> int:
     from lighter.ctl.standin import stand_in
 
     with stand_in(session, manager):
-        call = session.manager.begin("system.stop_containers", timeout_s=timeout)
-        for end in call:
-            name = f"{end['namespace']}/{end['id']}"
-            if end["exit_status"] is None:
-                session.complain(end["error"])
-            else:
-                print(f"stopped {name} (exit status {end['exit_status']})", flush=True)
-        return 1 if call.result()["failed"] else 0
+        until, left_s = time.monotonic() + timeout, timeout
+        while True:
+            try:
+                return _stop_containers(session, left_s)
+            except ResourceExhausted:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    raise
+                time.sleep(AGAIN_S)
+                session.manager.renew()
+
+
+def _stop_containers(session: Session, timeout_s: float) -> int:
+    call = session.manager.begin("system.stop_containers", timeout_s=timeout_s)
+    for end in call:
+        name = f"{end['namespace']}/{end['id']}"
+        if end["exit_status"] is None:
+            session.complain(end["error"])
+        else:
+            print(f"stopped {name} (exit status {end['exit_status']})", flush=True)
+    return 1 if call.result()["failed"] else 0
 
 
 @system.verb("support")

@@ -50,9 +50,13 @@ class Strangers:
         path: str,
         most: Callable[[], int],
         hello_s: float,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """`most` tells how many may be silent now."""
+        """`most` tells how many may be silent now. `on_end` hears that connections have ended, or
+        are about to: libzmq tells it before it closes them.
+        """
         self.cut_off = 0
+        self._on_end = on_end
         self._router = router
         self._path = path
         self._most = most
@@ -109,12 +113,17 @@ class Strangers:
             self._forget(fd)
 
     def _pump(self) -> None:
+        ended = False
         for event, fd in self._events():
             if event == zmq.EVENT_ACCEPTED:
                 self._accepted(fd)
-            elif self._greeted.get(fd) != _connection(fd)[1]:
+                continue
+            ended = True
+            if self._greeted.get(fd) != _connection(fd)[1]:
                 self._greeted.pop(fd, None)
                 self._forget(fd)
+        if ended:
+            self._on_end()
 
     def _events(self) -> list[tuple[int, int]]:
         """What has come since the last look. If that alone is a flood, it is met before one of them

@@ -41,10 +41,14 @@ Streaming = Callable[[Call, Mapping[str, Any]], AsyncIterator[Any]]
 
 @frozen
 class Method:
-    """One method: `unary` answers once; `stream` yields items and at the end a Result."""
+    """One method: `unary` answers once; `stream` yields items and at the end a Result.
+
+    `uncounted`: it holds no descriptors, and must not wait for those whose streams do.
+    """
 
     unary: Unary | None = None
     stream: Streaming | None = None
+    uncounted: bool = False
 
 
 class MethodTable:

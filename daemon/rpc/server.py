@@ -1,7 +1,7 @@
 """The native front end: one ROUTER for `ctl` and whoever else speaks proto/PROTOCOL.md.
 
 It knows methods by name and nothing of what they do. Each client is a process the kernel vouches
-for; when that process ends, everything it had under way is cancelled.
+for; when that process ends or closes its connection, everything it had under way is cancelled.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,8 @@ MAX_SHOWN = 4096  # of an error's text: what a caller wrote is quoted in it, how
 HEAD_BYTES = 32  # of a request, its kind and its two numbers
 CREDIT_BYTES = 1 << 20
 RETRY_S = 0.02
+CLOSED_S = 0.5  # after an end is heard of, libzmq has closed its descriptor by then
+KEPT = 16  # of so many clients' places, one is root's alone
 
 
 class ClientServer:
@@ -84,6 +86,7 @@ class ClientServer:
         self._waiting: set[Client] = set()  # those that something is queued for
         self._pump_is_due = False
         self._retry: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None  # at what was closed
         self._place = ("", 0, -1)
         self._strangers: Strangers | None = None
         self.dropped = 0
@@ -115,7 +118,9 @@ class ClientServer:
         self._socket = bind_router(
             ctx, path, mode, gid, CLIENT_HWM, backlog=CLIENT_BACKLOG, handover=False
         )
-        self._strangers = Strangers(ctx, self._socket, path, self._most_silent, self._hello_s)
+        self._strangers = Strangers(
+            ctx, self._socket, path, self._most_silent, self._hello_s, self._look_soon
+        )
         fd = int(self._socket.getsockopt(zmq.FD))
         loop = asyncio.get_running_loop()
         loop.add_reader(fd, self._pump)
@@ -131,8 +136,9 @@ class ClientServer:
     def close(self) -> None:
         for client in list(self._clients.values()):
             self._drop_client(client.routing_id, client.connection)
-        if self._retry:
-            self._retry.cancel()
+        for timer in (self._retry, self._look):
+            if timer is not None:
+                timer.cancel()
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(int(self._socket.getsockopt(zmq.FD)))
             if self._strangers is not None:
@@ -246,8 +252,11 @@ class ClientServer:
         if not self._serves(uid, gid, frame):
             self._refuse(routing_id, PermissionDenied(f"connect: user {uid} is not served"))
             return
-        self._drop_closed(pid)
         most = self._most_clients()
+        if uid != 0:
+            most -= most // KEPT
+        if len(self._clients) >= most:
+            self._drop_closed()
         if len(self._clients) >= most:
             error = ResourceExhausted(f"connect: {most} clients are connected already; try again")
             self._refuse(routing_id, error)
@@ -291,9 +300,17 @@ class ClientServer:
         answer = codec.Error(self._generation, request.ident, error.code, error.message, {})
         self._put(routing_id, codec.encode(answer))
 
-    def _drop_closed(self, pid: int) -> None:
-        """Forget what this process has closed: one that connects often would use up all places."""
-        for client in [client for client in self._clients.values() if client.pid == pid]:
+    def _look_soon(self) -> None:
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(CLOSED_S, self._on_look)
+
+    def _on_look(self) -> None:
+        self._look = None
+        self._drop_closed()
+
+    def _drop_closed(self) -> None:
+        """Forget all that was closed: of a process that lives on it would keep places, and run."""
+        for client in list(self._clients.values()):
             if not is_open(client.connection):
                 self._drop_client(client.routing_id)
 
@@ -355,7 +372,10 @@ class ClientServer:
                     answer = await method.unary(call, request.body)
                     self._answer(client, codec.Response(self._generation, request.ident, answer))
                 elif method.stream is not None:
-                    with self._streams.take(f"call {name}"):
+                    place = (
+                        nullcontext() if method.uncounted else self._streams.take(f"call {name}")
+                    )
+                    with place:
                         await self._stream(client, request, method.stream(call, request.body))
         except LighterError as err:
             self._fail(client, request.generation, request.ident, err)

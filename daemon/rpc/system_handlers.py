@@ -71,7 +71,7 @@ def system_methods(
         "system.plugins": Method(unary=plugins),
         "system.processes": Method(unary=processes),
         "system.accept_loss": Method(unary=accept_loss_),
-        "system.stop_containers": Method(stream=stop_containers),
+        "system.stop_containers": Method(stream=stop_containers, uncounted=True),
     }
 
 

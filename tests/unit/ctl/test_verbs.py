@@ -22,6 +22,7 @@ from lighter.proto.errors import (
     InvalidArgument,
     LighterError,
     NotFound,
+    ResourceExhausted,
     Unavailable,
 )
 from tests.fakes.manager import HOLD, Ask, FakeManager, FakeProcess
@@ -365,6 +366,29 @@ def test_long_forms_work_through_all_names(
 def test_an_update_that_changes_nothing_is_wrong_usage(ctl: Ctl, flags: tuple[str, ...]) -> None:
     done = ctl("update", *flags, "web")
     assert done.returncode == 2 and b"changes nothing" in done.stderr
+
+
+def test_f46_a_stop_of_all_asks_again_while_there_is_no_room(
+    manager: FakeManager, ctl: Ctl
+) -> None:
+    """By a connection of its own each time: one that was refused stays so."""
+    refusal = ResourceExhausted("connect: 256 clients are connected already; try again")
+
+    def answer(ask: Ask) -> object:
+        if manager.hellos.qsize() < 3:
+            return refusal
+        ask.items([{"namespace": "default", "id": "a", "exit_status": 9, "error": ""}])
+        return {"stopped": 1, "failed": 0}
+
+    manager.on("system.stop_containers", answer)
+    done = ctl("system", "stop-containers", "--timeout", "60s")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"stopped default/a (exit status 9)\n"
+    asked = [manager.asked("system.stop_containers").body["timeout_s"] for _ in range(3)]
+    assert asked[0] == 60 > asked[1] > asked[2] > 0
+    manager.on("system.stop_containers", refusal)
+    done = ctl("system", "stop-containers", "--timeout", "0s")
+    assert done.returncode == 1 and b"256 clients" in done.stderr
 
 
 def test_when_the_time_is_over_nobody_else_is_asked(manager: FakeManager, ctl: Ctl) -> None:

@@ -8,9 +8,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -20,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from lighter.daemon import sockets
 from lighter.daemon.limits import LEAST, Places, Share
 from lighter.daemon.rpc import server as server_module
-from lighter.daemon.rpc.server import CREDIT_BYTES, MAX_CALLS, ClientServer
+from lighter.daemon.rpc.server import CREDIT_BYTES, KEPT, MAX_CALLS, ClientServer
+from lighter.daemon.rpc.system_handlers import system_methods
 from lighter.proto import codec, errors
 from lighter.proto.dealer import Dealer
 from tests import zeromq
@@ -67,6 +69,11 @@ def at(tmp_path: Path) -> Iterator[Setting]:
     service = Service()
     with client_server(tmp_path, service) as (serving, server):
         yield Setting(serving, server, service)
+
+
+def intruder(serving: Serving, method: str) -> Intruder:
+    """A process of the group that is served, which calls it."""
+    return Intruder(serving.address, {}, [request(1, method)], gid=GROUP)
 
 
 def request(
@@ -241,6 +248,19 @@ def test_f58_streams_of_all_clients_together_are_bounded(at: Setting) -> None:
         assert len(list(other.stream("test", "count", to=1))) == 1
 
 
+def test_f46_the_stop_of_all_containers_waits_for_no_streams(at: Setting) -> None:
+    at.server._streams = Places(Share(1), limit=lambda: LEAST)
+    stop = system_methods(*[cast("Any", None)] * 5)["system.stop_containers"]
+    assert stop.stream is not None
+    stopping = replace(stop, stream=at.service.count)
+    at.serving.do(lambda: at.server.complete({"system.stop_containers": stopping}))
+    with at.client() as one, at.client() as other:
+        for ident in range(LEAST):
+            one.send(request(ident, "count", pad=1000))
+        await_that(lambda: len(at.service.executed) == LEAST, 20, "they run")
+        assert len(list(other.stream("system", "stop_containers", to=3))) == 3
+
+
 def test_f58_who_is_no_client_any_more_has_no_connection(at: Setting) -> None:
     """Nobody counts it: so many of them would use up the descriptors."""
     with at.raw() as socket:
@@ -294,6 +314,58 @@ def test_a_process_that_connects_often_uses_up_no_places(
             assert client.call("test", "echo") == {}
 
 
+CLOSING = """
+import select, sys
+from lighter.proto import codec
+from lighter.proto.dealer import Dealer
+dealers = [Dealer(sys.argv[1], b"", 65536) for _ in range(int(sys.argv[2]))]
+for dealer in dealers:
+    assert dealer.connect()
+    heard = []
+    while len(heard) < 2:
+        assert select.select([dealer], [], [], 20)[0]
+        for message in map(codec.decode, dealer.receive()):
+            heard.append(message)
+            if isinstance(message, codec.Welcome):
+                dealer.send(codec.encode(codec.Hello(message.generation, 1, [], {})))
+                for ident, method in ((1, "hang"), (2, "echo")):
+                    call = (message.generation, ident, "test", method, None, {}, {})
+                    dealer.send(codec.encode(codec.Request(*call)))
+for dealer in dealers:
+    dealer.close()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def closing(at: Setting, count: int) -> Iterator[None]:
+    """A process that lives on, and had so many clients, each of which had a call that hangs."""
+    argv = [sys.executable, "-I", "-c", CLOSING, at.serving.address, str(count)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        yield
+        assert process.poll() is None
+        process.communicate()
+
+
+def test_f58_what_a_process_that_lives_has_closed_takes_no_place(
+    at: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "CLOSED_S", 600.0)  # nobody looks before there is need
+    monkeypatch.setattr(at.server, "_most_clients", lambda: 5)
+    with closing(at, 5):
+        with at.client() as client:
+            assert client.call("test", "echo") == {}
+        assert at.server.client_count <= 1
+
+
+def test_f74_the_calls_of_a_connection_that_was_closed_end_with_it(at: Setting) -> None:
+    with closing(at, 2):
+        await_that(lambda: at.service.cancelled == ["hang"] * 2, 30, "both calls end")
+        assert at.server.client_count == 0
+
+
 def test_f73_what_belongs_to_another_generation_is_dropped(at: Setting) -> None:
     with at.client() as client:
         client.send(codec.Request(GENERATION - 1, 1, "test", "echo", None, {}, {}))
@@ -308,6 +380,28 @@ def test_a_hello_that_lies_about_its_pid_changes_nothing(at: Setting) -> None:
         socket.send_multipart(codec.encode(request(1, "echo")))
         assert isinstance(answer(socket), codec.Response)
     assert at.service.callers[0].pid == os.getpid()
+
+
+@pytest.mark.root
+def test_f58_some_places_are_kept_for_root() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="lighter-", dir="/tmp") as directory,
+        client_server(Path(directory), Service(), GROUP, most_clients=lambda: KEPT) as served,
+        ExitStack() as clients,
+    ):
+        os.chmod(directory, 0o755)
+        os.chmod(served[0].address, 0o777)
+        for number in range(1, KEPT):
+            client = clients.enter_context(Client(served[0].address))
+            assert client.call("test", "echo") == {}
+            if number == KEPT - 2:
+                with intruder(served[0], "echo") as peer:
+                    assert peer.answer() == "done"
+                await_that(lambda: served[1].client_count == KEPT - 2, 20, "it has gone")
+        with intruder(served[0], "echo") as peer:
+            assert peer.answer() == "resource-exhausted"
+        root = clients.enter_context(Client(served[0].address))
+        assert root.call("test", "echo") == {}
 
 
 @pytest.mark.root
