@@ -21,6 +21,8 @@ log = logging.getLogger("lighter.metrics")
 PATH = "/v1/metrics"
 STOP_S = 1.0
 MOST_COMPLAINTS = 100
+IDLE_S = 15.0
+LIFE_S = 30.0  # of a connection: one request, and nobody has to read what is answered
 BACKLOG = 8  # so many are accepted before one of them is counted
 _BUILD = "containerd_build_info_total"
 _FULL = b"the page has as many connections as it may have; try again\n"
@@ -29,7 +31,7 @@ _FULL = b"the page has as many connections as it may have; try again\n"
 class MetricServer:
     """One reader is answered at a time; others wait. `more` adds what is not of containers.
 
-    Of more than `most` connections the later ones hear so; an idle one has 15 s.
+    A connection is for one request. Of more than `most` the later ones hear so.
     """
 
     def __init__(
@@ -52,15 +54,16 @@ class MetricServer:
         """Raises FailedPrecondition when the address cannot be had, and may be tried again then."""
         application = web.Application(client_max_size=1024)
         application.router.add_get(PATH, self._page)
+        application.on_response_prepare.append(_once)
         runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=15
+            application, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=IDLE_S
         )
         await runner.setup()
         served = runner.server
         assert served is not None  # of a runner that is set up
 
         def connected() -> asyncio.Protocol:
-            return served() if len(served.connections) < self._most() else _Refusing()
+            return _Brief(served()) if len(served.connections) < self._most() else _Refusing()
 
         host, port = str(self._address.host), self._address.port
         loop = asyncio.get_running_loop()
@@ -81,10 +84,11 @@ class MetricServer:
     async def _page(self, _request: web.Request) -> web.Response:
         async with self._one:
             entries = list(self._supervisor.entries.values())
-            body = await asyncio.to_thread(self._written, entries)
+            more = self._more()  # what it counts, the loop changes
+            body = await asyncio.to_thread(self._written, entries, more)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
-    def _written(self, entries: list[Entry]) -> bytes:
+    def _written(self, entries: list[Entry], more: list[Family]) -> bytes:
         measured = []
         for entry in entries:
             try:
@@ -95,13 +99,49 @@ class MetricServer:
                 self._complain(f"measure {entry.what}: it is left out: {err!r}")
                 continue
             measured.append((entry.namespace, entry.id, numbers))
-        return text([_build(), *self._more(), *of_containers(measured)]).encode()
+        return text([_build(), *more, *of_containers(measured)]).encode()
 
     def _complain(self, why: str) -> None:
         """Once: the page is read every few seconds."""
         if why not in self._complained and len(self._complained) < MOST_COMPLAINTS:
             self._complained.add(why)
             log.error("%s", why, exc_info=True)
+
+
+async def _once(_request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """The connection ends with this answer."""
+    response.force_close()
+    response.headers["Connection"] = "close"
+
+
+class _Brief(asyncio.Protocol):
+    """A connection that ends after LIFE_S, whatever it is about."""
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self._inner = inner
+        self._end: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._end = asyncio.get_running_loop().call_later(LIFE_S, transport.abort)
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
 
 
 class _Refusing(asyncio.Protocol):

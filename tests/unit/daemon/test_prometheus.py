@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,7 +128,7 @@ def test_numbers_that_cannot_be_read_leave_those_of_the_others(
     page = metricserver.MetricServer(tcp_address("127.0.0.1:1"), cast("Any", None), list)
     with caplog.at_level(logging.ERROR):
         for _look in range(2):
-            body = page._written(cast("Any", entries)).decode()
+            body = page._written(cast("Any", entries), []).decode()
             assert 'container_pids_current{container_id="good",namespace="default"} 1' in body
             assert 'container_id="bad"' not in body
     (complaint,) = (record.getMessage() for record in caplog.records)
@@ -173,6 +174,47 @@ def test_f58_a_connection_too_many_to_the_page_hears_so() -> None:
                 one.close()
             await comes_true(lambda: not connections.connections)
             assert (await hear(port, asked)).startswith(b"HTTP/1.1 200 ")
+        finally:
+            await page.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_f58_a_reader_of_the_page_that_does_not_read_keeps_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor one that asks for more: Prometheus would be refused for good."""
+    monkeypatch.setattr(metricserver, "LIFE_S", 1.0)
+    monkeypatch.setattr(metricserver, "IDLE_S", 600.0)
+    loop_thread = threading.get_ident()
+    large = Family("large", "gauge", [Sample({"pad": "x" * (16 << 20)}, 1)])
+
+    def more() -> list[Family]:
+        assert threading.get_ident() == loop_thread, "what it counts is changed there"
+        return [large]
+
+    async def work() -> None:
+        port = free_port()
+        supervisor = SimpleNamespace(entries={})
+        page = metricserver.MetricServer(
+            tcp_address(f"127.0.0.1:{port}"), cast("Any", supervisor), more
+        )
+        await page.start()
+        asked = b"GET /v1/metrics HTTP/1.1\r\nHost: h\r\n\r\n"
+        try:
+            served = page._runner
+            assert served is not None and served.server is not None
+            connections = served.server
+            with socket.socket() as silent:
+                silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                silent.connect(("127.0.0.1", port))
+                silent.sendall(asked * 3)
+                await comes_true(lambda: len(connections.connections) == 1)
+                await comes_true(lambda: not connections.connections)
+            large.samples[0].labels["pad"] = ""
+            for request in (asked * 3, asked.replace(b"v1", b"v2") * 3):
+                said = await asyncio.to_thread(heard, port, request)
+                assert said.count(b"HTTP/1.1 ") == said.count(b"Connection: close") == 1
         finally:
             await page.close()
 
