@@ -107,6 +107,7 @@ class Manager:
                 take_lock(path, instance=instance) for path in (self._root.lock, self._state.lock)
             ]
             undo.callback(remove_empty, instance)
+            self._make_directories()
             files.sweep(self._state.dir)
             files.write_whole(self._state.pid_file, f"{os.getpid()}\n".encode(), 0o644)
             undo.callback(files.remove, self._state.pid_file)
@@ -304,7 +305,7 @@ class Manager:
             self._reloader.reload()
 
     def _check_directories(self) -> None:
-        """Make the instance's directories with their modes; older ones are corrected."""
+        """Whether its directories can be this instance's. They are there then, for the locks."""
         for socket in (self._state.shims_socket, self._state.client_socket):
             check_socket_path(socket)
         root = self._root.dir
@@ -319,6 +320,20 @@ class Manager:
             raise InvalidArgument(
                 f"use state {self._state.dir}: it is the root too, and must be another directory"
             )
+        if os.path.lexists(Root(self._state.dir).database):
+            raise FailedPrecondition(
+                f"use state {self._state.dir}: it is the root of an instance, and must be another "
+                "directory"
+            )
+        try:
+            os.makedirs(root, 0o700, exist_ok=True)
+            os.makedirs(self._state.dir, 0o711, exist_ok=True)
+        except OSError as err:
+            raise FailedPrecondition(f"make directory {err.filename}: {err.strerror}") from err
+
+    def _make_directories(self) -> None:
+        """The instance's directories with their modes; older ones are corrected."""
+        root = self._root.dir
         try:
             # The two that an administrator may have put elsewhere with a link.
             files.make_directory(root, 0o700, follow=True)

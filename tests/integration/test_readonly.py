@@ -91,7 +91,7 @@ def test_f52_the_root_turns_read_only(disk: tuple[Lighterd, Disk]) -> None:
 
     # A start is refused in words; the container that runs is nobody's business.
     lighterd.stop()
-    does_not_start(lighterd, f"make directory {lighterd.root}: Read-only file system")
+    does_not_start(lighterd, f"lock {lighterd.root}/lock: Read-only file system")
     assert process_state(running) == "S"
 
     # It ends while nobody looks: the mended disk gets both exits.
@@ -159,6 +159,6 @@ def test_f52_a_state_directory_that_is_read_only_ends_the_start(
     argv = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "lighter-test", lighterd.state]
     subprocess.run(argv, check=True)
     try:
-        does_not_start(lighterd, f"make directory {lighterd.state}: Read-only file system")
+        does_not_start(lighterd, f"lock {lighterd.state}/lock: Read-only file system")
     finally:
         subprocess.run(["umount", lighterd.state], check=True)

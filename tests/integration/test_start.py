@@ -118,7 +118,6 @@ def test_places_that_do_not_serve(place: Place) -> None:
     (place.root / "lock").mkdir()
     place.refused(f"lock {place.root}/lock: ")
     (place.root / "lock").rmdir()
-    (place.root / "content").rmdir()
     (place.root / "content").symlink_to("/etc")
     before = stat.S_IMODE(os.stat("/etc").st_mode)
     place.refused("make directory")
@@ -161,6 +160,21 @@ def test_a_second_manager_is_refused_and_the_first_still_answers(lighterd: Light
     other.root = lighterd.base / "other"
     other.refused(f"lock {lighterd.state}/lock: manager with pid {lighterd.pid} holds it")
     assert lighterd.ctl("version").returncode == 0
+
+
+def test_sec66_a_refused_start_leaves_the_modes_of_anothers_directories(
+    lighterd: Lighterd, place: Place
+) -> None:
+    """It would open the root of one, or shut out the clients of the other."""
+    modes = {lighterd.root: 0o700, lighterd.state: 0o711}
+    place.refused("it is the root of an instance", "--state", str(lighterd.root))
+    place.refused("holds it", "--root", str(lighterd.state))
+    os.chmod(lighterd.state, 0o751)
+    place.refused("holds it", "--state", str(lighterd.state))
+    assert {path: stat.S_IMODE(path.stat().st_mode) for path in modes} == {
+        **modes,
+        lighterd.state: 0o751,
+    }
 
 
 def test_daemon_returns_when_it_serves_and_a_container_inherits_nothing_odd(
