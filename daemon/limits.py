@@ -45,12 +45,13 @@ class Share:
 
 
 # docs/architecture.md, "Descriptors", says what each is of.
-OWN = Share(40)
-UNSEEN = Share(64)
+OWN = Share(36)
+UNSEEN = Share(60)
 TASKS = Share(80, each=2)
 CLIENTS = Share(32, each=2, most=1024)
 STREAMS = Share(12, each=2, most=4096)
-SILENT = Share(8, most=1024)
+SOCKETS = 2  # of clients, and of shims
+SILENT = Share(16, each=SOCKETS, most=1024)  # on each of them
 GRPC_SOCKETS = 3  # in the state directory, the configured one, the one for TLS
 GRPC = Share(12, each=GRPC_SOCKETS, most=1024)  # on each of its sockets
 BLOBS = Share(6, each=2, most=1024)
