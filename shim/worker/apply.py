@@ -91,6 +91,7 @@ class Applier:
     def apply(self, entry: Entry) -> None:
         """Make what `entry` describes. Raises a typed error that names it."""
         try:
+            self._budget.name()
             self._apply(entry)
         except OSError as err:
             raise typed(err, f"unpack {show(entry.name)}") from err
@@ -104,6 +105,8 @@ class Applier:
             self._times.put_on(self._tree)
         except OSError as err:
             raise typed(err, "unpack: finish directories") from err
+        except LighterError as err:
+            raise type(err)(f"unpack: finish directories: {err.message}") from err
 
     def _apply(self, entry: Entry) -> None:
         path = clean(entry.name)
@@ -146,6 +149,7 @@ class Applier:
 
     def _file(self, parent: Directory, name: bytes, entry: Entry) -> None:
         self._budget.file(entry.size if entry.pieces is None else stored_bytes(entry.pieces))
+        self._budget.xattrs(entry.xattrs)
         try:
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent.fd)
         except FileExistsError:
@@ -198,6 +202,7 @@ class Applier:
         self._rules.made(path)
 
     def _dress_directory(self, directory: Directory, entry: Entry) -> None:
+        self._budget.xattrs(entry.xattrs)
         dress(directory.fd, entry.uid, entry.gid, entry.mode, entry.xattrs)
         self._times.set(directory, *_times(entry))
 
@@ -234,6 +239,7 @@ class Applier:
     def _symlink(self, parent: Directory, name: bytes, entry: Entry) -> None:
         if not entry.linkname:
             raise InvalidArgument("the link leads nowhere")
+        self._budget.symlink(entry.linkname)
         try:
             os.symlink(entry.linkname, name, dir_fd=parent.fd)
         except FileExistsError:
@@ -266,6 +272,7 @@ class Applier:
             os.chmod(name, entry.mode, dir_fd=parent.fd)
 
     def _dress_unopened(self, parent: Directory, name: bytes, entry: Entry) -> None:
+        self._budget.xattrs(entry.xattrs)
         os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
         set_link_xattrs(parent, name, entry.xattrs)
         os.utime(name, ns=_times(entry), dir_fd=parent.fd, follow_symlinks=False)

@@ -190,6 +190,7 @@ class Overlay:
             xattrs = copied_xattrs(fd)
         finally:
             os.close(fd)
+        self._budget.xattrs(xattrs)
         if described:
             add_xattrs(directory.fd, xattrs)
             return
@@ -252,21 +253,27 @@ class Overlay:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             copy = os.open(name, flags, 0o600, dir_fd=parent.fd)
             try:
+                xattrs = copied_xattrs(source)
                 self._budget.file(status.st_size)
+                self._budget.xattrs(xattrs)
                 while os.copy_file_range(source, copy, _COPY):
                     pass
-                dress(copy, status.st_uid, status.st_gid, mode, copied_xattrs(source))
+                dress(copy, status.st_uid, status.st_gid, mode, xattrs)
                 os.utime(copy, ns=times)
             finally:
                 os.close(copy)
                 os.close(source)
             return
         if stat.S_ISLNK(status.st_mode):
-            os.symlink(os.readlink(name, dir_fd=lower_fd), name, dir_fd=parent.fd)
+            target = os.readlink(name, dir_fd=lower_fd)
+            self._budget.symlink(target)
+            os.symlink(target, name, dir_fd=parent.fd)
         else:
             os.mknod(name, status.st_mode, status.st_rdev, dir_fd=parent.fd)
         os.chown(name, status.st_uid, status.st_gid, dir_fd=parent.fd, follow_symlinks=False)
-        set_link_xattrs(parent, name, link_xattrs(lower_fd, name))
+        xattrs = link_xattrs(lower_fd, name)
+        self._budget.xattrs(xattrs)
+        set_link_xattrs(parent, name, xattrs)
         if not stat.S_ISLNK(status.st_mode) and mode & (stat.S_ISUID | stat.S_ISGID):
             os.chmod(name, mode, dir_fd=parent.fd)  # chown(2) took these bits away
         os.utime(name, ns=times, dir_fd=parent.fd, follow_symlinks=False)

@@ -545,6 +545,54 @@ def test_sec_10_many_files_stop_at_the_limit(case: Case) -> None:
     assert sum(path.stat().st_size for path in case.fs.iterdir()) <= MIB
 
 
+@pytest.mark.parametrize(
+    ("count", "one"),
+    [
+        (20, {"kind": SYMLINK, "link": "t" * 60}),
+        (20, {"kind": FILE, "xattrs": {"user.a": bytes(2000)}}),
+        (20, {"kind": FIFO, "xattrs": {"trusted.a": bytes(2000)}}),
+        (20, {"kind": SYMLINK, "link": "t", "xattrs": {"trusted.a": bytes(2000)}}),
+        (10, {"kind": DIR, "xattrs": {"user.a": bytes(2000)}}),
+    ],
+)
+def test_sec_10_links_and_attributes_stop_at_the_limit(
+    case: Case, count: int, one: dict[str, Any]
+) -> None:
+    layer = archive(*(entry(str(number), **one) for number in range(count)))
+    error = case.unpack(layer, limits={"max_bytes": 15 * 4096})
+    assert isinstance(error, ResourceExhausted)
+    assert "61440 are allowed" in error.message
+    assert 7 <= len(os.listdir(case.fs)) <= 16
+
+
+def test_sec_10_many_names_leave_the_disk_some_inodes(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=1000", "small", disk], check=True)
+    try:
+        case = Case(disk)
+        error = case.unpack(archive(*(entry(str(number)) for number in range(1500))))
+        assert isinstance(error, ResourceExhausted)
+        assert "inodes left" in error.message
+        assert os.statvfs(disk).f_favail > 30
+        assert len(os.listdir(case.fs)) > 900
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_sec_10_names_without_content_are_a_reason_to_look_at_the_disk(small_disk: Path) -> None:
+    place = os.open(small_disk, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        budget = Budget(place, None)
+        (small_disk / "others").write_bytes(bytes(62 * MIB))
+        with pytest.raises(ResourceExhausted, match="kept free"):
+            for _ in range(5000):
+                budget.name()
+        assert budget.used_bytes == 0
+    finally:
+        os.close(place)
+
+
 def test_sec_10_a_thousand_members_are_one_stream(case: Case) -> None:
     plain = archive(entry("x", FILE, os.urandom(100_000)))
     size = len(plain) // 1000 + 1

@@ -406,6 +406,35 @@ def test_the_result_counts(tmp_path: Path) -> None:
     assert result["compressed_bytes"] == len(gzip.compress(layer))
 
 
+def test_the_result_counts_what_does_not_fit_into_an_inode(tmp_path: Path) -> None:
+    small = [
+        entry("short", SYMLINK, link="t" * 59),
+        entry("p", FIFO),
+        entry("capable", xattrs={"security.capability": b"\0\0\0\2" + bytes(16)}),
+    ]
+    large = [
+        entry("long", SYMLINK, link="t" * 60),
+        entry("named", xattrs={"user.a": bytes(500)}),
+        entry("d", DIR, xattrs={"user.a": bytes(500)}),
+    ]
+    for number, (entries, blocks) in enumerate([(small, 0), (large, 4)]):
+        (tmp_path / str(number)).mkdir()
+        result = apply(archive(*entries), str(tmp_path / str(number)))
+        assert result["size_bytes"] == blocks * 4096
+
+
+def test_what_is_copied_up_is_charged_as_it_was_below(stack: Stack) -> None:
+    stack.add(
+        entry("f", FILE, b"x", xattrs={"user.a": bytes(500)}),
+        entry("l", SYMLINK, link="t" * 60, xattrs={"trusted.a": bytes(500)}),
+        entry("d", DIR, xattrs={"user.a": bytes(500)}),
+    )
+    for one in (entry("n", HARDLINK, link="f"), entry("n", HARDLINK, link="l"), entry("d/f")):
+        with tempfile.TemporaryDirectory(dir=stack.base) as target:
+            result = apply(archive(one), target, lowers=stack.lowers)
+        assert result["size_bytes"] == 2 * 4096
+
+
 @given(st.lists(st.sampled_from([b"..", b".", b"", b"a", b"b"]), max_size=8).map(b"/".join))
 def test_clean_is_the_path_below_the_root(name: bytes) -> None:
     assert b"/" + clean(name) == os.path.normpath(b"/" + name).replace(b"//", b"/")
