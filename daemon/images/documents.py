@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from lighter.daemon import jsonbounds
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import InvalidArgument
@@ -71,15 +72,19 @@ def load_any(data: bytes, what: str) -> Any:
     if len(data) > MAX_DOCUMENT_BYTES:
         _refuse(what, f"it has {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are allowed")
     try:
+        jsonbounds.check_values(data)
         # json takes UTF-16 and byte-order marks in bytes, so it is given text.
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=jsonbounds.integer,
+            parse_constant=_no_constant,
         )
         if _ESCAPED_SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         _refuse(what, "it is nested too deeply")
-    except ValueError as err:  # JSON, UTF-8, numbers of too many digits, and our own
+    except ValueError as err:  # JSON, UTF-8, too much of it, and our own
         _refuse(what, str(err)[:200])
     return value
 

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from lighter.daemon import jsonbounds
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.images.documents import MAX_DOCUMENT_BYTES
@@ -105,6 +106,8 @@ def _telling(data: bytes) -> list[tuple[str, str]]:
             (key, value) for key, value in pairs if isinstance(value, str) and _tells(key, value)
         )
 
+    if data.count(b"[") > jsonbounds.MAX_VALUES:  # of lists alone no other thread gets a turn
+        raise ValueError("it has too many lists")
     json.loads(data.decode("utf-8", "replace"), object_pairs_hook=note, parse_int=len)
     return found
 

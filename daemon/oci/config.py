@@ -9,6 +9,7 @@ import json
 import re
 from typing import Any
 
+from lighter.daemon import jsonbounds
 from lighter.daemon.types import ImageConfig
 from lighter.proto.errors import InvalidArgument
 
@@ -55,10 +56,14 @@ def _load(document: bytes) -> dict[str, Any]:
             f"read image config: {len(document)} bytes, at most {MAX_CONFIG_BYTES}"
         )
     try:
+        jsonbounds.check_values(document)
         root = json.loads(
-            document.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            document.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=jsonbounds.integer,
+            parse_constant=_refuse_constant,
         )
-    except (ValueError, RecursionError) as err:  # also UnicodeDecodeError and numbers too long
+    except (ValueError, RecursionError) as err:  # also UnicodeDecodeError, and too much of it
         raise InvalidArgument(f"read image config: not valid JSON: {str(err)[:200]}") from err
     if not isinstance(root, dict):
         raise InvalidArgument("read image config: the document is not an object")

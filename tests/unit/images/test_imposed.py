@@ -62,7 +62,15 @@ def test_sec_44_what_is_no_text_is_compared_as_it_is_sent(place: Place, value: b
     assert not found.has(STATUS, "ab")
 
 
-@pytest.mark.parametrize("config", ['{"a":' + "[" * 100_000, '{"config": ', "\n" * 5000 + "{"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"a":' + "[" * 100_000,
+        '{"a":[' + "[]," * 100_000 + "[]]}",
+        '{"config": ',
+        "\n" * 5000 + "{",
+    ],
+)
 def test_sec_44_a_document_that_cannot_be_read_may_hold_any(place: Place, config: str) -> None:
     found = imposed(place, config.encode())
     assert found.unreadable

@@ -89,6 +89,8 @@ def test_empty_parts(config: Any) -> None:
         document(rootfs={"diff_ids": [DIGEST + "\n"]}),
         document(rootfs={"diff_ids": [DIGEST] * 5000}),
         document(architecture=1),
+        document(history=[{}] * 50_001),
+        document(n=10**100),
         b" " * (MAX_CONFIG_BYTES + 1),
     ],
 )
