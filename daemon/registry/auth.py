@@ -112,6 +112,8 @@ class Authorizer:
     ) -> bool:
         realm = link(bearer.parameters["realm"], f"{what}: use the registry's token realm")
         service = bearer.parameters.get("service", "")
+        if not service.isprintable():
+            raise InvalidArgument(f"{what}: use the registry's token realm: its service is no text")
         token, _ = known.tokens.get(scopes, ("", 0.0))
         if sent and sent != f"Bearer {token}" and token:
             return True  # somebody else of this conversation has a newer one
@@ -238,7 +240,8 @@ def _read_token(body: bytes, what: str) -> tuple[str, float]:
     life_s = document.get("expires_in")
     if isinstance(life_s, bool) or not isinstance(life_s, int | float):
         life_s = _LEAST_LIFE_S
-    return token, min(max(float(life_s), _LEAST_LIFE_S), _MOST_LIFE_S)
+    # Compared as it came: a number of 400 digits is no float.
+    return token, float(min(max(life_s, _LEAST_LIFE_S), _MOST_LIFE_S))
 
 
 def _is_header_text(token: str) -> bool:

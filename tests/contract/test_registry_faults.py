@@ -257,7 +257,7 @@ def test_f64_an_encoding_that_nobody_asked_for_is_refused(reg: Scripted) -> None
 
 
 def test_f65_an_expired_token_is_renewed_once(reg: Scripted) -> None:
-    """The registry stops believing a token in the middle of work."""
+    """The registry stops believing a token in the middle of work, whatever life it has said."""
     given = 0
     believed: set[str] = set()
 
@@ -266,7 +266,7 @@ def test_f65_an_expired_token_is_renewed_once(reg: Scripted) -> None:
         given += 1
         believed.clear()
         believed.add(f"Bearer token-{given}")
-        return Reply(200, b'{"token":"token-%d"}' % given)
+        return Reply(200, b'{"token":"token-%d","expires_in":1%s}' % (given, b"0" * 400))
 
     def guarded(request: Request) -> Reply:
         if request.headers.get("authorization") not in believed:
@@ -304,7 +304,11 @@ def test_f65_a_token_that_is_never_believed_is_given_up(reg: Scripted) -> None:
 
 
 @pytest.mark.parametrize(
-    "challenge", ["", "Negotiate", "Bearer", "Bearer realm=", 'Bearer realm="file:///x"', "\xff"]
+    "challenge",
+    [
+        *("", "Negotiate", "Bearer", "Bearer realm=", 'Bearer realm="file:///x"', "\xff"),
+        'Bearer realm="https://a.example/t",service="\xff"',
+    ],
 )
 def test_f65_an_odd_challenge_is_a_refusal(reg: Scripted, challenge: str) -> None:
     reg.route(PATH, Reply(401, headers=(("WWW-Authenticate", challenge),)))
