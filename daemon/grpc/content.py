@@ -161,10 +161,11 @@ class ContentService:
             while request is not None:
                 total, expected = request.total or total, request.expected or expected
                 if request.expected and self._content.has(namespace, request.expected):
+                    # Before anything is awaited: a collection may come in between.
+                    hold(self._leases, namespace, lease, CONTENT, request.expected)
                     await writer.close()
                     with suppress(LighterError):
                         await self._ingests.abort(namespace, ref)
-                    hold(self._leases, namespace, lease, CONTENT, request.expected)
                     raise AlreadyExists(f"blob with expected digest {request.expected} exists")
                 if request.action == pb.STAT:
                     yield self._stat(writer, total)

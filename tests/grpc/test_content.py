@@ -1,6 +1,7 @@
 """Content by containerd's API: the rules of a write, reading, listing, what a vanished client
 leaves, and what other namespaces see of it."""
 
+import asyncio
 import os
 import queue
 import resource
@@ -8,17 +9,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, cast
 
 import grpc
 import pytest
 
+from lighter.daemon.content.digest import Digest
+from lighter.daemon.content.gc import Collector
+from lighter.daemon.content.ingests import Ingests
+from lighter.daemon.content.store import ContentStore
+from lighter.daemon.events import EventLog
+from lighter.daemon.grpc.content import ContentService
 from lighter.daemon.grpc.pb import content_pb2 as pb
 from lighter.daemon.grpc.pb import namespaces_pb2
+from lighter.daemon.leases import Leases
 from lighter.daemon.limits import BLOBS, FLOOR
+from lighter.daemon.metadata.db import Database
+from lighter.proto.errors import AlreadyExists
 from tests.grpc.client import Api, code
 from tests.grpc.space import Space, coroutines, digest_of, refused
 from tests.harness import Lighterd, await_that
@@ -161,6 +172,44 @@ def test_what_is_there_is_not_written_again(space: Space) -> None:
         with refused("ALREADY_EXISTS", f"blob with expected digest {digest} exists"):
             writing.say(pb.WRITE, offset=1, data=b"bc", expected=digest)
     assert not space.content("ListStatuses").statuses
+
+
+def test_what_a_writer_is_told_to_be_there_is_held_before_a_collection_comes(
+    tmp_path: Path,
+) -> None:
+    """Nothing names the content but the lease of who would have written it a second time."""
+
+    class Collected(Ingests):
+        async def abort(self, namespace: str, ref: str) -> None:
+            await collector.collect(namespace)
+            await super().abort(namespace, ref)
+
+    db = Database(str(tmp_path / "lighter.db"))
+    log = EventLog(db)
+    content = ContentStore(str(tmp_path / "content"), db, log)
+    ingests = Collected(str(tmp_path / "writes"), content)
+    leases, collector = Leases(db), Collector(db, log, content, {})
+    service = ContentService(content, ingests, leases, collector)
+    digest = Digest.of(b"abc")
+
+    async def requests() -> AsyncIterator[pb.WriteContentRequest]:
+        yield pb.WriteContentRequest(action=pb.WRITE, ref="r", data=b"ab")
+        await content.add("default", b"abc")
+        yield pb.WriteContentRequest(action=pb.WRITE, offset=2, data=b"c", expected=digest)
+
+    async def write() -> None:
+        leases.create("default", "held")
+        call = cast("Any", SimpleNamespace(namespace="default", lease="held"))
+        with pytest.raises(AlreadyExists):
+            async for answer in service.write(call, requests()):
+                assert answer.offset == 2
+
+    try:
+        asyncio.run(write())
+        assert content.has("default", digest)
+        assert not ingests.list("default")
+    finally:
+        db.close()
 
 
 def test_a_ref_has_one_writer(space: Space) -> None:
