@@ -214,7 +214,7 @@ class Attachments:
         attachment = self._records[key].attachment(one)
         result = await self.chain.add(one.network, attachment, note)
         done = replace(one, result=result, pending=False, again=False)
-        _check_wanted(done, wanted)
+        check_wanted(done, wanted)
         await self._change(key, lambda record: record.with_attached(done))
         hit("network.added")
         return done
@@ -300,7 +300,8 @@ def _given(network: Network, wanted: Wanted) -> dict[str, Any]:
     return {"capabilities": capabilities, "args": args}
 
 
-def _check_wanted(one: Attached, wanted: Wanted) -> None:
+def check_wanted(one: Attached, wanted: Wanted) -> None:
+    """Whether it got the addresses that it was to have. Raises FailedPrecondition."""
     view = one.view()
     got = {address.ip for address in view.addresses}
     for ip in wanted.ips:

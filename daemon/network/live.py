@@ -1,6 +1,8 @@
 """Networks of containers that run already: connect, disconnect, look, repair.
 
-What is changed here is written into the container's definition too, so that its next start has it.
+What is changed here is written into the container's definition too, so that its next start has it:
+right after the plugins' work, before all that may fail or be given up. What a dead manager has left
+between the two is completed by who asks for the same again.
 """
 
 import asyncio
@@ -8,9 +10,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from lighter.daemon.content.whole import whole
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.network import ports
-from lighter.daemon.network.attachments import Attachments, Wanted, not_attached
+from lighter.daemon.network.attachments import Attachments, Wanted, check_wanted, not_attached
 from lighter.daemon.network.configs import DEFAULT, Configs, Network
 from lighter.daemon.network.netns import is_own_network
 from lighter.daemon.network.records import Attached, Record
@@ -80,22 +83,14 @@ class LiveNetworks:
         _check_own_network(container)
         known = await self._known()
         entry = self._alive(namespace, container_id)
-        attached = None
         if entry is not None:
-            attached = await self._connect(container, entry, network, wanted, request)
-        elif known.has(request, network.name):
+            return await self._connect(container, entry, network, wanted, known)
+        if known.has(request, network.name):
             raise AlreadyExists(f"connect {container_id}: it is in network {network.name} already")
-        # As it is now: plugins took their time, and somebody may have changed the rest.
-        container = self._store.get(namespace, container_id)
-        request = from_option(container.options.get("network"))
-        changed = request
-        if not known.has(request, network.name):
-            changed = request.with_networks((*request.networks, network.name))
-        if attached is not None and "portMappings" in attached.capabilities and not changed.ports:
-            record = self._attachments.of(namespace, container_id)
-            changed = replace(changed, ports=record.ports if record else ())
-        self._redefine(container, changed)
-        return attached
+        self._redefine(
+            namespace, container_id, lambda request: known.with_network(request, network.name)
+        )
+        return None
 
     def _alive(self, namespace: str, container_id: str) -> Entry | None:
         entry = self._find_entry(namespace, container_id)
@@ -107,7 +102,7 @@ class LiveNetworks:
         entry: Entry,
         network: Network,
         wanted: Wanted,
-        request: NetworkRequest,
+        known: "_Known",
     ) -> Attached:
         record = self._attachments.of(entry.namespace, entry.id)
         if record is None or not record.path:
@@ -116,22 +111,50 @@ class LiveNetworks:
                 raise FailedPrecondition(f"connect {entry.id}: it uses the host's network")
             record = await self._service.keep(entry)
         async with self._attachments.lock(record.key):
-            names = {one.network.name for one in self._now(record).attached}
-            if network.name in names:
+            attached = self._find(self._now(record), network.name)
+            if attached is None:
+                await self._attachments.rekeep(self._now(record), entry)
+                attached = await self._attach(record, network, wanted, known)
+            elif attached.pending or self._is_defined(entry, network.name, known):
                 raise AlreadyExists(f"connect {entry.id}: it is in network {network.name} already")
-            await self._attachments.rekeep(self._now(record), entry)
-            before = {one.ifname for one in self._now(record).attached}
-            try:
-                wanted = await self._with_ports(wanted, self._now(record), network)
-                if not (network.may_have_ipv6 or any(":" in ip for ip in wanted.ips)):
-                    await self._attachments.netns.without_ipv6(record.key)
-                attached = await self._attachments.add(record.key, network, wanted)
-            except BaseException:
-                await asyncio.shield(self._undo(record, before))
-                raise
-            hit("network.connected")
+            else:
+                check_wanted(attached, wanted)
+                self._define(record, attached, known)
+        request = from_option(container.options.get("network"))
         await self._rewrite(record.key, container, request)
         return attached
+
+    async def _attach(
+        self, record: Record, network: Network, wanted: Wanted, known: "_Known"
+    ) -> Attached:
+        """Attached and defined, or neither."""
+        before = {one.ifname for one in self._now(record).attached}
+        try:
+            wanted = await self._with_ports(wanted, self._now(record), network)
+            if not (network.may_have_ipv6 or any(":" in ip for ip in wanted.ips)):
+                await self._attachments.netns.without_ipv6(record.key)
+            attached = await self._attachments.add(record.key, network, wanted)
+            hit("network.connected")
+            self._define(record, attached, known)
+        except BaseException:
+            await asyncio.shield(self._undo(record, before))
+            raise
+        return attached
+
+    def _is_defined(self, entry: Entry, name: str, known: "_Known") -> bool:
+        container = self._store.get(entry.namespace, entry.id)
+        request = from_option(container.options.get("network"))
+        return _is_recorded(container) or known.has(request, name)
+
+    def _define(self, record: Record, attached: Attached, known: "_Known") -> None:
+        now = self._attachments.of(record.namespace, record.id)
+        published = now.ports if now and "portMappings" in attached.capabilities else ()
+
+        def change(request: NetworkRequest) -> NetworkRequest:
+            changed = known.with_network(request, attached.network.name)
+            return changed if changed.ports else replace(changed, ports=published)
+
+        self._redefine(record.namespace, record.id, change)
 
     async def _undo(self, record: Record, before: set[str]) -> None:
         for one in self._now(record).attached:
@@ -178,15 +201,19 @@ class LiveNetworks:
                 now = self._find(self._now(record), name)
                 if now is not None:
                     hit("network.disconnecting")
-                    await self._attachments.remove(record.key, now)
-                    await self._attachments.withdraw(record.key)
+                    await self._attachments.detach(record.key, now)
+                await whole(self._detached(record, name, known))
             await self._rewrite(record.key, container, request)
             await self._service.names.renew(namespace, [name])
-        elif not known.has(request, name):
+        elif known.has(request, name):
+            self._redefine(namespace, container_id, lambda request: known.without(request, name))
+        else:
             raise not_attached(network_name, container_id)
-        container = self._store.get(namespace, container_id)
-        request = from_option(container.options.get("network"))
-        self._redefine(container, known.without(request, name))
+
+    async def _detached(self, record: Record, name: str, known: "_Known") -> None:
+        await self._attachments.save(self._attachments.get(record.key))
+        await self._attachments.withdraw(record.key)
+        self._redefine(record.namespace, record.id, lambda request: known.without(request, name))
 
     async def _known(self) -> "_Known":
         networks, _unusable = await asyncio.to_thread(self._configs.read)
@@ -195,11 +222,18 @@ class LiveNetworks:
     def _find(self, record: Record, name: str) -> Attached | None:
         return next((one for one in record.attached if one.network.name == name), None)
 
-    def _redefine(self, container: Container, request: NetworkRequest) -> None:
-        """Not for what a client recorded itself: it says at each start what there is to be."""
+    def _redefine(
+        self, namespace: str, container_id: str, change: Callable[[NetworkRequest], NetworkRequest]
+    ) -> None:
+        """Change it as it is now: plugins took their time, and somebody may have changed the rest.
+
+        Not for what a client recorded itself: it says at each start what there is to be.
+        """
+        container = self._store.get(namespace, container_id)
         if not _is_recorded(container):
+            request = change(from_option(container.options.get("network")))
             options = {**container.options, "network": request.as_option()}
-            self._store.update(container.namespace, container.id, options=options)
+            self._store.update(namespace, container_id, options=options)
 
     async def _rewrite(self, key: str, container: Container, request: NetworkRequest) -> None:
         """hosts and resolv.conf follow, where the container has them from us."""
@@ -294,6 +328,12 @@ class _Known:
 
     def has(self, request: NetworkRequest, name: str) -> bool:
         return name in self._all(request)
+
+    def with_network(self, request: NetworkRequest, name: str) -> NetworkRequest:
+        """With this network, once."""
+        if self.has(request, name):
+            return request
+        return request.with_networks((*request.networks, name))
 
     def without(self, request: NetworkRequest, name: str) -> NetworkRequest:
         """Without this network, by whatever word; an address of it is not for the next one."""

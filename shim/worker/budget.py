@@ -66,7 +66,7 @@ class Budget:
         self._charge((size_bytes + _BLOCK - 1) // _BLOCK * _BLOCK)
 
     def directory(self) -> None:
-        """A directory takes a block, and may be one that no entry names. Raises ResourceExhausted."""
+        """A directory takes a block, and no entry need name it. Raises ResourceExhausted."""
         self.name()
         self._charge(_BLOCK)
 

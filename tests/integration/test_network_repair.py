@@ -393,12 +393,16 @@ def test_killed_when_it_is_connected_and_nothing_is_written(net: NetworkedLighte
         await_death(net)
     net.start()
     assert has_network(net, "one", first)
-    net.ctl("network", "connect", "b", "one")  # it may be there: then this says so
+    assert defined(net, "one")["network"]["networks"] == ["a"]
+    net.ctl("network", "connect", "b", "one", check=True)  # completes it
+    assert defined(net, "one")["network"]["networks"] == ["a", "b"]
+    assert b"already" in net.ctl("network", "connect", "b", "one").stderr
     (second,) = [address for address in net.addresses_of("one") if address != first]
     assert second in inside(net, "one", "ip -o addr show eth1")
     assert net.ctl("network", "check", "one").returncode == 0
     net.ctl("network", "disconnect", "b", "one", check=True)
     assert net.addresses_of("one") == [first]
+    assert defined(net, "one")["network"]["networks"] == ["a"]
 
 
 def test_killed_while_it_is_disconnected(net: NetworkedLighterd) -> None:
@@ -413,3 +417,4 @@ def test_killed_while_it_is_disconnected(net: NetworkedLighterd) -> None:
     assert has_network(net, "one", address)
     net.ctl("network", "disconnect", "a", "one", check=True)
     assert not net.addresses_of("one")
+    assert defined(net, "one")["network"]["networks"] == []
