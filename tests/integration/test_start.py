@@ -162,7 +162,7 @@ def test_a_second_manager_is_refused_and_the_first_still_answers(lighterd: Light
     assert lighterd.ctl("version").returncode == 0
 
 
-def test_sec66_a_refused_start_leaves_the_modes_of_anothers_directories(
+def test_f40_a_refused_start_leaves_the_modes_of_anothers_directories(
     lighterd: Lighterd, place: Place
 ) -> None:
     """It would open the root of one, or shut out the clients of the other."""

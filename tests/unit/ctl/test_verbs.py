@@ -368,7 +368,7 @@ def test_an_update_that_changes_nothing_is_wrong_usage(ctl: Ctl, flags: tuple[st
     assert done.returncode == 2 and b"changes nothing" in done.stderr
 
 
-def test_f46_a_stop_of_all_asks_again_while_there_is_no_room(
+def test_f58_a_stop_of_all_asks_again_while_there_is_no_room(
     manager: FakeManager, ctl: Ctl
 ) -> None:
     """By a connection of its own each time: one that was refused stays so."""

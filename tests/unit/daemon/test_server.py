@@ -248,7 +248,7 @@ def test_f58_streams_of_all_clients_together_are_bounded(at: Setting) -> None:
         assert len(list(other.stream("test", "count", to=1))) == 1
 
 
-def test_f46_the_stop_of_all_containers_waits_for_no_streams(at: Setting) -> None:
+def test_f58_the_stop_of_all_containers_waits_for_no_streams(at: Setting) -> None:
     at.server._streams = Places(Share(1), limit=lambda: LEAST)
     stop = system_methods(*[cast("Any", None)] * 5)["system.stop_containers"]
     assert stop.stream is not None

@@ -77,7 +77,7 @@ def test_a_start_tells_the_kind_of_its_spawner_once(
     asyncio.run(work())
 
 
-def test_f42_who_waits_for_a_spawner_that_dies_as_it_has_loaded_gets_the_next(
+def test_who_waits_for_a_spawner_that_dies_as_it_has_loaded_gets_the_next(
     tmp_path: Path,
 ) -> None:
     async def work() -> None:
@@ -96,7 +96,7 @@ def test_f42_who_waits_for_a_spawner_that_dies_as_it_has_loaded_gets_the_next(
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
-def test_f42_a_spawner_that_hangs_later_is_no_scope_that_failed(
+def test_f62_a_spawner_that_hangs_later_is_no_scope_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else its successor's shims were in none."""
