@@ -30,18 +30,24 @@ class Disk:
     def break_down(self) -> None:
         """Newer kernels do not show it in the mount's flags: only writing tells."""
         subprocess.run(["sync", "-f", self.directory], check=True)  # it is no power cut
-        device = os.stat(self.directory).st_dev
-        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
-        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("by a test")
+        (self._shown() / "trigger_fs_error").write_text("by a test")
         with pytest.raises(OSError) as refused:
             os.close(os.open(self.directory, os.O_TMPFILE | os.O_RDWR))
         assert refused.value.errno == errno.EROFS
 
     def mend(self) -> None:
+        shown = self._shown()
         subprocess.run(["umount", self.directory], check=True)
+        # A mount namespace that something else of this host has just made may still have it.
+        await_that(lambda: not shown.exists(), 60, "nobody has it mounted")
         done = subprocess.run(["e2fsck", "-fy", self._file], capture_output=True)
         assert done.returncode in (0, 1), done
         self._mount()
+
+    def _shown(self) -> Path:
+        device = os.stat(self.directory).st_dev
+        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+        return Path(f"/sys/fs/ext4/{name}")
 
     def _mount(self) -> None:
         argv = ["mount", "-o", "loop,errors=remount-ro", self._file, self.directory]
