@@ -13,6 +13,10 @@ from lighter.proto.errors import InvalidArgument, ResourceExhausted
 VOLUME = "volume"  # the type of a mount that asks for one
 NO_COPY = "nocopy"
 _MAX_MOUNTS = 1000
+_MAX_OF_IMAGE = 32  # each may be a copy of the same files
+# A volume over them takes away the masks of what else is in there, or the devices they are made of.
+_KERNELS = ("dev", "proc", "sys")
+_HARMLESS = ("/dev/shm", "/sys/fs/cgroup")  # noqa: S108 (they only hide what is there)
 
 
 class Claim:
@@ -43,19 +47,49 @@ class Claim:
         """
         if len(asked) + len(image_volumes) > _MAX_MOUNTS:
             raise ResourceExhausted(f"mount volumes: more than {_MAX_MOUNTS} mounts")
-        places = {_place(mount) for mount in asked}
-        wanted = list(asked)
-        for path in image_volumes:
-            # Written by whoever made the image, so taken as chroot would.
-            place = "/" + "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
-            if place not in places and place != "/":
-                places.add(place)
-                wanted.append({"type": VOLUME, "source": "", "destination": place, "options": []})
+        wanted = [*asked, *await self._of_image(asked, image_volumes, snapshot)]
         made = [
             await self._mount(mount, snapshot, owner) if mount.get("type") == VOLUME else mount
             for mount in wanted
         ]
         return tuple(sorted(made, key=lambda mount: _place(mount).count("/")))
+
+    async def _of_image(
+        self,
+        asked: Sequence[Mapping[str, Any]],
+        image_volumes: Sequence[str],
+        snapshot: Sequence[Mount],
+    ) -> list[dict[str, Any]]:
+        """Mounts for the image's own volumes, one for each place that nothing is asked for at.
+
+        Both the words and the links they lead through are by whoever made the image. So they are
+        followed here, and no link is left for a runtime to follow, to which the image looks
+        another way with what is mounted in it.
+        """
+        places = {_place(mount) for mount in asked}
+        # As chroot would take them.
+        own = dict.fromkeys(
+            "/" + "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
+            for path in image_volumes
+        )
+        named = [check_path(place, "image's volume") for place in own if place not in places]
+        if len(named) > _MAX_OF_IMAGE:
+            raise ResourceExhausted(
+                f"mount volumes: the image has {len(named)} of its own, at most {_MAX_OF_IMAGE}"
+            )
+        wanted: list[dict[str, Any]] = []
+        for place in named:
+            real = await self._volumes.filling.place(snapshot, place)
+            if real.split("/")[1] in _KERNELS and real not in _HARMLESS:
+                where = place if place == real else f"{place}, which leads to {real},"
+                raise InvalidArgument(
+                    f"mount the image's volume {where[:200]}: no image may have one there; what "
+                    "is to be there must be asked for"
+                )
+            if real not in places and real != "/":
+                wanted.append({"type": VOLUME, "source": "", "destination": real, "options": []})
+            places.add(real)
+        return wanted
 
     def hold(self, rows: Any) -> None:
         """Keep volumes that a record names from being removed. Raises NotFound, InvalidArgument."""

@@ -18,7 +18,7 @@ from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.snapshots.types import TreeRemover
 from lighter.daemon.types import Mount
-from lighter.proto.errors import FailedPrecondition, LighterError
+from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError
 from lighter.proto.faults import hit
 from lighter.proto.paths import Root
 
@@ -86,11 +86,18 @@ class Filling:
         self._locks.pop((namespace, name), None)
         self._settled.pop((namespace, name), None)
 
+    async def place(self, mounts: Sequence[Mount], path: str) -> str:
+        """Where `path` leads in the snapshot with these mounts. Raises LighterError."""
+        said = await self._worker.run({"job": "place", **_where(mounts, path)}, [])
+        try:
+            return str(said["place"], "utf-8")
+        except UnicodeDecodeError as err:
+            raise InvalidArgument(f"mount {path[:80]}: it leads to a name that is no text") from err
+
     async def _fill(
         self, namespace: str, name: str, mounts: Sequence[Mount], destination: str
     ) -> None:
-        snapshot = [[mount.type, mount.source, list(mount.options)] for mount in mounts]
-        where = {"mounts": snapshot, "path": os.fsencode(destination)}
+        where = _where(mounts, destination)
         look = await self._worker.run({"job": "look", "follow": True, **where}, [])
         if not look["found"] or not _is_directory(look["target"]):
             return
@@ -134,6 +141,11 @@ class Filling:
             for work in both:
                 work.cancel()
             await asyncio.wait(both)
+
+
+def _where(mounts: Sequence[Mount], path: str) -> dict[str, Any]:
+    snapshot = [[mount.type, mount.source, list(mount.options)] for mount in mounts]
+    return {"mounts": snapshot, "path": os.fsencode(path)}
 
 
 def _is_empty(path: str) -> bool:

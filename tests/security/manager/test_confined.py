@@ -216,6 +216,30 @@ def test_sec57_links_in_dev_lead_nowhere(ctl: Ctl, canary: Canary, inside: str) 
     assert Path("/proc/sys/kernel/core_pattern").read_text() == pattern
 
 
+def test_sec57_no_volume_of_an_image_takes_the_place_of_masks(ctl: Ctl) -> None:
+    """Nor by a link of the image; what hides no mask is there, as the links say."""
+    links = []
+    for name, target in (("x", "/dev"), ("y", "x/../proc"), ("s", "x/shm"), ("dev/in", "/opt")):
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = tarfile.SYMTYPE, target
+        links.append(link)
+    for place in ("/dev", "/x", "/y/acpi", "/sys/firmware", "/dev/null"):
+        image = import_bytes(ctl.lighterd, variant(layer=tar_of(*links), Volumes={place: {}}))
+        done = ctl.lighterd.ctl("run", "--rm", image, "x", "cat", "/proc/timer_list")
+        assert done.returncode == 125 and b"no image may have one there" in done.stderr, done
+        assert place.encode() in done.stderr and ctl.lighterd.ctl("volume", "ls", "-q").stdout == b""
+    taken = {"/s": {}, "/dev/in": {}, "/opt": {}, "/sys/fs/cgroup": {}}
+    image = import_bytes(ctl.lighterd, variant(layer=tar_of(*links), Volumes=taken))
+    script = "cut -d' ' -f2 /proc/mounts; ls -l /dev/null; wc -c </proc/timer_list"
+    said = ctl.lighterd.ctl("run", "--rm", image, "x", "sh", "-c", script, check=True).stdout
+    places = said.split()
+    assert places.count(b"/opt") == places.count(b"/dev/shm") == 1 and b"/dev/in" not in places
+    assert b"1,   3" in said and places[-1] == b"0"
+    many = {f"/v{number}": {} for number in range(33)}
+    done = ctl.lighterd.ctl("run", import_bytes(ctl.lighterd, variant(Volumes=many)), "x", "true")
+    assert done.returncode == 125 and b"33 of its own, at most 32" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["proc", "sys"])
 def test_sec55_no_link_stands_where_the_kernels_files_are_mounted(
     ctl: Ctl, canary: Canary, name: str
