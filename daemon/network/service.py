@@ -91,9 +91,10 @@ class NetworkService:
         key = record.key
         self._attachments.making.add(key)
         try:
-            await self._attachments.save(record)
-            hit("network.recorded")
-            places = await self._make(record, request, [] if late else networks, container)
+            async with self._attachments.lock(key):  # whoever finds it waits for its interfaces
+                await self._attachments.save(record)
+                hit("network.recorded")
+                places = await self._make(record, request, [] if late else networks, container)
         except BaseException:
             # Shielded: a caller that gives up does not leave half a network behind.
             await asyncio.shield(self.released(key))
