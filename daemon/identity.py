@@ -5,6 +5,7 @@ as bytes. For a fresh snapshot they are those of the image's layers, which never
 answer is kept per chain id.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -42,13 +43,16 @@ class IdentityService:
                 self._kept[chain_id] = files
                 while len(self._kept) > KEEP:
                     self._kept.popitem(last=False)
-        return users.with_groups(users.resolve(user, *files), groups, files[1])
+        return await asyncio.to_thread(_identity, user, files, groups)
 
     async def of_container(
         self, user: str, mounts: Sequence[Mount], groups: Sequence[str] = ()
     ) -> Identity:
         """For an exec: the files as they are in the container's own layer by now."""
         found = await read_files(self._worker, mounts, (PASSWD, GROUP), users.MAX_FILE_BYTES)
-        return users.with_groups(
-            users.resolve(user, found[PASSWD], found[GROUP]), groups, found[GROUP]
-        )
+        return await asyncio.to_thread(_identity, user, (found[PASSWD], found[GROUP]), groups)
+
+
+def _identity(user: str, files: Files, groups: Sequence[str]) -> Identity:
+    """In a thread: millions of rows may be about the user."""
+    return users.with_groups(users.resolve(user, *files), groups, files[1])

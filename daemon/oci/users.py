@@ -20,6 +20,8 @@ _NUMBER = re.compile(r"[0-9]+", re.ASCII)
 # Never starts with a digit or a sign, so no spelling of a number is ever looked up as a name.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*\$?", re.ASCII)
 _MAX_NAME = 256
+_MAX_FIELDS = 7  # passwd(5)
+_MAX_ROWS = 1 << 18  # that are looked at for one user
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,28 @@ def _number_or_name(part: str, text: str) -> int | str:
     return part
 
 
-def _rows(content: bytes | None, file: str, fields: int) -> Iterator[list[bytes]]:
-    """Yield the rows that have that many fields at least, one at a time."""
+def _rows(content: bytes | None, file: str, fields: int, needle: bytes) -> Iterator[list[bytes]]:
+    """Yield the rows with `needle` in them that have that many fields at least, one at a time."""
     if content is None:
         return
     if len(content) > MAX_FILE_BYTES:
         raise InvalidArgument(f"read {file}: {len(content)} bytes, at most {MAX_FILE_BYTES}")
-    start = 0
-    while start < len(content):
-        end = content.find(b"\n", start)
-        end = len(content) if end < 0 else end
-        row = content[start:end].strip().split(b":")
+    for number, piece in enumerate(_pieces(content, b"\n", needle)):
+        if number >= _MAX_ROWS:
+            raise InvalidArgument(f"read {file}: over {_MAX_ROWS} rows may be about the user")
+        row = piece.strip().split(b":", _MAX_FIELDS)
         if len(row) >= fields and row[0] and not row[0].startswith((b"#", b"+", b"-")):
             yield row
+
+
+def _pieces(data: bytes, separator: bytes, needle: bytes) -> Iterator[bytes]:
+    """Yield what is between separators and has `needle` in it; others are passed over unread."""
+    start = 0
+    while (at := data.find(needle, start)) >= 0:
+        start = max(start, data.rfind(separator, start, at) + 1)
+        end = data.find(separator, at)
+        end = len(data) if end < 0 else end
+        yield data[start:end]
         start = end + 1
 
 
@@ -163,7 +174,9 @@ def _id_of(field: bytes) -> int | None:
 def _find_user(user: int | str, passwd: bytes | None) -> _PasswdRow | None:
     """Return the first row of that name or number, as getpwnam(3) and getpwuid(3) do."""
     name = user.encode() if isinstance(user, str) else None
-    for fields in _rows(passwd, "/etc/passwd", 4):
+    # Whatever zeros stand before it, a number's own digits are in its row.
+    needle = str(user).encode() if name is None else name
+    for fields in _rows(passwd, "/etc/passwd", 4, needle):
         uid = _id_of(fields[2])
         if fields[0] == name if name is not None else uid == user:
             home = fields[5] if len(fields) > 5 else b""
@@ -171,15 +184,15 @@ def _find_user(user: int | str, passwd: bytes | None) -> _PasswdRow | None:
     return None
 
 
-def _group_rows(group: bytes | None) -> Iterator[_GroupRow]:
-    for fields in _rows(group, "/etc/group", 3):
+def _group_rows(group: bytes | None, needle: bytes) -> Iterator[_GroupRow]:
+    for fields in _rows(group, "/etc/group", 3, needle):
         members = fields[3] if len(fields) > 3 else b""
         yield _GroupRow(fields[0], _id_of(fields[2]), members)
 
 
 def _gid_by_name(name: str, group: bytes | None) -> int:
     wanted = name.encode()
-    for row in _group_rows(group):
+    for row in _group_rows(group, wanted):
         if row.name == wanted:
             return _checked(row.gid, row.name, "/etc/group")
     where = "it has no such group" if group is not None else "the image has no such file"
@@ -189,8 +202,9 @@ def _gid_by_name(name: str, group: bytes | None) -> int:
 def _groups(gid: int, username: bytes, group: bytes | None) -> tuple[int, ...]:
     """Return `gid` and the groups that list the user, without repeats, in the file's order."""
     found = {gid: None}
-    for row in _group_rows(group):
-        if row.gid is None or username not in map(bytes.strip, row.members.split(b",")):
+    for row in _group_rows(group, username):
+        members = _pieces(row.members, b",", username)
+        if row.gid is None or username not in map(bytes.strip, members):
             continue
         if row.name != username:  # the user's own group is the primary one, where it is theirs
             found[row.gid] = None

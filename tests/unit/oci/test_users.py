@@ -1,5 +1,7 @@
 """USER and --user against an image's files."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +95,27 @@ def test_large_files_and_endless_groups_are_refused() -> None:
     groups = b"\n".join(b"g%d:x:%d:root" % (number, number) for number in range(1, 70000))
     with pytest.raises(InvalidArgument, match="over 65536 groups"):
         resolve("", None, groups)
+    with pytest.raises(InvalidArgument, match="over 262144 rows"):
+        resolve("", None, b"root:x:0:\n" * 300_000)
+
+
+@pytest.mark.parametrize(
+    ("group", "gids"),
+    [
+        (b"g:x:5:" + b"ab," * 3_000_000 + b" web \n", (7, 5)),
+        (b"g:x:5:web" + b":ab" * 3_000_000, (7, 5)),
+        (b"a::1\n" * 2_000_000 + b"web::9:web\ng::5:ebweb,web", (7, 5)),
+        (b"g:x:5:" + b"webweb" * 1_500_000, (7,)),
+    ],
+    ids=["members", "fields", "rows", "one"],
+)
+def test_sec_39_millions_of_entries_take_no_memory(group: bytes, gids: tuple[int, ...]) -> None:
+    tracemalloc.start()
+    try:
+        assert resolve("web", b"x:x:1:1\nweb:x:7:7:::", group).additional_gids == gids
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(group)
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.integers(0, MAX_ID), st.integers(0, MAX_ID))
