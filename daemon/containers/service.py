@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from lighter.daemon.containers.joining import Joins
 from lighter.daemon.containers.maker import ContainerMaker
 from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import CreateRequest, signal_number, stop_timeout
@@ -19,7 +20,6 @@ from lighter.daemon.network.service import NetworkService
 from lighter.daemon.network.specs import with_network
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.oci.selinux import labelled, mount_label
-from lighter.daemon.oci.sharing import join
 from lighter.daemon.orphans import OWNER_LABEL
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.snapshots.removal import remove_quietly
@@ -162,13 +162,33 @@ class ContainerService:
         await self._relabelling.apply(container)
         mounts = await self.mounts(container)
         # It may have been deleted meanwhile; from here to the task's row nothing else runs.
-        container = self._joined(self._same(container, "start"))
+        container = self._same(container, "start")
         self.check_free(namespace, container_id)
         options = from_record(container.options.get("runc") or {})
         # The record's URI comes from who made the container, never from its image or labels.
         if uri := log_uri or (container.options.get("log") or {}).get("uri"):
             stdio = {**stdio, **log_streams(uri)}
-        return await self._create_task(container, mounts, terminal, stdio, options)
+        return await self._create_joined(container, mounts, terminal, stdio, options)
+
+    async def _create_joined(
+        self,
+        container: Container,
+        mounts: tuple[Mount, ...],
+        terminal: bool,
+        stdio: Mapping[str, Any],
+        options: RuntimeOptions,
+    ) -> int:
+        """In the namespaces of those that it names, and in no others."""
+        with Joins(self._tasks.find) as joins:
+            joined = joins.joined(container)
+            pid = await self._create_task(joined, mounts, terminal, stdio, options)
+            try:
+                joins.check(pid)
+            except FailedPrecondition:
+                namespace, id_ = container.namespace, container.id
+                await asyncio.shield(self._tasks.delete(namespace, id_, force=True))
+                raise
+            return pid
 
     async def _create_task(
         self,
@@ -212,26 +232,6 @@ class ContainerService:
             raise NotFound(f"{verb} container {container.id}: it was deleted meanwhile")
         return found
 
-    def _joined(self, container: Container) -> Container:
-        """With the namespaces of the containers that it names, as they run now.
-
-        Raises NotFound, FailedPrecondition for one that does not run.
-        """
-        joins = container.options.get("joins")
-        if not joins:
-            return container
-        pids = {}
-        for kind, other in joins.items():
-            task = self._tasks.find(container.namespace, other).view()
-            if task.status not in ("created", "running", "paused"):
-                raise FailedPrecondition(
-                    f"join {kind} namespace of container {other}: it is {task.status}"
-                )
-            pids[kind] = task.pid
-        spec = json.loads(container.spec)
-        join(spec, pids)
-        return replace(container, spec=json.dumps(spec).encode())
-
     async def start_recorded(
         self,
         namespace: str,
@@ -254,9 +254,8 @@ class ContainerService:
             options = from_record(container.options.get("runc") or {})
         if runtime:
             container = replace(container, runtime=runtime)
-        container = self._joined(container)
         self.check_free(namespace, container_id)
-        return await self._create_task(container, mounts, terminal, stdio, options)
+        return await self._create_joined(container, mounts, terminal, stdio, options)
 
     async def exec_spec(
         self, namespace: str, container_id: str, request: ExecRequest, user: str | None

@@ -341,6 +341,27 @@ def test_another_containers_namespaces(ctl: Ctl) -> None:
             pid = int(client.call("tasks", "get", id="other")["task"]["pid"])
 
 
+def test_a_process_that_has_the_number_of_the_joined_one_is_not_joined(ctl: Ctl) -> None:
+    """As if that had ended between its being looked up and the runtime's opening of its path."""
+    ctl.detached("other")
+    program = ctl.lighterd.base / "later"
+    program.write_text(
+        '#!/bin/sh\ncase " $* " in *" create "*)\n'
+        'for word; do [ "$last" = --bundle ] && bundle=$word; last=$word; done\n'
+        f"sed -i 's#/proc/[0-9]*/ns/ipc#/proc/{os.getpid()}/ns/ipc#' $bundle/config.json;;\n"
+        'esac\nexec runc "$@"\n'
+    )
+    program.chmod(0o755)
+    joins = ("--ipc", "container:other")
+    refused = ctl.run("--runtime", str(program), *joins, "--", "true")
+    assert refused.returncode == 125, refused
+    assert b"join ipc namespace of container other: it ended meanwhile" in refused.stderr
+    with ctl.lighterd.client() as client:
+        listed = [row["id"] for row in client.call("containers", "list")["containers"]]
+    assert listed == ["other"]
+    assert ctl.says(*joins, "--", "echo", "joined") == "joined"
+
+
 @pytest.fixture
 def cdi_file() -> Iterator[Path]:
     """A place in /etc/cdi of the test's own."""
