@@ -1,4 +1,5 @@
-"""Looks at paths that callers name, which may be on a network file system that no longer answers.
+"""Looks at paths that callers name, which may be on a network file system that no longer answers,
+and at processes that wait for one.
 
 stat(2) there hangs for ever, with whoever made it: so each look has a thread of its own, which
 dies with the manager, and a deadline. The executor that the rest of the manager uses is not for
@@ -21,7 +22,8 @@ T = TypeVar("T")
 class Looks:
     """Counts those that hang: above HANGING no further one is tried."""
 
-    def __init__(self, look_s: float = LOOK_S) -> None:
+    def __init__(self, look_s: float = LOOK_S, who: str = "the host's file system") -> None:
+        self._who = who
         self._look_s = look_s
         self.under_way = 0
 
@@ -32,7 +34,7 @@ class Looks:
         """
         if self.under_way >= HANGING:
             raise ResourceExhausted(
-                f"{what}: {self.under_way} looks at the host's files hang already"
+                f"{what}: {self.under_way} looks hang already: {self._who} does not answer"
             )
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -66,5 +68,5 @@ class Looks:
             if not done.cancelled():
                 raise  # it is the look's own
             raise DeadlineExceeded(
-                f"{what}: the host's file system has not answered in {self._look_s:g} s"
+                f"{what}: {self._who} has not answered in {self._look_s:g} s"
             ) from err

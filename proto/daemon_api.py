@@ -167,12 +167,12 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         with auto_remove, answered when it is gone too; delete: of an exec, which
                         is deleted when it has ended; the answer has `deleted`, true, then
     tasks.delete        {id, exec_id, force} -> {exit_status, exited_at, cause}
-    tasks.pids          {id} -> {processes: [{pid, exec_id, args}]}
+    tasks.pids          {id} -> {processes: [{pid, exec_id}]}
     tasks.metrics       {ids: [id]} -> {metrics: [{id, status, timestamp, version, values, network: {rx_bytes,
                         tx_bytes}}], memory_bytes}      ids empty: all; version: 1 or 2 of the cgroups, 0 of a
                         task that has ended; values: as containerd's message of that version names
                         them; network null: the host's; memory_bytes: what the host has
-    tasks.top           {id} -> {processes: [{…as of pids, container_pid, ppid, uid, state, cpu_s}]}
+    tasks.top           {id} -> {processes: [{…as of pids, args, container_pid, ppid, uid, state, cpu_s}]}
     networks.list       {} -> {networks: [{name, version, types, path, ours, default, subnets,
                         reason}], unusable: [{path, reason}]}     reason: why it cannot be used now
     networks.get        {name} -> {network: {…as listed, config, containers: [{namespace, id, ifname,

@@ -1,5 +1,6 @@
 """File systems of a test's own, in sparse files."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lighter.shim import linux
+from tests.harness import await_that
 
 SIZE_BYTES = 256 << 20  # mkfs.btrfs refuses less than about 110 MB
 
@@ -45,9 +47,20 @@ def ext4_at(directory: Path, *mkfs_options: str, size_bytes: int = 64 << 20) -> 
         try:
             yield
         finally:
-            linux.umount(str(directory))
+            await_that(lambda: _is_unmounted(directory), 20, "nobody uses it")
     finally:
         disk.unlink()
+
+
+def _is_unmounted(directory: Path) -> bool:
+    """Not while somebody looks at the memory of a process that has mapped a file there."""
+    try:
+        linux.umount(str(directory))
+    except OSError as err:
+        if err.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 class Ext4:

@@ -15,7 +15,7 @@ from lighter.daemon import files
 from lighter.daemon.config import Config
 from lighter.daemon.doctor.findings import OK, WARNING, Finding
 from lighter.daemon.metadata import index
-from lighter.daemon.tasks.reach import is_alive
+from lighter.daemon.tasks.reach import is_alive, may_be_shim
 from lighter.proto.paths import Root, State
 
 MAX_TITLE = 1 << 12
@@ -100,6 +100,8 @@ def _running_shims(instance: str) -> Iterator[tuple[int, _Task]]:
         if not name.isdecimal():
             continue
         try:
+            if not may_be_shim(int(name)):
+                continue
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 title = file.read(MAX_TITLE).rstrip(b"\0").decode(errors="replace")
         except OSError:

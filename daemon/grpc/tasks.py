@@ -185,10 +185,10 @@ class TasksService:
     async def list_pids(self, call: Call, request: pb.ListPidsRequest) -> pb.ListPidsResponse:
         entry = self._entry(call, request.container_id)
         answer = pb.ListPidsResponse()
-        for process in processes.of_task(entry):
-            info = answer.processes.add(pid=process["pid"])
-            if process["exec_id"]:
-                details = runc_options_pb2.ProcessDetails(exec_id=str(process["exec_id"]))
+        for pid, exec_id in processes.of_task(entry).items():
+            info = answer.processes.add(pid=pid)
+            if exec_id:
+                details = runc_options_pb2.ProcessDetails(exec_id=exec_id)
                 info.info.CopyFrom(anys.pack(details))
         return answer
 

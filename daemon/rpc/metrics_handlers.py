@@ -4,8 +4,10 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from lighter.daemon.looks import Looks
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
 from lighter.daemon.tasks import metrics, netstat, processes
@@ -17,6 +19,8 @@ Body = Mapping[str, Any]
 
 
 def metrics_methods(tasks: TaskService) -> dict[str, Method]:
+    looks = Looks(who="a process")
+
     async def measure(call: Call, body: Body) -> Any:
         namespace = namespace_of(call)
         ids = Fields("tasks.metrics", body).texts("ids")
@@ -28,8 +32,10 @@ def metrics_methods(tasks: TaskService) -> dict[str, Method]:
         }
 
     async def top(call: Call, body: Body) -> Any:
-        entry = tasks.find(namespace_of(call), Fields("tasks.top", body).id())
-        return {"processes": await asyncio.to_thread(processes.described, entry)}
+        id_ = Fields("tasks.top", body).id()
+        entry = tasks.find(namespace_of(call), id_)
+        look = partial(processes.described, entry)
+        return {"processes": await looks.at(f"read processes of {id_}", look)}
 
     return methods("tasks", metrics=measure, top=top)
 

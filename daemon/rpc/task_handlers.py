@@ -160,7 +160,8 @@ def task_methods(
 
     async def pids(call: Call, body: Body) -> Any:
         entry = tasks.find(namespace_of(call), Fields("tasks.pids", body).id())
-        return {"processes": processes.of_task(entry)}
+        found = processes.of_task(entry).items()
+        return {"processes": [{"pid": pid, "exec_id": exec_id} for pid, exec_id in found]}
 
     return {
         **methods("tasks", create=create, start=start, kill=kill, stop=stop),

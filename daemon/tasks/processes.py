@@ -1,6 +1,8 @@
 """Processes of a container, read from the kernel: no shim is asked, none can hold it up.
 
-Only the host's /proc and cgroup file systems are read, nothing inside the container.
+Only the host's /proc and cgroup file systems are read, nothing inside the container. But the
+arguments lie in the process's own memory, which may be locked for as long as a dead disk does not
+answer: who reads them has a thread for it (see looks.py).
 """
 
 import contextlib
@@ -14,27 +16,28 @@ from lighter.daemon.tasks.entry import Entry
 MAX_ARGS_BYTES = 4096
 
 
-def of_task(entry: Entry) -> list[dict[str, object]]:
-    """The members of the task's cgroup as {pid, exec_id, args}; `exec_id` for the execs' own."""
+def of_task(entry: Entry) -> dict[int, str]:
+    """The members of the task's cgroup: pid → id of the exec that it is, "" for none."""
     if entry.exit is not None or not entry.pid:
-        return []
+        return {}
     execs = {exec_.pid: exec_.exec_id for exec_ in entry.execs.values() if exec_.exit is None}
-    return [
-        {"pid": pid, "exec_id": execs.get(pid, ""), "args": _args(pid)}
-        for pid in cgroup_members(entry)
-    ]
+    return {pid: execs.get(pid, "") for pid in cgroup_members(entry)}
 
 
 def described(entry: Entry) -> list[dict[str, object]]:
-    """As `of_task`, with {container_pid, ppid, uid, state, cpu_s} of each that still is there."""
+    """{pid, exec_id, args, container_pid, ppid, uid, state, cpu_s} of each that still is there.
+
+    It may take for ever.
+    """
     found: list[dict[str, object]] = []
     try:
         depth = len(_status(entry.pid)["NSpid"].split())
     except (OSError, KeyError):
         return found  # it has ended
-    for row in of_task(entry):
+    for pid, exec_id in of_task(entry).items():
         with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
-            found.append({**row, **_facts(int(str(row["pid"])), depth)})
+            row = {"pid": pid, "exec_id": exec_id, "args": _args(pid)}
+            found.append({**row, **_facts(pid, depth)})
     return found
 
 

@@ -19,6 +19,8 @@ SIGNAL_S = 10.0  # kill, attach, resize: nothing in the shim takes long
 CLOSED_S = 30.0
 HELLO_S = 5.0
 _POLL_S = 0.01
+# What setproctitle makes of a shim's title: proc_pid_comm(5).
+_SHORT_NAME = b"lighter-shim --"
 
 
 async def connected(entry: Entry, to_end: bool = False) -> Peer:
@@ -121,11 +123,25 @@ def living_shims(instance: str) -> set[int]:
     title = f"lighter-shim --instance {instance} ".encode()
     found = set()
     for name in filter(str.isdigit, os.listdir("/proc")):
-        gone = contextlib.suppress(FileNotFoundError, ProcessLookupError)
-        with gone, open(f"/proc/{name}/cmdline", "rb") as file:
-            if file.read(len(title)) == title:
-                found.add(int(name))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if not may_be_shim(int(name)):
+                continue
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if file.read(len(title)) == title:
+                    found.add(int(name))
     return found
+
+
+def may_be_shim(pid: int) -> bool:
+    """Whether its arguments are worth a look, which waits when its memory is locked: a process may
+    wait for a dead disk meanwhile. This does not, and one in a container may call itself a shim.
+
+    Raises OSError for one that is gone.
+    """
+    with open(f"/proc/{pid}/comm", "rb") as file:
+        if file.read(64).rstrip() != _SHORT_NAME:
+            return False
+    return os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), os.stat("/proc/self/ns/pid"))
 
 
 def kill_process(record: Mapping[str, Any]) -> None:

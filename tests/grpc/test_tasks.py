@@ -14,12 +14,14 @@ from google.protobuf.any_pb2 import Any as Any_
 from lighter.daemon.grpc.pb import runc_options_pb2, snapshots_pb2, tasks_pb2
 from lighter.daemon.grpc.pb.task_types_pb2 import Status
 from lighter.proto import errors
+from tests import cgroups
 from tests.grpc.client import code
 from tests.grpc.space import coroutines
 from tests.grpc.workshop import Workshop
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.lives import NO_STDIO, ask
+from tests.stuckmemory import stuck_process
 
 
 def _refused(call: Any, *args: Any, **fields: Any) -> tuple[str, str]:
@@ -322,6 +324,22 @@ def test_pids_and_kill_all(workshop: Workshop) -> None:
     assert workshop.tasks("Wait", container_id="c").exit_status == 137
     again = _refused(workshop.tasks, "Kill", container_id="c", signal=9)
     assert again == ("NOT_FOUND", "process already finished: not found")
+
+
+def test_a_process_whose_memory_is_locked_holds_up_who_asks_for_its_arguments_alone(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """As when it waits for a dead disk: its pid is listed all the same."""
+    pid = workshop.create("c", "sleep", "1000")
+    workshop.tasks("Start", container_id="c")
+    with stuck_process(tmp_path / "disk") as stuck:
+        (cgroups.of_process(pid, "pids") / "cgroup.procs").write_text(str(stuck))
+        found = workshop.tasks("ListPids", container_id="c").processes
+        assert {process.pid for process in found} == {pid, stuck}
+        assert str(stuck) in workshop.ctl("tasks", "ps", "c")
+        top = workshop.lighterd.ctl("-n", workshop.namespace, "top", "c")
+        assert b"read processes of c: a process has not answered in 5 s" in top.stderr
+        assert workshop.tasks("Get", container_id="c").process.status == Status.RUNNING
 
 
 def test_new_limits(workshop: Workshop) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import sqlite3
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from lighter.daemon.tasks import recovery
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.lost import LostTasks
-from lighter.daemon.tasks.reach import is_alive, living_shims
+from lighter.daemon.tasks.reach import is_alive, living_shims, may_be_shim
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
@@ -31,6 +33,7 @@ from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 from lighter.proto.paths import Root, State
 from tests.harness import await_that
+from tests.stuckmemory import stuck_process
 
 pytestmark = pytest.mark.root
 
@@ -341,11 +344,21 @@ def test_a_later_start_that_is_over_is_not_waited_for(start: Start, why: str) ->
     asyncio.run(work())
 
 
+def sleep_as(directory: str) -> str:
+    """A program that the kernel gives the short name that setproctitle gives to shims."""
+    program = f"{directory}/lighter-shim --"
+    os.symlink("/bin/sleep", program)
+    return program
+
+
 @contextmanager
 def lighter_shim(instance: str) -> Iterator[int]:
     """A process that is called as a shim of this instance."""
     title = f"lighter-shim --instance {instance} --namespace default --id c"
-    with subprocess.Popen([title, "1000"], executable="/bin/sleep") as process:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        subprocess.Popen([title, "1000"], executable=sleep_as(directory)) as process,
+    ):
         try:
             # An exec is told of before its arguments can be read.
             await_that(lambda: process.pid in living_shims(instance), 20, "it is called so")
@@ -368,6 +381,30 @@ def test_a_tombstone_goes_with_its_shim_though_no_manager_saw_that(start: Start)
         start.supervisor.close()
 
     asyncio.run(work())
+
+
+def test_a_process_whose_memory_is_locked_holds_up_no_start(tmp_path: Path) -> None:
+    """As when it waits for a dead disk. One in a container may call itself a shim."""
+    found: list[set[int]] = []
+    argv = ["unshare", "--pid", "--fork", "--kill-child", sleep_as(str(tmp_path)), "1000"]
+    with (
+        lighter_shim("0badcafe") as shim,
+        stuck_process(tmp_path / "disk"),
+        subprocess.Popen(argv) as outside,
+    ):
+        look = threading.Thread(target=lambda: found.append(living_shims("0badcafe")), daemon=True)
+        look.start()
+        look.join(30)
+        answered = list(found)
+        children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children")
+        await_that(lambda: bool(children.read_text()), 30, "it has forked")
+        inside = int(children.read_text())
+        comm = Path(f"/proc/{inside}/comm")
+        await_that(lambda: comm.read_text() == "lighter-shim --\n", 30, "it has its short name")
+        seen = may_be_shim(shim), may_be_shim(inside)
+        outside.kill()
+    assert answered == [{shim}]
+    assert seen == (True, False)
 
 
 def test_shims_that_have_tasks_keep_no_tombstone(start: Start) -> None:
