@@ -72,19 +72,26 @@ class Ingests:
             raise from_os("make ingest directory", err) from err
 
     async def open(
-        self, namespace: str, ref: str, *, total_bytes: int = 0, expected: str = ""
+        self,
+        namespace: str,
+        ref: str,
+        *,
+        total_bytes: int = 0,
+        expected: str = "",
+        share: bool = True,
     ) -> Writer:
         """The writer of `ref`, at the offset where the last one stopped.
 
         Raises Unavailable while another one writes it, AlreadyExists when the expected digest is
-        content of the namespace (or has become so by sharing, see ContentStore.share),
-        FailedPrecondition when it was begun for another digest.
+        content of the namespace (or, with `share`, has become so without labels, see
+        ContentStore.share), FailedPrecondition when it was begun for another digest.
         """
         if not ref or len(ref.encode(errors="replace")) > MAX_REF_BYTES or "\0" in ref:
             raise InvalidArgument(f"open ingest {ref[:60]!r}: a ref has 1 to {MAX_REF_BYTES} bytes")
         if expected:
             Digest.parse(expected)
-            if self.content.has(namespace, expected) or self.content.share(namespace, expected):
+            has = self.content.has(namespace, expected)
+            if has or (share and self.content.share(namespace, expected)):
                 raise AlreadyExists(f"open ingest {ref}: content {expected} exists")
         directory = self._path(namespace, ref)
         if directory in self._open or directory in self._going:

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
@@ -34,9 +34,9 @@ def record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arri
     return row is None
 
 
-def row_to_share(tx: sqlite3.Connection, digest: Digest) -> sqlite3.Row | None:
-    """Size and namespace's labels of content; of several rows one that its namespace shares."""
-    row: sqlite3.Row | None = tx.execute(
+def row_to_share(digest: Digest) -> tuple[str, tuple[str, ...]]:
+    """The query of content's size and namespace's labels; of several rows one that is shared."""
+    return (
         "SELECT size_bytes, namespaces.labels FROM content"
         " JOIN namespaces ON namespaces.name = content.namespace"
         " WHERE digest = ? ORDER BY"
@@ -44,18 +44,23 @@ def row_to_share(tx: sqlite3.Connection, digest: Digest) -> sqlite3.Row | None:
         " CASE WHEN typeof(namespaces.labels) = 'text' AND json_valid(namespaces.labels)"
         " THEN json_extract(namespaces.labels, ?) = 'true' ELSE 0 END DESC",
         (digest, f'$."{SHAREABLE_LABEL}"'),
-    ).fetchone()
-    return row
+    )
 
 
-def record_seen(tx: sqlite3.Connection, namespace: str, digest: Digest, size_bytes: int) -> bool:
+def record_seen(
+    tx: sqlite3.Connection,
+    namespace: str,
+    digest: Digest,
+    size_bytes: int,
+    labels: Mapping[str, str],
+) -> bool:
     """Give a namespace the sight of what is there; whether it is new to it."""
     now = time.time_ns()
     done = tx.execute(
         "INSERT OR IGNORE INTO content(namespace, digest, size_bytes, labels,"
         " created_at, updated_at)"
-        " VALUES(?, ?, ?, '{}', ?, ?)",
-        (namespace, digest, size_bytes, now, now),
+        " VALUES(?, ?, ?, ?, ?, ?)",
+        (namespace, digest, size_bytes, json.dumps(merge_labels({}, labels)), now, now),
     )
     return done.rowcount > 0
 

@@ -160,27 +160,37 @@ class ContentStore:
             await self.adopt(namespace, path, digest, len(data), labels)
         return digest
 
-    def share(self, namespace: str, digest: str) -> bool:
+    def shared_size(self, digest: str) -> int:
+        """The bytes of content that a namespace shares with all; 0 when none does."""
+        digest = Digest.parse(digest)
+        row = self._db.row(*row_to_share(digest))
+        return int(row["size_bytes"]) if row is not None and self._is_shared(digest, row) else 0
+
+    def share(self, namespace: str, digest: str, labels: Mapping[str, str] | None = None) -> bool:
         """Give the namespace the sight of content that another one shares; whether it has it now.
 
-        Its labels do not come along. Content whose file is damaged is not shared.
+        With these labels if it is new to it: those of others do not come along. Content whose file
+        is damaged is not shared.
         """
         digest = Digest.parse(digest)
         with self._db.durable_transaction() as tx:
-            row = row_to_share(tx, digest)
-            if row is None or not (
-                self._share_all or (texts(row["labels"]) or {}).get(SHAREABLE_LABEL) == "true"
-            ):
-                return False
-            try:
-                os.close(open_blob(self.path(digest), digest, row["size_bytes"]))
-            except LighterError:
+            row = tx.execute(*row_to_share(digest)).fetchone()
+            if row is None or not self._is_shared(digest, row):
                 return False
             ensure_in(tx, namespace)
             told = []
-            if record_seen(tx, namespace, digest, row["size_bytes"]):
+            if record_seen(tx, namespace, digest, row["size_bytes"], labels or {}):
                 told.append(self._created(tx, namespace, digest, row["size_bytes"]))
         self._events.announce(*told)
+        return True
+
+    def _is_shared(self, digest: Digest, row: sqlite3.Row) -> bool:
+        if not self._share_all and (texts(row["labels"]) or {}).get(SHAREABLE_LABEL) != "true":
+            return False
+        try:
+            os.close(open_blob(self.path(digest), digest, row["size_bytes"]))
+        except LighterError:
+            return False
         return True
 
     # --- reading

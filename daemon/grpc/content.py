@@ -16,6 +16,7 @@ from lighter.daemon.filters import any_of
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.leases import hold, holder
 from lighter.daemon.grpc.pb import content_pb2 as pb
+from lighter.daemon.grpc.sharing import Shared
 from lighter.daemon.grpc.translate import label_changes, timestamp
 from lighter.daemon.grpc.words import saying
 from lighter.daemon.leases import CONTENT, INGESTS, Leases
@@ -156,6 +157,18 @@ class ContentService:
         namespace, ref = call.namespace, request.ref
         lease = holder(self._leases, namespace, call.lease)
         total, expected = request.total, request.expected
+        shared = Shared(self._content, namespace, request)
+        while (answer := shared.answer(request)) is not None:
+            if answer.action == pb.COMMIT:
+                hold(self._leases, namespace, lease, CONTENT, answer.digest)
+                with suppress(LighterError):  # of no use any more, if somebody has begun it
+                    await self._ingests.abort(namespace, ref)
+                yield answer
+                return
+            yield answer
+            request = await anext(incoming, None)
+            if request is None:
+                return
         writer = await self._open(namespace, ref, total, expected, lease)
         async with writer:
             while request is not None:
@@ -191,7 +204,7 @@ class ContentService:
         try:
             with saying(said):
                 writer = await self._ingests.open(
-                    namespace, ref, total_bytes=max(0, total), expected=expected
+                    namespace, ref, total_bytes=max(0, total), expected=expected, share=False
                 )
         except AlreadyExists:
             hold(self._leases, namespace, lease, CONTENT, expected)

@@ -428,13 +428,43 @@ def test_other_namespaces_get_it_when_it_is_shared(space: Space) -> None:
     with Space(space.lighterd, f"{space.namespace}-2") as other:
         with refused("NOT_FOUND"):
             other.content("Info", digest=digest)
-        # Who names the digest of what is there need not send it.
+        # Who names the digest of what is there need not send it, but commits it: with its labels.
+        with Writing(other.api) as writing:
+            said = writing.say(pb.STAT, ref="r", total=3, expected=digest)
+            assert (said.offset, said.total, said.digest) == (3, 3, digest)
+            assert not other.digests()
+            said = writing.say(pb.COMMIT, offset=3, total=3, expected=digest, labels={"c": "d"})
+            assert (said.action, said.offset, said.digest) == (pb.COMMIT, 3, digest)
+        assert other.read(digest) == b"abc"
+        assert other.content("Info", digest=digest).info.labels == {"c": "d"}
         with Writing(other.api) as writing, refused("ALREADY_EXISTS"):
             writing.say(pb.STAT, ref="r", expected=digest)
-        assert other.read(digest) == b"abc"
-        assert not other.content("Info", digest=digest).info.labels
         space.content("Delete", digest=digest)
-        assert other.read(digest) == b"abc"
+        other.leases("Create", id="sync")
+        other.leases("Delete", id="sync", sync=True)
+        assert other.read(digest) == b"abc"  # its client's lease holds it
+
+
+@pytest.mark.parametrize("total", [3, 4])
+def test_who_sends_what_is_shared_writes_it(space: Space, total: int) -> None:
+    """From its beginning, or as content of another size, which fails at its commit."""
+    digest = space.put(b"abc")
+    shared = namespaces_pb2.Namespace(
+        name=space.namespace, labels={"containerd.io/namespace.shareable": "true"}
+    )
+    space.api.call(namespaces_pb2, "Namespaces", "Update", namespace=shared)
+    with Space(space.lighterd, f"{space.namespace}-2") as other:
+        with Writing(other.api) as writing:
+            offset = 3 if total == 3 else 0
+            assert writing.say(pb.STAT, ref="r", total=total, expected=digest).offset == offset
+            assert writing.say(pb.WRITE, data=b"abc").offset == 3
+            commit = {"offset": 3, "total": total, "expected": digest}
+            if total == 3:
+                writing.say(pb.COMMIT, **commit)
+            else:
+                with refused("FAILED_PRECONDITION", "unexpected commit size 3, expected 4"):
+                    writing.say(pb.COMMIT, **commit)
+        assert other.digests() == ({digest} if total == 3 else set())
 
 
 def test_sec_35_to_know_a_digest_is_no_way_to_its_bytes(space: Space) -> None:
