@@ -36,15 +36,15 @@ def record(tx: sqlite3.Connection, namespace: str, digest: Digest, arrival: Arri
 
 def row_to_share(digest: Digest) -> tuple[str, tuple[str, ...]]:
     """The query of content's size and namespace's labels; of several rows one that is shared."""
-    return (
+    query = (
         "SELECT size_bytes, namespaces.labels FROM content"
         " JOIN namespaces ON namespaces.name = content.namespace"
         " WHERE digest = ? ORDER BY"
         # Of AND both sides are computed, and the second fails for what is no JSON.
         " CASE WHEN typeof(namespaces.labels) = 'text' AND json_valid(namespaces.labels)"
-        " THEN json_extract(namespaces.labels, ?) = 'true' ELSE 0 END DESC",
-        (digest, f'$."{SHAREABLE_LABEL}"'),
+        " THEN json_extract(namespaces.labels, ?) = 'true' ELSE 0 END DESC"
     )
+    return query, (digest, f'$."{SHAREABLE_LABEL}"')
 
 
 def record_seen(

@@ -52,13 +52,12 @@ class SnapshotsService:
                         request.key,
                         request.parent,
                         dict(request.labels),
-                        leased=bool(lease),
+                        lease=lease,
                     )
                 except AlreadyExists:
                     if not known and await self._is_there(namespace, name, target):
                         hold(self._leases, namespace, lease, SNAPSHOTS + name, target)
                     raise
-            hold(self._leases, namespace, lease, SNAPSHOTS + name, request.key)
         return pb.PrepareSnapshotResponse(mounts=map(mount_message, mounts))
 
     async def _is_there(self, namespace: str, snapshotter: str, key: str) -> bool:
@@ -72,9 +71,8 @@ class SnapshotsService:
         await self._check_parent(namespace, name, request.parent)
         with _making(request):
             mounts = await self._snapshots.view(
-                namespace, name, request.key, request.parent, dict(request.labels)
+                namespace, name, request.key, request.parent, dict(request.labels), lease=lease
             )
-        hold(self._leases, namespace, lease, SNAPSHOTS + name, request.key)
         return pb.ViewSnapshotResponse(mounts=map(mount_message, mounts))
 
     async def mounts(self, call: Call, request: pb.MountsRequest) -> pb.MountsResponse:

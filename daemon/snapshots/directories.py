@@ -134,8 +134,9 @@ class DirectorySnapshotter(ABC):
         key: str,
         parent: str = "",
         labels: Mapping[str, str] | None = None,
+        lease: str = "",
     ) -> tuple[Mount, ...]:
-        return await whole(self._make(namespace, key, parent, ACTIVE, labels or {}))
+        return await whole(self._make(namespace, key, parent, ACTIVE, labels or {}, lease))
 
     async def view(
         self,
@@ -143,11 +144,18 @@ class DirectorySnapshotter(ABC):
         key: str,
         parent: str = "",
         labels: Mapping[str, str] | None = None,
+        lease: str = "",
     ) -> tuple[Mount, ...]:
-        return await whole(self._make(namespace, key, parent, VIEW, labels or {}))
+        return await whole(self._make(namespace, key, parent, VIEW, labels or {}, lease))
 
     async def _make(
-        self, namespace: str, key: str, parent: str, kind: str, labels: Mapping[str, str]
+        self,
+        namespace: str,
+        key: str,
+        parent: str,
+        kind: str,
+        labels: Mapping[str, str],
+        lease: str,
     ) -> tuple[Mount, ...]:
         below = self._rows.below_new(namespace, key, parent)
         parents = self._rows.chain(below.number) if below else ()
@@ -158,7 +166,8 @@ class DirectorySnapshotter(ABC):
             os.mkdir(path, 0o700)
             await self._fill(path, parents, kind)
             hit("snapshot.directory-made")
-            self._rows.insert(namespace, key, number, below.number if below else None, kind, labels)
+            on = below.number if below else None
+            self._rows.insert(namespace, key, number, on, kind, labels, lease)
         except BaseException as err:
             await self._discard(path)
             if isinstance(err, OSError):

@@ -104,8 +104,9 @@ class ProxySnapshotter:
         key: str,
         parent: str = "",
         labels: Mapping[str, str] | None = None,
+        lease: str = "",
     ) -> tuple[Mount, ...]:
-        return await whole(self._make(namespace, key, parent, ACTIVE, labels or {}))
+        return await whole(self._make(namespace, key, parent, ACTIVE, labels or {}, lease))
 
     async def view(
         self,
@@ -113,11 +114,18 @@ class ProxySnapshotter:
         key: str,
         parent: str = "",
         labels: Mapping[str, str] | None = None,
+        lease: str = "",
     ) -> tuple[Mount, ...]:
-        return await whole(self._make(namespace, key, parent, VIEW, labels or {}))
+        return await whole(self._make(namespace, key, parent, VIEW, labels or {}, lease))
 
     async def _make(
-        self, namespace: str, key: str, parent: str, kind: str, labels: Mapping[str, str]
+        self,
+        namespace: str,
+        key: str,
+        parent: str,
+        kind: str,
+        labels: Mapping[str, str],
+        lease: str,
     ) -> tuple[Mount, ...]:
         below = self._rows.below_new(namespace, key, parent)
         ask = self._backend.prepare if kind == ACTIVE else self._backend.view
@@ -143,7 +151,8 @@ class ProxySnapshotter:
                 raise
             check_mounts(f"prepare snapshot {key}", self.name, mounts, self._guarded)
             hit("snapshot.proxied")
-            self._rows.insert(namespace, key, number, below.number if below else None, kind, labels)
+            on = below.number if below else None
+            self._rows.insert(namespace, key, number, on, kind, labels, lease)
         except BaseException as err:
             self._making.discard(number)
             if isinstance(err, DeadlineExceeded):

@@ -177,8 +177,13 @@ class SnapshotRows:
         parent: int | None,
         kind: str,
         labels: Mapping[str, str],
+        lease: str = "",
     ) -> None:
-        """Record a new snapshot. Raises AlreadyExists, NotFound (the parent went meanwhile)."""
+        """Record a new snapshot, which the lease holds if one is named: in one transaction, since
+        nobody would ever collect an active one that was left without it.
+
+        Raises AlreadyExists, NotFound (the parent or the lease went meanwhile).
+        """
         now = time.time_ns()
         text = stored(check_labels(dict(labels)))
         # What makes it count is a commit or a container, recorded later and durably; both write to
@@ -195,11 +200,25 @@ class SnapshotRows:
             )
             if not done.rowcount:
                 raise AlreadyExists(f"prepare snapshot {key}: it already exists")
+            if lease:
+                self._hold(tx, namespace, key, lease)
             told = []
             if kind == ACTIVE:  # containerd tells of no views
                 name = below["key"] if below else ""
                 told.append(self._tell(tx, namespace, events.SNAPSHOT_PREPARE, key, parent=name))
         self._events.announce(*told)
+
+    def _hold(self, tx: sqlite3.Connection, namespace: str, key: str, lease: str) -> None:
+        found = tx.execute(
+            "SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, lease)
+        ).fetchone()
+        if found is None:
+            raise NotFound(f"prepare snapshot {key}: lease {lease} does not exist")
+        tx.execute(
+            "INSERT OR IGNORE INTO lease_resources(namespace, lease, type, resource)"
+            " VALUES(?, ?, ?, ?)",
+            (namespace, lease, f"snapshots/{self._snapshotter}", key),
+        )
 
     def _tell(
         self, tx: sqlite3.Connection, namespace: str, topic: str, key: str, **more: str

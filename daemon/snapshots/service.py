@@ -81,27 +81,34 @@ class SnapshotService:
         parent: str,
         labels: Mapping[str, str],
         *,
-        leased: bool = False,
+        lease: str = "",
     ) -> tuple[Mount, ...]:
         """Raises AlreadyExists too when the label `containerd.io/snapshot.ref` names a snapshot
         that is there: a client says with it what it will commit.
 
-        `leased`: a lease of the client's is about to hold it. What is made for a layer goes with
+        `lease`: the client's, which holds it. What is made for a layer goes with
         that lease, so that a client that died while it unpacked leaves nothing for ever; what may
         be somebody's root file system stays until it is removed, or its lease ended by name.
         """
         chosen = self.snapshotter(snapshotter)
         await self._check_target(chosen, namespace, labels)
-        if leased and (TARGET_LABEL in labels or _UNPACK_KEY.fullmatch(key)):
+        if lease and (TARGET_LABEL in labels or _UNPACK_KEY.fullmatch(key)):
             labels = {**labels, UNDER_LEASE_LABEL: "true"}
-        return await chosen.prepare(namespace, key, parent, labels)
+        return await chosen.prepare(namespace, key, parent, labels, lease)
 
     async def view(
-        self, namespace: str, snapshotter: str, key: str, parent: str, labels: Mapping[str, str]
+        self,
+        namespace: str,
+        snapshotter: str,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str],
+        *,
+        lease: str = "",
     ) -> tuple[Mount, ...]:
         chosen = self.snapshotter(snapshotter)
         await self._check_target(chosen, namespace, labels)
-        return await chosen.view(namespace, key, parent, labels)
+        return await chosen.view(namespace, key, parent, labels, lease)
 
     async def _check_target(
         self, chosen: Snapshotter, namespace: str, labels: Mapping[str, str]

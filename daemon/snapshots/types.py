@@ -109,8 +109,12 @@ class Snapshotter(Protocol):
         key: str,
         parent: str = "",
         labels: Mapping[str, str] | None = None,
+        lease: str = "",
     ) -> tuple[Mount, ...]:
-        """Make an active snapshot; returns its mounts."""
+        """Make an active snapshot, which the lease holds if one is named; returns its mounts.
+
+        Raises NotFound for a lease that there is not.
+        """
 
     async def view(
         self,
@@ -118,6 +122,7 @@ class Snapshotter(Protocol):
         key: str,
         parent: str = "",
         labels: Mapping[str, str] | None = None,
+        lease: str = "",
     ) -> tuple[Mount, ...]:
         """Make a read-only one; returns its mounts."""
 

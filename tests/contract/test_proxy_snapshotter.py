@@ -16,6 +16,7 @@ import pytest
 
 from lighter.daemon.events import EventLog
 from lighter.daemon.grpc.snapshotclient import SnapshotClient
+from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots import proxy as module
 from lighter.daemon.snapshots.proxy import ProxySnapshotter
@@ -329,7 +330,7 @@ from lighter.daemon.snapshots.proxy import ProxySnapshotter
 async def life(root, address):
     db = Database(root + "/lighter.db")
     one = ProxySnapshotter("plugged", SnapshotClient("plugged", address), db, EventLog(db), root)
-    await one.prepare("default", "work")
+    await one.prepare("default", "work", lease="mine")
     await one.commit("default", "base", "work")
     await one.remove("default", "base")
     await one.sweep()
@@ -352,6 +353,8 @@ asyncio.run(life(*sys.argv[1:]))
 def test_a_manager_killed_between_leaves_before_or_after(
     place: ProxyPlace, point: str, left: list[str]
 ) -> None:
+    """The lease that holds it as well."""
+    Leases(place.db).create(NS, "mine")
     place.shut()
     done = subprocess.run(
         [sys.executable, "-c", LIFE, str(place.root), place.proxy.address],
@@ -364,6 +367,8 @@ def test_a_manager_killed_between_leaves_before_or_after(
     assert [info.key for info in place.run(snapshotter.walk(NS))[0]] == left
     assert len(place.proxy.has()) == len(left)
     assert place.trash() == []
+    held = Leases(place.db).resources(NS, "mine")
+    assert held == tuple((f"snapshots/{snapshotter.name}", key) for key in left)
     if left:
         place.run(snapshotter.commit(NS, "base", "work"))
         assert place.seen(place.run(snapshotter.view(NS, "look", "base"))) == {}

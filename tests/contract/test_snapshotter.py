@@ -406,6 +406,8 @@ def test_pages_meet_without_gap(place: Place) -> None:
 def test_a_manager_killed_between_leaves_before_or_after(
     place: Place, point: str, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The lease that holds it as well."""
+    Leases(place.db).create(NS, "mine")
     place.db.close()
     pid = os.fork()
     if pid == 0:
@@ -413,7 +415,7 @@ def test_a_manager_killed_between_leaves_before_or_after(
             plan = faults.Faults({"FAULT": f"{point}:abort"})
             monkeypatch.setattr("lighter.daemon.snapshots.directories.hit", plan.hit)
             place.open()
-            place.run(place.snapshotter.prepare(NS, "work"))
+            place.run(place.snapshotter.prepare(NS, "work", lease="mine"))
             place.run(place.snapshotter.remove(NS, "work"))
         finally:
             os._exit(9)
@@ -424,10 +426,19 @@ def test_a_manager_killed_between_leaves_before_or_after(
     assert [info.key for info in infos] == left
     assert len(place.directories()) == len(left)
     assert place.db.rows("SELECT * FROM trash") == []
+    held = Leases(place.db).resources(NS, "mine")
+    assert held == tuple((f"snapshots/{snapshotter.name}", key) for key in left)
     for info in infos:
         assert place.seen(place.run(snapshotter.mounts(NS, info.key))) == {}
         place.run(snapshotter.remove(NS, info.key))
     place.run(snapshotter.prepare(NS, "work"))
+
+
+def test_a_lease_that_has_gone_meanwhile_leaves_no_snapshot(place: Place) -> None:
+    for make in (place.snapshotter.prepare, place.snapshotter.view):
+        with pytest.raises(NotFound, match="prepare snapshot work: lease gone does not exist"):
+            place.run(make(NS, "work", lease="gone"))
+    assert (place.run(place.snapshotter.walk(NS)), place.directories()) == (((), ""), [])
 
 
 def test_a_directory_that_cannot_get_its_name_is_taken_back(

@@ -13,7 +13,7 @@ from lighter.daemon.leases import CONTENT, EXPIRE_LABEL, IMAGES, INGESTS, Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.snapshots.rows import SnapshotRows
-from lighter.daemon.snapshots.types import ACTIVE, UNDER_LEASE_LABEL
+from lighter.daemon.snapshots.types import ACTIVE, UNDER_LEASE_LABEL, VIEW
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 
 NS = "default"
@@ -117,6 +117,19 @@ def test_a_namespace_with_a_lease_is_not_empty(leases: Leases, db: Database) -> 
     leases.create("moby", "mine")
     with pytest.raises(FailedPrecondition, match="1 leases"):
         NamespaceStore(db).delete("moby")
+
+
+def test_a_snapshot_is_recorded_with_its_lease_or_not_at_all(leases: Leases, db: Database) -> None:
+    snapshots = SnapshotRows(db, EventLog(db), "overlayfs")
+    with pytest.raises(NotFound, match="lease mine does not exist"):
+        snapshots.insert(NS, "work", 1, None, ACTIVE, {}, "mine")
+    assert not snapshots.numbers()
+    leases.create(NS, "mine")
+    leases.add(NS, "mine", "snapshots/overlayfs", "work")  # there or not yet
+    snapshots.insert(NS, "work", 1, None, ACTIVE, {}, "mine")
+    snapshots.insert(NS, "more", 2, None, VIEW, {}, "mine")
+    held = [("snapshots/overlayfs", "more"), ("snapshots/overlayfs", "work")]
+    assert list(leases.resources(NS, "mine")) == held
 
 
 @pytest.mark.parametrize(("passed_s", "is_free"), [(60, False), (7200, True)])
