@@ -24,7 +24,7 @@ from lighter.daemon.grpc.pb import task_types_pb2 as types
 from lighter.daemon.grpc.pb import tasks_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Metric
 from lighter.daemon.grpc.taskwords import check_runtime, of_runtime, refused
-from lighter.daemon.grpc.translate import timestamp
+from lighter.daemon.grpc.translate import mount, timestamp
 from lighter.daemon.records import ContainerRecords
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.tasks import metrics, processes
@@ -33,7 +33,6 @@ from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ExecService, find_exec
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit
-from lighter.daemon.types import Mount
 from lighter.proto import states
 from lighter.proto.errors import (
     AlreadyExists,
@@ -92,7 +91,7 @@ class TasksService:
         check_runtime(runtime)
         # As containerd (core/runtime/v2, Create): a value that is empty stands for the record's.
         options = runtime_options(request.options) if request.options.value else None
-        mounts = tuple(Mount(m.type, m.source, tuple(m.options)) for m in request.rootfs)
+        mounts = tuple(map(mount, request.rootfs))
         stdio = stdio_of(request.stdin, request.stdout, request.stderr, request.terminal)
         try:
             async with AsyncExitStack() as undo:

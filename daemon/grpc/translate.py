@@ -1,5 +1,6 @@
 """Values that several services share: times, labels, field masks, mounts, descriptors."""
 
+import os
 from collections.abc import Collection, Mapping
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -7,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lighter.daemon.grpc.pb import types_pb2
 from lighter.daemon.types import Descriptor, Mount
-from lighter.proto.errors import InvalidArgument
+from lighter.proto.errors import InvalidArgument, Unimplemented
 
 
 def timestamp(ns: int) -> Timestamp:
@@ -51,7 +52,13 @@ def label_changes(
 
 
 def mount(given: types_pb2.Mount) -> Mount:
-    """A client's mount. Its target is the client's own matter."""
+    """A client's mount. Raises Unimplemented for one that is to lie within another: without its
+    target it would hide the whole of that."""
+    if os.path.normpath(f"/{given.target}").strip("/"):
+        raise Unimplemented(
+            f"mount {given.source[:200]!a}: a target within the root file system, "
+            f"{given.target[:200]!a}, is not taken"
+        )
     return Mount(given.type, given.source, tuple(given.options))
 
 

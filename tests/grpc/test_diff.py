@@ -104,6 +104,9 @@ def test_only_snapshots_of_the_namespace_are_written(space: Space, tmp_path: Pat
         assert other.snapshots("Usage", key="a").inodes == 1
     with refused("INVALID_ARGUMENT", "no mounts of the upper"):
         space.diff("Diff", left=mine, right=[])
+    mine[0].target = "/within"
+    with refused("UNIMPLEMENTED", "a target within the root file system, '/within'"):
+        space.diff("Apply", diff=descriptor(data, LAYER), mounts=mine)
     assert os.listdir(outside) == [] and space.snapshots("Usage", key="a").inodes == 1
 
 

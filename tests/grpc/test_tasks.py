@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as Any_
 
 from lighter.daemon.grpc.pb import runc_options_pb2, snapshots_pb2, tasks_pb2
 from lighter.daemon.grpc.pb.task_types_pb2 import Status
+from lighter.daemon.grpc.pb.types_pb2 import Mount
 from lighter.proto import errors
 from tests import cgroups
 from tests.grpc.client import code
@@ -340,6 +341,19 @@ def test_a_process_whose_memory_is_locked_holds_up_who_asks_for_its_arguments_al
         top = workshop.lighterd.ctl("-n", workshop.namespace, "top", "c")
         assert b"read processes of c: a process has not answered in 5 s" in top.stderr
         assert workshop.tasks("Get", container_id="c").process.status == Status.RUNNING
+
+
+def test_a_mount_within_the_root_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    """Without its target it would lie over the root. The root may be spelled."""
+    workshop.ctr("containers", "create", "--", REFERENCE, "c", "sleep", "1000")
+    (root,) = workshop.api.call(
+        snapshots_pb2, "Snapshots", "Mounts", snapshotter="overlayfs", key="c"
+    ).mounts
+    inner = Mount(type="bind", source=str(tmp_path), target="/data", options=["rbind"])
+    code_, text = _refused(workshop.tasks, "Create", container_id="c", rootfs=[root, inner])
+    assert (code_, "'/data'" in text) == ("UNIMPLEMENTED", True)
+    root.target = "/"
+    workshop.tasks("Create", container_id="c", rootfs=[root])
 
 
 def test_new_limits(workshop: Workshop) -> None:
