@@ -20,6 +20,7 @@ from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.containerbytes import fill, parts
 from lighter.daemon.grpc.options import understood
 from lighter.daemon.grpc.pb import containers_pb2 as pb
+from lighter.daemon.grpc.translate import labels_of_new
 from lighter.daemon.grpc.words import identifier, quoted
 from lighter.daemon.images.imposed import ImposedLabels
 from lighter.daemon.metadata.containers import Stored
@@ -95,7 +96,7 @@ class ContainersService:
                     snapshotter=given.snapshotter,
                     snapshot_key=given.snapshot_key,
                     spec=given.spec.value,
-                    labels=dict(given.labels),
+                    labels=labels_of_new(given.labels),
                     options=options,
                     created_at=0,
                     updated_at=0,

@@ -10,7 +10,7 @@ from lighter.daemon.filterfields import of_lease
 from lighter.daemon.filters import any_of
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.pb import leases_pb2 as pb
-from lighter.daemon.grpc.translate import timestamp
+from lighter.daemon.grpc.translate import labels_of_new, timestamp
 from lighter.daemon.grpc.words import quoted, saying
 from lighter.daemon.leases import CONTENT, IMAGES, INGESTS, SNAPSHOTS, Lease, Leases
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
@@ -40,7 +40,8 @@ class LeasesService:
 
     async def create(self, call: Call, request: pb.CreateRequest) -> pb.CreateResponse:
         with saying({AlreadyExists: f"lease {quoted(request.id)}: already exists"}):
-            made = self._leases.create(call.namespace, request.id, dict(request.labels))
+            labels = labels_of_new(request.labels)
+            made = self._leases.create(call.namespace, request.id, labels)
         return pb.CreateResponse(lease=_message(made))
 
     async def delete(self, call: Call, request: pb.DeleteRequest) -> Empty:

@@ -17,7 +17,7 @@ from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.pb import sandbox_pb2 as pb
 from lighter.daemon.grpc.pb.sandbox_types_pb2 import Sandbox as Message
 from lighter.daemon.grpc.pb.types_pb2 import Platform
-from lighter.daemon.grpc.translate import set_time, timestamp
+from lighter.daemon.grpc.translate import labels_of_new, set_time, timestamp
 from lighter.daemon.grpc.words import identifier, quoted
 from lighter.daemon.images.platforms import host
 from lighter.daemon.metadata.sandboxes import SandboxStore
@@ -154,7 +154,7 @@ def _sandbox(namespace: str, given: Message) -> Sandbox:
         id=given.sandbox_id,
         runtime=given.runtime.name,
         sandboxer=given.sandboxer,
-        labels=dict(given.labels),
+        labels=labels_of_new(given.labels),
         options=_kept(given.runtime, "options"),
         spec=_kept(given, "spec"),
         extensions={name: anys.to_record(value) for name, value in given.extensions.items()},

@@ -11,7 +11,12 @@ from lighter.daemon.filters import any_of, label_path
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.leases import hold, holder
 from lighter.daemon.grpc.pb import snapshots_pb2 as pb
-from lighter.daemon.grpc.translate import label_changes, mount_message, timestamp
+from lighter.daemon.grpc.translate import (
+    label_changes,
+    labels_of_new,
+    mount_message,
+    timestamp,
+)
 from lighter.daemon.grpc.words import quoted, saying
 from lighter.daemon.leases import SNAPSHOTS, Leases
 from lighter.daemon.snapshots.service import TARGET_LABEL, SnapshotService
@@ -51,7 +56,7 @@ class SnapshotsService:
                         name,
                         request.key,
                         request.parent,
-                        dict(request.labels),
+                        labels_of_new(request.labels),
                         lease=lease,
                     )
                 except AlreadyExists:
@@ -71,7 +76,12 @@ class SnapshotsService:
         await self._check_parent(namespace, name, request.parent)
         with _making(request):
             mounts = await self._snapshots.view(
-                namespace, name, request.key, request.parent, dict(request.labels), lease=lease
+                namespace,
+                name,
+                request.key,
+                request.parent,
+                labels_of_new(request.labels),
+                lease=lease,
             )
         return pb.ViewSnapshotResponse(mounts=map(mount_message, mounts))
 
@@ -93,7 +103,7 @@ class SnapshotsService:
             pin.snapshot(namespace, name, request.name)
             with _committing(request), _of(request.key):
                 await self._snapshots.commit(
-                    namespace, name, request.name, request.key, dict(request.labels)
+                    namespace, name, request.name, request.key, labels_of_new(request.labels)
                 )
             hold(self._leases, namespace, lease, SNAPSHOTS + name, request.name)
         return Empty()

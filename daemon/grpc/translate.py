@@ -25,6 +25,11 @@ def nanoseconds(at: Timestamp) -> int:
     return int(at.seconds) * 1_000_000_000 + int(at.nanos)
 
 
+def labels_of_new(given: Mapping[str, str]) -> dict[str, str]:
+    """What of a new object's labels is kept: containerd keeps none whose value is empty."""
+    return {key: value for key, value in given.items() if value}
+
+
 def label_changes(
     old: Mapping[str, str],
     new: Mapping[str, str],

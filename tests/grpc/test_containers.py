@@ -8,7 +8,13 @@ import pytest
 from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from lighter.daemon.grpc.pb import containers_pb2, namespaces_pb2, sandbox_pb2
+from lighter.daemon.grpc.pb import (
+    containers_pb2,
+    leases_pb2,
+    namespaces_pb2,
+    sandbox_pb2,
+    snapshots_pb2,
+)
 from tests.grpc.client import code
 from tests.grpc.workshop import Workshop
 from tests.images import REFERENCE
@@ -29,6 +35,32 @@ def _refused(workshop: Workshop, method: str, **fields: Any) -> tuple[str, str]:
     with pytest.raises(grpc.RpcError) as refused:
         workshop.containers(method, **fields)
     return code(refused.value), refused.value.details()
+
+
+def test_a_new_object_has_no_label_without_a_value(workshop: Workshop) -> None:
+    """As at containerd. The other one keeps what was committed."""
+    kept = {"containerd.io/gc.root": "1"}
+    given = {**kept, "b": ""}
+
+    def call(module: Any, service: str, method: str, **fields: Any) -> Any:
+        return workshop.api.call(module, service, method, **fields)
+
+    made = workshop.containers("Create", container=_container("c", labels=given)).container
+    assert made.labels == kept == workshop.containers("Get", id="c").container.labels
+    workshop.containers("Delete", id="c")
+    sandbox = {"sandbox_id": "s", "labels": given}
+    assert call(sandbox_pb2, "Store", "Create", sandbox=sandbox).sandbox.labels == kept
+    call(sandbox_pb2, "Store", "Delete", sandbox_id="s")
+    assert call(leases_pb2, "Leases", "Create", id="l", labels=given).lease.labels == kept
+    call(leases_pb2, "Leases", "Delete", id="l")
+    of = {"snapshotter": "overlayfs"}
+    call(snapshots_pb2, "Snapshots", "Prepare", key="k", labels=given, **of)
+    assert call(snapshots_pb2, "Snapshots", "Stat", key="k", **of).info.labels == kept
+    call(snapshots_pb2, "Snapshots", "Commit", key="k", name="n", labels=given, **of)
+    call(snapshots_pb2, "Snapshots", "View", key="v", parent="n", labels=given, **of)
+    for key in ("v", "n"):
+        assert call(snapshots_pb2, "Snapshots", "Stat", key=key, **of).info.labels == kept
+        call(snapshots_pb2, "Snapshots", "Remove", key=key, **of)
 
 
 def test_a_record_is_kept_as_it_was_written(workshop: Workshop) -> None:
