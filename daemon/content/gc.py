@@ -213,10 +213,11 @@ class Collector:
     def _unneeded(self, tx: sqlite3.Connection, namespace: str) -> _Unneeded:
         graph = self._load(tx, namespace)
         found = _Unneeded([], [], [])
-        if damaged := [node.name for node in graph.unreadable if node.kind == CONTENT]:
+        damaged = [f"content {node.name}" for node in graph.unreadable if node.kind == CONTENT]
+        if damaged := [*damaged, *graph.unnamed]:
             # What a manifest needs stands in its labels: nothing goes before it has gone.
             log.warning(
-                "collect garbage of namespace %s: nothing is removed, the labels of content %s "
+                "collect garbage of namespace %s: nothing is removed, the records of %s "
                 "cannot be read",
                 namespace,
                 ", ".join(damaged[:3]),

@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from lighter.daemon.metadata.columns import texts
+from lighter.daemon.metadata.texts import Unreadable
 from lighter.daemon.snapshots.types import COMMITTED, UNDER_LEASE_LABEL
 
 ROOT_LABEL = "containerd.io/gc.root"
@@ -73,6 +74,7 @@ class References:
     def __init__(self) -> None:
         self.roots: dict[Node, str] = {}
         self.unreadable: list[Node] = []  # what they need is not known
+        self.unnamed: list[str] = []  # what somebody needs, or has, by a name that cannot be read
         self._edges: dict[Node, list[Step]] = {}
 
     def root(self, node: Node, why: str) -> None:
@@ -80,6 +82,10 @@ class References:
 
     def edge(self, source: Node, target: Node, how: str) -> None:
         self._edges.setdefault(source, []).append(Step(target, how))
+
+    def named(self, *names: str) -> None:
+        """Take note of names that cannot be read."""
+        self.unnamed += [name for name in names if type(name) is Unreadable]
 
     def labelled(self, node: Node, text: str, now_ns: int, *, may_be_root: bool) -> None:
         """Take in an object's labels, a JSON text."""
@@ -189,6 +195,7 @@ def load(
     _load_images(tx, namespace, now_ns, graph)
     for row in tx.execute("SELECT digest, labels FROM content WHERE namespace = ?", (namespace,)):
         node = Node(CONTENT, row["digest"])
+        graph.named(row["digest"])
         graph.labelled(node, row["labels"], now_ns, may_be_root=True)
     _load_snapshots(tx, namespace, now_ns, graph)
     for row in tx.execute(
@@ -196,6 +203,7 @@ def load(
         (namespace,),
     ):
         node = Node(CONTAINER, row["id"])
+        graph.named(row["snapshotter"], row["snapshot_key"])
         graph.root(node, "it is a container")
         graph.edge(node, snapshot(row["snapshotter"], row["snapshot_key"]), "snapshot")
         graph.labelled(node, row["labels"], now_ns, may_be_root=False)
@@ -208,6 +216,7 @@ def _load_images(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: Ref
         "SELECT name, digest, labels FROM images WHERE namespace = ?", (namespace,)
     ):
         node = Node(IMAGE, row["name"])
+        graph.named(row["digest"])
         if not image_is_over(row["labels"], now_ns):
             graph.root(node, "it is an image")
         graph.edge(node, Node(CONTENT, row["digest"]), "target")
@@ -230,6 +239,7 @@ def _load_snapshots(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: 
     nodes = {row["number"]: snapshot(row["snapshotter"], row["key"]) for row in rows}
     for row in rows:
         node = nodes[row["number"]]
+        graph.named(row["snapshotter"], row["key"], row["kind"])
         if row["parent"] is not None:
             graph.edge(node, nodes[row["parent"]], "parent")
         if row["kind"] != COMMITTED and not is_under_lease(row["labels"]):
@@ -255,6 +265,7 @@ def _load_leases(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: Ref
     for row in tx.execute(
         "SELECT lease, type, resource FROM lease_resources WHERE namespace = ?", (namespace,)
     ):
+        graph.named(row["lease"], row["type"], row["resource"])
         if row["lease"] in flat and (node := leased(row["type"], row["resource"])):
             node = node._replace(flat=flat[row["lease"]])
             graph.edge(Node(LEASE, row["lease"]), node, "holds")

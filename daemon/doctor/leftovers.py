@@ -15,6 +15,7 @@ from lighter.daemon import files
 from lighter.daemon.config import Config
 from lighter.daemon.doctor.findings import OK, WARNING, Finding
 from lighter.daemon.metadata import index
+from lighter.daemon.metadata.texts import text_of
 from lighter.daemon.tasks.reach import is_alive, may_be_shim
 from lighter.proto.paths import Root, State
 
@@ -77,6 +78,7 @@ def _ended(database: str) -> set[_Task]:
         return set()
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as opened:
+            opened.text_factory = text_of
             rows = opened.execute("SELECT namespace, id FROM tasks WHERE state = 'stopped'")
             return {_Task(*row) for row in rows}
     except sqlite3.Error:

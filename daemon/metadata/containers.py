@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from lighter.daemon.metadata.columns import mapping, readable, stored, texts
+from lighter.daemon.metadata.columns import mapping, readable, stored, texts, unreadable
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import Also, ensure_in, merge_labels, nothing
 from lighter.daemon.orphans import OWNER_LABEL
@@ -44,7 +44,8 @@ class Stored(NamedTuple):
     def read(self) -> Container:
         """What it says; what cannot be read is empty, and the labels say so."""
         options = mapping(self.options)
-        damaged = () if options is not None else ("options",)
+        damaged = [] if options is not None else ["options"]
+        damaged += unreadable(self._fields, self, damaged)
         return Container(
             namespace=self.namespace,
             id=self.id,

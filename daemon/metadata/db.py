@@ -23,6 +23,7 @@ from lighter.daemon.files import full_disk, read_only_mount
 from lighter.daemon.metadata import index
 from lighter.daemon.metadata.reserve import Reserve
 from lighter.daemon.metadata.schema import MIGRATIONS, migrate, version_of
+from lighter.daemon.metadata.texts import text_of
 from lighter.proto.errors import (
     DataLoss,
     FailedPrecondition,
@@ -105,6 +106,7 @@ class Database:
     def _connect(self, synchronous: str) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=5, isolation_level=None)
         connection.row_factory = sqlite3.Row
+        connection.text_factory = text_of
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")

@@ -20,6 +20,7 @@ from lighter.daemon import files
 from lighter.daemon.metadata import index
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.reserve import Reserve
+from lighter.daemon.metadata.texts import Unreadable, text_of
 from lighter.proto.errors import FailedPrecondition, words_of
 from lighter.proto.faults import hit
 
@@ -37,7 +38,7 @@ def damage(path: str) -> str:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as opened:
             found = [str(row[0]) for row in opened.execute("PRAGMA quick_check(1)")]
     except sqlite3.DatabaseError as err:
-        if err.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if _code(err) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return str(err)
         return ""  # not readable for another reason: who opens it next says which
     return "" if found == ["ok"] else " ".join(found[0].split())
@@ -108,6 +109,7 @@ def _read_into(new: sqlite3.Connection, path: str, aside: str) -> str:
     """Copy what can be read, and note the loss with it; the loss."""
     where = f"; the damaged file is {aside}"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as old:
+        old.text_factory = text_of
         try:
             version = int(old.execute("PRAGMA user_version").fetchone()[0])
             made_by = old.execute(
@@ -134,15 +136,24 @@ def _read_into(new: sqlite3.Connection, path: str, aside: str) -> str:
     return loss
 
 
+def _code(error: sqlite3.DatabaseError) -> int:
+    """SQLite's; what Python finds wrong with what it reads has none, and is damage too."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+
+
 def _copy(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> bool:
     """Copy what can be read, from either end; whether that is all."""
     for order in ("ASC", "DESC"):
         try:
             for row in _rows(old, table, order):
-                values = ",".join("?" * len(row))
-                new.execute(f"INSERT OR IGNORE INTO {table} VALUES({values})", row)
+                torn = [type(value) is Unreadable for value in row]
+                values = ",".join("CAST(? AS TEXT)" if is_torn else "?" for is_torn in torn)
+                new.execute(
+                    f"INSERT OR IGNORE INTO {table} VALUES({values})",
+                    [value.raw if type(value) is Unreadable else value for value in row],
+                )
         except sqlite3.DatabaseError as err:
-            if err.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            if _code(err) != sqlite3.SQLITE_CORRUPT:
                 raise
             log.error("read table %s of the damaged database (%s): %s", table, order, err)
         else:
@@ -180,10 +191,10 @@ def _drop_dangling(new: sqlite3.Connection, tables: Sequence[str]) -> int:
     for table in tables:
         parents = {row[2] for row in new.execute(f"PRAGMA foreign_key_list({table})")}
         if "namespaces" in parents:
-            named = new.execute(f"SELECT DISTINCT namespace FROM {table}").fetchall()  # noqa: S608
-            new.executemany(
-                "INSERT OR IGNORE INTO namespaces(name, labels, created_at) VALUES(?, '{}', ?)",
-                [(name, time.time_ns()) for (name,) in named],
+            new.execute(
+                "INSERT OR IGNORE INTO namespaces(name, labels, created_at)"  # noqa: S608
+                f" SELECT DISTINCT namespace, '{{}}', ? FROM {table}",
+                (time.time_ns(),),
             )
     dropped = 0
     while found := [row for row in new.execute("PRAGMA foreign_key_check") if row[1] is not None]:

@@ -19,10 +19,11 @@ from lighter.daemon.content.rows import TRASH, delete_rows
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.metadata.texts import Unreadable
 from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows
 from lighter.daemon.snapshots.rows import trash_owner
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
-from lighter.daemon.storecheck import blobs
+from lighter.daemon.storecheck import blobs, texts
 from lighter.daemon.storecheck.found import (
     CONTENT,
     DATABASE,
@@ -91,6 +92,11 @@ class StoreCheck:
             self._collector.on_deleted()
 
     async def _look(self, counted: Counted, *, repair: bool) -> AsyncGenerator[Found, None]:
+        nameless = False
+        for torn in await asyncio.to_thread(texts.torn, self._db.path):
+            said = texts.repair(self._db, torn) if repair else texts.found(self._db, torn)
+            nameless |= torn.table == "content" and said.outcome == LEFT
+            yield said
         async with aclosing(blobs.look_at(self._blobs_dir, self._recorded())) as all_looked:
             async for looked in all_looked:
                 counted.blobs += 1
@@ -98,7 +104,9 @@ class StoreCheck:
                 if looked.problem and (found := await self._damaged(looked, repair=repair)):
                     yield found
         for name in self._content.unrecorded():
-            yield self._unrecorded_file(name, repair=repair)
+            found = self._unrecorded_file(name, repair=repair and not nameless)
+            note = "a record of content cannot be read"
+            yield replace(found, outcome=LEFT, note=note) if nameless else found
         for row in self._db.rows(
             "SELECT namespace, name, digest FROM images AS i WHERE NOT EXISTS (SELECT 1 FROM"
             " content WHERE namespace = i.namespace AND digest = i.digest) ORDER BY namespace, name"
@@ -126,7 +134,11 @@ class StoreCheck:
         rows = self._db.rows(
             "SELECT digest, max(size_bytes) AS size_bytes FROM content GROUP BY digest"
         )
-        return [(Digest.parse(row["digest"]), row["size_bytes"]) for row in rows]
+        return [
+            (Digest.parse(row["digest"]), row["size_bytes"])
+            for row in rows
+            if type(row["digest"]) is not Unreadable
+        ]
 
     async def _damaged(self, looked: blobs.Looked, *, repair: bool) -> Found | None:
         """What is said of a damaged blob; None for one that has gone or come anew since."""

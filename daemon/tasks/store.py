@@ -7,6 +7,7 @@ from typing import Any
 
 import msgpack
 
+from lighter.daemon.metadata.columns import unreadable
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.types import Exit
@@ -24,7 +25,10 @@ class TaskStore:
         self._db = db
 
     def load(self) -> list[Entry]:
-        """All recorded tasks with their execs, oldest first."""
+        """All recorded tasks with their execs, oldest first.
+
+        One that cannot be read is left out, as if its row were lost: its shim tells what it is.
+        """
         entries = [
             Entry(
                 namespace=r["namespace"],
@@ -45,12 +49,13 @@ class TaskStore:
                 last_sequence=r["last_sequence"],
             )
             for r in self._db.rows("SELECT * FROM tasks ORDER BY created_at")
+            if _is_readable(r, "task")
         ]
         by_key = {(entry.namespace, entry.id): entry for entry in entries}
         # One that was only asked for may never have been run: if it was, its shim tells it again.
         for r in self._db.rows("SELECT * FROM execs WHERE state != ?", (states.CREATING,)):
             entry = by_key.get((r["namespace"], r["id"]))
-            if entry is not None:
+            if entry is not None and _is_readable(r, "exec"):
                 entry.execs[r["exec_id"]] = Exec(
                     exec_id=r["exec_id"],
                     state=r["state"],
@@ -149,6 +154,16 @@ class TaskStore:
 
     def drop_tombstone(self, tx: sqlite3.Connection, incarnation: str) -> None:
         tx.execute("DELETE FROM tombstones WHERE incarnation = ?", (incarnation,))
+
+
+def _is_readable(row: sqlite3.Row, what: str) -> bool:
+    broken = [name for name in unreadable(row.keys(), row) if name != "cause"]
+    if broken:
+        log.error(
+            "read row of %s %s/%s: its %s cannot be read; it is left out",
+            *(what, row["namespace"], row["id"], " and ".join(broken)),
+        )
+    return not broken
 
 
 def _options(row: sqlite3.Row) -> dict[str, Any]:

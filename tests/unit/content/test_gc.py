@@ -397,6 +397,27 @@ def test_f54_an_unreadable_record_costs_nothing_that_it_may_need(place: Place, l
     assert place.collect().content == (stray,)
 
 
+@pytest.mark.parametrize("column", ["images.digest", "content.digest", "lease_resources.resource"])
+def test_f54_a_name_that_cannot_be_read_costs_nothing_that_it_may_be(
+    place: Place, column: str
+) -> None:
+    """The bytes of what it names, and of what that needs in its turn, are kept."""
+    needed, stray = place.add(b"needed"), place.add(b"stray")
+    leases = Leases(place.db)
+    leases.create(NS, "l", {})
+    leases.add(NS, "l", "content", needed)
+    place.image(needed)
+    table, _, name = column.partition(".")
+    place.execute(
+        f"UPDATE {table} SET {name} = CAST(? AS TEXT) WHERE {name} = ?",
+        needed[:-1].encode() + bytes([ord(needed[-1]) | 0x80]),
+        needed,
+    )
+    assert place.collect().content == ()
+    files = set(os.listdir(place.root / "content/blobs/sha256"))
+    assert files == {needed.partition(":")[2], stray.partition(":")[2]}
+
+
 def test_f54_a_label_does_not_take_the_place_of_those_that_could_not_be_read(place: Place) -> None:
     """They say what it needs: with any other in their place that would be collected."""
     broken, stray = place.add(b"broken"), place.add(b"stray")

@@ -107,3 +107,17 @@ def test_a_directory_that_a_record_names_as_its_parent_stays(place: Place) -> No
     place.run(overlay.remove(NS, "child"))
     place.run(findings(checker(place)))
     assert not os.path.exists(overlay.files(1))
+
+
+def test_f54_a_digest_that_is_no_text_is_set_right_or_keeps_its_file(place: Place) -> None:
+    digest = place.run(place.content.add(NS, b"document"))
+    torn = digest[:-1].encode() + bytes([ord(digest[-1]) | 0x80])
+    with place.db.durable_transaction() as tx:
+        tx.execute("UPDATE content SET digest = CAST(? AS TEXT)", (torn,))
+    (found,) = place.run(findings(checker(place)))
+    assert (found.outcome, found.note) == (REPAIRED, f"it is {digest}")
+    assert place.run(place.content.read_document(NS, digest, 100)) == b"document"
+    with place.db.durable_transaction() as tx:
+        tx.execute("UPDATE content SET digest = CAST(? AS TEXT)", (b"sha256:\x81" + b"0" * 63,))
+    assert [found.outcome for found in place.run(findings(checker(place)))] == [LEFT, LEFT]
+    assert os.path.exists(place.content.path(digest))

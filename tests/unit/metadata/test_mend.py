@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.proto.names import BROKEN_LABEL
 
 OPEN = (
     "import sys; from lighter.daemon.metadata.mend import open_database; open_database(sys.argv[1])"
@@ -35,6 +38,30 @@ def damage(path: Path, in_the_log: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert Path(f"{path}-wal").stat().st_size
+
+
+def test_f53_a_text_that_is_none_is_mended_as_it_is(tmp_path: Path) -> None:
+    """Its row is copied like any other, and nothing that names it is lost."""
+    path = tmp_path / "lighter.db"
+    damage(path, "in-the-log")
+    torn = b'{"a": "\xe2"}'
+    with closing(sqlite3.connect(path)) as opened, opened:
+        opened.execute("UPDATE namespaces SET labels = CAST(? AS TEXT)", (torn,))
+        opened.execute(
+            "INSERT INTO images(namespace, name, media_type, digest, size_bytes, annotations,"
+            " labels, created_at, updated_at)"
+            " VALUES(CAST(? AS TEXT), 'i', 't', 'd', 1, '{}', '{}', 0, 0)",
+            (b"n\xe2",),
+        )
+    db = open_database(str(path))
+    assert db.loss.startswith("lost: rows of events; the damaged file is ")
+    listed = {one.name: one.labels for one in NamespaceStore(db).list()}
+    assert listed.keys() >= {"in-the-log", "n\ufffd"}
+    assert listed["in-the-log"] == {BROKEN_LABEL: "labels"}
+    query = "SELECT typeof(labels), CAST(labels AS BLOB) FROM namespaces WHERE name = 'in-the-log'"
+    assert tuple(db.rows(query)[0]) == ("text", torn)
+    assert db.durable.execute("PRAGMA foreign_key_check").fetchall() == []
+    db.close()
 
 
 def open_until(path: Path, point: str) -> None:
