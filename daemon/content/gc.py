@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -34,7 +34,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter
 from lighter.proto import events
-from lighter.proto.errors import NotFound
+from lighter.proto.errors import LighterError, NotFound
 from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.gc")
@@ -146,15 +146,24 @@ class Collector:
         return (namespace, snapshotter, key) in self._pinned_snapshots
 
     async def collect(self, namespace: str) -> Collected:
-        """Remove what is not needed; returns when the bytes are gone too."""
+        """Remove what is not needed; returns when the bytes are gone too.
+
+        A sweep that fails keeps no other from its turn; the first error is raised last.
+        """
         hit("gc.asked")
         if self._db.loss:
             return Collected((), ())  # a lost row may have needed anything
         collected = self._drop_rows(namespace)
         hit("gc.rows-deleted")
-        await self._content.sweep()
-        for snapshotter in self._snapshotters.values():
-            await snapshotter.sweep()
+        failure = None
+        sweeps: list[Callable[[], Awaitable[object]]] = [self._content.sweep]
+        for sweep in [*sweeps, *(one.sweep for one in self._snapshotters.values())]:
+            try:
+                await sweep()
+            except LighterError as err:
+                failure = failure or err
+        if failure:
+            raise failure
         return collected
 
     def preview(self, namespace: str) -> Collected:

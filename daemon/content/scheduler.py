@@ -18,7 +18,8 @@ log = logging.getLogger("lighter.gc")
 
 MIN_PAUSE_S = 0.005  # an average below it counts as this much, or an empty store would never rest
 MAX_PAUSE_THRESHOLD = 0.5
-RETRY_S = 1.0
+RETRY_S = 1.0  # after a failure; twice as long after each further one
+MAX_RETRY_S = 120.0
 
 
 @frozen
@@ -45,6 +46,7 @@ class Scheduler:
         self._pauses: list[float] = []
         self._changed = asyncio.Event()
         self._failures = Repeated(log, "collect garbage")
+        self._retry_s = RETRY_S
         self.collections = 0
 
     def deleted(self) -> None:
@@ -95,8 +97,10 @@ class Scheduler:
         except Exception as err:
             self._failures.failed(err)
             self._deletions += 1  # what asked for it still does
-            return RETRY_S
+            retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, MAX_RETRY_S)
+            return retry_s
         self._failures.ended()
+        self._retry_s = RETRY_S
         self.collections += 1
         self._mutations = 0  # its own do not count
         self._pauses = [*self._pauses[-99:], max(MIN_PAUSE_S, pause_s)]

@@ -42,6 +42,7 @@ from lighter.daemon.content.whole import whole
 from lighter.daemon.events import Event, EventLog
 from lighter.daemon.files import sync_directory, write_whole
 from lighter.daemon.filters import any_of
+from lighter.daemon.journal import Repeated
 from lighter.daemon.metadata.columns import texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
@@ -73,6 +74,7 @@ class ContentStore:
         # Held from a rename to its row, and from a look at the rows to an unlink: otherwise a
         # sweep could remove a file that is just arriving again.
         self._files = asyncio.Lock()
+        self._removing = Repeated(logger, "remove content")
         try:
             for path in (content_dir, self._ingest_dir, content_dir + "/blobs", self._blobs_dir):
                 os.makedirs(path, 0o700, exist_ok=True)
@@ -305,7 +307,10 @@ class ContentStore:
             yield
 
     async def sweep(self) -> int:
-        """Remove files that `trash` names and no row wants; returns how many are gone."""
+        """Remove files that `trash` names and no row wants; returns how many are gone.
+
+        One that cannot be removed is told of, and stays noted for the next sweep.
+        """
         return await whole(self._sweep())
 
     async def _sweep(self) -> int:
@@ -322,10 +327,8 @@ class ContentStore:
             }
             if not noted:
                 return 0
-            try:
-                await asyncio.to_thread(self._unlink_all, unwanted)
-            except OSError as err:
-                raise from_os("remove content", err) from err
+            stuck = await asyncio.to_thread(self._unlink_all, unwanted)
+            unwanted -= stuck.keys()
             hit("gc.files-removed")
             # A note that a power cut brings back names a file that is gone, or one with a row. What
             # has lost its last row since the look keeps its note, for the next sweep.
@@ -333,16 +336,25 @@ class ContentStore:
                 tx.executemany(
                     "DELETE FROM trash WHERE owner = ? AND name = ? AND (? OR EXISTS"
                     " (SELECT 1 FROM content WHERE digest = 'sha256:' || trash.name))",
-                    [(TRASH, name, name in unwanted) for name in noted],
+                    [(TRASH, name, name in unwanted) for name in noted if name not in stuck],
                 )
+            for err in stuck.values():
+                self._removing.failed(from_os("unlink", err))
+            if not stuck:
+                self._removing.ended()
             return len(unwanted)
 
-    def _unlink_all(self, names: Iterable[str]) -> None:
+    def _unlink_all(self, names: Iterable[str]) -> dict[str, OSError]:
+        """Returns those that stay, with the reason."""
+        stuck = {}
         for name in names:
             try:
                 os.unlink(f"{self._blobs_dir}/{name}")
             except FileNotFoundError:
                 pass
+            except OSError as err:
+                stuck[name] = err
+        return stuck
 
     async def recover(self) -> None:
         """Once after a start: remove the ingests of dead managers, finish removals.

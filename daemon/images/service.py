@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -315,15 +315,24 @@ class ImageService:
     async def recover(self) -> None:
         """Once after a start: finish or undo what dead managers left half done, on disk too.
 
-        Requests may be served meanwhile: what this manager makes is left alone.
+        Requests may be served meanwhile: what this manager makes is left alone. A step that fails
+        keeps no other from its turn; the first error is raised last.
         """
-        await self._content.recover()
-        for snapshotter in self._snapshotters.values():
-            await snapshotter.recover()
         names = [namespace.name for namespace in self._namespaces.list()]
-        await self.unpacker.recover(names)
-        for name in names:
-            await self.collector.collect(name)
+        failure = None
+        steps: list[Callable[[], Awaitable[object]]] = [
+            self._content.recover,
+            *(snapshotter.recover for snapshotter in self._snapshotters.values()),
+            partial(self.unpacker.recover, names),
+            *(partial(self.collector.collect, name) for name in names),
+        ]
+        for step in steps:
+            try:
+                await step()
+            except (LighterError, OSError) as err:
+                failure = failure or err
+        if failure:
+            raise failure
 
 
 def _field(image: Image, path: tuple[str, ...]) -> str | None:

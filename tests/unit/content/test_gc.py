@@ -381,6 +381,28 @@ def test_f35_a_directory_that_is_a_hundred_times_half_removed_goes_at_last(place
     assert place.db.rows("SELECT * FROM trash") == []
 
 
+def test_f34_a_file_that_cannot_be_removed_holds_up_no_other(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told of now and then, and goes with the first collection that can remove it."""
+    stuck, *others = [place.add(data) for data in (b"stuck", b"one", b"two")]
+    place.commit("lone")
+    path = place.root / "content/blobs/sha256" / stuck.partition(":")[2]
+    path.unlink()
+    path.mkdir()
+    assert set(place.collect().content) == {stuck, *others}
+    assert os.listdir(path.parent) == [path.name]
+    assert place.keys() == set()
+    for _ in range(8):
+        place.collect()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 4 and all(str(path) in one for one in told), told
+    path.rmdir()
+    path.touch()
+    place.collect()
+    assert os.listdir(path.parent) == [] and place.db.rows("SELECT * FROM trash") == []
+
+
 @pytest.mark.parametrize(
     "labels", ['{"containerd.io/gc.root', '["containerd.io/gc.x"]', "{", "[" * 5000]
 )

@@ -1,6 +1,7 @@
 """When a collection runs: after deletions, after many changes, with rests between, never idle."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 
@@ -180,10 +181,29 @@ def test_a_deletion_during_a_collection_is_not_lost() -> None:
     scheduled(steps, collections)
 
 
+def test_a_collection_that_fails_each_time_is_tried_less_and_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduling, "RETRY_S", 0.01)
+    monkeypatch.setattr(scheduling, "MAX_RETRY_S", 0.16)
+
+    collections = Collections()
+    collections.failures = 6
+
+    async def steps(_scheduler: Scheduler, collections: Collections) -> None:
+        await collections.reach(7)
+        rests = [after - before for before, after in itertools.pairwise(collections.times)]
+        for rest, least in zip(rests, (0.01, 0.02, 0.04, 0.08, 0.16, 0.16), strict=True):
+            assert rest >= least
+
+    scheduled(steps, collections)
+
+
 def test_a_collection_that_fails_each_time_is_not_told_each_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(scheduling, "RETRY_S", 0.001)
+    monkeypatch.setattr(scheduling, "MAX_RETRY_S", 0.001)
     collections = Collections()
     collections.failures, collections.failure = 40, ZeroDivisionError("a mistake")
 

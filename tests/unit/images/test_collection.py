@@ -1,5 +1,6 @@
 """A collection beside an import and an unpack: at every single change of the database."""
 
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -41,6 +42,16 @@ def test_f69_a_collection_at_every_step_takes_nothing_of_an_import(
     assert len(place.blobs()) == 3
     assert len(place.snapshot_keys(snapshotter)) == 1
     place.run(place.images.unpack(NS, images.REFERENCE, snapshotter))
+
+
+def test_f38_a_store_that_cannot_be_tidied_keeps_no_other_from_it(place: Place) -> None:
+    place.take(images.busybox_archive())
+    with place.db.durable_transaction() as tx:
+        tx.execute("DELETE FROM images")
+    shutil.rmtree(place.root / "content/blobs")
+    with pytest.raises(FileNotFoundError):
+        place.run(place.images.recover())
+    assert place.snapshot_keys() == set() and place.snapshot_directories() == 0
 
 
 def test_f69_an_image_that_is_removed_while_it_is_unpacked_leaves_nothing(place: Place) -> None:
