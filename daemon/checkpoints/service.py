@@ -6,7 +6,6 @@ run hooks as root or have every capability, and CRIU makes whatever processes it
 So it is used only by who says that its maker is trusted as root is.
 """
 
-import asyncio
 import contextlib
 import json
 import os
@@ -104,18 +103,19 @@ class Checkpoints:
         """
         container = self._containers.get(namespace, container_id)
         what = f"checkpoint task {container_id}"
-        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
-            new = Additions(what, self._content, namespace, ingest, pin)
-            async with self._freezing.frozen(namespace, container_id):
-                made = [
-                    await self._dumped(new, ingest, namespace, container_id, flags),
-                    await new.document(document.CONFIG, document.pack_spec(container.spec)),
-                ]
-                await new.adopt()
-                for one in made:
-                    hold(one.digest)
-                if end is not None:
-                    await end()
+        with self._collector.pin() as pin:
+            async with self._content.new_ingest() as ingest:
+                new = Additions(what, self._content, namespace, ingest, pin)
+                async with self._freezing.frozen(namespace, container_id):
+                    made = [
+                        await self._dumped(new, ingest, namespace, container_id, flags),
+                        await new.document(document.CONFIG, document.pack_spec(container.spec)),
+                    ]
+                    await new.adopt()
+                    for one in made:
+                        hold(one.digest)
+                    if end is not None:
+                        await end()
         return made
 
     async def _dumped(
@@ -158,31 +158,37 @@ class Checkpoints:
             raise FailedPrecondition(f"{what}: its ids are mapped, and so are its files' owners")
         parent = await parent_of(self._snapshots, container, what)
         base = self._images.get(namespace, container.image).target if image else None
-        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
-            if base is not None:
-                pin.content(namespace, base.digest)
-            new = Additions(what, self._content, namespace, ingest, pin)
-            spec, record = document.pack_spec(container.spec), document.record_of(container, parent)
-            entries = [
-                await new.document(document.CONFIG, spec),
-                await new.document(document.RECORD, record),
-            ]
-            async with self._freezing.frozen(namespace, container_id):
-                if task:
-                    entries.append(await self._dumped(new, ingest, namespace, container_id))
-                if rw:
-                    layer, _diff_id = await new.layer(self._snapshots, container, document.LAYER)
-                    entries.append(
-                        Descriptor(layer.media_type, layer.digest, layer.size, platform=_here())
-                    )
-                hit("checkpoint.read")
+        with self._collector.pin() as pin:
+            async with self._content.new_ingest() as ingest:
                 if base is not None:
-                    entries.append(base)
-                target = await self._index(new, container, entries)
-                await new.adopt()
-                (made,) = self._images.put_all(namespace, {name: target})
-                if end is not None:
-                    await end()
+                    pin.content(namespace, base.digest)
+                new = Additions(what, self._content, namespace, ingest, pin)
+                spec, record = (
+                    document.pack_spec(container.spec),
+                    document.record_of(container, parent),
+                )
+                entries = [
+                    await new.document(document.CONFIG, spec),
+                    await new.document(document.RECORD, record),
+                ]
+                async with self._freezing.frozen(namespace, container_id):
+                    if task:
+                        entries.append(await self._dumped(new, ingest, namespace, container_id))
+                    if rw:
+                        layer, _diff_id = await new.layer(
+                            self._snapshots, container, document.LAYER
+                        )
+                        entries.append(
+                            Descriptor(layer.media_type, layer.digest, layer.size, platform=_here())
+                        )
+                    hit("checkpoint.read")
+                    if base is not None:
+                        entries.append(base)
+                    target = await self._index(new, container, entries)
+                    await new.adopt()
+                    (made,) = self._images.put_all(namespace, {name: target})
+                    if end is not None:
+                        await end()
         return made
 
     async def _packed(self, new: Additions, directory: str) -> Descriptor:
@@ -269,21 +275,19 @@ class Checkpoints:
         """The same of an archive with CRIU's files, whoever made it: what is restored from it has
         any right that its maker gave it, so the caller has to trust that one as root.
         """
-        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
-            pin.content(namespace, digest)
-            directory = ingest.file(_DUMP)
-            os.mkdir(directory, 0o700)
-            fd = self._content.open(namespace, digest)
-            try:
-                job = {"job": "extract", "path": b"/", "target": directory, "owner": (0, 0)}
-                await self._worker.run(job, [fd])
-            finally:
-                os.close(fd)
-            criu.check_written(directory)
-            try:
+        with self._collector.pin() as pin:
+            async with self._content.new_ingest() as ingest:
+                pin.content(namespace, digest)
+                directory = ingest.file(_DUMP)
+                os.mkdir(directory, 0o700)
+                fd = self._content.open(namespace, digest)
+                try:
+                    job = {"job": "extract", "path": b"/", "target": directory, "owner": (0, 0)}
+                    await self._worker.run(job, [fd])
+                finally:
+                    os.close(fd)
+                criu.check_written(directory)
                 yield directory
-            finally:
-                await asyncio.to_thread(ingest.close)  # as large as the processes' memory
 
     async def _find(self, namespace: str, name: str, trust: bool) -> tuple[Image, Checkpoint]:
         found = self._images.find(namespace, name, "restore")

@@ -1,16 +1,18 @@
 """An ingest: a private directory in which a worker writes content before it has a name."""
 
+import asyncio
 import os
 import secrets
 import shutil
 from types import TracebackType
 
 from lighter.daemon.content.failures import from_os
+from lighter.daemon.content.whole import whole
 from lighter.proto.errors import InvalidArgument
 
 
 class Ingest:
-    """Owns `path` (mode 0700) and the descriptor `fd` on it; leaving the `with` removes both.
+    """Owns `path` (mode 0700) and the descriptor `fd` on it; leaving the `async with` removes both.
 
     What was adopted has been renamed away by then. A manager that dies leaves the directory to
     the next start.
@@ -30,20 +32,24 @@ class Ingest:
             raise InvalidArgument(f"find ingest file {name!r}: it is not a plain file name")
         return f"{self.path}/{name}"
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Remove what was not adopted. May be called twice."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-            shutil.rmtree(self.path, ignore_errors=True)
+        if self.fd < 0:
+            return
+        os.close(self.fd)
+        self.fd = -1
+        try:
+            os.rmdir(self.path)
+        except OSError:  # there is more than that, it may be gigabytes
+            await whole(asyncio.to_thread(shutil.rmtree, self.path, True))
 
-    def __enter__(self) -> "Ingest":
+    async def __aenter__(self) -> "Ingest":
         return self
 
-    def __exit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        await self.close()

@@ -153,7 +153,7 @@ class ContentStore:
     ) -> Digest:
         """Store a document of ours; returns its digest."""
         digest = Digest.of(data)
-        with self.new_ingest() as ingest:
+        async with self.new_ingest() as ingest:
             path = ingest.file("document")
             try:
                 await whole(asyncio.to_thread(write_whole, path, data, 0o600, True))

@@ -16,6 +16,7 @@ from lighter.proto.errors import AlreadyExists, DataLoss, FailedPrecondition, In
 from lighter.proto.faults import hit
 
 _READ_BYTES = 1 << 20
+_NOT_READ = "its bytes could not all be read again"
 _STEP_BYTES = 32 << 20  # hashed at a time: so long does a cancelled caller wait at most
 
 
@@ -67,8 +68,8 @@ class Writer:
             await whole(asyncio.to_thread(self._append, data))
         except OSError as err:
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
-                os.ftruncate(self.fd, 0)
                 self._shut = "the disk was full, and what had arrived is gone"
+                await whole(asyncio.to_thread(os.ftruncate, self.fd, 0))
             err.filename = self.path
             raise from_os(f"write ingest {self.ref}", err) from err
         hit("ingest.written")
@@ -93,14 +94,15 @@ class Writer:
             )
         self._check_open("truncate")
         try:
-            os.ftruncate(self.fd, size_bytes)
+            self._shut = _NOT_READ
+            await whole(asyncio.to_thread(os.ftruncate, self.fd, size_bytes))
             await self._rehash(size_bytes)
         except OSError as err:
             raise from_os(f"truncate ingest {self.ref}", err) from err
 
     async def _rehash(self, size_bytes: int) -> None:
         # Cut short, the hash is not the file's: nothing may be committed by it.
-        self._shut = "its bytes could not all be read again"
+        self._shut = _NOT_READ
         self._hash, self.offset = hashlib.sha256(), 0
         while self.offset < size_bytes:
             step_bytes = min(_STEP_BYTES, size_bytes - self.offset)

@@ -75,18 +75,19 @@ class Committer:
             )
         config = load(base.config, f"config of {base.name}")
         config["config"] = changed(config.get("config") or {}, options.changes)
-        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
-            pin.content(namespace, base.manifest.digest)
-            new = Additions(what, self._content, namespace, ingest, pin)
-            of_docker = base.manifest.media_type == DOCKER_MANIFEST
-            media_type = _DOCKER_LAYER if of_docker else _OCI_LAYER
-            layer, diff_id = await new.layer(self._snapshots, container, media_type)
-            hit("commit.layer")
-            _extend(config, options, diff_id)
-            target = await self._documents(namespace, base.manifest, config, layer, new)
-            await new.adopt()
-            hit("commit.adopted")
-            (made,) = self._store.put_all(namespace, {name: target})
+        with self._collector.pin() as pin:
+            async with self._content.new_ingest() as ingest:
+                pin.content(namespace, base.manifest.digest)
+                new = Additions(what, self._content, namespace, ingest, pin)
+                of_docker = base.manifest.media_type == DOCKER_MANIFEST
+                media_type = _DOCKER_LAYER if of_docker else _OCI_LAYER
+                layer, diff_id = await new.layer(self._snapshots, container, media_type)
+                hit("commit.layer")
+                _extend(config, options, diff_id)
+                target = await self._documents(namespace, base.manifest, config, layer, new)
+                await new.adopt()
+                hit("commit.adopted")
+                (made,) = self._store.put_all(namespace, {name: target})
         return made
 
     async def _documents(

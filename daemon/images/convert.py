@@ -109,21 +109,29 @@ class Converter:
         if not options.oci and not options.compression:
             raise InvalidArgument(f"convert image {source}: nothing to convert is asked for")
         image = self._images.find(namespace, source, "convert")
-        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
-            hit("convert.ingest-open")
-            pin.content(namespace, image.target.digest)
-            work = _Conversion(
-                self._content, self._worker, namespace, options, ingest, pin, self._limits, report
-            )
-            await work.measure(image.target)
-            target = await work.convert(image.target, 1)
-            hit("convert.made")
-            await self._content.adopt_all(namespace, work.arrivals.values())
-            for digest, labels in work.labels.items():
-                self._content.label(namespace, digest, labels)
-            hit("convert.adopted")
-            (made,) = self._images.put_all(namespace, {name: target})
-            hit("convert.named")
+        with self._collector.pin() as pin:
+            async with self._content.new_ingest() as ingest:
+                hit("convert.ingest-open")
+                pin.content(namespace, image.target.digest)
+                work = _Conversion(
+                    self._content,
+                    self._worker,
+                    namespace,
+                    options,
+                    ingest,
+                    pin,
+                    self._limits,
+                    report,
+                )
+                await work.measure(image.target)
+                target = await work.convert(image.target, 1)
+                hit("convert.made")
+                await self._content.adopt_all(namespace, work.arrivals.values())
+                for digest, labels in work.labels.items():
+                    self._content.label(namespace, digest, labels)
+                hit("convert.adopted")
+                (made,) = self._images.put_all(namespace, {name: target})
+                hit("convert.named")
         report(Progress("done", made.name, target.digest))
         return made
 

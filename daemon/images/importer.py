@@ -110,38 +110,39 @@ class Importer:
             if isinstance(done, int):
                 report(Progress("reading", done_bytes=done, total_bytes=archive_bytes))
 
-        with self._content.new_ingest() as ingest, self._collector.pin() as pin:
-            hit("import.ingest-open")
-            job = {"job": "import", "limits": self._limits}
-            work = self._worker.run(job, [archive_fd, ingest.fd], reading)
-            kinds = await naming_place(ingest.path, work)
-            hit("import.blobs-written")
-            arrived = Arrived(ingest, StoredDocuments(self._content, namespace))
-            await arrived.load()
-            is_layout = bool(kinds.get("index"))
-            targets = await self._targets(arrived, is_layout, options)
-            names = names_of(targets, options) if options.names else {}
-            if options.index_name:
-                names[options.index_name] = await _add_index(arrived, targets)
-            if not names:
-                raise InvalidArgument(
-                    "import archive: it holds no image of a name that was asked for; "
-                    "digests or index_name would name what it holds"
-                )
-            graph = await self._walk(arrived, names.values(), options)
-            for digest in graph.found:
-                pin.content(namespace, digest)
-            report(Progress("importing", total_bytes=graph.size_bytes))
-            await self._adopt(namespace, arrived, graph)
-            hit("import.adopted")
-            moved = self._images.targets(namespace, names)
-            images = self._images.put_all(namespace, names, labels=options.labels)
-            hit("import.named")
-            for name, before in moved.items():
-                if before.digest != names[name].digest:
-                    report(Progress("moved", name, before.digest))
-            report(Progress("importing", "", "", graph.size_bytes, graph.size_bytes))
-            return images
+        with self._collector.pin() as pin:
+            async with self._content.new_ingest() as ingest:
+                hit("import.ingest-open")
+                job = {"job": "import", "limits": self._limits}
+                work = self._worker.run(job, [archive_fd, ingest.fd], reading)
+                kinds = await naming_place(ingest.path, work)
+                hit("import.blobs-written")
+                arrived = Arrived(ingest, StoredDocuments(self._content, namespace))
+                await arrived.load()
+                is_layout = bool(kinds.get("index"))
+                targets = await self._targets(arrived, is_layout, options)
+                names = names_of(targets, options) if options.names else {}
+                if options.index_name:
+                    names[options.index_name] = await _add_index(arrived, targets)
+                if not names:
+                    raise InvalidArgument(
+                        "import archive: it holds no image of a name that was asked for; "
+                        "digests or index_name would name what it holds"
+                    )
+                graph = await self._walk(arrived, names.values(), options)
+                for digest in graph.found:
+                    pin.content(namespace, digest)
+                report(Progress("importing", total_bytes=graph.size_bytes))
+                await self._adopt(namespace, arrived, graph)
+                hit("import.adopted")
+                moved = self._images.targets(namespace, names)
+                images = self._images.put_all(namespace, names, labels=options.labels)
+                hit("import.named")
+                for name, before in moved.items():
+                    if before.digest != names[name].digest:
+                        report(Progress("moved", name, before.digest))
+                report(Progress("importing", "", "", graph.size_bytes, graph.size_bytes))
+                return images
 
     async def _targets(
         self, arrived: Arrived, is_layout: bool, options: ImportOptions

@@ -133,7 +133,7 @@ class Layers:
         labels: Mapping[str, str],
         pin: Pin,
     ) -> Descriptor:
-        with self._content.new_ingest() as ingest:
+        async with self._content.new_ingest() as ingest:
             path = ingest.file("layer")
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:

@@ -87,7 +87,7 @@ class Migration:
         if dry_run:
             return Migrated(image.namespace, image.name, TAKEN, len(missing), 0, size)
         copied = 0
-        with self._content.new_ingest() as ingest:
+        async with self._content.new_ingest() as ingest:
             arrivals = []
             for digest, size_bytes in missing.items():
                 path = ingest.file(digest.hex)

@@ -5,12 +5,14 @@ import os
 import signal
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
+from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
@@ -97,6 +99,13 @@ def test_files_are_private_and_read_only_whatever_the_umask(tmp_path: Path) -> N
     place.db.close()
 
 
+@contextmanager
+def new_ingest(place: Place) -> Iterator[Ingest]:
+    ingest = place.store.new_ingest()
+    yield ingest
+    asyncio.run(ingest.close())
+
+
 def test_sec_65_wider_modes_are_corrected_at_a_start(place: Place) -> None:
     os.chmod(place.dir, 0o777)
     os.chmod(place.dir / "blobs/sha256", 0o777)
@@ -113,7 +122,7 @@ def test_sec_35_a_digest_gives_no_sight_of_another_namespace(place: Place) -> No
             attempt("b", DIGEST)
     with pytest.raises(NotFound):
         asyncio.run(place.store.delete("b", DIGEST))
-    with place.store.new_ingest() as ingest:
+    with new_ingest(place) as ingest:
         empty = ingest.file("x")
         Path(empty).touch()
         with pytest.raises(DataLoss):  # naming a digest is no way to its bytes
@@ -162,7 +171,7 @@ def test_sec_23_what_is_no_digest_reaches_no_path(place: Place, text: object) ->
 
 
 def test_nothing_is_adopted_when_one_file_is_wrong(place: Place) -> None:
-    with place.store.new_ingest() as ingest:
+    with new_ingest(place) as ingest:
         good, short = ingest.file("good"), ingest.file("short")
         Path(good).write_bytes(DATA)
         Path(short).write_bytes(b"x")
@@ -182,12 +191,31 @@ def test_nothing_is_adopted_when_one_file_is_wrong(place: Place) -> None:
 
 
 def test_an_ingest_names_only_its_own_files(place: Place) -> None:
-    with place.store.new_ingest() as ingest:
+    with new_ingest(place) as ingest:
         for name in ("../x", "a/b", "", ".", "..", "a\0", None):
             with pytest.raises(InvalidArgument):
                 ingest.file(name)
         Path(ingest.file("x")).touch()
         assert stat.S_IMODE(os.fstat(ingest.fd).st_mode) == 0o700
+    assert place.ingests() == []
+
+
+def test_what_was_not_adopted_goes_while_others_are_served(place: Place) -> None:
+    """However long that takes; who is cancelled over it leaves nothing either."""
+
+    async def steps() -> None:
+        ingest = place.store.new_ingest()
+        await asyncio.to_thread(lambda: [Path(ingest.file(str(n))).touch() for n in range(3000)])
+        served = 0
+        closing = asyncio.ensure_future(ingest.close())
+        while not closing.done():
+            await asyncio.sleep(0)
+            served += 1
+            if served == 2:
+                closing.cancel()
+        assert served > 3 and closing.cancelled()
+
+    asyncio.run(steps())
     assert place.ingests() == []
 
 
