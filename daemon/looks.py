@@ -59,8 +59,12 @@ class Looks:
             except RuntimeError:
                 pass  # the manager has stopped meanwhile
 
+        thread = threading.Thread(target=work, name="look", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as err:  # no further process is allowed
+            raise ResourceExhausted(f"{what}: {err}") from err
         self.under_way += 1
-        threading.Thread(target=work, name="look", daemon=True).start()
         try:
             async with asyncio.timeout(self._look_s):
                 return await done

@@ -32,7 +32,7 @@ class StuckFs:
         self._fd = -1
 
     def __enter__(self) -> "StuckFs":
-        self.path.mkdir()
+        self.path.mkdir(exist_ok=True)
         self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
         if _libc.mount(b"stuck", os.fsencode(self.path), b"fuse", 0, options):

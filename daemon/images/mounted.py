@@ -5,6 +5,8 @@ it outlives the manager, and nothing that it needs is collected. The order that 
 harmless: the snapshot is made with a label that says "mounting", a worker mounts, the label goes.
 A start removes what still has it, and views that are mounted nowhere (a reboot, a plain umount);
 what somebody may have written stays until it is asked for.
+
+The directory may be below a file system that no longer answers: it is looked at in threads.
 """
 
 import logging
@@ -12,11 +14,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from lighter.daemon.content.whole import whole
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import Worker
+from lighter.daemon.looks import Looks
 from lighter.daemon.snapshots.types import ACTIVE, VIEW, Snapshotter
 from lighter.daemon.types import Mount, SnapshotInfo
 from lighter.proto.errors import (
@@ -46,6 +50,7 @@ class MountedImages:
         self._snapshotters = snapshotters
         self._worker = worker
         self._busy: set[str] = set()
+        self._looks = Looks()
 
     async def mount(
         self,
@@ -63,7 +68,8 @@ class MountedImages:
         Returns the name of its top snapshot. Raises NotFound, InvalidArgument, FailedPrecondition;
         AlreadyExists when an image is mounted there, or something written there is kept.
         """
-        _check_place(target, target_fd)
+        check = partial(_check_place, target, target_fd)
+        await self._looks.at(f"mount image on {target}", check)
         top = await self._images.unpack(namespace, name, snapshotter, platform=platform)
         chosen = self._images.snapshotter(namespace, snapshotter)
         image = self._images.find(namespace, name)
@@ -127,7 +133,7 @@ class MountedImages:
         for namespaced, other, info in await self._of(target):
             mounts = await other.mounts(namespaced, target)
             owner = info.labels.get(IMAGE_LABEL, "a snapshot")
-            if is_mounted(target, mounts):
+            if await self._is_mounted(target, mounts):
                 raise AlreadyExists(f"mount image {name}: {owner} is mounted on {target}")
             if info.kind == VIEW:
                 await other.remove(namespaced, target)
@@ -161,10 +167,14 @@ class MountedImages:
                 await snapshotter.remove(namespace, target)
 
     async def _take_off(self, target: str, mounts: tuple[Mount, ...]) -> None:
-        while is_mounted(target, mounts):
+        while await self._is_mounted(target, mounts):
             done = await self._worker.run({"job": "unmount", "target": target}, [])
             if not done["unmounted"]:
                 return
+
+    async def _is_mounted(self, target: str, mounts: tuple[Mount, ...]) -> bool:
+        look = partial(is_mounted, target, mounts)
+        return await self._looks.at(f"look at what is mounted on {target}", look)
 
     async def _of(self, target: str) -> list[tuple[str, Snapshotter, SnapshotInfo]]:
         """The snapshots that stand for images on this directory, of all namespaces."""
@@ -199,7 +209,7 @@ class MountedImages:
             mounts = await snapshotter.mounts(namespace, target)
             if half_made:
                 await self._take_off(target, mounts)
-            if half_made or (info.kind == VIEW and not is_mounted(target, mounts)):
+            if half_made or (info.kind == VIEW and not await self._is_mounted(target, mounts)):
                 await snapshotter.remove(namespace, target)
         except LighterError as err:
             logger.warning("settle image on %s: %s", target, err.message)

@@ -7,6 +7,7 @@ manager can end while one waits.
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import socket
 import threading
@@ -50,7 +51,12 @@ class Lookup:
                 with contextlib.suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(tell, found, error)
 
-            threading.Thread(target=look, name="lookup", daemon=True).start()
+            thread = threading.Thread(target=look, name="lookup", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as err:  # no further process is allowed
+                self._room.release()
+                raise OSError(errno.EAGAIN, str(err)) from err
             return await answer
 
 

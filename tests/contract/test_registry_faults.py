@@ -21,6 +21,7 @@ from lighter.daemon.images.reference import Reference
 from lighter.daemon.registry.access import ANONYMOUS, Access, Credential
 from lighter.daemon.registry.answer import Deadlines
 from lighter.daemon.registry.client import Remote
+from lighter.daemon.registry.lookup import Lookup
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.registry.retry import Backoff
 from lighter.daemon.registry.settings import RegistrySettings
@@ -36,6 +37,7 @@ from lighter.proto.errors import (
 )
 from tests.contract.test_registry import open_blob, run
 from tests.harness import await_that
+from tests.nothreads import no_threads
 from tests.registries import (
     OCI_MANIFEST,
     PASSWORD,
@@ -539,6 +541,18 @@ def test_f67_a_name_server_that_is_silent_holds_nothing_up(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().strip() in ("127.0.0.1", "::1")
+
+
+def test_f67_a_lookup_that_gets_no_thread_gives_its_place_back() -> None:
+    async def work() -> list[object]:
+        lookup = Lookup(deadline_s=30, at_once=1)
+        with no_threads():
+            for _ in range(2):
+                with pytest.raises(OSError, match="can't start new thread"):
+                    await lookup.addresses("localhost")
+        return list(await lookup.addresses("localhost"))
+
+    assert run(work())
 
 
 def test_f67_a_byte_now_and_then_is_no_progress(reg: Scripted) -> None:

@@ -231,6 +231,24 @@ def test_a_bind_from_a_file_system_that_does_not_answer_holds_its_caller_alone(
     assert "c" not in [row["id"] for row in ask(lighterd, "containers.list")["containers"]]
 
 
+def test_an_image_that_is_mounted_below_a_file_system_that_hangs(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    """F60: neither a start nor an unmount waits for it."""
+    target = str(lighterd.base / "dead/image")
+    os.makedirs(target)
+    options = ("--snapshotter", "native")
+    lighterd.ctl("images", "mount", *options, busybox, target, check=True)
+    lighterd.kill9()
+    with StuckFs(lighterd.base / "dead") as dead:
+        lighterd.start()
+        await_that(lambda: dead.waiting, 20, "the start looks for it")
+        with nobody_else_waits(lighterd, busybox):
+            message = refused(lighterd, errors.DeadlineExceeded, "images.unmount", target=target)
+        assert message.startswith(f"look at what is mounted on {target}: ")
+    lighterd.ctl("images", "unmount", target, check=True)
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_f44_pause_and_resume_hang(lighterd: Lighterd, busybox: str, verb: str) -> None:
     runtime = Hanging(lighterd.base, verb)

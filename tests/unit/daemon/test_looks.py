@@ -8,6 +8,7 @@ import pytest
 
 from lighter.daemon.looks import HANGING, Looks
 from lighter.proto.errors import DeadlineExceeded, ResourceExhausted
+from tests.nothreads import no_threads
 
 SOON_S = 0.05
 
@@ -54,6 +55,17 @@ def test_one_that_hangs_is_left_alone_and_too_many_are_refused(gate: threading.E
             if not looks.under_way:
                 break
             await asyncio.sleep(0.01)
+        assert await looks.at("use it", lambda: 1) == 1
+
+    asyncio.run(steps())
+
+
+def test_a_look_that_gets_no_thread_counts_as_none() -> None:
+    async def steps() -> None:
+        looks = Looks()
+        with no_threads(), pytest.raises(ResourceExhausted, match="use it: can't start new thread"):
+            await looks.at("use it", lambda: 1)
+        assert looks.under_way == 0
         assert await looks.at("use it", lambda: 1) == 1
 
     asyncio.run(steps())
