@@ -11,6 +11,7 @@ failure, so that no finished blob is downloaded twice.
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -159,6 +160,7 @@ class Puller:
         self._downloads = downloads
         self._registries = registries
         self._default_snapshotter = default_snapshotter
+        self._holding: Counter[tuple[str, str]] = Counter()  # pulls by (namespace, lease)
 
     async def pull(
         self, namespace: str, name: str, options: PullOptions, access: Access, report: Report
@@ -177,7 +179,12 @@ class Puller:
         if options.unpack:
             self._unpacker.snapshotter(snapshotter)
         lease = "pull-" + hashlib.sha256(ref.encode()).hexdigest()[:16]
-        with _naming(reference), Board(report, ref) as board, self._collector.pin() as pin:
+        with (
+            _naming(reference),
+            self._one_of(namespace, lease),
+            Board(report, ref) as board,
+            self._collector.pin() as pin,
+        ):
             board.say("resolving")
             async with self._registries.remote(reference, access) as remote:
                 target = await remote.resolve()
@@ -199,8 +206,25 @@ class Puller:
             board.say("done", target.digest)
         return Pulled(image, work.downloaded_bytes, work.download_s, work.unpack_s)
 
+    @contextmanager
+    def _one_of(self, namespace: str, lease: str) -> Iterator[None]:
+        """Count those that pull one name, and have one lease, at the same time."""
+        key = namespace, lease
+        self._holding[key] += 1
+        try:
+            yield
+        finally:
+            self._holding[key] -= 1
+            if not self._holding[key]:
+                del self._holding[key]
+
     def _let_go(self, namespace: str, lease: str) -> None:
-        """The lease ends; what others that pull the same name still need, they have pinned."""
+        """The lease ends, unless others that pull the same name have put into it what they bring.
+
+        The last of them ends it; when that one fails it stays for its day.
+        """
+        if self._holding[namespace, lease] > 1:
+            return
         with suppress(NotFound):
             self._leases.delete(namespace, lease)
 

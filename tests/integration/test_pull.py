@@ -211,6 +211,32 @@ def test_ctrl_c_keeps_what_has_arrived(
     assert [bodies(registry, layer.digest) for layer in others] == [1, 1]
 
 
+def test_a_pull_that_ends_takes_nothing_from_another_of_its_name(
+    lighterd: Lighterd, registry: Scripted, image: SmallImage
+) -> None:
+    """The tag was moved meanwhile: what the first has brought is kept for its next try."""
+    name, (big, *others) = f"{registry.host}/app:1", image.layers
+    path = f"/v2/app/blobs/{big.digest}"
+    registry.route(path, Reply(body=image.blobs[big.digest], stop_at=MIB, end="silence"))
+    first = subprocess.Popen(
+        lighterd.ctl_argv("images", "pull", name),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    await_that(
+        lambda: all(_is_content(lighterd, layer.digest) for layer in others), 20, "two are there"
+    )
+    registry.serve(small_image(MIB, seed=2), "app", "1")
+    lighterd.ctl("images", "pull", name, check=True)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(20) == INTERRUPTED
+    lighterd.ctl("system", "prune", check=True)
+    registry.serve(image, "app", "1")
+    registry.route(path, blob(image.blobs[big.digest]))
+    lighterd.ctl("images", "pull", name, check=True)
+    assert [bodies(registry, layer.digest) for layer in others] == [1, 1]
+
+
 POINTS = (
     "pull.resolved",
     "pull.leased",
