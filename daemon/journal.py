@@ -9,7 +9,7 @@ import os
 import re
 import time
 
-from lighter.proto.errors import unforeseen
+from lighter.proto.errors import unforeseen, words_of
 
 _LEVELS = {
     "trace": logging.DEBUG,
@@ -71,7 +71,11 @@ class Repeated:
     def failed(self, error: Exception) -> None:
         """It has failed, and is tried again."""
         mistake = unforeseen(error)
-        said = str(error) if mistake is None else f"{type(error).__name__}: {error}"
+        said = (
+            words_of(error, self._attempt)
+            if mistake is None
+            else f"{type(error).__name__}: {error}"
+        )
         kind = "".join(letter for letter in said if not letter.isdigit())
         if len(self._counts) >= _KINDS and kind not in self._counts:
             kind = ""  # of those that have nothing in common

@@ -27,6 +27,7 @@ from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.whole import whole
 from lighter.daemon.content.writer import Writer
 from lighter.daemon.files import read_capped, write_whole
+from lighter.daemon.journal import Repeated
 from lighter.proto.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -65,6 +66,7 @@ class Ingests:
         self._directory = directory
         self._now_ns = now_ns or Clock().now_ns
         self._open: dict[str, Writer] = {}
+        self._unreadable: dict[str, Repeated] = {}
         self._going: set[str] = set()  # being removed: nobody may open them until they are gone
         try:
             os.makedirs(directory, 0o700, exist_ok=True)
@@ -150,14 +152,19 @@ class Ingests:
             names = os.listdir(self._directory)
         except OSError as err:
             raise from_os("list ingests", err) from err
+        for name in self._unreadable.keys() - set(names):
+            del self._unreadable[name]
         for name in names:
             directory = f"{self._directory}/{name}"
             try:
                 found = _look(directory)
             except OSError as err:
-                log.error("read ingest %s: %s; it is kept", directory, err.strerror)
-            else:
-                yield directory, found
+                failures = Repeated(log, f"read ingest {directory}")
+                self._unreadable.setdefault(name, failures).failed(err)
+                continue
+            if name in self._unreadable:
+                self._unreadable.pop(name).ended()
+            yield directory, found
 
     async def abort(self, namespace: str, ref: str) -> None:
         """Remove an ingest that nobody writes. Raises NotFound, Unavailable."""

@@ -339,7 +339,7 @@ class ContentStore:
                     [(TRASH, name, name in unwanted) for name in noted if name not in stuck],
                 )
             for err in stuck.values():
-                self._removing.failed(from_os("unlink", err))
+                self._removing.failed(err)
             if not stuck:
                 self._removing.ended()
             return len(unwanted)

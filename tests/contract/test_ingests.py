@@ -646,6 +646,11 @@ def test_f51_an_ingest_that_cannot_be_read_is_kept_and_told(
         for attempt in (place.ingests.abort(NS, "r"), place.ingests.open(NS, "r")):
             with pytest.raises(DataLoss, match="ingest r: Input/output error"):
                 run(attempt)
+        for _ in range(16):
+            assert run(place.ingests.expire(leases.ingests())) == 0
+        assert caplog.text.count("read ingest") == 5, "it is told less and less"
+    assert len(place.ingests.list(NS)) == 2
+    assert f"read ingest {directory}: done" in caplog.text
     assert run(place.commit()) == DIGEST, "it goes on where it was"
 
 
