@@ -102,6 +102,16 @@ def full_disk(*directories: str) -> str:
     return ""
 
 
+def free_bytes(directory: str, wanted_bytes: int) -> int:
+    """What can be written below a directory: at least `wanted_bytes`, or all that there is."""
+    found = os.statvfs(directory)
+    free = found.f_bavail * found.f_frsize
+    kept_for_root = found.f_bfree * found.f_frsize
+    if free < wanted_bytes <= kept_for_root and _takes(directory, wanted_bytes):
+        return kept_for_root
+    return free
+
+
 def _takes(directory: str, size: int) -> bool:
     """Whether so many bytes can be had: root may use blocks that statvfs(3) counts for nobody."""
     try:

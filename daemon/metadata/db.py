@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from lighter.daemon.files import full_disk, read_only_mount
-from lighter.daemon.metadata import index
+from lighter.daemon.metadata import copies, index
 from lighter.daemon.metadata.reserve import Reserve
 from lighter.daemon.metadata.schema import MIGRATIONS, migrate, version_of
 from lighter.daemon.metadata.texts import text_of
@@ -115,21 +115,31 @@ class Database:
     def _migrate(self, migrations: tuple[str, ...]) -> None:
         version = version_of(self.durable)
         if 0 < version < len(migrations):
+            attempt = f"copy database {self.path} before its migration"
             try:
+                copies.need_room(attempt, self.path, self._size_bytes())
                 self.copy(f"{self.path}.v{version}")
             except OSError as err:
-                raise ResourceExhausted(
-                    f"copy database {self.path} before its migration: {err.strerror}"
-                ) from err
+                raise ResourceExhausted(f"{attempt}: {err.strerror}") from err
+            except sqlite3.Error as err:
+                raise _translated(err, attempt, self.path) from err
             hit("migrate.copied")
             log.info("migrate database from schema %d to %d", version, len(migrations))
         migrate(self.durable, migrations)
         if version < len(migrations):
             hit("migrate.committed")
 
+    def _size_bytes(self) -> int:
+        """With what is in the log alone."""
+        pages, page_bytes = (
+            int(self.durable.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "page_size")
+        )
+        return pages * page_bytes
+
     def copy(self, target: str) -> None:
         """Write a whole copy to the file `target`, which appears only when it is complete."""
-        part = f"{target}.{os.urandom(4).hex()}"
+        part = copies.part_of(target)
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             into = sqlite3.connect(part)
@@ -140,7 +150,7 @@ class Database:
             os.fsync(descriptor)
             os.rename(part, target)
         except BaseException:
-            os.unlink(part)
+            copies.drop(part)
             raise
         finally:
             os.close(descriptor)

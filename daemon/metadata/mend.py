@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 
 from lighter.daemon import files
-from lighter.daemon.metadata import index
+from lighter.daemon.metadata import copies, index
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.reserve import Reserve
 from lighter.daemon.metadata.texts import Unreadable, text_of
@@ -45,7 +45,11 @@ def damage(path: str) -> str:
 
 
 def open_database(path: str) -> Database:
-    """The database at `path`, mended when it is damaged. Raises what Database raises."""
+    """The database at `path`, mended when it is damaged; with the instance's lock alone.
+
+    Raises what Database raises.
+    """
+    copies.remove_parts(path)
     if os.path.exists(path):
         Reserve(path + "-reserve")  # gives up its space where there is no other
     set_aside = _set_aside(path)
@@ -79,11 +83,13 @@ def mend(path: str, set_aside: str = "") -> str:
     """Put a sound database in place of a damaged one; what was lost, "" when all could be read.
 
     `set_aside`: what an earlier try has moved away, to be read instead. Raises FailedPrecondition
-    when it cannot be done; then all is as it was.
+    when it cannot be done, ResourceExhausted when there is no room; then all is as it was.
     """
+    attempt = f"mend database {path}"
     aside = set_aside or f"{path}.damaged-{int(time.time())}"
-    made = f"{path}.{os.urandom(4).hex()}"
+    made = copies.part_of(path)
     try:
+        copies.need_room(attempt, path, copies.size_of(set_aside or path))
         os.close(os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with closing(sqlite3.connect(made, isolation_level=None)) as new:
             loss = _read_into(new, set_aside or path, aside)
@@ -99,8 +105,7 @@ def mend(path: str, set_aside: str = "") -> str:
         files.sync_directory(os.path.dirname(path))
         hit("mend.renamed")
     except (OSError, sqlite3.Error) as err:
-        files.remove(made)
-        attempt = f"mend database {path}"
+        copies.drop(made)
         raise FailedPrecondition(f"{attempt}: {words_of(err, attempt)}") from err
     return loss
 

@@ -11,6 +11,7 @@ import os
 log = logging.getLogger("lighter.reserve")
 
 SIZE_BYTES = 8 << 20  # twice what SQLite's log grows to before it is moved into the database
+LOW_BYTES = SIZE_BYTES // 8  # with less than this free it is given up
 
 
 class Reserve:

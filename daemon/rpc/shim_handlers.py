@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 
+from lighter.daemon.metadata import copies
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import Call, Method
 from lighter.daemon.tasks.bundle import Bundle
@@ -14,7 +15,7 @@ from lighter.daemon.tasks.entry import Entry, is_stopped
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.upgrade import FIRST_VERSION, RunningShim, judge, schema_of
 from lighter.proto.paths import Root
-from lighter.proto.release import OWN, checked, protocols_of
+from lighter.proto.release import OWN, Release, checked, protocols_of
 
 CONNECTED, SILENT, STOPPED, REFUSED = "connected", "silent", "stopped", "refused"
 
@@ -43,6 +44,7 @@ def shim_methods(
         running = [_running(entry, bundle_of(entry.namespace, entry.id)) for entry in entries]
         schema = await asyncio.to_thread(schema_of, root.database)
         verdict = judge(release, running, schema, OWN)
+        no_room = await asyncio.to_thread(_no_room, release, schema, root.database)
         return {
             "version": release.version,
             "running": OWN.version,
@@ -52,13 +54,21 @@ def shim_methods(
                 {**shim._asdict(), "protocols": list(shim.protocols)} for shim in verdict.refused
             ],
             "problems": list(verdict.problems),
-            "warnings": list(verdict.warnings),
+            "warnings": [*verdict.warnings, *no_room],
         }
 
     return {
         "system.shims": Method(unary=shims),
         "system.upgrade_check": Method(unary=upgrade_check),
     }
+
+
+def _no_room(release: Release, schema: int, database: str) -> list[str]:
+    """What the copy of the database lacks that this version makes before it changes the schema."""
+    if not 0 < schema < release.schema:
+        return []
+    missing = copies.missing_room(database, copies.size_of(database))
+    return [f"no room to copy the database before its migration: {missing}"] if missing else []
 
 
 def _shim(entry: Entry, bundle: Bundle) -> dict[str, Any]:

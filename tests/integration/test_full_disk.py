@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from lighter.proto import errors
+from lighter.proto.release import OWN
 from tests import lives, loopdisk
 from tests.harness import Lighterd, await_that
 from tests.integration.test_check import check
@@ -108,6 +109,9 @@ def test_f49_what_ends_and_what_frees_works_on_a_full_disk(disk: Disk) -> None:
     lighterd.ctl("content", "ingest", "stray", input=os.urandom(300_000), check=True)
     assert disk.reserve.exists()
     disk.fill()
+    later = {**OWN._asdict(), "protocols": list(OWN.protocols), "schema": OWN.schema + 1}
+    (warned,) = ask(lighterd, "system.upgrade_check", **later)["warnings"]
+    assert re.fullmatch(r"no room to copy the database .* \d+ bytes in .*, \d+ are free", warned)
     lighterd.ctl("stop", "stopped", check=True)
     assert ask(lighterd, "tasks.wait", id="stopped", exec_id="")["exit_status"] == 6
     lighterd.restart()

@@ -138,6 +138,19 @@ def test_f39_a_migration_keeps_a_copy_of_the_old_database(tmp_path: Path) -> Non
     assert stat.S_IMODE(os.stat(f"{path}.v{len(MIGRATIONS)}").st_mode) == 0o600
 
 
+def test_f39_a_copy_that_fails_is_named_and_removed(tmp_path: Path) -> None:
+    path = str(tmp_path / "lighter.db")
+    db = Database(path)
+    with db.durable_transaction() as tx:
+        tx.execute("INSERT INTO meta VALUES('large', ?)", ("x" * (4 << 20),))
+    db.close()
+    before = sorted(os.listdir(tmp_path))
+    said = f"copy database {path} before its migration: disk I/O error"
+    with files_end_at(1 << 20), pytest.raises(DataLoss, match=said):
+        Database(path, NEXT)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
 def test_f39_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
     path = str(tmp_path / "lighter.db")
     Database(path).close()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lighter.daemon.metadata import copies
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.metadata.namespaces import NamespaceStore
@@ -69,6 +70,17 @@ def open_until(path: Path, point: str) -> None:
     environ = {**os.environ, "FAULT": f"{point}:abort"}
     done = subprocess.run([sys.executable, "-c", OPEN, path], env=environ)
     assert done.returncode == -signal.SIGKILL
+
+
+def test_copies_that_a_kill_has_left_unfinished_are_removed_and_no_other(tmp_path: Path) -> None:
+    path = str(tmp_path / "lighter.db")
+    parts = [copies.part_of(path), copies.part_of(f"{path}.v1")]
+    kept = [f"{path}.v1", f"{path}.damaged-1", f"{path}.20260131", f"{path}.v1.20260131"]
+    for made in (*parts, f"{parts[0]}-journal", *kept):
+        Path(made).touch()
+    open_database(path).close()
+    own = [path, f"{path}-reserve"]
+    assert sorted(str(found) for found in tmp_path.iterdir()) == sorted(kept + own)
 
 
 @pytest.mark.parametrize("point", ["mend.set-aside", "mend.renamed"])

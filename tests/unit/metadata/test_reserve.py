@@ -1,18 +1,24 @@
 """Space kept back for the day the disk is full."""
 
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from lighter.daemon import files
+from lighter.daemon.metadata import copies
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.metadata.namespaces import NamespaceStore
-from lighter.daemon.metadata.reserve import SIZE_BYTES, Reserve
+from lighter.daemon.metadata.reserve import LOW_BYTES, SIZE_BYTES, Reserve
 from lighter.proto.errors import ResourceExhausted
+from tests import loopdisk
 from tests.unit.metadata import test_mend
+from tests.unit.metadata.test_db import NEXT
 
 pytestmark = pytest.mark.root
 
@@ -87,6 +93,43 @@ def test_f49_a_damaged_database_is_found_on_a_full_disk(disk: Path) -> None:
     db = open_database(str(path))
     assert db.loss.startswith("lost: rows of events; the damaged file is ")
     db.close()
+
+
+def test_f39_f49_a_copy_without_room_is_refused_and_nothing_is_written(disk: Path) -> None:
+    """Whether of a sound database before its migration, or of a damaged one."""
+    path = disk / "lighter.db"
+    test_mend.damage(path, "in-the-log")
+    with closing(sqlite3.connect(path)) as opened, opened:
+        opened.execute("INSERT INTO meta VALUES('large', ?)", ("x" * (12 << 20),))
+    room = copies.size_of(str(path)) + LOW_BYTES
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        found = os.statvfs(disk)
+        os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - room + 4096)
+    before = {*os.listdir(disk), "lighter.db-shm", "lighter.db-wal"}
+    said = rf"it needs {room} bytes in {disk}, \d+ are free"
+    with pytest.raises(ResourceExhausted, match=f"mend database {path}: {said}"):
+        open_database(str(path))
+    with pytest.raises(ResourceExhausted, match=f"copy database {path} before its migration: it "):
+        Database(str(path), NEXT)
+    assert {*os.listdir(disk)} <= before
+    filler.unlink()
+    db = open_database(str(path))
+    assert db.loss
+    db.close()
+    Database(str(path), NEXT).close()
+
+
+def test_blocks_that_are_roots_alone_count_as_room(tmp_path: Path) -> None:
+    with loopdisk.ext4_at(tmp_path, "-m", "20", size_bytes=16 << 20):
+        fill(tmp_path)
+        (tmp_path / "filler").unlink()
+        found = os.statvfs(tmp_path)
+        for_all, for_root = found.f_bavail * found.f_frsize, found.f_bfree * found.f_frsize
+        assert for_root - for_all > 1 << 20
+        assert files.free_bytes(str(tmp_path), for_all) == for_all
+        assert files.free_bytes(str(tmp_path), for_all + (1 << 20)) == for_root
+        assert files.free_bytes(str(tmp_path), for_root + 1) == for_all
 
 
 def test_a_reserve_that_was_only_begun_is_taken_again(disk: Path) -> None:
