@@ -107,6 +107,7 @@ class Manager:
         self._connect_timeout_s = connect_timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._timeout_s = timeout_s
+        self._call_timeout_s: float | None = None
         self._trace = trace
         self._generation = 0
         self._version = 0
@@ -140,6 +141,11 @@ class Manager:
         """From now on calls are about what this command has made: it may end that anywhere."""
         self._forced = True
 
+    def limit_calls(self, timeout_s: float) -> None:
+        """From now on each call has this much time; where the command has a timeout, that one."""
+        if self._timeout_s is None or self._call_timeout_s is not None:
+            self._call_timeout_s = self._timeout_s = timeout_s
+
     def undo(self, method: str, **body: Any) -> None:
         """Take something back, even when the timeout is over: it gets a time of its own."""
         if self._deadline is not None:
@@ -157,6 +163,8 @@ class Manager:
 
     def begin(self, method: str, *, namespace: str | None = None, **body: Any) -> Call:
         """Ask without waiting. Raises Unavailable when no manager can be reached."""
+        if self._call_timeout_s is not None:
+            self._deadline = time.monotonic() + self._call_timeout_s
         self._await_welcome()
         call = Call(self, method, body, self.namespace if namespace is None else namespace)
         self._ask(call, body)

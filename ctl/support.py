@@ -20,10 +20,17 @@ from typing import Any
 
 from lighter.ctl import redact
 from lighter.ctl.cli import Session
-from lighter.ctl.doctor import AWAY_S, examination
+from lighter.ctl.doctor import AWAY_S, CALL_S, SOON_S, examination, said_by
 from lighter.ctl.output import plain
 from lighter.ctl.paging import pages
-from lighter.proto.errors import AlreadyExists, Internal, LighterError, Unavailable, words_of
+from lighter.proto.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    Internal,
+    LighterError,
+    Unavailable,
+    words_of,
+)
 from lighter.proto.version import VERSION
 
 PART_BYTES = 8 << 20  # of one file in the bundle; the end is what counts of a log
@@ -105,6 +112,8 @@ def _fill(file: Any, name: str, parts: list[Part], session: Session) -> None:
                 data = make()
             except (LighterError, OSError, ValueError, subprocess.SubprocessError) as err:
                 missing.append(f"{part}: {words_of(err)}")
+                if isinstance(err, DeadlineExceeded):
+                    session.manager.limit_calls(SOON_S)
                 continue
             _add(bundle, f"{name}/{part}", data)
         _add(bundle, f"{name}/missing.txt", "".join(f"{line}\n" for line in missing).encode())
@@ -137,6 +146,7 @@ def _of_manager(session: Session) -> Iterator[Part]:
     """Each with an error of its own; without a manager one for all, which is waited for once."""
     session.connect_timeout_s = min(session.connect_timeout_s, AWAY_S)
     try:
+        session.manager.limit_calls(CALL_S)
         session.manager.connect()
     except Unavailable as err:
         away = err
@@ -193,6 +203,8 @@ def _containers(session: Session) -> Iterator[Any]:
     for row in pages(session, "containers.list", "containers"):
         try:
             whole = session.call("containers.get", id=row["id"])["container"]
+        except DeadlineExceeded:
+            raise
         except LighterError as err:  # it went meanwhile
             yield {"id": row["id"], "missing": err.message}
             continue
@@ -258,10 +270,8 @@ def _end_of(path: str, flags: int = 0) -> bytes:
 
 
 def _said_by(argv: tuple[str, ...]) -> bytes:
-    done = subprocess.run(
-        argv, capture_output=True, timeout=COMMAND_S, stdin=subprocess.DEVNULL, check=False
-    )
-    return done.stdout + done.stderr
+    _code, out, err = said_by(argv, COMMAND_S)
+    return out + err
 
 
 def _json(value: Any) -> bytes:
