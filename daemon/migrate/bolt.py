@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lighter.proto.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from lighter.proto.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unavailable
 
 MAX_BYTES = 1 << 30
 MAX_DEPTH = 32  # of pages below one table, and of tables in tables
@@ -27,6 +27,8 @@ _LEAF_ITEM = struct.Struct("<IIII")  # flags, position, key size, value size
 _BRANCH_ITEM = struct.Struct("<IIQ")  # position, key size, page
 _BUCKET_HEAD = struct.Struct("<QQ")  # root page (0: it follows), sequence
 _SMALLEST, _LARGEST = 512, 1 << 16
+_METAS_BYTES = _LARGEST + _PAGE.size + _META_FIELDS.size  # as far as the second one reaches
+_READS = 10
 _LOOKS = 64  # at each page, for one reader: what several branches lead to could have no end
 
 
@@ -47,7 +49,12 @@ class Bolt:
 
     @classmethod
     def read(cls, path: str) -> "Bolt":
-        """The file as it is now, whole in memory. Raises FailedPrecondition, ResourceExhausted."""
+        """The file as it is now, whole in memory.
+
+        Who has it open may commit while it is read, and its next commit may use pages that were
+        free or have just become so. So it is read anew until none has come meanwhile. Raises
+        FailedPrecondition, ResourceExhausted, Unavailable.
+        """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as err:
@@ -56,7 +63,12 @@ class Bolt:
             size = os.fstat(fd).st_size
             if size > MAX_BYTES:
                 raise ResourceExhausted(f"read {path}: {size} bytes, at most {MAX_BYTES}")
-            return cls(file.read(MAX_BYTES), path)
+            for _ in range(_READS):
+                file.seek(0)
+                found = cls(file.read(MAX_BYTES), path)
+                if cls(os.pread(fd, _METAS_BYTES, 0), path)._meta == found._meta:
+                    return found
+        raise Unavailable(f"read {path}: it is written to all the time, try again")
 
     @property
     def root(self) -> "Table":

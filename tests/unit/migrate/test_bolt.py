@@ -1,13 +1,15 @@
 """Reading bbolt files: sound ones, ones that a crash left, and ones that somebody has made up."""
 
+import os
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lighter.daemon.migrate.bolt import MAX_DEPTH, Bolt, Table
-from lighter.proto.errors import DataLoss, LighterError
+from lighter.proto.errors import DataLoss, LighterError, Unavailable
 from tests.unit.migrate.bolt_file import PAGE, Tree, branch_body, database, leaf_body, meta, page
 
 TREE: Tree = {b"v1": {b"ns": {b"images": {b"x": {b"digest": b"d"}}, b"k": b"v"}}, b"a": b"b" * 6000}
@@ -35,6 +37,28 @@ def test_the_newer_sound_meta_page_counts() -> None:
     data[PAGE + 16 + 30] ^= 1
     with pytest.raises(DataLoss, match="neither of its first pages is sound"):
         Bolt(bytes(data))
+
+
+def test_a_file_that_is_committed_to_meanwhile_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "meta.db"
+    before = database({b"a": b"old"})
+    path.write_bytes(before)
+    after = [before[:PAGE] + meta(3, 8, 1) + database({b"a": b"new"})[2 * PAGE :]]
+    pread = os.pread
+
+    def committed(fd: int, size: int, offset: int) -> bytes:
+        """As if somebody had written before the second look."""
+        if after:
+            path.write_bytes(after.pop())
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", committed)
+    assert whole(Bolt.read(str(path)).root) == {b"a": b"new"}
+    after += [before[:PAGE] + meta(3, 100 - n, 1) + before[2 * PAGE :] for n in range(50)]
+    with pytest.raises(Unavailable, match="it is written to all the time"):
+        Bolt.read(str(path))
 
 
 def test_branches_lead_to_leaves_in_order() -> None:
