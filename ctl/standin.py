@@ -1,20 +1,49 @@
-"""A manager for the time of one command, when none serves: what a shutdown needs to stop containers
-in time although the service is down.
+"""The manager that a command line starts: where it listens, and one of it for the time of a command
+when none serves, which a shutdown needs to stop containers in time although the service is down.
 """
 
 import os
 import shlex
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lighter.ctl.cli import OtherVersion, Session
+from lighter.ctl.cli import DEFAULT_ADDRESS, OtherVersion, Session
 from lighter.ctl.kept import HANDED_OVER
 from lighter.proto.errors import Unavailable
+from lighter.proto.paths import State
 
 START_S = 20.0
 STOP_S = 10.0
+ASKED_S = 20.0
+
+
+def find(session: Session, command: str) -> None:
+    """Point the session to where `command`'s configuration has its socket; "" asks nobody.
+
+    Not when an address was given, or when that socket is missing and the usual one is there: a
+    changed configuration is in force with the next start.
+    """
+    if not command or session.address != DEFAULT_ADDRESS:
+        return
+    socket = _configured(command)
+    if socket and (os.path.exists(socket) or not os.path.exists(DEFAULT_ADDRESS)):
+        session.address = socket
+        os.environ["LIGHTER_ADDRESS"] = socket  # of the ctl that this one may hand over to
+
+
+def _configured(command: str) -> str:
+    """The socket that a manager of this command would make; "" when it does not say."""
+    try:
+        argv = [*shlex.split(command), "config", "dump"]
+        done = subprocess.run(
+            argv, capture_output=True, timeout=ASKED_S, stdin=subprocess.DEVNULL, check=True
+        )
+        return State(str(tomllib.loads(done.stdout.decode())["state"])).client_socket
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError):
+        return ""
 
 
 @contextmanager

@@ -125,13 +125,20 @@ def overhead(session: Session) -> None:
 
 
 @system.verb("reload")
+@grammar.option(
+    "--manager", default="", metavar="COMMAND", help="Of the socket that its configuration names."
+)
 @format_option
-def reload(session: Session) -> None:
+def reload(session: Session, manager: str) -> None:
     """make the manager read its configuration again
 
     \b
       ctl system reload
     """
+    if manager:
+        from lighter.ctl.standin import find
+
+        find(session, manager)
     done = session.call("system.reload")
     if session.json:
         print_json(done)
@@ -164,7 +171,10 @@ def accept_loss(session: Session) -> None:
     "--timeout", "-t", type=DURATION, default="60s", show_default=True, help="Until KILL is sent."
 )
 @grammar.option(
-    "--manager", default="", metavar="COMMAND", help="Run this manager when none serves."
+    "--manager",
+    default="",
+    metavar="COMMAND",
+    help="Of the socket that its configuration names; run when none serves.",
 )
 def stop_containers(session: Session, timeout: float, manager: str) -> int:
     """stop all containers of all namespaces, and print which
@@ -175,8 +185,9 @@ def stop_containers(session: Session, timeout: float, manager: str) -> int:
     \b
       ctl system stop-containers
     """
-    from lighter.ctl.standin import stand_in
+    from lighter.ctl.standin import find, stand_in
 
+    find(session, manager)
     with stand_in(session, manager):
         until, left_s = time.monotonic() + timeout, timeout
         while True:

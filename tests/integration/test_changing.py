@@ -260,6 +260,28 @@ def test_f46_who_is_deaf_is_ended_all_the_same(manager: Lighterd) -> None:
     ]
 
 
+def test_f46_a_manager_elsewhere_is_found_by_its_configuration(
+    manager: Lighterd, tmp_path: Path
+) -> None:
+    """What the units and a removal call names no socket: `state` of the file does."""
+    pid = begin(manager, IMAGE, "web", "sh", "-c", "trap 'exit 9' TERM; sleep 1000 & wait")
+    lives.await_handler(pid, signal.SIGTERM)
+    file = tmp_path / "config.toml"
+    file.write_text(f'version = 3\nroot = "{manager.root}"\nstate = "{manager.state}"\n')
+    command = f"{manager.bin}/lighterd --config {file}"
+    environ = {name: value for name, value in os.environ.items() if name != "LIGHTER_ADDRESS"}
+
+    def system(*words: str) -> "subprocess.CompletedProcess[bytes]":
+        argv = [f"{manager.bin}/ctl", "system", *words, "--manager", command]
+        return subprocess.run(argv, env=environ, capture_output=True, timeout=60)
+
+    reloaded = system("reload")
+    assert reloaded.returncode == 0, reloaded.stderr.decode()
+    stopped = system("stop-containers", "--timeout", "20s")
+    assert stopped.stdout == b"stopped default/web (exit status 9)\n", stopped.stderr.decode()
+    assert b"running" not in stopped.stderr  # of a second manager
+
+
 def test_stop_timeouts(manager: Lighterd) -> None:
     stubborn: dict[str, Any] = {"args": ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]}
     ask(manager, "containers.create", id="web", image=IMAGE, stop_timeout_s=1, **stubborn)
