@@ -13,7 +13,7 @@ import pytest
 
 from lighter.proto.version import VERSION
 from tests.harness import Lighterd
-from tests.packaging.conftest import CORE
+from tests.packaging.conftest import COMPAT, CORE
 from tests.packaging.rpms import NEXT, programs, query
 from tests.processes import spawners
 
@@ -279,7 +279,10 @@ def test_a_core_that_something_runs_from_is_not_removed(
 def test_requirements_can_be_met_and_name_what_is_missing(
     rpms: dict[str, Path], newer: dict[str, Path], tmp_path: Path
 ) -> None:
-    """On a host with SELinux all three are installed; going back is the small package's alone."""
+    """On a host with SELinux all three are installed; going back is the small package's alone,
+
+    whether or not it stands in containerd's place.
+    """
     root = Root(tmp_path / "root")
     root.rpm("-i", "--nodeps", *stubs(tmp_path, rpms[CORE]))
     old = [str(rpms[name]) for name in ("lighter", CORE, "lighter-selinux")]
@@ -293,6 +296,9 @@ def test_requirements_can_be_met_and_name_what_is_missing(
     root.rpm("-i", *old)
     new = [str(newer[name]) for name in ("lighter", f"lighter-core-{NEXT}", "lighter-selinux")]
     root.rpm("-U", *new)
+    root.rpm("-U", "--oldpackage", "--test", old[0])
+    root.rpm("-i", "--test", str(newer[COMPAT]))
+    root.rpm("-i", "--justdb", "--noscripts", str(newer[COMPAT]))
     root.rpm("-U", "--oldpackage", "--test", old[0])
 
 

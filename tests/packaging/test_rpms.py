@@ -63,9 +63,7 @@ def test_a_package_puts_it_in_containerds_place(rpms: dict[str, Path]) -> None:
     offers = lines(query(rpms[COMPAT], "", "--provides"))
     assert {"containerd = 2.1.0", "containerd.io = 2.1.0"} <= offers
     assert lines(query(rpms[COMPAT], "", "--conflicts")) == {"containerd", "containerd.io"}
-    assert any(
-        need.startswith("lighter = ") for need in lines(query(rpms[COMPAT], "", "--requires"))
-    )
+    assert "lighter" in lines(query(rpms[COMPAT], "", "--requires"))
 
 
 def test_the_command_package_has_the_commands_and_no_program(rpms: dict[str, Path]) -> None:
@@ -306,6 +304,23 @@ def test_containers_have_a_minute_wherever_they_are_stopped(
     unit = (unpacked / "usr/lib/systemd/system/lighter-containers.service").read_text()
     assert f"\nExecStop={command}\n" in unit
     assert "\nTimeoutStopSec=120\n" in unit
+
+
+def test_the_manager_has_its_file_systems_from_before_it_starts_until_it_has_ended(
+    unpacked: Path,
+) -> None:
+    unit = (unpacked / "usr/lib/systemd/system/lighterd.service").read_text()
+    (after,) = re.findall(r"^After=(.*)$", unit, re.M)
+    assert {"local-fs.target", "remote-fs.target"} <= set(after.split())
+    assert f"\nRequiresMountsFor={Config().root}\n" in unit
+
+
+def test_what_is_mounted_for_containers_is_not_relabelled(rpms: dict[str, Path]) -> None:
+    """The roots of those that run are below the state directory."""
+    scripts = query(rpms["lighter-selinux"], "", "--scripts")
+    relabelled = [line.split() for line in scripts.splitlines() if "restorecon -" in line]
+    state = [words for words in relabelled if Config().state in words]
+    assert state and not any("R" in words[1] for words in state)
 
 
 def test_the_group_and_the_directories_are_as_the_manager_makes_them(unpacked: Path) -> None:
