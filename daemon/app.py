@@ -5,7 +5,9 @@ loaded. Which of them the front ends get is in daemon/rpc/wiring.py (`ctl`) and
 daemon/grpc/wiring.py (containerd's API). How a manager lives is manager.py.
 """
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,7 +83,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Followers:
-    """Who hears of the tasks' steps, in which order."""
+    """Who hears of the tasks' steps, in which order: each, whatever those before it raise."""
 
     restarts: Restarts
     health: HealthService
@@ -89,19 +91,26 @@ class _Followers:
     removal: AutoRemoval
 
     def on_started(self, entry: Entry) -> None:
-        self.restarts.on_started(entry)
-        self.health.on_started(entry)
+        _tell_each(entry, self.restarts.on_started, self.health.on_started)
 
     def on_exit(self, entry: Entry) -> None:
         self.restarts.on_exit(entry)
 
     def on_closed(self, entry: Entry) -> None:
-        self.endings.on_over(entry)
-        self.removal.on_closed(entry)
-        self.restarts.on_closed(entry)
+        _tell_each(entry, self.endings.on_over, self.removal.on_closed, self.restarts.on_closed)
+
+    def on_forgetting(self, tx: sqlite3.Connection, entry: Entry) -> None:
+        self.removal.on_forgetting(tx, entry)
 
     def on_forgotten(self, entry: Entry) -> None:
         self.endings.on_over(entry)
+
+
+def _tell_each(entry: Entry, *tellings: Callable[[Entry], None]) -> None:
+    """Raises what one of them has raised, once all have been told."""
+    with ExitStack() as all_of_them:
+        for telling in reversed(tellings):
+            all_of_them.callback(telling, entry)
 
 
 def _proxies(core: Core) -> "tuple[ProxySnapshotter, ...]":
@@ -293,7 +302,12 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         supervisor=supervisor,
         events_log=event_log,
     )
-    removal = AutoRemoval(supervisor, containers, restarts.goes_on)
+    removal = AutoRemoval(
+        supervisor=supervisor,
+        containers=containers,
+        store=core.restart_store,
+        goes_on=restarts.goes_on,
+    )
     health = HealthService(
         store=core.health_store,
         containers=container_store,

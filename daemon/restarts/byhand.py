@@ -15,12 +15,13 @@ from dataclasses import replace
 
 from lighter.daemon.containers.request import signal_number
 from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.journal import Repeated
 from lighter.daemon.restarts.debts import Key
 from lighter.daemon.restarts.policy import NO, RestartPolicy
 from lighter.daemon.restarts.service import FAILED, Restarts
 from lighter.daemon.restarts.store import CONTAINER, WITH_VOLUMES, Restart, RestartStore
 from lighter.daemon.tasks.service import TaskService
-from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.tasks.supervisor import Supervisor, retries
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
@@ -74,7 +75,7 @@ class ByHand:
                 raise FailedPrecondition(f"start container {id_}: it is being created")
             if entry is not None and entry.exit is None and stop is None:
                 if entry.state == states.CREATED:
-                    return await self.start_task(namespace, id_)
+                    return await self._start_task(key, alone=True)
                 return entry.pid
             self._debts.release(key)
             settled = entry.incarnation if entry is not None else ""
@@ -97,16 +98,23 @@ class ByHand:
 
     async def start_task(self, namespace: str, container_id: str) -> int:
         """Start a task that somebody has made; returns init's pid. A count begins anew."""
-        key = namespace, container_id
-        return await self._tasks.start(*key, asked=lambda: self._begin_anew(key))
+        return await self._start_task((namespace, container_id), alone=False)
 
-    def _begin_anew(self, key: Key) -> None:
-        """Noted before the shim hears of it: a stop that comes while it starts is noted after."""
+    async def _start_task(self, key: Key, *, alone: bool) -> int:
+        return await self._tasks.start(*key, asked=lambda: self._begin_anew(key, alone))
+
+    def _begin_anew(self, key: Key, alone: bool) -> None:
+        """Noted before the shim hears of it: a stop that comes while it starts is noted after.
+
+        `alone`: its caller has the container's lock.
+        """
         self._debts.release(key)
         row = self._store.get(*key)
         if row is None:
             return
-        anew = Restart(*key, settled=row.settled, removal=row.removal)
+        # It is called off, unless somebody is at it this moment, who ends what starts.
+        removal = row.removal if self._restarts.is_busy(key) and not alone else ""
+        anew = Restart(*key, settled=row.settled, removal=removal)
         if row != anew:
             self._debts.put(anew)
 
@@ -233,6 +241,9 @@ class ByHand:
         key = namespace, container_id
         noted = force and self._note_removal(key, WITH_VOLUMES if volumes else CONTAINER)
         try:
+            if force and self._restarts.is_busy(key):
+                # Who holds it may wait for its end, for as long as the container wants.
+                await self._tasks.end_by_force(namespace, container_id)
             async with self.at_rest(namespace, container_id, f"delete container {container_id}"):
                 await self._containers.delete(namespace, container_id, force, volumes=volumes)
         except BaseException:  # who asked hears of it, or has gone: no later manager tries on
@@ -267,16 +278,27 @@ class ByHand:
         """Finish the removals that the manager before had begun."""
         for row in self._store.all():
             if row.removal:
-                self._supervisor.in_background(self._finish_removal(row))
+                self._supervisor.in_background(self._finish_removal(row.key))
 
-    async def _finish_removal(self, row: Restart) -> None:
-        try:
-            volumes = row.removal == WITH_VOLUMES
-            await self.delete(row.namespace, row.id, force=True, volumes=volumes)
-        except NotFound:
-            pass  # somebody else was faster
-        except LighterError as err:
-            log.warning("remove container %s, as was asked before: %s", row.id, err)
+    async def _finish_removal(self, key: Key) -> None:
+        """Tried until it is done, or until somebody starts the container again."""
+        what = f"remove container {key[1]}, as was asked before"
+        failures = Repeated(log, what)
+        for pause_s in retries():
+            row = self._store.get(*key)
+            if row is None or not row.removal:
+                return
+            try:
+                async with self.at_rest(*key, what):
+                    volumes = row.removal == WITH_VOLUMES
+                    await self._containers.delete(*key, force=True, volumes=volumes)
+                failures.ended()
+                return
+            except NotFound:
+                return  # somebody else was faster
+            except Exception as err:
+                failures.failed(err)
+            await asyncio.sleep(pause_s)
 
     @contextlib.asynccontextmanager
     async def at_rest(self, namespace: str, container_id: str, attempt: str) -> AsyncIterator[None]:

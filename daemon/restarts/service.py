@@ -296,6 +296,11 @@ class Restarts:
         async with lock:
             yield
 
+    def is_busy(self, key: Key) -> bool:
+        """Whether somebody is at it `alone`."""
+        lock = self._locks.get(key)
+        return lock is not None and lock.locked()
+
     # looking
 
     def describe(self, namespace: str, container_id: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Who is there only once all services are: who hears of tasks' steps, and who frees lost tasks."""
 
+import sqlite3
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,6 +19,9 @@ class Followers(Protocol):
 
     def on_closed(self, entry: Entry) -> None:
         """Nothing of it is left on the host."""
+
+    def on_forgetting(self, tx: sqlite3.Connection, entry: Entry) -> None:
+        """Its row goes with this transaction, which what has to follow may join."""
 
     def on_forgotten(self, entry: Entry) -> None:
         """It is deleted, or its create was undone."""

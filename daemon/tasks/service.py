@@ -311,6 +311,15 @@ class TaskService:
             hit("delete.row-gone")
             return entry.exit
 
+    async def end_by_force(self, namespace: str, container_id: str) -> None:
+        """End its processes, if there are any; who waits for its end does the rest.
+
+        Raises FailedPrecondition, DeadlineExceeded with the reason when it does not end.
+        """
+        entry = self.look_up(namespace, container_id)
+        if entry is not None and entry.is_task and entry.exit is None:
+            await self._end_by_force(entry)
+
     async def _end_by_force(self, entry: Entry) -> None:
         """SIGKILL to init; when its shim does not do it any more, to that.
 

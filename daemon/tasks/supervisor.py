@@ -339,6 +339,8 @@ class Supervisor:
         seen = []
         # A power cut ends every task: at worst one is listed as ended again after it.
         with self._db.fast_transaction() as tx:
+            if self._followers is not None:
+                self._followers.on_forgetting(tx, entry)
             self._store.delete(tx, entry)
             if entry.pidfd < 0:
                 self._store.drop_tombstone(tx, entry.incarnation)

@@ -278,6 +278,58 @@ def test_removed_while_it_waits(manager: Lighterd) -> None:
     assert failing.runs == runs
 
 
+def test_f46_a_removal_by_force_waits_for_no_restart_that_waits_for_the_end(
+    manager: Lighterd,
+) -> None:
+    deaf = Container(manager, "deaf", "trap '' TERM; sleep 1000 & wait", stop_timeout_s=-1)
+    lives.await_handler(deaf.start(), signal.SIGTERM)
+    pid = deaf.task["pid"]
+    with subprocess.Popen(manager.ctl_argv("restart", "deaf")) as restart:
+        try:
+            await_that(lambda: deaf.restart["due_at"], RUNS_S, "the restart is noted")
+            manager.ctl("rm", "-f", "deaf", check=True, timeout=RUNS_S)
+            restart.wait(RUNS_S)
+        finally:
+            restart.kill()
+    assert lives.process_state(pid) in ("", "Z")
+    assert deaf.runs == 1
+    assert not defined(manager)
+
+
+def defined(lighterd: Lighterd) -> list[str]:
+    return [one["id"] for one in ask(lighterd, "containers.list")["containers"]]
+
+
+# From the end of what removes itself to that of its record, and what fails there once.
+ITS_END = ["event.closed", "delete.bundle-gone", "delete.row-gone", "containers.row-gone"]
+
+
+def test_f21_what_removes_itself_goes_whenever_the_manager_dies(manager: Lighterd) -> None:
+    """One that was started again by hand has not ended for good."""
+    again = Container(manager, "again", "sleep 1000", auto_remove=True, stop_timeout_s=0)
+    again.start()
+    again.await_runs(1)
+    ask(manager, "containers.restart", id="again")
+    again.await_runs(2)
+    for point in ITS_END:
+        manager.stop()
+        manager.start(FAULT=f"{point}:abort")
+        with contextlib.suppress(lives.NoAnswer):
+            Container(manager, point, "exit 3", auto_remove=True).start()
+        assert manager.process is not None
+        manager.process.wait(RUNS_S)
+        manager.start()
+        await_that(lambda: defined(manager) == ["again"], RUNS_S, f"{point}: it goes")
+    assert (again.task["status"], again.runs) == ("running", 2)
+
+
+def test_f49_what_removes_itself_is_removed_though_it_failed_at_first(manager: Lighterd) -> None:
+    manager.restart(FAULT="delete.bundle-gone:error:1,delete.row-gone:error:1")
+    Container(manager, "once", "exit 3", auto_remove=True).start()
+    await_that(lambda: not ask(manager, "containers.list")["containers"], RUNS_S, "it is removed")
+    manager.restart()
+
+
 def test_stopping_everything_restarts_nothing_until_a_manager_starts(manager: Lighterd) -> None:
     kept = Container(manager, "kept", "sleep 1000", "unless-stopped")
     kept.start()

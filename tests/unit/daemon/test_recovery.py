@@ -56,6 +56,9 @@ class Followers:
 
     on_exit = on_closed = on_forgotten = on_started
 
+    def on_forgetting(self, tx: sqlite3.Connection, entry: Entry) -> None:
+        pass
+
 
 class Freeing:
     """What it was asked to free."""
