@@ -183,13 +183,15 @@ class EventLog:
         finally:
             self._subscribers.discard(news)
 
-    def find_last(self, namespace: str, topic: str, wanted: Mapping[str, Any]) -> Event | None:
-        """The newest event of this topic that has all `wanted` fields."""
+    def find_last(
+        self, namespace: str, topic: str, wanted: Mapping[str, Any], since: int = 0
+    ) -> Event | None:
+        """The newest event of this topic after number `since` that has all `wanted` fields."""
         for row in self._db.rows(
             "SELECT sequence, timestamp, namespace, topic, body FROM events"
-            " WHERE namespace = ? AND topic = ?"
+            " WHERE sequence > ? AND namespace = ? AND topic = ?"
             " ORDER BY sequence DESC LIMIT ?",
-            (namespace, topic, LOOK_BACK),
+            (since, namespace, topic, LOOK_BACK),
         ):
             event = _event(row)
             if all(event.body.get(key) == value for key, value in wanted.items()):

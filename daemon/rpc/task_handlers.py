@@ -10,6 +10,7 @@ from typing import Any
 
 from lighter.daemon.checkpoints.service import ENDED_S, Checkpoints
 from lighter.daemon.containers.service import ContainerService
+from lighter.daemon.looks import Looks
 from lighter.daemon.oci.process import ExecRequest
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.rpc.fields import SIGNALS, Fields
@@ -33,11 +34,14 @@ def task_methods(
     by_hand: ByHand,
     checkpoints: Checkpoints,
 ) -> dict[str, Method]:
+    looks = Looks()
+
     async def create(call: Call, body: Body) -> Any:
         fields = Fields("tasks.create", body)
         namespace, id_, stdio = namespace_of(call), fields.id(), _stdio(fields, call)
         if directory := fields.text("checkpoint"):
-            criu.check_written(directory)
+            where = f"go on from {directory}"
+            await looks.at(where, partial(criu.check_written, directory))
             stdio["restore"] = directory
         if fields.flag("replace"):
             await by_hand.make_way(namespace, id_)

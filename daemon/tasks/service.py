@@ -11,9 +11,11 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lighter.daemon.events import EventLog
+from lighter.daemon.looks import Looks
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks import criu
 from lighter.daemon.tasks.alive import why_alive
@@ -62,6 +64,7 @@ class TaskService:
         network_released: Callable[[Entry], Awaitable[None]],
         network_ready: Callable[[Entry], Awaitable[None]],
     ) -> None:
+        self._looks = Looks()
         self._network_ready = network_ready
         self._network_released = network_released
         self._db = db
@@ -212,7 +215,7 @@ class TaskService:
 
         Raises FailedPrecondition with the reason where CRIU cannot do it.
         """
-        criu.check_new(directory)
+        await self._looks.at(f"write checkpoint to {directory}", partial(criu.check_new, directory))
         entry = self.find(namespace, container_id)
         async with entry.lock:
             states.advance(states.TASK, entry.state, "checkpoint", entry.what)
@@ -276,9 +279,8 @@ class TaskService:
         if exit_ is None:
             return None
         for topic in (events.CONTAINER_CREATE, events.CONTAINER_RENAME):
-            named = self._events.find_last(namespace, topic, {"id": container_id})
             # By number, which no clock that is set changes.
-            if named is not None and named.sequence > exit_.sequence:
+            if self._events.find_last(namespace, topic, {"id": container_id}, since=exit_.sequence):
                 return None  # another container had this name before
         body = exit_.body
         return Exit(int(body["exit_status"]), int(body["exited_at"]), str(body["cause"]))

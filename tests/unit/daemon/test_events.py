@@ -280,6 +280,8 @@ def test_the_newest_match_is_found(log: EventLog) -> None:
     found = log.find_last("default", "/t", {"id": "a"})
     assert found is not None and (found.sequence, found.body) == (2, {"id": "a", "n": 2})
     assert log.find_last("default", "/t", {"id": "b"}) is None
+    assert log.find_last("default", "/t", {"id": "a"}, since=1) == found
+    assert log.find_last("default", "/t", {"id": "a"}, since=2) is None
 
 
 def test_only_soon_after_the_start_is_what_was_missed_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from lighter.daemon.events import EventLog
+from lighter.daemon.tasks import criu
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ExecService
@@ -545,3 +547,24 @@ def test_f21_the_shim_of_a_deleted_task_is_ended_and_its_note_goes_with_it(start
 
         asyncio.run(work())
     assert start.store.load() == []
+
+
+# --- a look at what callers name
+
+
+def test_who_looks_where_a_checkpoint_is_to_go_holds_nobody_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be on a network file system that no longer answers."""
+    answers = threading.Event()
+    monkeypatch.setattr(criu, "check_new", lambda _directory: answers.wait(20))
+
+    async def work() -> None:
+        asked = asyncio.ensure_future(task_service(start).checkpoint(*KEY, "/mnt/gone"))
+        await asyncio.sleep(0.01)
+        assert not asked.done()
+        answers.set()
+        with pytest.raises(NotFound):
+            await asked
+
+    asyncio.run(work())
