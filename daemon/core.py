@@ -19,6 +19,7 @@ from lighter.daemon.placement import Placement
 from lighter.daemon.restarts.store import RestartStore
 from lighter.daemon.spawn import Inherited, Spawner
 from lighter.daemon.tasks.bundle import Bundle
+from lighter.daemon.tasks.hearsay import Hearsay
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
@@ -80,6 +81,7 @@ class Core:
             boot_id=self.boot_id,
         )
         self.supervisor.on_stranger = self.recovery.on_stranger
+        self.supervisor.on_behind = Hearsay(self.supervisor, self.task_store).on_behind
         self.views = TaskViews(db, self.supervisor, self.restart_store, self.health_store)
         self._had_networks = os.path.isdir(root.networks) and any(os.scandir(root.networks))
 

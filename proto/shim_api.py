@@ -18,6 +18,8 @@
                                                      not waited with any longer
     end          {} -> {}                            SIGKILL to init, whatever its state
 
+UNHEARD_OF is a method that no shim has: its refusal comes behind all events that were sent before.
+
 The order of a create (a map):
 
     incarnation     16 hex digits, the shim's routing id, never used twice
@@ -58,6 +60,7 @@ Names of the features that a shim offers in its hello are in FEATURES.
 import signal
 
 SERVICE = "task"
+UNHEARD_OF = "all-told"
 FEATURES = ["exec", "attach", "log-chunks"]
 
 # To the process of a shim that has a manager no more: one listens now. A shim of a version that

@@ -20,6 +20,7 @@ from typing import Any
 
 from lighter.daemon import files
 from lighter.daemon.content.failures import from_os
+from lighter.daemon.tasks.types import Exit
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import (
     AlreadyExists,
@@ -137,6 +138,17 @@ class Bundle:
     def read_exit(self) -> dict[str, Any] | None:
         """The exit that a shim has recorded. Raises Unavailable while it cannot be read."""
         return _read_json(self.exit_record)
+
+    def exit_of(self, incarnation: str) -> Exit | None:
+        """What is recorded of this start's end. Raises Unavailable while it cannot be read."""
+        record = self.read_exit()
+        if record is None or record.get("incarnation") != incarnation:
+            return None
+        try:
+            status, at = int(record["exit_status"]), int(record["exited_at"])
+            return Exit(status, at, str(record["cause"]))
+        except (KeyError, TypeError, ValueError):
+            return None  # no shim writes that
 
     def note_lost(self) -> None:
         """Remember that the container outlived its shim and is ended for that."""

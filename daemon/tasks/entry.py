@@ -131,6 +131,16 @@ class Entry:
         return bool(self.options.get("from_hello"))
 
     @property
+    def is_behind(self) -> bool:
+        """Whether its row has missed steps that its shim will not tell again (see hearsay.py)."""
+        return bool(self.options.get("behind"))
+
+    def note_behind(self) -> None:
+        """So that a later manager knows too; what its row was lost of is known by its hello."""
+        if not self.from_hello:
+            self.options = {**self.options, "behind": True}
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether its create is being undone, by this manager or the one before."""
         return bool(self.options.get("abandoned"))

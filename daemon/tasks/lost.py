@@ -63,9 +63,7 @@ class LostTasks:
         if not self._is_ours(entry):
             return
         bundle = self._bundle_of(entry.namespace, entry.id)
-        record = bundle.read_exit()
-        if record is not None and record.get("incarnation") != entry.incarnation:
-            record = None
+        known = bundle.exit_of(entry.incarnation)
         killed = await self.free(entry, bundle)
         if not self._is_ours(entry):
             return
@@ -77,9 +75,6 @@ class LostTasks:
                 Exit(LOST_KILLED, time.time_ns(), "lost-shim")
                 if killed
                 else Exit(LOST_UNKNOWN, time.time_ns(), "unknown")
-            )
-            known = record and Exit(
-                int(record["exit_status"]), int(record["exited_at"]), str(record["cause"])
             )
             self._supervisor.record_exit(entry, known or lost, lost)
             hit("settle.exit-recorded")

@@ -30,7 +30,7 @@ async def connected(entry: Entry, to_end: bool = False) -> Peer:
     What is `to_end` a process does not wait for what cannot be recorded, on a full disk.
     """
     deadline = time.monotonic() + HELLO_S
-    while entry.peer is None or not _has_told(entry, entry.peer):
+    while entry.peer is None or not has_told(entry, entry.peer):
         if entry.peer is not None and to_end and entry.peer.refusal is not None:
             break
         if entry.stuck:
@@ -67,7 +67,7 @@ async def _happened(entry: Entry, event: asyncio.Event, timeout_s: float) -> boo
     return event.is_set()
 
 
-def _has_told(entry: Entry, peer: Peer) -> bool:
+def has_told(entry: Entry, peer: Peer) -> bool:
     if peer.version == 0 or entry.from_hello:
         return True
     return entry.last_sequence >= int(peer.identity.get("sequence", 0))

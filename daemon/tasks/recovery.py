@@ -22,6 +22,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.spawn import Child
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.hearsay import believe, check_identity
 from lighter.daemon.tasks.reach import (
     HELLO_S,
     find_process,
@@ -37,12 +38,12 @@ from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 from lighter.proto.errors import InvalidArgument, LighterError, unforeseen
 from lighter.proto.faults import hit
-from lighter.proto.names import check_name
 from lighter.proto.paths import State
 
 log = logging.getLogger("lighter.recovery")
 
-_KEPT = ("runtime", "cgroup")  # of a row's options: how to end what runs, whichever start it is of
+# Of a row's options, what they are whichever start it is of: how to end what runs, and what then.
+_KEPT = ("runtime", "cgroup", "auto_remove", "stdio")
 
 
 def read_boot_id() -> str:
@@ -166,7 +167,7 @@ class Recovery:
             self._supervisor.in_background(self._supervisor.settle(entry))
         if entry.closed:
             # Its shim may still wait to hear that this is known; what follows does not.
-            self._supervisor.on_loaded_closed(entry)
+            self._supervisor.on_known_closed(entry)
 
     async def _recover_later(self, entry: Entry, bundle: Bundle, failures: Repeated) -> None:
         """Try again until it is done, or its shim has said hello by itself."""
@@ -182,7 +183,7 @@ class Recovery:
                     if entry.is_abandoned:
                         kill_shim(entry)
                     if entry.closed:
-                        self._supervisor.on_loaded_closed(entry)
+                        self._supervisor.on_known_closed(entry)
                 failures.ended()
                 return
             except Exception as err:
@@ -239,7 +240,7 @@ class Recovery:
         later = self._entry(bundle, record, states.RUNNING)
         kept = {name: entry.options[name] for name in _KEPT if name in entry.options}
         later.options = {**kept, "from_hello": True}
-        later.hearsay = True
+        later.hearsay, later.started_at = True, later.created_at
         with self._db.durable_transaction() as tx:
             self._store.delete_execs(tx, entry)
             self._store.save(tx, later)
@@ -316,7 +317,7 @@ class Recovery:
             kill_process(identity)
             return
         try:
-            _check_identity(identity)
+            check_identity(identity)
         except InvalidArgument as err:
             log.error("shim %s is left alone: %s", peer.incarnation, err)
             self._supervisor.router.forget(peer.incarnation, "call shim: it is not adopted")
@@ -329,9 +330,8 @@ class Recovery:
         elif entry.incarnation != peer.incarnation:
             log.error("shim %s is left alone: %s has another shim", peer.incarnation, entry.what)
             return
-        entry.state, entry.pid = identity["state"], identity["init_pid"]
-        entry.terminal = bool(identity.get("terminal"))
-        entry.hearsay = False
+        entry.started_at, entry.hearsay = None, False
+        believe(entry, identity)
         with self._db.durable_transaction() as tx:
             self._store.save(tx, entry)
         self._supervisor.add(entry)
@@ -383,19 +383,6 @@ def _has_exit(entry: Entry, bundle: Bundle) -> bool:
     except LighterError:
         return True
     return record is not None and record.get("incarnation") == entry.incarnation
-
-
-def _check_identity(identity: Mapping[str, Any]) -> None:
-    """What becomes a row, the path of a bundle and a process to end. Raises InvalidArgument."""
-    check_name(identity.get("namespace"), "namespace")
-    check_name(identity.get("id"), "container")
-    state = identity.get("state")
-    if not isinstance(state, str) or state not in states.OF_TASK:
-        raise InvalidArgument(f"check shim: its task is {state!r}")
-    for name in ("start", "init_pid"):
-        number = identity.get(name)
-        if type(number) is not int or not 0 <= number < 1 << 63:
-            raise InvalidArgument(f"check shim: its {name} is {number!r}")
 
 
 def _names(directory: str) -> list[str]:

@@ -282,10 +282,10 @@ class ShimRouter:
             # An acknowledgement covers all numbers before it, so nothing later may be applied.
             peer.stalled = True
             peer.refusal = err
-            asyncio.get_running_loop().call_later(REPEAT_S, self._ask_again, peer.incarnation)
+            asyncio.get_running_loop().call_later(REPEAT_S, self.ask_again, peer.incarnation)
             raise
 
-    def _ask_again(self, incarnation: str) -> None:
+    def ask_again(self, incarnation: str) -> None:
         """A further welcome makes the shim say hello and send all that is not acknowledged."""
         if incarnation in self.peers:
             with suppress(Unavailable):

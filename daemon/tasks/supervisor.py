@@ -18,7 +18,7 @@ from lighter.daemon.events import Event, EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry, Exec, is_probe
-from lighter.daemon.tasks.reach import call_shim, kill_shim
+from lighter.daemon.tasks.reach import call_shim, has_told, kill_shim
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.types import Exit
@@ -57,10 +57,11 @@ class Supervisor:
         self.by_incarnation: dict[str, Entry] = {}
         self.router: ShimRouter
         self.on_stranger: Callable[[Peer], None] = _unexpected
+        self.on_behind: Callable[[Entry, Peer], None] = _ignored
         self._settler: Settler
         self._followers: Followers | None = None
         self._early: list[tuple[Entry, Telling]] = []  # what there was to tell before `follow`
-        self._followed = asyncio.Event()
+        self.followed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
     # who follows
@@ -79,7 +80,7 @@ class Supervisor:
                 why = unforeseen(err)
                 log.error("remove %s: %s; trying on", entry.what, err, exc_info=why)
                 self.in_background(self.settle(entry))
-        self._followed.set()
+        self.followed.set()
 
     def _tell(self, entry: Entry, telling: "Telling") -> None:
         if self._followers is None:
@@ -164,7 +165,7 @@ class Supervisor:
         return True
 
     @contextmanager
-    def _changes(
+    def changes(
         self, entry: Entry, *execs: Exec, durable: bool = True
     ) -> Iterator[sqlite3.Connection]:
         """A transaction that changes these objects too: what is not committed has not happened."""
@@ -184,8 +185,10 @@ class Supervisor:
         quiet = message.topic in _INTERNAL or is_probe(exec_id)
         # What a power cut ends with the machine is not flushed: no exec is there after it.
         durable = message.topic in _DURABLE and not exec_id
-        with self._changes(entry, *execs, durable=durable) as tx:
+        with self.changes(entry, *execs, durable=durable) as tx:
             exec_ = entry.change(message)
+            if message.sequence > entry.last_sequence + 1:
+                entry.note_behind()
             entry.last_sequence = message.sequence
             self._store.save(tx, entry)
             if exec_ is not None:
@@ -205,7 +208,7 @@ class Supervisor:
             if not exec_id:
                 self._tell(entry, lambda followers: followers.on_exit(entry))
         elif message.topic == events.CLOSED:
-            self._closed(entry)
+            self.on_known_closed(entry)
         elif message.topic == events.START:
             self._tell(entry, lambda followers: followers.on_started(entry))
 
@@ -226,8 +229,20 @@ class Supervisor:
             try:
                 pidfd = os.pidfd_open(int(peer.identity["pid"]))
             except ProcessLookupError:
+                self._on_gone(entry)
                 return
             self.watch_shim(entry, int(peer.identity["pid"]), int(peer.identity["start"]), pidfd)
+        if entry.is_behind or not has_told(entry, peer):
+            is_awaited = entry.state == states.CREATING and not entry.orphan
+            if peer.version and not (is_awaited or entry.is_abandoned):
+                self.on_behind(entry, peer)
+
+    def _on_gone(self, entry: Entry) -> None:
+        """It has ended since its hello. If it was not adopted, its end is heard of by its pidfd."""
+        entry.peer = None
+        self.router.forget(entry.incarnation, f"call shim of {entry.what}: it ended")
+        if entry.from_hello:
+            self.in_background(self.settle(entry))
 
     # what happens without them
 
@@ -253,19 +268,21 @@ class Supervisor:
 
     async def settle(self, entry: Entry) -> None:
         """A shim ended without having cleaned up: see to that, once all services are there."""
-        await self._followed.wait()
+        await self.followed.wait()
         await self._settler.settle(entry)
 
     async def free(self, entry: Entry, bundle: Bundle) -> bool:
         """Give back what a dead shim held; True when processes had to be ended for it."""
-        await self._followed.wait()
+        await self.followed.wait()
         return await self._settler.free(entry, bundle)
 
-    def on_loaded_closed(self, entry: Entry) -> None:
-        """A task that had ended and was cleaned up before this manager started."""
+    def on_known_closed(self, entry: Entry) -> None:
+        """Its row says by now that it is cleaned up: no event and no start tells it once more, so
+        what follows is tried until it is done.
+        """
         try:
             self._closed(entry)
-        except Exception as err:  # no start fails for one task
+        except Exception as err:
             log.error("remove %s: %s; trying on", entry.what, err, exc_info=unforeseen(err))
             self.in_background(self.settle(entry))
 
@@ -274,7 +291,7 @@ class Supervisor:
         execs = [exec_ for exec_ in entry.execs.values() if exec_.state == states.RUNNING]
         at = of_execs.exited_at
         seen = []
-        with self._changes(entry, *execs) as tx:
+        with self.changes(entry, *execs) as tx:
             for exec_ in execs:
                 is_told, exec_.started_at = exec_.started_at is not None, exec_.started_at or at
                 exec_.exit, exec_.state = of_execs, states.STOPPED
@@ -294,6 +311,12 @@ class Supervisor:
         entry.ended.set()
         self._tell(entry, lambda followers: followers.on_exit(entry))
 
+    def record_unheard(self, entry: Entry) -> None:
+        """An exit that was acknowledged by a manager whose rows were lost since."""
+        unknown = Exit(LOST_UNKNOWN, time.time_ns(), "unknown")
+        bundle = self._bundle_of(entry.namespace, entry.id)
+        self.record_exit(entry, bundle.exit_of(entry.incarnation) or unknown, unknown)
+
     def _append_started(self, tx: sqlite3.Connection, entry: Entry, exec_: Exec, at: int) -> Event:
         body = {"container_id": entry.id, "exec_id": exec_.exec_id, "pid": exec_.pid}
         return self._events.append(tx, entry.namespace, events.EXEC_STARTED, body, at)
@@ -312,13 +335,15 @@ class Supervisor:
         return self._events.append(tx, entry.namespace, events.EXIT, body, exit_.exited_at)
 
     def record_closed(self, entry: Entry) -> None:
-        with self._changes(entry, durable=False) as tx:
+        with self.changes(entry, durable=False) as tx:
             entry.closed = True
             self._store.save(tx, entry)
         self._closed(entry)
 
     def _closed(self, entry: Entry) -> None:
         """Nothing of the task is left on the host."""
+        if entry.exit is None and entry.state != states.CREATING and not entry.is_abandoned:
+            self.record_unheard(entry)
         entry.cleaned.set()
         if entry.orphan and not entry.is_task:
             self.forget(entry)
@@ -374,6 +399,10 @@ def retries() -> Iterator[float]:
     yield from (1.0, 2.0, 4.0, 8.0)
     while True:
         yield 15.0
+
+
+def _ignored(_entry: Entry, _peer: Peer) -> None:
+    pass
 
 
 def _unexpected(peer: Peer) -> None:

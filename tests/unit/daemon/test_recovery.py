@@ -23,6 +23,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks import recovery
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.hearsay import Hearsay
 from lighter.daemon.tasks.lost import LostTasks
 from lighter.daemon.tasks.reach import is_alive, living_shims, may_be_shim
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
@@ -107,6 +108,7 @@ class Start:
             boot_id=read_boot_id(),
         )
         self.supervisor.on_stranger = self.recovery.on_stranger
+        self.supervisor.on_behind = Hearsay(self.supervisor, self.store).on_behind
 
     def record(self, boot_id: str = "", state: str = states.RUNNING, **row: Any) -> Bundle:
         """A task, running unless said, whose shim is gone, as the manager before has left it."""
@@ -129,9 +131,9 @@ class Start:
         self.supervisor.follow(Followers(), self.lost)
         return self.supervisor.entries["default", "c"]
 
-    def said_hello(self, **identity: Any) -> None:
+    def said_hello(self, kind: type[Peer] = Peer, **identity: Any) -> None:
         me = identity.get("incarnation", ME)
-        peer = self.router.peers[me] = Peer(self.router, me)
+        peer = self.router.peers[me] = kind(self.router, me)
         peer.version = 1
         peer.identity = {**SAID, "pid": os.getpid(), "start": start_of(os.getpid()), **identity}
         self.supervisor.on_hello(peer)
@@ -272,6 +274,7 @@ def test_f55_no_pid_of_before_a_reboot_means_anything(start: Start) -> None:
 
 
 LATER = "ffeeddccbbaa9988"
+KEPT = {"runtime", "auto_remove", "stdio"}
 OLD_ROWS: dict[str, dict[str, Any]] = {
     "ran": {"shim_pid": 1, "shim_start": 1, "last_sequence": 3},
     "was being created": {"state": states.CREATING},
@@ -279,6 +282,10 @@ OLD_ROWS: dict[str, dict[str, Any]] = {
     "was over": {"state": states.STOPPED, "exit": Exit(3, 1), "closed": True, "last_sequence": 9},
     "ran before a reboot": {"boot_id": "an-earlier-boot", "last_sequence": 3},
     "was being undone": {"options": {"abandoned": True, "runtime": "crun"}},
+    "removed itself": {
+        "options": {"auto_remove": True, "stdio": ["", "/out", ""], "network": "of that start"},
+        "last_sequence": 3,
+    },
 }
 
 
@@ -292,7 +299,7 @@ def test_f53_a_row_of_an_older_copy_ends_no_later_start(start: Start, row: dict[
         entry = start.run()
         assert (entry.incarnation, entry.exit, entry.closed) == (LATER, None, False)
         assert entry.options == {
-            **{key: value for key, value in row.get("options", {}).items() if key == "runtime"},
+            **{key: value for key, value in row.get("options", {}).items() if key in KEPT},
             "from_hello": True,
         }
         assert entry.pidfd >= 0

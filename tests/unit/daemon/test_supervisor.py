@@ -2,14 +2,17 @@
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgpack
 import pytest
 
+from lighter.daemon.app import _Followers
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks import execs
@@ -39,6 +42,9 @@ class Followers:
         pass
 
     on_exit = on_closed = on_started
+
+    def on_forgetting(self, tx: sqlite3.Connection, entry: Entry) -> None:
+        pass
 
     def on_forgotten(self, entry: Entry) -> None:
         self.forgotten.set()
@@ -98,7 +104,7 @@ def test_f03_a_removal_that_failed_is_tried_again_though_its_task_is_closed(plac
         entry = place.entry("a" * 16, states.CREATING)
         entry.orphan = True
         followers = Followers()
-        place.supervisor.on_loaded_closed(entry)
+        place.supervisor.on_known_closed(entry)
         place.supervisor.follow(followers, place.lost)
         async with asyncio.timeout(20):
             await followers.forgotten.wait()
@@ -110,6 +116,50 @@ def test_f03_a_removal_that_failed_is_tried_again_though_its_task_is_closed(plac
     assert not bundle.exists()
     assert place.settler.freed == ["a" * 16]
     assert place.store.load() == []
+
+
+def test_f03_and_f49_a_create_that_was_undone_goes_when_there_is_space_again(place: Place) -> None:
+    """Its shim has told the end of it, and does not repeat what was committed."""
+
+    async def work() -> None:
+        entry = place.entry("a" * 16, states.CREATING)
+        entry.orphan, entry.closed = True, False
+        followers = Followers()
+        place.supervisor.follow(followers, place.lost)
+        peer = Peer(ShimRouter(1, lambda _p: None, lambda _p, _e: True), entry.incarnation)
+        event = codec.Event(1, 1, events.CLOSED, 7, {"container_id": "c", "error": "no"})
+        with place.db.fast_transaction() as tx:
+            tx.execute(
+                "CREATE TEMP TRIGGER t BEFORE DELETE ON tasks BEGIN SELECT RAISE(FAIL, 'no'); END"
+            )
+        assert place.supervisor.on_event(peer, event)
+        assert place.supervisor.entries
+        with place.db.fast_transaction() as tx:
+            tx.execute("DROP TRIGGER t")
+        async with asyncio.timeout(20):
+            await followers.forgotten.wait()
+
+    asyncio.run(work())
+    assert place.store.load() == []
+
+
+def test_f49_who_follows_hears_whatever_another_could_not_do() -> None:
+    heard: list[str] = []
+
+    def fails(_entry: Entry) -> None:
+        heard.append("restarts")
+        raise Unavailable("the disk is full")
+
+    followers = _Followers(
+        *(
+            SimpleNamespace(on_started=fails),
+            SimpleNamespace(on_started=lambda _: heard.append("health")),
+        ),
+        *(SimpleNamespace(), SimpleNamespace()),
+    )  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match="full"):
+        followers.on_started(Entry("default", "c", "a" * 16, states.RUNNING, "", "", 1))
+    assert heard == ["restarts", "health"]
 
 
 def test_what_has_a_forgotten_tasks_name_now_is_left_alone(place: Place) -> None:
