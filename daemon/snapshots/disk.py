@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from lighter.daemon.types import Usage
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+MAX_LINKED = 1 << 20
 _BLOCK = 512  # st_blocks counts these, whatever the file system's block is (stat(2))
 
 
@@ -54,13 +55,33 @@ def measure(path: str, below: str = "") -> Usage:
     only descriptors are followed.
     """
     shared = {_version(found) for found in files(below)} if below else set()
-    size_bytes = 0
-    seen: set[int] = set()
+    size_bytes = inodes = 0
+    linked = Linked()
     for found in files(path):
-        if found.st_ino not in seen and _version(found) not in shared:
-            seen.add(found.st_ino)
+        if (not below or _version(found) not in shared) and linked.is_first(found):
+            inodes += 1
             size_bytes += found.st_blocks * _BLOCK
-    return Usage(size_bytes, len(seen))
+    return Usage(size_bytes, inodes)
+
+
+class Linked:
+    """Tells the first name of a file from its others.
+
+    Only files with several names are remembered, and MAX_LINKED of them: of more every name is a
+    first one. Whoever fills the tree decides how many there are.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def is_first(self, found: os.stat_result) -> bool:
+        if found.st_nlink < 2 or stat.S_ISDIR(found.st_mode):
+            return True
+        if found.st_ino in self._seen:
+            return False
+        if len(self._seen) < MAX_LINKED:
+            self._seen.add(found.st_ino)
+        return True
 
 
 def _version(found: os.stat_result) -> tuple[int, int, int]:
@@ -110,18 +131,18 @@ def files(path: str) -> Iterator[os.stat_result]:
 def _entries(fd: int, device: int, folders: list[str]) -> Iterator[os.stat_result]:
     """What is in the directory on this device; names of directories are added to `folders`."""
     try:
-        names = os.listdir(fd)
+        with os.scandir(fd) as names:  # not a list: there may be millions
+            for entry in names:
+                try:
+                    found = os.lstat(entry.name, dir_fd=fd)
+                except OSError:
+                    continue
+                if found.st_dev == device:
+                    if stat.S_ISDIR(found.st_mode):
+                        folders.append(entry.name)
+                    yield found
     except OSError:
         return  # it was removed meanwhile
-    for name in names:
-        try:
-            found = os.lstat(name, dir_fd=fd)
-        except OSError:
-            continue
-        if found.st_dev == device:
-            if stat.S_ISDIR(found.st_mode):
-                folders.append(name)
-            yield found
 
 
 def _open_inside(fd: int, name: str) -> int:

@@ -62,13 +62,13 @@ async def make(tree: str, image: str) -> Usage:
 
 def _look(tree: str) -> tuple[bool, int]:
     """Whether a file in the tree has holes, and how many inodes there are."""
-    seen: set[int] = set()
-    has_holes = False
+    linked = disk.Linked()
+    has_holes, inodes = False, 0
     for found in disk.files(tree):
-        seen.add(found.st_ino)
+        inodes += linked.is_first(found)
         short = found.st_blocks * _BLOCK < found.st_size - 4096
         has_holes |= stat.S_ISREG(found.st_mode) and short
-    return has_holes, len(seen)
+    return has_holes, inodes
 
 
 def _settle(part: str, image: str) -> int:
