@@ -38,10 +38,13 @@ class Dealer:
         self.lost = False  # the peer has ended the connection, which is to be closed
 
     def connect(self) -> bool:
-        """Try to connect, and say the opening; whether somebody listens."""
+        """Try to connect, and say the opening. False: nobody listens, or no socket is to be had."""
         self.close()
         flags = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        link = socket.socket(socket.AF_UNIX, flags)
+        try:
+            link = socket.socket(socket.AF_UNIX, flags)
+        except OSError:
+            return False
         try:
             # A path socket connects at once or not at all: EAGAIN is a full backlog (unix(7)).
             link.connect(self._path)

@@ -50,12 +50,17 @@ class Link:
     def _connect(self) -> None:
         """Try to connect, and again in a while when no manager listens."""
         self._retry = None
-        if self._dealer.connect():
-            self._fd = self._dealer.fileno()
-            self._writes = False
-            self._loop.watch(self._fd, READ, self._on_ready)
-        else:
-            self._connect_later()
+        is_watched = False
+        try:
+            if self._dealer.connect():
+                self._fd = self._dealer.fileno()
+                self._writes = False
+                self._loop.watch(self._fd, READ, self._on_ready)
+                is_watched = True
+        finally:
+            if not is_watched:  # whatever the cause: nobody else would try again
+                self._dealer.close()
+                self._connect_later()
 
     def _connect_later(self) -> None:
         """After a pause, that grows until somebody says welcome."""
@@ -120,6 +125,12 @@ class Link:
             self._empty.append(empty)
             await empty
 
+    async def welcomed(self, timeout_s: float) -> None:
+        """Wait until a manager has said welcome once, and has been told what was to be told."""
+        until = time.monotonic() + timeout_s
+        while not self._generation and time.monotonic() < until:
+            await self._loop.pause(RECONNECT_MAX_S)
+
     def respond(self, request: codec.Request, body: Any) -> None:
         self._answer(request, codec.Response(request.generation, request.ident, body))
 
@@ -149,8 +160,8 @@ class Link:
             self._outgoing.popleft()
         writes = bool(self._outgoing) or self._dealer.unsent
         if writes != self._writes:
-            self._writes = writes
             self._loop.watch(self._fd, READ | WRITE if writes else READ, self._on_ready)
+            self._writes = writes
 
     def _on_ready(self, events: int) -> None:
         for frames in self._dealer.receive():

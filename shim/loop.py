@@ -4,6 +4,7 @@ asyncio would cost each shim about two megabytes of touched memory. This loop ha
 needs and makes no system call while nothing happens: without a timer, epoll waits for ever.
 """
 
+import errno
 import heapq
 import select
 import time
@@ -16,6 +17,7 @@ READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 PRIORITY = select.EPOLLPRI
 
+LATE_S = 0.1
 MAX_EVENTS = 16  # of one round; the default takes 12 KiB for 1023
 
 
@@ -83,29 +85,54 @@ class Loop:
     because a shim that ended would take its container with it.
     """
 
-    __slots__ = ("_epoll", "_fresh", "_ready", "_running", "_timers", "_watched", "on_error")
+    __slots__ = (
+        *("_epoll", "_fresh", "_late", "_ready", "_running", "_timers", "_watched"),
+        "on_error",
+    )
 
     def __init__(self, on_error: Callable[[BaseException], None]) -> None:
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._watched: dict[int, Callable[[int], None]] = {}
         self._fresh: set[int] = set()  # watched since the last poll
+        self._late: dict[int, int] = {}  # watched, but epoll had no memory for it
         self._timers: list[Timer] = []
         self._ready: list[Callable[[], None]] = []
         self._running = False
         self.on_error = on_error
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
-        """Call `callback(events)` while any of them holds. Watching again replaces both."""
-        if fd in self._watched:
+        """Call `callback(events)` while any of them holds. Watching again replaces both.
+
+        Where the kernel lacks memory for one more, that begins once it has some: who watches goes
+        on by this callback alone.
+        """
+        if fd in self._watched and fd not in self._late:
             self._epoll.modify(fd, events)
         else:
-            self._epoll.register(fd, events)
+            self._register(fd, events)
         self._watched[fd] = callback
         self._fresh.add(fd)
 
+    def _register(self, fd: int, events: int) -> None:
+        try:
+            self._epoll.register(fd, events)
+        except OSError as err:
+            if err.errno not in (errno.ENOMEM, errno.ENOSPC):  # epoll_ctl(2)
+                raise
+            if not self._late:
+                self.call_later(LATE_S, self._register_late)
+            self._late[fd] = events
+        else:
+            self._late.pop(fd, None)
+
+    def _register_late(self) -> None:
+        late, self._late = self._late, {}
+        for fd, events in late.items():
+            self._call(self._register, fd, events)
+
     def unwatch(self, fd: int) -> None:
         """Forget the descriptor; must come before it is closed."""
-        if self._watched.pop(fd, None) is not None:
+        if self._watched.pop(fd, None) is not None and self._late.pop(fd, None) is None:
             self._epoll.unregister(fd)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:

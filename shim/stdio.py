@@ -18,6 +18,7 @@ from lighter.shim.sender import SentLog
 from lighter.shim.sinks import Sink
 from lighter.shim.streams import InputStream, OutputStream, SharedBuffer
 
+ACCEPT_S = 0.1
 READERS_S = 0.05
 LOOKS = 25
 
@@ -197,7 +198,7 @@ class ConsoleSocket:
         self._listener.bind(path)
         os.chmod(path, 0o600)
         self._listener.listen(1)
-        loop.watch(self._listener.fileno(), READ, self._on_connection)
+        self._listen()
 
     async def master(self, timeout_s: float) -> int:
         """The terminal's descriptor; the caller owns it. Raises DeadlineExceeded."""
@@ -219,8 +220,17 @@ class ConsoleSocket:
         except FileNotFoundError:
             pass
 
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.watch(self._listener.fileno(), READ, self._on_connection)
+
     def _on_connection(self, _events: int) -> None:
-        connection, _address = self._listener.accept()
+        try:
+            connection, _address = self._listener.accept()
+        except OSError:  # no descriptor is free: who has connected waits
+            self._loop.unwatch(self._listener.fileno())
+            self._loop.call_later(ACCEPT_S, self._listen)
+            return
         connection.setblocking(False)
         self._connections.append(connection)
         self._loop.watch(connection.fileno(), READ, lambda _events: self._receive(connection))

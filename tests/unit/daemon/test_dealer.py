@@ -1,6 +1,7 @@
 """The DEALER of shim and ctl against a ROUTER of libzmq: they are the two ends of every wire."""
 
 import os
+import resource
 import select
 import socket
 import tempfile
@@ -69,6 +70,23 @@ def test_messages_go_both_ways(router: "zmq.Socket[bytes]", path: str) -> None:
         assert router.poll(int(WAIT_S * 1000))
         assert router.recv_multipart() == [b"abc", b"\1", bytes(size)]
     dealer.close()
+
+
+def test_without_a_free_descriptor_nobody_is_met(path: str) -> None:
+    dealer = Dealer(path, b"abc", 4096)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            assert not dealer.connect()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert dealer.connect()
+        dealer.close()
 
 
 def test_a_message_of_the_largest_size_goes_in_pieces(

@@ -1,6 +1,8 @@
 """The loop: order of timers, futures, limits, errors, and that nothing wakes it for nothing."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -140,6 +142,53 @@ def test_an_event_is_not_given_to_a_new_owner_of_the_descriptor(loop: Loop) -> N
     loop.watch(other[0], READ, lambda _events: close_and_replace(other, one))
     loop.run()
     assert calls == ["first"]
+
+
+class Scarce:
+    """An epoll that takes nothing new while `error` is set."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._epoll = loop._epoll
+        self.error = 0
+        loop._epoll = self  # type: ignore[assignment]
+
+    def register(self, fd: int, events: int) -> None:
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+        self._epoll.register(fd, events)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._epoll, name)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.ENOMEM])
+def test_what_the_kernel_has_no_memory_for_is_watched_once_it_has(loop: Loop, error: int) -> None:
+    epoll = Scarce(loop)
+    epoll.error = error
+    pipes = [os.pipe() for _ in range(3)]
+    came: list[str] = []
+    for number, (read_end, write_end) in enumerate(pipes):
+        os.write(write_end, b"x")
+        loop.watch(read_end, READ, lambda _events: came.append("too early"))
+        loop.watch(read_end, READ, lambda _events, n=number: came.append(f"pipe {n}"))  # type: ignore[misc]
+    loop.unwatch(pipes[1][0])  # as it would be closed
+    loop.call_later(0.25, loop.stop)
+    loop.run()
+    assert came == [] and len(loop._timers) == 1, "it is asked again, by one timer"
+    epoll.error = 0
+    loop.call_later(0.25, loop.stop)
+    loop.run()
+    assert {"pipe 0", "pipe 2"} == set(came)
+    for read_end, write_end in pipes:
+        loop.unwatch(read_end)
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_what_cannot_be_watched_is_refused(loop: Loop, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file, pytest.raises(PermissionError):
+        loop.watch(file.fileno(), READ, lambda _events: None)
+    assert loop._wait_s() == -1
 
 
 def test_an_idle_loop_has_no_deadline(loop: Loop) -> None:

@@ -1,12 +1,16 @@
 """Terminals that a runtime makes and sends: when it fails after that, when it takes its time."""
 
 import os
+import resource
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from lighter.proto import errors
+from lighter.shim.loop import Loop
+from lighter.shim.stdio import ConsoleSocket
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager, make_fifo
 from tests.unit.shim.test_shim import descriptors
@@ -72,3 +76,33 @@ def test_sec_79_a_runtime_that_sends_its_terminal_late_holds_nobody_up(
     assert manager.answer(waiting)["pid"] > 0
     shim.call("resize", exec_id="slow", rows=1, cols=1)
     assert manager.reports() == ""
+
+
+def test_a_terminal_that_finds_no_free_descriptor_is_taken_later(tmp_path: Path) -> None:
+    errors_: list[BaseException] = []
+    loop = Loop(errors_.append)
+    console = ConsoleSocket(loop, str(tmp_path / "console"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pair = os.pipe()
+    with socket.socket(socket.AF_UNIX) as runtime:
+        runtime.connect(console.path)
+        socket.send_fds(runtime, [b"/dev/ptmx"], [pair[0]])
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            loop.call_later(0.05, loop.stop)
+            loop.run()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        master = loop.spawn(console.master(20))
+        master.when_done(loop.stop)
+        loop.run()
+    os.write(pair[1], b"x")
+    fd = master._value
+    assert os.read(fd, 1) == b"x"
+    for one in (fd, *pair):
+        os.close(one)
+    console.close()
+    loop.close()
+    assert errors_ == []
