@@ -51,6 +51,10 @@ class LogFile:
         except OSError:
             self._lost += len(data)
 
+    def lose(self, size_bytes: int) -> None:
+        """Count output that nobody could append."""
+        self._lost += size_bytes
+
     def close(self) -> None:
         if self._fd >= 0:
             try:

@@ -54,6 +54,9 @@ class SentLog:
             rest = rest[MAX_LINE:]
         self._rest[stream] = rest
 
+    def lose(self, size_bytes: int) -> None:
+        self._file.lose(size_bytes)
+
     async def drain(self) -> None:
         """Nothing more will be appended: give the receiver DRAIN_S for what it has not taken."""
         self._end_lines()

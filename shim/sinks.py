@@ -20,6 +20,7 @@ import fcntl
 import os
 import stat
 import termios
+import time
 from collections.abc import Callable
 
 from lighter.proto.errors import DataLoss, InvalidArgument
@@ -28,6 +29,7 @@ from lighter.shim.loop import WRITE, Loop, Timer
 NEVER_WAIT = "never-wait"
 SPOOL_BYTES = 8 * 1024 * 1024
 RETRY_S = 0.1
+STUCK_S, LAST_S = 0.5, 2.0  # NEVER_WAIT at the end: without progress, and in all
 _CHUNK = 64 * 1024
 
 
@@ -39,6 +41,13 @@ def is_callers_pipe(uri: str) -> bool:
 def is_loggers_pipe(uri: str) -> bool:
     """Whether it is one that this process has made for a logging program (logger.py)."""
     return uri.startswith("/proc/self/")
+
+
+def unread_bytes(fd: int) -> int:
+    """What stands in a pipe."""
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
 
 
 def open_fifo(path: str, flags: int) -> int:
@@ -105,12 +114,14 @@ class FifoSink:
     __slots__ = (
         "_dead",
         "_fd",
+        "_left",
         "_loop",
         "_on_room",
         "_policy",
         "_rest",
         "_retry",
         "_spool",
+        "_until",
         "closed",
         "dropped_bytes",
         "path",
@@ -125,6 +136,8 @@ class FifoSink:
         self._policy = policy
         self._rest = b""
         self._retry: Timer | None = None
+        self._until = 0.0  # for the last of a NEVER_WAIT, of which `_left` bytes waited at a look
+        self._left = 0
         self._spool = Spool(spool_path)
         self.path = path
         self.closed = False
@@ -144,7 +157,7 @@ class FifoSink:
     @property
     def is_waited_for(self) -> bool:
         """Whether the end of the process is not over before its reader has all."""
-        return self._policy != NEVER_WAIT
+        return self._policy != NEVER_WAIT or not self.waiting
 
     @property
     def blocked(self) -> bool:
@@ -204,7 +217,7 @@ class FifoSink:
 
     def _logger_gone(self) -> None:
         self._loop.on_error(DataLoss(f"write output {_named(self.path)}: it has ended"))
-        self.dropped_bytes += self._count_unread() + len(self._rest) + self._spool.size
+        self.dropped_bytes += unread_bytes(self._fd) + len(self._rest) + self._spool.size
         self._rest = b""
         self._spool.close()
         self._dead = True
@@ -214,8 +227,24 @@ class FifoSink:
         if not self.idle or (self.waiting and self._unread()):
             if self.waiting:
                 self._retry_later()
+            elif self._policy == NEVER_WAIT and not self._until:
+                self._until = time.monotonic() + LAST_S
+                self._look_again()
         else:
             self.close()
+
+    def _look_again(self) -> None:
+        self._left = len(self._rest) + self._spool.size
+        self._retry = self._loop.call_later(STUCK_S, self._on_look)
+
+    def _on_look(self) -> None:
+        """One who must hold nothing up is waited for while he reads, and not for long."""
+        self._retry = None
+        if len(self._rest) + self._spool.size < self._left and time.monotonic() < self._until:
+            self._look_again()
+        else:
+            self.close()
+            self._on_room()
 
     def look(self) -> bool:
         """Whether somebody reads, or nobody will."""
@@ -248,12 +277,7 @@ class FifoSink:
 
     def _unread(self) -> bool:
         """Whether the kernel's pipe holds bytes, which would go with our end of it."""
-        return self._fd >= 0 and self._count_unread() > 0
-
-    def _count_unread(self) -> int:
-        count = array.array("i", [0])
-        fcntl.ioctl(self._fd, termios.FIONREAD, count)
-        return count[0]
+        return self._fd >= 0 and unread_bytes(self._fd) > 0
 
     def _watch_reader(self) -> None:
         # No event asked for: epoll reports EPOLLERR, the reader's end, in any case.
@@ -392,8 +416,8 @@ class Spool:
             self._read = self.size = 0
             try:
                 os.unlink(self._path)
-            except FileNotFoundError:  # with its directory, by hand
-                pass
+            except OSError:
+                pass  # gone with its directory, by hand; or its disk is read-only by now
 
 
 def _report_loss(loop: Loop, path: str, dropped_bytes: int) -> None:

@@ -14,9 +14,17 @@ from lighter.proto.logchunks import MAX_CHUNK
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import READ, WRITE, Loop
 from lighter.shim.sender import SentLog
-from lighter.shim.sinks import FifoSink, Sink, is_callers_pipe, open_fifo, open_sink
+from lighter.shim.sinks import (
+    FifoSink,
+    Sink,
+    is_callers_pipe,
+    open_fifo,
+    open_sink,
+    unread_bytes,
+)
 
 _SPLICE_BYTES = 1 << 20
+_LAST_BYTES = 1 << 20  # what a pipe holds at most, unless root has let it be larger (pipe(7))
 _SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 
@@ -70,8 +78,8 @@ class OutputStream:
     def begin(self) -> None:
         """Pass on what comes from now on, and what stands in the pipe."""
         if not self._begun and self._fd >= 0:
-            self._begun = True
             self._loop.watch(self._fd, READ, self._on_readable)
+            self._begun = True
 
     def look(self) -> bool:
         """Look for readers who were not there when they were listed; whether all are now."""
@@ -96,7 +104,9 @@ class OutputStream:
             self._on_end()
 
     def close(self) -> None:
-        """Stop, whatever is still in the pipe."""
+        """Stop. What a slow reader has kept from being read goes to the log and to files first."""
+        if self._begun:
+            self._read_last()
         self._end()
         for sink in self.sinks:
             sink.close()
@@ -126,16 +136,33 @@ class OutputStream:
             self._end()
         return True
 
-    def _copy(self) -> None:
+    def _read_last(self) -> None:
+        """Read what stands in the pipe, up to _LAST_BYTES of it: somebody may go on writing."""
+        self._drop_closed()
+        left = _LAST_BYTES
+        while self._fd >= 0 and left > 0:
+            length = self._copy()
+            if not length:
+                return
+            left -= length
+        if self._fd >= 0:
+            lost = unread_bytes(self._fd)
+            if self._log is not None:
+                self._log.lose(lost)
+            for sink in self.sinks:
+                sink.dropped_bytes += lost
+
+    def _copy(self) -> int:
+        """Pass on one read; how many bytes, 0 for none at the moment or ever."""
         try:
             length = os.readv(self._fd, [self._buffer.view])
         except BlockingIOError:
-            return
+            return 0
         except OSError:
             length = 0  # EIO: the last process closed the terminal
         if length == 0:
             self._end()
-            return
+            return 0
         data = self._buffer.view[:length]
         if self._log is not None:
             self._log.append(self._number, data)
@@ -145,6 +172,7 @@ class OutputStream:
             blocked = blocked or sink.blocked
         if blocked:
             self._pause()
+        return length
 
     def _pause(self) -> None:
         if not self._paused and self._fd >= 0:

@@ -4,6 +4,7 @@ Everything runs in one thread: `Pump.turn` gives the loop its rounds between the
 a test decides who is slow and when a reader comes or goes.
 """
 
+import fcntl
 import hashlib
 import os
 import random
@@ -14,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lighter.proto import logchunks
+from lighter.proto.daemon_api import NOTICE
 from lighter.proto.errors import InvalidArgument
-from lighter.shim import sinks
+from lighter.shim import sinks, streams
 from lighter.shim.logfile import LogFile
 from lighter.shim.loop import Loop
 from lighter.shim.stdio import Stdio
@@ -207,7 +210,10 @@ def test_a_spool_whose_directory_was_removed_by_hand_ends_like_any_other(pump: P
     assert pump.write(b"kept") == 4
     for spool in pump.directory.glob("*.spool"):
         spool.unlink()
+        spool.mkdir()  # nor is it to be removed
     sink.close()
+    for spool in pump.directory.glob("*.spool"):
+        spool.rmdir()
     assert sink.closed and sink.dropped_bytes == 4
     pump.errors.clear()  # that they are lost was told
 
@@ -339,10 +345,34 @@ def test_the_end_waits_for_a_slow_reader_unless_he_must_hold_nothing_up(pump: Pu
     sink = pump.attach(f"/proc/{os.getpid()}/fd/{writer}")
     os.close(writer)
     pump.write(noise(3 * PIPE_BYTES))
-    pump.end()
-    assert pump.stream.flushed == (not sink.is_waited_for)
+    pump.end()  # by then he has had the time to read, and has not
+    assert pump.stream.flushed == sink.closed == (pump.policy == sinks.NEVER_WAIT)
     os.close(reader)
     pump.turn()
+
+
+@pytest.mark.parametrize("pump", [sinks.NEVER_WAIT], indirect=True)
+@pytest.mark.parametrize("last_s", [600, 0], ids=["in time", "too long"])
+def test_the_end_waits_a_while_for_one_who_reads(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch, last_s: int
+) -> None:
+    monkeypatch.setattr(sinks, "LAST_S", last_s)
+    reader, writer = os.pipe()
+    sink = pump.attach(f"/proc/{os.getpid()}/fd/{writer}")
+    os.close(writer)
+    os.set_blocking(reader, False)
+    data = noise(1_000_000)
+    assert pump.write(data) == len(data)
+    os.close(pump.writer)
+    pump.writer = -1
+    got = b""
+    while not pump.stream.flushed:
+        pump.turn(1)
+        got += read_all(reader)
+    got += read_all(reader)
+    assert len(got) + sink.dropped_bytes == len(data)
+    assert (got == data) == bool(last_s)
+    os.close(reader)
 
 
 def test_nothing_wakes_a_sink_that_waits_with_nothing_to_give(pump: Pump) -> None:
@@ -511,10 +541,57 @@ def test_a_slow_attach_does_not_hold_the_log_but_the_container(tmp_path: Path) -
     written = pump.write(noise(1_000_000))
     in_source = PIPE_BYTES
     assert (tmp_path / "log" / "0000000001.log").stat().st_size >= written - in_source
-    for reader in readers:
-        os.close(reader)
+    kept = [sink.dropped_bytes for sink in pump.stream.sinks]
+    assert kept == [0, 0]
     pump.close()
     log.close()
+    # At the end it has all, though nobody has read: only they have lost.
+    assert logged(tmp_path / "log") == {1: noise(1_000_000)[:written]}
+    got = [len(read_all(reader)) for reader in readers]
+    assert [str(error) for error in pump.errors] == [
+        f"write output {path}: {written - len_} bytes are lost"
+        for path, len_ in zip((slow, quick), got, strict=True)
+    ]
+    for reader in readers:
+        os.close(reader)
+
+
+def logged(directory: Path) -> dict[int, bytes]:
+    """What is in the first file of a log, by stream."""
+    found: dict[int, bytes] = {}
+    data = (directory / "0000000001.log").read_bytes()
+    while data:
+        _at, stream, size = logchunks.HEAD.unpack_from(data)
+        end = logchunks.HEAD.size + size
+        found[stream] = found.get(stream, b"") + data[logchunks.HEAD.size : end]
+        data = data[end:]
+    return found
+
+
+def test_what_is_left_to_read_at_the_end_is_bounded_and_the_rest_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if whoever outlives the container went on writing at full speed."""
+    monkeypatch.setattr(streams, "_LAST_BYTES", 1)
+    (tmp_path / "log").mkdir()
+    log = LogFile(str(tmp_path / "log"), 0, 1)
+    pump = Pump(tmp_path, log=log)
+    fcntl.fcntl(pump.writer, fcntl.F_SETPIPE_SZ, 4 * PIPE_BYTES)
+    reader = reader_of(path := pump.fifo())
+    pump.attach(path)
+    written = pump.write(noise(1_000_000))
+    before = len(logged(tmp_path / "log")[1])
+    pump.close()
+    log.close()
+    left = written - before - logchunks.MAX_CHUNK
+    assert left > 0
+    assert logged(tmp_path / "log") == {
+        1: noise(1_000_000)[: before + logchunks.MAX_CHUNK],
+        NOTICE: f"{left} bytes of output could not be written here\n".encode(),
+    }
+    lost = written - len(read_all(reader))
+    assert [str(error) for error in pump.errors] == [f"write output {path}: {lost} bytes are lost"]
+    os.close(reader)
 
 
 def test_attached_twice_both_get_everything(pump: Pump) -> None:
