@@ -16,7 +16,6 @@ import setproctitle
 from lighter.proto import codec, events, shim_api
 from lighter.proto.calls import MAX_OUTSTANDING
 from lighter.proto.errors import (
-    DeadlineExceeded,
     Internal,
     InvalidArgument,
     LighterError,
@@ -34,6 +33,8 @@ from lighter.shim.reaper import Reaper
 from lighter.shim.task import Task
 
 MAX_REPORT = 64 * 1024
+WELCOME_S = 5.0  # for a manager to hear why a create failed that could not be undone
+_ENDING = ("kill", "end")
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
@@ -51,7 +52,7 @@ class Shim:
         self._start_time = start_time
         self._boot_id = boot_id
         self._report_path = order["bundle"] + "/shim.log"
-        self._open: set[int] = set()  # idents of the requests under way
+        self._open: set[tuple[int, int]] = set()  # requests under way: generation, ident
         self.loop = Loop(self.report)
         self._reaper = Reaper(self.loop)
         self.task = Task(self.loop, self._reaper, order, find_cgroup)
@@ -88,10 +89,11 @@ class Shim:
                 failure = _as_error(err, order["id"])
                 try:
                     await self.task.abandon()
-                except DeadlineExceeded as stuck:
+                except (LighterError, OSError) as stuck:
                     # Without `closed`: the manager goes on with it when this shim has ended.
-                    failure.message += f"; {stuck.message}"
+                    failure.message += f"; {_as_error(stuck, order['id']).message}"
                     self.link.fail(create, failure)
+                    await self.link.welcomed(WELCOME_S)
                     return
                 self.link.fail(create, failure)
                 closed = {"container_id": order["id"], "error": failure.message}
@@ -125,11 +127,14 @@ class Shim:
         }
 
     def _on_request(self, request: codec.Request) -> None:
-        if len(self._open) >= MAX_OUTSTANDING:
-            busy = f"{request.method} task: {len(self._open)} requests are under way"
+        # Those of a manager that is gone are no reason to refuse this one's, and what ends the
+        # container, which waits for nothing, is never refused.
+        under_way = sum(generation == request.generation for generation, _ in self._open)
+        if under_way >= MAX_OUTSTANDING and request.method not in _ENDING:
+            busy = f"{request.method} task: {under_way} requests are under way"
             self.link.fail(request, Unavailable(busy))
             return
-        self._open.add(request.ident)
+        self._open.add((request.generation, request.ident))
         self.loop.spawn(self._serve(request))
 
     async def _serve(self, request: codec.Request) -> None:
@@ -148,7 +153,7 @@ class Shim:
             self.report(err)
             self.link.fail(request, err)
         finally:
-            self._open.discard(request.ident)
+            self._open.discard((request.generation, request.ident))
 
     async def _call(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
         task = self.task

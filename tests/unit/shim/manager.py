@@ -162,6 +162,10 @@ class FakeManager:
             assert time.monotonic() < end, f"not true after {timeout_s} s: {what}\n{self.reports()}"
             self.pump(20)
 
+    def restart_idents(self) -> None:
+        """As a manager that has just started."""
+        self._ident = 0
+
     def next_ident(self) -> int:
         self._ident += 1
         return self._ident

@@ -1,8 +1,11 @@
 """A shim's end of the wire, over real sockets: who is heard, what is resent, what is dropped."""
 
 import contextlib
+import errno
 import os
 import random
+import resource
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -16,8 +19,11 @@ from lighter.proto import codec, errors, shim_api
 from lighter.proto.calls import MAX_OUTSTANDING
 from lighter.shim.link import Link
 from lighter.shim.loop import READ, Loop
+from tests.harness import await_that
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager, Shim
+from tests.unit.shim.test_loop import Scarce
+from tests.unit.shim.test_shim import children, descriptors
 
 
 @pytest.fixture
@@ -216,12 +222,72 @@ def test_the_17th_outstanding_request_is_refused_at_once(
         shim.ask("exec", exec_id=f"x{n}", terminal=False, rows=0, cols=0, **body)
         for n in range(MAX_OUTSTANDING)
     ]
-    with pytest.raises(errors.Unavailable, match="16 requests"):
-        shim.call("kill", exec_id="", signal=9, all=False)
+    with pytest.raises(errors.Unavailable, match="update task: 16 requests"):
+        shim.call("update", resources="r")
+    shim.kill(signum=signal.SIGCONT)  # never refused, nor is an end
     with gate.open("w"):
         manager.until(lambda: set(asked) <= manager.answers.keys(), "the 16 are answered")
     shim.kill()
     shim.event("closed")
+
+
+def test_what_a_manager_that_is_gone_has_asked_holds_nobody_up(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    runtime = runtimes.fake(tmp_path / "runtime", update=f": <{gate}")
+    shim = manager.run("c", runtime)
+    shim.call("start")
+    shim.event("start")
+    for _ in range(MAX_OUTSTANDING):
+        shim.ask("update", resources="r")
+    manager.until(lambda: len(children(shim.pid)) == MAX_OUTSTANDING + 1, "they are under way")
+    manager.vanish()
+    manager.come_back()
+    manager.until(lambda: manager.hellos, "it says hello to the next")
+    # Idents begin anew, so the last ones' ends are those of requests with the same numbers.
+    manager.restart_idents()
+    asked = [shim.ask("update", resources="r") for _ in range(MAX_OUTSTANDING)]
+    with pytest.raises(errors.Unavailable, match="update task: 16 requests"):
+        shim.call("update", resources="r")
+    all_ = 1 + 2 * MAX_OUTSTANDING
+    manager.until(lambda: len(children(shim.pid)) == all_, "all are under way")
+    pids = children(shim.pid)
+    for pid in pids[1 : MAX_OUTSTANDING + 1]:
+        os.kill(pid, signal.SIGKILL)
+    manager.until(lambda: len(children(shim.pid)) == MAX_OUTSTANDING + 1, "the first have ended")
+    with pytest.raises(errors.Unavailable, match="update task: 16 requests"):
+        shim.call("update", resources="r")
+    assert not set(asked) & manager.answers.keys()
+    for pid in pids[MAX_OUTSTANDING + 1 :]:
+        os.kill(pid, signal.SIGKILL)
+    manager.until(lambda: set(asked) <= manager.answers.keys(), "the others are answered")
+
+
+def test_a_shim_that_gets_no_socket_asks_again_until_it_does(
+    manager: FakeManager, shim: Shim
+) -> None:
+    shim.call("start")
+    shim.event("start")
+    used = {int(path.name) for path in Path(f"/proc/{shim.pid}/fd").iterdir()}
+    sockets = [fd for fd in used if os.readlink(f"/proc/{shim.pid}/fd/{fd}").startswith("socket:")]
+    lowest = min({*sockets, *range(max(used) + 2)} - (used - set(sockets)))
+    before = resource.prlimit(shim.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(shim.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+    manager.vanish()
+    await_that(
+        lambda: not [path for path in descriptors(shim.pid) if path == "socket"],
+        20,
+        "it sees its manager's end",
+    )
+    manager.come_back()
+    tried = switches(shim.pid)
+    await_that(lambda: switches(shim.pid) >= tried + 5, 20, "it tries again")
+    assert not manager.pump(0)
+    resource.prlimit(shim.pid, resource.RLIMIT_NOFILE, before)
+    manager.until(lambda: manager.hellos, "it says hello")
+    assert manager.reports() == ""
 
 
 def test_answers_go_to_who_asked_and_not_to_the_next_manager(
@@ -406,6 +472,30 @@ def test_f73_answers_nobody_waits_for_are_counted_and_change_nothing(
     turns_until(lambda: link.dropped == 3 * len(useless) + 1, "each is counted")
     assert (asked, len(manager.hellos)) == ([], 1)
     link.close()
+
+
+def test_a_connection_that_cannot_be_watched_is_made_again(manager: FakeManager) -> None:
+    failed: list[BaseException] = []
+    loop = Loop(failed.append)
+    epoll = Scarce(loop)
+    epoll.error = errno.EINVAL
+    link = Link(loop, str(manager.base / "shims.sock"), "0123456789abcdef", dict, lambda _: None)
+    end = time.monotonic() + 20
+    while len(failed) < 2:
+        assert time.monotonic() < end
+        loop.call_later(0.01, loop.stop)
+        loop.run()
+    assert link._dealer.fileno() == -1
+    epoll.error = 0
+
+    def turn() -> bool:
+        loop.call_later(0.01, loop.stop)
+        loop.run()
+        return bool(manager.hellos)
+
+    manager.until(turn, "it says hello")
+    link.close()
+    loop.close()
 
 
 def test_a_manager_that_ends_each_connection_is_not_asked_without_a_pause(

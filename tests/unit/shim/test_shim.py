@@ -32,6 +32,12 @@ def descriptors(pid: int) -> list[str]:
     return sorted(link.partition(":[")[0] if link[0] in "ps" else link for link in links)
 
 
+def children(pid: int) -> list[int]:
+    """In the order of their births."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
 def test_a_life(manager: FakeManager, tmp_path: Path) -> None:
     shim = manager.run("c", runtimes.fake(tmp_path / "runtime"))
     shim.call("start")
@@ -136,6 +142,35 @@ def test_part_of_its_mounts_is_taken_off_again(manager: FakeManager, tmp_path: P
         shim.created()
     shim.wait_end()
     assert order["bundle"] not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_create_that_fails_says_why_when_its_undoing_fails_too(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    """Also when the shim has met no manager yet."""
+    moved = tmp_path / "moved"
+    runtime = runtimes.fake(
+        tmp_path / "runtime", create=f'mv "$bundle" {moved}; : >"$bundle"; exit 3'
+    )
+    order = manager.order("c", runtime, mounts=[["tmpfs", "x", []]])
+    seen: list[str] = []
+    greet, manager.greet = manager.greet, seen.append  # type: ignore[method-assign]
+    shim = manager.fork(order)
+    manager.until(
+        lambda: seen and shim.bundle.is_file() and not children(shim.pid), "the create has failed"
+    )
+    manager.pump(200)
+    manager.greet = greet  # type: ignore[method-assign]
+    manager.greet(shim.incarnation)
+    try:
+        with pytest.raises(errors.FailedPrecondition, match=r"status 3 .*; .*Not a directory"):
+            shim.created()
+        shim.wait_end()
+        assert "closed" not in shim.topics(), "its root is mounted still"
+    finally:
+        linux.umount(str(moved / "rootfs"))
+        shim.bundle.unlink()
+        moved.rename(shim.bundle)
 
 
 def test_a_root_unmounted_by_hand_does_not_hold_the_end_up(
