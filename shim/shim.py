@@ -33,7 +33,7 @@ from lighter.shim.reaper import Reaper
 from lighter.shim.task import Task
 
 MAX_REPORT = 64 * 1024
-WELCOME_S = 5.0  # for a manager to hear why a create failed that could not be undone
+WELCOME_S = 30.0  # for a manager to hear why a create failed that could not be undone
 _ENDING = ("kill", "end")
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 

@@ -188,7 +188,13 @@ class Task:
 
     async def pause(self) -> dict[str, Any]:
         self.init.check("pause", self.id)
-        await self._runc.run(["pause", self.id], self._runtime_s)
+        try:
+            await self._runc.run(["pause", self.id], self._runtime_s)
+        finally:
+            if self._was_killed:  # and frozen before it acted on it
+                self._cgroup.thaw()
+        if self._was_killed:
+            raise FailedPrecondition(f"pause task {self.id}: it was killed")
         self.init.step("pause", self.id)
         self._link.publish(events.PAUSED, {"container_id": self.id})
         return {}

@@ -156,13 +156,14 @@ def test_a_create_that_fails_says_why_when_its_undoing_fails_too(
     seen: list[str] = []
     greet, manager.greet = manager.greet, seen.append  # type: ignore[method-assign]
     shim = manager.fork(order)
-    manager.until(
-        lambda: seen and shim.bundle.is_file() and not children(shim.pid), "the create has failed"
-    )
-    manager.pump(200)
-    manager.greet = greet  # type: ignore[method-assign]
-    manager.greet(shim.incarnation)
     try:
+        manager.until(
+            lambda: seen and shim.bundle.is_file() and not children(shim.pid),
+            "the create has failed",
+        )
+        manager.pump(200)
+        manager.greet = greet  # type: ignore[method-assign]
+        manager.greet(shim.incarnation)
         with pytest.raises(errors.FailedPrecondition, match=r"status 3 .*; .*Not a directory"):
             shim.created()
         shim.wait_end()
@@ -171,6 +172,32 @@ def test_a_create_that_fails_says_why_when_its_undoing_fails_too(
         linux.umount(str(moved / "rootfs"))
         shim.bundle.unlink()
         moved.rename(shim.bundle)
+
+
+def test_a_pause_that_meets_a_kill_leaves_nothing_frozen(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    """v1: init would stay with its SIGKILL pending. Files stand for the cgroup, of either kind."""
+    group = tmp_path / "cgroup"
+    group.mkdir()
+    for name in ("cgroup.procs", "freezer.state", "cgroup.freeze"):
+        (group / name).touch()
+    gate = make_fifo(tmp_path / "gate")
+    pause = f"cat {gate}; for file in freezer.state cgroup.freeze; do echo 1 >{group}/$file; done"
+    runtime = runtimes.fake(tmp_path / "runtime", pause=pause)
+    shim = manager.run("c", runtime, cgroup="/../../../../.." + str(group))
+    shim.call("start")
+    manager.acknowledges = False  # it stays until the pause is answered
+    paused = shim.ask("pause")
+    with open(gate, "w"):  # the runtime has opened it: the pause is under way
+        shim.kill()
+    with pytest.raises(errors.FailedPrecondition, match="it was killed"):
+        manager.answer(paused)
+    states = {(group / name).read_text() for name in ("freezer.state", "cgroup.freeze")}
+    assert states & {"THAWED", "0"}, states
+    manager.acknowledges = True
+    manager.acknowledge(shim.incarnation, len(shim.topics()))
+    shim.event("closed")
 
 
 def test_a_root_unmounted_by_hand_does_not_hold_the_end_up(

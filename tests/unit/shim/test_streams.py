@@ -357,6 +357,7 @@ def test_the_end_waits_a_while_for_one_who_reads(
     pump: Pump, monkeypatch: pytest.MonkeyPatch, last_s: int
 ) -> None:
     monkeypatch.setattr(sinks, "LAST_S", last_s)
+    monkeypatch.setattr(sinks, "STUCK_S", 600)  # `turn` lets it be over
     reader, writer = os.pipe()
     sink = pump.attach(f"/proc/{os.getpid()}/fd/{writer}")
     os.close(writer)
