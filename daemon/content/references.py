@@ -192,6 +192,10 @@ def load(
         of = Node(WORK, what)
         graph.root(of, "it is under way")
         graph.edge(of, node, "needs")
+    for table in ("images", "content", "snapshots", "containers", "leases"):
+        astray = f"SELECT 1 FROM {table} WHERE namespace NOT IN (SELECT name FROM namespaces)"
+        if tx.execute(f"{astray} LIMIT 1").fetchone():
+            graph.unnamed.append(f"the namespace of one of {table}")
     _load_images(tx, namespace, now_ns, graph)
     for row in tx.execute("SELECT digest, labels FROM content WHERE namespace = ?", (namespace,)):
         node = Node(CONTENT, row["digest"])
@@ -240,7 +244,9 @@ def _load_snapshots(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: 
     for row in rows:
         node = nodes[row["number"]]
         graph.named(row["snapshotter"], row["key"], row["kind"])
-        if row["parent"] is not None:
+        if row["parent"] is not None and row["parent"] not in nodes:
+            graph.unnamed.append(f"the parent of {row['key']}")
+        elif row["parent"] is not None:
             graph.edge(node, nodes[row["parent"]], "parent")
         if row["kind"] != COMMITTED and not is_under_lease(row["labels"]):
             graph.root(node, f"it is {'a view' if row['kind'] == 'view' else 'active'}")
@@ -260,6 +266,7 @@ def _load_leases(tx: sqlite3.Connection, namespace: str, now_ns: int, graph: Ref
         (namespace, now_ns),
     ):
         labels = row["labels"]
+        graph.named(row["id"])
         flat[row["id"]] = FLAT_LABEL in str(labels) and FLAT_LABEL in (texts(labels) or {})
         graph.root(Node(LEASE, row["id"]), "it is a lease")
     for row in tx.execute(

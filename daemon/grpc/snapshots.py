@@ -204,7 +204,7 @@ def _message(info: SnapshotInfo) -> pb.Info:
     return pb.Info(
         name=info.key,
         parent=info.parent,
-        kind=_KINDS[info.kind],
+        kind=_KINDS.get(info.kind, pb.UNKNOWN),
         created_at=timestamp(info.created_at),
         updated_at=timestamp(info.updated_at),
         labels=info.labels,

@@ -318,7 +318,8 @@ class SnapshotRows:
         rows = self._db.rows(
             "SELECT name FROM trash WHERE owner = ?", (trash_owner(self._snapshotter),)
         )
-        return tuple(row["name"] for row in rows)
+        # A name that cannot be read is mended by `ctl system check --repair`.
+        return tuple(row["name"] for row in rows if row["name"].isdecimal())
 
     def forget_trash(self, name: str) -> None:
         """A directory is gone. Not durable: a note that comes back names nothing."""

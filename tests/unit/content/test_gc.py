@@ -1,9 +1,11 @@
 """What a collection keeps and what it takes."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -73,6 +75,12 @@ class Place:
     def execute(self, sql: str, *parameters: object) -> None:
         with self.db.durable_transaction() as tx:
             tx.execute(sql, parameters)
+
+    def damage(self, sql: str, *parameters: object) -> None:
+        """Change what no transaction of the manager's could."""
+        with contextlib.closing(sqlite3.connect(self.root / "lighter.db")) as db:
+            db.execute(sql, parameters)
+            db.commit()
 
     def image(self, digest: str) -> None:
         ImageStore(self.db, self.log).create(NS, "i", Descriptor("t", digest, 1), {})
@@ -419,7 +427,9 @@ def test_f54_an_unreadable_record_costs_nothing_that_it_may_need(place: Place, l
     assert place.collect().content == (stray,)
 
 
-@pytest.mark.parametrize("column", ["images.digest", "content.digest", "lease_resources.resource"])
+@pytest.mark.parametrize(
+    "column", ["images.digest", "content.digest", "lease_resources.resource", "leases.id"]
+)
 def test_f54_a_name_that_cannot_be_read_costs_nothing_that_it_may_be(
     place: Place, column: str
 ) -> None:
@@ -430,14 +440,35 @@ def test_f54_a_name_that_cannot_be_read_costs_nothing_that_it_may_be(
     leases.add(NS, "l", "content", needed)
     place.image(needed)
     table, _, name = column.partition(".")
-    place.execute(
+    value = "l" if column == "leases.id" else str(needed)
+    place.damage(
         f"UPDATE {table} SET {name} = CAST(? AS TEXT) WHERE {name} = ?",
-        needed[:-1].encode() + bytes([ord(needed[-1]) | 0x80]),
-        needed,
+        value[:-1].encode() + bytes([ord(value[-1]) | 0x80]),
+        value,
     )
     assert place.collect().content == ()
     files = set(os.listdir(place.root / "content/blobs/sha256"))
     assert files == {needed.partition(":")[2], stray.partition(":")[2]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["images WHERE name = 'i'", "leases WHERE id = 'l'", "content", "snapshots WHERE key = 's'"],
+)
+def test_f54_a_row_whose_namespace_is_none_costs_nothing_that_it_may_need(
+    place: Place, row: str
+) -> None:
+    needed = place.add(b"needed")
+    leases = Leases(place.db)
+    leases.create(NS, "l", {})
+    leases.add(NS, "l", "content", needed)
+    place.image(needed)
+    place.commit("s")
+    place.commit("t", "s")
+    place.add(b"stray")
+    table, _, which = row.partition(" ")
+    place.damage(f"UPDATE {table} SET namespace = 'nr' {which}")
+    assert place.collect() == Collected((), ())
 
 
 def test_f54_a_label_does_not_take_the_place_of_those_that_could_not_be_read(place: Place) -> None:

@@ -181,8 +181,9 @@ def test_a_deletion_during_a_collection_is_not_lost() -> None:
     scheduled(steps, collections)
 
 
+@pytest.mark.parametrize("threshold", [0, 1])
 def test_a_collection_that_fails_each_time_is_tried_less_and_less(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, threshold: int
 ) -> None:
     monkeypatch.setattr(scheduling, "RETRY_S", 0.01)
     monkeypatch.setattr(scheduling, "MAX_RETRY_S", 0.16)
@@ -196,7 +197,7 @@ def test_a_collection_that_fails_each_time_is_tried_less_and_less(
         for rest, least in zip(rests, (0.01, 0.02, 0.04, 0.08, 0.16, 0.16), strict=True):
             assert rest >= least
 
-    scheduled(steps, collections)
+    scheduled(steps, collections, deletion_threshold=threshold)
 
 
 def test_a_collection_that_fails_each_time_is_not_told_each_time(
