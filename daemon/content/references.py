@@ -183,6 +183,14 @@ def is_over(value: str, now_ns: int) -> bool:
         return False
 
 
+# Namespaces that there are none of: what is noted below one may belong to any.
+_ASTRAY = (
+    "SELECT namespace FROM images UNION SELECT namespace FROM content"
+    " UNION SELECT namespace FROM snapshots UNION SELECT namespace FROM containers"
+    " UNION SELECT namespace FROM leases EXCEPT SELECT name FROM namespaces"
+)
+
+
 def load(
     tx: sqlite3.Connection, namespace: str, now_ns: int, work: Mapping[Node, str]
 ) -> References:
@@ -192,10 +200,7 @@ def load(
         of = Node(WORK, what)
         graph.root(of, "it is under way")
         graph.edge(of, node, "needs")
-    for table in ("images", "content", "snapshots", "containers", "leases"):
-        astray = f"SELECT 1 FROM {table} WHERE namespace NOT IN (SELECT name FROM namespaces)"
-        if tx.execute(f"{astray} LIMIT 1").fetchone():
-            graph.unnamed.append(f"the namespace of one of {table}")
+    graph.unnamed += [f"namespace {row['namespace']}" for row in tx.execute(_ASTRAY)]
     _load_images(tx, namespace, now_ns, graph)
     for row in tx.execute("SELECT digest, labels FROM content WHERE namespace = ?", (namespace,)):
         node = Node(CONTENT, row["digest"])
