@@ -49,7 +49,10 @@ class AutoRemoval:
         """
         if _removes_itself(entry) and not self._goes_on(entry):
             row = self._store.get(*entry.key) or Restart(*entry.key)
-            self._store.put(tx, replace(row, due_at=None, removal=WITH_VOLUMES))
+            row = replace(row, due_at=None, removal=WITH_VOLUMES)
+            self._store.put(tx, row)
+            if self._store.is_kept(entry.key):  # which counts before what is written
+                self._store.keep(row)
 
     async def _remove(self, entry: Entry) -> None:
         """Tried until it is done, or until somebody starts it again, or makes another of its id."""

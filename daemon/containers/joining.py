@@ -5,12 +5,14 @@ process may have ended and the number be another's. So they are opened here firs
 created is compared with them before it runs anything.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
+from lighter.daemon.content.failures import from_os
 from lighter.daemon.oci.sharing import PROC_NAMES, join
 from lighter.daemon.tasks.entry import Entry, stat_of
 from lighter.daemon.types import Container
@@ -78,6 +80,8 @@ def _opened(entry: Entry, kind: str) -> int:
     try:
         fd = os.open(f"/proc/{entry.pid}/ns/{PROC_NAMES[kind]}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ESRCH):
+            raise from_os(what.partition(":")[0], err) from err
         raise FailedPrecondition(what) from err
     # A shim reaps its container's processes alone: a child of it is none of somebody else's.
     if entry.pidfd < 0 or _parent(entry.pid) != entry.shim_pid:

@@ -178,7 +178,7 @@ class LiveNetworks:
     def _now(self, record: Record) -> Record:
         now = self._attachments.of(record.namespace, record.id)
         if now is None or now.key != record.key:
-            raise FailedPrecondition(f"change network of {record.id}: it has ended")
+            raise NotFound(f"change network of {record.id}: it has ended")
         if now.unreadable:
             raise FailedPrecondition(f"change network of {record.id}: {now.unreadable}")
         return now

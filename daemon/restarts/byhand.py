@@ -129,13 +129,15 @@ class ByHand:
                 self._debts.put(replace(row, due_at=None))
             self._debts.release(key)
             entry = self._supervisor.entries.get(key)
-            if entry is None:
-                return
-            if entry.exit is None:
-                raise FailedPrecondition(
-                    f"start container {container_id}: it is {entry.view().status}"
-                )
-            await self._tasks.delete(namespace, container_id)
+            if entry is not None:
+                if entry.exit is None:
+                    raise FailedPrecondition(
+                        f"start container {container_id}: it is {entry.view().status}"
+                    )
+                await self._tasks.delete(namespace, container_id)
+            row = self._store.get(*key)
+            if row is not None and row.removal:  # what is made now was not meant
+                self._debts.put(replace(row, removal=""))
 
     async def _end(self, key: Key, timeout_s: float | None, signum: int | None) -> None:
         """Ended before its start, or meanwhile, is ended too."""
@@ -285,11 +287,11 @@ class ByHand:
         what = f"remove container {key[1]}, as was asked before"
         failures = Repeated(log, what)
         for pause_s in retries():
-            row = self._store.get(*key)
-            if row is None or not row.removal:
-                return
             try:
                 async with self.at_rest(*key, what):
+                    row = self._store.get(*key)
+                    if row is None or not row.removal:
+                        return
                     volumes = row.removal == WITH_VOLUMES
                     await self._containers.delete(*key, force=True, volumes=volumes)
                 failures.ended()

@@ -132,6 +132,10 @@ class RestartStore:
         self._unwritten[row.key] = row
         self._write_notes()
 
+    def is_kept(self, key: tuple[str, str]) -> bool:
+        """Whether the row that counts is one that is not written yet."""
+        return key in self._unwritten
+
     def _write_notes(self) -> None:
         data = json.dumps([asdict(one) for one in self._unwritten.values()]).encode()
         try:

@@ -63,8 +63,9 @@ class Claim:
         """Mounts for the image's own volumes, one for each place that nothing is asked for at.
 
         Both the words and the links they lead through are by whoever made the image. So they are
-        followed here, and no link is left for a runtime to follow, to which the image looks
-        another way with what is mounted in it.
+        followed here, and none of the image's is left for a runtime to follow, to which the image
+        looks another way with what is mounted in it. What a container has made of its own tree by
+        its next start is the runtime's to resist.
         """
         places = {_place(mount) for mount in asked}
         # As chroot would take them.

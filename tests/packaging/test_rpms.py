@@ -309,10 +309,14 @@ def test_containers_have_a_minute_wherever_they_are_stopped(
 def test_the_manager_has_its_file_systems_from_before_it_starts_until_it_has_ended(
     unpacked: Path,
 ) -> None:
-    unit = (unpacked / "usr/lib/systemd/system/lighterd.service").read_text()
-    (after,) = re.findall(r"^After=(.*)$", unit, re.M)
-    assert {"local-fs.target", "remote-fs.target"} <= set(after.split())
-    assert f"\nRequiresMountsFor={Config().root}\n" in unit
+    for name, earlier in (
+        ("lighterd", {"local-fs.target", "remote-fs.target"}),
+        ("lighter-containers", {"lighterd.service", "remote-fs.target"}),
+    ):
+        unit = (unpacked / f"usr/lib/systemd/system/{name}.service").read_text()
+        (after,) = re.findall(r"^After=(.*)$", unit, re.M)
+        assert earlier <= set(after.split())
+        assert f"\nRequiresMountsFor={Config().root}\n" in unit
 
 
 def test_what_is_mounted_for_containers_is_not_relabelled(rpms: dict[str, Path]) -> None:

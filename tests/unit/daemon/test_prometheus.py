@@ -212,6 +212,7 @@ def test_f58_a_reader_of_the_page_that_does_not_read_keeps_no_place(
                 await comes_true(lambda: len(connections.connections) == 1)
                 await comes_true(lambda: not connections.connections)
             large.samples[0].labels["pad"] = ""
+            monkeypatch.setattr(metricserver, "LIFE_S", 60.0)
             for request in (asked * 3, asked.replace(b"v1", b"v2") * 3):
                 said = await asyncio.to_thread(heard, port, request)
                 assert said.count(b"HTTP/1.1 ") == said.count(b"Connection: close") == 1

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.events import EventLog
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
@@ -27,7 +29,8 @@ class World:
     def __init__(self, path: Path) -> None:
         self.db = Database(str(path / "db"))
         self.containers = ContainerStore(self.db)
-        self.store = RestartStore(self.db, str(path / "notes"))
+        self.notes = path / "notes"
+        self.store = RestartStore(self.db, str(self.notes))
         self.failures: list[Callable[[], Any]] = []
         self.tries = 0
         self.tasks: list[asyncio.Task[None]] = []
@@ -117,3 +120,41 @@ def test_a_start_calls_off_a_removal_that_nobody_is_at(world: World, when: str) 
     if called_off:
         row = world.store.get(*KEY)
         assert row is not None and not row.removal
+
+
+def test_making_way_for_a_task_calls_off_the_removal(world: World) -> None:
+    """One that waits meanwhile for the container to be at rest would remove what was made."""
+
+    async def work() -> None:
+        async with world.restarts.alone(KEY):
+            # Who comes first has the lock first.
+            world.tasks.append(asyncio.ensure_future(world.by_hand.make_way(*KEY)))
+            await asyncio.sleep(0)
+            world.by_hand.recover()
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await asyncio.gather(*world.tasks)
+
+    asyncio.run(work())
+    row = world.store.get(*KEY)
+    assert world.is_there and world.tries == 0
+    assert row is not None and not row.removal
+
+
+def test_f49_a_stop_that_is_not_written_does_not_hide_that_it_removes_itself(world: World) -> None:
+    class Supervisor:
+        entries: dict[Any, Any] = {}
+
+    removal = AutoRemoval(
+        supervisor=cast(Any, Supervisor()),
+        containers=cast(Any, world),
+        store=world.store,
+        goes_on=lambda _entry: False,
+    )
+    entry = SimpleNamespace(key=KEY, options={"auto_remove": True}, is_abandoned=False)
+    world.store.keep(Restart(*KEY, stopped=True))
+    with world.db.fast_transaction() as tx:
+        removal.on_forgetting(tx, cast(Any, entry))
+    for store in (world.store, RestartStore(world.db, str(world.notes))):
+        row = store.get(*KEY)
+        assert row is not None and (row.stopped, row.removal) == (True, WITH_VOLUMES)
