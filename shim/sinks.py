@@ -44,9 +44,12 @@ def is_loggers_pipe(uri: str) -> bool:
 
 
 def unread_bytes(fd: int) -> int:
-    """What stands in a pipe."""
+    """What stands in a pipe, or in a terminal that has not been closed."""
     count = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, count)
+    try:
+        fcntl.ioctl(fd, termios.FIONREAD, count)
+    except OSError:
+        return 0
     return count[0]
 
 

@@ -90,6 +90,11 @@ class OutputStream:
     def ended(self) -> bool:
         return self._fd < 0
 
+    @property
+    def arrives(self) -> bool:
+        """Whether something stands in the pipe that the next turns of the loop pass on."""
+        return self._fd >= 0 and not self._paused and unread_bytes(self._fd) > 0
+
     def add(self, path: str, policy: str, spool_path: str) -> Sink:
         """Let one more reader listen. Raises OSError or InvalidArgument."""
         sink = open_sink(self._loop, path, policy, spool_path, self._on_room)

@@ -304,6 +304,7 @@ class Task:
         try:
             exit_status, exited_at = await process.ended
             process.step("exit", self.id)
+            await process.stdio.passed_on()
             self._publish_exit(process, exit_status, exited_at, "")
             await process.stdio.drain(DRAIN_S)
         finally:
@@ -324,6 +325,7 @@ class Task:
         self._end_rest()
         self.init.step("exit", self.id)
         self._record_exit(exit_status, exited_at, cause)
+        await self.init.stdio.passed_on()
         await self._execs_told()
         self._publish_exit(self.init, exit_status, exited_at, cause)
         await self.init.stdio.drain(DRAIN_S)

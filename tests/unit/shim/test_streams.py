@@ -859,3 +859,37 @@ def test_nobody_is_waited_for_without_an_end(tmp_path: Path) -> None:
 
     assert over.done and not stdio.look()
     stdio.close()
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_what_a_process_has_written_is_passed_on_before_its_end_is_told(
+    tmp_path: Path, is_over: bool
+) -> None:
+    """Unless somebody else who has its pipe writes on and on."""
+    loop = Loop(lambda error: None)
+    stdio = Stdio(loop, SharedBuffer(), str(tmp_path / "spool"), "drop", None)
+    _, child, _ = stdio.open_pipes(False, True, False)
+    fifo = tmp_path / "out"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    stdio.attach("", str(fifo), "")
+    os.write(child, b"hi")
+    others = os.dup(child)
+    stdio.release_child_fds()
+
+    def write_on() -> None:
+        os.write(others, b"hi")
+        loop.call_later(0.0, write_on)
+
+    stdio.begin()
+    over = loop.spawn(stdio.passed_on())
+    over.when_done(loop.stop)
+    if not is_over:
+        write_on()
+    loop.call_later(20, loop.stop)
+    loop.run()
+
+    assert over.done and os.read(reader, 2) == b"hi"
+    stdio.close()
+    os.close(reader)
+    os.close(others)
