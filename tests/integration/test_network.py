@@ -359,6 +359,7 @@ def test_connect_and_disconnect_a_running_container(net: NetworkedLighterd) -> N
     assert [one["id"] for one in inspected["containers"]] == ["bare"]
     # It is in its definition: the next start has it.
     net.ctl("kill", "bare", check=True)
+    net.ctl("wait", "bare", check=True)
     net.ctl("tasks", "rm", "bare", check=True)
     net.ctl("tasks", "start", "-d", "bare", check=True)
     assert [one["network"] for one in net.task("bare")["networks"]] == ["b"]
@@ -425,6 +426,7 @@ def test_restarted_it_has_its_network_again(net: NetworkedLighterd) -> None:
     run(net, *flags, "one", command=SERVE)
     for _ in range(2):
         net.ctl("kill", "one", check=True)
+        net.ctl("wait", "one", check=True)
         net.ctl("tasks", "rm", "one", check=True)
         net.ctl("tasks", "start", "-d", "one", check=True)
         assert net.addresses_of("one") == ["10.20.0.50"]

@@ -55,7 +55,7 @@ def test_stats_tell_the_busy_from_the_idle(lighterd: Lighterd) -> None:
     ]
     assert re.match(r"idle +0\.\d\d% +[\d.]+ [KM]iB / [\d.]+ [GT]iB +\d+\.\d\d% +0B / 0B", table[1])
     shape = ("--format", "{{.Name}}={{.PIDs}}")
-    assert lighterd.ctl("stats", "--no-stream", *shape, "id", check=True).stdout == b"idle=1\n"
+    assert lighterd.ctl("stats", "--no-stream", *shape, "idle", check=True).stdout == b"idle=1\n"
     assert stats(lighterd, "-a").keys() == {"busy", "idle"}, "done has no task any more"
     missing = lighterd.ctl("stats", "--no-stream", "absent")
     assert missing.returncode == 1 and b"absent" in missing.stderr

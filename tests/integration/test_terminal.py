@@ -124,7 +124,7 @@ def test_30_execs_at_once_none_is_lost(lighterd: Lighterd) -> None:
         thread.join()
     assert ended == {number: (number, b"out%d\n" % number) for number in range(30)}
     with lighterd.client() as client:
-        found = client.call("tasks", "pids", id="box")["processes"]
+        found = client.call("tasks", "top", id="box")["processes"]
     assert [row["args"] for row in found] == [["sleep", "1000"]]
 
 
