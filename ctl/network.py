@@ -208,6 +208,8 @@ def _all(
 
 
 def _print_checked(session: Session, rows: list[Any], code: int) -> int:
+    if code and not rows and not session.json:
+        return code  # whose reason was told
     listing(
         session.json,
         rows,

@@ -39,16 +39,21 @@ def is_frozen(pid: int) -> bool:
     return (cgroup / "freezer.state").read_text().strip() == "FROZEN"
 
 
+def thaw(group: Path) -> None:
+    """Let a cgroup run, if there is one and it can be frozen."""
+    name, on = ("cgroup.freeze", "0") if IS_V2 else ("freezer.state", "THAWED")
+    with suppress(OSError):
+        (group / name).write_text(on)
+
+
 @contextmanager
 def thawed_after(pid: int) -> Iterator[None]:
     """What was frozen in the block runs after it: else a test that has failed left it for ever."""
     group = of_process(pid, "freezer")
-    name, on = ("cgroup.freeze", "0") if IS_V2 else ("freezer.state", "THAWED")
     try:
         yield
     finally:
-        with suppress(OSError):  # it has ended, as it should
-            (group / name).write_text(on)
+        thaw(group)
 
 
 def limit_memory(pid: int, size_bytes: int) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from lighter.proto import errors
 from lighter.proto.paths import Root, State
-from tests import census, held, images
+from tests import census, cgroups, held, images
 from tests.client import Client
 from tests.processes import with_title
 from tests.storecheck import store_problems, unfinished
@@ -342,6 +342,8 @@ class Lighterd:
 
     def _clean_away(self) -> None:
         """By force, and only what carries this instance's mark."""
+        for path in census.marked_cgroups(self.owners_of_this()):
+            cgroups.thaw(Path(path))  # on v1 what is frozen outlives a SIGKILL
         for process in census.processes(self.owners_of_this()):
             kill_by_pidfd(process.pid)
         for point in reversed(list(census.marked_mounts(self.owners_of_this()))):

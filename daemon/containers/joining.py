@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.oci.sharing import PROC_NAMES, join
@@ -20,7 +19,7 @@ from lighter.proto.errors import FailedPrecondition
 
 
 class Joins:
-    """Holds the namespaces that one container joins, from `joined` to its task's creation."""
+    """Holds the namespaces that one container joins, from `joined` until it is closed."""
 
     def __init__(self, find_task: Callable[[str, str], Entry]) -> None:
         self._find_task = find_task
@@ -60,15 +59,7 @@ class Joins:
                     f"join {kind} namespace of container {other}: it ended meanwhile"
                 )
 
-    def __enter__(self) -> "Joins":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         for _other, fd in self._open.values():
             os.close(fd)
         self._open.clear()

@@ -179,7 +179,7 @@ class ContainerService:
         options: RuntimeOptions,
     ) -> int:
         """In the namespaces of those that it names, and in no others."""
-        with Joins(self._tasks.find) as joins:
+        with contextlib.closing(Joins(self._tasks.find)) as joins:
             joined = joins.joined(container)
             pid = await self._create_task(joined, mounts, terminal, stdio, options)
             try:

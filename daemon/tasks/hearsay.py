@@ -103,8 +103,7 @@ class Hearsay:
             entry.last_sequence = sequence
             entry.options = {key: entry.options[key] for key in entry.options if key != "behind"}
             self._store.save(tx, entry)
-        if entry.state == states.STOPPED and entry.exit is None:
-            self._supervisor.record_unheard(entry)
+        # How one has ended that is stopped comes with its exit, or is looked up when it is closed.
 
 
 def _is_current(entry: Entry, peer: Peer, said: Mapping[str, Any]) -> bool:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from lighter.daemon.metadata.db import Database
-from tests import census, cgroups, held
-from tests.harness import await_that
+from tests import census, cgroups, held, lives
+from tests.harness import Lighterd, await_that
+from tests.lives import ask
 from tests.processes import Process
 from tests.storecheck import store_problems, unfinished
 
@@ -532,3 +533,15 @@ def test_a_difference_between_records_and_disk_is_seen(problem: str, tmp_path: P
     assert store_problems(tmp_path) == []
     STORES[problem](tmp_path)
     assert any(line.startswith(problem) for line in store_problems(tmp_path)), problem
+
+
+def test_what_a_failed_test_leaves_is_taken_away_frozen_too(owners: census.Owners) -> None:
+    lighterd = Lighterd(owners).start()
+    pid = lives.begin(lighterd, lighterd.import_busybox(), "c", "sleep", "1000")
+    ask(lighterd, "tasks.pause", id="c")
+    lighterd.kill9()
+    its = lighterd.owners_of_this()
+    assert cgroups.is_frozen(pid) and list(census.marked_cgroups(its))
+    lighterd._clean_away()
+    assert lives.process_state(pid) in ("", "Z") and not lighterd.base.exists()
+    assert not list(census.marked_cgroups(its)) and not census.processes(its)

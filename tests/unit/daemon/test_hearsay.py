@@ -172,6 +172,29 @@ def test_f53_an_exit_that_is_not_told_again_is_known_with_its_end(
     assert topics(start) == [events.EXIT]
 
 
+def test_f53_an_exit_that_comes_behind_a_hello_is_told_once(start: Start) -> None:
+    """Its shim counts a task as stopped a moment before it tells how that ended."""
+    recorded(start, states.RUNNING, last_sequence=2, started_at=5)
+
+    async def work() -> Entry:
+        entry = start.run()
+        start.said_hello(telling(start), state=states.STOPPED, init_pid=7, sequence=4)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert entry.state == states.STOPPED and entry.exit is None
+        told(start, 5, events.EXIT, pid=7, exit_status=3, exited_at=9, cause="")
+        told(start, 6, events.CLOSED)
+        start.supervisor.close()
+        return entry
+
+    with shim(start):
+        said = {"incarnation": ME, "exit_status": 3, "exited_at": 9, "cause": ""}
+        Path(start.bundle_of("default", "c").exit_record).write_text(json.dumps(said))
+        entry = asyncio.run(work())
+    assert entry.exit is not None and entry.exit.exit_status == 3 and entry.ended.is_set()
+    assert topics(start) == [events.EXIT]
+
+
 def test_f53_an_adopted_tasks_policy_goes_by_its_start(start: Start) -> None:
     with lighter_shim(start.root.instance) as init, shim(start):
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -33,9 +34,12 @@ def other() -> Iterator[Entry]:
 
 
 def test_a_number_that_came_round_is_not_joined(other: Entry) -> None:
-    with Joins(lambda *_of: other) as joins:
+    with closing(Joins(lambda *_of: other)) as joins:
         assert f"/proc/{other.pid}/ns/ipc" in joins.joined(WEB).spec.decode()
         joins.check(os.getpid())
     other.shim_pid = 1
-    with Joins(lambda *_of: other) as joins, pytest.raises(FailedPrecondition, match="is gone"):
+    with (
+        closing(Joins(lambda *_of: other)) as joins,
+        pytest.raises(FailedPrecondition, match="is gone"),
+    ):
         joins.joined(WEB)
