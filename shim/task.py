@@ -414,12 +414,15 @@ class Task:
     def _oom_cause(self, exit_status: int) -> str:
         if self._oom is None:
             return ""
-        self._oom.look()
+        if exit_status != 128 + signal.SIGKILL or self._was_killed:
+            self._oom.look()
+            cause = ""
+        else:
+            self._oom.look_back(self.init.pid)
+            cause = "oom" if self._oom.killed else ""
         # For good: of a cgroup that the runtime removes, v2's memory.events would never be silent.
         self._oom.close()
-        if exit_status != 128 + signal.SIGKILL or self._was_killed:
-            return ""
-        return "oom" if self._oom.killed else ""
+        return cause
 
 
 def _log_file(log: dict[str, Any] | None, loop: Loop) -> LogFile | SentLog | None:

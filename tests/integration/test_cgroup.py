@@ -107,6 +107,32 @@ def test_f46_a_kill_that_was_asked_for_is_no_oom_kill(
     assert (ended["exit_status"], ended["cause"]) == (137, "")
 
 
+@pytest.mark.parametrize("by", ["kernel", "host"])
+def test_f46_an_oom_kill_is_known_though_the_cgroup_has_gone(
+    lighterd: Lighterd, busybox: str, by: str
+) -> None:
+    """systemd removes that of an ended scope, at times before its shim has looked into it."""
+    greedy = "trap 'exec tail /dev/zero' HUP; sleep 1000 & wait"
+    pid = lives.begin(lighterd, busybox, "c", "sh", "-c", greedy)
+    group = cgroups.of_process(pid, "memory")
+    await_that(lambda: len(cgroups.members(group)) == 2, 20, "it has set its trap")
+    cgroups.limit_memory(pid, 24 << 20)
+    shim = shim_of(lighterd, "c")
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        os.kill(pid, signal.SIGHUP if by == "kernel" else signal.SIGKILL)
+        await_that(lambda: not cgroups.members(group), 20, "nobody is left")
+        group.rmdir()
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
+    assert (ended["exit_status"], ended["cause"]) == (137, "oom" if by == "kernel" else "")
+    topics = [event["topic"] for event in lives.history(lighterd)]
+    assert topics.count("/tasks/oom") == (by == "kernel")
+    if by == "kernel":
+        assert topics.index("/tasks/oom") < topics.index("/tasks/exit")
+
+
 def test_what_is_deeper_in_the_cgroup_ends_with_init(lighterd: Lighterd, busybox: str) -> None:
     pid = lives.begin(lighterd, busybox, "c", "sleep", "1000")
     cgroup = cgroups.of_process(pid, "memory")

@@ -90,6 +90,25 @@ def test_a_container_of_dockers_is_a_task_on_cgroup_v2(
     docker("rm", "greedy")
 
 
+def test_an_oom_kill_is_known_when_systemd_was_faster_than_the_shim(
+    host: Installed, machine: Machine, docker: Docker
+) -> None:
+    """It removes the scope's cgroup, and the kernel's counter with it, once nobody lives there."""
+    greedy = ("sh", "-c", "trap 'exec tail /dev/zero' HUP; sleep 1000 & wait")
+    docker("run", "-d", "--name", "greedy", "-m", "16m", IMAGE, *greedy)
+    pid = int(docker.inspect("{{.State.Pid}}", "greedy"))
+    cgroup = host.cgroup_of(pid)
+    machine.await_that(f"test $(wc -l <{cgroup}/cgroup.procs) = 2", DOCKER_S, "it has its trap")
+    shim = host.shim_of(docker.inspect("{{.Id}}", "greedy"))
+    machine.run(["kill", "-STOP", str(shim)])
+    machine.run(["kill", "-HUP", str(pid)])
+    machine.await_that(f"test ! -e {cgroup}", DOCKER_S, "systemd has removed its cgroup")
+    machine.run(["kill", "-CONT", str(shim)])
+    assert docker("wait", "greedy").text == "137"
+    assert docker.inspect("{{.State.OOMKilled}}", "greedy") == "true"
+    docker("rm", "greedy")
+
+
 def test_a_container_goes_on_from_a_checkpoint(
     host: Installed, machine: Machine, docker: Docker
 ) -> None:
