@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _HEADER = re.compile(r"\s*(\[\[?[^\]]+\]\]?)\s*(?:#.*)?")
-_ASSIGNMENT = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'|[ \t.])+?)\s*=""")
+_ASSIGNMENT = re.compile(r"""\s*((?:[A-Za-z0-9_-]++|"[^"]*"|'[^']*'|[ \t.])+?)\s*=""")
 # As messages write a key: dotted, or its last names.
 _WORD = re.compile(r"[A-Za-z0-9_-]+(?:[./:*-]+[A-Za-z0-9_-]+)*")
 

@@ -19,7 +19,7 @@ _FLOAT = re.compile(r"[-+]?[0-9]+\.[0-9]+", re.ASCII)
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 _REFUSED = {"&": "an anchor", "*": "an alias", "!": "a tag", "|": "a text of lines", ">": "a text"}
 
-_PART = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,\[\]{}"'&*!#][^,\[\]{}"'#]*)"""
+_PART = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,\[\]{}"'&*!#][^,\[\]{}"'#]*+)"""
 _ITEM = re.compile(_PART)
 _FLOW = re.compile(rf"\[\s*(?:{_PART}\s*(?:,\s*{_PART}\s*)*)?\]")
 

@@ -9,7 +9,7 @@ MAX_HEADER_CHARACTERS = 8190
 
 _WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _PARAMETER = re.compile(
-    rf"\s*({_WORD})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*))\s*(?:,|$)", re.ASCII
+    rf"\s*({_WORD})\s*=\s*+(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*))\s*(?:,|$)", re.ASCII
 )
 _SCHEME = re.compile(rf"\s*({_WORD})(?:\s+|\s*,|\s*$)", re.ASCII)
 

@@ -157,6 +157,7 @@ OURS = b'[plugins."io.lighter.v1"]\n'
         # What only looks like the key.
         (b'x = """\nroot = 5\n"""\nroot = 5', 4),
         (b'x = [\n"""\nroot = 5""",\n]\nroot = 5', 5),
+        (b'x = """\n' + b"k" * 5000 + b'\n"""\nroot = 5', 4),
     ],
 )
 def test_f78_a_wrong_value_is_named_by_its_line_too(file: Path, text: bytes, line: int) -> None:

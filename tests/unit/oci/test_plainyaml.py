@@ -102,6 +102,7 @@ def test_json_and_small_documents() -> None:
         ("a: " + "[" * 5000, "too deeply"),
         ("a: " + "9" * 5000, "too long"),
         ("a: [" + "9" * 5000 + "]", "too long"),
+        ("a: [" + "b  , " * 5000, "one line"),
     ],
 )
 def test_what_is_refused(text: str, cause: str) -> None:
