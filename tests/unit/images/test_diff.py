@@ -7,12 +7,16 @@ import os
 import subprocess
 import tarfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
 
+from lighter.daemon.images.worker import tree_remover
+from lighter.daemon.snapshots import erofsimage
+from lighter.daemon.snapshots.erofs import ErofsSnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.shim import linux
 from tests.containerd import Containerd
@@ -25,8 +29,10 @@ from tests.unit.worker.test_apply import tree
 pytestmark = pytest.mark.root
 
 
-def diff(place: Place, lower: str, upper: str, how: str = "") -> tuple[bytes, dict[str, Any]]:
-    service = SnapshotService(place.db, place.snapshotters, "overlayfs", place.worker)
+def diff(
+    place: Place, lower: str, upper: str, how: str = "", snapshotter: str = "overlayfs"
+) -> tuple[bytes, dict[str, Any]]:
+    service = SnapshotService(place.db, place.snapshotters, snapshotter, place.worker)
     fd = os.memfd_create("layer")
     try:
         said = place.run(service.diff(NS, "", (lower, upper), fd, how))
@@ -127,6 +133,38 @@ def test_sums_of_random_layers(place: Place, seed: int) -> None:
 
 def without_root_time(found: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[:6] if name == "." else facts for name, facts in found.items()}
+
+
+@pytest.mark.parametrize("name", ["overlayfs", "native", "erofs"])
+def test_bytes_tell_files_of_one_size_and_time_apart(place: Place, name: str) -> None:
+    """An image's times are whole seconds: tar and cp -p put them on what they replace."""
+    snapshotter = place.snapshotters.get(name)
+    if snapshotter is None:
+        if why := erofsimage.missing():
+            pytest.skip(why)
+        remove = tree_remover(place.worker)
+        above = str(place.root / "snapshots")
+        snapshotter = ErofsSnapshotter(above, place.db, place.log, remove)
+        place.snapshotters[name] = snapshotter
+    with ExitStack() as undo:
+        for key, below, files in (
+            ("base", "", {"kept": b"below", "same": b"below", "touched": b"below"}),
+            ("top", "base", {"kept": b"above", "touched": b"below"}),
+        ):
+            mounts = place.run(snapshotter.prepare(NS, f"{key}-work", below))
+            point = place.root / key
+            point.mkdir()
+            linux.mount_all([(m.type, m.source, list(m.options)) for m in mounts], str(point))
+            for path, data in files.items():
+                (point / path).unlink(missing_ok=True)
+                (point / path).write_bytes(data)
+                os.utime(point / path, (1234, 1234))
+            linux.umount(str(point))
+            place.run(snapshotter.commit(NS, key, f"{key}-work"))
+            undo.callback(lambda key=key: place.run(snapshotter.remove(NS, key)))
+        layer, _ = diff(place, "base", "top", snapshotter=name)
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        assert archive.getnames() == ["kept"]
 
 
 def test_a_diff_says_what_ctrs_says(place: Place, tmp_path: Path) -> None:
