@@ -43,6 +43,8 @@ class Endings:
         self._releases: dict[str, asyncio.Task[None]] = {}
         self._tried: dict[str, asyncio.Event] = {}
         self._strays_ended = asyncio.Event()
+        # Of the manager before, until `recover` has decided about them.
+        self._undecided = {record.key for record in attachments.all()}
 
     def on_over(self, entry: Entry) -> None:
         """Told by the supervisor of each task that is cleaned up or forgotten."""
@@ -136,10 +138,15 @@ class Endings:
         await self._strays_ended.wait()
 
     async def earlier_released(self, namespace: str, container_id: str) -> None:
-        """A container that starts again may want its address again."""
+        """A container that starts again may want its address and its ports again.
+
+        It has no task: what a start left that the manager before has not ended is nobody's either.
+        """
         for record in self._attachments.all():
-            same = (record.namespace, record.id) == (namespace, container_id)
-            if same and record.key in self._releases:
+            if (record.namespace, record.id) != (namespace, container_id):
+                continue
+            is_left = record.key in self._undecided and not self._bundle_names(record)
+            if is_left or record.key in self._releases:
                 await self.released(record.key)
 
     # a manager starts
@@ -149,7 +156,7 @@ class Endings:
 
         Running containers are not touched, only what was begun on their networks and not ended.
         """
-        old = self._attachments.all()
+        old = [record for record in self._attachments.all() if record.key in self._undecided]
         if old:
             strays = await asyncio.to_thread(plugin.end_strays, {record.token for record in old})
             if strays:
@@ -168,11 +175,12 @@ class Endings:
             elif entry is None and self._bundle_names(record):
                 self._attachments.own(self._attachments.get(record.key))
                 doubtful.append(record)
-            elif record.key not in self._attachments.making:
+            else:
                 releases.append(record.key)
         hit("network.recovering")
         for key in releases:
             self.release(key)
+        self._undecided.clear()
         await self._sweep()
         await self._names.renew_all()
         if doubtful:

@@ -119,6 +119,28 @@ def test_f37_killed_at_points_of_an_end(net: NetworkedLighterd, points: tuple[st
         assert net.addresses_of("stays") == kept, point
 
 
+def test_killed_over_a_restart_it_has_its_port_and_address_again(net: NetworkedLighterd) -> None:
+    """What the cut-short start has taken is its own, and nobody's else."""
+    run(net, "--network", "a", "-p", "8080:80", "--ip", "10.20.0.9", "web")
+    die_at(net, "network.plugin-added")
+    asked = net.ctl_argv("--connect-timeout", "1s", "restart", "-t", "0", "web")
+    with subprocess.Popen(asked, stderr=subprocess.DEVNULL):
+        await_death(net)
+    net.start()
+    await_that(lambda: _state(net, "web") == "running", 20, "the restart is finished")
+    assert net.addresses_of("web") == ["10.20.0.9"]
+    await_that(lambda: len(list((net.root / "network").glob("*"))) == 1, 20, "one network is left")
+
+
+def _state(net: NetworkedLighterd, container_id: str) -> str:
+    with net.client() as client:
+        try:
+            return str(client.call("tasks", "get", id=container_id)["task"]["status"])
+        except LighterError as err:
+            assert err.code == "not-found", err
+            return ""
+
+
 def test_killed_while_a_running_container_is_connected(net: NetworkedLighterd) -> None:
     run(net, "bare")
     for point in WHILE_IT_RUNS:
