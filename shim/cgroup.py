@@ -104,10 +104,12 @@ class Cgroup:
         memory = self.v1.get("memory")
         return _counter(memory + "/memory.oom_control", "oom_kill") if memory else 0
 
-    def has_gone(self) -> bool:
-        """Whether what counts its OOM kills was there once and is no more."""
+    def gone(self) -> str:
+        """What the kernel calls the cgroup that counted OOM kills and is no more; else ""."""
         counts = self.v2 or self.v1.get("memory", "")
-        return bool(counts) and not os.path.exists(counts)
+        if not counts or os.path.exists(counts):
+            return ""
+        return counts.removeprefix(_MOUNT if self.v2 else _MOUNT + "/memory")
 
     def watch_oom(self) -> tuple[int, int]:
         """(descriptor, epoll events) that fire when the OOM killer may have acted; (-1, 0) if none.

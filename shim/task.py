@@ -176,11 +176,12 @@ class Task:
             raise InvalidArgument(f"kill task {self.id}: there is no signal {signum}")
         process = self._process(exec_id)
         process.check("kill", self.id)
+        everyone = everyone and process is self.init  # an exec has no cgroup of its own
         if everyone:
             self._cgroup.kill_all(signum)
         else:
             process.kill(signum)
-        if signum == signal.SIGKILL and (everyone or process is self.init):
+        if signum == signal.SIGKILL and process is self.init:
             self._note_kill()
         if signum == signal.SIGKILL and process is self.init:
             self._cgroup.thaw()  # paused by us, or frozen by somebody else
@@ -190,10 +191,13 @@ class Task:
         self.init.check("pause", self.id)
         try:
             await self._runc.run(["pause", self.id], self._runtime_s)
-        finally:
-            if self._was_killed:  # and frozen before it acted on it
-                self._cgroup.thaw()
+        except LighterError:
+            # runc leaves a v2 cgroup half frozen whose last process it could not freeze in 10 s,
+            # as does a runtime that was ended; nobody could resume what is not paused.
+            self._cgroup.thaw()
+            raise
         if self._was_killed:
+            self._cgroup.thaw()  # it was frozen before it acted on that
             raise FailedPrecondition(f"pause task {self.id}: it was killed")
         self.init.step("pause", self.id)
         self._link.publish(events.PAUSED, {"container_id": self.id})
@@ -414,15 +418,12 @@ class Task:
     def _oom_cause(self, exit_status: int) -> str:
         if self._oom is None:
             return ""
-        if exit_status != 128 + signal.SIGKILL or self._was_killed:
-            self._oom.look()
-            cause = ""
-        else:
-            self._oom.look_back(self.init.pid)
-            cause = "oom" if self._oom.killed else ""
+        self._oom.look_back(self.init.pid)
         # For good: of a cgroup that the runtime removes, v2's memory.events would never be silent.
         self._oom.close()
-        return cause
+        if exit_status != 128 + signal.SIGKILL or self._was_killed:
+            return ""
+        return "oom" if self._oom.killed else ""
 
 
 def _log_file(log: dict[str, Any] | None, loop: Loop) -> LogFile | SentLog | None:

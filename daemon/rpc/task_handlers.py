@@ -70,13 +70,10 @@ def task_methods(
         signum = fields.integer("signal", 15)
         if signum not in SIGNALS:
             raise InvalidArgument(f"kill task: {signum} is no signal number")
-        await by_hand.kill(
-            namespace_of(call),
-            fields.id(),
-            fields.exec_id(),
-            signum,
-            fields.flag("all"),
-        )
+        id_, exec_id, everyone = fields.id(), fields.exec_id(), fields.flag("all")
+        if exec_id and everyone:
+            raise InvalidArgument(f"kill task {id_}: either exec {exec_id} or all, not both")
+        await by_hand.kill(namespace_of(call), id_, exec_id, signum, everyone)
         return {}
 
     async def stop(call: Call, body: Body) -> Any:

@@ -81,6 +81,11 @@ def test_ids_that_are_no_ids_are_refused_by_each_method(lighterd: Lighterd) -> N
                     client.call(*method.split("."), id=bad)
 
 
+def test_a_signal_is_for_one_exec_or_for_all(lighterd: Lighterd) -> None:
+    words = ("tasks", "kill", "--all", "--exec-id", "e", "x")
+    refused(lighterd, FAILURE, "either exec e or all, not both", *words)
+
+
 def test_what_is_not_there(lighterd: Lighterd, busybox: str) -> None:
     missing = "there is no such image in namespace default"
     never = ("run", "--rm", "--pull", "never")

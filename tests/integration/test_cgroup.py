@@ -107,29 +107,34 @@ def test_f46_a_kill_that_was_asked_for_is_no_oom_kill(
     assert (ended["exit_status"], ended["cause"]) == (137, "")
 
 
-@pytest.mark.parametrize("by", ["kernel", "host"])
+@pytest.mark.parametrize("by", ["kernel", "host", "kernel to another"])
 def test_f46_an_oom_kill_is_known_though_the_cgroup_has_gone(
     lighterd: Lighterd, busybox: str, by: str
 ) -> None:
     """systemd removes that of an ended scope, at times before its shim has looked into it."""
-    greedy = "trap 'exec tail /dev/zero' HUP; sleep 1000 & wait"
-    pid = lives.begin(lighterd, busybox, "c", "sh", "-c", greedy)
+    if by == "kernel to another":
+        greedy = "trap 'tail /dev/zero; exit 7' HUP; sleep 1000 & wait"
+    else:
+        greedy = "trap 'exec tail /dev/zero' HUP; sleep 1000 & wait"
+    name = by.replace(" ", "-")  # each its own: the log is asked for a cgroup's name
+    pid = lives.begin(lighterd, busybox, name, "sh", "-c", greedy)
     group = cgroups.of_process(pid, "memory")
     await_that(lambda: len(cgroups.members(group)) == 2, 20, "it has set its trap")
     cgroups.limit_memory(pid, 24 << 20)
-    shim = shim_of(lighterd, "c")
+    shim = shim_of(lighterd, name)
     os.kill(shim, signal.SIGSTOP)
     try:
-        os.kill(pid, signal.SIGHUP if by == "kernel" else signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL if by == "host" else signal.SIGHUP)
         await_that(lambda: not cgroups.members(group), 20, "nobody is left")
         group.rmdir()
     finally:
         os.kill(shim, signal.SIGCONT)
-    ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
-    assert (ended["exit_status"], ended["cause"]) == (137, "oom" if by == "kernel" else "")
+    ended = ask(lighterd, "tasks.wait", id=name, exec_id="")
+    seen = {"kernel": (137, "oom"), "host": (137, ""), "kernel to another": (7, "")}
+    assert (ended["exit_status"], ended["cause"]) == seen[by]
     topics = [event["topic"] for event in lives.history(lighterd)]
-    assert topics.count("/tasks/oom") == (by == "kernel")
-    if by == "kernel":
+    assert topics.count("/tasks/oom") == (by != "host")
+    if by != "host":
         assert topics.index("/tasks/oom") < topics.index("/tasks/exit")
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from lighter.shim.oom import is_logged
 
+GROUP = "/system.slice/docker-1f.scope"
 KILLED = b"Memory cgroup out of memory: Killed process %d (sh) total-vm:20448kB, anon-rss:15616kB\n"
+WHERE = b"oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=%b,task_memcg=%b,task=sh,pid=7,uid=0\n"
 
 
 @pytest.fixture
@@ -19,28 +21,40 @@ def records() -> Iterator[tuple[int, str]]:
     os.close(write_end)
 
 
+def where(group: str, below: str = "") -> bytes:
+    return WHERE % (group.encode(), (group + below).encode())
+
+
 @pytest.mark.parametrize(
-    ("prefix", "pid", "expected"),
+    ("prefix", "text", "expected"),
     [
-        (b"3,871,73164543136,-;", 19, True),
-        (b"6,871,73164543136,c;", 19, True),
-        (b"3,871,73164543136,-;", 190, False),
-        (b"3,871,73164543136,-;", 9, False),
-        (b"12,871,73164543136,-;", 19, False),  # somebody has written it: facility "user"
-        (b"", 19, False),
+        (b"3,871,5000,-;", KILLED % 19, True),
+        (b"3,871,5000,c;", KILLED % 19, True),
+        (b"3,871,5000,-;", KILLED % 190, False),
+        (b"3,871,5000,-;", KILLED % 9, False),
+        (b"3,871,4999,-;", KILLED % 19, False),  # before: the pid was another's
+        (b"12,871,5000,-;", KILLED % 19, False),  # somebody has written it: facility "user"
+        (b"", KILLED % 19, False),
+        (b"6,871,5000,-;", where(GROUP), True),
+        (b"6,871,5000,-;", where(GROUP, "/inner"), True),
+        (b"6,871,5000,-;", where(GROUP + "x"), False),
+        (b"6,871,5000,-;", where("/other"), False),
+        (b"6,871,4999,-;", where(GROUP), False),  # before: an earlier life of the same name
+        (b"14,871,5000,-;", where(GROUP), False),
     ],
 )
 def test_a_victim_is_known_by_the_kernels_own_record(
-    records: tuple[int, str], prefix: bytes, pid: int, expected: bool
+    records: tuple[int, str], prefix: bytes, text: bytes, expected: bool
 ) -> None:
     write_end, path = records
     os.write(write_end, b"6,1,0,-;Linux version\n SUBSYSTEM=pci\n")
-    os.write(write_end, prefix + KILLED % pid)
-    os.write(write_end, b"6,900,73164543200,-;oom_reaper: reaped process 19 (sh)\n")
-    assert is_logged(19, path) is expected
+    os.write(write_end, b"6,2,5000,-;usb 1-1: new device\n SUBSYSTEM=usb\n")
+    os.write(write_end, prefix + text)
+    os.write(write_end, b"6,900,6000,-;oom_reaper: reaped process 19 (sh)\n")
+    assert is_logged(GROUP, 19, 5000, path) is expected
 
 
 def test_a_log_that_cannot_be_read_names_nobody(records: tuple[int, str]) -> None:
-    assert not is_logged(19, records[1])  # EAGAIN at once
-    assert not is_logged(19, "/proc/self/nosuch")
-    assert not is_logged(19, "/dev/null")
+    assert not is_logged(GROUP, 19, 0, records[1])  # EAGAIN at once
+    assert not is_logged(GROUP, 19, 0, "/proc/self/nosuch")
+    assert not is_logged(GROUP, 19, 0, "/dev/null")

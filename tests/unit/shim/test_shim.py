@@ -174,14 +174,20 @@ def test_a_create_that_fails_says_why_when_its_undoing_fails_too(
         moved.rename(shim.bundle)
 
 
-def test_a_pause_that_meets_a_kill_leaves_nothing_frozen(
-    manager: FakeManager, tmp_path: Path
-) -> None:
-    """v1: init would stay with its SIGKILL pending. Files stand for the cgroup, of either kind."""
+@pytest.fixture
+def group(tmp_path: Path) -> Path:
+    """Files that stand for a cgroup, of either kind."""
     group = tmp_path / "cgroup"
     group.mkdir()
     for name in ("cgroup.procs", "freezer.state", "cgroup.freeze"):
         (group / name).touch()
+    return group
+
+
+def test_a_pause_that_meets_a_kill_leaves_nothing_frozen(
+    manager: FakeManager, tmp_path: Path, group: Path
+) -> None:
+    """v1: init would stay with its SIGKILL pending."""
     gate = make_fifo(tmp_path / "gate")
     pause = f"cat {gate}; for file in freezer.state cgroup.freeze; do echo 1 >{group}/$file; done"
     runtime = runtimes.fake(tmp_path / "runtime", pause=pause)
@@ -197,6 +203,36 @@ def test_a_pause_that_meets_a_kill_leaves_nothing_frozen(
     assert states & {"THAWED", "0"}, states
     manager.acknowledges = True
     manager.acknowledge(shim.incarnation, len(shim.topics()))
+    shim.event("closed")
+
+
+def test_a_pause_that_fails_leaves_nothing_frozen(
+    manager: FakeManager, tmp_path: Path, group: Path
+) -> None:
+    """runc on v2 does, and what is running cannot be resumed."""
+    pause = f"for file in freezer.state cgroup.freeze; do echo 1 >{group}/$file; done; exit 1"
+    runtime = runtimes.fake(tmp_path / "runtime", pause=pause)
+    shim = manager.run("c", runtime, cgroup="/../../../../.." + str(group))
+    shim.call("start")
+    with pytest.raises(errors.LighterError, match="pause"):
+        shim.call("pause")
+    states = {(group / name).read_text() for name in ("freezer.state", "cgroup.freeze")}
+    assert states & {"THAWED", "0"}, states
+    shim.kill()
+    shim.event("closed")
+
+
+def test_all_of_an_exec_is_that_exec(manager: FakeManager, tmp_path: Path, group: Path) -> None:
+    """A manager of the release before hands such a request on."""
+    runtime = runtimes.fake(tmp_path / "runtime", exec='sleep 1000 & printf %s $! >"$pid_file"')
+    shim = manager.run("c", runtime, cgroup="/../../../../.." + str(group))
+    shim.call("start")
+    (group / "cgroup.procs").write_text(f"{shim.event('create')['pid']}\n")
+    shim.exec("x")
+    shim.kill(exec_id="x", everyone=True)
+    assert shim.event("exit", "x")["exit_status"] == 137
+    shim.exec("y")  # init runs
+    shim.kill()
     shim.event("closed")
 
 
