@@ -1,9 +1,10 @@
 """The first contents of a volume: what the image has where the volume is mounted.
 
-The copy is made beside `_data` and renamed over it, so that a manager that dies leaves an empty
-volume or a whole one. The rename takes the directory's place, and a container that runs on it would
-be on one that has no name any more. So everybody who is about to use a volume settles with it
-first, one after the other; of a volume that another container has settled with nothing is replaced.
+The copy is made beside `_data`, synced and renamed over it, so that a manager that dies or a power
+cut leaves an empty volume or a whole one. The rename takes the directory's place, and a container
+that runs on it would be on one that has no name any more. So everybody who is about to use a volume
+settles with it first, one after the other; of a volume that another container has settled with
+nothing is replaced.
 """
 
 import asyncio
@@ -14,8 +15,10 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from lighter.daemon.files import sync_directory
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.metadata.volumes import VolumeStore
+from lighter.daemon.snapshots.disk import sync_file_system
 from lighter.daemon.snapshots.types import TreeRemover
 from lighter.daemon.types import Mount
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError
@@ -105,9 +108,11 @@ class Filling:
         os.mkdir(part, 0o755)
         try:
             await self._copy({"job": "pack", "name": b".", "follow": True, **where}, part)
+            await asyncio.to_thread(_sync_files, part)
             hit("volume.filled")
             # rename(2): over a directory that is empty.
             os.rename(part, self._root.volume_data(namespace, name))
+            await asyncio.to_thread(sync_directory, self._root.volume(namespace, name))
         except OSError as err:
             # Somebody on the host has put a file there meanwhile: it is no longer an empty volume.
             if err.errno != errno.ENOTEMPTY:
@@ -151,6 +156,12 @@ def _where(mounts: Sequence[Mount], path: str) -> dict[str, Any]:
 def _is_empty(path: str) -> bool:
     with os.scandir(path) as entries:
         return next(entries, None) is None
+
+
+def _sync_files(path: str) -> None:
+    """Most images have nothing where their volumes are: then nobody waits for the disk."""
+    if not _is_empty(path):
+        sync_file_system(path)
 
 
 def _give(path: str, owner: tuple[int, int]) -> None:
