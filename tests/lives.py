@@ -71,15 +71,25 @@ def look(lighterd: Lighterd, but: Collection[int] = ()) -> None:
             raise NoAnswer("shim", "stopped", pid)
 
 
-def ask(lighterd: Lighterd, call: str, namespace: str = "default", **body: Any) -> Any:
-    """The answer to "service.method". Raises the error that was answered, or NoAnswer."""
+def ask(
+    lighterd: Lighterd,
+    call: str,
+    namespace: str = "default",
+    *,
+    but: Collection[int] = (),
+    **body: Any,
+) -> Any:
+    """The answer to "service.method", which needs none of the shims `but` these.
+
+    Raises the error that was answered, or NoAnswer.
+    """
     service, _, method = call.partition(".")
     end = time.monotonic() + ANSWER_S
     while True:
         try:
             client = Client(lighterd.address, namespace, timeout_s=0.5)
         except (errors.DeadlineExceeded, zmq.Again):
-            look(lighterd)
+            look(lighterd, but)
             assert time.monotonic() < end, "the manager lives and does not say welcome"
             continue
         with client:
@@ -88,10 +98,10 @@ def ask(lighterd: Lighterd, call: str, namespace: str = "default", **body: Any) 
             try:
                 stream = client.stream(service, method, timeout_s=ANSWER_S, **body)
             except zmq.Again:  # it has gone between welcome and request
-                look(lighterd)
+                look(lighterd, but)
                 continue
             while not poller.poll(_SLICE_MS):
-                look(lighterd)
+                look(lighterd, but)
                 assert time.monotonic() < end, f"{call}: no answer in {ANSWER_S} s"
             for _ in stream:
                 raise AssertionError(f"{call} answers with a stream")
@@ -126,9 +136,9 @@ def leave_delete_to_runtime(lighterd: Lighterd, container: str) -> None:
     (lighterd.state / "runc" / "default" / container / "other").touch()
 
 
-def task(lighterd: Lighterd, container: str) -> dict[str, Any]:
+def task(lighterd: Lighterd, container: str, but: Collection[int] = ()) -> dict[str, Any]:
     """The task as it is listed; {"status": None} when it is not."""
-    listed = ask(lighterd, "tasks.list")["tasks"]
+    listed = ask(lighterd, "tasks.list", but=but)["tasks"]
     return next((row for row in listed if row["id"] == container), {"status": None})
 
 
