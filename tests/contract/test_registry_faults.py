@@ -568,10 +568,11 @@ def test_f67_a_byte_now_and_then_is_no_progress(reg: Scripted) -> None:
 
 def test_f67_slow_but_steady_is_no_fault(reg: Scripted) -> None:
     """Longer than the window, never less than its progress."""
-    reg.route(PATH, then(blob(DATA, pace=(20_000, 0.15))))
+    reg.route(PATH, then(blob(DATA, pace=(10_000, 0.15))))
 
     async def work() -> None:
-        async with remote(reg.host) as opened:
+        window = Deadlines(head_s=10, stall_s=3, progress_bytes=1000)
+        async with remote(reg.host, deadlines=window) as opened:
             assert await read(opened) == DATA
 
     run(work())

@@ -120,7 +120,7 @@ def test_limits_hold_are_updated_and_measured(engine: Engine) -> None:
     assert limit("memory.limit_in_bytes") == str(128 << 20)
     assert limit("cpu.cfs_quota_us") == "100000"
     measured = engine.says("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "box")
-    assert re.fullmatch(r"[0-9.]+KiB / 128MiB 1", measured), measured
+    assert re.fullmatch(r"[0-9.]+[KM]iB / 128MiB 1", measured), measured
 
 
 def test_a_container_out_of_memory_says_so(engine: Engine) -> None:

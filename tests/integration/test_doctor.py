@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lighter.ctl import redact
+from tests import cgroups
 from tests.harness import BIN, Lighterd, await_that
 from tests.images import REFERENCE
 from tests.processes import with_title
@@ -77,7 +78,8 @@ def test_without_a_manager_lighterd_is_asked(manager: Lighterd) -> None:
 def test_what_is_broken_is_found(manager: Lighterd) -> None:
     """Each by the line that a person would look for."""
     (manager.state / "tasks/default/ghost").mkdir(parents=True)
-    cgroup = Path("/sys/fs/cgroup/pids/lighter") / manager.instance / "default" / "lost"
+    top = cgroups.MOUNT / ("" if cgroups.IS_V2 else "pids")
+    cgroup = top / "lighter" / manager.instance / "default" / "lost"
     cgroup.mkdir(parents=True)
     os.chmod(manager.root, 0o777)
     try:

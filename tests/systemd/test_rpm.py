@@ -78,7 +78,7 @@ def test_f62_upgrade_and_rollback_are_not_noticed(
     record_property(f"traffic beside {IDLE} containers", json.dumps(report))
     gaps = report["api"]["longest_gap_after_s"]
     assert set(gaps) == {"nothing", "upgrade", "rollback", "restart", "kill -9"}
-    assert max(gaps.values()) < API_GAP_S, report
+    assert max(gaps.values()) < API_GAP_S + 3 * gaps["nothing"], report
     # The core that nothing names any more stays: shims of that version may run, and going back is.
     installed = machine.run("rpm", "-qa").stdout
     assert f"lighter-core-{NEXT}-{NEXT}" in installed

@@ -61,6 +61,14 @@ class Installed:
         self.machine.await_that(f"ctl tasks ls | grep -q {pattern}", timeout_s)
         return self.task(name)
 
+    def has_told(self, topic: str, name: str) -> bool:
+        """Whether there has been such an event of this container."""
+        told = self.ctl("--format", "json", "events", "--since", "0", "--no-follow").text
+        events = [json.loads(line) for line in told.splitlines()]
+        return any(
+            event["topic"] == topic and event["event"]["container_id"] == name for event in events
+        )
+
     def clear(self) -> None:
         """Remove all containers. Raises AssertionError with what is left of any."""
         containers = self.ctl("containers", "ls", "-q").text.split()
