@@ -5,8 +5,19 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
-_HEADER = re.compile(r"\s*(\[\[?[^\]]+\]\]?)\s*(?:#.*)?")
-_ASSIGNMENT = re.compile(r"""\s*((?:[A-Za-z0-9_-]++|"[^"]*"|'[^']*'|[ \t.])+?)\s*=""")
+# No letter can be taken in two ways, for a search that fails tries them all.
+_QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*')"""
+_HEADER = re.compile(rf"\s*(\[\[?(?:[^]\"']|{_QUOTED})+\]\]?)\s*(?:#.*)?")
+_ASSIGNMENT = re.compile(rf"\s*((?:[A-Za-z0-9_-]|{_QUOTED}|[ \t.])+?)\s*=")
+# Texts of several lines, and of one; comments; what opens and closes a list or a table.
+_PIECE = re.compile(
+    r'''
+      """(?:[^"\\]+|\\.|"(?!""))*"{3,5} | \'{3}(?:[^']+|'(?!\'\'))*\'{3,5}
+    | "(?:[^"\\]+|\\.)*" | '[^']*' | \#[^\n]* | [][{}\n]
+    ''',
+    re.DOTALL | re.VERBOSE,
+)
+_DEPTH = {"[": 1, "{": 1, "]": -1, "}": -1}
 # As messages write a key: dotted, or its last names.
 _WORD = re.compile(r"[A-Za-z0-9_-]+(?:[./:*-]+[A-Za-z0-9_-]+)*")
 
@@ -33,9 +44,10 @@ def line_of(text: str, complaint: str, *, exactly: bool = False) -> int | None:
 
 def _keys(text: str) -> Iterator[tuple[int, str]]:
     """(line, dotted key) of each table and each assignment that begins a line."""
-    lines = text.splitlines()
+    lines = text.split("\n")  # as the parser counts them
     table = ""
-    for number, line in enumerate(lines, 1):
+    for number in beginnings(text):
+        line = lines[number - 1].strip()
         if header := _HEADER.fullmatch(line):
             key = table = _dotted(header[1])
         elif found := _ASSIGNMENT.match(line):
@@ -43,9 +55,23 @@ def _keys(text: str) -> Iterator[tuple[int, str]]:
             key = f"{table}.{inner}" if table and inner else inner
         else:
             continue
-        # Not what only looks like it within a text or a list of several lines.
-        if key and _is_whole("\n".join(lines[: number - 1])):
+        if key:
             yield number, key
+
+
+def beginnings(text: str) -> Iterator[int]:
+    """The lines of a document, which is well-formed, that no list or text of several lines is in.
+
+    Walked through once: a manager looks for a mistake while it serves.
+    """
+    number, depth = 1, 0
+    yield number
+    for found in _PIECE.finditer(text):
+        piece = found[0]
+        number += piece.count("\n")
+        if piece == "\n" and depth == 0:
+            yield number
+        depth += _DEPTH.get(piece, 0)
 
 
 def _dotted(statement: str) -> str:
@@ -62,11 +88,3 @@ def _dotted(statement: str) -> str:
             name, value = next(iter(value.items()))
             names.append(name)
     return ".".join(names)
-
-
-def _is_whole(text: str) -> bool:
-    try:
-        tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return False
-    return True

@@ -87,11 +87,10 @@ class Manager:
         self._installed = installed
         self._stands_in = stands_in
         self._reread = reread
-        self._reloader: Reloader | None = None  # until all is there
-        self._reload_is_due = False
         self._root = Root(config.root)
         self._state = State(config.state)
         self._stopping = asyncio.Event()
+        self._hangup = asyncio.Event()
 
     async def run(self) -> None:
         """Start, serve until SIGTERM or SIGINT, and leave every container running."""
@@ -188,10 +187,8 @@ class Manager:
         gc.enable()
         self._notifier.ready()
         log.info("manager is ready")
-        self._reloader = services.reloader  # which tells systemd READY too
-        if self._reload_is_due:
-            self._on_hangup()
         in_background = core.supervisor.in_background
+        in_background(_reloads(self._hangup, services.reloader))  # which tells systemd READY too
         in_background(
             self._notifier.keep_telling(partial(_status, core.supervisor, self._stands_in))
         )
@@ -294,15 +291,8 @@ class Manager:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
-
-    def _on_hangup(self) -> None:
-        if self._reloader is None:
-            self._reload_is_due = True
-            return
-        with contextlib.suppress(LighterError):  # the log says it
-            self._reloader.reload()
 
     def _check_directories(self) -> None:
         """Whether its directories can be this instance's. They are there then, for the locks."""
@@ -368,6 +358,19 @@ def _status(supervisor: Supervisor, stands_in: str) -> str:
     adopted = sum(entry.peer is not None and entry.peer.version > 0 for entry in shims)
     instead = f"; stands in for version {stands_in}" if stands_in else ""
     return f"version {VERSION}, tasks adopted {adopted}/{len(shims)}{instead}"
+
+
+async def _reloads(wanted: asyncio.Event, reloader: "Reloader") -> None:
+    """For ever, as a signal asks for it."""
+    while True:
+        await wanted.wait()
+        wanted.clear()
+        try:
+            await reloader.reload()
+        except LighterError:
+            pass  # the log says it
+        except Exception:  # the next signal is to be heard
+            log.exception("reload configuration")
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -4,6 +4,7 @@ A file that cannot be read, or says what it must not, changes nothing. What a ru
 take over is named, and waits for the next start.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -11,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from lighter.daemon import journal
 from lighter.daemon.config import Config, key_of
 from lighter.daemon.content.scheduler import Scheduler
+from lighter.daemon.looks import Looks
 from lighter.daemon.notify import Notifier
 from lighter.daemon.registry.registries import Registries
 from lighter.proto.errors import LighterError
@@ -18,6 +20,7 @@ from lighter.proto.errors import LighterError
 log = logging.getLogger("lighter.reload")
 
 _GC = ("gc_pause_threshold", "gc_deletion_threshold", "gc_mutation_threshold", "gc_schedule_delay")
+READ_S = 30.0
 _AT_ONCE = ("level", "registry", *_GC)
 
 
@@ -44,22 +47,30 @@ class Reloader:
         self._registries = registries
         self._notifier = notifier
         self.scheduler: Scheduler | None = None
+        self._looks = Looks(READ_S)
+        self._turn = asyncio.Lock()
 
     @property
     def running(self) -> Config:
         """The configuration in force."""
         return self._running
 
-    def reload(self) -> Reloaded:
-        """Take over what can be. Raises InvalidArgument naming file, and line or key."""
-        self._notifier.reloading()
-        try:
-            return self._take_over(self._read())
-        except LighterError as err:
-            log.error("reload: %s; the configuration stays as it was", err.message)
-            raise
-        finally:
-            self._notifier.reloaded()
+    async def reload(self) -> Reloaded:
+        """Take over what can be, one after the other.
+
+        Raises InvalidArgument naming file, and line or key; DeadlineExceeded for a file that
+        cannot be read within READ_S.
+        """
+        async with self._turn:
+            self._notifier.reloading()
+            try:
+                # In a thread: files may be many, large, and on what hangs.
+                return self._take_over(await self._looks.at("reload configuration", self._read))
+            except LighterError as err:
+                log.error("reload: %s; the configuration stays as it was", err.message)
+                raise
+            finally:
+                self._notifier.reloaded()
 
     def _take_over(self, new: Config) -> Reloaded:
         changed, later = [], []

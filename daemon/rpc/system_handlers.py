@@ -45,7 +45,7 @@ def system_methods(
         return {"config": await asyncio.to_thread(shown, reloader.running)}
 
     async def reload(_call: Call, _body: Mapping[str, Any]) -> Any:
-        return asdict(reloader.reload())
+        return asdict(await reloader.reload())
 
     async def accept_loss_(_call: Call, _body: Mapping[str, Any]) -> Any:
         return {"loss": accept_loss()}

@@ -1,6 +1,7 @@
 """daemon/config: what is read, what is refused and in which words, and that a dump reads back."""
 
 import os
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from lighter.daemon import config
 from lighter.daemon.config import Config, dump, load, parse
 from lighter.daemon.configfiles import MAX_CONFIG_BYTES
+from lighter.daemon.configlines import beginnings
 from lighter.daemon.content.scheduler import Schedule
 from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto.errors import InvalidArgument
@@ -158,11 +160,63 @@ OURS = b'[plugins."io.lighter.v1"]\n'
         (b'x = """\nroot = 5\n"""\nroot = 5', 4),
         (b'x = [\n"""\nroot = 5""",\n]\nroot = 5', 5),
         (b'x = """\n' + b"k" * 5000 + b'\n"""\nroot = 5', 4),
+        # Lines end where the parser says, and names hold what ends them elsewhere.
+        ("# \u2028 \x85\r\nroot = 5\r\n".encode(), 2),
+        (b'[plugins."io.lighter.v1".log]\nmax_size = 1\n["a]b"]\nx = 1\n[debug]\nlevel = 7', 6),
+        (b'"a\\"%s" = 1\nroot = 5' % (b"b" * 40), 2),
     ],
 )
 def test_f78_a_wrong_value_is_named_by_its_line_too(file: Path, text: bytes, line: int) -> None:
     file.write_bytes(text)
     assert refusal(file).startswith(f"read config {file}:{line}: ")
+
+
+HARD = r"""
+a = [ 1, [ 2, "]" ], # ]
+  '[', {b = "}"},
+] # [
+"c\"[" = "\\" # Q
+d = Q"" \Q [
+Q""
+e = Q
+"" ""\\Q
+f = ~\~
+g = ~''
+[ ~''
+["h]".'"']
+i = {j = [
+]}
+[[k]]
+l = ""
+m = ''
+n = QQ
+""".replace("~", "'" * 3).replace("Q", '"' * 3)
+
+
+def test_lines_at_which_a_statement_may_begin_are_those_before_which_a_document_may_end() -> None:
+    lines = HARD.split("\n")
+    assert tomllib.loads(HARD)
+
+    def is_whole(text: str) -> bool:
+        try:
+            tomllib.loads(text)
+        except tomllib.TOMLDecodeError:
+            return False
+        return True
+
+    expected = [
+        number for number in range(1, len(lines) + 1) if is_whole("\n".join(lines[: number - 1]))
+    ]
+    assert list(beginnings(HARD)) == expected
+    assert len(expected) < len(lines) - 5
+
+
+def test_f78_a_mistake_in_a_long_file_is_found_in_no_time(file: Path) -> None:
+    plugins = "".join(f'[proxy_plugins.p{n}]\ntype = "snapshot"\n' for n in range(3000))
+    file.write_text(f"{plugins}[debug]\nlevel = 7\n")
+    before = time.thread_time()
+    assert refusal(file).startswith(f"read config {file}:6002: debug.level is 7")
+    assert time.thread_time() - before < 5
 
 
 @pytest.mark.parametrize(
