@@ -232,7 +232,8 @@ def _attend(
     try:
         with Signals(watched_signals(terminal)) as signals:
             start()
-            with Terminal(raw=terminal):
+            # Without standard input no key reaches the process: Ctrl-C has to reach ctl.
+            with Terminal(raw=terminal and pipes.stdin >= 0):
                 pump = Pump(
                     manager,
                     process,

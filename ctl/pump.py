@@ -6,7 +6,6 @@ to take them, so that a slow reader of ctl slows the container down and nothing 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import select
 import sys
@@ -196,7 +195,9 @@ class Signals:
     def __enter__(self) -> Signals:
         self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         for number in self._numbers:
-            self._before[number] = signal.signal(number, self._on_signal)
+            # What nohup(1), or a shell for its background, has ignored is for neither side.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -352,12 +353,15 @@ def watched_signals(terminal: bool) -> tuple[signal.Signals, ...]:
 
 
 def _read(fd: int) -> bytes:
+    """What cannot be read has ended: a terminal whose other end has gone (EIO), a connection that
+    was reset, what nohup(1) puts in a terminal's place (EBADF). Raises BlockingIOError.
+    """
     try:
         return os.read(fd, CHUNK_BYTES)
-    except OSError as err:
-        if err.errno == errno.EIO:  # a terminal whose other end has gone
-            return b""
+    except BlockingIOError:
         raise
+    except OSError:
+        return b""
 
 
 def _ready(fd: int, event: int) -> bool:

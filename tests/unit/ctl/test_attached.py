@@ -19,6 +19,7 @@ import pytest
 from lighter.ctl.pump import Flow
 from lighter.proto.errors import NotFound
 from tests.fakes.manager import HOLD, Ask, FakeManager, FakeProcess
+from tests.typist import Typist
 from tests.unit.ctl.conftest import CTL, PATIENCE_S, Ctl, Start
 from tests.unit.ctl.test_verbs import created
 
@@ -43,10 +44,29 @@ class Container:
         self.process = FakeProcess(ask.body)
         return {"pid": 42}
 
+    def attach(self, ask: Ask) -> Any:
+        self.process = FakeProcess(ask.body)
+        self.process.write(b"prompt$ ")
+        return {"terminal": True}
+
     def started(self) -> Ask:
         """The wait that ctl has asked for, once the container is started."""
         self._manager.asked("tasks.start")
         return self._manager.asked("tasks.wait")
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored() -> Iterator[None]:
+    """Whoever started the tests, by nohup(1) or in a shell's background."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in {**handlers, signal.SIGQUIT: signal.SIG_DFL}.items()
+        if signal.getsignal(number) == signal.SIG_IGN
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -346,6 +366,26 @@ def test_the_detach_keys_leave_the_container_alone(
     assert screen.mode() == screen.before
     assert not manager.was_asked("tasks.close_stdin")
     read_exactly(screen.master, b"detached from c1")
+
+
+@pytest.mark.parametrize("verb", ["start -a", "attach --no-stdin"])
+def test_who_looks_at_a_terminal_alone_leaves_it_by_ctrl_c(
+    manager: FakeManager, container: Container, verb: str
+) -> None:
+    """Nothing that is typed reaches the container, so no key may be taken from ctl."""
+    manager.on("containers.get", {"container": {"spec": '{"process": {"terminal": true}}'}})
+    manager.on("tasks.attach", container.attach)
+    typist = Typist([str(CTL), "--address", manager.path, *verb.split(), "c1"])
+    try:
+        manager.asked("tasks.attach" if "attach" in verb else "tasks.start")
+        if "start" in verb:
+            container.process.write(b"prompt$ ")
+        typist.expect(rb"prompt\$ ")
+        typist.type(b"\x03")
+        assert typist.wait(PATIENCE_S) == 130
+    finally:
+        typist.close()
+    assert not manager.was_asked("tasks.kill") and not manager.was_asked("tasks.delete")
 
 
 # a manager that ends and does not come back

@@ -1,0 +1,82 @@
+"""What ctl inherits from who starts it: a standard input that nobody can read, signals that are
+ignored, standard descriptors that are closed.
+"""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.fakes.manager import FakeManager
+from tests.unit.ctl.conftest import CTL, PATIENCE_S, Start
+from tests.unit.ctl.test_attached import ENDED, Container, container
+
+__all__ = ["container"]
+
+
+def write_only() -> int:
+    """As nohup(1) leaves a terminal's reader."""
+    return os.open("/dev/null", os.O_WRONLY)
+
+
+def reset_connection() -> int:
+    """Its peer has gone with bytes unread."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        return ours.detach()
+
+
+@pytest.mark.parametrize("opened", [write_only, reset_connection])
+def test_a_standard_input_that_cannot_be_read_has_ended(
+    manager: FakeManager, container: Container, start: Start, opened: Callable[[], int]
+) -> None:
+    fd = opened()
+    try:
+        ctl = start("run", "--rm", "busybox", "c1", "cat", stdin=fd)
+    finally:
+        os.close(fd)
+    wait = container.started()
+    assert container.process.read() == b""
+    manager.asked("tasks.close_stdin")
+    wait.reply(ENDED)
+    container.process.end()
+    assert ctl.wait(PATIENCE_S) == 5
+
+
+def ignoring(number: int, *words: str) -> list[str]:
+    return ["/bin/sh", "-c", f'trap "" {number}; exec "$@"', "sh", *words]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_so(
+    manager: FakeManager,
+    container: Container,
+    environment: dict[str, str],
+    number: signal.Signals,
+) -> None:
+    """By nohup(1), or by a shell that has ctl in the background."""
+    argv = ignoring(number, str(CTL), "run", "--rm", "busybox", "c1", "cat")
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(argv, env=environment, **pipes) as ctl:
+        try:
+            wait = container.started()
+            ctl.send_signal(number)
+            assert ctl.stdin
+            ctl.stdin.write(b"typed")
+            ctl.stdin.flush()
+            assert container.process.read() == b"typed"  # of two signals at once the last is first
+            ctl.send_signal(signal.SIGUSR1)
+            assert manager.asked("tasks.kill").body["signal"] == signal.SIGUSR1
+            wait.reply(ENDED)
+            container.process.end()
+            assert ctl.wait(PATIENCE_S) == 5
+        finally:
+            ctl.kill()
