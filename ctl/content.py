@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
@@ -21,7 +20,8 @@ from lighter.ctl.output import (
     write_bytes,
 )
 from lighter.ctl.paging import pages
-from lighter.proto.errors import InvalidArgument, LighterError, NotFound
+from lighter.ctl.resolve import work_through
+from lighter.proto.errors import InvalidArgument, NotFound
 
 
 @grammar.group("content")
@@ -224,19 +224,15 @@ def delete(session: Session, digests: tuple[str, ...]) -> int:
     \b
       ctl content delete sha256:…
     """
-    code = 0
-    for digest in digests:
+
+    def remove(digest: str) -> None:
         try:
             session.call("content.delete", digest=digest)
         except NotFound:
-            continue
-        except LighterError as err:
-            session.complain(err.message)
-            code = 1
-            continue
-        print(digest)
-    sys.stdout.flush()
-    return code
+            return
+        print(digest, flush=True)
+
+    return work_through(session, digests, remove, shown=False)
 
 
 @grammar.group("prune")

@@ -456,6 +456,11 @@ def test_a_timeout_is_124_and_travels_as_a_deadline(manager: FakeManager, ctl: C
     done = ctl("--timeout", "300ms", "tasks", "wait", "c1")
     assert done.returncode == 124
     assert manager.asked("tasks.wait").deadline_ns is not None
+    manager.on("containers.resolve", lambda ask: {"id": ask.body["ref"]})
+    manager.on("content.delete", HOLD)
+    for many in (("wait", "a", "b"), ("content", "delete", "sha256:a", "sha256:b")):
+        done = ctl("--timeout", "300ms", *many)
+        assert (done.returncode, done.stderr.count(b"\n")) == (124, 1), many
 
 
 @pytest.mark.parametrize("timeout", [(), ("--timeout", "1h")], ids=["without a timeout", "in time"])
