@@ -45,9 +45,8 @@ def main() -> NoReturn:
     try:
         instruction = variable(COMPLETE)
         code = _complete(instruction) if instruction else _run(sys.argv[1:])
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
     except BrokenPipeError:
         code = 128 + SIGPIPE
     os._exit(code)
@@ -119,11 +118,14 @@ def _exit_code(error: LighterError) -> int:
 
 def _open_standard_descriptors() -> None:
     """Keep 0, 1 and 2 from becoming a pipe or socket of ours when the caller has closed one."""
-    for fd in (0, 1, 2):
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_RDWR)  # the lowest free descriptor: fd itself
+            mode = "w" if fd else "r"
+            # Python has None in its place.
+            setattr(sys, name, open(fd, mode, errors="replace", closefd=False))  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -139,8 +139,7 @@ class Session:
         """One line on standard error."""
         from lighter.ctl.output import visible
 
-        if sys.stderr is not None:
-            print(f"ctl: {visible(message)}", file=sys.stderr, flush=True)
+        print(f"ctl: {visible(message)}", file=sys.stderr, flush=True)
 
     def warn(self, messages: Sequence[str]) -> None:
         for message in messages:

@@ -80,3 +80,24 @@ def test_a_signal_that_is_ignored_stays_so(
             assert ctl.wait(PATIENCE_S) == 5
         finally:
             ctl.kill()
+
+
+@pytest.mark.parametrize(
+    ("words", "closed"),
+    [("logs web", "2>&-"), ("logs web", ">&-"), ("logs web", "<&- >&- 2>&-"), ("ps -q", ">&-")],
+)
+def test_what_a_closed_descriptor_would_get_goes_nowhere(
+    manager: FakeManager, environment: dict[str, str], words: str, closed: str
+) -> None:
+    items = [{"timestamp": 1, "stream": stream, "data": b"line\n"} for stream in (1, 2, 1)]
+    manager.on("logs.read", items)
+    manager.on("containers.list", {"containers": []})
+    manager.on("tasks.list", {"tasks": []})
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{CTL} {words} {closed}"],
+        env=environment,
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stderr.replace(b"line\n", b"")) == (0, b"")
+    assert done.stdout == (b"line\n" * 2 if closed == "2>&-" else b"")
