@@ -14,7 +14,13 @@ from lighter.ctl.resume import Resumption, resumption
 from lighter.proto import codec
 from lighter.proto.calls import PendingCalls
 from lighter.proto.dealer import RECONNECT_S, Dealer
-from lighter.proto.errors import DeadlineExceeded, LighterError, Unavailable, from_wire
+from lighter.proto.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    LighterError,
+    Unavailable,
+    from_wire,
+)
 from lighter.proto.version import VERSION
 
 TYPE_CHECKING = False
@@ -202,11 +208,15 @@ class Manager:
             body,
         )
         self._pending.open(self._generation, call.ident, call, f"call {call.method}")
-        while not self._try_send(request):
-            if self._dealer.peer_closed:
-                return  # the next welcome asks again, or fails the call
-            self._wait(select.POLLOUT)
-            self.check_deadline()
+        try:
+            while not self._try_send(request):
+                if self._dealer.peer_closed:
+                    return  # the next welcome asks again, or fails the call
+                self._wait(select.POLLOUT)
+                self.check_deadline()
+        except UnicodeEncodeError as err:  # a word of the command line, or a variable
+            self._pending.forget(self._generation, call.ident)
+            raise InvalidArgument(f"call {call.method}: {err.object} is not UTF-8") from err
 
     # the loop
 

@@ -538,6 +538,19 @@ def test_one_failure_of_many_is_told_and_the_rest_is_done(manager: FakeManager, 
     assert manager.asked("tasks.stop").body["timeout_s"] == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("logs", b"caf\xe9"), 1), (("run", "-e", b"A=caf\xe9", "image", "c1"), 125)],
+)
+def test_a_word_that_no_message_can_carry_is_told(
+    manager: FakeManager, environment: dict[str, str], words: tuple[Any, ...], code: int
+) -> None:
+    done = subprocess.run([CTL, *words], env=environment, capture_output=True, timeout=20)
+    assert done.returncode == code
+    assert done.stderr.startswith(b"ctl: call ") and done.stderr.count(b"\n") == 1
+    assert done.stderr.endswith(b"caf\\udce9 is not UTF-8\n")
+
+
 # who is there
 
 
