@@ -2,20 +2,21 @@
 
 All namespaces, all at once, each with the signal that its container names and the same time; also
 what is started meanwhile. None is started again before a manager starts, or somebody starts it.
-A container whose shim does not do it any more is ended without it.
+A container whose shim does not do it any more is ended without it. It is over when their networks
+are given back: with the package goes who would do that later.
 """
 
 import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.tasks.entry import Entry
-from lighter.daemon.tasks.reach import CLOSED_S, kill_shim
+from lighter.daemon.tasks.reach import CLOSED_S, cleaned_or_stuck, kill_shim
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
@@ -44,7 +45,9 @@ class StopAll:
         containers: ContainerService,
         tasks: TaskService,
         restarts: Restarts,
+        networks_released: Callable[[], Awaitable[None]],
     ) -> None:
+        self._networks_released = networks_released
         self._debts = restarts.debts
         self._supervisor = supervisor
         self._containers = containers
@@ -52,7 +55,8 @@ class StopAll:
 
     async def run(self, timeout_s: float) -> AsyncGenerator[Stopped]:
         """Each container as it ends: after its stop signal, or at the latest SIGKILL at the end of
-        `timeout_s`. Closing the iterator leaves the rest as it is.
+        `timeout_s`. Closing the iterator leaves the rest as it is. Networks have till CLOSED_S
+        after that: a unit's TimeoutStopSec= has room for all of it.
         """
         deadline = time.monotonic() + timeout_s
         self._debts.hold_owed()
@@ -79,6 +83,16 @@ class StopAll:
         finally:
             for task in under_way:
                 task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline + CLOSED_S - time.monotonic())):
+                await self._given_back()
+
+    async def _given_back(self) -> None:
+        """Also of what has ended before: its network may be being given back."""
+        for entry in list(self._supervisor.entries.values()):
+            if entry.is_task and entry.exit is not None:
+                await cleaned_or_stuck(entry, CLOSED_S)
+        await self._networks_released()
 
     def _running(self) -> list[Entry]:
         return [

@@ -73,6 +73,11 @@ class Endings:
                 async with asyncio.timeout(RELEASED_S):
                     await tried.wait()
 
+    async def all_released(self) -> None:
+        """Until all that is being released is, or a first try of it has failed."""
+        for key in list(self._releases):
+            await self.released(key)
+
     async def _release_until_done(self, key: str) -> None:
         try:
             await self._strays_ended.wait()

@@ -84,7 +84,7 @@ def native_methods(s: Services) -> dict[str, Method]:
         **disk_handlers.disk_methods(s.housekeeping, _store_check(s)),
         **system_handlers.system_methods(
             s.reloader,
-            StopAll(s.supervisor, s.containers, s.tasks, s.restarts),
+            StopAll(s.supervisor, s.containers, s.tasks, s.restarts, s.endings.all_released),
             s.db.accept_loss,
             lambda: plugins(s.snapshotters, SERVICES),
             lambda: {"manager": os.getpid(), "spawner": s.spawner.pid},

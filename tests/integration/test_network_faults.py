@@ -132,6 +132,20 @@ def test_killed_over_a_restart_it_has_its_port_and_address_again(net: NetworkedL
     await_that(lambda: len(list((net.root / "network").glob("*"))) == 1, 20, "one network is left")
 
 
+def test_all_are_stopped_when_their_networks_are_given_back(net: NetworkedLighterd) -> None:
+    """Those of what has just ended too. Who removes the package ends the manager next."""
+    begun = net.bin_dir / "begun"
+    slow = f"[[ $CNI_COMMAND != DEL ]] || {{ touch {begun}; sleep 1.5; }}"
+    net.plugin("bridge", _pass_on("bridge", slow))
+    run(net, "--rm", "--network", "a", "-p", "8080:80", "over")
+    run(net, "--network", "b", "web")
+    net.ctl("tasks", "kill", "-s", "KILL", "over", check=True)
+    await_that(begun.exists, 15, "its network is being given back")
+    net.ctl("system", "stop-containers", "--timeout", "1s", check=True)
+    net.stop()
+    assert net.left_of_networks() == []
+
+
 def _state(net: NetworkedLighterd, container_id: str) -> str:
     with net.client() as client:
         try:
