@@ -13,6 +13,7 @@ from typing import Any
 from lighter.daemon.network import plugin as plugins
 from lighter.daemon.network import result as results
 from lighter.daemon.network.configs import Network
+from lighter.daemon.network.strays import TOKEN, Strays
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, Unimplemented
 from lighter.proto.faults import hit
 
@@ -42,6 +43,7 @@ class Chain:
 
     def __init__(self, directories: Sequence[str], timeout_s: float) -> None:
         self.directories = tuple(directories)
+        self.strays = Strays()
         self._timeout_s = timeout_s
 
     def check_plugins(self, network: Network) -> None:
@@ -155,13 +157,13 @@ class Chain:
                 "CNI_CONTAINERID": attachment.sandbox,
                 "CNI_NETNS": attachment.netns,
                 "CNI_IFNAME": attachment.ifname,
-                plugins.TOKEN: attachment.token,
+                TOKEN: attachment.token,
             }
             if attachment.args:
                 args = {"IgnoreUnknown": "1", **attachment.args}
                 environ["CNI_ARGS"] = ";".join(f"{key}={value}" for key, value in args.items())
         config = configuration(network, plugin, given, previous)
-        return await plugins.call(program, environ, config, self._timeout_s)
+        return await plugins.call(program, environ, config, self._timeout_s, self.strays)
 
 
 def _is_false_alarm(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from lighter.daemon import files
 from lighter.daemon.journal import Repeated
-from lighter.daemon.network import leftovers, plugin
+from lighter.daemon.network import leftovers
 from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.configs import Configs, Network
 from lighter.daemon.network.names import Names
@@ -162,11 +162,12 @@ class Endings:
         Running containers are not touched, only what was begun on their networks and not ended.
         """
         old = [record for record in self._attachments.all() if record.key in self._undecided]
-        if old:
-            strays = await asyncio.to_thread(plugin.end_strays, {record.token for record in old})
+        try:
+            strays = await self._attachments.chain.strays.end({record.token for record in old})
             if strays:
                 log.warning("ended plugins of the manager before: %s", strays)
-        self._strays_ended.set()
+        finally:
+            self._strays_ended.set()
         doubtful = []
         releases = []
         for record in old:

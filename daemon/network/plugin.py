@@ -7,7 +7,7 @@ whole, since configurations hold secrets.
 
 A plugin is not trusted to end: it has a process group of its own, which is killed at the deadline
 and when the caller gives up. A manager that is killed itself leaves the group running, so each
-carries a token by which the next manager finds it (`end_strays`).
+carries a token by which the next manager finds it (strays.py).
 """
 
 import asyncio
@@ -20,6 +20,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lighter.daemon.network.strays import TOKEN, Strays
 from lighter.proto.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -34,7 +35,6 @@ log = logging.getLogger("lighter.network")
 MAX_OUTPUT_BYTES = 1 << 20
 MAX_STDERR_BYTES = 64 << 10
 QUOTED = 400
-TOKEN = "LIGHTER_ATTACHMENT"  # noqa: S105 (a variable's name)
 KILLED_S = 5.0
 _POLL_S = 0.02
 _DRAIN_S = 2.0  # of a pipe whose writer has ended
@@ -97,6 +97,7 @@ async def call(
     environ: Mapping[str, str],
     config: Mapping[str, Any],
     timeout_s: float,
+    strays: Strays,
 ) -> dict[str, Any]:
     """Run it once; what it answered, {} for nothing.
 
@@ -122,7 +123,7 @@ async def call(
         await _end(process)
     if not pipes.done() or pipes.cancelled():
         # A child of its own holds them open; who is asked for more waits for ever.
-        await asyncio.to_thread(end_strays, {environ.get(TOKEN, "")})
+        await strays.end({environ.get(TOKEN, "")})
     if len(out) > MAX_OUTPUT_BYTES:
         raise ResourceExhausted(f"{what}: it wrote more than {MAX_OUTPUT_BYTES} bytes")
     return _answer(what, code, bytes(out), bytes(err))
@@ -205,32 +206,3 @@ def _answer(what: str, code: int, out: bytes, err: bytes) -> dict[str, Any]:
 def _quoted(data: bytes) -> str:
     text = data[:QUOTED].decode("utf-8", "replace").strip()
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def end_strays(tokens: set[str]) -> list[int]:
-    """Kill what plugins of a dead manager still run; returns their pids. Blocking, for a thread.
-
-    By the token that only they have in their environment, and in our own pid namespace: a container
-    cannot know it, nor be mistaken for one.
-    """
-    marks = {f"{TOKEN}={token}".encode() for token in tokens if token}
-    if not marks:
-        return []
-    ours = os.readlink("/proc/self/ns/pid")
-    found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            pidfd = os.pidfd_open(int(name))
-        except OSError:
-            continue
-        try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                mine = not marks.isdisjoint(file.read(1 << 18).split(b"\0"))
-            if mine and os.readlink(f"/proc/{name}/ns/pid") == ours:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                found.append(int(name))
-        except OSError:
-            continue
-        finally:
-            os.close(pidfd)
-    return found

@@ -10,6 +10,7 @@ import pytest
 from lighter.daemon.network import plugin
 from lighter.daemon.network.chain import Attachment, Chain, in_version
 from lighter.daemon.network.configs import from_json
+from lighter.daemon.network.strays import TOKEN, Strays
 from lighter.proto.errors import FailedPrecondition
 from tests.harness import await_that
 
@@ -70,9 +71,9 @@ def test_a_plugins_child_that_keeps_its_output_open(tmp_path: Path) -> None:
 
 def test_a_plugin_that_closes_its_output_is_waited_for(tmp_path: Path) -> None:
     write(tmp_path, "one", "echo '{}'; exec >&- 2>&-; sleep 0.3; exit 7")
-    environ = {"CNI_COMMAND": "ADD", plugin.TOKEN: ATTACHMENT.token}
+    environ = {"CNI_COMMAND": "ADD", TOKEN: ATTACHMENT.token}
     with pytest.raises(FailedPrecondition, match="it ended with 7"):
-        asyncio.run(plugin.call(str(tmp_path / "one"), environ, {}, 20))
+        asyncio.run(plugin.call(str(tmp_path / "one"), environ, {}, 20, Strays()))
 
 
 def _runs(pid: int) -> bool:

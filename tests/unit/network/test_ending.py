@@ -5,9 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from lighter.daemon.network import plugin
 from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.ending import Endings
 from lighter.daemon.network.records import Records
@@ -39,16 +36,29 @@ class Names:
         pass
 
 
+class Strays:
+    """Finds none; knows whose were looked for."""
+
+    def __init__(self) -> None:
+        self.sought: list[set[str]] = []
+
+    async def end(self, tokens: set[str]) -> list[int]:
+        self.sought.append(tokens)
+        await asyncio.sleep(0)
+        return []
+
+
 class World:
     """One manager's networks; `bundle` is that of the only container's task."""
 
     def __init__(self, path: Path) -> None:
         self.bundle = path / "bundle"
         self.bundle.mkdir(exist_ok=True)
+        self.strays = Strays()
         self.attachments = Attachments(
             instance="test",
             boot_id="",
-            chain=None,  # type: ignore[arg-type]
+            chain=SimpleNamespace(strays=self.strays),  # type: ignore[arg-type]
             store=Records(Root(str(path)), State(str(path / "state"))),
             netns=Namespaces(),  # type: ignore[arg-type]
             bundle_of=lambda *_of: SimpleNamespace(dir=str(self.bundle)),  # type: ignore[arg-type,return-value]
@@ -64,11 +74,8 @@ class World:
         return record.key
 
 
-def test_a_start_frees_what_one_before_it_was_cut_short_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_start_frees_what_one_before_it_was_cut_short_of(tmp_path: Path) -> None:
     """Also before that is looked for; but not what a task has that may come back, nor another's."""
-    monkeypatch.setattr(plugin, "end_strays", lambda _tokens: [])
 
     async def starts() -> None:
         before = World(tmp_path)
@@ -88,19 +95,14 @@ def test_a_start_frees_what_one_before_it_was_cut_short_of(
     asyncio.run(asyncio.wait_for(starts(), 30))
 
 
-def test_plugins_of_starts_by_this_manager_are_no_strays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended: list[set[str]] = []
-    monkeypatch.setattr(plugin, "end_strays", lambda tokens: ended.append(tokens) or [])
-
+def test_plugins_of_starts_by_this_manager_are_no_strays(tmp_path: Path) -> None:
     async def starts() -> None:
         before = World(tmp_path)
         token = before.attachments.get(await before.left_by_the_one_before()).token
         after = World(tmp_path)
         made = after.attachments.new("default", "other").key
         await after.endings.recover(lambda *_of: None)
-        assert ended == [{token}]
+        assert after.strays.sought == [{token}]
         assert after.attachments.knows(made)
 
     asyncio.run(asyncio.wait_for(starts(), 30))
