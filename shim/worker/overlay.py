@@ -12,6 +12,7 @@ a file below, the lower layers are waited for. Applied one after another or side
 same code, and the tree is the same.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from lighter.shim.worker.tree import Directory, Tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COPY = 1 << 30
+_CHUNK = 1 << 20
+_NOT_BY_KERNEL = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class Overlay:
@@ -256,8 +259,7 @@ class Overlay:
                 xattrs = copied_xattrs(source)
                 self._budget.file(status.st_size)
                 self._budget.xattrs(xattrs)
-                while os.copy_file_range(source, copy, _COPY):
-                    pass
+                _copy_bytes(source, copy)
                 dress(copy, status.st_uid, status.st_gid, mode, xattrs)
                 os.utime(copy, ns=times)
             finally:
@@ -277,6 +279,21 @@ class Overlay:
         if not stat.S_ISLNK(status.st_mode) and mode & (stat.S_ISUID | stat.S_ISGID):
             os.chmod(name, mode, dir_fd=parent.fd)  # chown(2) took these bits away
         os.utime(name, ns=times, dir_fd=parent.fd, follow_symlinks=False)
+
+
+def _copy_bytes(source: int, target: int) -> None:
+    """Let the kernel copy what is left of `source`, or do it: it refuses between file systems, and
+    an image of erofs is one."""
+    try:
+        while os.copy_file_range(source, target, _COPY):
+            pass
+    except OSError as err:
+        if err.errno not in _NOT_BY_KERNEL:
+            raise
+        while data := os.read(source, _CHUNK):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(target, rest) :]
 
 
 def _look_up(lower: int, parts: list[bytes]) -> tuple[int, os.stat_result | None] | None:

@@ -15,7 +15,7 @@ from tests.containerd import Containerd
 from tests.harness import Lighterd, await_that
 from tests.loopdisk import btrfs_at
 from tests.processes import with_title
-from tests.security.images import DIR, FILE, archive, diff_id, entry
+from tests.security.images import DIR, FILE, HARDLINK, archive, diff_id, entry
 from tests.unit.images.build import LAYER, Layout
 
 pytestmark = pytest.mark.root
@@ -228,14 +228,19 @@ def _config(snapshotter: str) -> str:
 
 
 def _stand(lighterd: Lighterd, tmp_path: Path, left: Path) -> None:
-    """Layers with removals, a container that writes, and all of it gone at the end."""
+    """Layers with removals and a link to what is below, a container that writes, and all of it gone
+    at the end."""
     name = "docker.io/library/stack:1"
-    layers = [*stack(3), archive(entry(".wh.f1", FILE), entry("f3", FILE, b"3"))]
+    top = archive(
+        entry(".wh.f1", FILE), entry("f3", FILE, b"3"), entry("linked", HARDLINK, link="f2")
+    )
+    layers = [*stack(3), top]
     lighterd.ctl("images", "import", image_file(tmp_path / "i", layers, name), check=True)
     box = "/bin/busybox"
     lighterd.ctl("run", "-d", name, "c", box, "sleep", "1000", check=True)
     done = lighterd.ctl("exec", "c", box, "sh", "-c", "cat /f*; echo new >/new", check=True)
     assert done.stdout == b"23"
+    assert lighterd.ctl("exec", "c", box, "cat", "/linked", check=True).stdout == b"2"
     assert lighterd.ctl("exec", "c", box, "cat", "/new", check=True).stdout == b"new\n"
     done = lighterd.ctl("run", "--rm", name, "d", box, "ls", "/", check=True)
     assert b"new" not in done.stdout.split()
