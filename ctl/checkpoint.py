@@ -3,12 +3,13 @@
 import time
 
 from lighter.ctl import grammar, process
-from lighter.ctl.cli import Session, detach_keys_option
+from lighter.ctl.cli import Session, detach_keys_option, force_option
 from lighter.ctl.run import remove_made
 from lighter.ctl.undo import Undo
 
 
 @grammar.command("checkpoint")
+@force_option
 @grammar.option("--rw", is_flag=True, help="With what it has written to its root.")
 @grammar.option("--image", is_flag=True, help="With the image that it was made from.")
 @grammar.option("--task", is_flag=True, help="With its processes and their memory, by CRIU.")

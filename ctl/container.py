@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, format_option, key_values
+from lighter.ctl.cli import Session, force_option, format_option, key_values
 from lighter.ctl.output import json_text, labels_text, listing, rfc3339, visible
 from lighter.ctl.resolve import work_through
 from lighter.proto.errors import FailedPrecondition, NotFound
@@ -99,6 +99,7 @@ def _as_ctr(container: Mapping[str, Any], loads: Any) -> dict[str, Any]:
 
 
 @containers.verb("label")
+@force_option
 @grammar.argument("container_id", metavar="CONTAINER")
 @grammar.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
 def label(session: Session, container_id: str, labels: tuple[str, ...]) -> None:
@@ -127,6 +128,8 @@ def delete(
       ctl containers delete web
       ctl containers delete --keep-snapshot web && ctl snapshots info web
     """
+
+    session.forced = force
 
     def act(container_id: str) -> None:
         if keep_snapshot:

@@ -163,6 +163,7 @@ def active(session: Session, regexp: str) -> None:
 
 
 @content.verb("abort")
+@force_option
 @grammar.argument("refs", nargs=-1, required=True, metavar="REF...")
 def abort(session: Session, refs: tuple[str, ...]) -> None:
     """remove ingests that nobody writes, with what has arrived
@@ -176,6 +177,7 @@ def abort(session: Session, refs: tuple[str, ...]) -> None:
 
 
 @content.verb("label edit-label")
+@force_option
 @grammar.argument("digest")
 @grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def label(session: Session, digest: str, labels: tuple[str, ...]) -> None:
@@ -250,6 +252,7 @@ content.later("push-object", "transfer", "push_object", "push one blob or manife
 
 
 @prune.verb("references")
+@force_option
 @grammar.option("--dry", is_flag=True, help="Only show what would go.")
 @grammar.option(
     "--async", "is_async", is_flag=True, help="As ctr has it; it is done at once anyway."

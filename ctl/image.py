@@ -135,6 +135,7 @@ def tag(session: Session, source: str, names: tuple[str, ...], force: bool) -> N
 
 
 @images.verb("label")
+@force_option
 @grammar.argument("name", metavar="REF")
 @grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 @grammar.option("--replace-all", "-r", is_flag=True, help="Remove all other labels.")

@@ -54,6 +54,7 @@ def create(session: Session, name: str, labels: tuple[str, ...]) -> None:
 
 
 @namespaces.verb("label")
+@force_option
 @grammar.argument("name")
 @grammar.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
 def label(session: Session, name: str, labels: tuple[str, ...]) -> None:

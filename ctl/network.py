@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, format_option
+from lighter.ctl.cli import Session, force_option, format_option
 from lighter.ctl.lists import where
 from lighter.ctl.output import listing, print_json
 from lighter.ctl.resolve import resolved, work_through
@@ -116,6 +116,7 @@ def remove(session: Session, names: tuple[str, ...]) -> int:
 
 
 @network.verb("connect")
+@force_option
 @grammar.option("--ip", default="", metavar="ADDRESS", help="Its IPv4 address.")
 @grammar.option("--ip6", default="", metavar="ADDRESS", help="Its IPv6 address.")
 @grammar.option("--mac-address", default="", metavar="MAC", help="Its hardware address.")
@@ -139,6 +140,7 @@ def connect(session: Session, name: str, ref: str, ip: str, ip6: str, mac_addres
 
 
 @network.verb("disconnect")
+@force_option
 @_NAME
 @_REF
 def disconnect(session: Session, name: str, ref: str) -> None:

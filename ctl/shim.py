@@ -3,7 +3,7 @@
 from typing import Any
 
 from lighter.ctl import grammar, process
-from lighter.ctl.cli import Session
+from lighter.ctl.cli import Session, force_option
 from lighter.ctl.output import print_json
 from lighter.proto.errors import NotFound
 
@@ -56,6 +56,7 @@ def exec_(
 
 
 @shim.verb("delete")
+@force_option
 def delete(session: Session) -> None:
     """forget a task that has ended: its monitor has gone then
 

@@ -175,4 +175,5 @@ def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> i
     """
     from lighter.ctl.container import remove
 
+    session.forced = force
     return each(session, refs, lambda id_: remove(session, id_, force, volumes=volumes))

@@ -169,6 +169,7 @@ def _print_commands(mounts: Sequence[Mapping[str, Any]], target: str) -> None:
 
 
 @snapshots.verb("commit")
+@force_option
 @grammar.argument("name", metavar="KEY")
 @grammar.argument("active")
 def commit(session: Session, name: str, active: str) -> None:
@@ -272,6 +273,7 @@ def tree(session: Session) -> None:
 
 
 @snapshots.verb("label")
+@force_option
 @grammar.argument("key")
 @grammar.argument("labels", nargs=-1, metavar="[KEY=VALUE]...")
 def label(session: Session, key: str, labels: tuple[str, ...]) -> None:

@@ -65,6 +65,7 @@ def create(
 
 
 @grammar.command("start")
+@force_option
 @grammar.option("--attach", "-a", is_flag=True, help="Show its output; its exit code is ctl's.")
 @grammar.option("--interactive", "-i", is_flag=True, help="Attach, and pass standard input on.")
 @_REFS

@@ -132,6 +132,7 @@ def ps(session: Session, container_id: str) -> None:
 
 
 @tasks.verb("checkpoint")
+@force_option
 @grammar.option("--image-path", type=grammar.PATH, default="", help="A new directory for it.")
 @grammar.option("--exit", "ends", is_flag=True, help="End the container with it.")
 @grammar.argument("container_id", metavar="CONTAINER")

@@ -36,6 +36,7 @@ class Ask:
         self.method = f"{request.service}.{request.method}"
         self.body: dict[str, Any] = request.body
         self.namespace = request.metadata["namespace"]
+        self.forced = "force" in request.metadata
         self.deadline_ns = request.deadline_ns
         self.generation = request.generation
         self._manager = manager

@@ -16,6 +16,7 @@ import pytest
 from lighter.ctl.cli import ctl as root
 from lighter.ctl.grammar import Command, Group
 from lighter.ctl.reading import read
+from lighter.daemon.rpc.owners import GUARDED
 from lighter.proto.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -327,6 +328,65 @@ def test_every_command_has_an_example_that_can_be_read() -> None:
             assert read(root, words) is not None, f"ctl {name}: {' '.join(words)}"
             seen += 1
     assert seen > 150
+
+
+# Verbs that ask for what is refused in another program's namespace; the refusal names --force.
+FORCED = {
+    "containers.start": "start",
+    "containers.restart": "restart",
+    "containers.update": "update",
+    "containers.rename": "rename",
+    "containers.delete": "rm, containers delete",
+    "containers.forget": "containers delete",
+    "containers.label": "containers label",
+    "containers.checkpoint": "containers checkpoint, tasks checkpoint",
+    "tasks.create": "start",
+    "tasks.kill": "kill, tasks kill",
+    "tasks.stop": "stop",
+    "tasks.pause": "pause, tasks pause",
+    "tasks.resume": "resume, tasks resume",
+    "tasks.delete": "rm, containers delete, tasks delete, shim delete",
+    "tasks.checkpoint": "tasks checkpoint",
+    "networks.connect": "network connect",
+    "networks.disconnect": "network disconnect",
+    "images.delete": "rmi, images delete, images prune",
+    "images.label": "images label",
+    "namespaces.delete": "namespaces remove",
+    "namespaces.label": "namespaces label",
+    "content.delete": "content delete",
+    "content.label": "content label",
+    "content.abort": "content abort",
+    "content.prune_references": "content prune references",
+    "leases.delete": "leases delete",
+    "leases.delete_resource": "",  # of programs alone
+    "snapshots.delete": "snapshots remove",
+    "snapshots.commit": "snapshots commit",
+    "snapshots.label": "snapshots label",
+}
+
+
+def test_what_is_refused_without_force_can_be_forced() -> None:
+    assert FORCED.keys() == GUARDED
+    commands = dict(all_commands(root))
+    verbs = {verb for verbs in FORCED.values() for verb in verbs.split(", ") if verb}
+    flags = {
+        verb: [name for one in commands[verb].parameters for name in one.names] for verb in verbs
+    }
+    assert not [verb for verb in verbs if "--force" not in flags[verb]]
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        (("start", "--force"), "containers.start"),
+        (("rm", "-f"), "containers.delete"),
+        (("containers", "rm", "-f", "--keep-snapshot"), "containers.forget"),
+    ],
+)
+def test_force_travels(manager: FakeManager, ctl: Ctl, words: tuple[str, ...], method: str) -> None:
+    manager.on(method, {})
+    assert ctl(*words, "c1").returncode == 0
+    assert manager.asked(method).forced
 
 
 # exit codes and errors
