@@ -1,7 +1,8 @@
 """How long the tests of each folder took, and whether that is more than tests/BUDGET gives them.
 
-A folder may take twice its figure; all tests together may take no more than the sum of all. What
-`make` did before the first test, setup and lint, is told beside it.
+The figures together are no more than is promised, on the machine that they are of. Another is
+slower, and that one on some days: so a folder may take twice its figure, and a session half as long
+again as all of them. What `make` did before its first test is told beside it, and what is promised.
 """
 
 import os
@@ -11,7 +12,8 @@ from pathlib import Path
 
 FILE = Path(__file__).with_name("BUDGET")
 MOST_S = 4500
-SLOWER = 2  # a machine may be that much slower than the one the figures are of
+SLOWER = 2  # for a folder; what slows a machine down seldom does so all the time
+ALL_SLOWER = 1.5
 
 
 def read(text: str) -> dict[str, float]:
@@ -33,13 +35,13 @@ class Spent:
             self.seconds[parts[1]] += seconds
 
     def over(self, whole_s: float = 0) -> list[str]:
-        """A line for each folder that took too long, and one when all of `whole_s` is."""
+        """A line for each folder that took too long, and one when `whole_s` of all is too long."""
         lines = [
             f"tests/{folder} took {seconds:.0f} s, tests/BUDGET gives it {self._budget[folder]:.0f}"
             for folder, seconds in sorted(self.seconds.items())
             if folder in self._budget and seconds > SLOWER * self._budget[folder]
         ]
-        if whole_s > MOST_S:
+        if whole_s > ALL_SLOWER * MOST_S:
             lines.append(f"all tests took {whole_s:.0f} s, they have {MOST_S}")
         return lines
 
