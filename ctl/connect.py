@@ -164,8 +164,12 @@ class Manager:
         try:
             return self.begin(method, **body).result()
         finally:
-            if self._trace:
-                self._trace(f"call {method}: {(time.monotonic() - begun) * 1000:.1f} ms")
+            self.trace_call(method, begun)
+
+    def trace_call(self, method: str, begun: float) -> None:
+        """Tell how long a call took, for --debug; `begun`: by the monotonic clock."""
+        if self._trace:
+            self._trace(f"call {method}: {(time.monotonic() - begun) * 1000:.1f} ms")
 
     def begin(self, method: str, *, namespace: str | None = None, **body: Any) -> Call:
         """Ask without waiting. Raises Unavailable when no manager can be reached."""

@@ -10,7 +10,7 @@ from lighter.proto.errors import FailedPrecondition, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 
@@ -151,18 +151,30 @@ def _forget(session: Session, container_id: str, force: bool) -> None:
         session.call("containers.forget", id=container_id)
 
 
-def remove(session: Session, container_id: str, force: bool, *, volumes: bool = False) -> None:
+def remove(
+    session: Session,
+    container_id: str,
+    force: bool,
+    *,
+    volumes: bool = False,
+    first: Callable[[str], object] | None = None,
+) -> None:
     """Delete a container; as ctr, with its task when that has ended or was never started.
 
-    Raises FailedPrecondition for a running one without `force`.
+    `first` asks for the same in place of the first call. Raises FailedPrecondition for a running
+    one without `force`.
     """
+
+    def delete(id_: str) -> None:
+        session.call("containers.delete", id=id_, force=force, volumes=volumes)
+
     try:
-        session.call("containers.delete", id=container_id, force=force, volumes=volumes)
+        (first or delete)(container_id)
     except FailedPrecondition:
         if _waits_for_its_start(session, container_id):
             raise
         _delete_task(session, container_id, force=False)
-        session.call("containers.delete", id=container_id, force=force, volumes=volumes)
+        delete(container_id)
 
 
 def _waits_for_its_start(session: Session, container_id: str) -> bool:

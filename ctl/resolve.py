@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 from lighter.ctl.cli import Session
 from lighter.proto.errors import LighterError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar
+    from typing import Any, TypeVar
+
+    from lighter.ctl.connect import Call
 
     Result = TypeVar("Result")
+
+AT_ONCE = 32  # calls of one verb; the manager takes more of one client
 
 
 def resolved(session: Session, ref: str, act: Callable[[str], Result]) -> Result:
@@ -51,6 +57,37 @@ def work_through(
             if shown:
                 print(name, flush=True)
     return code
+
+
+class AtOnce:
+    """`method` for each of many containers, in their order; those that follow are under way then.
+
+    A name that is there twice has its second turn after the first. `body` goes with each request.
+    """
+
+    def __init__(self, session: Session, method: str, refs: tuple[str, ...], **body: object):
+        self._session = session
+        self._method = method
+        self._body = body
+        self._later = list(refs)
+        self._begun: dict[str, tuple[float, Call]] = {}
+
+    def __call__(self, container_id: str) -> Any:
+        """The answer for one of them, or for another name of it; raises what was answered."""
+        while self._later and len(self._begun) < AT_ONCE and self._later[0] not in self._begun:
+            self._begin(self._later.pop(0))
+        if container_id not in self._begun:
+            self._begin(container_id)
+        begun, call = self._begun.pop(container_id)
+        try:
+            return call.result()
+        finally:
+            self._session.manager.trace_call(self._method, begun)
+
+    def _begin(self, container_id: str) -> None:
+        begun = time.monotonic()
+        call = self._session.manager.begin(self._method, id=container_id, **self._body)
+        self._begun[container_id] = begun, call
 
 
 def remove_each(

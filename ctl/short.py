@@ -1,6 +1,7 @@
 """The short verbs: docker's words for the same services, taking beginnings of made-up ids.
 
-Each works through all containers it is given, tells what failed, and fails if anything did.
+Each works through all containers it is given, tells what failed, and fails if anything did. What
+may take its time or hang (kill, stop, rm) is asked for many at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from lighter.ctl.cli import (
     detach_keys_option,
     force_option,
 )
-from lighter.ctl.resolve import resolved, work_through
+from lighter.ctl.resolve import AtOnce, resolved, work_through
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,11 +113,8 @@ def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
       ctl kill web
       ctl kill -s HUP web
     """
-    return each(
-        session,
-        refs,
-        lambda id_: session.call("tasks.kill", id=id_, exec_id="", signal=signum, all=False),
-    )
+    kills = AtOnce(session, "tasks.kill", refs, exec_id="", signal=signum, all=False)
+    return each(session, refs, kills)
 
 
 @grammar.command("stop")
@@ -132,11 +130,8 @@ def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum:
     \b
       ctl stop -t 30 web
     """
-    return each(
-        session,
-        refs,
-        lambda id_: session.call("tasks.stop", id=id_, timeout_s=timeout, signal=signum),
-    )
+    stops = AtOnce(session, "tasks.stop", refs, timeout_s=timeout, signal=signum)
+    return each(session, refs, stops)
 
 
 @grammar.command("pause")
@@ -176,4 +171,7 @@ def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> i
     from lighter.ctl.container import remove
 
     session.forced = force
-    return each(session, refs, lambda id_: remove(session, id_, force, volumes=volumes))
+    first = AtOnce(session, "containers.delete", refs, force=force, volumes=volumes)
+    return each(
+        session, refs, lambda id_: remove(session, id_, force, volumes=volumes, first=first)
+    )

@@ -7,12 +7,11 @@ from lighter.ctl import grammar, process
 from lighter.ctl.cli import DURATION, SIGNAL, Session, force_option, format_option
 from lighter.ctl.definition import definition, definition_options
 from lighter.ctl.output import print_json
-from lighter.ctl.resolve import resolved
+from lighter.ctl.resolve import AT_ONCE, resolved
 from lighter.ctl.run import PULL, create_or_pull
 from lighter.ctl.short import each
 from lighter.proto.errors import LighterError, NotFound
 
-AT_ONCE = 32
 _REFS = grammar.argument("refs", nargs=-1, required=True, metavar="CONTAINER...")
 
 

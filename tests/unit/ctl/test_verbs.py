@@ -16,6 +16,7 @@ import pytest
 from lighter.ctl.cli import ctl as root
 from lighter.ctl.grammar import Command, Group
 from lighter.ctl.reading import read
+from lighter.ctl.resolve import AT_ONCE
 from lighter.daemon.rpc.owners import GUARDED
 from lighter.proto.errors import (
     DeadlineExceeded,
@@ -27,7 +28,7 @@ from lighter.proto.errors import (
     Unavailable,
 )
 from tests.fakes.manager import HOLD, Ask, FakeManager, FakeProcess
-from tests.unit.ctl.conftest import CTL, Ctl
+from tests.unit.ctl.conftest import CTL, Ctl, Start
 
 VERSION = {
     "name": "lighter",
@@ -422,6 +423,37 @@ def test_long_forms_work_through_all_names(
     assert done.stdout == shown
 
 
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        (("stop",), "tasks.stop"),
+        (("kill",), "tasks.kill"),
+        (("rm", "-f"), "containers.delete"),
+    ],
+)
+def test_many_containers_are_ended_at_once(
+    manager: FakeManager, start: Start, words: tuple[str, ...], method: str
+) -> None:
+    """And told of in the order of the words; one that is there twice has its second turn later."""
+    names = [f"c{number}" for number in range(AT_ONCE + 2)]
+    manager.on(method, HOLD)
+    running = start(*words, *names, "c0")
+    asks = [manager.asked(method) for _ in range(AT_ONCE)]
+    assert [ask.body["id"] for ask in asks] == names[:AT_ONCE]
+    assert not manager.was_asked(method)
+    for ask in reversed(asks[1:]):
+        ask.reply(FailedPrecondition("no c1") if ask.body["id"] == "c1" else {})
+    manager.on("tasks.get", {"task": {"restart_at": 1}})  # for a removal that was refused
+    asks[0].reply({})
+    later = [manager.asked(method) for _ in range(3)]
+    assert [ask.body["id"] for ask in later] == [*names[AT_ONCE:], "c0"]
+    for ask in later:
+        ask.reply({})
+    out, err = running.communicate(timeout=20)
+    assert (running.returncode, err) == (1, b"ctl: no c1\n")
+    assert out.decode().split() == ["c0", *names[2:], "c0"]
+
+
 @pytest.mark.parametrize("flags", [("--cpus", "0"), ("-m", "0"), ("--cpuset-cpus", "")])
 def test_an_update_that_changes_nothing_is_wrong_usage(ctl: Ctl, flags: tuple[str, ...]) -> None:
     done = ctl("update", *flags, "web")
@@ -452,11 +484,11 @@ def test_f58_a_stop_of_all_asks_again_while_there_is_no_room(
 
 
 def test_when_the_time_is_over_nobody_else_is_asked(manager: FakeManager, ctl: Ctl) -> None:
-    manager.on("tasks.stop", HOLD)
-    done = ctl("--timeout", "2s", "stop", "a", "b")
+    manager.on("tasks.pause", HOLD)
+    done = ctl("--timeout", "2s", "pause", "a", "b")
     assert (done.returncode, done.stdout) == (124, b"")
-    assert manager.asked("tasks.stop").body["id"] == "a"
-    assert not manager.was_asked("tasks.stop")
+    assert manager.asked("tasks.pause").body["id"] == "a"
+    assert not manager.was_asked("tasks.pause")
 
 
 def test_an_attached_run_ends_with_the_processs_code_and_all_its_output(
