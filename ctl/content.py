@@ -165,15 +165,13 @@ def active(session: Session, regexp: str) -> None:
 @content.verb("abort")
 @force_option
 @grammar.argument("refs", nargs=-1, required=True, metavar="REF...")
-def abort(session: Session, refs: tuple[str, ...]) -> None:
+def abort(session: Session, refs: tuple[str, ...]) -> int:
     """remove ingests that nobody writes, with what has arrived
 
     \b
       ctl content abort layer-1
     """
-    for ref in refs:
-        session.call("content.abort", ref=ref)
-        print(ref)
+    return work_through(session, refs, lambda ref: session.call("content.abort", ref=ref))
 
 
 @content.verb("label edit-label")

@@ -9,6 +9,7 @@ from lighter.ctl.cli import Session, force_option, format_option, key_values
 from lighter.ctl.handing import opened_directory
 from lighter.ctl.output import labels_text, listing, print_json, size_text, visible
 from lighter.ctl.paging import pages
+from lighter.ctl.resolve import work_through
 from lighter.ctl.tree import tree_lines
 from lighter.proto.errors import InvalidArgument, NotFound
 
@@ -123,15 +124,18 @@ def _check_cells(row: Any) -> tuple[str, ...]:
 @grammar.argument("names", nargs=-1, required=True, metavar="TARGET...")
 @grammar.option("--force", is_flag=True, help="Let names that exist go over to SOURCE.")
 @grammar.in_any_case("--local", "the manager does it")
-def tag(session: Session, source: str, names: tuple[str, ...], force: bool) -> None:
+def tag(session: Session, source: str, names: tuple[str, ...], force: bool) -> int:
     """give an image further names
 
     \b
       ctl images tag docker.io/library/nginx:alpine nginx:alpine
     """
-    for name in names:
+
+    def give(name: str) -> None:
         session.call("images.tag", source=source, name=name, force=force)
-        print(visible(name))
+        print(visible(name), flush=True)
+
+    return work_through(session, names, give, shown=False)
 
 
 @images.verb("label")
@@ -179,7 +183,7 @@ def usage(session: Session, name: str, snapshotter: str) -> None:
 @grammar.argument("names", nargs=-1, required=True, metavar="REF...")
 @grammar.option("--content", is_flag=True, help="Show the documents too.")
 @format_option
-def inspect(session: Session, names: tuple[str, ...], content: bool) -> None:
+def inspect(session: Session, names: tuple[str, ...], content: bool) -> int:
     """show what an image consists of
 
     A tree of its content; with --format json the record, manifest and config.
@@ -187,12 +191,15 @@ def inspect(session: Session, names: tuple[str, ...], content: bool) -> None:
     \b
       ctl images inspect docker.io/library/nginx:alpine
     """
-    for name in names:
+
+    def show(name: str) -> None:
         if session.json:
             print_json(session.call("images.get", name=name))
         else:
             for line in tree_lines(session.call("images.tree", name=name, content=content)):
                 print(visible(line))
+
+    return work_through(session, names, show, shown=False)
 
 
 @images.verb("delete del remove rm")

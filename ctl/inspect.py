@@ -11,7 +11,7 @@ from lighter.ctl import grammar
 from lighter.ctl.cli import Session
 from lighter.ctl.dockernames import as_docker
 from lighter.ctl.output import plain, print_json
-from lighter.ctl.resolve import resolved
+from lighter.ctl.resolve import resolved, work_through
 from lighter.proto.errors import InvalidArgument, LighterError, NotFound
 
 
@@ -30,10 +30,10 @@ from lighter.proto.errors import InvalidArgument, LighterError, NotFound
     help="Or a Go template: '{{.State.Pid}}'.",
 )
 @grammar.argument("refs", nargs=-1, required=True, metavar="NAME...")
-def inspect(
-    session: Session, refs: tuple[str, ...], kind: str | None, template: str | None
-) -> None:
+def inspect(session: Session, refs: tuple[str, ...], kind: str | None, template: str | None) -> int:
     """Print all that is known about containers, images, volumes or networks, as JSON.
+
+    What is not there is told, and does not keep the others.
 
     \b
       ctl inspect web
@@ -45,13 +45,16 @@ def inspect(
         from lighter.ctl.gotemplate import GoTemplate
 
         shape = GoTemplate(template)
-    for ref in refs:
+
+    def show(ref: str) -> None:
         found, as_docker = _found(session, ref, kind)
         if shape is None:
             print_json(found)
         else:
             shown = plain(found)
             print(shape.render({**shown, **plain(as_docker(shown))}))
+
+    return work_through(session, refs, show, shown=False)
 
 
 Look = tuple[dict[str, Any], Callable[[Mapping[str, Any]], dict[str, Any]]]

@@ -62,14 +62,17 @@ def list_(session: Session, quiet: bool) -> None:
 @network.verb("inspect")
 @grammar.argument("names", nargs=-1, required=True, metavar="NETWORK...")
 @format_option
-def inspect(session: Session, names: tuple[str, ...]) -> None:
+def inspect(session: Session, names: tuple[str, ...]) -> int:
     """print configurations and who is attached, as JSON
 
     \b
       ctl network inspect default
     """
-    for name in names:
+
+    def show(name: str) -> None:
         print_json(session.call("networks.get", name=name)["network"])
+
+    return work_through(session, names, show, shown=False)
 
 
 @network.verb("create")

@@ -16,6 +16,7 @@ from lighter.ctl.output import (
     visible,
 )
 from lighter.ctl.paging import pages
+from lighter.ctl.resolve import work_through
 
 # A snapshot made by hand stays until it is removed by hand.
 _ROOT_LABEL = "containerd.io/gc.root"
@@ -240,15 +241,17 @@ def diff(session: Session, key: str, other: str, compression: str) -> None:
 @snapshots.verb("remove rm delete del")
 @force_option
 @grammar.argument("keys", nargs=-1, required=True, metavar="KEY...")
-def remove(session: Session, keys: tuple[str, ...]) -> None:
+def remove(session: Session, keys: tuple[str, ...]) -> int:
     """remove snapshots on which no other one stands
 
     \b
       ctl snapshots remove work
     """
-    for key in keys:
+
+    def delete(key: str) -> None:
         session.call("snapshots.delete", snapshotter=session.scope, key=key)
-        print(key)
+
+    return work_through(session, keys, delete)
 
 
 @snapshots.verb("tree")

@@ -6,7 +6,7 @@ from typing import Any
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.output import labels_text, listing, plain, print_json, size_text
-from lighter.ctl.resolve import remove_each
+from lighter.ctl.resolve import remove_each, work_through
 from lighter.ctl.template import Template
 
 _FIELDS = {
@@ -105,18 +105,24 @@ def _test(word: str) -> Any:
 @grammar.option("--size", "-s", is_flag=True, help="What it takes on the disk, too.")
 @grammar.option("--format", "template", metavar="TEMPLATE", help="A Go template.")
 @grammar.argument("names", nargs=-1, required=True, metavar="VOLUME...")
-def inspect(session: Session, names: tuple[str, ...], size: bool, template: str | None) -> None:
+def inspect(session: Session, names: tuple[str, ...], size: bool, template: str | None) -> int:
     """print all that is known about volumes, as JSON
 
     \b
       ctl volume inspect site
     """
     shape = Template(template, _FIELDS) if template and template != "json" else None
-    found = [session.call("volumes.get", name=name, size=size)["volume"] for name in names]
+    found: list[Any] = []
+
+    def look(name: str) -> None:
+        found.append(session.call("volumes.get", name=name, size=size)["volume"])
+
+    code = work_through(session, names, look, shown=False)
     if shape is not None:
         shape.print(found)
     else:
         print_json([as_docker(row) for row in found])
+    return code
 
 
 def as_docker(row: Mapping[str, Any]) -> dict[str, Any]:

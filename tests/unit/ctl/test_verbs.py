@@ -454,6 +454,51 @@ def test_many_containers_are_ended_at_once(
     assert out.decode().split() == ["c0", *names[2:], "c0"]
 
 
+@pytest.mark.parametrize(
+    ("words", "method", "answer", "shown"),
+    [
+        ("inspect --type network -f {{.Name}}", "networks.get", "network", "a\nc\n"),
+        ("volume inspect --format {{.Name}}", "volumes.get", "volume", "a\nc\n"),
+        ("network inspect", "networks.get", "network", None),
+        ("--format json images inspect", "images.get", None, None),
+        ("images tag source", "images.tag", None, "a\nc\n"),
+        ("snapshots rm", "snapshots.delete", None, "a\nc\n"),
+        ("content abort", "content.abort", None, "a\nc\n"),
+    ],
+)
+def test_one_that_is_missing_does_not_keep_the_others(
+    manager: FakeManager, ctl: Ctl, words: str, method: str, answer: str | None, shown: str | None
+) -> None:
+    def look(ask: Ask) -> Any:
+        name = next(ask.body[key] for key in ("id", "name", "key", "ref") if key in ask.body)
+        row = {"id": name, "name": name, "spec": "{}", "containers": [], "labels": {}}
+        return NotFound("no b") if name == "b" else {answer: row} if answer else row
+
+    manager.on(method, look)
+    done = ctl(*words.split(), "a", "b", "c")
+    assert (done.returncode, done.stderr) == (1, b"ctl: no b\n")
+    if shown is None:
+        assert done.stdout.count(b'"id"') == 2
+    else:
+        assert done.stdout.decode() == shown
+
+
+def test_volumes_that_are_there_are_shown_as_one_array(manager: FakeManager, ctl: Ctl) -> None:
+    row = {"created_at": 1, "mountpoint": "/m", "labels": {}, "anonymous": False, "containers": []}
+    manager.on(
+        "volumes.get",
+        lambda ask: (
+            NotFound("no b")
+            if ask.body["name"] == "b"
+            else {"volume": {**row, "name": ask.body["name"]}}
+        ),
+    )
+    done = ctl("volume", "inspect", "a", "b", "c")
+    assert (done.returncode, done.stderr) == (1, b"ctl: no b\n")
+    assert [one["Name"] for one in json.loads(done.stdout)] == ["a", "c"]
+    assert json.loads(ctl("volume", "inspect", "b").stdout) == []
+
+
 @pytest.mark.parametrize("flags", [("--cpus", "0"), ("-m", "0"), ("--cpuset-cpus", "")])
 def test_an_update_that_changes_nothing_is_wrong_usage(ctl: Ctl, flags: tuple[str, ...]) -> None:
     done = ctl("update", *flags, "web")
