@@ -65,7 +65,7 @@ class AtOnce:
     A name that is there twice has its second turn after the first. `body` goes with each request.
     """
 
-    def __init__(self, session: Session, method: str, refs: tuple[str, ...], **body: object):
+    def __init__(self, session: Session, method: str, refs: tuple[str, ...], **body: Any):
         self._session = session
         self._method = method
         self._body = body
