@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, format_option
+from lighter.ctl.cli import SNAPSHOTTER, Session, format_option
 from lighter.ctl.handing import handed_source, handed_target
 from lighter.ctl.output import print_json_line, progress, visible
 
@@ -34,9 +34,7 @@ def _platforms(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 @grammar.option("--all-platforms", is_flag=True, help="Import the content of all platforms.")
 @grammar.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
 @grammar.option("--compress-blobs", is_flag=True, help="Compress layers (docker archives only).")
-@grammar.option(
-    "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="Where to unpack."
-)
+@grammar.option("--snapshotter", default="", envvar=SNAPSHOTTER, help="Where to unpack.")
 @_local
 @format_option
 def import_(session: Session, /, file: str, no_unpack: bool, **options: Any) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "/run/lighter/lighter.sock"
 CONNECT_TIMEOUT_S = 5.0
 FORMATS = ("table", "json")
+SNAPSHOTTER = ["LIGHTER_SNAPSHOTTER", "CONTAINERD_SNAPSHOTTER"]  # of the environment
 MAX_DIGITS = 18  # of a number that a message can carry
 MAX_SECONDS = 1e9
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, force_option, format_option, key_values
+from lighter.ctl.cli import SNAPSHOTTER, Session, force_option, format_option, key_values
 from lighter.ctl.handing import opened_directory
 from lighter.ctl.output import labels_text, listing, print_json, size_text, visible
 from lighter.ctl.paging import pages
@@ -14,7 +14,7 @@ from lighter.ctl.tree import tree_lines
 from lighter.proto.errors import InvalidArgument, NotFound
 
 _snapshotter_option = grammar.option(
-    "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="By default the manager's."
+    "--snapshotter", default="", envvar=SNAPSHOTTER, help="By default the manager's."
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, force_option, format_option, key_values
+from lighter.ctl.cli import SNAPSHOTTER, Session, force_option, format_option, key_values
 from lighter.ctl.output import (
     labels_text,
     listing,
@@ -23,9 +23,7 @@ _ROOT_LABEL = "containerd.io/gc.root"
 
 
 @grammar.group("snapshots")
-@grammar.option(
-    "--snapshotter", default="", envvar="CONTAINERD_SNAPSHOTTER", help="Whose.  [default: set]"
-)
+@grammar.option("--snapshotter", default="", envvar=SNAPSHOTTER, help="Whose.  [default: set]")
 def snapshots(session: Session, snapshotter: str) -> None:
     """Manage snapshots: active ones are written to, views read, committed ones are parents.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import Session, absolute, format_option, key_values
+from lighter.ctl.cli import SNAPSHOTTER, Session, absolute, format_option, key_values
 from lighter.ctl.output import print_json_line
 
 Decorated = Callable[..., Any]
@@ -88,7 +88,7 @@ NO_FLAGS: dict[str, Any] = {
 @_all_metadata
 @grammar.option("--no-unpack", is_flag=True, help="Do not unpack; the first container will.")
 @grammar.option("--print-chainid", is_flag=True, help="Print the name of its topmost snapshot.")
-@grammar.option("--snapshotter", default="", help="Where to unpack.")
+@grammar.option("--snapshotter", default="", envvar=SNAPSHOTTER, help="Where to unpack.")
 @grammar.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image.")
 @grammar.option(
     "--max-concurrent-downloads",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lighter.ctl import grammar
-from lighter.ctl.cli import absolute, key_values, read_text
+from lighter.ctl.cli import SNAPSHOTTER, absolute, key_values, read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ OPTIONS = (
     grammar.option("--read-only", is_flag=True, help="Root filesystem cannot be written."),
     grammar.option(
         "--snapshotter",
-        envvar=["LIGHTER_SNAPSHOTTER", "CONTAINERD_SNAPSHOTTER"],
+        envvar=SNAPSHOTTER,
         help="Keeper of the root filesystem.",
     ),
 )

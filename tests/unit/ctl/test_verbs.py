@@ -331,6 +331,20 @@ def test_every_command_has_an_example_that_can_be_read() -> None:
     assert seen > 150
 
 
+def test_every_verb_takes_the_snapshotter_of_the_environment() -> None:
+    """Else one unpacks to where another does not look."""
+    taken = {
+        name: option.envvar
+        for name, command in all_commands(root)
+        for option in command.parameters
+        if "--snapshotter" in option.names
+    }
+    # These look at all, and take the group's.
+    assert [taken.pop(name) for name in ("content why", "snapshots unpack")] == [[], []]
+    assert {"run", "pull", "images pull", "images import", "images usage"} <= taken.keys()
+    assert all(said == ["LIGHTER_SNAPSHOTTER", "CONTAINERD_SNAPSHOTTER"] for said in taken.values())
+
+
 # Verbs that ask for what is refused in another program's namespace; the refusal names --force.
 FORCED = {
     "containers.start": "start",
