@@ -19,6 +19,9 @@ MAX_PATH = 4096
 _MAX_OPEN = 128
 _MAX_NAMES = 1024
 _MAX_LINKS = 40  # as the kernel's (path_resolution(7))
+# Names in one look-up, links and ".." included: of a path of MAX_PATH bytes 2048, looked up twice
+# when they are made.
+_MAX_STEPS = 10_000
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -46,20 +49,21 @@ class MakeParent(Protocol):
 class Tree:
     """Look-ups below one root descriptor, which the caller owns."""
 
-    __slots__ = ("_by_name", "_make_parent", "_open", "root")
+    __slots__ = ("_by_name", "_make_parent", "_open", "_steps", "root")
 
     def __init__(self, root_fd: int, make_parent: MakeParent) -> None:
         self.root = Directory(root_fd, b"")
         self._make_parent = make_parent
         self._open: dict[bytes, Directory] = {}
         self._by_name: dict[bytes, Directory] = {}
+        self._steps = 0
 
     def make(self, path: bytes) -> Directory:
         """The directory `path`, with every missing one on the way made."""
         found = self._by_name.get(path)
         if found is not None and found.fd >= 0:
             return found
-        directory = self._walk(path, create=True)
+        directory = self._look_up(path, create=True)
         assert directory is not None
         if len(self._by_name) >= _MAX_NAMES:
             self._by_name.clear()
@@ -68,7 +72,7 @@ class Tree:
 
     def find(self, path: bytes) -> Directory | None:
         """The directory `path`, None where there is none."""
-        return self._walk(path, create=False)
+        return self._look_up(path, create=False)
 
     def enter(self, parent: Directory, name: bytes) -> Directory:
         """The directory `name` in the directory that was looked up last; it is no link."""
@@ -87,6 +91,10 @@ class Tree:
         for known in list(self._open):
             self._close(known)
 
+    def _look_up(self, path: bytes, *, create: bool) -> Directory | None:
+        self._steps = 0
+        return self._walk(path, create=create)
+
     def _walk(self, path: bytes, *, create: bool) -> Directory | None:
         here = self.root
         todo = path.split(b"/")
@@ -94,17 +102,20 @@ class Tree:
         links = 0
         while todo:
             name = todo.pop()
+            self._steps += 1
+            if self._steps > _MAX_STEPS:
+                raise InvalidArgument(
+                    f"open directory {show(path)}: it leads through more than {_MAX_STEPS} names"
+                )
             if name in (b"", b"."):
                 continue
             if name == b"..":
-                above = self._walk(here.path.rpartition(b"/")[0], create=False)
-                assert above is not None  # it is a real path, and `here` lies in it
-                here = above
+                above = here.path.rpartition(b"/")[0]
+                here = self._kept(above) or self._walk_real(above)
                 continue
             real = here.child(name)
-            known = self._open.pop(real, None)
+            known = self._kept(real)
             if known is not None:
-                self._open[real] = known  # kept in order of use
                 here = known
                 continue
             try:
@@ -135,6 +146,17 @@ class Tree:
             else:
                 here = self._keep(fd, real)
         return here
+
+    def _walk_real(self, path: bytes) -> Directory:
+        found = self._walk(path, create=False)
+        assert found is not None  # the directory that the walk has come to lies in it
+        return found
+
+    def _kept(self, real: bytes) -> Directory | None:
+        known = self._open.pop(real, None)
+        if known is not None:
+            self._open[real] = known  # in order of use
+        return known
 
     def _keep(self, fd: int, real: bytes) -> Directory:
         if len(real) > MAX_PATH:
