@@ -185,7 +185,8 @@ def lines(draw: st.DrawFn, words: tuple[str, ...]) -> list[str]:
     *outer, command = followed(words)
     args: list[str] = []
     for group, name in zip(outer, words, strict=True):
-        args += [*draw(st.one_of(st.just([]), line(group))), name]
+        needs = any(p.required for p in group.parameters)  # few lines are read without it
+        args += [*draw(line(group) if needs else st.one_of(st.just([]), line(group))), name]
     return args + draw(line(command))
 
 
