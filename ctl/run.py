@@ -10,6 +10,7 @@ from lighter.proto.errors import LighterError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 PULL = grammar.option(
@@ -119,22 +120,24 @@ def run(
 def create_or_pull(session: Session, body: dict[str, Any], image: str, pull_when: str) -> Any:
     """The new container; its image is pulled first where that is asked or needed."""
     if pull_when == "always" and body["image"]:
-        _pull(session, image, body["platform"])
+        _pull(session, image, body)
     try:
         return session.call("containers.create", **body)
     except NotFound as error:
         if pull_when != "missing" or error.details.get("missing") != "image":
             raise
         session.complain(f"image {image} is not here: pulling it")
-    _pull(session, image, body["platform"])
+    _pull(session, image, body)
     return session.call("containers.create", **body)
 
 
-def _pull(session: Session, image: str, platform: str) -> None:
+def _pull(session: Session, image: str, body: Mapping[str, Any]) -> None:
+    """For that platform and snapshotter which the container's definition has."""
     from lighter.ctl.transfer import NO_FLAGS, access, pull_image
 
     credentials = access(session, image, NO_FLAGS)
-    pull_image(session, image, credentials, platform=platform, to_stderr=True)
+    wanted = {"platform": body["platform"], "snapshotter": body["snapshotter"]}
+    pull_image(session, image, credentials, **wanted, to_stderr=True)
 
 
 def has_terminal(spec: str) -> bool:

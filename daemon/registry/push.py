@@ -88,10 +88,9 @@ class Pusher:
     ) -> bool:
         """A session of its own each time: what a broken one has taken in is not to be relied on."""
         what = self._what(digest, "push")
-        begun = await self._begin(endpoint, digest, mount_from, what)
-        if begun is None:
+        session = await self._begin(endpoint, digest, mount_from, what)
+        if session is None:
             return False
-        session, scopes = begun
         sign = "&" if "?" in session.url else "?"
         link = Link(f"{session.url}{sign}digest={digest}", session.origin)
         headers = {
@@ -110,7 +109,7 @@ class Pusher:
                 "PUT",
                 link,
                 what,
-                scopes,
+                self._scopes(mount_from),
                 expect=(201, 202, 204),
                 headers=headers,
                 data=data if descriptor.size else b"",
@@ -123,11 +122,8 @@ class Pusher:
 
     async def _begin(
         self, endpoint: Endpoint, digest: Digest, mount_from: str, what: str
-    ) -> tuple[Link, frozenset[str]] | None:
-        """Where to upload to, and for which scopes the registry or its realm has let us; None when
-        it took the blob from the other repository.
-        """
-        scopes = self._scopes(mount_from)
+    ) -> Link | None:
+        """Where to upload to; None when the registry took the blob from the other repository."""
         tail = f"{self._repository}/blobs/uploads/"
         if mount_from:
             # The caller has looked whether it is a repository's name: it needs no quoting.
@@ -138,17 +134,16 @@ class Pusher:
                 "POST",
                 endpoint.link(tail),
                 what,
-                scopes,
+                self._scopes(mount_from),
                 expect=(201, 202),
                 headers={"Content-Length": "0"},
                 data=b"",
             ) as answer:
                 if answer.status == 201:
                     return None
-                session = self._talk.transport.led_to(
+                return self._talk.transport.led_to(
                     answer, answer.header("Location"), f"{what}: use upload session"
                 )
-                return session, scopes
         except LighterError as err:
             if not mount_from:
                 raise

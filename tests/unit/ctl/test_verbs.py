@@ -136,6 +136,16 @@ def test_the_namespace_travels(
     assert manager.asked("tasks.list").namespace == namespace
 
 
+@pytest.mark.parametrize("words", ["pull host.example/a", "run --pull always host.example/a x"])
+def test_an_image_is_unpacked_where_the_container_will_stand(
+    manager: FakeManager, ctl: Ctl, words: str
+) -> None:
+    manager.on("images.pull", FailedPrecondition("enough"))
+    done = ctl(*words.split(), env={"LIGHTER_SNAPSHOTTER": "native"})
+    assert done.stderr.endswith(b"ctl: enough\n")
+    assert manager.asked("images.pull").body["snapshotter"] == "native"
+
+
 def test_a_list_comes_in_pages(manager: FakeManager, ctl: Ctl) -> None:
     def page(ask: Ask) -> Any:
         row = {"id": ask.body["cursor"] or "first", "image": "i", "runtime": "r"}
@@ -215,7 +225,7 @@ def test_run_flags_reach_the_manager(manager: FakeManager, ctl: Ctl, tmp_path: P
         "allow_new_privs": True,
         "with_ns": {"pid": "/p"},
         "seccomp": "unconfined",
-        "log": {"driver": "none", "max_size": 1024, "max_file": 5, "uri": ""},
+        "log": {"driver": "none", "max_size": 1024, "uri": ""},
         "stop_signal": "INT",
         "entrypoint": [],
     }
