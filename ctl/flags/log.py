@@ -22,8 +22,6 @@ _SENT = {
     "syslog-format": "format",
     "syslog-facility": "facility",
 }
-LOG_MAX_SIZE = 10 * 1024 * 1024
-LOG_MAX_FILE = 5
 
 
 class LogDriver(grammar.Kind):
@@ -55,9 +53,13 @@ OPTIONS = (
         metavar="KEY=VALUE",
         help="max-size=10m, max-file=5: docker's way to say the following two.",
     ),
-    grammar.option("--log-max-size", type=SIZE, default="10m", help="Per file; 0: no limit."),
     grammar.option(
-        "--log-max-file", type=grammar.Integer(0), default=5, help="Files; 0: no limit."
+        "--log-max-size", type=SIZE, help="Per file; 0: no limit.  [default: the manager's]"
+    ),
+    grammar.option(
+        "--log-max-file",
+        type=grammar.Integer(0),
+        help="Files; 0: no limit.  [default: the manager's]",
     ),
     grammar.option(
         "--log-uri",
@@ -69,11 +71,11 @@ OPTIONS = (
 
 def fields(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Their part of the body of containers.create. Raises grammar.UsageError."""
+    sizes = {"max_size": flags["log_max_size"], "max_file": flags["log_max_file"]}
     return {
         "log": {
             "driver": flags["log_driver"],
-            "max_size": flags["log_max_size"],
-            "max_file": flags["log_max_file"],
+            **{name: size for name, size in sizes.items() if size is not None},
             "uri": flags["log_uri"] or "",
             **_docker_options(flags["log_opt"], flags["log_driver"]),
         }

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import stat
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,6 +42,22 @@ def test_dockers_words_for_a_log(lighterd: Lighterd) -> None:
     for uri in ("syslog://x", "file://relative", "binary://", "/tmp/x", "binary:///proc/1/exe"):
         refused = lighterd.ctl("run", "--log-uri", uri, REFERENCE, "c", "true")
         assert refused.returncode == 125 and refused.stderr.count(b"\n") == 1, uri
+
+
+def test_the_configuration_bounds_a_log_that_no_flag_does(
+    make_lighterd: Callable[..., Lighterd],
+) -> None:
+    keys = '[plugins."io.lighter.v1".log]\nmax_size = 1000\nmax_file = 3\n'
+    lighterd = make_lighterd(config=f"version = 3\n{keys}").start()
+    lighterd.import_busybox()
+    assert options(lighterd) == {"driver": "file", "max_size": 1000, "max_file": 3}
+    assert options(lighterd, "--log-max-file", "5")["max_size"] == 1000
+    assert options(lighterd, "--log-opt", "max-size=0")["max_file"] == 3
+    logs = lighterd.root / "logs/default"
+    for name, flags, files in (("few", (), 3), ("one", ("--log-max-size", "0"), 1)):
+        lighterd.ctl("run", *flags, REFERENCE, name, "seq", "200000", check=True)
+        assert len(list((logs / name).iterdir())) == files, name
+        lighterd.ctl("rm", name, check=True)
 
 
 def test_syslog_gets_each_line_and_logs_shows_them_too(lighterd: Lighterd, tmp_path: Path) -> None:
