@@ -135,6 +135,8 @@ class TasksService:
         self, call: Call, request: pb.DeleteProcessRequest
     ) -> pb.DeleteResponse:
         entry = self._entry(call, request.container_id)
+        _exec(entry, request.exec_id)
+        await self._execs.hear(entry, request.exec_id)
         exec_ = _exec(entry, request.exec_id)
         with refused(exec_, "delete"):
             ended = self._execs.delete(entry, request.exec_id)
@@ -227,11 +229,10 @@ class TasksService:
             )
         except (NotFound, FailedPrecondition) as err:
             ended = find_exec(entry, request.exec_id) if request.exec_id else entry
-            if ended.state == states.ADDED:
+            if ended.state in (states.ADDED, states.CREATING):
                 raise FailedPrecondition("process not created: failed precondition") from err
-            if isinstance(err, NotFound) or ended.state == states.STOPPED:
-                raise NotFound("process already finished: not found") from err
-            raise
+            # A shim refuses a kill only of what has ended, also before it has told the end.
+            raise NotFound("process already finished: not found") from err
         return Empty()
 
     async def pause(self, call: Call, request: pb.PauseTaskRequest) -> Empty:

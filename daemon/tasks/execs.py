@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 from lighter.daemon.events import EventLog
@@ -11,7 +12,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import PROBE_PREFIX, Entry, Exec, is_probe
-from lighter.daemon.tasks.reach import SIGNAL_S, connected
+from lighter.daemon.tasks.reach import SIGNAL_S, connected, has_told
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
@@ -111,6 +112,12 @@ class ExecService:
         if exec_.starting:
             raise AlreadyExists(f"start {what}: a start is under way")
         states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
+        # A manager that died may have asked for it: the shim tells that before it is asked again.
+        await connected(entry)
+        exec_ = find_exec(entry, exec_id)
+        states.advance(states.EXEC, exec_.state, "start", what)
+        if exec_.starting:
+            raise AlreadyExists(f"start {what}: a start is under way")
         request = self._bundle_of(namespace, container_id).added(exec_id)
         if request is None:
             raise FailedPrecondition(f"start {what}: how to start it is no longer known")
@@ -257,6 +264,16 @@ class ExecService:
     async def close_stdin(self, namespace: str, container_id: str, exec_id: str) -> None:
         peer = await connected(self._supervisor.find(namespace, container_id))
         await peer.call("close_stdin", {"exec_id": exec_id}, timeout_s=SIGNAL_S)
+
+    async def hear(self, entry: Entry, exec_id: str) -> None:
+        """Before a `delete`: one that was only added may have been started for a manager that died.
+
+        Raises NotFound, and Unavailable while its shim cannot tell.
+        """
+        added = find_exec(entry, exec_id).state == states.ADDED
+        if added and not (entry.peer is not None and has_told(entry, entry.peer)):
+            with suppress(FailedPrecondition):  # the task has ended: it has told all
+                await connected(entry)
 
     def delete(self, entry: Entry, exec_id: str) -> Exit:
         """Forget an ended exec, or one that was only added (its Exit is all 0).

@@ -294,6 +294,7 @@ class TaskService:
         """
         entry = self.find(namespace, container_id)
         if exec_id:
+            await self._execs.hear(entry, exec_id)
             return self._execs.delete(entry, exec_id)
         if force and entry.exit is None:
             await self._end_by_force(entry)

@@ -4,15 +4,22 @@ is asked again until it works, and then nothing is missing and nothing is left.
 The points are those of tests/integration/test_kill9, but for what only `ctl`'s front end passes.
 """
 
+import os
+import re
+import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tests import lives
 from tests.grpc.conftest import run_ctr
 from tests.grpc.lives import ApiLife
+from tests.grpc.workshop import Workshop
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.integration import test_kill9 as kill9
@@ -85,6 +92,39 @@ def test_f42_the_shim_is_killed(make_lighterd: Callable[..., Lighterd]) -> None:
 
 def test_f43_the_shim_is_stopped(make_lighterd: Callable[..., Lighterd]) -> None:
     sweep(make_lighterd(), ["shim.start-asked", "shim.kill-asked"], "stop", ApiLife)
+
+
+@pytest.mark.parametrize("then", ["Start", "DeleteProcess"])
+def test_f75_what_a_dead_manager_has_started_is_heard_of_before_it_is_asked_again(
+    make_lighterd: Callable[..., Lighterd], tmp_path: Path, then: str
+) -> None:
+    """Its shim has taken the order and comes back late: the program runs once."""
+    lighterd = make_lighterd().start()
+    lighterd.import_busybox()
+    lighterd.restart(FAULT="shim.runc-execed:stop")
+    with Workshop(lighterd, tmp_path / "fifos") as workshop:
+        workshop.create("c", "sleep", "1000")
+        workshop.tasks("Start", container_id="c")
+        which = {"container_id": "c", "exec_id": "e"}
+        workshop.exec("c", "e", "sh", "-c", "echo run >>/ran")
+        (shim,) = lighterd.shims()
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(workshop.tasks, "Start", **which)
+            await_that(lambda: lives.process_state(shim) == "T", 30, "the shim has stopped")
+            lighterd.kill9()
+            assert isinstance(first.exception(60), grpc.RpcError)
+            lighterd.start()
+            again = pool.submit(workshop.tasks, then, **which)
+            with pytest.raises(TimeoutError):
+                again.result(1)
+            os.kill(shim, signal.SIGCONT)
+            error = again.exception(60)
+        if then == "Start" or error is not None:
+            assert isinstance(error, grpc.RpcError), error
+            assert re.match(r"cannot (start|delete) a (running|stopped) process", error.details())
+            assert workshop.tasks("Wait", **which).exit_status == 0
+        workshop.ctl("cp", "c:/ran", str(tmp_path / "ran"))
+        assert (tmp_path / "ran").read_text() == "run\n"
 
 
 def _ctr(lighterd: Lighterd, *words: str) -> "subprocess.CompletedProcess[bytes]":

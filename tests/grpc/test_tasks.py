@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -325,6 +326,31 @@ def test_pids_and_kill_all(workshop: Workshop) -> None:
     assert workshop.tasks("Wait", container_id="c").exit_status == 137
     again = _refused(workshop.tasks, "Kill", container_id="c", signal=9)
     assert again == ("NOT_FOUND", "process already finished: not found")
+
+
+def test_a_kill_between_an_end_and_its_event_is_of_what_has_finished(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """Clients switch on the code: they wait for the end, or tell a kill that has failed."""
+    workshop.create("c", "sleep", "1000")
+    workshop.tasks("Start", container_id="c")
+    # What others go on writing gets its time before the end is told; as nothing may stand in the
+    # pipe at a moment, some of them are told at once.
+    flood = "(echo >/begun; head -c 100000000 /dev/zero) & until [ -s /begun ]; do :; done; exit 7"
+    for number in range(6):
+        out = tmp_path / str(number)
+        which = {"container_id": "c", "exec_id": f"e{number}"}
+        workshop.exec("c", which["exec_id"], "sh", "-c", flood, stdout=f"file://{out}")
+        workshop.tasks("Start", **which)
+        refusal: tuple[str, str] | None = None
+        while refusal is None:
+            try:
+                workshop.tasks("Kill", **which, signal=signal.SIGCONT)
+            except grpc.RpcError as error:
+                refusal = code(error), error.details()
+        assert refusal == ("NOT_FOUND", "process already finished: not found")
+        assert workshop.tasks("Wait", **which).exit_status == 7
+        out.unlink()
 
 
 def test_a_process_whose_memory_is_locked_holds_up_who_asks_for_its_arguments_alone(
