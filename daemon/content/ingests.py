@@ -172,13 +172,15 @@ class Ingests:
         directory = self._path(namespace, ref)
         if directory in self._open:
             raise Unavailable(f"abort ingest {ref}: it is locked, somebody writes it")
+        if directory in self._going:
+            raise Unavailable(f"abort ingest {ref}: it is being removed")
         await self._remove(directory)
 
     async def abort_all(self, namespace: str) -> None:
         """Remove all of a namespace that goes, but what is being written."""
         for status in self.list(namespace):
             directory = self._path(namespace, status.ref)
-            if directory not in self._open:
+            if directory not in self._open and directory not in self._going:
                 await self._remove(directory)
 
     def being_written(self, namespace: str) -> tuple[str, ...]:

@@ -132,6 +132,7 @@ class Importer:
                 graph = await self._walk(arrived, names.values(), options)
                 for digest in graph.found:
                     pin.content(namespace, digest)
+                self._check_there(namespace, arrived, graph)
                 report(Progress("importing", total_bytes=graph.size_bytes))
                 await self._adopt(namespace, arrived, graph)
                 hit("import.adopted")
@@ -193,6 +194,12 @@ class Importer:
             for target in distinct:
                 whole.add(await walker.walk(target))
         return whole
+
+    def _check_there(self, namespace: str, arrived: Arrived, graph: Graph) -> None:
+        """Raises NotFound for what was in the store when it was looked for, and not yet pinned."""
+        for digest in graph.found:
+            if arrived.file(digest) is None and not self._content.has(namespace, digest):
+                raise NotFound(f"import archive: content {digest} is missing")
 
     async def _adopt(self, namespace: str, arrived: Arrived, graph: Graph) -> None:
         arrivals = []

@@ -88,9 +88,10 @@ class Pusher:
     ) -> bool:
         """A session of its own each time: what a broken one has taken in is not to be relied on."""
         what = self._what(digest, "push")
-        session = await self._begin(endpoint, digest, mount_from, what)
-        if session is None:
+        begun = await self._begin(endpoint, digest, mount_from, what)
+        if begun is None:
             return False
+        session, scopes = begun
         sign = "&" if "?" in session.url else "?"
         link = Link(f"{session.url}{sign}digest={digest}", session.origin)
         headers = {
@@ -109,7 +110,7 @@ class Pusher:
                 "PUT",
                 link,
                 what,
-                self._scopes(mount_from),
+                scopes,
                 expect=(201, 202, 204),
                 headers=headers,
                 data=data if descriptor.size else b"",
@@ -122,8 +123,11 @@ class Pusher:
 
     async def _begin(
         self, endpoint: Endpoint, digest: Digest, mount_from: str, what: str
-    ) -> Link | None:
-        """Where to upload to; None when the registry took the blob from the other repository."""
+    ) -> tuple[Link, frozenset[str]] | None:
+        """Where to upload to, and for which scopes the registry or its realm has let us; None when
+        it took the blob from the other repository.
+        """
+        scopes = self._scopes(mount_from)
         tail = f"{self._repository}/blobs/uploads/"
         if mount_from:
             # The caller has looked whether it is a repository's name: it needs no quoting.
@@ -134,16 +138,17 @@ class Pusher:
                 "POST",
                 endpoint.link(tail),
                 what,
-                self._scopes(mount_from),
+                scopes,
                 expect=(201, 202),
                 headers={"Content-Length": "0"},
                 data=b"",
             ) as answer:
                 if answer.status == 201:
                     return None
-                return self._talk.transport.led_to(
+                session = self._talk.transport.led_to(
                     answer, answer.header("Location"), f"{what}: use upload session"
                 )
+                return session, scopes
         except LighterError as err:
             if not mount_from:
                 raise

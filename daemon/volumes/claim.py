@@ -20,7 +20,8 @@ _HARMLESS = ("/dev/shm", "/sys/fs/cgroup")  # noqa: S108 (they only hide what is
 
 
 class Claim:
-    """Makes the volumes that a new container asks for; what is new goes again unless kept.
+    """Makes the volumes that a new container asks for; what is new goes again unless kept, or
+    created by its name meanwhile.
 
     `rows` is what its record says of them, `paths` whether nobody has used the one at this path.
     """
@@ -108,7 +109,9 @@ class Claim:
     ) -> Mapping[str, Any]:
         given, options = str(mount.get("source") or ""), list(mount.get("options") or ())
         name, destination = given or self._volumes.new_name(), _place(mount)
-        volume, is_new = self._volumes.create(self._namespace, name, anonymous=not given)
+        volume, is_new = self._volumes.create(
+            self._namespace, name, anonymous=not given, asked=False
+        )
         self._volumes.hold(self._namespace, name)
         self._held.append(name)
         if is_new:
@@ -131,6 +134,8 @@ class Claim:
 
     def keep(self) -> None:
         """The container is recorded: its volumes stay."""
+        for name in self._new:
+            self._volumes.end_claim(self._namespace, name)
         self._new.clear()
 
     async def __aenter__(self) -> "Claim":
@@ -146,7 +151,8 @@ class Claim:
             self._volumes.filling.let_go(self._namespace, name, self)
             self._volumes.let_go(self._namespace, name)
         for name in self._new:
-            await self._volumes.delete_quietly(self._namespace, name)
+            if self._volumes.end_claim(self._namespace, name):
+                await self._volumes.delete_quietly(self._namespace, name)
 
 
 def _place(mount: Mapping[str, Any]) -> str:

@@ -68,6 +68,7 @@ class Volumes:
         self._store = store
         self._remove_tree = remove_tree
         self._claimed: Counter[tuple[str, str]] = Counter()
+        self._unasked: set[tuple[str, str]] = set()  # new ones of claims, which may undo that
         self._left: tuple[list[tuple[str, str, str]], list[str]] = ([], [])
         self.filling = Filling(root, store, worker, remove_tree)
 
@@ -109,15 +110,20 @@ class Volumes:
         labels: Mapping[str, str] | None = None,
         *,
         anonymous: bool = False,
+        asked: bool = True,
     ) -> tuple[Volume, bool]:
         """(the volume, whether its directory is new): one that is there is returned as it is.
 
-        Raises InvalidArgument, ResourceExhausted.
+        Not `asked`: for a claim, which takes away again what is new when it fails, unless somebody
+        has asked for it meanwhile. Raises InvalidArgument, ResourceExhausted.
         """
         check_name(namespace, "namespace")
         check_name(name, "volume")
         with contextlib.suppress(NotFound):
-            return self._store.get(namespace, name), False
+            found = self._store.get(namespace, name)
+            if asked:
+                self._unasked.discard((namespace, name))
+            return found, False
         is_new, kept = False, self._is_of_lost_database(namespace, name)
         try:
             for of, removed, removed_as in self._store.trash():
@@ -134,6 +140,8 @@ class Volumes:
         adopted = {ADOPTED_LABEL: "true"} if kept and not is_new else {}
         volume = Volume(namespace, name, {**(labels or {}), **adopted}, anonymous, time.time_ns())
         self._store.create(volume)
+        if is_new and not asked:
+            self._unasked.add((namespace, name))
         return volume, is_new
 
     def _is_of_lost_database(self, namespace: str, name: str) -> bool:
@@ -263,6 +271,12 @@ class Volumes:
             log.info("keep volume %s: %s", name, err.message)
 
     # use
+
+    def end_claim(self, namespace: str, name: str) -> bool:
+        """Of the one that has made it; whether nobody else has asked for the volume meanwhile."""
+        was_unasked = (namespace, name) in self._unasked
+        self._unasked.discard((namespace, name))
+        return was_unasked
 
     def hold(self, namespace: str, name: str) -> None:
         self._claimed[namespace, name] += 1

@@ -4,7 +4,9 @@ import asyncio
 import errno
 import hashlib
 import os
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -665,6 +667,32 @@ def test_an_ingest_that_is_being_removed_cannot_be_opened(place: Place) -> None:
         await removal
         async with await place.ingests.open(NS, "r") as writer:
             assert writer.offset == 0
+
+    run(steps())
+
+
+def test_two_removals_of_an_ingest_are_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second would go on after the first, and take what a new writer has begun."""
+    run(place.write(DATA[:HALF]))
+    removed: list[str] = []
+    may_end, rmtree = threading.Event(), shutil.rmtree
+
+    def slow(path: str, ignore_errors: bool) -> None:
+        may_end.wait(10)
+        removed.append(path)
+        rmtree(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+
+    async def steps() -> None:
+        removal = asyncio.ensure_future(place.ingests.abort(NS, "r"))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="it is being removed"):
+            await place.ingests.abort(NS, "r")
+        await place.ingests.abort_all(NS)
+        may_end.set()
+        await removal
+        assert len(removed) == 1
 
     run(steps())
 

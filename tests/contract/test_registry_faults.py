@@ -894,6 +894,34 @@ def test_f71_a_refused_mount_is_an_upload(reg: Scripted) -> None:
     assert second.query == {}
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_mount_that_the_token_realm_refuses_is_an_upload(reg: Scripted, status: int) -> None:
+    """It gives no token for the other repository: the upload asks for none."""
+
+    def token(request: Request) -> Reply:
+        if any("other/repo" in scope for scope in request.query["scope"]):
+            return error(status, "DENIED", "not yours")
+        return Reply(200, b'{"token":"for-x"}')
+
+    def begin(request: Request) -> Reply:
+        if request.headers.get("authorization") != "Bearer for-x":
+            return bearer(f"{reg.url}/token")
+        return Reply(202, headers=(("Location", "/upload"),))
+
+    upload_routes(reg, Reply(201))
+    reg.routes["GET /token"] = token
+    reg.routes["POST /v2/x/blobs/uploads/"] = begin
+
+    async def work() -> None:
+        async with remote(reg.host) as opened:
+            assert await opened.push_blob(BLOB, open_blob(DATA), mount_from="other/repo")
+
+    run(work())
+    assert [request.headers.get("authorization") for request in reg.asked("PUT")] == [
+        "Bearer for-x"
+    ]
+
+
 async def _never() -> AsyncIterator[bytes]:
     raise AssertionError("nothing was to be sent")
     yield b""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lighter.daemon.images import platforms
-from lighter.daemon.images.importer import ImportOptions
+from lighter.daemon.images.importer import Importer, ImportOptions
 from lighter.daemon.images.progress import Progress
 from lighter.daemon.images.worker import read_files
 from lighter.proto import faults
@@ -191,6 +191,27 @@ def test_every_missing_piece_is_named_and_nothing_is_left(place: Place) -> None:
         with pytest.raises(NotFound, match=f"content {digest} .*is missing"):
             place.take(part.archive())
         assert place.is_empty()
+
+
+def test_what_the_store_had_and_is_collected_meanwhile_is_missing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name may come of it: its image would lack a layer."""
+    whole, part = layout(), layout(name="example.com/part:1")
+    _config, layer, *_ = part.blobs
+    del part.blobs[layer]
+    place.take(whole.archive())
+    walk = Importer._walk
+
+    async def walk_and_collect(*of: Any) -> Any:
+        graph = await walk(*of)
+        await place.images.delete(NS, NAME)
+        return graph
+
+    monkeypatch.setattr(Importer, "_walk", walk_and_collect)
+    with pytest.raises(NotFound, match=f"content {layer} is missing"):
+        place.take(part.archive())
+    assert place.is_empty()
 
 
 def test_an_index_brings_this_platform_and_others_when_asked(place: Place) -> None:

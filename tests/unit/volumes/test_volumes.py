@@ -3,7 +3,15 @@
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -116,6 +124,37 @@ async def use(made: Made, *options: str) -> int:
     async with claimed(made, *options) as claim:
         claim.keep()
         return made.data().stat().st_ino
+
+
+def test_a_volume_that_was_created_meanwhile_stays_when_its_claim_fails(made: Made) -> None:
+    """Whoever created it was told that it is there; that another container wants it too is not."""
+
+    async def fail(during: Callable[[], Awaitable[object]]) -> None:
+        made.workers.copying.clear()
+        failing = asyncio.ensure_future(use(made))
+        await made.workers.copying.wait()
+        await during()
+        failing.cancel()
+        await asyncio.wait([failing])
+
+    async def created() -> None:
+        made.volumes.create("default", "v")
+
+    async def claimed_too() -> None:
+        other = asyncio.ensure_future(use(made, "nocopy"))
+        await asyncio.sleep(0)
+        other.cancel()
+        await asyncio.wait([other])
+
+    async def work() -> None:
+        await fail(created)
+        assert made.volumes.get("default", "v")
+        await made.volumes.delete("default", "v")
+        await fail(claimed_too)
+        with pytest.raises(NotFound):
+            made.volumes.get("default", "v")
+
+    go(work())
 
 
 def test_a_volume_that_a_restored_container_names_is_not_removed_meanwhile(made: Made) -> None:
