@@ -67,7 +67,8 @@ class ContainerFiles:
     ) -> int:
         """Write `path` as a tar whose entries begin with `name`; returns how many there are."""
         async with self._inside(namespace, id_) as (where, fds):
-            job = {"job": "pack", "path": path, "name": name, "follow": follow, **where}
+            job = {"job": "pack", "path": path, "name": name, "follow": follow, "portable": True}
+            job |= where
             done = await self._worker.run(job, [target_fd, *fds])
         return int(done["entries"])
 
@@ -95,7 +96,8 @@ class ContainerFiles:
     async def export(self, namespace: str, id_: str, target_fd: int) -> int:
         """Write the root file system, without what is mounted below it, as a tar."""
         container = await self._containers.get(namespace, id_)
-        job = {"job": "pack", "path": b"/", "name": b".", **await self._root(container)}
+        job = {"job": "pack", "path": b"/", "name": b".", "portable": True}
+        job |= await self._root(container)
         return int((await self._worker.run(job, [target_fd]))["entries"])
 
     async def changes(self, namespace: str, id_: str, target_fd: int) -> int:

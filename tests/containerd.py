@@ -1,7 +1,7 @@
 """A private containerd of the host's package, for second opinions: its own root, state, address."""
 
-import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -36,10 +36,12 @@ class Containerd:
             )
 
     def __enter__(self) -> "Containerd":
-        await_that(
-            lambda: os.path.exists(self.address), DEADLINE_S, "containerd has made its socket"
-        )
+        await_that(self._listens, DEADLINE_S, "containerd listens at its socket")
         return self
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.address) == 0
 
     def __exit__(
         self,

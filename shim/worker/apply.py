@@ -41,6 +41,8 @@ from lighter.shim.worker.tree import Directory, Tree
 WHITEOUT = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
 _AUFS_PRIVATE = b".wh..wh."
+# A policy that does not know another host's label refuses it, and files get their own anyhow.
+_LABEL = b"security.selinux"
 
 # 12 and 20 bits: linux/kdev_t.h. A wider number would be cut to another device (SEC-12).
 _MAX_MAJOR = (1 << 12) - 1
@@ -109,6 +111,7 @@ class Applier:
             raise type(err)(f"unpack: finish directories: {err.message}") from err
 
     def _apply(self, entry: Entry) -> None:
+        entry.xattrs.pop(_LABEL, None)
         path = clean(entry.name)
         parent_path, _, name = path.rpartition(b"/")
         if name.startswith(WHITEOUT):

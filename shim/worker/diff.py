@@ -6,9 +6,10 @@
 
 Both trees are mounted read-only in the worker and walked side by side. A name that only the lower
 has becomes a whiteout; a file is the same when its status, attributes, time and bytes are. The
-bytes of a file that the upper shows from below are not read. Names of one file in the upper are one
-file in the layer. The directories above a change are in the layer too: not everybody looks below
-for them. The container may go on meanwhile: a name that vanishes or changes its kind is left out.
+bytes of a file that the upper shows from below are not read, and what only this host can use of the
+attributes stays here. Names of one file in the upper are one file in the layer. The directories
+above a change are in the layer too: not everybody looks below for them. The container may go on
+meanwhile: a name that vanishes or changes its kind is left out.
 """
 
 import os
@@ -21,7 +22,7 @@ from lighter.shim.worker import lockin, syscalls
 from lighter.shim.worker.channel import Channel
 from lighter.shim.worker.deflate import Sink
 from lighter.shim.worker.failure import typed
-from lighter.shim.worker.metadata import copied_xattrs, link_xattrs
+from lighter.shim.worker.metadata import copied_xattrs, link_xattrs, portable
 from lighter.shim.worker.readfiles import read_only
 from lighter.shim.worker.tarwrite import TarWriter
 from lighter.shim.worker.walking import MAX_DEPTH, VANISHED, allow_depth
@@ -102,8 +103,8 @@ class Differ:
             try:
                 if old is not None and stat.S_ISDIR(old.st_mode):
                     was = os.open(name, _DIRECTORY, dir_fd=lower)
-                xattrs = copied_xattrs(fd)
-                if was < 0 or not _same(old, new) or xattrs != copied_xattrs(was):
+                xattrs = portable(copied_xattrs(fd))
+                if was < 0 or not _same(old, new) or xattrs != portable(copied_xattrs(was)):
                     self._entry()
                     self._tar.entry(path, new, xattrs)
                 else:
@@ -116,11 +117,11 @@ class Differ:
                 if was >= 0:
                     os.close(was)
             return
-        xattrs = link_xattrs(upper, name)
+        xattrs = portable(link_xattrs(upper, name))
         same = (
             old is not None
             and _same(old, new)
-            and xattrs == link_xattrs(lower, name)
+            and xattrs == portable(link_xattrs(lower, name))
             and (not stat.S_ISLNK(new.st_mode) or _link(lower, name) == _link(upper, name))
             and (_is_one(old, new) or self._same_bytes(lower, upper, name))
         )

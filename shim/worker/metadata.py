@@ -12,6 +12,7 @@ from lighter.shim.worker.tree import Directory, Tree
 OPAQUE = "trusted.overlay.opaque"
 _OVERLAY_PRIVATE = (b"trusted.overlay.", b"user.overlay.")
 _CAPABILITY = b"security.capability"
+_OF_THE_HOST = (b"security.", b"trusted.")
 _TIME_LIMIT_NS = (1 << 63) - 1  # what Go and containerd hold too: the year 2262
 
 
@@ -89,6 +90,15 @@ def link_xattrs(fd: int, name: bytes) -> dict[bytes, bytes]:
         }
     finally:
         os.chdir("/")
+
+
+def portable(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Those that another host can use: not this one's labels, hashes of its files and the like."""
+    return {
+        name: value
+        for name, value in xattrs.items()
+        if name == _CAPABILITY or not name.startswith(_OF_THE_HOST)
+    }
 
 
 def clamp_ns(time_ns: int) -> int:

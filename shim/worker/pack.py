@@ -2,10 +2,12 @@
 
     {job: "look", path, follow, …see contained.py} + [namespace, optional]
     → {found: [mode, size, mtime_ns] | nil, link: bytes, target: mode | 0}
-    {job: "pack", path, name, follow, …} + [where the tar is written, namespace (optional)]
+    {job: "pack", path, name, follow, portable: bool, …}
+     + [where the tar is written, namespace (optional)]
     → {entries, size_bytes}
 
 `name` is what the first entry is called, and the others below it; "." packs a directory's content.
+With `portable` it has no attributes that only this host can use.
 A link at the end of the path is followed with `follow` or a trailing slash. The container may go
 on meanwhile: a name that vanishes or changes its kind is left out, a file that shrinks is an error.
 """
@@ -18,7 +20,7 @@ from lighter.proto.errors import Canceled, InvalidArgument
 from lighter.shim.worker import contained, lockin
 from lighter.shim.worker.channel import Channel
 from lighter.shim.worker.failure import show, typed
-from lighter.shim.worker.metadata import copied_xattrs, link_xattrs
+from lighter.shim.worker.metadata import copied_xattrs, link_xattrs, portable
 from lighter.shim.worker.tarwrite import TarWriter
 from lighter.shim.worker.walking import MAX_DEPTH, VANISHED, Opener, allow_depth
 
@@ -28,12 +30,15 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Packer:
     """Walks a tree by descriptors and writes what is there."""
 
-    __slots__ = ("_channel", "_first", "_opener", "_tar", "entries")
+    __slots__ = ("_channel", "_first", "_opener", "_portable", "_tar", "entries")
 
-    def __init__(self, tar: TarWriter, opener: Opener, channel: Channel) -> None:
+    def __init__(
+        self, tar: TarWriter, opener: Opener, channel: Channel, *, portable: bool = False
+    ) -> None:
         self._tar = tar
         self._opener = opener
         self._channel = channel
+        self._portable = portable
         self._first: dict[tuple[int, int], bytes] = {}
         self.entries = 0
 
@@ -89,7 +94,7 @@ class Packer:
     def _entry(
         self, path: bytes, status: os.stat_result, xattrs: dict[bytes, bytes], **more: Any
     ) -> None:
-        self._tar.entry(path, status, xattrs, **more)
+        self._tar.entry(path, status, portable(xattrs) if self._portable else xattrs, **more)
         self.entries += 1
         self._channel.tick(entries=self.entries)
 
@@ -136,7 +141,8 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
     opener = Opener()
     root_fd = contained.enter(job, namespace_fd)
     out = _Out(fds[0])
-    packer = Packer(TarWriter(out.write), opener, channel)
+    tar = TarWriter(out.write)
+    packer = Packer(tar, opener, channel, portable=bool(job.get("portable")))
     try:
         parent, last = _locate(root_fd, path, follow=bool(job.get("follow")))
         if last:
@@ -144,7 +150,7 @@ def run(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]
             packer.one(parent, last, name)
         else:
             packer.directory(parent, name)
-        TarWriter(out.write).finish()
+        tar.finish()
     except OSError as err:
         raise typed(err, f"read {show(path)}") from err
     return {"entries": packer.entries, "size_bytes": out.size_bytes}

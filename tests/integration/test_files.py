@@ -311,6 +311,9 @@ def test_set_id_bits_come_to_no_special_file(lighterd: Lighterd, tmp_path: Path)
 
 def test_export_is_the_root_without_its_mounts(lighterd: Lighterd, tmp_path: Path) -> None:
     in_state(lighterd, "running")
+    (labelled,) = lighterd.root.glob("snapshots/overlayfs/*/fs/data/deep/inner")
+    for name in ("user.a", "security.selinux", "trusted.x"):
+        os.setxattr(labelled, name, b"1")
     archive = lighterd.ctl("export", "c", check=True).stdout
     lighterd.ctl("export", "-o", str(tmp_path / "c.tar"), "c", check=True)
     for source in (io.BytesIO(archive), (tmp_path / "c.tar").open("rb")):
@@ -320,6 +323,11 @@ def test_export_is_the_root_without_its_mounts(lighterd: Lighterd, tmp_path: Pat
             assert not {"v/kept", "proc/1"} & names
             inner = tar.extractfile("data/deep/inner")
             assert inner is not None and inner.read() == b"two\n"
+            # What only this host can use stays here.
+            attributes = [
+                key for key in tar.getmember("data/deep/inner").pax_headers if "xattr" in key
+            ]
+            assert attributes == ["SCHILY.xattr.user.a"]
 
 
 def test_commit_makes_an_image_that_runs_and_travels(lighterd: Lighterd, tmp_path: Path) -> None:

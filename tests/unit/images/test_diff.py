@@ -20,6 +20,7 @@ from lighter.daemon.snapshots.erofs import ErofsSnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.shim import linux
 from tests.containerd import Containerd
+from tests.security.images import archive, entry
 from tests.unit.images.build import Layout
 from tests.unit.images.conftest import NS, Place
 from tests.unit.images.test_stacks import CAPABILITY, make_layers, untimed, view
@@ -65,16 +66,16 @@ def change(root: Path) -> None:
 
 def base() -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as opened:
         for name in ("kept", "same", "dir/gone", "dir/stays", "whole/inside", "owned"):
             for parent in [str(up) for up in Path(name).parents if str(up) != "."]:
                 entry = tarfile.TarInfo(parent)
                 entry.type, entry.mode, entry.mtime = tarfile.DIRTYPE, 0o755, 1000
-                archive.addfile(entry)
+                opened.addfile(entry)
             entry = tarfile.TarInfo(name)
             entry.size, entry.mtime = len(name), 1234.5
-            archive.addfile(entry, io.BytesIO(name.encode()))
-        archive.addfile(tarfile.TarInfo("file-then-dir"))
+            opened.addfile(entry, io.BytesIO(name.encode()))
+        opened.addfile(tarfile.TarInfo("file-then-dir"))
     return out.getvalue()
 
 
@@ -95,8 +96,8 @@ def test_a_diff_applied_on_the_lower_gives_the_upper(place: Place, how: str) -> 
     assert said["diff_id"] == "sha256:" + hashlib.sha256(layer).hexdigest()
     assert said["digest"] == "sha256:" + hashlib.sha256(stored).hexdigest()
     assert said["size_bytes"] == len(stored)
-    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
-        names = archive.getnames()
+    with tarfile.open(fileobj=io.BytesIO(layer)) as opened:
+        names = opened.getnames()
     assert "same" not in names
     assert "dir/stays" not in names
 
@@ -163,8 +164,36 @@ def test_bytes_tell_files_of_one_size_and_time_apart(place: Place, name: str) ->
             place.run(snapshotter.commit(NS, key, f"{key}-work"))
             undo.callback(lambda key=key: place.run(snapshotter.remove(NS, key)))
         layer, _ = diff(place, "base", "top", snapshotter=name)
-    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
-        assert archive.getnames() == ["kept"]
+    with tarfile.open(fileobj=io.BytesIO(layer)) as opened:
+        assert opened.getnames() == ["kept"]
+
+
+def test_attributes_of_one_host_stay_on_it(place: Place) -> None:
+    """A label is of the host's policy, and of the one container whose level it has."""
+    label = {"security.selinux": b"system_u:object_r:container_file_t:s0:c1,c2\0"}
+    local = {**label, "security.ima": b"\1hash", "trusted.x": b"1"}
+    files = [entry(name, xattrs={**label, "user.a": b"1"}) for name in ("same", "new", "dir/in")]
+    case = Case(place, [archive(*files)])
+    place.run(case.unpack())
+    mounts = place.run(place.overlay.prepare(NS, "work", case.chain[0]))
+    point = place.root / "m"
+    point.mkdir()
+    linux.mount_all([(m.type, m.source, list(m.options)) for m in mounts], str(point))
+    unpacked = os.listxattr(point / "same")
+    (point / "new").write_bytes(b"x")
+    os.symlink("new", point / "link")
+    for path in ("same", "new", "dir", "link"):
+        for name, value in local.items():
+            os.setxattr(point / path, name, value, follow_symlinks=False)
+    linux.umount(str(point))
+    assert unpacked == ["user.a"]
+    layer, _ = diff(place, case.chain[0], "work")
+    with tarfile.open(fileobj=io.BytesIO(layer)) as opened:
+        found = {
+            member.name: [name for name in member.pax_headers if "xattr" in name]
+            for member in opened
+        }
+    assert found == {"new": ["SCHILY.xattr.user.a"], "link": []}
 
 
 def test_a_diff_says_what_ctrs_says(place: Place, tmp_path: Path) -> None:
@@ -233,8 +262,8 @@ def as_containerd_keeps_it(found: dict[str, Any]) -> dict[str, Any]:
 def listed(layer: bytes) -> set[tuple[Any, ...]]:
     """What an archive says of each name, but times (of two changes) and whiteouts' attributes."""
     found = set()
-    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
-        items = archive.getmembers()
+    with tarfile.open(fileobj=io.BytesIO(layer)) as opened:
+        items = opened.getmembers()
     for item in items:
         mark = ".wh." in item.name
         # Of attributes containerd writes this one alone.
