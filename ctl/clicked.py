@@ -16,7 +16,7 @@ from lighter.ctl import grammar
 from lighter.ctl.cli import Session
 from lighter.ctl.reading import with_late_flags
 
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
+_HELP_NAMES = ["-h", "--help"]
 USAGE = 2
 
 
@@ -58,7 +58,10 @@ def clicked(command: grammar.Command) -> click.Command:
         "params": [_parameter(parameter) for parameter in command.parameters],
         "help": command.help,
         "short_help": command.short_help or None,
-        "context_settings": {**_SETTINGS, "allow_interspersed_args": command.interspersed},
+        "context_settings": {
+            "help_option_names": _help_names(command),
+            "allow_interspersed_args": command.interspersed,
+        },
     }
     if isinstance(command, grammar.Group):
         return _Commands(command, **settings)
@@ -66,6 +69,12 @@ def clicked(command: grammar.Command) -> click.Command:
     return (
         _Late(command.late_flags, **settings) if command.late_flags else click.Command(**settings)
     )
+
+
+def _help_names(command: grammar.Command) -> list[str]:
+    """How help is asked for: by what means nothing else to the command."""
+    taken = {name for parameter in command.parameters for name in parameter.names}
+    return [name for name in _HELP_NAMES if name not in taken]
 
 
 def _callback(command: grammar.Command) -> Callable[..., Any]:
@@ -220,7 +229,9 @@ class _Commands(click.Group):
             yield ", ".join(names), text
 
 
-@click.command("help", context_settings={"ignore_unknown_options": True, **_SETTINGS})
+@click.command(
+    "help", context_settings={"ignore_unknown_options": True, "help_option_names": _HELP_NAMES}
+)
 @click.argument("words", nargs=-1)
 @click.pass_context
 def help_(context: click.Context, words: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ HOST, NONE, CONTAINER = "host", "none", "container:"
 MAX_PORTS = 4096
 
 OPTIONS = (
-    grammar.option("--hostname", help="Host name in the container."),
+    grammar.option("--hostname", "-h", help="Host name in the container."),
     grammar.option("--net-host", is_flag=True, help="Use the host's network."),
     grammar.option("--cni", is_flag=True, help="Attach it to the first network that CNI has here."),
     grammar.option(

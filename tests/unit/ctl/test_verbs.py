@@ -291,13 +291,13 @@ def test_default_signals(manager: FakeManager, ctl: Ctl, words: list[str], signa
 
 def test_every_command_has_help(ctl: Ctl) -> None:
     groups = {
-        "containers": ["create", "info", "label"],
+        "containers": ["info", "label"],
         "images": ["import"],
         "tasks": ["exec"],
         "namespaces": ["ls"],
         "system": ["shims"],
     }
-    verbs = "version run events logs exec attach kill stop pause resume ps ls rm inspect"
+    verbs = "version events logs exec attach kill stop pause resume ps ls rm inspect"
     lines = [[], *([verb] for verb in verbs.split()), *([group] for group in groups)]
     lines += [[group, verb] for group, verbs in groups.items() for verb in verbs]
     for words in lines:
@@ -306,6 +306,23 @@ def test_every_command_has_help(ctl: Ctl) -> None:
         assert b"Usage:" in done.stdout
         assert b"\n    ctl " in done.stdout, words
         assert ctl("help", *words).stdout.startswith(b"Usage:")
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "--name", "x"), ("create", "--name", "x"), ("containers", "create")]
+)
+def test_h_is_a_hostname_where_a_container_is_made(
+    manager: FakeManager, ctl: Ctl, words: tuple[str, ...]
+) -> None:
+    """As docker has it."""
+    manager.on("containers.create", FailedPrecondition("enough"))
+    assert ctl(*words, "-h", "front", "busybox", "x").stderr == b"ctl: enough\n"
+    assert manager.asked("containers.create").body["hostname"] == "front"
+    shown = ctl(*words, "--help")
+    assert shown.returncode == 0 and b"-h, --hostname TEXT" in shown.stdout
+    assert b"-h, --help" not in shown.stdout
+    wrong = ctl(*words, "--nothing", "x", "y")
+    assert wrong.returncode == 2 and b" --help' for help" in wrong.stderr
 
 
 def all_commands(group: Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Command]]:
