@@ -51,7 +51,8 @@ OPTIONS = (
         "log_opt",
         multiple=True,
         metavar="KEY=VALUE",
-        help="max-size=10m, max-file=5: docker's way to say the following two.",
+        help="max-size=10m, max-file=5: the following two in docker's words; tag, syslog-address, "
+        "syslog-format, syslog-facility for drivers that send.",
     ),
     grammar.option(
         "--log-max-size", type=SIZE, help="Per file; 0: no limit.  [default: the manager's]"
@@ -96,8 +97,9 @@ def _docker_options(words: tuple[str, ...], driver: str) -> dict[str, int | str]
         elif driver in _SENDING and (key, value) == ("mode", "non-blocking"):
             pass  # they never block
         elif (key, value) not in (("mode", "blocking"), ("compress", "false")):
+            sent = ", ".join(f"{name}=…" for name in _SENT) if driver in _SENDING else ""
             raise grammar.UsageError(
                 f"--log-opt {word!r}: it cannot be had; there are max-size=SIZE, max-file=NUMBER, "
-                "mode=blocking and compress=false"
+                f"{sent + ', ' if sent else ''}mode=blocking and compress=false"
             )
     return found

@@ -36,6 +36,7 @@ def test_dockers_words_for_a_log(lighterd: Lighterd) -> None:
         (("--log-opt", "tag=x"), b"it cannot be had"),
         (("--log-opt", "max-file=0"), b"it cannot be had"),
         (("--log-opt", "compress=true"), b"it cannot be had"),
+        (("--log-driver", "syslog", "--log-opt", "x=y"), b"tag=\xe2\x80\xa6, syslog-address="),
     ):
         refused = lighterd.ctl("run", *wrong, REFERENCE, "c", "true")
         assert refused.returncode == 2 and words in refused.stderr, refused.stderr
