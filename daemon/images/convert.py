@@ -55,6 +55,8 @@ COMPRESSIONS = ("", "none", "gzip", "zstd")
 _OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 _SUFFIXES = {"none": "", "gzip": "gzip", "zstd": "zstd"}
+_HEAD_BYTES = 4
+_SKIPPABLE = [bytes([first]) for first in range(0x50, 0x60)]  # a zstd frame, RFC 8878
 _TO_OCI = {
     DOCKER_INDEX: OCI_INDEX,
     DOCKER_MANIFEST: OCI_MANIFEST,
@@ -232,6 +234,8 @@ class _Conversion:
         base, how = _taken_apart(old.media_type)
         if not base:
             return old  # no tar that we know
+        if old.media_type != _OCI_LAYER:
+            how = await self._told(old)
         if self.options.oci:
             base = base.replace(_DOCKER_LAYER, _OCI_LAYER)
         wanted = self.options.compression or how
@@ -239,13 +243,22 @@ class _Conversion:
         if wanted == how:
             return _with_type(old, media_type)
         if old.digest not in self._layers:
-            self._layers[old.digest] = await self._recompress(old, diff_id, wanted, how)
+            self._layers[old.digest] = await self._recompress(old, diff_id, wanted)
         digest, size_bytes = self._layers[old.digest]
         return Descriptor(media_type, digest, size_bytes, old.annotations, old.platform)
 
-    async def _recompress(
-        self, old: Descriptor, diff_id: str, wanted: str, how: str
-    ) -> tuple[str, int]:
+    async def _told(self, layer: Descriptor) -> str:
+        """The compression by the first bytes, which count, for all types but OCI's plain tar: that
+        one would be taken for a tar although it is none."""
+        source = self.content.open(self.namespace, layer.digest)
+        try:
+            return _compression(await asyncio.to_thread(os.pread, source, _HEAD_BYTES, 0))
+        except OSError as err:
+            raise from_os(f"convert layer {layer.digest}", err) from err
+        finally:
+            os.close(source)
+
+    async def _recompress(self, old: Descriptor, diff_id: str, wanted: str) -> tuple[str, int]:
         path = self.ingest.file(f"layer-{Digest.parse(old.digest).hex}")
         job = {
             "job": "recompress",
@@ -318,6 +331,14 @@ def _described(entry: Mapping[str, Any], new: Descriptor) -> dict[str, Any]:
 
 def _with_type(old: Descriptor, media_type: str) -> Descriptor:
     return Descriptor(media_type, old.digest, old.size, old.annotations, old.platform)
+
+
+def _compression(head: bytes) -> str:
+    """What a worker takes it for (shim/worker/inflate.py)."""
+    if head.startswith(b"\x1f\x8b\x08"):
+        return "gzip"
+    may_be_skipped = head[:1] in _SKIPPABLE and head[1:] == b"\x2a\x4d\x18"
+    return "zstd" if may_be_skipped or head == b"\x28\xb5\x2f\xfd" else "none"
 
 
 def _taken_apart(media_type: str) -> tuple[str, str]:

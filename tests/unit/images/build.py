@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -103,8 +103,12 @@ class Layout:
         return tar(files)
 
 
-def docker_save(layers: Sequence[Mapping[str, bytes]], tags: Sequence[str]) -> bytes:
-    """What docker save wrote before version 25."""
+def docker_save(
+    layers: Sequence[Mapping[str, bytes]],
+    tags: Sequence[str],
+    pack: Callable[[bytes], bytes] = bytes,
+) -> bytes:
+    """What docker save wrote before version 25; `pack` compresses a layer."""
     tars = [tar(files) for files in layers]
     config = as_json(
         {
@@ -119,7 +123,7 @@ def docker_save(layers: Sequence[Mapping[str, bytes]], tags: Sequence[str]) -> b
     return tar(
         {
             config_name: config,
-            **dict(zip(paths, tars, strict=True)),
+            **dict(zip(paths, map(pack, tars), strict=True)),
             "manifest.json": as_json(listed),
             "repositories": b"{}",
         }

@@ -121,6 +121,19 @@ def test_docker_types_become_oci_ones(place: Place) -> None:
     place.check_whole()
 
 
+def test_the_bytes_tell_what_a_type_does_not(place: Place) -> None:
+    """docker's plain tar may be compressed all the same, OCI's never is: it would not unpack."""
+    pack = zstandard.ZstdCompressor().compress
+    place.take(docker_save(LAYERS, ["test:1"], pack), ImportOptions(unpack=False))
+    for to, suffix in (("", "+zstd"), ("zstd", "+zstd"), ("none", ""), ("gzip", "+gzip")):
+        convert(place, oci=True, compression=to)
+        new = document(place, place.images.find(NS, NEW).target.digest)
+        for layer, files in zip(new["layers"], LAYERS, strict=True):
+            assert layer["mediaType"] == LAYER + suffix
+            assert READERS[suffix[1:] or "none"](blob(place, layer["digest"])) == tar(files)
+    place.check_whole()
+
+
 def test_platforms_of_an_index(place: Place) -> None:
     layout = Layout()
     index = layout.index(
