@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lighter.ctl.lists import state_text
+
 _NO_TIME = "0001-01-01T00:00:00Z"  # Go's zero time, which docker shows for none
 
 
@@ -10,9 +12,7 @@ def as_docker(shown: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of docker's own inspect that scripts ask for, of what our inspect shows."""
     spec, task, options = shown["spec"], shown["task"] or {}, shown.get("options") or {}
     process = spec.get("process") or {}
-    status = {"": "created", "stopped": "exited"}.get(task.get("status", ""), task.get("status"))
-    if status == "exited" and task.get("restart_at"):
-        status = "restarting"
+    status = state_text({**task, "status": task.get("status") or "created"})
     args = list(process.get("args") or ("",))
     return {
         "Id": shown["id"],

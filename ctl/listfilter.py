@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lighter.ctl import grammar
-from lighter.ctl.lists import made_at
+from lighter.ctl.lists import made_at, state_text
 
-# Docker's word beside ours.
-_STATUSES = {"exited": "stopped"}
+# Docker's words, and ours for what has ended, whether it is started again or not.
 _STATUS_WORDS = ("created", "running", "paused", "restarting", "stopped", "exited", "unknown")
 _HEALTH_WORDS = ("starting", "healthy", "unhealthy", "none")
 
@@ -66,12 +65,12 @@ class Filter:
         return self._born[container_id]
 
     def of_name(self, value: str) -> Test:
-        """A regular expression, which a part of the name is too."""
+        """A regular expression, which a part of the name is too; docker's names begin with "/"."""
         try:
             pattern = re.compile(value)
         except re.error as err:
             raise grammar.UsageError(f"--filter name={value!r}: {err}") from err
-        return lambda row: pattern.search(row["id"]) is not None
+        return lambda row: any(pattern.search(name) for name in (row["id"], f"/{row['id']}"))
 
     def of_id(self, value: str) -> Test:
         return lambda row: str(row["id"]).startswith(value)
@@ -100,16 +99,13 @@ class Filter:
             raise grammar.UsageError(
                 f"--filter status={value!r}: expected one of {', '.join(_STATUS_WORDS)}"
             )
-        if value == "restarting":
-            return lambda row: bool(row.get("restart_at"))
-        status = _STATUSES.get(value, value)
-        return lambda row: row["status"] == status
+        return lambda row: value in (row["status"], state_text(row))
 
     def of_code(self, value: str) -> Test:
         if not re.fullmatch(r"[0-9]+", value):
             raise grammar.UsageError(f"--filter exited={value!r}: expected an exit code")
         code = int(value)
-        return lambda row: row["status"] == "stopped" and row["exit_status"] == code
+        return lambda row: state_text(row) == "exited" and row["exit_status"] == code
 
     def of_health(self, value: str) -> Test:
         if value not in _HEALTH_WORDS:

@@ -73,9 +73,10 @@ def ps(
         rows = _with_tasks(_containers(session), tasks)
     else:
         rows = [task for task in tasks if task["status"] in ALIVE or task.get("restart_at")]
-        if (wanted and wanted.needs_all) or shape.template is not None:
+        if (wanted and wanted.needs_all) or shape.is_whole:
             known = {row["id"]: row for row in _containers(session)}
-            rows = [{**row, "labels": known.get(row["id"], {}).get("labels", {})} for row in rows]
+            # A task may be there without its container.
+            rows = [_row(known.get(task["id"], task), task) for task in rows]
             if wanted:
                 wanted.know(list(known.values()))
     shape.print(
@@ -135,6 +136,11 @@ class _Shape:
 
             self.template = Template(chosen, fields)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether more of a row may be shown than the table has."""
+        return self._json or self.template is not None
+
     def print(
         self,
         rows: Sequence[Row],
@@ -170,8 +176,12 @@ def _with_tasks(containers: Sequence[Row], tasks: Sequence[Row]) -> list[dict[st
     """Containers as rows of tasks.list, with their labels and runtime; without a task all but
     their definition is empty."""
     known = {task["id"]: task for task in tasks}
-    rows = [{**_definition(row), **known.get(row["id"], {})} for row in containers]
-    return [{**row, "reason": row["reason"] or damage_text(row)} for row in rows]
+    return [_row(container, known.get(container["id"], {})) for container in containers]
+
+
+def _row(container: Row, task: Row) -> dict[str, Any]:
+    row = {**_definition(container), **task}
+    return {**row, "reason": row["reason"] or damage_text(row)}
 
 
 def damage_text(container: Row) -> str:
@@ -217,7 +227,7 @@ def ps_fields(now_ns: int, no_trunc: bool) -> Fields:
         "Names": ("NAMES", lambda row: str(row["id"])),
         "Image": ("IMAGE", lambda row: image_text(row, no_trunc)),
         "Pid": ("PID", lambda row: str(row["pid"] or "")),
-        "State": ("STATE", lambda row: str(row["status"])),
+        "State": ("STATE", state_text),
         "Status": ("STATUS", lambda row: status_text(row, now_ns)),
         "CreatedAt": ("CREATED AT", lambda row: rfc3339(made_at(row)) or ""),
         "RunningFor": ("CREATED", lambda row: ago(made_at(row), now_ns)),
@@ -280,6 +290,13 @@ def _health_text(row: Row) -> str:
         case "healthy" | "unhealthy" as status:
             return f" ({status})"
     return ""
+
+
+def state_text(row: Row) -> str:
+    """A task's status in docker's word."""
+    if row["status"] == "stopped":
+        return "restarting" if row.get("restart_at") else "exited"
+    return str(row["status"])
 
 
 def status_text(row: Row, now_ns: int) -> str:

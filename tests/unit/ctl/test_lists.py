@@ -60,6 +60,7 @@ def ids(ctl: Ctl, *words: str) -> list[str]:
         (["ps", "-a"], ["db", "old", "web", "web2", "new"]),
         (["ps", "-f", "name=eb"], ["web", "web2"]),
         (["ps", "-f", "name=^web$"], ["web"]),
+        (["ps", "-f", "name=^/web$"], ["web"]),
         (["ps", "-f", "id=web"], ["web", "web2"]),
         (["ps", "-f", "name=db", "-f", "name=web2"], ["db", "web2"]),
         (["ps", "-f", "label=tier=web"], ["web", "web2"]),
@@ -81,6 +82,18 @@ def ids(ctl: Ctl, *words: str) -> list[str]:
 )
 def test_filters_choose(listed: Ctl, words: list[str], wanted: list[str]) -> None:
     assert ids(listed, *words) == wanted
+
+
+def test_what_waits_for_its_restart_has_not_exited(listed: Ctl, manager: FakeManager) -> None:
+    waits = {**task("db", "postgres", 1, "stopped", 3), "restart_at": 9 * 10**18}
+    manager.on("tasks.list", {"tasks": [waits, *TASKS[1:]]})
+    assert ids(listed, "ps", "-f", "status=exited") == ["old"]
+    assert ids(listed, "ps", "-f", "exited=3") == ["old"]
+    assert ids(listed, "ps", "-f", "status=restarting") == ["db"]
+    assert ids(listed, "ps", "-f", "status=stopped") == ["db", "old"]
+    shown = listed("ps", "-a", "--format", "{{.Names}} {{.State}}").stdout.decode().splitlines()
+    states = ["db restarting", "old exited", "web paused", "web2 running", "new created"]
+    assert shown == states
 
 
 @pytest.mark.parametrize(
@@ -154,6 +167,17 @@ def test_json_is_an_array_wherever_it_is_asked_for(listed: Ctl) -> None:
     for words in (["--format", "json", "ps"], ["ps", "--format", "json"]):
         assert [row["id"] for row in json.loads(listed(*words).stdout)] == ["db", "web", "web2"]
     assert os.linesep.encode() in listed("ps").stdout
+
+
+def test_a_row_has_one_shape_with_all_and_without(listed: Ctl, manager: FakeManager) -> None:
+    orphan = task("lost", "i", 6, "running")
+    manager.on("tasks.list", {"tasks": [*TASKS, orphan]})
+    some = json.loads(listed("ps", "--format", "json").stdout)
+    everything = json.loads(listed("ps", "-a", "--format", "json").stdout)
+    assert [row["id"] for row in some] == ["db", "web", "web2", "lost"]
+    assert some[:3] == [row for row in everything if row["status"] in ("running", "paused")]
+    assert (some[0]["labels"], some[0]["runtime"]) == ({"tier": "data"}, "runc")
+    assert some[3].keys() == some[0].keys()
 
 
 def test_labels_are_set_and_shown(manager: FakeManager, ctl: Ctl) -> None:
