@@ -12,6 +12,7 @@ from lighter.proto.errors import (
     NotFound,
     PermissionDenied,
     ResourceExhausted,
+    Unavailable,
 )
 
 _MEANING: dict[int, type[LighterError]] = {
@@ -36,6 +37,7 @@ _MEANING: dict[int, type[LighterError]] = {
     errno.EBUSY: FailedPrecondition,
     errno.EOVERFLOW: InvalidArgument,
     errno.EIO: DataLoss,
+    errno.EWOULDBLOCK: Unavailable,  # a lease (F_SETLEASE) of another process
 }
 
 

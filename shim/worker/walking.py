@@ -5,6 +5,7 @@ import os
 import resource
 import stat
 import sys
+import time
 
 from lighter.shim import linux
 from lighter.shim.worker.failure import typed
@@ -15,6 +16,8 @@ VANISHED = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 _FRAMES = 2  # of Python for each level
 _DESCRIPTORS = 2
 _OTHERS = 500
+_PATIENCE_S = 2.0
+_POLL_S = 0.01
 
 
 def allow_depth() -> None:
@@ -34,11 +37,15 @@ class Opener:
     A file is named first (O_PATH), looked at, and then opened through /proc's link to that very
     one, whatever has its name by now. Made before the lock, which has no /proc: it keeps a mount
     of this process's descriptors alone, which leads nowhere else.
+
+    A file may be leased (F_SETLEASE) to a process that the kernel would wait for, 45 s for each
+    (fs.lease-break-time). One that gives it up is waited for, `patience_s` for all files together.
     """
 
-    __slots__ = ("_descriptors",)
+    __slots__ = ("_descriptors", "_patience_s")
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = _PATIENCE_S) -> None:
+        self._patience_s = patience_s
         try:
             self._descriptors = linux.detached("/proc/self/fd")
         except OSError as err:
@@ -50,6 +57,19 @@ class Opener:
         try:
             if not stat.S_ISREG(os.fstat(named).st_mode):
                 return -1
-            return os.open(str(named), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptors)
+            fd = self._open(str(named))
         finally:
             os.close(named)
+        os.set_blocking(fd, True)
+        return fd
+
+    def _open(self, descriptor: str) -> int:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        while True:
+            try:
+                return os.open(descriptor, flags, dir_fd=self._descriptors)
+            except BlockingIOError as err:
+                if self._patience_s <= 0:
+                    raise OSError(err.errno, "a process does not give up its lease of it") from err
+            time.sleep(_POLL_S)
+            self._patience_s -= _POLL_S

@@ -2,11 +2,17 @@
 
 import os
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from lighter.proto.errors import Unavailable
+from lighter.shim.worker.failure import typed
 from lighter.shim.worker.walking import Opener
 
 
@@ -38,3 +44,45 @@ def test_what_opens_files_leads_nowhere_else() -> None:
     assert os.path.samestat(os.stat("../..", dir_fd=descriptors), here)
     with pytest.raises(FileNotFoundError):
         os.stat("../../sys", dir_fd=descriptors)
+
+
+_HOLDER = """
+import fcntl, os, signal, sys
+file = open(sys.argv[1], "r+b")
+def asked(*_of):
+    if sys.argv[2] == "obeys":
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+signal.signal(signal.SIGIO, asked)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("leased", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def leased(file: Path, how: str) -> Iterator[None]:
+    argv = [sys.executable, "-c", _HOLDER, file, how]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdin is not None
+        assert holder.stdout.readline() == b"leased\n"
+        yield
+        holder.stdin.close()
+
+
+def test_a_lease_is_waited_for_but_not_for_each_file(tmp_path: Path, folder: int) -> None:
+    file = tmp_path / "file"
+    file.write_text("content")
+    opener = Opener(patience_s=30)
+    with leased(file, "obeys"):
+        fd = opener.regular(folder, b"file")
+    assert (os.read(fd, 20), os.get_blocking(fd)) == (b"content", True)
+    os.close(fd)
+    opener = Opener(patience_s=0.1)
+    with leased(file, "holds on"):
+        began = time.monotonic()
+        for _ in range(2):
+            with pytest.raises(BlockingIOError, match="does not give up its lease") as raised:
+                opener.regular(folder, b"file")
+        took_s = time.monotonic() - began
+    assert took_s < int(Path("/proc/sys/fs/lease-break-time").read_text())
+    assert isinstance(typed(raised.value, "read 'file'"), Unavailable)
