@@ -104,7 +104,7 @@ def test_lists_and_filters(space: Space) -> None:
 
 
 def test_a_name_keeps_its_content_until_it_goes(space: Space) -> None:
-    digest = space.put(b"manifest", api=space.bare)
+    digest = space.put(b"manifest")
     space.image("i", b"manifest")
     space.leases("Delete", id=LEASE, sync=True)
     assert space.digests() == {digest}
@@ -114,8 +114,12 @@ def test_a_name_keeps_its_content_until_it_goes(space: Space) -> None:
     space.images("Delete", name="i", target=descriptor(b"manifest"), sync=True)
     assert not space.digests()
 
-    space.put(b"again", api=space.bare)
+    space.leases("Create", id="l1")
+    with space.leased("l1") as api:
+        space.put(b"again", api=api)
     space.bare.call(pb, "Images", "Create", image=pb.Image(name="i", target=descriptor(b"again")))
+    space.leases("Delete", id="l1", sync=True)
+    assert space.digests()
     space.images("Delete", name="i")
     await_that(lambda: not space.digests(), 30, "what nobody needs is collected")
 

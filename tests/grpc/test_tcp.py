@@ -100,6 +100,10 @@ def test_metrics_have_containerds_names(served: Served) -> None:
             api.call(tasks_pb2, "Tasks", "Get", container_id="none")
         list(api.stream(content_pb2, "Content", "List"))
     try:
+        # Until the runtime's own threads have become the program.
+        await_that(
+            lambda: [*served.page()["container_pids_current"].values()] == [1], 20, "it runs"
+        )
         page = served.page()
         assert page["containerd_build_info_total"].popitem()[0].endswith(f'version="{VERSION}"')
         box = 'container_id="box",namespace="default"'

@@ -16,6 +16,7 @@ import pytest
 
 from tests import images, lives
 from tests.harness import Lighterd, await_that
+from tests.integration.test_adoption import shim_of
 
 pytestmark = pytest.mark.shared_lighterd
 
@@ -121,7 +122,7 @@ def test_odd_limits_umask_and_ignored_signals_of_the_manager(
     assert ignored.split()[1] == "0" * 16
     # What the runtime inherits, it inherits from the shim.
     lighterd.ctl("run", "-d", image, "c", "sleep", "1000", check=True)
-    status = Path(f"/proc/{lighterd.shims()[0]}/status").read_text()
+    status = Path(f"/proc/{shim_of(lighterd, 'c')}/status").read_text()
     assert "Umask:\t0077" in status
 
 

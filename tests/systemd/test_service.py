@@ -63,7 +63,11 @@ def test_the_manager_is_alone_in_its_unit(machine: Machine) -> None:
     hierarchy = "/sys/fs/cgroup/unified"
     if machine.run("test", "-e", hierarchy, check=False).returncode:
         hierarchy = "/sys/fs/cgroup"
-    assert machine.run("cat", f"{hierarchy}{unit}/cgroup.procs").stdout.split() == [str(main)]
+    procs = ("cat", f"{hierarchy}{unit}/cgroup.procs")
+    # What it runs for a moment may be there too.
+    await_that(
+        lambda: machine.run(*procs).stdout.split() == [str(main)], 20, "it is alone in its cgroup"
+    )
     below = machine.run("find", f"{hierarchy}{unit}", "-mindepth", "1", "-type", "d").stdout
     assert not below, "a cgroup below the unit makes its next start fail on v2 (219/CGROUP)"
     (scope,) = inside.scopes(machine)
