@@ -41,13 +41,17 @@ class Prober:
         self._execs = execs
         self._ending: dict[str, asyncio.Task[None]] = {}  # by the task's incarnation
 
+    def is_ending(self, entry: Entry) -> bool:
+        """Whether a probe that took too long is about to be ended."""
+        return entry.incarnation in self._ending
+
     async def run(self, entry: Entry, check: HealthCheck) -> Probe:
         """Ask once, and leave no process behind that can be ended. Raises no error of the
         container's: one that cannot be asked is not healthy. Raises OSError when this process
         could not ask.
         """
         began = time.time_ns()
-        if entry.incarnation in self._ending:
+        if self.is_ending(entry):
             return Probe(began, time.time_ns(), ABORTED, "the check before has not ended yet")
         exec_id = PROBE_PREFIX + secrets.token_hex(8)
         output = _Output()
@@ -61,7 +65,7 @@ class Prober:
         except LighterError as err:
             code, text = ABORTED, err.message
         finally:
-            if entry.incarnation not in self._ending:
+            if not self.is_ending(entry):
                 output.close()
         return Probe(began, time.time_ns(), code, text)
 

@@ -67,14 +67,17 @@ class HealthService:
 
     async def _watch(self, entry: Entry, check: HealthCheck) -> None:
         failures = Repeated(log, f"ask for health of {entry.what}")
+        old_probes = _OldProbes(self._prober, entry)
         try:
-            await self._end_old_probes(entry)
+            await old_probes.end()
             health = self._store.get(entry.namespace, entry.id)
             if health is None or health.incarnation != entry.incarnation:
                 health = self._keep(entry, Health(entry.incarnation), STARTING)
             # The clock is looked at once: it may be set while the container starts.
             began_s = time.monotonic() - _age_s(entry)
             while await self._runs_on(entry, health.pause_s(check, time.monotonic() - began_s)):
+                if entry.state == states.RUNNING:
+                    await old_probes.end()
                 asked_s = time.monotonic() - began_s
                 if entry.state != states.RUNNING:
                     continue
@@ -99,14 +102,6 @@ class HealthService:
         except TimeoutError:
             return entry.exit is None
         return False
-
-    async def _end_old_probes(self, entry: Entry) -> None:
-        """Those that the manager before had under way."""
-        for exec_id in [name for name in entry.execs if name.startswith(PROBE_PREFIX)]:
-            try:
-                await self._prober.end(entry, exec_id)
-            except (LighterError, OSError) as err:
-                log.warning("end probe %s of %s: %s", exec_id, entry.what, err)
 
     def _keep(self, entry: Entry, health: Health, before: str) -> Health:
         """Write it down, and tell when it is another than before."""
@@ -145,6 +140,35 @@ class HealthService:
     def statuses(self, namespace: str) -> dict[str, str]:
         """By incarnation."""
         return dict(self._store.statuses(namespace).values())
+
+
+class _OldProbes:
+    """Those that the manager before had under way in a task.
+
+    Its shim may not be there at first, and tell later of more.
+    """
+
+    def __init__(self, prober: Prober, entry: Entry) -> None:
+        self._prober = prober
+        self._entry = entry
+        self._ended: set[str] = set()  # by what can be done; a process may outlive that
+        self._failures = Repeated(log, f"end earlier probes of {entry.what}")
+
+    async def end(self) -> None:
+        if self._prober.is_ending(self._entry):
+            return  # of one that is no old one
+        self._ended &= self._entry.execs.keys()
+        for exec_id, exec_ in list(self._entry.execs.items()):
+            is_old = exec_id.startswith(PROBE_PREFIX) and exec_.state != states.CREATING
+            if not is_old or exec_id in self._ended:
+                continue
+            try:
+                await self._prober.end(self._entry, exec_id)
+            except (LighterError, OSError) as err:
+                self._failures.failed(err)
+                return
+            self._ended.add(exec_id)
+        self._failures.ended()
 
 
 def _shown(probe: Probe) -> dict[str, Any]:

@@ -167,6 +167,31 @@ def test_a_stuck_container_holds_up_no_other(manager: Lighterd, switch: Path) ->
     await_health(manager, "stuck", "healthy")
 
 
+def test_a_probe_of_a_dead_manager_ends_when_its_shim_is_back(
+    manager: Lighterd, switch: Path
+) -> None:
+    command = "echo >> /switch/asked; sleep 1000"
+    run(manager, "late", switch, "--health-cmd", command, "--health-timeout", "1h")
+    asked = switch / "asked"
+    await_that(lambda: asked.exists() and asked.stat().st_size, SOON_S, "it is asked")
+    (shim,) = manager.shims()
+    init, *old = [row["pid"] for row in ask(manager, "tasks.pids", id="late")["processes"]]
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        manager.kill9()
+        manager.start()
+        await_that(
+            lambda: b"end earlier probes" in manager.log.read_bytes(), SOON_S, "it cannot be ended"
+        )
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    await_that(
+        lambda: all(lives.process_state(pid) in ("", "Z") for pid in old), SOON_S, "it is ended"
+    )
+    assert old
+    assert lives.process_state(init) not in ("", "Z")
+
+
 def test_a_check_is_asked_over_a_pipe_until_its_shim_has_opened_it(
     manager: Lighterd, switch: Path
 ) -> None:
