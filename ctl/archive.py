@@ -8,6 +8,7 @@ from lighter.ctl import grammar
 from lighter.ctl.cli import SNAPSHOTTER, Session, format_option
 from lighter.ctl.handing import handed_source, handed_target
 from lighter.ctl.output import print_json_line, progress, visible
+from lighter.proto.errors import LighterError
 
 _local = grammar.in_any_case("--local", "the manager does it")
 
@@ -122,9 +123,13 @@ def export(session: Session, /, file: str, **options: Any) -> None:
     """
     with handed_target(file) as target:
         call = session.manager.begin("images.export", target=target.path, **options)
-        for item in call:
-            if session.json and file != "-":
-                print_json_line(item)
+        try:
+            for item in call:
+                if session.json and file != "-":
+                    print_json_line(item)
+        except LighterError:
+            target.check()
+            raise
         target.complete()
     if session.json and file != "-":
         print_json_line(call.value)

@@ -7,6 +7,7 @@ through a pipe. A file that is written appears under its name when it is whole, 
 import contextlib
 import os
 import secrets
+import select
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -17,10 +18,13 @@ _COPY_BYTES = 1 << 16
 
 
 class Handed:
-    """`path` is what the manager opens. A pipe has a thread that fills or empties it."""
+    """`path` is what the manager opens. A pipe has a thread that fills or empties it, but one that
+    somebody else reads (`others_read`).
+    """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, others_read: bool = False) -> None:
         self.path = f"/proc/{os.getpid()}/fd/{fd}"
+        self._read_by_others = fd if others_read else None
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._complete: Callable[[], None] = lambda: None
@@ -40,9 +44,14 @@ class Handed:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what the thread met: it is the cause of what the manager says of the pipe."""
-        if self._error is not None and not isinstance(self._error, BrokenPipeError):
+        """Raise what our half met: it is the cause of what the manager says of the pipe.
+
+        That is BrokenPipeError when nobody reads what was to be written.
+        """
+        if self._error is not None:
             raise self._error
+        if self._read_by_others is not None and not _has_reader(self._read_by_others):
+            raise BrokenPipeError
 
     def when_complete(self, act: Callable[[], None]) -> None:
         self._complete = act
@@ -94,7 +103,12 @@ def filled_pipe(undo: contextlib.ExitStack, fill: Callable[[int], None]) -> Hand
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     undo.callback(os.close, read_fd)
     handed = Handed(read_fd)
-    handed.run(lambda: fill(write_fd), write_fd)
+
+    def work() -> None:
+        with contextlib.suppress(BrokenPipeError):  # the manager wants no more, and says why
+            fill(write_fd)
+
+    handed.run(work, write_fd)
     return handed
 
 
@@ -108,6 +122,12 @@ def emptied_pipe(undo: contextlib.ExitStack, take: Callable[[int], None]) -> Han
     handed.when_complete(closing.close)
     handed.run(lambda: take(read_fd), read_fd)
     return handed
+
+
+def _has_reader(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return not poll.poll(0)  # POLLERR
 
 
 def _is_read_already(fd: int) -> bool:
@@ -136,7 +156,10 @@ def handed_target(path: str) -> Iterator[Handed]:
             if os.isatty(1):
                 raise InvalidArgument("write archive: standard output is a terminal; name a file")
             is_pipe = stat.S_ISFIFO(os.fstat(1).st_mode)
-            yield Handed(1) if is_pipe else emptied_pipe(undo, lambda fd: _copy(fd, 1))
+            if is_pipe:
+                yield Handed(1, others_read=True)
+            else:
+                yield emptied_pipe(undo, lambda fd: _copy(fd, 1))
             return
         try:
             handed = _special_file(undo, path) or _new_file(undo, os.path.realpath(path))

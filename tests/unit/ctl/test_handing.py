@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 
 from lighter.ctl.handing import emptied_pipe, filled_pipe
 from lighter.ctl.untar import Untar
-from lighter.proto.errors import Internal
+from lighter.proto.errors import FailedPrecondition, Internal
 from tests.fakes.manager import Ask, FakeManager
-from tests.unit.ctl.conftest import Ctl
+from tests.unit.ctl.conftest import PATIENCE_S, Ctl, Start
 
 
 @pytest.mark.parametrize("mtime", ["1e30", "-1e30", "inf", "nan"])
@@ -73,3 +74,29 @@ def test_standard_input_is_taken_from_where_it_is(
             file.seek(offset)
             assert ctl("images", "import", "-", stdin=file).returncode == 0
     assert took == [b"archive", b"head" * 1024 + b"archive"]
+
+
+@pytest.mark.parametrize(
+    "words", ["diff web", "export web", "cp web:/etc -", "images export - busybox"]
+)
+def test_who_reads_no_more_ends_what_is_written(
+    manager: FakeManager, start: Start, words: str
+) -> None:
+    """As `ctl export web | head -1`, with more than any pipe holds."""
+
+    def write(ask: Ask) -> Any:
+        with open(ask.body["target"], "wb", buffering=0) as pipe:
+            try:
+                while True:
+                    pipe.write(b"C/etc/hosts\0" * 1000)
+            except BrokenPipeError:
+                return FailedPrecondition("write archive: Broken pipe")
+
+    for method in ("files.changes", "files.export", "files.pack", "images.export"):
+        manager.on(method, write)
+    manager.on("files.look", {"mode": stat.S_IFDIR, "target_mode": stat.S_IFDIR, "link": b""})
+    ctl = start(*words.split())
+    assert ctl.stdout and ctl.stdout.read(1)
+    ctl.stdout.close()
+    assert ctl.wait(PATIENCE_S) == 141
+    assert ctl.stderr and ctl.stderr.read() == b""
