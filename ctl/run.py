@@ -91,8 +91,8 @@ def run(
     )
     if body["spec"]:
         flags["tty"] = has_terminal(body["spec"])
-    session.manager.connect()
     with process.Refusals(), Undo() as undo:
+        session.manager.connect()
         created = create_or_pull(session, body, image, pull_when)
         session.manager.own()
         undo.add(lambda: remove_made(session, created["id"]))

@@ -741,6 +741,9 @@ def test_nobody_there(socket_path: str, ctl: Ctl) -> None:
         dead.bind(socket_path)
     done = ctl("--connect-timeout", "200ms", "version")
     assert b"no manager answers there (nobody listens" in done.stderr
+    for words in (("run", "image", "c1"), ("create", "image"), ("exec", "c1", "true")):
+        done = ctl("--connect-timeout", "10ms", *words)
+        assert (done.returncode, b"no manager answers" in done.stderr) == (125, True), words
 
 
 @pytest.mark.parametrize("speaks_first", [True, False])
