@@ -14,7 +14,7 @@ from click.shell_completion import shell_complete
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session
-from lighter.ctl.reading import with_late_flags
+from lighter.ctl.reading import with_late_flags, with_plain_flags
 
 _HELP_NAMES = ["-h", "--help"]
 USAGE = 2
@@ -66,9 +66,7 @@ def clicked(command: grammar.Command) -> click.Command:
     if isinstance(command, grammar.Group):
         return _Commands(command, **settings)
     settings["options_metavar"] = command.options_metavar
-    return (
-        _Late(command.late_flags, **settings) if command.late_flags else click.Command(**settings)
-    )
+    return (_Late if command.late_flags else _Plain)(command, **settings)
 
 
 def _help_names(command: grammar.Command) -> list[str]:
@@ -180,12 +178,19 @@ def _type(parameter: grammar.Parameter) -> Any:
             return _Kind(kind)
 
 
-class _Late(click.Command):
-    """Takes options after the first words too."""
+class _Plain(click.Command):
+    """Takes `--flag=true` and `--flag=false`."""
 
-    def __init__(self, count: int, **settings: Any) -> None:
+    def __init__(self, command: grammar.Command, **settings: Any) -> None:
         super().__init__(**settings)
-        self._count = count
+        self._of = command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, with_plain_flags(self._of, args))
+
+
+class _Late(_Plain):
+    """Takes options after the first words too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         def beside(part: list[str]) -> list[str]:
@@ -194,15 +199,14 @@ class _Late(click.Command):
             words = values["words"]
             return list(words) if isinstance(words, tuple | list) else []
 
-        return super().parse_args(ctx, with_late_flags(args, self._count, beside))
+        plain = with_plain_flags(self._of, args)
+        return super().parse_args(ctx, with_late_flags(plain, self._of.late_flags, beside))
 
 
-class _Commands(click.Group):
+class _Commands(_Plain, click.Group):
     """A group of ours; the outermost one has `help` beside."""
 
-    def __init__(self, group: grammar.Group, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._of = group
+    _of: grammar.Group
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self._of.names(), *(["help"] if ctx.parent is None else [])]

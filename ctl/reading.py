@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from lighter.ctl.cli import Session
 
     Names = dict[str, tuple[Parameter, Any]]
+    Said = list[tuple[Parameter | None, str]]
     Found = list[tuple[Parameter, Any]]
+
+
+# What Go takes for a bool: docker's flags are told with `=` so.
+_YES = ("1", "t", "T", "true", "TRUE", "True")
+_NO = ("0", "f", "F", "false", "FALSE", "False")
 
 
 class Step:
@@ -72,6 +78,7 @@ def read(root: Group, args: list[str]) -> list[Step] | None:
 def _step(command: Command, args: list[str]) -> tuple[Step, list[str]]:
     """A step with what the options of a command say, and the words beside them."""
     by_name = _by_name(command)
+    args = with_plain_flags(command, args)
     if command.late_flags:
         args = with_late_flags(args, command.late_flags, lambda part: _scan(by_name, part)[1])
     found, words = _scan(by_name, args, interspersed=command.interspersed)
@@ -225,3 +232,61 @@ def with_late_flags(
     late = tail[: len(tail) - len(rest)]
     options = [word for word in (*head, *late) if word != "--"]
     return [*options, "--", *words[:count], *rest]
+
+
+def with_plain_flags(command: Command, args: list[str]) -> list[str]:
+    """`args` with `--flag=true` as `--flag`; `--flag=false` goes, with each `--flag` before it."""
+    if not any("=" in word for word in args):
+        return args
+    by_name = _by_name(command)
+    said: Said = []
+    words = 0
+    rest = list(reversed(args))
+    while rest:
+        word = rest.pop()
+        is_option = word[:1] == "-" and len(word) > 1 and not 0 < words < command.late_flags
+        if is_option and word != "--":
+            _say(by_name, said, word, rest)
+            continue
+        said.append((None, word))
+        words += 1
+        if word == "--" or not (command.interspersed or words <= command.late_flags):
+            break
+    return [*(word for _, word in said), *reversed(rest)]
+
+
+def _say(by_name: Names, said: Said, word: str, rest: list[str]) -> None:
+    """Add an option's word to those that are `said`, with its value or as single letters."""
+    if word[1] == "-":
+        name, sign, value = word.partition("=")
+        parameter, constant = by_name.get(name, (None, None))
+        if parameter is not None and constant is not None and sign:
+            _switch(said, parameter, name, constant, value)
+            return
+        said.append((parameter if constant is not None else None, word))
+        if parameter is not None and constant is None and not sign and rest:
+            said.append((None, rest.pop()))
+        return
+    for at, letter in enumerate(word[1:], start=2):
+        parameter, constant = by_name.get(f"-{letter}", (None, None))
+        if parameter is None or constant is None:
+            said.append((None, f"-{word[at - 1 :]}"))
+            if parameter is not None and not word[at:] and rest:
+                said.append((None, rest.pop()))
+            return
+        if word[at : at + 1] == "=":
+            _switch(said, parameter, f"-{letter}", constant, word[at + 1 :])
+            return
+        said.append((parameter, f"-{letter}"))
+
+
+def _switch(said: Said, parameter: Parameter, name: str, constant: Any, word: str) -> None:
+    """Add a flag that is told with `=`, or take it away."""
+    if not isinstance(constant, bool) or word not in _YES + _NO:
+        said.append((None, f"{name}={word}"))
+        return
+    names = parameter.names if constant is (word in _YES) else parameter.off_names
+    if names:
+        said.append((parameter, names[0]))
+    else:
+        said[:] = [entry for entry in said if entry[0] is not parameter]

@@ -91,7 +91,8 @@ def word_for(parameter: Parameter) -> st.SearchStrategy[str]:
 def an_option(parameter: Parameter) -> st.SearchStrategy[list[str]]:
     names = st.sampled_from([*parameter.names, *parameter.off_names])
     if parameter.is_flag:
-        return names.map(lambda name: [name])
+        tails = st.sampled_from(("", "", "", "=true", "=0", "=F", "=yes"))
+        return st.builds(lambda name, tail: [name + tail], names, tails)
     return st.one_of(
         st.builds(lambda name, word: [name, word], names, word_for(parameter)),
         st.builds(
@@ -231,6 +232,33 @@ def test_what_is_read_here_is_what_click_reads(words: tuple[str, ...]) -> None:
 
     compare()
     assert read_here, "not one of these lines was read here"
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("run --rm=true img c1", {"rm": True}),
+        ("run --rm --rm=false img c1", {"rm": False}),
+        ("run --rm=false --rm img c1", {"rm": True}),
+        ("run -it=1 --rm=T img sh --rm=x", {"interactive": True, "tty": True, "rm": True}),
+        ("run -it -i=f --name c1 img", {"interactive": False, "tty": True}),
+        ("run -e --rm=true img c1", {"env": ("--rm=true",), "rm": False}),
+        ("run --privileged=False --name=true img", {"privileged": False, "name": "true"}),
+        ("commit --pause=false c1 img", {"pause": False}),
+        ("commit c1 img -p=0", {"pause": False}),
+        ("commit --no-pause=false c1 img", {"pause": True}),
+        ("containers create img c1 --tty=true --with-ns=a=b", {"tty": True}),
+        ("stop -- --force=true", {"refs": ("--force=true",)}),
+    ],
+)
+def test_flags_are_told_with_a_sign_as_docker_takes_it(line: str, wanted: dict[str, Any]) -> None:
+    args = line.split()
+    steps = read(ctl, args)
+    assert steps is not None
+    values = steps[-1].values
+    assert {name: values[name] for name in wanted} == wanted
+    path = tuple(step.command.name for step in steps[1:])
+    assert held_together(path, args)
 
 
 @pytest.mark.parametrize("words", PATHS, ids=" ".join)
