@@ -6,7 +6,7 @@ from typing import Any
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import Session, format_option
-from lighter.ctl.moments import ago_ns, date_ns, looks_like_a_date
+from lighter.ctl.moments import ago_ns, date_ns, epoch_ns, looks_like_a_date
 from lighter.ctl.output import plain, print_json_line, progress, rfc3339
 from lighter.proto.errors import Unimplemented
 
@@ -22,8 +22,7 @@ class Moment(grammar.Kind):
         if re.fullmatch(r"[0-9]{1,18}", text, re.ASCII):
             return "sequence", int(text)
         if re.fullmatch(r"@[0-9]{1,10}(\.[0-9]{1,9})?", text, re.ASCII):
-            seconds, _, part = text[1:].partition(".")
-            return "time", int(seconds) * 1_000_000_000 + int(part.ljust(9, "0") or "0")
+            return "time", epoch_ns(text[1:])
         return "time", date_ns(text) if looks_like_a_date(text) else ago_ns(text)
 
 

@@ -1,10 +1,11 @@
 """`ctl logs`: what a container has written, from its log."""
 
+import re
 from typing import Any
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import MAX_DIGITS, Session, format_option
-from lighter.ctl.moments import ago_ns, date_ns, looks_like_a_date
+from lighter.ctl.moments import ago_ns, date_ns, epoch_ns, looks_like_a_date
 from lighter.ctl.output import print_json_line, rfc3339, write_bytes
 from lighter.ctl.resolve import resolved
 from lighter.proto.daemon_api import NOTICE, STDERR, STDOUT
@@ -26,11 +27,15 @@ class Tail(grammar.Kind):
 
 
 class Since(grammar.Kind):
-    """A duration before now, or an RFC 3339 time; converts to nanoseconds since the epoch."""
+    """A duration before now, an RFC 3339 time, or seconds since the epoch, as docker takes them, of
+    a moment after 2001; converts to nanoseconds since the epoch.
+    """
 
     name = "time"
 
     def convert(self, text: str) -> int:
+        if re.fullmatch(r"[0-9]{10}(\.[0-9]{1,9})?", text, re.ASCII):
+            return epoch_ns(text)
         return date_ns(text) if looks_like_a_date(text) else ago_ns(text)
 
 
@@ -39,8 +44,10 @@ class Since(grammar.Kind):
 @grammar.option(
     "--tail", "-n", type=Tail(), default=None, help="The last lines alone.  [default: all]"
 )
-@grammar.option("--since", type=Since(), help="From this time on: 10m, or 2026-01-31T12:00:00Z.")
-@grammar.option("--until", type=Since(), help="Up to this time: 10m (ago), or an RFC 3339 time.")
+@grammar.option(
+    "--since", type=Since(), help="From this time on: 10m, 2026-01-31T12:00:00Z or 1769860800."
+)
+@grammar.option("--until", type=Since(), help="Up to this time, as --since has it.")
 @grammar.option("--timestamps", "-t", is_flag=True, help="Begin each line with its time.")
 @grammar.argument("ref", metavar="CONTAINER")
 @format_option

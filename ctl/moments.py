@@ -37,3 +37,9 @@ def date_ns(text: str) -> int:
 def ago_ns(text: str) -> int:
     """How long ago it was, to nanoseconds since the epoch."""
     return time.time_ns() - int(DURATION.convert(text) * 1e9)
+
+
+def epoch_ns(text: str) -> int:
+    """Seconds since the epoch, `1700000000` or `1700000000.5`, to nanoseconds."""
+    seconds, _, part = text.partition(".")
+    return int(seconds) * 1_000_000_000 + int(part.ljust(9, "0"))

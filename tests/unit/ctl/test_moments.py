@@ -1,8 +1,11 @@
 """Points in time as they are given on the command line."""
 
+import time
+
 import pytest
 
 from lighter.ctl import grammar
+from lighter.ctl.logs import Since
 from lighter.ctl.moments import LAST_NS, date_ns
 
 
@@ -32,3 +35,10 @@ def test_a_year_at_the_edge_without_a_zone_is_no_crash(text: str) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(grammar.BadValue, match="is no time"):
         date_ns(text)
+
+
+def test_a_log_is_read_from_seconds_since_the_epoch() -> None:
+    """Which docker takes; smaller numbers are seconds ago."""
+    assert Since().convert("1769860800") == 1_769_860_800_000_000_000
+    assert Since().convert("1769860800.123456789") == 1_769_860_800_123_456_789
+    assert abs(Since().convert("600") - (time.time_ns() - 600 * 10**9)) < 300 * 10**9
