@@ -180,6 +180,13 @@ class Duration(grammar.Kind):
                 return seconds
 
 
+class Patience(Duration):
+    """As Duration; -1, docker's word, is longer than any container is waited for."""
+
+    def convert(self, text: str) -> float:
+        return MAX_SECONDS if text == "-1" else super().convert(text)
+
+
 class Size(grammar.Kind):
     """A number of bytes, or one with k, m, g or t (powers of 1024); converts to bytes."""
 
@@ -228,6 +235,7 @@ def _leading(text: str, letters: str) -> str:
 
 
 DURATION = Duration()
+PATIENCE = Patience()
 SIZE = Size()
 SIGNAL = Signal()
 

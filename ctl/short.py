@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import (
-    DURATION,
+    PATIENCE,
     SIGNAL,
     Session,
     detach_keys_option,
@@ -120,7 +120,9 @@ def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
 @grammar.command("stop")
 @force_option
 @grammar.option(
-    "--timeout", "--time", "-t", type=DURATION, help="Until KILL is sent.  [default: its own]"
+    *("--timeout", "--time", "-t"),
+    type=PATIENCE,
+    help="Until KILL is sent; -1: never.  [default: its own]",
 )
 @grammar.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
 @_REFS

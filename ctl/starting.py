@@ -4,7 +4,7 @@ from collections import deque
 from typing import Any
 
 from lighter.ctl import grammar, process
-from lighter.ctl.cli import DURATION, SIGNAL, Session, force_option, format_option
+from lighter.ctl.cli import PATIENCE, SIGNAL, Session, force_option, format_option
 from lighter.ctl.definition import definition, definition_options
 from lighter.ctl.output import print_json
 from lighter.ctl.resolve import AT_ONCE, resolved
@@ -95,7 +95,9 @@ def start(session: Session, refs: tuple[str, ...], attach: bool, interactive: bo
 @grammar.command("restart")
 @force_option
 @grammar.option(
-    "--timeout", "--time", "-t", type=DURATION, help="Until KILL is sent.  [default: its own]"
+    *("--timeout", "--time", "-t"),
+    type=PATIENCE,
+    help="Until KILL is sent; -1: never.  [default: its own]",
 )
 @grammar.option("--signal", "-s", "signum", type=SIGNAL, help="Instead of its stop signal.")
 @_REFS

@@ -716,6 +716,14 @@ def test_one_failure_of_many_is_told_and_the_rest_is_done(manager: FakeManager, 
     assert manager.asked("tasks.stop").body["timeout_s"] == 3
 
 
+def test_a_container_may_be_stopped_without_any_hurry(manager: FakeManager, ctl: Ctl) -> None:
+    """As docker has it: -1 is no limit."""
+    for verb, method in (("stop", "tasks.stop"), ("restart", "containers.restart")):
+        manager.on(method, {})
+        assert ctl(verb, "-t", "-1", "c1").returncode == 0
+        assert manager.asked(method).body["timeout_s"] >= 10 * 365 * 86400
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [(("logs", b"caf\xe9"), 1), (("run", "-e", b"A=caf\xe9", "image", "c1"), 125)],
