@@ -16,6 +16,9 @@ _MAX_PASSWORD_BYTES = 64 << 10
 
 @grammar.command("login", short_help="keep a registry's credential")
 @registry_options
+@grammar.option(
+    "--username", default="", metavar="USER[:PASSWORD]", help="Docker's word for --user."
+)
 @grammar.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @grammar.option(
     "--allow-realm",
@@ -28,6 +31,7 @@ def login(
     session: Session,
     /,
     server: str,
+    username: str,
     password_stdin: bool,
     allow_realm: tuple[str, ...],
     **flags: Any,
@@ -44,7 +48,7 @@ def login(
     host = _host_of(server, "log in to")
     # Before anything is read: another version's ctl may have to go on from here.
     session.manager.connect()
-    name, colon, secret = flags.pop("user").partition(":")
+    name, colon, secret = (flags.pop("user") or username).partition(":")
     name = name or ask("User name")
     if password_stdin:
         secret = _from_stdin()

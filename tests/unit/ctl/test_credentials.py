@@ -218,7 +218,7 @@ def test_a_new_file_is_made_with_its_directory(docker: Path) -> None:
 
 
 def login(ctl: Ctl, *args: str, password: bytes = b"my:password\n", **env: str) -> Any:
-    return ctl("login", "-u", "me", "--password-stdin", *args, input=password, env=env)
+    return ctl("login", "--username", "me", "--password-stdin", *args, input=password, env=env)
 
 
 def test_login_asks_the_manager_and_then_keeps(
