@@ -423,7 +423,10 @@ def test_gpus_without_a_file(ctl: Ctl) -> None:
 
 def test_an_init_reaps_and_passes_signals_on(ctl: Ctl) -> None:
     dead = "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l"
-    script = f"(sleep 0.1 &) ; sleep 0.5; cat /proc/1/comm; {dead}; exit 5"
+    # A process that has ended has its directory until it is reaped.
+    orphan = "(sleep 0.1 & echo $! >/pid); orphan=/proc/$(cat /pid)"
+    reaped = "i=0; while [ -e $orphan ] && [ $((i+=1)) -lt 200 ]; do sleep 0.1; done"
+    script = f"{orphan}; {reaped}; cat /proc/1/comm; {dead}; exit 5"
     done = ctl.run("--init", "--", "sh", "-c", script)
     assert done.returncode == 5, done
     name, zombies = done.stdout.decode().split()
