@@ -8,7 +8,8 @@ from typing import Any
 # No letter can be taken in two ways, for a search that fails tries them all.
 _QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*')"""
 _HEADER = re.compile(rf"\s*(\[\[?(?:[^]\"']|{_QUOTED})+\]\]?)\s*(?:#.*)?")
-_ASSIGNMENT = re.compile(rf"\s*((?:[A-Za-z0-9_-]|{_QUOTED}|[ \t.])+?)\s*=")
+_KEY = rf"(?:[A-Za-z0-9_-]++|{_QUOTED})"
+_ASSIGNMENT = re.compile(rf"\s*+({_KEY}(?:[ \t]*+\.[ \t]*+{_KEY})*+)[ \t]*+=")
 # Texts of several lines, and of one; comments; what opens and closes a list or a table.
 _PIECE = re.compile(
     r'''

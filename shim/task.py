@@ -75,6 +75,7 @@ class Task:
         self._cgroup = Cgroup({}, "")
         self._oom: OomWatch | None = None
         self._starting = False
+        self._pausing = False
         self._was_killed = False  # init, by whoever asked for it
         self._start_settled = Future()
         self.closed = Future()
@@ -189,6 +190,9 @@ class Task:
 
     async def pause(self) -> dict[str, Any]:
         self.init.check("pause", self.id)
+        if self._pausing:  # for a caller, or a manager, who has gone
+            raise FailedPrecondition(f"pause task {self.id}: a pause is under way")
+        self._pausing = True
         try:
             await self._runc.run(["pause", self.id], self._runtime_s)
         except LighterError:
@@ -196,6 +200,8 @@ class Task:
             # as does a runtime that was ended; nobody could resume what is not paused.
             self._cgroup.thaw()
             raise
+        finally:
+            self._pausing = False
         if self._was_killed:
             self._cgroup.thaw()  # it was frozen before it acted on that
             raise FailedPrecondition(f"pause task {self.id}: it was killed")

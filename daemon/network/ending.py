@@ -43,6 +43,7 @@ class Endings:
         self._releases: dict[str, asyncio.Task[None]] = {}
         self._tried: dict[str, asyncio.Event] = {}
         self._strays_ended = asyncio.Event()
+        self._decided = asyncio.Event()
         # Of the manager before, until `recover` has decided about them.
         self._undecided = {record.key for record in attachments.all()}
 
@@ -74,7 +75,8 @@ class Endings:
                     await tried.wait()
 
     async def all_released(self) -> None:
-        """Until all that is being released is, or a first try of it has failed."""
+        """Until all is released that no task has, or a first try of it has failed."""
+        await self._decided.wait()
         for key in list(self._releases):
             await self.released(key)
 
@@ -161,6 +163,17 @@ class Endings:
 
         Running containers are not touched, only what was begun on their networks and not ended.
         """
+        try:
+            doubtful = await self._decide(find_entry)
+        finally:
+            self._decided.set()
+        await self._sweep()
+        await self._names.renew_all()
+        if doubtful:
+            await self._wait_for(doubtful, find_entry)
+
+    async def _decide(self, find_entry: FindEntry) -> list[Record]:
+        """What becomes of each of the manager before; those that it is too early to tell of."""
         old = [record for record in self._attachments.all() if record.key in self._undecided]
         try:
             strays = await self._attachments.chain.strays.end({record.token for record in old})
@@ -187,10 +200,7 @@ class Endings:
         for key in releases:
             self.release(key)
         self._undecided.clear()
-        await self._sweep()
-        await self._names.renew_all()
-        if doubtful:
-            await self._wait_for(doubtful, find_entry)
+        return doubtful
 
     def _is_of(self, record: Record, entry: Entry) -> bool:
         if entry.closed or entry.is_abandoned:

@@ -106,3 +106,17 @@ def test_plugins_of_starts_by_this_manager_are_no_strays(tmp_path: Path) -> None
         assert after.attachments.knows(made)
 
     asyncio.run(asyncio.wait_for(starts(), 30))
+
+
+def test_all_is_released_once_it_is_known_what_all_is(tmp_path: Path) -> None:
+    async def stops() -> None:
+        before = World(tmp_path)
+        left = await before.left_by_the_one_before()
+        after = World(tmp_path)
+        released = asyncio.create_task(after.endings.all_released())
+        recovery = asyncio.create_task(after.endings.recover(lambda *_of: None))
+        await released
+        assert not after.attachments.knows(left)
+        await recovery
+
+    asyncio.run(asyncio.wait_for(stops(), 30))

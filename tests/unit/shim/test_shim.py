@@ -222,6 +222,30 @@ def test_a_pause_that_fails_leaves_nothing_frozen(
     shim.event("closed")
 
 
+def test_a_second_pause_leaves_the_first_alone(
+    manager: FakeManager, tmp_path: Path, group: Path
+) -> None:
+    """Its caller, or its manager, has gone; a runtime refuses to pause what it has frozen."""
+    gate, froze = make_fifo(tmp_path / "gate"), tmp_path / "froze"
+    pause = f"if [ -e {froze} ]; then exit 1; fi; : >{froze}; "
+    pause += f"for file in freezer.state cgroup.freeze; do echo 1 >{group}/$file; done; cat {gate}"
+    runtime = runtimes.fake(tmp_path / "runtime", pause=pause, resume="")
+    shim = manager.run("c", runtime, cgroup="/../../../../.." + str(group))
+    shim.call("start")
+    first = shim.ask("pause")
+    manager.until(froze.exists, "it is frozen")
+    with pytest.raises(errors.FailedPrecondition, match="a pause is under way"):
+        shim.call("pause")
+    with open(gate, "w"):
+        pass
+    manager.answer(first)
+    states = {(group / name).read_text() for name in ("freezer.state", "cgroup.freeze")}
+    assert states == {"1\n"}, states
+    shim.call("resume")
+    shim.kill()
+    shim.event("closed")
+
+
 def test_all_of_an_exec_is_that_exec(manager: FakeManager, tmp_path: Path, group: Path) -> None:
     """A manager of the release before hands such a request on."""
     runtime = runtimes.fake(tmp_path / "runtime", exec='sleep 1000 & printf %s $! >"$pid_file"')
