@@ -217,7 +217,7 @@ exec_id "" means the container's own process. The status of a task is one of cre
 paused, stopped, unknown.
 """
 
-# Lists come in pages: at most this many rows in one reply.
+# Lists come in pages: at most this many rows in one reply, and fewer of large ones.
 PAGE_ROWS = 500
 
 STDOUT = 1

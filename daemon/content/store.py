@@ -234,12 +234,13 @@ class ContentStore:
         """
         wanted = any_of(filters)
         limit = max(1, min(limit, PAGE_ROWS))
-        rows = self._db.rows(
+        rows, more = self._db.page(
             "SELECT * FROM content WHERE namespace = ? AND digest > ? ORDER BY digest LIMIT ?",
-            (namespace, cursor, limit + 1),
+            (namespace, cursor),
+            limit,
         )
-        page = tuple(map(info_of, rows[:limit]))
-        cursor = page[-1].digest if len(rows) > limit else ""
+        page = tuple(map(info_of, rows))
+        cursor = page[-1].digest if more else ""
         return tuple(info for info in page if wanted(partial(field_of, info))), cursor
 
     def open(self, namespace: str, digest: str) -> int:

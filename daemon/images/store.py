@@ -117,12 +117,13 @@ class ImageStore:
     ) -> tuple[tuple[Image, ...], str]:
         """One page by name, after the name `cursor`, and the next cursor ("" at the end)."""
         limit = max(1, min(limit, PAGE_ROWS))
-        rows = self._db.rows(
+        rows, more = self._db.page(
             "SELECT * FROM images WHERE namespace = ? AND name > ? ORDER BY name LIMIT ?",
-            (namespace, cursor, limit + 1),
+            (namespace, cursor),
+            limit,
         )
-        page = tuple(map(_image, rows[:limit]))
-        return page, page[-1].name if len(rows) > limit else ""
+        page = tuple(map(_image, rows))
+        return page, page[-1].name if more else ""
 
     def label(
         self, namespace: str, name: str, changes: Mapping[str, str], *, replace_all: bool = False

@@ -124,13 +124,14 @@ class ContainerStore:
         The containers listed have an empty spec: a page must fit a message.
         """
         limit = max(1, min(limit, PAGE_ROWS))
-        rows = self._db.rows(
+        rows, more = self._db.page(
             f"SELECT {_LISTED} FROM containers WHERE namespace = ? AND id > ?"  # noqa: S608
             " ORDER BY id LIMIT ?",
-            (namespace, cursor, limit + 1),
+            (namespace, cursor),
+            limit,
         )
-        page = tuple(Stored._make(row).read() for row in rows[:limit])
-        return page, page[-1].id if len(rows) > limit else ""
+        page = tuple(Stored._make(row).read() for row in rows)
+        return page, page[-1].id if more else ""
 
     def list_stored(self, namespace: str) -> Iterator[Stored]:
         """All containers of a namespace by id, with their specs."""

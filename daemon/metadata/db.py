@@ -37,6 +37,8 @@ from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.database")
 
+PAGE_BYTES = 4 << 20  # of the 16 MiB of a message
+
 # SQLite's primary result codes (https://www.sqlite.org/rescode.html); the others are Internal.
 _ERRORS: dict[int, type[LighterError]] = {
     sqlite3.SQLITE_PERM: PermissionDenied,
@@ -222,6 +224,26 @@ class Database:
             return self.durable.execute(sql, parameters).fetchall()
         except sqlite3.Error as err:
             raise _translated(err, f"read database {self.path}", self.path) from err
+
+    def page(
+        self, sql: str, parameters: Sequence[Any], limit: int
+    ) -> tuple[list[sqlite3.Row], bool]:
+        """The first rows of a query that ends in "LIMIT ?", and whether there are more.
+
+        At most `limit`, and no more texts than PAGE_BYTES, or one row: a page must fit a message.
+        """
+        page: list[sqlite3.Row] = []
+        size_bytes = 0
+        try:
+            with closing(self.durable.execute(sql, (*parameters, limit + 1))) as rows:
+                for row in rows:
+                    size_bytes += sum(len(value) for value in row if isinstance(value, str | bytes))
+                    if page and (len(page) >= limit or size_bytes > PAGE_BYTES):
+                        return page, True
+                    page.append(row)
+        except sqlite3.Error as err:
+            raise _translated(err, f"read database {self.path}", self.path) from err
+        return page, False
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
         """The first row of a query, or None."""

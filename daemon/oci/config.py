@@ -14,6 +14,7 @@ from lighter.daemon.types import ImageConfig
 from lighter.proto.errors import InvalidArgument
 
 MAX_CONFIG_BYTES = 4 << 20
+MAX_LABELS_BYTES = 1 << 20  # that each of its containers has a copy of
 MAX_LAYERS = 4096
 
 # Labels with a meaning for the manager or one of its front ends: only a caller sets them.
@@ -126,13 +127,20 @@ def _environment(entries: tuple[str, ...], warnings: list[str]) -> tuple[str, ..
 
 def _labels(config: dict[str, Any], warnings: list[str]) -> dict[str, str]:
     kept = {}
+    size_bytes = too_many = 0
     for key, value in (_field(config, "Labels", dict) or {}).items():
         _check_text(key, "Labels")
         text = _check_text(value, "Labels")
-        if key.startswith(RESERVED_LABELS):
+        size_bytes += len(key.encode()) + len(text.encode())
+        if size_bytes > MAX_LABELS_BYTES:
+            too_many += 1
+        elif key.startswith(RESERVED_LABELS):
             warnings.append(f"drop label {key[:80]!r} of the image: only a caller may set it")
         else:
             kept[key] = text
+    if too_many:
+        over = f"over {MAX_LABELS_BYTES} bytes in all"
+        warnings.append(f"drop {too_many} labels of the image: {over}")
     return kept
 
 

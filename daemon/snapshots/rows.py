@@ -119,13 +119,14 @@ class SnapshotRows:
     def page(self, namespace: str, cursor: str, limit: int) -> tuple[tuple[SnapshotInfo, ...], str]:
         """Records by key after `cursor`, and the next cursor."""
         limit = max(1, min(limit, PAGE_ROWS))
-        rows = self._db.rows(
+        rows, more = self._db.page(
             f"{_SELECT} WHERE s.snapshotter = ? AND s.namespace = ? AND s.key > ?"
             " ORDER BY s.key LIMIT ?",
-            (self._snapshotter, namespace, cursor, limit + 1),
+            (self._snapshotter, namespace, cursor),
+            limit,
         )
-        page = tuple(_row(row).info for row in rows[:limit])
-        return page, page[-1].key if len(rows) > limit else ""
+        page = tuple(_row(row).info for row in rows)
+        return page, page[-1].key if more else ""
 
     def mountable(self, namespace: str, numbers: Collection[int]) -> tuple[Row, ...]:
         """The namespace's active snapshots of these numbers, and all its views: a view's mounts

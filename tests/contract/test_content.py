@@ -259,6 +259,14 @@ def test_pages_meet_without_gap(place: Place) -> None:
     assert cursor == ""
 
 
+def test_a_page_fits_a_message_whatever_labels_say(place: Place) -> None:
+    """Those of an index name all that it needs."""
+    large = {f"k{number}": "x" * 4000 for number in range(700)}
+    made = sorted(asyncio.run(place.store.add("default", bytes([n]), large)) for n in range(2))
+    page, cursor = place.store.list("default")
+    assert [info.digest for info in page] == [cursor] == made[:1]
+
+
 @pytest.mark.parametrize("point", ["content.noted", "import.blob-renamed", "gc.files-removed"])
 def test_a_manager_killed_between_leaves_nothing_half(
     place: Place, point: str, monkeypatch: pytest.MonkeyPatch

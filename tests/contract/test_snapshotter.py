@@ -392,6 +392,11 @@ def test_pages_meet_without_gap(place: Place) -> None:
         page, cursor = place.run(place.snapshotter.walk(NS, cursor, 2))
         seen += [info.key for info in page]
     assert seen == names
+    large = {f"k{number}": "x" * 4000 for number in range(700)}
+    for name in names[:2]:
+        place.run(place.snapshotter.update(NS, name, large))
+    page, cursor = place.run(place.snapshotter.walk(NS))
+    assert [info.key for info in page] == [cursor] == names[:1]
 
 
 @pytest.mark.parametrize(

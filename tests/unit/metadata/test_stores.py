@@ -1,6 +1,7 @@
 """Namespaces and containers: who exists, who is refused and why, and pages."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,20 @@ def test_pages_have_no_spec_and_meet_without_gap(db: Database) -> None:
         if not cursor:
             break
     assert seen == names
+
+
+def test_a_page_fits_a_message_whatever_labels_say(db: Database) -> None:
+    store, names = ContainerStore(db), ["c0", "c1", "c2"]
+    large = {f"k{number}": "x" * 4000 for number in range(700)}
+    for name in names:
+        store.create(replace(container(name), labels=large))
+    pages = [store.list("default", cursor) for cursor in ("", *names)]
+    assert [([entry.id for entry in page], after) for page, after in pages] == [
+        (["c0"], "c0"),
+        (["c1"], "c1"),
+        (["c2"], ""),
+        ([], ""),
+    ]
 
 
 def test_resolve_takes_the_id_or_the_only_beginning_of_a_made_up_one(db: Database) -> None:

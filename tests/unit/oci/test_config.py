@@ -109,6 +109,14 @@ def test_what_is_dropped_is_told() -> None:
     assert "'SECRET'" in warnings[0]
 
 
+def test_labels_that_every_container_would_have_a_copy_of_are_bounded() -> None:
+    config, warnings = read_image_config(
+        document({"Labels": {f"k{n:03}": "x" * 4000 for n in range(900)}})
+    )
+    assert list(config.labels) == [f"k{n:03}" for n in range(261)]
+    assert warnings == ("drop 639 labels of the image: over 1048576 bytes in all",)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
