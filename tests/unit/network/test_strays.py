@@ -34,7 +34,7 @@ def test_a_process_whose_memory_is_locked_holds_up_no_end(
     found = []
 
     async def twice() -> None:
-        strays = Strays(look_s=1.0)
+        strays = Strays()
         found.extend([await strays.end({MARK}), await strays.end({MARK})])
 
     with stuck_process(tmp_path / "disk") as stuck:
@@ -62,5 +62,5 @@ def test_what_is_in_a_container_or_another_users_is_no_plugin(
         await_that(lambda: bool(children.read_text()), 30, "it has forked")
         environ = Path(f"/proc/{int(children.read_text())}/environ")
         await_that(lambda: MARK.encode() in environ.read_bytes(), 30, "it has the mark")
-        assert asyncio.run(Strays().end({MARK})) == [left.pid]
+        assert asyncio.run(Strays(look_s=30).end({MARK})) == [left.pid]
         assert [other.poll() for other in others] == [None, None]
