@@ -95,6 +95,10 @@ class OtherVersion(Unavailable):
     """The manager shares no protocol with this ctl, and nothing was asked of it yet."""
 
 
+class Unsendable(InvalidArgument):
+    """No message can carry a word of it; nothing was asked, and others can be."""
+
+
 class Session:
     """The global options of one command, and its connection, made when it is first needed."""
 

@@ -16,7 +16,6 @@ from lighter.proto.calls import PendingCalls
 from lighter.proto.dealer import RECONNECT_S, Dealer
 from lighter.proto.errors import (
     DeadlineExceeded,
-    InvalidArgument,
     LighterError,
     Unavailable,
     from_wire,
@@ -219,8 +218,10 @@ class Manager:
                 self._wait(select.POLLOUT)
                 self.check_deadline()
         except UnicodeEncodeError as err:  # a word of the command line, or a variable
+            from lighter.ctl.cli import Unsendable
+
             self._pending.forget(self._generation, call.ident)
-            raise InvalidArgument(f"call {call.method}: {err.object} is not UTF-8") from err
+            raise Unsendable(f"call {call.method}: {err.object} is not UTF-8") from err
 
     # the loop
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
-from lighter.ctl.cli import Session
+from lighter.ctl.cli import Session, Unsendable
 from lighter.proto.errors import LighterError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
     from typing import Any, TypeVar
 
     from lighter.ctl.connect import Call
@@ -49,7 +50,7 @@ def work_through(
         try:
             act(name)
         except LighterError as error:
-            if not error.answered:  # nobody is there for the others either, or the time is over
+            if not _is_of_one(error):
                 raise
             session.complain(error.message)
             code = 1
@@ -59,10 +60,16 @@ def work_through(
     return code
 
 
+def _is_of_one(error: LighterError) -> bool:
+    """Else nobody is there for the others either, or the time is over."""
+    return error.answered or isinstance(error, Unsendable)
+
+
 class AtOnce:
     """`method` for each of many containers, in their order; those that follow are under way then.
 
     A name that is there twice has its second turn after the first. `body` goes with each request.
+    As a context: when that is broken off, it tells what has become of those that had no turn yet.
     """
 
     def __init__(self, session: Session, method: str, refs: tuple[str, ...], **body: Any):
@@ -70,7 +77,7 @@ class AtOnce:
         self._method = method
         self._body = body
         self._later = list(refs)
-        self._begun: dict[str, tuple[float, Call]] = {}
+        self._begun: dict[str, tuple[float, Call | Unsendable]] = {}
 
     def __call__(self, container_id: str) -> Any:
         """The answer for one of them, or for another name of it; raises what was answered."""
@@ -79,6 +86,8 @@ class AtOnce:
         if container_id not in self._begun:
             self._begin(container_id)
         begun, call = self._begun.pop(container_id)
+        if isinstance(call, Unsendable):
+            raise call
         try:
             return call.result()
         finally:
@@ -86,8 +95,35 @@ class AtOnce:
 
     def _begin(self, container_id: str) -> None:
         begun = time.monotonic()
-        call = self._session.manager.begin(self._method, id=container_id, **self._body)
+        call: Call | Unsendable
+        try:
+            call = self._session.manager.begin(self._method, id=container_id, **self._body)
+        except Unsendable as error:  # told in its turn: others are under way
+            call = error
         self._begun[container_id] = begun, call
+
+    def __enter__(self) -> AtOnce:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, (LighterError, KeyboardInterrupt)):
+            for container_id, (_begun, call) in self._begun.items():
+                self._tell(container_id, call)
+
+    def _tell(self, container_id: str, call: Call | Unsendable) -> None:
+        if isinstance(call, Unsendable):
+            self._session.complain(call.message)
+        elif not call.done:
+            return
+        elif call.error is None:
+            print(container_id, flush=True)
+        elif call.error.answered and not isinstance(call.error, NotFound):  # it may be a beginning
+            self._session.complain(call.error.message)
 
 
 def remove_each(

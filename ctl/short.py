@@ -113,8 +113,8 @@ def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
       ctl kill web
       ctl kill -s HUP web
     """
-    kills = AtOnce(session, "tasks.kill", refs, exec_id="", signal=signum, all=False)
-    return each(session, refs, kills)
+    with AtOnce(session, "tasks.kill", refs, exec_id="", signal=signum, all=False) as kills:
+        return each(session, refs, kills)
 
 
 @grammar.command("stop")
@@ -132,8 +132,8 @@ def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum:
     \b
       ctl stop -t 30 web
     """
-    stops = AtOnce(session, "tasks.stop", refs, timeout_s=timeout, signal=signum)
-    return each(session, refs, stops)
+    with AtOnce(session, "tasks.stop", refs, timeout_s=timeout, signal=signum) as stops:
+        return each(session, refs, stops)
 
 
 @grammar.command("pause")
@@ -173,7 +173,7 @@ def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> i
     from lighter.ctl.container import remove
 
     session.forced = force
-    first = AtOnce(session, "containers.delete", refs, force=force, volumes=volumes)
-    return each(
-        session, refs, lambda id_: remove(session, id_, force, volumes=volumes, first=first)
-    )
+    with AtOnce(session, "containers.delete", refs, force=force, volumes=volumes) as first:
+        return each(
+            session, refs, lambda id_: remove(session, id_, force, volumes=volumes, first=first)
+        )

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -735,6 +736,57 @@ def test_a_word_that_no_message_can_carry_is_told(
     assert done.returncode == code
     assert done.stderr.startswith(b"ctl: call ") and done.stderr.count(b"\n") == 1
     assert done.stderr.endswith(b"caf\\udce9 is not UTF-8\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [(("stop",), "tasks.stop"), (("pause",), "tasks.pause"), (("inspect",), "containers.get")],
+)
+def test_a_word_that_no_message_can_carry_does_not_keep_the_others(
+    manager: FakeManager, environment: dict[str, str], words: tuple[Any, ...], method: str
+) -> None:
+    """Nor does it break off those that were begun before it."""
+    row = {"id": "web", "spec": "{}", "labels": {}}
+    manager.on(method, {"container": row})
+    manager.on("tasks.get", NotFound("no task"))
+    argv: list[Any] = [CTL, *words, "web", b"caf\xe9", "db"]
+    done = subprocess.run(argv, env=environment, capture_output=True, timeout=20)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert done.stderr.endswith(b"caf\\udce9 is not UTF-8\n")
+    if method == "containers.get":
+        assert done.stdout.count(b'"spec"') == 2
+    else:
+        assert done.stdout == b"web\ndb\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "method"), [(("stop",), "tasks.stop"), (("rm", "-f"), "containers.delete")]
+)
+@pytest.mark.parametrize("restarts", [True, False], ids=["the manager ends", "Ctrl-C"])
+def test_what_was_done_meanwhile_is_told_when_the_rest_is_broken_off(
+    manager: FakeManager, start: Start, words: tuple[str, ...], method: str, restarts: bool
+) -> None:
+    manager.on(method, HOLD)
+    names = ["first", "stuck", "done", "refused", "gone", "late", "done too"]
+    running = start(*words, *names)
+    asks = {ask.body["id"]: ask for ask in (manager.asked(method) for _ in names)}
+    asks["refused"].reply(Unavailable("refused"))
+    asks["gone"].reply(NotFound("gone"))
+    for name in ("done too", "done", "first"):
+        asks[name].reply({})
+    assert running.stdout
+    assert running.stdout.readline() == b"first\n"  # by then it has the others' answers
+    if restarts:
+        manager.restart()
+    else:
+        running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=20)
+    assert out == b"done\ndone too\n"
+    if restarts:
+        ended = f"ctl: call {method}: the manager ended meanwhile\n".encode()
+        assert (running.returncode, err) == (1, b"ctl: refused\n" + ended)
+    else:
+        assert (running.returncode, err) == (130, b"ctl: refused\n")
 
 
 # who is there
