@@ -131,11 +131,12 @@ def _labels(config: dict[str, Any], warnings: list[str]) -> dict[str, str]:
     for key, value in (_field(config, "Labels", dict) or {}).items():
         _check_text(key, "Labels")
         text = _check_text(value, "Labels")
+        if key.startswith(RESERVED_LABELS):
+            warnings.append(f"drop label {key[:80]!r} of the image: only a caller may set it")
+            continue
         size_bytes += len(key.encode()) + len(text.encode())
         if size_bytes > MAX_LABELS_BYTES:
             too_many += 1
-        elif key.startswith(RESERVED_LABELS):
-            warnings.append(f"drop label {key[:80]!r} of the image: only a caller may set it")
         else:
             kept[key] = text
     if too_many:
