@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,16 @@ class Said:
     code: int
     out: str
     err: str
+
+
+def heard(run: Callable[[], str]) -> str:
+    """What ctr shows of an exec that ends at once, asked again when it is nothing: ctr gives up
+    what it has not begun to read when the process has ended, at containerd too.
+    """
+    for _ in range(5):
+        if said := run():
+            return said
+    return ""
 
 
 class Pair:

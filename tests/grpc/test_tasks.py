@@ -18,6 +18,7 @@ from lighter.daemon.grpc.pb.types_pb2 import Mount
 from lighter.proto import errors
 from tests import cgroups
 from tests.grpc.client import code
+from tests.grpc.pair import heard
 from tests.grpc.space import coroutines
 from tests.grpc.workshop import Workshop
 from tests.harness import Lighterd, await_that
@@ -499,7 +500,8 @@ def test_both_front_ends_show_the_same(workshop: Workshop) -> None:
     workshop.ctl("run", "-d", REFERENCE, "b", "sleep", "1000")
     assert "b" in workshop.ctr("tasks", "ls", "-q").split()
     assert json.loads(workshop.ctr("containers", "info", "b"))["Spec"]["process"]["args"]
-    assert workshop.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "y") == "y\n"
+    says = ("tasks", "exec", "--exec-id", "e", "b", "echo", "y")
+    assert heard(lambda: workshop.ctr(*says)) == "y\n"
     workshop.ctr("tasks", "rm", "-f", "b")
     workshop.ctr("tasks", "start", "-d", "--null-io", "b")
     assert workshop.tasks("Get", container_id="b").process.status == Status.RUNNING
