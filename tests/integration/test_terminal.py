@@ -111,18 +111,20 @@ def test_30_execs_at_once_none_is_lost(lighterd: Lighterd) -> None:
     """Each with its own output and its own code, into one container."""
     lighterd.ctl("run", "-d", REFERENCE, "box", "sleep", "1000", check=True)
     ended: dict[int, tuple[int, bytes]] = {}
+    said: list[bytes] = []
 
     def run(number: int) -> None:
         script = f"echo out{number}; exit {number}"
         done = lighterd.ctl("exec", "box", "sh", "-c", script, timeout=90)
         ended[number] = (done.returncode, done.stdout)
+        said.append(done.stderr)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(30)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert ended == {number: (number, b"out%d\n" % number) for number in range(30)}
+    assert ended == {number: (number, b"out%d\n" % number) for number in range(30)}, said
     with lighterd.client() as client:
         found = client.call("tasks", "top", id="box")["processes"]
     assert [row["args"] for row in found] == [["sleep", "1000"]]

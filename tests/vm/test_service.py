@@ -166,8 +166,7 @@ def test_a_killed_manager_is_started_again_beside_its_containers(
     before = host.main_pid()  # itself the successor of one that was killed
     machine.run(["kill", "-9", str(before)])
     host.await_manager(but=before)
-    assert host.task("stays")["pid"] == pid
-    assert host.task("stays")["status"] == "running"
+    assert host.await_status("stays", "running")["pid"] == pid
     assert "219" not in host.show("lighterd.service", "ExecMainStatus")
     assert "status=219" not in host.unit_log()
     assert_no_sub_cgroup(machine, host.cgroup_of(host.main_pid()))
@@ -196,8 +195,9 @@ def test_limits_are_set_shown_and_stay_when_systemd_looks_at_all_units_again(
         "cpu.max": "50000 100000",
         "cpuset.cpus": "0",
     }
-    shown = host.ctl("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "limited").text
-    assert shown.endswith("64.0 MiB 2"), shown  # a shell and what it waits for
+    stats = ("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "limited")
+    # A shell, and soon what it waits for.
+    await_that(lambda: host.ctl(*stats).text.endswith("64.0 MiB 2"), 60, "both are counted")
     assert "pids.current" in host.ctl("tasks", "metrics", "limited").text
     machine.run("systemctl daemon-reload")
     # A unit with limits of its own comes and goes.
