@@ -12,6 +12,7 @@ from lighter.daemon.containers.joining import Joins
 from lighter.daemon.containers.maker import ContainerMaker
 from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import CreateRequest, signal_number, stop_timeout
+from lighter.daemon.content.whole import whole
 from lighter.daemon.identity import IdentityService
 from lighter.daemon.metadata.containers import ContainerStore, check_whole
 from lighter.daemon.metadata.namespaces import merge_labels
@@ -301,14 +302,18 @@ class ContainerService:
         container = self._store.get(namespace, container_id)
         await self._end_task(container, force)
         self._records.forget(namespace, container_id)
+        # A caller that goes leaves nothing behind that only the record has told of.
+        await whole(self._clear_away(container, volumes))
+
+    async def _clear_away(self, container: Container, volumes: bool) -> None:
         if container.snapshot_key:
             await remove_quietly(
                 find_snapshotter(self._snapshotters, container.snapshotter),
-                namespace,
+                container.namespace,
                 container.snapshot_key,
             )
         if volumes:
-            await self._volumes.delete_anonymous(namespace, container.options)
+            await self._volumes.delete_anonymous(container.namespace, container.options)
 
     async def forget(self, namespace: str, container_id: str) -> None:
         """Remove record and log; the snapshot stays until somebody removes that.

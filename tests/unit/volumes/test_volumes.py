@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
+from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.metadata.volumes import VolumeStore
 from lighter.daemon.snapshots import disk
-from lighter.daemon.types import Mount
+from lighter.daemon.types import Container, Mount
 from lighter.daemon.volumes.claim import Claim
 from lighter.daemon.volumes.service import Volumes
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
@@ -174,6 +175,60 @@ def test_a_volume_that_a_restored_container_names_is_not_removed_meanwhile(made:
                     claim.hold(wrong)
 
     go(work())
+
+
+def test_a_client_that_goes_during_a_removal_leaves_none_of_its_volumes(made: Made) -> None:
+    """The record, by which they could be found, has gone before them."""
+    under_way, may_go = asyncio.Event(), asyncio.Event()
+
+    async def remove_slowly(path: str) -> None:
+        under_way.set()
+        await may_go.wait()
+        await remove(path)
+
+    async def work() -> None:
+        made.volumes = Volumes(made.root, made.store, made.workers, remove_slowly)
+        names = ("v", "w")
+        for name in names:
+            made.volumes.create("default", name, anonymous=True)
+        options = {"volumes": [{"name": name, "anonymous": True} for name in names]}
+        deleting = asyncio.ensure_future(
+            containers(made.volumes, options).delete("default", "c1", False, volumes=True)
+        )
+        await under_way.wait()
+        deleting.cancel()
+        may_go.set()
+        await asyncio.wait([deleting])
+        assert deleting.cancelled()
+        assert made.volumes.list("default") == ()
+        assert os.listdir(f"{made.root.volumes}/.removed") == []
+
+    go(work())
+
+
+class OneContainer:
+    """All that is asked for a container's removal: its record, and whether it has a task."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._container = Container("default", "c1", "", "", "", "", b"{}", {}, options, 1, 1)
+
+    def get(self, *_key: str) -> Container:
+        return self._container
+
+    async def end_creation(self, *_key: object) -> None: ...
+
+    def exists(self, *_key: str) -> bool:
+        return False
+
+    def forget(self, *_key: str) -> None: ...
+
+
+def containers(volumes: Volumes, options: Mapping[str, Any]) -> ContainerService:
+    parts: dict[str, Any] = dict.fromkeys(
+        ("maker", "snapshotters", "identities", "creator", "networks", "relabelling")
+    )
+    one: Any = OneContainer(options)
+    return ContainerService(store=one, tasks=one, records=one, volumes=volumes, **parts)
 
 
 def test_files_that_somebody_puts_there_during_the_copy_stay(made: Made) -> None:
