@@ -1,6 +1,7 @@
 """Real ctl processes against a scripted manager."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,20 @@ PATIENCE_S = 20.0
 
 Ctl = Callable[..., "subprocess.CompletedProcess[bytes]"]
 Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored() -> Iterator[None]:
+    """Whoever started the tests, by nohup(1) or in a shell's background."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in {**handlers, signal.SIGQUIT: signal.SIG_DFL}.items()
+        if signal.getsignal(number) == signal.SIG_IGN
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

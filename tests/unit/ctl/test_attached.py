@@ -55,20 +55,6 @@ class Container:
         return self._manager.asked("tasks.wait")
 
 
-@pytest.fixture(autouse=True)
-def no_signal_is_ignored() -> Iterator[None]:
-    """Whoever started the tests, by nohup(1) or in a shell's background."""
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {
-        number: signal.signal(number, handler)
-        for number, handler in {**handlers, signal.SIGQUIT: signal.SIG_DFL}.items()
-        if signal.getsignal(number) == signal.SIG_IGN
-    }
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def container(manager: FakeManager) -> Iterator[Container]:
     container = Container(manager)
