@@ -126,27 +126,40 @@ def wait(session: Session, refs: tuple[str, ...]) -> int:
       ctl wait web
     """
     code = 0
-    ends = []
-    waits: deque[Any] = deque()
-    ids = [_id_of(session, ref) for ref in refs]
-    for number, id_ in enumerate(ids):
-        # As many as may be asked for at once, before the first is waited for.
-        for later in ids[number + len(waits) :][: AT_ONCE - len(waits)]:
-            waits.append(session.manager.begin("tasks.wait", id=later, exec_id="", reissued=True))
-        try:
-            end = waits.popleft().result()
-        except LighterError as error:
-            if not error.answered:  # the time is over, or nobody is there for the others either
-                raise
-            session.complain(error.message)
-            code = 1
-            continue
-        ends.append({"id": id_, **end})
-        if not session.json:
-            print(end["exit_status"], flush=True)
+    ends: list[Any] = []
+    later = deque(_id_of(session, ref) for ref in refs)
+    waits: deque[tuple[str, Any]] = deque()
+    try:
+        while later or waits:
+            # As many as may be asked for at once, before the first is waited for.
+            while later and len(waits) < AT_ONCE:
+                next_ = later.popleft()
+                waits.append((next_, _begin_wait(session, next_)))
+            id_, call = waits.popleft()
+            try:
+                end = call.result()
+            except LighterError as error:
+                if not error.answered:  # the time is over, or nobody is there for the others either
+                    raise
+                session.complain(error.message)
+                code = 1
+                continue
+            ends.append({"id": id_, **end})
+            if not session.json:
+                print(end["exit_status"], flush=True)
+    except (LighterError, KeyboardInterrupt):
+        # Those behind it too, by their ids; a code alone is of use in its order only.
+        ends += [{"id": id_, **call.value} for id_, call in waits if call.done and not call.error]
+        if session.json and ends:
+            print_json(ends)
+        raise
     if session.json:
         print_json(ends)
     return code
+
+
+def _begin_wait(session: Session, id_: str) -> Any:
+    return session.manager.begin("tasks.wait", id=id_, exec_id="", reissued=True)
 
 
 def _id_of(session: Session, ref: str) -> str:

@@ -8,6 +8,7 @@ from lighter.ctl.cli import Session, format_option, key_values
 from lighter.ctl.output import labels_text, listing, plain, print_json, size_text
 from lighter.ctl.resolve import remove_each, work_through
 from lighter.ctl.template import Template
+from lighter.proto.errors import LighterError
 
 _FIELDS = {
     "Name": ("VOLUME NAME", lambda row: row["name"]),
@@ -117,11 +118,19 @@ def inspect(session: Session, names: tuple[str, ...], size: bool, template: str 
     def look(name: str) -> None:
         found.append(session.call("volumes.get", name=name, size=size)["volume"])
 
-    code = work_through(session, names, look, shown=False)
-    if shape is not None:
-        shape.print(found)
-    else:
-        print_json([as_docker(row) for row in found])
+    def show() -> None:
+        if shape is not None:
+            shape.print(found)
+        else:
+            print_json([as_docker(row) for row in found])
+
+    try:
+        code = work_through(session, names, look, shown=False)
+    except (LighterError, KeyboardInterrupt):
+        if found:
+            show()
+        raise
+    show()
     return code
 
 

@@ -789,6 +789,42 @@ def test_what_was_done_meanwhile_is_told_when_the_rest_is_broken_off(
         assert (running.returncode, err) == (130, b"ctl: refused\n")
 
 
+def test_waits_that_are_over_are_shown_when_the_others_are_broken_off(
+    manager: FakeManager, start: Start
+) -> None:
+    manager.on("containers.resolve", lambda ask: {"id": ask.body["ref"]})
+    manager.on("tasks.wait", HOLD)
+    names = [f"c{number}" for number in range(AT_ONCE + 1)]
+    running = start("--format", "json", "wait", *names)
+    asks = [manager.asked("tasks.wait") for _ in range(AT_ONCE)]
+    asks[3].reply(NotFound("no c3"))
+    for number in (2, 0):
+        asks[number].reply({"exit_status": number, "exited_at": 1})
+    manager.asked("tasks.wait")  # in the place of c0: the answers before that are there
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=20)
+    assert (running.returncode, err) == (130, b"")
+    assert [(end["id"], end["exit_status"]) for end in json.loads(out)] == [("c0", 0), ("c2", 2)]
+
+
+def test_volumes_that_were_looked_at_are_shown_when_the_others_are_broken_off(
+    manager: FakeManager, start: Start
+) -> None:
+    row = {"created_at": 1, "mountpoint": "/m", "labels": {}, "anonymous": False, "containers": []}
+    manager.on(
+        "volumes.get",
+        lambda ask: {"volume": {**row, "name": "a"}} if ask.body["name"] == "a" else HOLD,
+    )
+    for words in (("a", "b"), ("b",)):
+        running = start("volume", "inspect", *words)
+        for _ in words:
+            manager.asked("volumes.get")
+        running.send_signal(signal.SIGINT)
+        out, _err = running.communicate(timeout=20)
+        shown = [one["Name"] for one in json.loads(out)] if out else []
+        assert (running.returncode, shown) == (130, ["a"] if "a" in words else [])
+
+
 # who is there
 
 
