@@ -125,8 +125,6 @@ class LateTimes:
     def put_on(self, tree: Tree) -> None:
         """Set them all. One that was replaced meanwhile is no longer the same inode: left out."""
         for path, (inode, atime_ns, mtime_ns) in self._times.items():
-            directory = tree.find(path)
-            if directory is None or directory.path != path:
-                continue  # what a link at its place leads to is not meant
-            if os.fstat(directory.fd).st_ino == inode:
+            directory = tree.at(path)
+            if directory is not None and os.fstat(directory.fd).st_ino == inode:
                 os.utime(directory.fd, ns=(atime_ns, mtime_ns))

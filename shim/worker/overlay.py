@@ -163,11 +163,9 @@ class Overlay:
         """Dress the implied directories as they are below. An image's root has attributes too, and
         few layers have an entry for it."""
         for path, (inode, described) in self._implied.items():
-            directory = self.tree.find(path)
-            # What has taken its place since, or what a link there leads to, is not meant.
-            if directory is None or directory.path != path:
-                continue
-            if os.fstat(directory.fd).st_ino == inode:
+            directory = self.tree.at(path)
+            # What has taken its place since is not meant.
+            if directory is not None and os.fstat(directory.fd).st_ino == inode:
                 self._dress_as_below(directory, self._look_below(path), described=described)
         if b"" not in self._times:
             self._dress_as_below(self.tree.root, self._below(b""), described=False)

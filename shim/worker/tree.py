@@ -74,6 +74,32 @@ class Tree:
         """The directory `path`, None where there is none."""
         return self._look_up(path, create=False)
 
+    def at(self, path: bytes) -> Directory | None:
+        """The directory whose real path this is, None where there is none (any more).
+
+        From the nearest one above it that is open: many that lie in each other, one after the
+        other, are one step each.
+        """
+        here = self.root
+        names: list[bytes] = []
+        while path:
+            known = self._kept(path)
+            if known is not None:
+                here = known
+                break
+            path, _, name = path.rpartition(b"/")
+            names.append(name)
+        for name in reversed(names):
+            real = here.child(name)
+            try:
+                fd = os.open(name, _FLAGS, dir_fd=here.fd)
+            except OSError as err:
+                if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    return None
+                raise typed(err, f"open directory {show(real)}") from err
+            here = self._keep(fd, real)
+        return here
+
     def enter(self, parent: Directory, name: bytes) -> Directory:
         """The directory `name` in the directory that was looked up last; it is no link."""
         path = parent.child(name)

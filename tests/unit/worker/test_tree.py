@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lighter.proto.errors import InvalidArgument
+from lighter.shim.worker.metadata import LateTimes
 from lighter.shim.worker.tree import Directory, Tree
 
 DEPTH = 1000
@@ -71,3 +72,41 @@ def test_sec_08_links_that_lead_up_and_down_again_are_given_up(
 
 def test_a_path_as_long_as_may_be_is_found(deep: Path) -> None:
     assert find(deep, (b"a/" * DEPTH + b"./" * 4000)[:4095]) == b"/".join([b"a"] * DEPTH)
+
+
+def test_sec_08_directories_in_each_other_are_one_step_each(
+    deep: Path, at_most: Callable[[int], None]
+) -> None:
+    """Many as those that a layer implies, and all of it that have times."""
+    root = os.open(deep, os.O_RDONLY | os.O_DIRECTORY)
+    tree, times = Tree(root, no_parent), LateTimes()
+    paths = [b"/".join([b"a"] * depth) for depth in range(1, DEPTH + 1)]
+    at_most(3 * DEPTH)
+    try:
+        for path in paths:
+            directory = tree.at(path)
+            assert directory is not None and directory.path == path
+            times.set(directory, 0, 10**9)
+        times.put_on(tree)
+        last = tree.at(paths[-1])
+        assert last is not None and os.fstat(last.fd).st_mtime_ns == 10**9
+        assert tree.at(paths[-1] + b"/a") is None
+    finally:
+        tree.close()
+        os.close(root)
+
+
+def test_a_real_path_leads_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "l").symlink_to("d")
+    (tmp_path / "f").touch()
+    root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    tree = Tree(root, no_parent)
+    try:
+        assert [tree.at(path) for path in (b"l", b"l/x", b"f", b"f/x", b"x", b"d/x")] == [None] * 6
+        directory = tree.at(b"d")
+        assert directory is not None and directory.path == b"d"
+        assert tree.at(b"") is tree.root
+    finally:
+        tree.close()
+        os.close(root)
