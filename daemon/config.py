@@ -379,9 +379,9 @@ def _unknown(table: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[str]:
 
 def dump(config: Config) -> str:
     """The configuration as a file that `load` reads back to the same."""
-    import toml  # no manager that serves writes a configuration
+    from lighter.daemon.configtext import text_of  # no manager that serves writes a configuration
 
-    return toml.dumps(document(config))
+    return text_of(document(config))
 
 
 def document(config: Config) -> dict[str, Any]:

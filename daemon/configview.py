@@ -12,9 +12,9 @@ _SECRETS = {"args", "auth", "env", "headers", "proxy"}
 
 def shown(config: Config) -> str:
     """The file that `dump` writes, with what may be a secret replaced by HIDDEN."""
-    import toml  # no manager that serves writes a configuration
+    from lighter.daemon.configtext import text_of  # as seldom as it is asked for
 
-    return toml.dumps(_without_secrets(document(config)))
+    return text_of(_without_secrets(document(config)))
 
 
 def _without_secrets(value: Any) -> Any:

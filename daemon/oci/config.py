@@ -12,6 +12,7 @@ from typing import Any
 from lighter.daemon import jsonbounds
 from lighter.daemon.types import ImageConfig
 from lighter.proto.errors import InvalidArgument
+from lighter.proto.names import MAX_LABEL_BYTES
 
 MAX_CONFIG_BYTES = 4 << 20
 MAX_LABELS_BYTES = 1 << 20  # that each of its containers has a copy of
@@ -134,7 +135,13 @@ def _labels(config: dict[str, Any], warnings: list[str]) -> dict[str, str]:
         if key.startswith(RESERVED_LABELS):
             warnings.append(f"drop label {key[:80]!r} of the image: only a caller may set it")
             continue
-        size_bytes += len(key.encode()) + len(text.encode())
+        label_bytes = len(key.encode()) + len(text.encode())
+        if label_bytes > MAX_LABEL_BYTES:
+            # No container can have it; of development containers' images it may be that long.
+            over = f"it has more than {MAX_LABEL_BYTES} bytes"
+            warnings.append(f"drop label {key[:80]!r} of the image: {over}")
+            continue
+        size_bytes += label_bytes
         if size_bytes > MAX_LABELS_BYTES:
             too_many += 1
         else:

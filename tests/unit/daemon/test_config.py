@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lighter.daemon import config
 from lighter.daemon.config import Config, dump, load, parse
 from lighter.daemon.configfiles import MAX_CONFIG_BYTES
 from lighter.daemon.configlines import beginnings
+from lighter.daemon.configtext import text_of
 from lighter.daemon.content.scheduler import Schedule
 from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto.errors import InvalidArgument
@@ -267,6 +268,13 @@ def test_a_huge_file_is_not_read(file: Path) -> None:
 def test_a_dump_reads_back_to_the_same() -> None:
     made = Config(root='/a"b\\c', group="ops", log_max_size=7)
     assert parse(tomllib.loads(dump(made)), "dump") == made
+
+
+@given(st.text())
+@example("\x7f\x85\0\\x41\\\\x")
+def test_any_text_reads_back_to_the_same(text: str) -> None:
+    document = {"a": text, "b": {"c": [text, text], "d": text}}
+    assert tomllib.loads(text_of(document)) == document
 
 
 _VALUES: st.SearchStrategy[Any] = st.recursive(

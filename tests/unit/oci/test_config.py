@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lighter.daemon.oci.config import MAX_CONFIG_BYTES, parse_image_config, read_image_config
 from lighter.daemon.types import ImageConfig
 from lighter.proto.errors import InvalidArgument
+from lighter.proto.names import check_labels
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -115,6 +116,16 @@ def test_labels_that_every_container_would_have_a_copy_of_are_bounded() -> None:
     )
     assert list(config.labels) == [f"k{n:03}" for n in range(261)]
     assert warnings == ("drop 639 labels of the image: over 1048576 bytes in all",)
+
+
+def test_a_label_that_no_container_can_have_is_dropped() -> None:
+    """Images of development containers describe themselves in one."""
+    labels = {"devcontainer.metadata": "x" * 5000, "long": "x" * 4092, "k": "v"}
+    config, warnings = read_image_config(document({"Labels": labels}))
+    assert list(config.labels) == ["long", "k"]
+    assert check_labels(dict(config.labels))
+    said = "drop label 'devcontainer.metadata' of the image: it has more than 4096 bytes"
+    assert warnings == (said,)
 
 
 JSON = st.recursive(
