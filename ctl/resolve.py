@@ -10,7 +10,6 @@ from lighter.proto.errors import LighterError, NotFound
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
     from typing import Any, TypeVar
 
     from lighter.ctl.connect import Call
@@ -69,7 +68,6 @@ class AtOnce:
     """`method` for each of many containers, in their order; those that follow are under way then.
 
     A name that is there twice has its second turn after the first. `body` goes with each request.
-    As a context: when that is broken off, it tells what has become of those that had no turn yet.
     """
 
     def __init__(self, session: Session, method: str, refs: tuple[str, ...], **body: Any):
@@ -102,18 +100,10 @@ class AtOnce:
             call = error
         self._begun[container_id] = begun, call
 
-    def __enter__(self) -> AtOnce:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, (LighterError, KeyboardInterrupt)):
-            for container_id, (_begun, call) in self._begun.items():
-                self._tell(container_id, call)
+    def tell_rest(self) -> None:
+        """What has become of those that had no turn yet, when the command is broken off."""
+        for container_id, (_begun, call) in self._begun.items():
+            self._tell(container_id, call)
 
     def _tell(self, container_id: str, call: Call | Unsendable) -> None:
         if isinstance(call, Unsendable):

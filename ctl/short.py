@@ -15,6 +15,7 @@ from lighter.ctl.cli import (
     force_option,
 )
 from lighter.ctl.resolve import AtOnce, resolved, work_through
+from lighter.proto.errors import LighterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,17 @@ def each(session: Session, refs: tuple[str, ...], act: Callable[[str], object]) 
     return work_through(
         session, refs, lambda ref: resolved(session, ref, act_and_tell), shown=False
     )
+
+
+def _each_at_once(
+    session: Session, refs: tuple[str, ...], act: Callable[[str], object], calls: AtOnce
+) -> int:
+    """`each`, by calls that are under way at the same time: broken off, it tells which are done."""
+    try:
+        return each(session, refs, act)
+    except (LighterError, KeyboardInterrupt):
+        calls.tell_rest()
+        raise
 
 
 @grammar.command("exec", interspersed=False)
@@ -113,8 +125,8 @@ def kill(session: Session, refs: tuple[str, ...], signum: int) -> int:
       ctl kill web
       ctl kill -s HUP web
     """
-    with AtOnce(session, "tasks.kill", refs, exec_id="", signal=signum, all=False) as kills:
-        return each(session, refs, kills)
+    kills = AtOnce(session, "tasks.kill", refs, exec_id="", signal=signum, all=False)
+    return _each_at_once(session, refs, kills, kills)
 
 
 @grammar.command("stop")
@@ -132,8 +144,8 @@ def stop(session: Session, refs: tuple[str, ...], timeout: float | None, signum:
     \b
       ctl stop -t 30 web
     """
-    with AtOnce(session, "tasks.stop", refs, timeout_s=timeout, signal=signum) as stops:
-        return each(session, refs, stops)
+    stops = AtOnce(session, "tasks.stop", refs, timeout_s=timeout, signal=signum)
+    return _each_at_once(session, refs, stops, stops)
 
 
 @grammar.command("pause")
@@ -173,7 +185,9 @@ def rm(session: Session, refs: tuple[str, ...], force: bool, volumes: bool) -> i
     from lighter.ctl.container import remove
 
     session.forced = force
-    with AtOnce(session, "containers.delete", refs, force=force, volumes=volumes) as first:
-        return each(
-            session, refs, lambda id_: remove(session, id_, force, volumes=volumes, first=first)
-        )
+    first = AtOnce(session, "containers.delete", refs, force=force, volumes=volumes)
+
+    def act(container_id: str) -> None:
+        remove(session, container_id, force, volumes=volumes, first=first)
+
+    return _each_at_once(session, refs, act, first)

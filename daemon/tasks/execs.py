@@ -106,21 +106,15 @@ class ExecService:
     async def start(self, namespace: str, container_id: str, exec_id: str) -> int:
         """Run a process that was added; returns its pid. One that fails stays added."""
         entry = self._supervisor.find(namespace, container_id)
-        exec_ = find_exec(entry, exec_id)
-        what = f"exec {exec_id} of {container_id}"
-        states.advance(states.EXEC, exec_.state, "start", what)
-        if exec_.starting:
-            raise AlreadyExists(f"start {what}: a start is under way")
-        states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
+        _startable(entry, exec_id)
         # A manager that died may have asked for it: the shim tells that before it is asked again.
         await connected(entry)
-        exec_ = find_exec(entry, exec_id)
-        states.advance(states.EXEC, exec_.state, "start", what)
-        if exec_.starting:
-            raise AlreadyExists(f"start {what}: a start is under way")
+        exec_ = _startable(entry, exec_id)
         request = self._bundle_of(namespace, container_id).added(exec_id)
         if request is None:
-            raise FailedPrecondition(f"start {what}: how to start it is no longer known")
+            raise FailedPrecondition(
+                f"start exec {exec_id} of {container_id}: how to start it is no longer known"
+            )
         exec_.starting = True
 
         async def ask() -> int:
@@ -286,6 +280,17 @@ class ExecService:
             raise FailedPrecondition(f"delete exec {exec_id} of {entry.id}: it is being started")
         self._forget_exec(entry, exec_id)
         return exec_.exit or Exit(0, 0)
+
+
+def _startable(entry: Entry, exec_id: str) -> Exec:
+    """Raises NotFound, FailedPrecondition, and AlreadyExists while it is being started."""
+    exec_ = find_exec(entry, exec_id)
+    what = f"exec {exec_id} of {entry.id}"
+    states.advance(states.EXEC, exec_.state, "start", what)
+    if exec_.starting:
+        raise AlreadyExists(f"start {what}: a start is under way")
+    states.advance(states.TASK, entry.state, "exec", f"in {entry.what}")
+    return exec_
 
 
 async def _to_its_end(asking: Coroutine[Any, Any, int]) -> int:

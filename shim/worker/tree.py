@@ -63,7 +63,7 @@ class Tree:
         found = self._by_name.get(path)
         if found is not None and found.fd >= 0:
             return found
-        directory = self._look_up(path, create=True)
+        directory = self._walk(path, create=True)
         assert directory is not None
         if len(self._by_name) >= _MAX_NAMES:
             self._by_name.clear()
@@ -72,7 +72,7 @@ class Tree:
 
     def find(self, path: bytes) -> Directory | None:
         """The directory `path`, None where there is none."""
-        return self._look_up(path, create=False)
+        return self._walk(path, create=False)
 
     def at(self, path: bytes) -> Directory | None:
         """The directory whose real path this is, None where there is none (any more).
@@ -80,6 +80,10 @@ class Tree:
         From the nearest one above it that is open: many that lie in each other, one after the
         other, are one step each.
         """
+        self._steps = 0
+        return self._at(path)
+
+    def _at(self, path: bytes) -> Directory | None:
         here = self.root
         names: list[bytes] = []
         while path:
@@ -90,6 +94,7 @@ class Tree:
             path, _, name = path.rpartition(b"/")
             names.append(name)
         for name in reversed(names):
+            self._step(path)
             real = here.child(name)
             try:
                 fd = os.open(name, _FLAGS, dir_fd=here.fd)
@@ -117,27 +122,28 @@ class Tree:
         for known in list(self._open):
             self._close(known)
 
-    def _look_up(self, path: bytes, *, create: bool) -> Directory | None:
-        self._steps = 0
-        return self._walk(path, create=create)
+    def _step(self, path: bytes) -> None:
+        self._steps += 1
+        if self._steps > _MAX_STEPS:
+            raise InvalidArgument(
+                f"open directory {show(path)}: it leads through more than {_MAX_STEPS} names"
+            )
 
     def _walk(self, path: bytes, *, create: bool) -> Directory | None:
+        self._steps = 0
         here = self.root
         todo = path.split(b"/")
         todo.reverse()
         links = 0
         while todo:
             name = todo.pop()
-            self._steps += 1
-            if self._steps > _MAX_STEPS:
-                raise InvalidArgument(
-                    f"open directory {show(path)}: it leads through more than {_MAX_STEPS} names"
-                )
+            self._step(path)
             if name in (b"", b"."):
                 continue
             if name == b"..":
-                above = here.path.rpartition(b"/")[0]
-                here = self._kept(above) or self._walk_real(above)
+                above = self._at(here.path.rpartition(b"/")[0])
+                assert above is not None  # `here` lies in it
+                here = above
                 continue
             real = here.child(name)
             known = self._kept(real)
@@ -172,11 +178,6 @@ class Tree:
             else:
                 here = self._keep(fd, real)
         return here
-
-    def _walk_real(self, path: bytes) -> Directory:
-        found = self._walk(path, create=False)
-        assert found is not None  # the directory that the walk has come to lies in it
-        return found
 
     def _kept(self, real: bytes) -> Directory | None:
         known = self._open.pop(real, None)
