@@ -47,3 +47,17 @@ def test_only_a_failure_of_the_tests_own_is_one(case: str, found: str) -> None:
     """A guard is not shown to be needed by a test that could not be set up, or hung."""
     suite = f'<testsuites><testsuite><testcase name="t">{case}</testcase></testsuite></testsuites>'
     assert mutants.verdict(suite) == found
+
+
+def test_what_is_red_with_its_guard_on_is_told_by_its_name() -> None:
+    cases = """
+        <testcase classname="tests.unit.test_a" name="test_x[1-é]"><failure/></testcase>
+        <testcase classname="tests.unit.test_a" name="test_x[2]"/>
+        <testcase classname="tests.unit.test_a" name="test_y"/>
+        <testcase classname="tests.grpc.test_b" name="test_z"><error/></testcase>
+    """
+    report = f"<testsuites><testsuite>{cases}</testsuite></testsuites>"
+    assert mutants.red_tests(report) == {
+        "tests/unit/test_a.py::test_x",
+        "tests/grpc/test_b.py::test_z",
+    }
