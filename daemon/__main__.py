@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from lighter.daemon import later
-from lighter.daemon.options import SPAWNER, Installed, plain
-from lighter.daemon.program import reason_of, start
+from lighter.daemon.entry import later
+from lighter.daemon.entry.options import SPAWNER, Installed, plain
+from lighter.daemon.entry.program import reason_of, start
 
 # systemd starts a manager that has ended again at once, without a limit. One that cannot start, for
 # a mistake in its configuration, then takes no more of a core than a start in a second does.
@@ -45,7 +45,7 @@ def main(spawner: Sequence[str] = SPAWNER, cores: str = "", ctl: str = "") -> No
         if given is not None:
             start(given, daemon=False)
             return
-        from lighter.daemon.clicked import cli
+        from lighter.daemon.entry.clicked import cli
 
         cli(prog_name=called, obj=installed)
     except Exception as err:

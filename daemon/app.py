@@ -11,13 +11,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lighter.daemon.autoremoval import AutoRemoval
 from lighter.daemon.checkpoints.service import Checkpoints
-from lighter.daemon.config import Config
-from lighter.daemon.containerfiles import ContainerFiles
+from lighter.daemon.config.schema import Config
+from lighter.daemon.containers.autoremoval import AutoRemoval
 from lighter.daemon.containers.changing import ContainerChanges
+from lighter.daemon.containers.files import ContainerFiles
+from lighter.daemon.containers.freezing import Freezing
+from lighter.daemon.containers.identity import IdentityService
 from lighter.daemon.containers.idpool import IdPool
 from lighter.daemon.containers.maker import ContainerMaker
+from lighter.daemon.containers.records import ContainerRecords
 from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import Defaults
 from lighter.daemon.containers.service import ContainerService
@@ -26,10 +29,8 @@ from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.core import Core
-from lighter.daemon.freezing import Freezing
 from lighter.daemon.health.probe import Prober
 from lighter.daemon.health.service import HealthService
-from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.downloads import Downloads
 from lighter.daemon.images.layers import Layers
 from lighter.daemon.images.mounted import MountedImages
@@ -53,13 +54,11 @@ from lighter.daemon.network.service import NetworkService
 from lighter.daemon.notify import Notifier
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.oci.selinux import SELinux
-from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.restarts.labelwatch import LabelWatch
 from lighter.daemon.restarts.service import Restarts
-from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.services import Services
 from lighter.daemon.snapshots.btrfs import BtrfsSnapshotter
 from lighter.daemon.snapshots.erofs import ErofsSnapshotter
@@ -67,15 +66,16 @@ from lighter.daemon.snapshots.native import NativeSnapshotter
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.spawning.workers import Workers
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.lost import LostTasks
+from lighter.daemon.tasks.runtimes import Runtimes
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.volumes.service import Volumes
-from lighter.daemon.workers import Workers
 
 if TYPE_CHECKING:
     from lighter.daemon.snapshots.proxy import ProxySnapshotter

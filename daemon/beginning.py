@@ -5,7 +5,8 @@ import logging
 import os
 import time
 
-from lighter.daemon import eventnumbers, files
+from lighter.daemon import files
+from lighter.daemon.events import numbering
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.recovery import read_boot_id
 from lighter.proto.paths import Root, State
@@ -25,7 +26,7 @@ def begin(db: Database, root: Root, state: State) -> int:
     """
     has_tasks = _has_entries(state.tasks)
     lost = has_tasks or _has_files(root)
-    eventnumbers.begin(db, read_boot_id())
+    numbering.begin(db, read_boot_id())
     last = f"{state.dir}/generation"
     generation = db.raise_generation(
         int(time.time()) if has_tasks else 1,

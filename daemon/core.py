@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from lighter.daemon.config import Config
-from lighter.daemon.events import EventLog
+from lighter.daemon.config.schema import Config
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.health.store import HealthStore
 from lighter.daemon.limits import DescriptorBudget
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.placement import Placement
 from lighter.daemon.restarts.store import RestartStore
-from lighter.daemon.spawn import Inherited, Spawner
+from lighter.daemon.spawning.placement import Placement
+from lighter.daemon.spawning.spawner import Inherited, Spawner
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.hearsay import Hearsay
 from lighter.daemon.tasks.recovery import Recovery, read_boot_id
@@ -95,7 +95,7 @@ class Core:
         from lighter.daemon.network.netns import NetworkNamespaces
         from lighter.daemon.network.plugin import search_path
         from lighter.daemon.network.records import Records
-        from lighter.daemon.workers import Workers
+        from lighter.daemon.spawning.workers import Workers
 
         config = self.config
         attachments = Attachments(

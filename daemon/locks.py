@@ -18,7 +18,7 @@ WAIT_S = 5.0
 KILL_AFTER_S = 1.0
 _POLL_S = 0.005
 _SPAWNER = b"lighter-spawner"
-_SPAWNER_TO_BE = b"--unit=lighter-shims-"  # systemd-run, which becomes one (see placement.py)
+_SPAWNER_TO_BE = b"--unit=lighter-shims-"  # systemd-run, which becomes one (spawning/placement.py)
 
 
 def take_lock(path: str, wait_s: float = WAIT_S, instance: str = "") -> int:

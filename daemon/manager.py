@@ -19,22 +19,24 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lighter.daemon import eventnumbers, files, later
+from lighter.daemon import files
 from lighter.daemon.beginning import begin
-from lighter.daemon.config import Config
+from lighter.daemon.config.schema import Config
 from lighter.daemon.core import Core
+from lighter.daemon.entry import later
+from lighter.daemon.entry.options import Installed
+from lighter.daemon.events import numbering
 from lighter.daemon.limits import may_trace, raise_descriptor_limit
 from lighter.daemon.locks import take_lock
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.mend import open_database
 from lighter.daemon.notify import Notifier
-from lighter.daemon.options import Installed
-from lighter.daemon.placement import remove_empty
 from lighter.daemon.rpc.first_handlers import first_methods
 from lighter.daemon.rpc.server import ClientServer
-from lighter.daemon.sockets import context
-from lighter.daemon.spawn import Inherited
+from lighter.daemon.spawning.placement import remove_empty
+from lighter.daemon.spawning.spawner import Inherited
 from lighter.daemon.tasks.supervisor import Supervisor
+from lighter.daemon.wire.sockets import context
 from lighter.proto.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -115,7 +117,7 @@ class Manager:
             db = open_database(self._root.database)
             undo.callback(db.close)
             generation = begin(db, self._root, self._state)
-            undo.callback(eventnumbers.end, db)
+            undo.callback(numbering.end, db)
             log.info("manager starts version=%s generation=%d", VERSION, generation)
             if not may_trace():
                 log.warning(
@@ -267,7 +269,7 @@ class Manager:
         if (tls := wiring.tls(self._config)) is not None:
             in_background(upkeep.keep_trying(partial(server.start_tcp, tls)))
         if counts is not None:
-            await _loaded("lighter.daemon.metricserver")
+            await _loaded("lighter.daemon.metrics.server")
             page = wiring.metric_server(services, counts)
             undo.push_async_callback(page.close)
             in_background(upkeep.keep_trying(page.start))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import Ingests
-from lighter.daemon.events import EventLog, Telling
+from lighter.daemon.events.log import EventLog, Telling
 from lighter.daemon.metadata.namespaces import NamespaceStore, merge_labels
 from lighter.daemon.types import Namespace
 from lighter.proto import events

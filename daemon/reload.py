@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from lighter.daemon import journal
-from lighter.daemon.config import Config, key_of
+from lighter.daemon.config.schema import Config, key_of
 from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.looks import Looks
 from lighter.daemon.notify import Notifier

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lighter.daemon.checkpoints.service import Checkpoints
-from lighter.daemon.config import Config
-from lighter.daemon.containerfiles import ContainerFiles
+from lighter.daemon.config.schema import Config
 from lighter.daemon.containers.changing import ContainerChanges
+from lighter.daemon.containers.files import ContainerFiles
+from lighter.daemon.containers.freezing import Freezing
 from lighter.daemon.containers.maker import ContainerMaker
+from lighter.daemon.containers.records import ContainerRecords
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.scheduler import Scheduler
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
-from lighter.daemon.freezing import Freezing
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.health.service import HealthService
 from lighter.daemon.images.layers import Layers
 from lighter.daemon.images.mounted import MountedImages
@@ -32,7 +33,6 @@ from lighter.daemon.network.catalog import NetworkCatalog
 from lighter.daemon.network.ending import Endings
 from lighter.daemon.network.live import LiveNetworks
 from lighter.daemon.oci.host import Host
-from lighter.daemon.records import ContainerRecords
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloader
 from lighter.daemon.restarts.byhand import ByHand
@@ -40,7 +40,8 @@ from lighter.daemon.restarts.labelwatch import LabelWatch
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.snapshots.types import Snapshotter
-from lighter.daemon.spawn import Spawner
+from lighter.daemon.spawning.spawner import Spawner
+from lighter.daemon.spawning.workers import Workers
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.execs import ExecService
 from lighter.daemon.tasks.followers import Followers, Settler
@@ -48,7 +49,6 @@ from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.volumes.service import Volumes
-from lighter.daemon.workers import Workers
 from lighter.proto.paths import Root, State
 
 if TYPE_CHECKING:

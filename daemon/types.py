@@ -145,7 +145,7 @@ class Container:
 
     `options` holds what only this manager knows: log (driver, max_size, max_file), auto_remove,
     stdin_open, stop_signal, stop_timeout_s, terminal, restart (restarts/policy.py), health
-    (health/check.py). One that a client recorded itself (daemon/records.py) has
+    (health/check.py). One that a client recorded itself (daemon/containers/records.py) has
     more: cgroup, spec_type, extensions, sandbox, runtime_options as given and runc, which is what
     is understood of them.
     """

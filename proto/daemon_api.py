@@ -190,7 +190,7 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         since: a sequence (0: all that is kept), or null for new ones only; out-of-range for
                         one that was never given, resource-exhausted when the next one is no longer kept;
                         times: only what happened from, until then; filters: KEY=VALUE as docker's,
-                        expressions: containerd's (daemon/eventwishes.py); namespace "" in metadata: all
+                        expressions: containerd's (daemon/events/wishes.py); namespace "" in metadata: all
     logs.read           (stream) {id, follow, tail, since, until} -> items {timestamp, stream, data}
                         stream: 1 stdout, 2 stderr, 3 the shim's own notice; tail in lines
                         or null; since, until: times; chunks after the one, up to the other

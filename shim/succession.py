@@ -4,8 +4,8 @@ When its manager has gone, a spawner that has shims lets go of all that was that
 for the next one, for a limited time, at a socket below the state directory. Its copies of the locks
 are closed once nothing of the dead manager's can be read any more; so a manager that has got them
 meets a spawner that carries out nobody's orders. It lets in its own user alone, and a manager that
-would start just such a spawner: by a digest (lighter.daemon.takeover), which its own manager made
-before it started it.
+would start just such a spawner: by a digest (lighter.daemon.spawning.takeover), which its own
+manager made before it started it.
 
 While it waits it ends at SIGTERM, and with the last of its shims: it is kept for their memory.
 """

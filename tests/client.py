@@ -12,7 +12,7 @@ from typing import Any
 
 import zmq
 
-from lighter.daemon import sockets
+from lighter.daemon.wire import sockets
 from lighter.proto import codec, errors
 from tests import zeromq
 

@@ -2,7 +2,7 @@
 
 import zmq
 
-from lighter.daemon.sockets import context
+from lighter.daemon.wire.sockets import context
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.socketpath import check_socket_path
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from lighter.daemon.checkpoints import document
 from lighter.daemon.checkpoints.document import Checkpoint, Record
+from lighter.daemon.containers.freezing import Freezing
 from lighter.daemon.containers.maker import ContainerMaker, Definition
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.freezing import Freezing
 from lighter.daemon.images import platforms
 from lighter.daemon.images.additions import Additions, entry, parent_of
 from lighter.daemon.images.documents import MAX_DOCUMENT_BYTES, OCI_INDEX

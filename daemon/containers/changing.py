@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from lighter.daemon.containers.records import ContainerRecords
 from lighter.daemon.containers.request import check_restart
-from lighter.daemon.events import EventLog, Telling
+from lighter.daemon.events.log import EventLog, Telling
 from lighter.daemon.metadata.containers import ContainerStore, check_whole
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.oci.controls import read_controls
 from lighter.daemon.oci.limits import Limits, resources
-from lighter.daemon.records import ContainerRecords
 from lighter.daemon.restarts import policy as restart_policy
 from lighter.daemon.restarts.policy import RestartPolicy
 from lighter.daemon.tasks.service import TaskService

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from lighter.daemon.containers import idpool, relabelling
+from lighter.daemon.containers.identity import IdentityService
 from lighter.daemon.containers.idpool import IdPool
 from lighter.daemon.containers.levels import Levels
 from lighter.daemon.containers.placing import cgroups_path, check_programs, record
@@ -23,9 +24,8 @@ from lighter.daemon.containers.request import (
 )
 from lighter.daemon.containers.roots import MadeRoot, RootMaker, RootWish
 from lighter.daemon.containers.specs import SpecMaker
-from lighter.daemon.events import EventLog, Telling
+from lighter.daemon.events.log import EventLog, Telling
 from lighter.daemon.health import check as health_check
-from lighter.daemon.identity import IdentityService
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.looks import Looks
@@ -43,8 +43,8 @@ from lighter.daemon.oci.propagation import (
 )
 from lighter.daemon.oci.selinux import SELinux
 from lighter.daemon.orphans import Orphans
-from lighter.daemon.runtimes import NAMES, Runtimes
 from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.tasks.runtimes import NAMES, Runtimes
 from lighter.daemon.types import Container, ImageConfig, Mount, RuntimeOptions
 from lighter.daemon.volumes.claim import Claim
 from lighter.daemon.volumes.service import Volumes

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lighter.daemon.runtimes import Runtimes
 from lighter.daemon.tasks.calling import systemd_cgroup, to_record
+from lighter.daemon.tasks.runtimes import Runtimes
 from lighter.daemon.types import RuntimeOptions
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
 

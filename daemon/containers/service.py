@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from lighter.daemon.containers.identity import IdentityService
 from lighter.daemon.containers.joining import Joins
 from lighter.daemon.containers.maker import ContainerMaker
+from lighter.daemon.containers.records import ContainerRecords
 from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import CreateRequest, signal_number, stop_timeout
 from lighter.daemon.content.whole import whole
-from lighter.daemon.identity import IdentityService
 from lighter.daemon.metadata.containers import ContainerStore, check_whole
 from lighter.daemon.metadata.namespaces import merge_labels
 from lighter.daemon.network.request import from_option
@@ -22,7 +23,6 @@ from lighter.daemon.network.specs import with_network
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.oci.selinux import labelled, mount_label
 from lighter.daemon.orphans import OWNER_LABEL
-from lighter.daemon.records import ContainerRecords
 from lighter.daemon.snapshots.removal import remove_quietly
 from lighter.daemon.snapshots.types import Snapshotter, find_snapshotter
 from lighter.daemon.tasks.calling import from_record

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from lighter.daemon.containers.identity import IdentityService
 from lighter.daemon.containers.looked import resources_of, sources
 from lighter.daemon.containers.request import CreateRequest
 from lighter.daemon.containers.roots import MadeRoot
-from lighter.daemon.identity import IdentityService
 from lighter.daemon.looks import Looks
 from lighter.daemon.oci import cdi, cdi_edits
 from lighter.daemon.oci import spec as oci_spec

@@ -29,7 +29,7 @@ from lighter.daemon.content.references import (
 )
 from lighter.daemon.content.rows import delete_rows as delete_content_rows
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows
 from lighter.daemon.snapshots.types import COMMITTED, Snapshotter

@@ -39,7 +39,7 @@ from lighter.daemon.content.rows import (
     row_to_share,
 )
 from lighter.daemon.content.whole import whole
-from lighter.daemon.events import Event, EventLog
+from lighter.daemon.events.log import Event, EventLog
 from lighter.daemon.files import sync_directory, write_whole
 from lighter.daemon.filters import any_of
 from lighter.daemon.journal import Repeated

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lighter.daemon.config import Config
+from lighter.daemon.config.schema import Config
 from lighter.daemon.doctor import host, leftovers, places, programs
 from lighter.daemon.doctor.findings import Check, Finding, run
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from lighter.daemon.config import Config
+from lighter.daemon.config.schema import Config
 from lighter.proto.errors import LighterError, words_of
 
 OK = "ok"

@@ -5,7 +5,7 @@ import re
 import resource
 from collections.abc import Iterator
 
-from lighter.daemon.config import Config
+from lighter.daemon.config.schema import Config
 from lighter.daemon.doctor.findings import OK, PROBLEM, WARNING, Finding
 from lighter.daemon.limits import FLOOR
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from lighter.daemon import files
-from lighter.daemon.config import Config
+from lighter.daemon.config.schema import Config
 from lighter.daemon.doctor.findings import OK, WARNING, Finding
 from lighter.daemon.metadata import index
 from lighter.daemon.metadata.texts import text_of

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing
 
-from lighter.daemon.config import Config
+from lighter.daemon.config.schema import Config
 from lighter.daemon.doctor.findings import OK, PROBLEM, WARNING, Finding
 from lighter.daemon.metadata import index
 from lighter.daemon.metadata.reserve import SIZE_BYTES

@@ -6,12 +6,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from lighter.daemon.config import Config
+from lighter.daemon.config.schema import Config
 from lighter.daemon.doctor.findings import OK, PROBLEM, WARNING, Finding
 from lighter.daemon.network import plugin
 from lighter.daemon.network.chain import Chain
 from lighter.daemon.network.configs import Configs
-from lighter.daemon.runtimes import NAMES, Runtimes
+from lighter.daemon.tasks.runtimes import NAMES, Runtimes
 from lighter.proto.errors import LighterError, words_of
 
 VERSION_S = 10.0

@@ -5,7 +5,7 @@ from collections import Counter
 from google.protobuf.descriptor import MethodDescriptor
 
 from lighter.daemon.grpc.watching import Context, Ended
-from lighter.daemon.prometheus import Family, Sample
+from lighter.daemon.metrics.prometheus import Family, Sample
 
 Method = tuple[str, str, str]  # type, service, method
 

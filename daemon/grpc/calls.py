@@ -9,9 +9,9 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import Message
 
+from lighter.daemon.config.listening import prefixed
 from lighter.daemon.grpc.errors import status_of
 from lighter.daemon.grpc.words import identifier
-from lighter.daemon.listening import prefixed
 from lighter.proto.errors import FailedPrecondition, LighterError
 
 log = logging.getLogger("lighter.grpc")

@@ -13,6 +13,7 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
+from lighter.daemon.containers.records import STOP_SIGNAL_LABEL, ContainerRecords
 from lighter.daemon.filterfields import of_container
 from lighter.daemon.filters import any_of
 from lighter.daemon.grpc import anys
@@ -25,7 +26,6 @@ from lighter.daemon.grpc.words import identifier, quoted
 from lighter.daemon.images.imposed import ImposedLabels
 from lighter.daemon.metadata.containers import Stored
 from lighter.daemon.oci.config import RESERVED_LABELS
-from lighter.daemon.records import STOP_SIGNAL_LABEL, ContainerRecords
 from lighter.daemon.restarts.labels import EXPLICITLY_STOPPED
 from lighter.daemon.types import Container
 from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound

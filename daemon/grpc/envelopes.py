@@ -8,7 +8,7 @@ from google.protobuf import any_pb2, descriptor_pool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from lighter.daemon.events import Event
+from lighter.daemon.events.log import Event
 from lighter.daemon.filters import label_path
 from lighter.daemon.grpc import anys
 from lighter.daemon.grpc.pb import events_pb2 as ev

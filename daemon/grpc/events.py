@@ -7,7 +7,7 @@ from functools import partial
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
-from lighter.daemon.events import Event, EventLog
+from lighter.daemon.events.log import Event, EventLog
 from lighter.daemon.filters import any_of
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.envelopes import envelope, field, published

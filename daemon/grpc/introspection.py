@@ -13,8 +13,8 @@ from lighter.daemon.grpc.pb import introspection_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Platform, RuntimeInfo, RuntimeRequest, RuntimeVersion
 from lighter.daemon.grpc.server import Service
 from lighter.daemon.plugins import RUNTIME_PLUGIN, plugins
-from lighter.daemon.runtimes import NAMES
 from lighter.daemon.snapshots.types import Snapshotter
+from lighter.daemon.tasks.runtimes import NAMES
 from lighter.daemon.version import REVISION
 from lighter.proto.errors import NotFound
 from lighter.proto.version import VERSION

@@ -12,6 +12,7 @@ from google.protobuf.any_pb2 import Any as Any_
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import ParseDict
 
+from lighter.daemon.containers.records import ContainerRecords
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.filters import any_of
 from lighter.daemon.grpc import anys
@@ -25,7 +26,6 @@ from lighter.daemon.grpc.pb import tasks_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Metric
 from lighter.daemon.grpc.taskwords import check_runtime, of_runtime, refused
 from lighter.daemon.grpc.translate import mount, timestamp
-from lighter.daemon.records import ContainerRecords
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.tasks import metrics, processes
 from lighter.daemon.tasks.clientstdio import stdio_of

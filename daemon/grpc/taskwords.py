@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lighter.daemon.runtimes import NAMES
 from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.runtimes import NAMES
 from lighter.proto import states
 from lighter.proto.errors import FailedPrecondition, LighterError, Unknown
 

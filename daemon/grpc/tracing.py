@@ -31,7 +31,7 @@ from urllib.parse import unquote, urlsplit
 
 from google.protobuf.descriptor import MethodDescriptor
 
-from lighter.daemon.config import Config
+from lighter.daemon.config.schema import Config
 from lighter.daemon.grpc.calls import NAMESPACE
 from lighter.daemon.grpc.watching import Context, Ended
 from lighter.daemon.registry import redact

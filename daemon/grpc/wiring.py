@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lighter.daemon.config import Config
+from lighter.daemon.config.listening import tcp_address
+from lighter.daemon.config.schema import Config
 from lighter.daemon.grpc.callcounts import CallCounts
 from lighter.daemon.grpc.checkpoints import TaskCheckpoints
 from lighter.daemon.grpc.containers import ContainersService
@@ -25,7 +26,6 @@ from lighter.daemon.grpc.version import VersionService
 from lighter.daemon.grpc.watching import Watcher
 from lighter.daemon.images.exporter import Exporter
 from lighter.daemon.images.imposed import ImposedLabels
-from lighter.daemon.listening import tcp_address
 from lighter.daemon.metadata.sandboxes import SandboxStore
 from lighter.daemon.services import Services
 from lighter.daemon.version import REVISION
@@ -33,7 +33,7 @@ from lighter.proto.version import VERSION
 
 if TYPE_CHECKING:
     from lighter.daemon.grpc.tracing import Traces
-    from lighter.daemon.metricserver import MetricServer
+    from lighter.daemon.metrics.server import MetricServer
 
 
 def grpc_server(s: Services, watchers: Sequence[Watcher] = ()) -> GrpcServer:
@@ -110,6 +110,6 @@ def tls(config: Config) -> Tls | None:
 
 def metric_server(s: Services, counts: CallCounts) -> "MetricServer":
     """The page for Prometheus, not started yet. An HTTP server is loaded for it."""
-    from lighter.daemon.metricserver import MetricServer
+    from lighter.daemon.metrics.server import MetricServer
 
     return MetricServer(tcp_address(s.config.metrics_address), s.supervisor, counts.families)

@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Any
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.health.check import STARTING, Health, HealthCheck, Probe, from_record
 from lighter.daemon.health.probe import Prober
 from lighter.daemon.health.store import HealthStore

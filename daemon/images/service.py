@@ -9,7 +9,7 @@ from typing import Any
 
 from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.filters import any_of, label_path
 from lighter.daemon.images import platforms
 from lighter.daemon.images.chain import chain_id

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 
-from lighter.daemon.events import Event, EventLog
+from lighter.daemon.events.log import Event, EventLog
 from lighter.daemon.images import reference
 from lighter.daemon.metadata.columns import labels_of, stored, texts
 from lighter.daemon.metadata.db import Database

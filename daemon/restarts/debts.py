@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.restarts.store import Definition, Restart, RestartStore
 from lighter.proto import events
 from lighter.proto.errors import LighterError

@@ -20,7 +20,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from lighter.daemon.containers.service import ContainerService
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.restarts import labels
 from lighter.daemon.restarts.debts import Debts, Key
 from lighter.daemon.restarts.policy import (

@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lighter.daemon.containerfiles import ContainerFiles
+from lighter.daemon.containers.files import ContainerFiles
+from lighter.daemon.containers.freezing import Freezing
 from lighter.daemon.containers.service import ContainerService
-from lighter.daemon.freezing import Freezing
 from lighter.daemon.images.commit import CommitOptions, Committer
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.handed import open_source, open_target

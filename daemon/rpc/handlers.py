@@ -5,12 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.containers.service import ContainerService
-from lighter.daemon.events import EventLog
-from lighter.daemon.eventwishes import wishes
-from lighter.daemon.logs import LogReader
+from lighter.daemon.events.log import EventLog
+from lighter.daemon.events.wishes import wishes
 from lighter.daemon.namespaces import NamespaceService
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import Call, Method, methods, namespace_of
+from lighter.daemon.tasks.logs import LogReader
 from lighter.daemon.tasks.service import TaskService
 from lighter.proto.errors import NotFound
 from lighter.proto.paths import Root

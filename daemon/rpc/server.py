@@ -15,15 +15,6 @@ from typing import Any
 
 import zmq
 
-from lighter.daemon.connections import (
-    COMPLAIN_S,
-    HELLO_S,
-    Strangers,
-    connection_of,
-    is_open,
-    peer_credentials,
-    peer_groups,
-)
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.limits import CLIENTS, SILENT, STREAMS, Places
 from lighter.daemon.rpc.client import Client, Credit
@@ -36,7 +27,16 @@ from lighter.daemon.rpc.methods import (
     in_words,
     no_such,
 )
-from lighter.daemon.sockets import CLIENT_BACKLOG, CLIENT_HWM, bind_router, listen
+from lighter.daemon.wire.connections import (
+    COMPLAIN_S,
+    HELLO_S,
+    Strangers,
+    connection_of,
+    is_open,
+    peer_credentials,
+    peer_groups,
+)
+from lighter.daemon.wire.sockets import CLIENT_BACKLOG, CLIENT_HWM, bind_router, listen
 from lighter.proto import codec
 from lighter.proto.errors import (
     Canceled,

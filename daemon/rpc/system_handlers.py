@@ -8,11 +8,11 @@ from typing import Any
 
 import psutil
 
+from lighter.daemon.containers.stopping import StopAll
 from lighter.daemon.plugins import Plugin
 from lighter.daemon.reload import Reloader
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import Call, Method, Result
-from lighter.daemon.stopping import StopAll
 
 STOP_S = 60.0
 
@@ -40,7 +40,7 @@ def system_methods(
         return {"findings": [asdict(finding) for finding in found]}
 
     async def configuration(_call: Call, _body: Mapping[str, Any]) -> Any:
-        from lighter.daemon.configview import shown
+        from lighter.daemon.config.view import shown
 
         return {"config": await asyncio.to_thread(shown, reloader.running)}
 

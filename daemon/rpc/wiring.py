@@ -5,11 +5,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from lighter.daemon.containers.stopping import StopAll
 from lighter.daemon.images.commit import Committer
 from lighter.daemon.images.convert import Converter
 from lighter.daemon.images.exporter import Exporter
 from lighter.daemon.images.inspection import Inspection
-from lighter.daemon.placement import remove_namespace
 from lighter.daemon.plugins import SERVICES, plugins
 from lighter.daemon.rpc import (
     archive_handlers,
@@ -35,7 +35,7 @@ from lighter.daemon.rpc import (
 from lighter.daemon.rpc.methods import Method
 from lighter.daemon.rpc.owners import guarded
 from lighter.daemon.services import Services
-from lighter.daemon.stopping import StopAll
+from lighter.daemon.spawning.placement import remove_namespace
 
 if TYPE_CHECKING:
     from lighter.daemon.storecheck.service import StoreCheck

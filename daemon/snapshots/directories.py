@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.whole import whole
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.disk import measure, remove_if_empty, sync_file_system
 from lighter.daemon.snapshots.rows import Row, SnapshotRows

@@ -16,7 +16,7 @@ import logging
 import os
 
 from lighter.daemon.content.failures import from_os
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots import erofsimage
 from lighter.daemon.snapshots.disk import make_directory

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable
 
 from lighter.daemon.content.failures import from_os
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.directories import DirectorySnapshotter
 from lighter.daemon.snapshots.disk import make_directory

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from lighter.daemon.content.whole import whole
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.backend import Backend, check_mounts
 from lighter.daemon.snapshots.rows import Row, SnapshotRows

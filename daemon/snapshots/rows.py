@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from lighter.daemon.events import Event, EventLog
+from lighter.daemon.events.log import Event, EventLog
 from lighter.daemon.metadata.columns import labels_of, stored
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels

@@ -17,7 +17,7 @@ from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.rows import TRASH, delete_rows
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.texts import Unreadable
 from lighter.daemon.snapshots.rows import delete_rows as delete_snapshot_rows

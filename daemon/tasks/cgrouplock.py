@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 
-from lighter.daemon.placement import MOUNT
+from lighter.daemon.spawning.placement import MOUNT
 
 log = logging.getLogger("lighter.tasks")
 

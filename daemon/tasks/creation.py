@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.runtimes import Runtimes
-from lighter.daemon.spawn import Spawner
+from lighter.daemon.spawning.spawner import Spawner
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.calling import (
     PLAIN,
@@ -31,6 +30,7 @@ from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.logsending import order_of
 from lighter.daemon.tasks.order import create_order
 from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, cleaned_or_stuck, find_process, kill_shim
+from lighter.daemon.tasks.runtimes import Runtimes
 from lighter.daemon.tasks.shims import MARGIN_S, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 
-from lighter.daemon.placement import is_place_of_shims
+from lighter.daemon.spawning.placement import is_place_of_shims
 from lighter.daemon.tasks.entry import Entry
 
 MAX_ARGS_BYTES = 4096

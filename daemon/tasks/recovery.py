@@ -19,7 +19,7 @@ from lighter.daemon import files
 from lighter.daemon.foreign import OWNERS
 from lighter.daemon.journal import Repeated
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.spawn import Child
+from lighter.daemon.spawning.spawner import Child
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.hearsay import believe, check_identity

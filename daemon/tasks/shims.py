@@ -14,9 +14,9 @@ from typing import Any
 
 import zmq
 
-from lighter.daemon.connections import HELLO_S, Strangers, connection_of, peer_credentials
 from lighter.daemon.limits import SILENT, TASKS
-from lighter.daemon.sockets import SHIM_HWM, bind_router, listen
+from lighter.daemon.wire.connections import HELLO_S, Strangers, connection_of, peer_credentials
+from lighter.daemon.wire.sockets import SHIM_HWM, bind_router, listen
 from lighter.proto import codec, shim_api
 from lighter.proto.calls import PendingCalls
 from lighter.proto.errors import DeadlineExceeded, Internal, LighterError, Unavailable, from_wire

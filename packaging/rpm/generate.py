@@ -109,7 +109,7 @@ def main(site: str, target: str) -> None:
     sys.path.insert(0, site)
     from lighter.ctl.cli import ctl  # type: ignore[import-untyped, unused-ignore]
     from lighter.ctl.clicked import clicked  # type: ignore[import-untyped, unused-ignore]
-    from lighter.daemon.clicked import cli  # type: ignore[import-untyped, unused-ignore]
+    from lighter.daemon.entry.clicked import cli  # type: ignore[import-untyped, unused-ignore]
     from lighter.proto.version import VERSION  # type: ignore[import-untyped, unused-ignore]
 
     out = Path(target)

@@ -14,7 +14,7 @@ from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.proto import faults
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted

@@ -22,7 +22,7 @@ from lighter.daemon.content.ingests import EXPIRE_S, Ingests
 from lighter.daemon.content.rows import SHAREABLE_LABEL
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.writer import Writer
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.leases import INGESTS, Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore

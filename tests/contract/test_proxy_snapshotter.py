@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.grpc.snapshotclient import SnapshotClient
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database
@@ -322,7 +322,7 @@ def test_what_a_plugin_has_without_an_unpack_is_recorded(place: ProxyPlace) -> N
 
 LIFE = """
 import asyncio, sys
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.grpc.snapshotclient import SnapshotClient
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.proxy import ProxySnapshotter

@@ -20,7 +20,7 @@ from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.housekeeping import Housekeeping
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.images.worker import read_files
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.containers import ContainerStore

@@ -21,7 +21,7 @@ from typing import Any
 
 import zmq
 
-from lighter.daemon import sockets
+from lighter.daemon.wire import sockets
 from lighter.proto import codec
 from lighter.proto.errors import LighterError, Unimplemented
 

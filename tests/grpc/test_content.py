@@ -23,7 +23,7 @@ from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.grpc.content import ContentService
 from lighter.daemon.grpc.pb import content_pb2 as pb
 from lighter.daemon.grpc.pb import namespaces_pb2

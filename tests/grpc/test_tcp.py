@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from lighter.daemon.config import load
+from lighter.daemon.config.schema import load
 from lighter.daemon.grpc.pb import content_pb2, tasks_pb2, version_pb2
 from lighter.daemon.grpc.tls import Tls, credentials
 from lighter.proto.errors import FailedPrecondition, InvalidArgument

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from lighter.daemon import sockets
+from lighter.daemon.wire import sockets
 from lighter.proto import errors
 from tests import cgroups, lives, zeromq
 from tests.client import Client
@@ -201,7 +201,7 @@ def test_500_containers(
 
 ROUTER = """
 import os, resource, sys
-from lighter.daemon import sockets
+from lighter.daemon.wire import sockets
 context = sockets.context()
 router = sockets.bind_router(context, sys.argv[1], 0o600, -1, 64)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

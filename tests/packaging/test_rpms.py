@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import toml
 
-from lighter.daemon.config import Config, dump, load
+from lighter.daemon.config.schema import Config, dump, load
 from lighter.proto.release import OWN
 from lighter.proto.version import VERSION
 from tests.packaging.conftest import COMPAT, CORE

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lighter.daemon import config, filters
+from lighter.daemon import filters
+from lighter.daemon.config import schema
 from lighter.daemon.images import documents
 from lighter.daemon.images.documents import INDEXES, MANIFESTS
 from lighter.daemon.images.reference import Reference
@@ -55,7 +56,7 @@ def configuration(data: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
-        config.dump(config.load(file.name))
+        schema.dump(schema.load(file.name))
 
 
 def reference(data: bytes) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lighter.daemon.placement import hierarchies
+from lighter.daemon.spawning.placement import hierarchies
 from tests import census
 from tests.harness import await_that
 

@@ -55,7 +55,7 @@ def test_sec_80_http_is_served_for_metrics_alone_and_no_stream_is_upgraded() -> 
     assert users_of(r"\bhttp\.server|\bsocketserver\b|(?i:websocket)") == {}
     served = users_of(r"\bweb\b")
     added = {file: {name for name in used if "add_" in name} for file, used in served.items()}
-    assert added == {"daemon/metricserver.py": {"add_get"}}
+    assert added == {"daemon/metrics/server.py": {"add_get"}}
 
 
 @pytest.mark.parametrize("driver", ["overlay", "vxlan", "wireguard", "../overlay"])

@@ -18,7 +18,7 @@ import msgpack
 import pytest
 import zmq
 
-from lighter.daemon import sockets
+from lighter.daemon.wire import sockets
 from lighter.proto import codec
 from tests import lives, zeromq
 from tests.harness import Lighterd, await_that

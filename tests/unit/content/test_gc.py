@@ -16,7 +16,7 @@ import pytest
 from lighter.daemon.clock import Clock
 from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database

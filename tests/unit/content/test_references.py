@@ -20,7 +20,7 @@ from lighter.daemon.content import references
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 

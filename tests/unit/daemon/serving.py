@@ -10,10 +10,10 @@ from typing import Any
 
 import zmq
 
-from lighter.daemon import sockets
 from lighter.daemon.rpc.methods import Call, Method, Result
 from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.tasks.shims import ShimRouter
+from lighter.daemon.wire import sockets
 from lighter.proto.errors import NotFound
 
 GENERATION = 7

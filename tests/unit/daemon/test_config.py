@@ -1,4 +1,4 @@
-"""daemon/config: what is read, what is refused and in which words, and that a dump reads back."""
+"""daemon/config/schema: what is read, what is refused and in which words, and what dump writes."""
 
 import os
 import time
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lighter.daemon import config
-from lighter.daemon.config import Config, dump, load, parse
-from lighter.daemon.configfiles import MAX_CONFIG_BYTES
-from lighter.daemon.configlines import beginnings
-from lighter.daemon.configtext import text_of
+from lighter.daemon.config import schema
+from lighter.daemon.config.files import MAX_CONFIG_BYTES
+from lighter.daemon.config.lines import beginnings
+from lighter.daemon.config.schema import Config, dump, load, parse
+from lighter.daemon.config.text import text_of
 from lighter.daemon.content.scheduler import Schedule
 from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto.errors import InvalidArgument
@@ -241,14 +241,14 @@ def test_a_missing_file_is_an_error_only_when_it_was_named(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "No such file" in refusal(file)
-    monkeypatch.setattr(config, "DEFAULT_PATH", str(file))
+    monkeypatch.setattr(schema, "DEFAULT_PATH", str(file))
     assert load(None) == Config()
 
 
 def test_a_default_file_that_cannot_be_read_is_never_taken_for_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path))
+    monkeypatch.setattr(schema, "DEFAULT_PATH", str(tmp_path))
     with pytest.raises(InvalidArgument, match="it is no regular file"):
         load(None)
 
@@ -299,7 +299,7 @@ def test_any_table_gives_settings_or_one_error(table: dict[str, Any]) -> None:
         made = parse(table, "fuzz")
     except InvalidArgument:
         return
-    assert made.root.startswith("/") and made.level in config.LEVELS
+    assert made.root.startswith("/") and made.level in schema.LEVELS
 
 
 def test_the_limits_of_layers(file: Path) -> None:

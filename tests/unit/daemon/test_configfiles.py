@@ -1,12 +1,12 @@
-"""daemon/configfiles: what is imported, what of it counts, and what is refused where."""
+"""daemon/config/files: what is imported, what of it counts, and what is refused where."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from lighter.daemon.config import Config, dump, load
-from lighter.daemon.configfiles import MAX_FILES
+from lighter.daemon.config.files import MAX_FILES
+from lighter.daemon.config.schema import Config, dump, load
 from lighter.proto.errors import InvalidArgument
 
 OURS = '[plugins."io.lighter.v1"]\n'

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from lighter.daemon import connections, sockets
 from lighter.daemon.rpc.server import ClientServer
 from lighter.daemon.tasks.shims import ShimRouter
+from lighter.daemon.wire import connections, sockets
 from lighter.proto import codec, zmtp
 from tests import zeromq
 from tests.client import Client

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zmq
 
-from lighter.daemon import sockets
+from lighter.daemon.wire import sockets
 from lighter.proto import codec, zmtp
 from lighter.proto.dealer import Dealer
 from lighter.proto.errors import InvalidArgument

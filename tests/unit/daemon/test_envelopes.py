@@ -7,7 +7,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message_factory import GetMessageClass
 
-from lighter.daemon.events import Event
+from lighter.daemon.events.log import Event
 from lighter.daemon.grpc.envelopes import envelope, field
 from lighter.proto import events
 

@@ -1,4 +1,4 @@
-"""daemon/events: numbered, replayed, followed; a slow subscriber costs nothing and misses none."""
+"""daemon/events/log: numbered, replayed, followed; a slow subscriber misses none."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from lighter.daemon import eventnumbers, events
-from lighter.daemon.events import Event, EventLog
-from lighter.daemon.eventwishes import wishes
+from lighter.daemon.events import log as eventlog
+from lighter.daemon.events import numbering
+from lighter.daemon.events.log import Event, EventLog
+from lighter.daemon.events.wishes import wishes
 from lighter.daemon.metadata.db import Database
 from lighter.proto.errors import InvalidArgument, OutOfRange, ResourceExhausted
 
@@ -27,7 +28,7 @@ def publish(log: EventLog, count: int, namespace: str = "default") -> None:
 
 
 async def collect(stream: AsyncIterator[Event], count: int = -1) -> list[int]:
-    """Sequences of the first `count` events, of all when it is negative."""
+    """Sequences of the first `count` log, of all when it is negative."""
     found: list[int] = []
     async with asyncio.timeout(30):
         while len(found) != count:
@@ -63,7 +64,7 @@ def test_namespaces_are_told_apart(log: EventLog) -> None:
 
 
 def test_more_than_a_page_is_replayed_whole(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_PAGE", 3)
+    monkeypatch.setattr(eventlog, "_PAGE", 3)
     for count in (0, 1, 2, 3, 4):
         publish(log, count)
     assert replayed(log) == list(range(1, 11))
@@ -72,7 +73,7 @@ def test_more_than_a_page_is_replayed_whole(log: EventLog, monkeypatch: pytest.M
 def test_a_follower_sees_what_comes_while_it_reads_once_each(
     log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_PAGE", 2)
+    monkeypatch.setattr(eventlog, "_PAGE", 2)
     publish(log, 3)
 
     async def follow() -> list[int]:
@@ -125,8 +126,8 @@ def test_old_events_are_trimmed_and_who_slept_through_them_is_told(
     log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F80: what is kept for slow readers has an end."""
-    monkeypatch.setattr(events, "KEEP_EVENTS", 10)
-    monkeypatch.setattr(events, "TRIM_EVERY", 20)
+    monkeypatch.setattr(eventlog, "KEEP_EVENTS", 10)
+    monkeypatch.setattr(eventlog, "TRIM_EVERY", 20)
     publish(log, 5)
 
     async def sleeper() -> list[int]:
@@ -143,8 +144,8 @@ def test_old_events_are_trimmed_and_who_slept_through_them_is_told(
 def test_who_goes_on_from_a_number_whose_next_is_gone_is_told(
     log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "KEEP_EVENTS", 10)
-    monkeypatch.setattr(events, "TRIM_EVERY", 20)
+    monkeypatch.setattr(eventlog, "KEEP_EVENTS", 10)
+    monkeypatch.setattr(eventlog, "TRIM_EVERY", 20)
     publish(log, 20)
     with pytest.raises(ResourceExhausted, match="from 6 to 10 are no longer kept"):
         replayed(log, since=5)
@@ -157,12 +158,12 @@ def cut(log: EventLog, seen: int, boot: str = "second") -> EventLog:
     with log._db.durable_transaction() as tx:
         tx.execute("DELETE FROM events WHERE sequence > ?", (seen,))
         tx.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'events'", (seen,))
-    eventnumbers.begin(log._db, boot)
+    numbering.begin(log._db, boot)
     return EventLog(log._db)
 
 
 def test_f50_a_number_that_a_power_cut_took_is_not_given_out_again(log: EventLog) -> None:
-    eventnumbers.begin(log._db, "first")
+    numbering.begin(log._db, "first")
     publish(log, 8)
     log = cut(log, 5)
     for since in (5, 6, 8):
@@ -179,7 +180,7 @@ def test_f50_a_number_that_a_power_cut_took_is_not_given_out_again(log: EventLog
 
 
 def test_after_a_power_cut_new_events_alone_are_followed(log: EventLog) -> None:
-    eventnumbers.begin(log._db, "first")
+    numbering.begin(log._db, "first")
     publish(log, 8)
     log = cut(log, 0)
 
@@ -196,12 +197,12 @@ def test_after_a_power_cut_new_events_alone_are_followed(log: EventLog) -> None:
 
 
 def test_a_manager_that_ended_while_the_host_went_on_has_lost_no_event(log: EventLog) -> None:
-    eventnumbers.begin(log._db, "first")
+    numbering.begin(log._db, "first")
     publish(log, 3)
-    eventnumbers.begin(log._db, "first")  # killed
+    numbering.begin(log._db, "first")  # killed
     publish(log, 1)
-    eventnumbers.end(log._db)
-    eventnumbers.begin(log._db, "second")  # stopped in order, and the host after it
+    numbering.end(log._db)
+    numbering.begin(log._db, "second")  # stopped in order, and the host after it
     publish(log, 1)
     assert replayed(log, since=3) == [4, 5]
     log = cut(log, 4, "third")
@@ -232,7 +233,7 @@ def test_a_number_to_end_at_is_heeded_whatever_is_wanted(log: EventLog) -> None:
 def test_large_events_are_bounded_by_their_bytes(
     log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(eventlog, "MAX_BYTES", 10_000)
     for _ in range(40):
         log.publish("default", "/t", {"text": "x" * 1000})
     kept = replayed(log)
@@ -291,11 +292,11 @@ def test_only_soon_after_the_start_is_what_was_missed_told(tmp_path: Path) -> No
     log = EventLog(db, lambda: now[0])
     publish(log, 2)
     assert replayed(log, since=log.since_start()) == [4, 5]
-    now[0] += events.REPLAY_S - 0.1
+    now[0] += eventlog.REPLAY_S - 0.1
     assert log.since_start() == 3
     now[0] += 0.2
     assert log.since_start() is None
     log.begin_serving()  # nobody could come back before
     assert log.since_start() == 3
-    assert events.REPLAY_S == 30.0  # what docs/grpc.md promises
+    assert eventlog.REPLAY_S == 30.0  # what docs/grpc.md promises
     db.close()

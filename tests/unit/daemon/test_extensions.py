@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon.config import Config, dump, load
-from lighter.daemon.configview import HIDDEN, shown
+from lighter.daemon.config.schema import Config, dump, load
+from lighter.daemon.config.view import HIDDEN, shown
 from lighter.daemon.extensions import ProxyPlugin, StreamProcessor
 from lighter.proto.errors import InvalidArgument
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from lighter.daemon.freezing import Freezing
+from lighter.daemon.containers.freezing import Freezing
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.service import TaskService

@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from lighter.daemon.identity import GROUP, PASSWD, IdentityService
+from lighter.daemon.containers.identity import GROUP, PASSWD, IdentityService
 from lighter.daemon.oci.users import Identity
 from lighter.daemon.types import Mount
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.tasks import criu
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry, Exec

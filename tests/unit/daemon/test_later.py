@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import lighter.daemon.options
-from lighter.daemon import later
+import lighter.daemon.entry.options
+from lighter.daemon.entry import later
 
-SITE = Path(lighter.daemon.options.__file__).parent.parent.parent
+SITE = Path(lighter.daemon.entry.options.__file__).parents[3]
 BEGIN = f"""
 import sys
 sys.path.insert(0, {str(SITE)!r})
-from lighter.daemon import later
+from lighter.daemon.entry import later
 later.put_off()
 """
 NAMES = ("lighter_test_good", "lighter_test_bad")

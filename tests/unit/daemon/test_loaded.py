@@ -4,24 +4,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lighter.daemon.options
+import lighter.daemon.entry.options
 
 LOADED = Path(__file__).with_name("loaded.txt")
 # As the package's launcher starts it: isolated, and without `site`.
-SITE = Path(lighter.daemon.options.__file__).parent.parent.parent
+SITE = Path(lighter.daemon.entry.options.__file__).parents[3]
 UNTIL_IT_ANSWERS = f"""
 import sys
 sys.path.insert(0, {str(SITE)!r})
-from lighter.daemon import later
+from lighter.daemon.entry import later
 later.put_off()
-from lighter.daemon import __main__, config, core, journal, launch, manager, notify, program, spawn
+from lighter.daemon import __main__, core, journal, manager, notify
+from lighter.daemon.config import schema
+from lighter.daemon.entry import launch
+from lighter.daemon.entry import program
+from lighter.daemon.spawning import spawner
 print(*sys.modules)
 """
 # By far the dearest that one import line would bring back.
 COSTLY = {
     *("aiohttp", "click", "grpc", "multidict", "psutil", "pyroute2", "rich", "shutil", "tarfile"),
     *("toml", "urllib.request", "http.client", "email", "unittest", "zipfile"),
-    # What lies behind a module that is put off (lighter.daemon.later), so none of them was asked.
+    # What lies behind a module that is put off (entry.later), so none of them was asked.
     *("_ssl", "_hashlib", "_ast", "dis", "tokenize", "tomllib._parser"),
 }
 

@@ -1,4 +1,4 @@
-"""daemon/logs: every byte once and in order, from anywhere, while the log grows and rotates."""
+"""daemon/tasks/logs: every byte once and in order, while the log grows and rotates."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lighter.daemon import logs
-from lighter.daemon.logs import Chunk, LogReader
+from lighter.daemon.tasks import logs
+from lighter.daemon.tasks.logs import Chunk, LogReader
 from lighter.proto import logchunks
 from lighter.proto.daemon_api import STDERR, STDOUT
 

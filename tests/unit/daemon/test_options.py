@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon import options
-from lighter.daemon.clicked import cli
-from lighter.daemon.options import LEVELS, Given, Installed, plain
+from lighter.daemon.entry import options
+from lighter.daemon.entry.clicked import cli
+from lighter.daemon.entry.options import LEVELS, Given, Installed, plain
 
 ME = Installed(("spawner",), "cores")
 

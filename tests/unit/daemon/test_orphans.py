@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
 from lighter.daemon.orphans import OWNER_LABEL, Orphans

@@ -1,4 +1,4 @@
-"""daemon/placement: cgroup roots of v1, v2 and hybrid hosts, and clean-up that spares the used."""
+"""daemon/spawning/placement: cgroup roots of v1, v2 and hybrid hosts, and a sparing clean-up."""
 
 import os
 import subprocess
@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon import placement
-from lighter.daemon.placement import Placement, hierarchies, place_by_hand, remove_empty, service_of
+from lighter.daemon.spawning import placement
+from lighter.daemon.spawning.placement import (
+    Placement,
+    hierarchies,
+    place_by_hand,
+    remove_empty,
+    service_of,
+)
 from lighter.proto.paths import shims_cgroup
 from tests.harness import await_that
 from tests.processes import with_title

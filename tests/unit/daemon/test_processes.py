@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lighter.daemon.placement import is_place_of_shims, place_by_hand, remove_empty
+from lighter.daemon.spawning.placement import is_place_of_shims, place_by_hand, remove_empty
 from lighter.daemon.tasks.processes import end_session
 from tests.harness import await_that, kill_by_pidfd
 from tests.lives import process_state

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from lighter.daemon import metricserver
-from lighter.daemon.listening import tcp_address
-from lighter.daemon.prometheus import Family, Sample, named, of_containers, text
+from lighter.daemon.config.listening import tcp_address
+from lighter.daemon.metrics import server
+from lighter.daemon.metrics.prometheus import Family, Sample, named, of_containers, text
 from lighter.daemon.tasks.metrics import Metrics, of_v1, of_v2
 from tests.registries import free_port
 from tests.unit.daemon import cgroups
@@ -120,12 +120,12 @@ def test_numbers_that_cannot_be_read_leave_those_of_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     numbers = {"good": Metrics(2, V2), "bad": Metrics(2, {"cpu": None})}
-    monkeypatch.setattr(metricserver.metrics, "of_task", lambda entry: numbers[entry.id])
+    monkeypatch.setattr(server.metrics, "of_task", lambda entry: numbers[entry.id])
     entries = [
         SimpleNamespace(namespace="default", id=name, what=f"task {name}")
         for name in sorted(numbers)
     ]
-    page = metricserver.MetricServer(tcp_address("127.0.0.1:1"), cast("Any", None), list)
+    page = server.MetricServer(tcp_address("127.0.0.1:1"), cast("Any", None), list)
     with caplog.at_level(logging.ERROR):
         for _look in range(2):
             body = page._written(cast("Any", entries), []).decode()
@@ -154,7 +154,7 @@ def test_f58_a_connection_too_many_to_the_page_hears_so() -> None:
     async def work() -> None:
         port = free_port()
         supervisor = SimpleNamespace(entries={})
-        page = metricserver.MetricServer(
+        page = server.MetricServer(
             tcp_address(f"127.0.0.1:{port}"), cast("Any", supervisor), list, lambda: 2
         )
         await page.start()
@@ -184,8 +184,8 @@ def test_f58_a_reader_of_the_page_that_does_not_read_keeps_no_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor one that asks for more: Prometheus would be refused for good."""
-    monkeypatch.setattr(metricserver, "LIFE_S", 1.0)
-    monkeypatch.setattr(metricserver, "IDLE_S", 600.0)
+    monkeypatch.setattr(server, "LIFE_S", 1.0)
+    monkeypatch.setattr(server, "IDLE_S", 600.0)
     loop_thread = threading.get_ident()
     large = Family("large", "gauge", [Sample({"pad": "x" * (16 << 20)}, 1)])
 
@@ -196,9 +196,7 @@ def test_f58_a_reader_of_the_page_that_does_not_read_keeps_no_place(
     async def work() -> None:
         port = free_port()
         supervisor = SimpleNamespace(entries={})
-        page = metricserver.MetricServer(
-            tcp_address(f"127.0.0.1:{port}"), cast("Any", supervisor), more
-        )
+        page = server.MetricServer(tcp_address(f"127.0.0.1:{port}"), cast("Any", supervisor), more)
         await page.start()
         asked = b"GET /v1/metrics HTTP/1.1\r\nHost: h\r\n\r\n"
         try:
@@ -212,7 +210,7 @@ def test_f58_a_reader_of_the_page_that_does_not_read_keeps_no_place(
                 await comes_true(lambda: len(connections.connections) == 1)
                 await comes_true(lambda: not connections.connections)
             large.samples[0].labels["pad"] = ""
-            monkeypatch.setattr(metricserver, "LIFE_S", 60.0)
+            monkeypatch.setattr(server, "LIFE_S", 60.0)
             for request in (asked * 3, asked.replace(b"v1", b"v2") * 3):
                 said = await asyncio.to_thread(heard, port, request)
                 assert said.count(b"HTTP/1.1 ") == said.count(b"Connection: close") == 1

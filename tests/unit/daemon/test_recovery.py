@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks import recovery
 from lighter.daemon.tasks.bundle import Bundle

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon.config import Config, load
+from lighter.daemon.config.schema import Config, load
 from lighter.daemon.notify import Notifier
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.reload import Reloaded, Reloader

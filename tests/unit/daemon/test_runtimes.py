@@ -1,12 +1,13 @@
-"""daemon/runtimes: names, absolute paths, and which files are trusted to run as root."""
+"""daemon/tasks/runtimes: names, absolute paths, and which files are trusted to run as root."""
 
 import os
+import select
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lighter.daemon.runtimes import NAMES, Runtimes
+from lighter.daemon.tasks.runtimes import NAMES, Runtimes
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, LighterError, NotFound
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: files of root's own")
@@ -80,6 +81,14 @@ def test_sec_59_a_file_that_cannot_be_trusted_is_refused(
     spoil(program)
     with pytest.raises(error, match=f"find runtime {program}: "):
         Runtimes({}).find(str(program))
+
+
+def test_f73_a_link_that_leads_to_no_path_is_no_program() -> None:
+    """A link in /proc to what has no name: it is there for one call, and is not for the next."""
+    with select.epoll() as nameless:
+        path = f"/proc/self/fd/{nameless.fileno()}"
+        with pytest.raises(NotFound, match=f"^find runtime {path}: "):
+            Runtimes({}).find(path)
 
 
 def test_a_program_that_moves_within_path_is_found_again(

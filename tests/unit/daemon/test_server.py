@@ -18,11 +18,11 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 
-from lighter.daemon import sockets
 from lighter.daemon.limits import LEAST, Places, Share
 from lighter.daemon.rpc import server as server_module
 from lighter.daemon.rpc.server import CREDIT_BYTES, KEPT, MAX_CALLS, ClientServer
 from lighter.daemon.rpc.system_handlers import system_methods
+from lighter.daemon.wire import sockets
 from lighter.proto import codec, errors
 from lighter.proto.dealer import Dealer
 from tests import zeromq

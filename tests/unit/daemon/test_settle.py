@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from lighter.daemon.images.worker import Worker
-from lighter.daemon.placement import remove_empty
+from lighter.daemon.spawning.placement import remove_empty
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.recovery import read_boot_id

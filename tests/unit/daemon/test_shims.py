@@ -13,8 +13,8 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 
-from lighter.daemon import sockets
 from lighter.daemon.tasks.shims import Peer, ShimRouter
+from lighter.daemon.wire import sockets
 from lighter.proto import codec
 from lighter.proto.calls import MAX_OUTSTANDING
 from lighter.proto.errors import DeadlineExceeded, Unavailable

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from lighter.daemon import sockets
+from lighter.daemon.wire import sockets
 from lighter.proto import codec
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, Unavailable
 from tests import zeromq

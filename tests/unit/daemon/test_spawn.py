@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon import spawn
-from lighter.daemon.placement import Placement
-from lighter.daemon.spawn import Inherited, Spawner
+from lighter.daemon.spawning import spawner as module
+from lighter.daemon.spawning.placement import Placement
+from lighter.daemon.spawning.spawner import Inherited, Spawner
 from lighter.proto.errors import Unavailable
 from lighter.proto.paths import State
 
@@ -63,7 +63,7 @@ def test_a_start_tells_the_kind_of_its_spawner_once(
         kinds.append(made_from)
         return "0" * 64
 
-    monkeypatch.setattr(spawn, "kind_of", kind_of)
+    monkeypatch.setattr(module, "kind_of", kind_of)
 
     async def work() -> None:
         inherited = Inherited.of_this_process()
@@ -107,7 +107,7 @@ def test_f62_a_spawner_that_hangs_later_is_no_scope_that_failed(
         spawner.start()
         try:
             with monkeypatch.context() as patch:
-                patch.setattr(spawn, "REPLY_S", 0.1)
+                patch.setattr(module, "REPLY_S", 0.1)
                 with pytest.raises(Unavailable, match="did not answer"):
                     await spawner.fork_worker(0, "look")
             with pytest.raises(Unavailable, match="fork process: not today"):

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from lighter.daemon import stopping
-from lighter.daemon.stopping import StopAll
+from lighter.daemon.containers import stopping
+from lighter.daemon.containers.stopping import StopAll
 
 
 def test_a_network_that_is_not_given_back_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import msgpack
 import pytest
 
 from lighter.daemon.app import _Followers
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks import execs
 from lighter.daemon.tasks.bundle import Bundle

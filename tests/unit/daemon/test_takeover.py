@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lighter import proto
-from lighter.daemon import takeover
-from lighter.daemon.takeover import ask_waiting, kind_of
+from lighter.daemon.spawning import takeover
+from lighter.daemon.spawning.takeover import ask_waiting, kind_of
 
 
 @pytest.fixture

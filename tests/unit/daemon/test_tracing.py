@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lighter.daemon.config import Config, parse
-from lighter.daemon.configview import shown
+from lighter.daemon.config.schema import Config, parse
+from lighter.daemon.config.view import shown
 from lighter.daemon.grpc.pb import version_pb2
 from lighter.daemon.grpc.tracing import MOST_SPANS, Settings, Traces, settings_of
 

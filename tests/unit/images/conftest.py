@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.images.importer import ImportOptions
 from lighter.daemon.images.progress import Progress
 from lighter.daemon.images.service import ImageService

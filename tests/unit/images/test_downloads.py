@@ -12,7 +12,7 @@ import pytest
 
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.images.downloads import Downloads
 from lighter.daemon.metadata.db import Database
 from lighter.proto.errors import DataLoss, NotFound, Unavailable

@@ -12,7 +12,7 @@ import pytest
 from lighter.daemon.extensions import StreamProcessor
 from lighter.daemon.images import processors as module
 from lighter.daemon.images.processors import PLAIN_TAR, Processors
-from lighter.daemon.runtimes import Runtimes
+from lighter.daemon.tasks.runtimes import Runtimes
 from lighter.proto.errors import (
     DeadlineExceeded,
     FailedPrecondition,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lighter.daemon.content.store import SHAREABLE_LABEL, ContentStore
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.leases import CONTENT, IMAGES, Leases
 from lighter.daemon.metadata.containers import ContainerStore

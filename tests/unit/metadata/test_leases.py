@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lighter.daemon.clock import Clock
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.leases import CONTENT, EXPIRE_LABEL, IMAGES, INGESTS, Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon.config import dump, load
-from lighter.daemon.config import parse as parse_config
+from lighter.daemon.config.schema import dump, load
+from lighter.daemon.config.schema import parse as parse_config
 from lighter.daemon.registry.access import Credential
 from lighter.daemon.registry.endpoints import Tls
 from lighter.daemon.registry.proxies import Proxies

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from lighter.daemon.autoremoval import AutoRemoval
-from lighter.daemon.events import EventLog
+from lighter.daemon.containers.autoremoval import AutoRemoval
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.restarts import byhand

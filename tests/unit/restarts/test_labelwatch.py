@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from lighter.daemon.events import EventLog
+from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.restarts import labels, labelwatch

@@ -25,9 +25,9 @@ from typing import Any
 import msgpack
 import zmq
 
-from lighter.daemon import sockets
 from lighter.daemon.locks import take_lock
-from lighter.daemon.takeover import Asked
+from lighter.daemon.spawning.takeover import Asked
+from lighter.daemon.wire import sockets
 from lighter.proto import codec, errors, shim_api
 
 INSTANCE = "7e577e57"

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from lighter.daemon.locks import take_lock
-from lighter.daemon.takeover import Asked, ask_waiting, give_locks
+from lighter.daemon.spawning.takeover import Asked, ask_waiting, give_locks
 from lighter.shim.succession import _has_replaced_library
 from tests.harness import await_that
 from tests.unit.shim import runtimes

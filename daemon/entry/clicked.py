@@ -2,8 +2,8 @@
 
 import click
 
-from lighter.daemon.options import LEVELS, Given, load
-from lighter.daemon.program import start
+from lighter.daemon.entry.options import LEVELS, Given, load
+from lighter.daemon.entry.program import start
 from lighter.daemon.version import REVISION
 from lighter.proto.version import VERSION
 
@@ -64,7 +64,7 @@ def config_group() -> None:
 @config_group.command("default")
 def config_default() -> None:
     """Print the built-in configuration."""
-    from lighter.daemon.config import Config, dump
+    from lighter.daemon.config.schema import Config, dump
 
     click.echo(dump(Config()), nl=False)
 
@@ -73,7 +73,7 @@ def config_default() -> None:
 @click.pass_obj
 def config_dump(given: Given) -> None:
     """Print the configuration that is in force: file and flags together."""
-    from lighter.daemon.config import dump
+    from lighter.daemon.config.schema import dump
 
     click.echo(dump(load(given)), nl=False)
 

@@ -6,9 +6,16 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from lighter.daemon.config.listening import TcpAddress
 from lighter.daemon.limits import PAGE
-from lighter.daemon.listening import TcpAddress
-from lighter.daemon.prometheus import CONTENT_TYPE, Family, Sample, named, of_containers, text
+from lighter.daemon.metrics.prometheus import (
+    CONTENT_TYPE,
+    Family,
+    Sample,
+    named,
+    of_containers,
+    text,
+)
 from lighter.daemon.tasks import metrics
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.supervisor import Supervisor

@@ -5,7 +5,7 @@ when it was named. Unknown keys warn; a wrong type refuses the start, with file,
 Files of containerd's versions 1 and 2 are read too: what we take from them stands at the same
 place.
 
-What it imports is read with it (configfiles.py). The standard library's parser reads, since `toml`
+What it imports is read with it (files.py). The standard library's parser reads, since `toml`
 0.10.2 takes much that is no TOML, refuses some that is, and needs seconds for nested brackets;
 `toml` writes.
 """
@@ -18,10 +18,10 @@ from dataclasses import field, fields, replace
 from typing import Any
 
 from lighter.daemon import extensions
-from lighter.daemon.configfiles import VERSION, Source, gather, merged, place_of
+from lighter.daemon.config.files import VERSION, Source, gather, merged, place_of
+from lighter.daemon.config.listening import check_pem, check_tcp, prefixed
 from lighter.daemon.content.scheduler import MAX_PAUSE_THRESHOLD, Schedule
 from lighter.daemon.extensions import ProxyPlugin, StreamProcessor
-from lighter.daemon.listening import check_pem, check_tcp, prefixed
 from lighter.daemon.oci.idspan import parse_span
 from lighter.daemon.registry import settings as registry_settings
 from lighter.daemon.registry.settings import RegistrySettings
@@ -379,7 +379,7 @@ def _unknown(table: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[str]:
 
 def dump(config: Config) -> str:
     """The configuration as a file that `load` reads back to the same."""
-    from lighter.daemon.configtext import text_of  # no manager that serves writes a configuration
+    from lighter.daemon.config.text import text_of  # no manager that serves writes a configuration
 
     return text_of(document(config))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 
-from lighter.daemon.spawn import Child, Spawner
+from lighter.daemon.spawning.spawner import Child, Spawner
 from lighter.proto.errors import Unavailable, from_wire
 from lighter.proto.shim_api import MAX_PACKET
 

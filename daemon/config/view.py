@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lighter.daemon.config import Config, document
+from lighter.daemon.config.schema import Config, document
 from lighter.daemon.registry import redact
 
 HIDDEN = "(hidden)"
@@ -12,7 +12,7 @@ _SECRETS = {"args", "auth", "env", "headers", "proxy"}
 
 def shown(config: Config) -> str:
     """The file that `dump` writes, with what may be a secret replaced by HIDDEN."""
-    from lighter.daemon.configtext import text_of  # as seldom as it is asked for
+    from lighter.daemon.config.text import text_of  # as seldom as it is asked for
 
     return text_of(_without_secrets(document(config)))
 

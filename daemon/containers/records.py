@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lighter.daemon.content.gc import Collector
-from lighter.daemon.events import EventLog, Telling
+from lighter.daemon.events.log import EventLog, Telling
 from lighter.daemon.metadata.containers import ContainerStore, Stored
 from lighter.daemon.oci.idmaps import IdMaps, from_spec
 from lighter.daemon.tasks.service import TaskService

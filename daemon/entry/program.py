@@ -4,13 +4,13 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from lighter.daemon.options import Given, load
+from lighter.daemon.entry.options import Given, load
 from lighter.proto.errors import LighterError
 
 if TYPE_CHECKING:
-    from lighter.daemon.config import Config
+    from lighter.daemon.config.schema import Config
     from lighter.daemon.notify import Notifier
-    from lighter.daemon.spawn import Inherited
+    from lighter.daemon.spawning.spawner import Inherited
 
 LOG_NAME = "lighterd.log"  # in the state directory, of a manager that detached
 
@@ -19,7 +19,7 @@ def start(given: Given, daemon: bool) -> None:
     """Serve until told to stop. Raises LighterError, OSError when that cannot be."""
     from lighter.daemon.limits import leave_no_core
     from lighter.daemon.notify import Notifier, fork_and_wait
-    from lighter.daemon.spawn import Inherited
+    from lighter.daemon.spawning.spawner import Inherited
 
     leave_no_core()
     inherited = Inherited.of_this_process()
@@ -40,7 +40,7 @@ def start(given: Given, daemon: bool) -> None:
 
 def _choose_version(given: Given, config: "Config") -> str:
     """Return why this version serves, "" when it was meant to; or become another version."""
-    from lighter.daemon import launch
+    from lighter.daemon.entry import launch
     from lighter.proto.paths import Root, State
 
     if given.installed.cores:

@@ -5,6 +5,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 
+from lighter.daemon.content.failures import from_os
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
 
 # The names that containerd's clients give, and the key of `runtimes` in the configuration.
@@ -59,7 +60,10 @@ class Runtimes:
 
     def _checked(self, wanted: str, kind: str = "runtime") -> str:
         path = os.path.realpath(self._look_up(wanted, kind))
-        mode = os.stat(path)
+        try:
+            mode = os.stat(path)
+        except OSError as err:  # it went just now, or is what a link in /proc does not say
+            raise from_os(f"find {kind} {wanted}", err) from err
         if not stat.S_ISREG(mode.st_mode) or not os.access(path, os.X_OK):
             raise FailedPrecondition(f"find {kind} {path}: it is no executable file")
         if mode.st_uid != 0 or mode.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -82,7 +82,7 @@ def merged(sources: Sequence[Source]) -> dict[str, Any]:
 
 def place_of(sources: Sequence[Source], complaint: str) -> str | None:
     """Of the key that a complaint about the merged table names: "file:line", if it is in one."""
-    from lighter.daemon.configlines import line_of
+    from lighter.daemon.config.lines import line_of
 
     of_first = complaint.startswith("version ")  # no other's counts
     # Where the key itself stands, before where only the table stands that it would be in.

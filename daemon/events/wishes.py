@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lighter.daemon.events import Event
+from lighter.daemon.events.log import Event
 from lighter.daemon.filters import MAX_FILTERS, any_of
 from lighter.proto.errors import InvalidArgument
 

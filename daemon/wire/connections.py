@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 
 import zmq
 
-from lighter.daemon.sockets import hide, show
+from lighter.daemon.wire.sockets import hide, show
 
 log = logging.getLogger("lighter.connections")
 

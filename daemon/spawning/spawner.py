@@ -3,11 +3,11 @@
 The spawner is a program of its own (see lighter.shim.spawner), reached by one SOCK_SEQPACKET
 socket. It inherits the instance's locks, so that the next manager knows when the last order of
 this one can no longer be carried out. One that has shims then waits for that manager, which takes
-it over (lighter.daemon.takeover).
+it over (lighter.daemon.spawning.takeover).
 
 It says when it has loaded, and is asked from then on. Under systemd it is started through a program
-that asks systemd for a scope (see lighter.daemon.placement). When that fails, or takes longer than
-SCOPE_S, the next one is started without.
+that asks systemd for a scope (see lighter.daemon.spawning.placement). When that fails, or takes
+longer than SCOPE_S, the next one is started without.
 """
 
 import asyncio
@@ -25,8 +25,15 @@ from typing import Any
 
 import msgpack
 
-from lighter.daemon.placement import Placement
-from lighter.daemon.takeover import ANSWER_S, WAIT_S, ask_waiting, give_locks, kind_of, let_go
+from lighter.daemon.spawning.placement import Placement
+from lighter.daemon.spawning.takeover import (
+    ANSWER_S,
+    WAIT_S,
+    ask_waiting,
+    give_locks,
+    kind_of,
+    let_go,
+)
 from lighter.daemon.values import frozen
 from lighter.proto.errors import Unavailable
 from lighter.proto.paths import State

@@ -4,7 +4,7 @@ Events are appended inside the transaction that changes what they tell about, an
 woken after its commit. A subscriber reads the database at its own pace, so that a slow one costs
 no memory. The newest KEEP_EVENTS are kept, or as many of them as have MAX_BYTES; a subscriber
 whose next one is gone is told so, and so is one that goes on from a number that was never given.
-Numbers that a power cut made the manager leave out (eventnumbers.py) are as those that are gone.
+Numbers that a power cut made the manager leave out (numbering.py) are as those that are gone.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgpack
 
-from lighter.daemon.eventnumbers import NEWEST
+from lighter.daemon.events.numbering import NEWEST
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.values import frozen
 from lighter.proto.errors import OutOfRange, ResourceExhausted

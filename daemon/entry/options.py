@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lighter.proto.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from lighter.daemon.config import Config
+    from lighter.daemon.config.schema import Config
 
 # Of a manager that no installed launcher has started.
 SPAWNER = (sys.executable, "-I", "-m", "lighter.shim")
@@ -71,7 +71,7 @@ def load(given: Given) -> "Config":
     """The file's settings with the flags over them; relative paths are made absolute here."""
     from dataclasses import replace
 
-    from lighter.daemon.config import load
+    from lighter.daemon.config.schema import load
 
     changes: dict[str, Any] = {
         "level": given.level,

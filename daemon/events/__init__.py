@@ -1,0 +1,1 @@
+"""The event log: what is told, under which number, and to whom."""

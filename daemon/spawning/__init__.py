@@ -1,0 +1,1 @@
+"""The manager's side of its spawner: which it is, what it is asked for, and where shims live."""

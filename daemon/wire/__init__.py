@@ -1,0 +1,1 @@
+"""The manager's ends of the wire: sockets and the connections behind them."""
