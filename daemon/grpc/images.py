@@ -12,10 +12,10 @@ from lighter.daemon.grpc.pb import images_pb2 as pb
 from lighter.daemon.grpc.translate import descriptor, label_changes, nanoseconds, target, timestamp
 from lighter.daemon.grpc.words import quoted, saying
 from lighter.daemon.images.service import ImageService
-from lighter.daemon.leases import IMAGES, Leases
+from lighter.daemon.leases import IMAGES, MAX_TIME_NS, Leases
 from lighter.daemon.types import Descriptor, Image
 from lighter.proto.daemon_api import PAGE_ROWS
-from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound
 
 _ANNOTATION = "annotations."
 
@@ -42,20 +42,18 @@ class ImagesService:
         return answer
 
     async def create(self, call: Call, request: pb.CreateImageRequest) -> pb.CreateImageResponse:
-        _no_epoch(request)
         wanted = request.image
         _check_name(wanted.name)
         namespace = call.namespace
         lease = holder(self._leases, namespace, call.lease)
         with _of(wanted.name):
             made = self._images.create(
-                namespace, wanted.name, _checked(wanted), dict(wanted.labels)
+                namespace, wanted.name, _checked(wanted), dict(wanted.labels), _epoch(request)
             )
         hold(self._leases, namespace, lease, IMAGES, made.name)
         return pb.CreateImageResponse(image=_message(made))
 
     async def update(self, call: Call, request: pb.UpdateImageRequest) -> pb.UpdateImageResponse:
-        _no_epoch(request)
         wanted, mask, namespace = request.image, request.update_mask, call.namespace
         _check_name(wanted.name)
         with _of(wanted.name):
@@ -65,7 +63,7 @@ class ImagesService:
             changes = label_changes(old.labels, wanted.labels, mask, what, fixed)
             labels = {k: v for k, v in {**old.labels, **changes}.items() if v}
             new = _target(old.target, wanted, tuple(mask.paths))
-            changed = self._images.update(namespace, wanted.name, new, labels)
+            changed = self._images.update(namespace, wanted.name, new, labels, _epoch(request))
         return pb.UpdateImageResponse(image=_message(changed))
 
     async def delete(self, call: Call, request: pb.DeleteImageRequest) -> Empty:
@@ -111,9 +109,14 @@ def _check_name(name: str) -> None:
         raise InvalidArgument("image name must not be empty")
 
 
-def _no_epoch(request: pb.CreateImageRequest | pb.UpdateImageRequest) -> None:
-    if nanoseconds(request.source_date_epoch):
-        raise Unimplemented(f"record image {request.image.name}: source_date_epoch is not taken")
+def _epoch(request: pb.CreateImageRequest | pb.UpdateImageRequest) -> int | None:
+    """The time that a build which is to be reproducible gives its record."""
+    if not request.HasField("source_date_epoch"):
+        return None
+    at_ns = nanoseconds(request.source_date_epoch)
+    if abs(at_ns) > MAX_TIME_NS:
+        raise InvalidArgument(f"record image {request.image.name}: source_date_epoch is too far")
+    return at_ns
 
 
 def _of(name: str) -> AbstractContextManager[None]:

@@ -278,16 +278,29 @@ class ImageService:
         return image
 
     def create(
-        self, namespace: str, name: str, target: Descriptor, labels: Mapping[str, str]
+        self,
+        namespace: str,
+        name: str,
+        target: Descriptor,
+        labels: Mapping[str, str],
+        at_ns: int | None = None,
     ) -> Image:
-        """Name a tree of content, there or not. Raises AlreadyExists, InvalidArgument."""
-        return self._store.create(namespace, name, target, labels)
+        """Name a tree of content, there or not; `at_ns` is the record's time, else now.
+
+        Raises AlreadyExists, InvalidArgument.
+        """
+        return self._store.create(namespace, name, target, labels, at_ns)
 
     def update(
-        self, namespace: str, name: str, target: Descriptor, labels: Mapping[str, str]
+        self,
+        namespace: str,
+        name: str,
+        target: Descriptor,
+        labels: Mapping[str, str],
+        at_ns: int | None = None,
     ) -> Image:
         """Let exactly this name have this target and these labels. Raises NotFound."""
-        return self._store.update(namespace, name, target, labels)
+        return self._store.update(namespace, name, target, labels, at_ns)
 
     def label(
         self, namespace: str, name: str, changes: Mapping[str, str], *, replace_all: bool = False

@@ -59,27 +59,40 @@ class ImageStore:
         return tuple(self.get(namespace, name) for name in targets)
 
     def create(
-        self, namespace: str, name: str, target: Descriptor, labels: Mapping[str, str]
+        self,
+        namespace: str,
+        name: str,
+        target: Descriptor,
+        labels: Mapping[str, str],
+        at_ns: int | None = None,
     ) -> Image:
-        """A new name with labels. Raises AlreadyExists, InvalidArgument."""
+        """A new name with labels, made at `at_ns` or now. Raises AlreadyExists, InvalidArgument."""
         _check_name(name)
         kept = merge_labels({}, labels)
         with self._db.durable_transaction() as tx:
             ensure_in(tx, namespace)
-            _put(tx, namespace, name, target, kept, replace=False)
+            _put(tx, namespace, name, target, kept, replace=False, at_ns=at_ns)
             told = self._tell(tx, namespace, events.IMAGE_CREATE, name, kept)
         self._events.announce(told)
         return self.get(namespace, name)
 
     def update(
-        self, namespace: str, name: str, target: Descriptor, labels: Mapping[str, str]
+        self,
+        namespace: str,
+        name: str,
+        target: Descriptor,
+        labels: Mapping[str, str],
+        at_ns: int | None = None,
     ) -> Image:
-        """Point a name elsewhere, with exactly these labels. Raises NotFound, InvalidArgument."""
+        """Point a name elsewhere at `at_ns` or now, with exactly these labels.
+
+        Raises NotFound, InvalidArgument.
+        """
         self.get(namespace, name)
         kept = merge_labels({}, labels)
         with self._db.durable_transaction() as tx:
             _put(tx, namespace, name, target, {}, replace=True)
-            _set_labels(tx, namespace, name, kept)
+            _set_labels(tx, namespace, name, kept, at_ns)
             told = self._tell(tx, namespace, events.IMAGE_UPDATE, name, kept)
         self._events.announce(told)
         return self.get(namespace, name)
@@ -205,9 +218,10 @@ def _put(
     labels: Mapping[str, str],
     *,
     replace: bool,
+    at_ns: int | None = None,
 ) -> None:
     """Record a name; one that is there keeps its labels and its birth."""
-    now = time.time_ns()
+    now = time.time_ns() if at_ns is None else at_ns
     conflict = (
         "DO UPDATE SET media_type = excluded.media_type, digest = excluded.digest,"
         " size_bytes = excluded.size_bytes, annotations = excluded.annotations,"
@@ -236,11 +250,16 @@ def _put(
 
 
 def _set_labels(
-    tx: sqlite3.Connection, namespace: str, name: str, labels: Mapping[str, str]
+    tx: sqlite3.Connection,
+    namespace: str,
+    name: str,
+    labels: Mapping[str, str],
+    at_ns: int | None = None,
 ) -> None:
+    now = time.time_ns() if at_ns is None else at_ns
     tx.execute(
         "UPDATE images SET labels = ?, updated_at = ? WHERE namespace = ? AND name = ?",
-        (stored(check_labels(dict(labels))), time.time_ns(), namespace, name),
+        (stored(check_labels(dict(labels))), now, namespace, name),
     )
 
 

@@ -1,5 +1,7 @@
 """Image names by containerd's API."""
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from lighter.daemon.grpc.pb import images_pb2 as pb
 from lighter.daemon.grpc.pb import types_pb2
 from tests.grpc.space import LEASE, Space, descriptor, digest_of, refused
@@ -48,6 +50,19 @@ def test_what_is_no_image(space: Space) -> None:
         with refused("INVALID_ARGUMENT", text):
             space.images("Create", image=image)
     assert not space.images("List").images
+
+
+def test_a_record_has_the_time_of_a_reproducible_build(space: Space) -> None:
+    made = {"name": "i", "target": descriptor(b"one")}
+    first, second = {"seconds": 1_000_000_000, "nanos": 5}, {"seconds": 0}
+    old = space.images("Create", image=made, source_date_epoch=first).image
+    assert old.created_at == old.updated_at == Timestamp(**first)
+    for mask in ({}, {"update_mask": {"paths": ["labels.a"]}}):
+        new = space.images("Update", image=made, source_date_epoch=second, **mask).image
+        assert (new.created_at, new.updated_at) == (old.created_at, Timestamp(**second))
+    assert space.images("Update", image=made).image.updated_at.seconds > first["seconds"]
+    with refused("INVALID_ARGUMENT", "source_date_epoch is too far"):
+        space.images("Update", image=made, source_date_epoch={"seconds": 1 << 40})
 
 
 def test_updates_go_by_their_mask(space: Space) -> None:
