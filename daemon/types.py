@@ -115,14 +115,6 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
-class TypedBytes:
-    """A value in an encoding that `type_url` names: protobuf's Any, kept as a client gave it."""
-
-    type_url: str
-    value: bytes
-
-
-@dataclass(frozen=True)
 class RuntimeOptions:
     """How a container's runtime is called: what of containerd.runc.v1.Options is honoured.
 

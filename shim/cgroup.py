@@ -10,6 +10,7 @@ import signal
 import time
 
 from lighter.shim.files import read_text
+from lighter.shim.loop import PRIORITY, READ
 
 _ROUNDS = 100  # of moving what a process forks while it is moved
 _MOUNT = "/sys/fs/cgroup"
@@ -100,9 +101,9 @@ class Cgroup:
     def oom_kills(self) -> int:
         """How many processes the OOM killer ended here (0 where the kernel does not tell)."""
         if self.v2:
-            return _counter(self.v2 + "/memory.events", "oom_kill")
+            return _oom_kills(self.v2 + "/memory.events")
         memory = self.v1.get("memory")
-        return _counter(memory + "/memory.oom_control", "oom_kill") if memory else 0
+        return _oom_kills(memory + "/memory.oom_control") if memory else 0
 
     def gone(self) -> str:
         """What the kernel calls the cgroup that counted OOM kills and is no more; else ""."""
@@ -121,7 +122,7 @@ class Cgroup:
                 fd = os.open(self.v2 + "/memory.events", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 return -1, 0
-            return fd, 0x2  # EPOLLPRI: kernfs reports a change of memory.events so
+            return fd, PRIORITY  # kernfs reports a change of memory.events so
         memory = self.v1.get("memory")
         if not memory:
             return -1, 0
@@ -135,7 +136,7 @@ class Cgroup:
         if not armed:
             os.close(fd)
             return -1, 0
-        return fd, 0x1
+        return fd, READ
 
 
 def of_process(pid: int, path: str) -> Cgroup:
@@ -263,10 +264,10 @@ def _unified(path: str) -> str:
     return ""
 
 
-def _counter(path: str, name: str) -> int:
+def _oom_kills(path: str) -> int:
     for line in read_text(path).splitlines():
         key, _, value = line.partition(" ")
-        if key == name and value.isdigit():
+        if key == "oom_kill" and value.isdigit():
             return int(value)
     return 0
 

@@ -29,14 +29,11 @@ UMOUNT_NOFOLLOW = 8
 
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
-PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -201,9 +198,9 @@ def detached(path: str) -> int:
     return _check(_libc.syscall(_SYS_OPEN_TREE, -1, os.fsencode(path), flags), path)
 
 
-def openat2(dir_fd: int, path: bytes | str, flags: int, resolve: int, mode: int = 0) -> int:
+def openat2(dir_fd: int, path: bytes | str, flags: int, resolve: int) -> int:
     """Open with the kernel's own path rules; the descriptor is close-on-exec."""
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     raw = os.fsencode(path)
     return _check(
         _libc.syscall(

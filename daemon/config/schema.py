@@ -105,9 +105,6 @@ class Config:
             _seconds(self.gc_startup_delay),
         )
 
-    def with_level(self, level: str) -> "Config":
-        return replace(self, level=level)
-
 
 # Where each setting stands in the file.
 _PLACES: dict[str, tuple[str, ...]] = {

@@ -68,7 +68,6 @@ class GrpcServer:
         self, services: Sequence[Service], settings: Settings, watchers: Sequence[Watcher] = ()
     ) -> None:
         self._services = services
-        self._watchers = watchers
         self._settings = settings
         self._servers: list[grpc.aio.Server] = []
         self._paths: dict[str, bool] = {}

@@ -38,12 +38,6 @@ class Specification:
     devices: Mapping[str, Mapping[str, Any]]
 
 
-def is_device(text: str) -> bool:
-    """Whether a --device names one of these rather than a path."""
-    kind, sign, _name = text.partition("=")
-    return bool(sign) and _KIND.fullmatch(kind) is not None
-
-
 def find(names: Sequence[str], directories: Sequence[str] = DIRECTORIES) -> list[Mapping[str, Any]]:
     """The edits of these devices, in the order in which they apply.
 

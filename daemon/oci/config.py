@@ -24,13 +24,10 @@ RESERVED_LABELS = ("containerd.io/", "io.containerd.", "io.cri-containerd", "io.
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
 
 
-def parse_image_config(document: bytes) -> ImageConfig:
-    """Return what a container is made from. Raises InvalidArgument naming the field."""
-    return read_image_config(document)[0]
-
-
 def read_image_config(document: bytes) -> tuple[ImageConfig, tuple[str, ...]]:
-    """As parse_image_config, with a warning for each label and Env entry that was dropped."""
+    """Return what a container is made from, and a warning for each label and Env entry that was
+    dropped. Raises InvalidArgument naming the field.
+    """
     root = _load(document)
     config = _field(root, "config", dict) or {}
     warnings: list[str] = []

@@ -41,7 +41,7 @@ class IdMaps:
     @property
     def root(self) -> tuple[int, int]:
         """The host's uid and gid of the container's root."""
-        return to_host(self.uids, 0), to_host(self.gids, 0)
+        return _host_root(self.uids), _host_root(self.gids)
 
 
 def read_ranges(values: Iterable[object], what: str) -> tuple[IdRange, ...]:
@@ -74,17 +74,17 @@ def id_maps(uids: tuple[IdRange, ...], gids: tuple[IdRange, ...]) -> IdMaps:
     if bool(uids) != bool(gids):
         raise InvalidArgument("map ids: uids and gids must be mapped together")
     if uids:
-        to_host(uids, 0)
-        to_host(gids, 0)
+        _host_root(uids)
+        _host_root(gids)
     return IdMaps(uids, gids)
 
 
-def to_host(ranges: Iterable[IdRange], number: int) -> int:
-    """The host's id for a container's. Raises InvalidArgument where it has none."""
+def _host_root(ranges: Iterable[IdRange]) -> int:
+    """The host's id for the container's id 0. Raises InvalidArgument where it has none."""
     for one in ranges:
-        if one.container <= number < one.container + one.size:
-            return one.host + number - one.container
-    raise InvalidArgument(f"map ids: the container's id {number} is in no range")
+        if one.container == 0:
+            return one.host
+    raise InvalidArgument("map ids: the container's id 0 is in no range")
 
 
 def labels(maps: IdMaps) -> Mapping[str, str]:

@@ -72,14 +72,6 @@ def parse_user(text: str) -> UserSpec:
     return UserSpec(_number_or_name(user, text), _number_or_name(group, text))
 
 
-def needs_files(text: str) -> bool:
-    """Tell whether `text` names someone whom only the image's files know: without them resolve()
-    fails. Numbers do without the files, but take group and supplementary groups from them.
-    """
-    spec = parse_user(text)
-    return isinstance(spec.user, str) or isinstance(spec.group, str)
-
-
 def resolve(text: str, passwd: bytes | None, group: bytes | None) -> Identity:
     """Turn "user[:group]" into numbers, by the contents of the image's files (None: no such file).
 

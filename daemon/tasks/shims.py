@@ -95,7 +95,6 @@ class Peer:
 
 OnHello = Callable[[Peer], None]
 OnEvent = Callable[[Peer, codec.Event], bool]
-OnCreated = Callable[[codec.Response | codec.Error], None]
 
 
 class ShimRouter:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lighter.daemon.oci import checks, paths
-from lighter.daemon.oci.config import parse_image_config, read_image_config
+from lighter.daemon.oci.config import read_image_config
 from lighter.daemon.oci.host import read_host
 from lighter.daemon.oci.process import ExecRequest, exec_process
 from lighter.daemon.oci.sharing import Sharing
@@ -155,7 +155,7 @@ def test_sec_41_no_capability_survives_a_user_without_it(runtime: Runtime, uid: 
 
 @pytest.mark.root
 def test_sec_42_fifty_containers_each_with_its_own_environment(runtime: Runtime) -> None:
-    image = parse_image_config(b'{"config": {"Env": ["PATH=/bin", "SHARED=1"], "Cmd": ["sh"]}}')
+    image = read_image_config(b'{"config": {"Env": ["PATH=/bin", "SHARED=1"], "Cmd": ["sh"]}}')[0]
 
     def environment(number: int) -> list[str]:
         script = "cat /proc/1/environ | tr '\\0' '\\n'"
@@ -173,7 +173,7 @@ def test_sec_43_a_variable_without_a_value_imports_nothing(
 ) -> None:
     for name in ("SECRET", "A"):
         monkeypatch.setenv(name, "host-value")
-    image = parse_image_config(b'{"config": {"Env": ["SECRET", "*", "=x", "A", "B=1"]}}')
+    image = read_image_config(b'{"config": {"Env": ["SECRET", "*", "=x", "A", "B=1"]}}')[0]
     spec = spec_for("env", cgroup=runtime.cgroup(), image=image, env=("SECRET", "C=2"))
     unread = spec_for("env", image=ImageConfig(env=("SECRET", "B=1"), cmd=("sh",)))
     assert not any(entry.startswith("SECRET") for entry in unread["process"]["env"])
@@ -212,7 +212,7 @@ def test_sec_45_annotations_and_privileges_come_from_the_caller_alone() -> None:
         },
         "checkpoint": {"mounts": ["/"]},
     }
-    image = parse_image_config(json.dumps(hostile).encode())
+    image = read_image_config(json.dumps(hostile).encode())[0]
     own = {"my.annotation": "1"}
     spec = spec_for("true", image=image, annotations=own)
     plain = spec_for("true", annotations=own)

@@ -14,7 +14,7 @@ from lighter.daemon.health.check import (
     chosen,
     from_record,
 )
-from lighter.daemon.oci.config import parse_image_config
+from lighter.daemon.oci.config import read_image_config
 from lighter.proto.errors import InvalidArgument
 
 SECOND = 1_000_000_000
@@ -56,7 +56,7 @@ def test_probes_are_closer_in_the_start_period() -> None:
 
 def image(**config: object) -> tuple[dict[str, object], tuple[str, ...]]:
     document = {"config": config, "rootfs": {"diff_ids": []}}
-    parsed = parse_image_config(json.dumps(document).encode())
+    parsed = read_image_config(json.dumps(document).encode())[0]
     return dict(parsed.health), parsed.shell
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lighter.daemon.oci.config import MAX_CONFIG_BYTES, parse_image_config, read_image_config
+from lighter.daemon.oci.config import MAX_CONFIG_BYTES, read_image_config
 from lighter.daemon.types import ImageConfig
 from lighter.proto.errors import InvalidArgument
 from lighter.proto.names import check_labels
@@ -35,7 +35,7 @@ def test_a_full_document() -> None:
         rootfs={"type": "layers", "diff_ids": [DIGEST]},
         history=[{"created_by": "x"}],
     )
-    assert parse_image_config(raw) == ImageConfig(
+    assert read_image_config(raw)[0] == ImageConfig(
         entrypoint=("/bin/sh", "-c"),
         cmd=("true",),
         env=("PATH=/bin", "EMPTY="),
@@ -51,7 +51,7 @@ def test_a_full_document() -> None:
 
 @pytest.mark.parametrize("config", [None, {}, {"Cmd": None, "Env": None, "Labels": None}])
 def test_empty_parts(config: Any) -> None:
-    assert parse_image_config(document(config)) == ImageConfig(architecture="amd64")
+    assert read_image_config(document(config))[0] == ImageConfig(architecture="amd64")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_empty_parts(config: Any) -> None:
 )
 def test_refused_documents(raw: bytes) -> None:
     with pytest.raises(InvalidArgument, match="read image config"):
-        parse_image_config(raw)
+        read_image_config(raw)
 
 
 def test_what_is_dropped_is_told() -> None:
@@ -139,7 +139,7 @@ KEYS = ("Entrypoint", "Cmd", "Env", "User", "WorkingDir", "StopSignal", "Labels"
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, JSON)), JSON)
 def test_any_shape_gives_texts_or_a_typed_error(config: Any, rootfs: Any) -> None:
     try:
-        parsed = parse_image_config(document(config, rootfs=rootfs))
+        parsed = read_image_config(document(config, rootfs=rootfs))[0]
     except InvalidArgument:
         return
     for text in (*parsed.entrypoint, *parsed.cmd, *parsed.env, parsed.user, parsed.working_dir):

@@ -11,7 +11,6 @@ from lighter.daemon.oci.users import (
     MAX_ID,
     Identity,
     UserSpec,
-    needs_files,
     parse_user,
     resolve,
 )
@@ -66,9 +65,6 @@ def test_without_files_numbers_work_and_names_do_not() -> None:
     for text in ("web", "5:web"):
         with pytest.raises(NotFound, match="no such file"):
             resolve(text, None, None)
-        assert needs_files(text)
-    assert not needs_files("5:6")
-    assert not needs_files("")
 
 
 @pytest.mark.parametrize(("text", "cause"), [("nobody", "user"), ("web:nobody", "group")])
