@@ -13,7 +13,7 @@ instance=$(printf %s "$base/root" | sha256sum | cut -c1-8)
 image=docker.io/library/busybox:test
 manager=
 
-ctl() { "$bin/ctl" --address "$base/state/lighter.sock" "$@"; }
+ctl() { "$bin/ctl" "$@"; }
 
 bold=
 plain=
@@ -63,6 +63,13 @@ start_manager() {
     until_true 20 "lighterd answers" answers
 }
 
+kill_manager() {
+    printf '$ kill -9 %s    (lighterd)\n' "$manager"
+    kill -9 "$manager"
+    wait "$manager" 2>/dev/null || true
+    manager=
+}
+
 # What carries this instance's mark outside its directories.
 leftovers() {
     grep "$base" /proc/self/mountinfo || true
@@ -97,6 +104,8 @@ pid_of() { ctl tasks ls | awk -v id="$1" '$1 == id { print $2 }'; }
 has_status() { [[ $(status_of "$1") == "$2" ]]; }
 
 say "A manager of its own: root and state directory make an instance"
+export LIGHTER_ADDRESS=$base/state/lighter.sock # as ctl finds it from here on
+printf '$ export LIGHTER_ADDRESS=%s\n' "$LIGHTER_ADDRESS"
 start_manager
 show version
 
@@ -135,10 +144,7 @@ show tasks resume counter
 expect "status" RUNNING "$(status_of counter)"
 
 say "Now kill -9 the manager. The container does not notice"
-printf '$ kill -9 %s    (lighterd)\n' "$manager"
-kill -9 "$manager"
-wait "$manager" 2>/dev/null || true
-manager=
+kill_manager
 expect "the container's process" "sh" "$(cat "/proc/$pid/comm")"
 echo "lighterd is gone; the container's process $pid lives: $(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c1-40)…"
 sleep 2
@@ -150,9 +156,7 @@ expect "pid after adoption" "$pid" "$(pid_of counter)"
 expect "status after adoption" RUNNING "$(status_of counter)"
 
 say "Kill it once more, and let the container end while no manager is there"
-kill -9 "$manager"
-wait "$manager" 2>/dev/null || true
-manager=
+kill_manager
 gone() { [[ ! -e /proc/$pid ]]; }
 until_true 40 "the container ends by itself" gone
 start_manager
