@@ -129,6 +129,12 @@ class Collector:
         self._pinned_snapshots: Counter[tuple[str, ...]] = Counter()
         self.on_deleted: Callable[[], None] = lambda: None
 
+    def on_relabelled(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        """An object's labels were changed. One that is gone may have kept more; without such, what
+        somebody has just labelled is not collected over it."""
+        if references.lets_go(before, after):
+            self.on_deleted()
+
     @contextmanager
     def pin(self) -> Iterator[Pin]:
         """Within the block, what is named to the pin is kept. A dead manager pins nothing."""

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from lighter.daemon.metadata.columns import texts
 from lighter.daemon.metadata.texts import Unreadable
 from lighter.daemon.snapshots.types import COMMITTED, UNDER_LEASE_LABEL
+from lighter.proto.names import BROKEN_LABEL
 
 ROOT_LABEL = "containerd.io/gc.root"
 EXPIRE_LABEL = "containerd.io/gc.expire"
@@ -172,6 +173,14 @@ def named_by(label: str, value: str, prefix: str) -> Node | None:
         if rest == kind or rest.startswith((f"{kind}.", f"{kind}/")):
             return Node(kind, value)
     return None
+
+
+def lets_go(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    """Whether an object of the labels `before` may keep, or be kept by, less with those `after`."""
+    return any(
+        (label.startswith(_ANY) or label == BROKEN_LABEL) and after.get(label) != value
+        for label, value in before.items()
+    )
 
 
 def is_over(value: str, now_ns: int) -> bool:

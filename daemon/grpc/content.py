@@ -66,7 +66,7 @@ class ContentService:
                 old.labels, request.info.labels, request.update_mask, f'content info "{digest}"'
             )
             changed = self._content.label(call.namespace, digest, changes)
-        self._collector.on_deleted()  # a label that is gone may have kept more
+        self._collector.on_relabelled(old.labels, changed.labels)
         return pb.UpdateResponse(info=_info(changed))
 
     async def list(

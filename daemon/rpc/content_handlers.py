@@ -125,8 +125,10 @@ def content_methods(
 
     async def label(call: Call, body: Body) -> Any:
         fields = Fields("content.label", body)
-        info = content.label(_namespace(call), fields.needed("digest"), fields.labels())
-        collector.on_deleted()  # a label that is gone may have kept more
+        digest, labels = fields.needed("digest"), fields.labels()
+        old = content.info(_namespace(call), digest)
+        info = content.label(_namespace(call), digest, labels)
+        collector.on_relabelled(old.labels, info.labels)
         return {"content": _info(info)}
 
     async def delete(call: Call, body: Body) -> Any:

@@ -10,17 +10,24 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from lighter.daemon.clock import Clock
 from lighter.daemon.content.gc import Collected, Collector
+from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.events.log import EventLog
+from lighter.daemon.grpc.content import ContentService
+from lighter.daemon.grpc.pb import content_pb2
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
+from lighter.daemon.rpc.content_handlers import content_methods
+from lighter.daemon.rpc.methods import Call
 from lighter.daemon.snapshots.overlay import OverlaySnapshotter
 from lighter.daemon.types import Descriptor, Usage
 from lighter.proto import faults
@@ -469,6 +476,34 @@ def test_f54_a_row_whose_namespace_is_none_costs_nothing_that_it_may_need(
     table, _, which = row.partition(" ")
     place.damage(f"UPDATE {table} SET namespace = 'nr' {which}")
     assert place.collect() == Collected((), ())
+
+
+def test_only_a_label_that_goes_asks_for_a_collection(place: Place) -> None:
+    """By either front end: what somebody has just labelled, they may be about to name."""
+    asked = []
+    place.collector.on_deleted = lambda: asked.append("a collection")
+    ingests, leases = Ingests(str(place.root / "writes"), place.content), Leases(place.db)
+    service = ContentService(place.content, ingests, leases, place.collector)
+    methods = content_methods(place.content, ingests, leases, place.collector)
+    ask = methods["content.label"].unary
+    assert ask is not None
+    digest = place.add(b"a")
+
+    def by_api(**labels: str) -> None:
+        info = content_pb2.Info(digest=digest, labels=labels)
+        call = cast("Any", SimpleNamespace(namespace=NS))
+        place.runner.run(service.update(call, content_pb2.UpdateRequest(info=info)))
+
+    def by_ctl(**labels: str) -> None:
+        place.runner.run(ask(Call(NS, 0, 0), {"digest": digest, "labels": labels}))
+
+    for label in (by_api, by_ctl):
+        for kept in ({"a": "1"}, {"a": "2"}, {"a": "2", REF: "x"}, {"b": "3", "a": "", REF: "x"}):
+            label(**kept)
+        assert not asked, label
+        for let_go in ({REF: "y"}, {REF: ""}):
+            label(**let_go)
+            assert asked.pop() and not asked, label
 
 
 def test_f54_a_label_does_not_take_the_place_of_those_that_could_not_be_read(place: Place) -> None:
