@@ -23,6 +23,8 @@ from lighter.shim.worker.readfiles import read_only
 
 # Below it the tree is built; not lockin's /proc, through which descriptors are named here.
 _PLACE = "/sys"
+# Not for copying: the tree is built over /sys, so that a source there would be a path of the
+# container's own; and what /proc has are no files, and its links lead out of every tree.
 _HIDDEN = ("/proc", "/sys")
 RESOLVE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 READING = (syscalls.CAP_DAC_OVERRIDE,)
@@ -60,20 +62,24 @@ def _build(mounts: list[Any], binds: list[Any], *, writable: bool) -> None:
         raise InvalidArgument("enter container: it has no root file system of ours")
     lockin.private_mounts()
     directory, prepared = ("/", _to_write(mounts)) if writable else read_only(mounts, _PLACE)
+    binds = [bind for bind in binds if not _is_hidden(os.path.realpath(bind[0]))]
     try:
         os.chdir(directory)
         linux.mount_all(prepared, _PLACE)
         os.chdir("/")
         root_fd = os.open(_PLACE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for source, destination, is_read_only in binds:
-            if not source.startswith(_HIDDEN):
-                if writable:
-                    _make_place(root_fd, source, os.fsencode(destination))
-                _bind(root_fd, source, destination, is_read_only=is_read_only or not writable)
+            if writable:
+                _make_place(root_fd, source, os.fsencode(destination))
+            _bind(root_fd, source, destination, is_read_only=is_read_only or not writable)
         os.close(root_fd)
     except OSError as err:
         raise typed(err, "enter container: mount its files") from err
     lockin.pivot(_PLACE)
+
+
+def _is_hidden(source: str) -> bool:
+    return any(f"{source}/".startswith(f"{one}/") for one in _HIDDEN)
 
 
 def _to_write(mounts: list[Any]) -> list[tuple[str, str, list[str]]]:

@@ -105,6 +105,30 @@ def test_cp_into_and_out_of_a_container_in_each_state(
         assert (tmp_path / "p").read_text() == "page"
 
 
+def test_cp_into_a_stopped_container_writes_to_every_directory_of_the_host(
+    lighterd: Lighterd,
+) -> None:
+    """Also where its path begins as one of the kernel's does, but for what leads into those."""
+    sources = [Path(f"/sys-lighter-test-{os.getpid()}"), Path(f"/proc-lighter-test-{os.getpid()}")]
+    link = Path(f"/lighter-test-{os.getpid()}")
+    try:
+        for source in sources:
+            source.mkdir()
+        link.symlink_to("/sys/kernel")
+        flags = ("-v", f"{sources[0]}:/a", "-v", f"{sources[1]}:/b", "-v", f"{link}:/c")
+        in_state(lighterd, "stopped", *flags)
+        lighterd.ctl("tasks", "delete", "c", check=True)
+        for place in ("/a", "/b", "/c"):
+            lighterd.ctl("cp", "/etc/hostname", f"c:{place}/copied", check=True)
+        assert [os.listdir(source) for source in sources] == [["copied"]] * 2
+    finally:
+        link.unlink(missing_ok=True)
+        for source in sources:
+            for file in source.iterdir():
+                file.unlink()
+            source.rmdir()
+
+
 def test_cp_says_what_cannot_be(lighterd: Lighterd, tmp_path: Path) -> None:
     in_state(lighterd, "running", "--read-only", "--mount", "type=tmpfs,dst=/data")
     (tmp_path / "dir").mkdir()
