@@ -9,7 +9,7 @@ has committed the exit; a manager that finds one and no shim settles the task fr
 import os
 
 from lighter.proto.faults import hit
-from lighter.shim.files import json_object
+from lighter.shim.files import json_object, write_all
 
 
 def write(path: str, record: dict[str, object], durable: bool) -> None:
@@ -19,7 +19,7 @@ def write(path: str, record: dict[str, object], durable: bool) -> None:
     try:
         fd = os.open(temporary, flags, 0o600)
         try:
-            _write_all(fd, json_object(record))
+            write_all(fd, json_object(record))
             if durable:
                 os.fsync(fd)
         finally:
@@ -35,12 +35,6 @@ def write(path: str, record: dict[str, object], durable: bool) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    # A nearly full disk takes a part without a word; the rest then fails with ENOSPC.
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 def remove(path: str) -> None:

@@ -45,6 +45,13 @@ def holds(path: str, *words: bytes) -> bool:
     return not missing
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it: a nearly full disk takes a part without a word, and the rest then fails with
+    ENOSPC. Raises OSError."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def remove_tree(path: str) -> None:
     """A directory with all that is in it, no link followed; what cannot be removed stays."""
     for directory, subdirs, names in os.walk(path, topdown=False):

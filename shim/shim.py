@@ -235,7 +235,7 @@ def claim(order: dict[str, Any], start_time: int, boot_id: str) -> bool:
     try:
         fd = os.open(order["claim"], os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            os.write(fd, files.json_object(record))
+            files.write_all(fd, files.json_object(record))
         finally:
             os.close(fd)
         hit("shim.claim-written")

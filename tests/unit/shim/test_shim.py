@@ -1,16 +1,19 @@
 """A whole shim as a process, against runtimes that behave and others that do not."""
 
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lighter.proto import errors
 from lighter.shim import linux
+from lighter.shim.shim import claim
 from tests.harness import await_that
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager, Shim, make_fifo
@@ -82,6 +85,28 @@ def test_f04_a_withdrawn_claim_means_no_shim(manager: FakeManager, tmp_path: Pat
     shim = manager.fork(order)
     shim.wait_end()
     assert sorted(path.name for path in shim.bundle.iterdir()) == ["rootfs"]
+
+
+@pytest.mark.root
+def test_f04_a_claim_for_which_the_disk_has_no_room_is_none(tiny_disk: Path) -> None:
+    """Else the manager would find a record that it cannot read, of a shim that lives."""
+    (tiny_disk / "claim").touch()
+    order = {
+        "claim": str(tiny_disk / "claim"),
+        "record": str(tiny_disk / "shim.json"),
+        "incarnation": "i",
+        "namespace": "default",
+        "id": "c",
+        "exit_record": "/" + "x" * 2 * resource.getpagesize(),  # more than the last page takes
+    }
+    with open(tiny_disk / "filler", "wb", buffering=0) as filler:
+        with suppress(OSError):
+            while filler.write(bytes(4096)):
+                pass
+        filler.truncate(os.fstat(filler.fileno()).st_size - resource.getpagesize())
+    with pytest.raises(OSError, match="No space left"):
+        claim(order, 1, "boot")
+    assert sorted(os.listdir(tiny_disk)) == ["claim", "filler"]
 
 
 FAILING_CREATES = {
