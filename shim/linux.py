@@ -5,6 +5,7 @@ spawner, before the first fork: a shim calls these, it never loads a library.
 """
 
 import ctypes
+import errno
 import os
 
 # linux/mount.h
@@ -44,7 +45,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-_SYS_PIVOT_ROOT = 155
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # before numbers were the same for all
 _SYS_OPEN_TREE = 428
 _SYS_OPENAT2 = 437
 _OPEN_TREE_CLONE = 1
@@ -185,7 +186,12 @@ def setns(fd: int, kind: int) -> None:
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    _check(_libc.syscall(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), new_root)
+    """Raises OSError, of an architecture whose number is not known as well."""
+    machine = os.uname().machine
+    number = _SYS_PIVOT_ROOT.get(machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, f"pivot_root: its number on {machine} is not known", new_root)
+    _check(_libc.syscall(number, os.fsencode(new_root), os.fsencode(put_old)), new_root)
 
 
 def prctl(option: int, value: int = 0) -> None:

@@ -142,6 +142,15 @@ def test_other_descriptors_are_closed() -> None:
     assert in_child(count) == [0]
 
 
+def test_an_architecture_whose_system_call_is_not_known_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A number of another architecture's would be some other system call here."""
+    monkeypatch.setattr(linux, "_SYS_PIVOT_ROOT", {})
+    with pytest.raises(OSError, match=f"pivot_root: its number on {os.uname().machine} is not"):
+        linux.pivot_root("/proc/none", "/proc/none")
+
+
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     found = in_child(lambda: lockin.enter([lockin.Bind(str(tmp_path / "gone"), "target")], ()))
     assert found.startswith("NotFound")
