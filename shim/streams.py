@@ -25,6 +25,9 @@ from lighter.shim.sinks import (
 
 _SPLICE_BYTES = 1 << 20
 _LAST_BYTES = 1 << 20  # what a pipe holds at most, unless root has let it be larger (pipe(7))
+_NEWLINE = 0x0A
+_EOF_CHAR = b"\x04"  # ^D
+_LINE_ENDS = b"\n\x04"
 _SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 
@@ -223,7 +226,16 @@ class InputStream:
     For a terminal `fd` is a duplicate of the master, so that it can be watched on its own.
     """
 
-    __slots__ = ("_buffer", "_closing", "_fd", "_is_terminal", "_loop", "_pending", "_sources")
+    __slots__ = (
+        "_buffer",
+        "_closing",
+        "_fd",
+        "_is_terminal",
+        "_last",
+        "_loop",
+        "_pending",
+        "_sources",
+    )
 
     def __init__(self, loop: Loop, fd: int, is_terminal: bool, buffer: SharedBuffer) -> None:
         os.set_blocking(fd, False)
@@ -232,6 +244,7 @@ class InputStream:
         self._is_terminal = is_terminal
         self._buffer = buffer
         self._pending = b""
+        self._last = _NEWLINE  # the byte that the container was given last
         self._closing = False
         self._sources: list[int] = []
 
@@ -267,12 +280,10 @@ class InputStream:
                     return  # comes back here when the container has read
             self._drop(fd)
         if self._is_terminal:
-            # A terminal has no end of file but the character for it (VEOF, ^D).
-            try:
-                os.write(self._fd, b"\x04")
-            except OSError:
-                pass
+            # A terminal has no end of file but the character for it (VEOF, termios(3)). Behind half
+            # a line it only hands that over: a second one, on an empty line, is the end.
             self._closing = False
+            self._put(_EOF_CHAR if self._last in _LINE_ENDS else _EOF_CHAR * 2)
         else:
             self.close()
 
@@ -301,6 +312,8 @@ class InputStream:
         except OSError:  # the container closed its standard input
             self.close()
             return
+        if written:
+            self._last = data[written - 1]
         if written < len(data):
             self._pending = data[written:]
             for fd in self._sources:

@@ -9,6 +9,8 @@ import hashlib
 import os
 import random
 import stat
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -815,6 +817,68 @@ def test_a_terminal_gets_its_end_of_file_character(tmp_path: Path) -> None:
     stream = InputStream(loop, master, True, SharedBuffer())
     stream.close_soon()
     assert os.read(slave, 10) == b"", "^D on an empty line is the end of file"
+    stream.close()
+    os.close(slave)
+    loop.close()
+    assert errors == []
+
+
+@pytest.mark.parametrize("typed", [b"half", b"line\n", b"half\x04", b""])
+def test_the_end_of_a_terminals_input_is_heard_behind_half_a_line(
+    tmp_path: Path, typed: bytes
+) -> None:
+    """^D hands half a line over and ends nothing (termios(3), VEOF): another has to follow."""
+    master, slave = os.openpty()
+    errors: list[BaseException] = []
+    loop = Loop(errors.append)
+    stream = InputStream(loop, master, True, SharedBuffer())
+    source = tmp_path / "in"
+    os.mkfifo(source)
+    stream.add(str(source))
+    writer = os.open(source, os.O_WRONLY)
+    os.write(writer, typed)
+    os.close(writer)
+    stream.close_soon()
+    os.set_blocking(slave, False)
+    if said := typed.rstrip(b"\x04"):
+        assert os.read(slave, 100) == said
+    assert os.read(slave, 100) == b""
+    with pytest.raises(BlockingIOError):
+        os.read(slave, 100)  # one end is enough
+    stream.close()
+    os.close(slave)
+    loop.close()
+    assert errors == []
+
+
+def test_the_end_of_a_terminals_input_waits_for_room() -> None:
+    """A terminal whose process does not read takes no ^D either, and gets it when it reads."""
+    master, slave = os.openpty()
+    modes = termios.tcgetattr(slave)
+    modes[3] &= ~termios.ECHO
+    termios.tcsetattr(slave, termios.TCSANOW, modes)
+    errors: list[BaseException] = []
+    loop = Loop(errors.append)
+    stream = InputStream(loop, master, True, SharedBuffer())
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(master, b"\n" * 1024)
+    stream.close_soon()
+    os.set_blocking(slave, False)
+    got: list[bytes] = []
+
+    def read_on() -> None:
+        with suppress(BlockingIOError):
+            got.append(os.read(slave, 4096))
+        if not got or got[-1]:
+            loop.call_later(0, read_on)
+        else:
+            loop.stop()
+
+    read_on()
+    loop.call_later(60, loop.stop)
+    loop.run()
+    assert got[-1] == b"", "no end of file"
     stream.close()
     os.close(slave)
     loop.close()
