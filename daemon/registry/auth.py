@@ -4,6 +4,10 @@
 registry's choice, so a password or identity token goes there only if it is the registry itself, the
 pair that everybody knows (docker.io and auth.docker.io), or one that the user or the configuration
 has named; an anonymous token may come from anywhere that we may reach (SEC-27).
+
+A token is asked for our repository and, beside it, for those that the registry's challenge names:
+behind a path or a proxy that renames it ours may have another name. A registry gets no more by that
+than the credential allows, and that credential it may have by asking for Basic.
 """
 
 import asyncio
@@ -14,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
+from lighter.daemon.images.reference import is_repository
 from lighter.daemon.registry import challenge
 from lighter.daemon.registry.access import Credential
 from lighter.daemon.registry.addresses import Link, Origin, link
@@ -27,6 +32,7 @@ from lighter.proto.errors import InvalidArgument, LighterError, PermissionDenied
 
 MAX_TOKEN_BYTES = 1 << 20
 CLIENT_ID = "lighter"
+MAX_NAMED = 4  # repositories that a registry's challenges may add to what a token is for
 
 _LEAST_LIFE_S = 60.0  # also what a token has that does not say (the token specification)
 _MOST_LIFE_S = 3600.0
@@ -35,12 +41,13 @@ _SPARE_S = 10.0
 
 @dataclass
 class _Known:
-    """What an endpoint is known to want."""
+    """What an endpoint is known to want. `named`: by our scopes, those that it has named itself."""
 
     basic: bool = False
     realm: Link | None = None
     service: str = ""
     tokens: dict[frozenset[str], tuple[str, float]] = field(default_factory=dict)
+    named: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -98,7 +105,8 @@ class Authorizer:
         bearer = next((one for one in found if one.scheme == "bearer"), None)
         if bearer is not None and bearer.parameters.get("realm"):
             await self._be_told(endpoint)
-            return self._take_bearer(known, bearer, scopes, sent, what)
+            self._take_bearer(known, bearer, scopes, sent, what)
+            return True
         if any(one.scheme == "basic" for one in found):
             await self._be_told(endpoint)
             if not self.credential(endpoint).secret or sent.startswith("Basic "):
@@ -109,19 +117,20 @@ class Authorizer:
 
     def _take_bearer(
         self, known: _Known, bearer: Challenge, scopes: frozenset[str], sent: str, what: str
-    ) -> bool:
+    ) -> None:
         realm = link(bearer.parameters["realm"], f"{what}: use the registry's token realm")
         service = bearer.parameters.get("service", "")
         if not service.isprintable():
             raise InvalidArgument(f"{what}: use the registry's token realm: its service is no text")
+        before = known.named.get(scopes, frozenset())
+        named = before | named_by(bearer.parameters.get("scope", ""), scopes)
+        if len(named) <= MAX_NAMED:
+            known.named[scopes] = named
         token, _ = known.tokens.get(scopes, ("", 0.0))
-        if sent and sent != f"Bearer {token}" and token:
-            return True  # somebody else of this conversation has a newer one
-        is_new = known.realm != realm or known.service != service
-        had_token = token != ""
+        if token and sent != f"Bearer {token}":
+            return  # somebody else of this conversation has a newer one
         known.basic, known.realm, known.service = False, realm, service
         known.tokens.pop(scopes, None)
-        return is_new or not had_token or sent == f"Bearer {token}"
 
     async def _token(
         self, endpoint: Endpoint, known: _Known, scopes: frozenset[str], what: str
@@ -131,7 +140,8 @@ class Authorizer:
         if token and now < expires_at:
             return token
         assert known.realm is not None
-        token, life_s = await self._fetch(endpoint, known.realm, known.service, scopes, what)
+        wanted = scopes | known.named.get(scopes, frozenset())
+        token, life_s = await self._fetch(endpoint, known.realm, known.service, wanted, what)
         self._redactor.learn(token)
         known.tokens[scopes] = (token, now + life_s - _SPARE_S)
         return token
@@ -254,3 +264,17 @@ def scopes_of(repository: str, actions: Sequence[str], mount_from: str = "") -> 
     if mount_from:
         scopes.add(f"repository:{mount_from}:pull")
     return frozenset(scopes)
+
+
+def named_by(text: str, scopes: frozenset[str]) -> frozenset[str]:
+    """The further repositories in a challenge's scope, for no more than we want of our own."""
+    ours = {scope.split(":")[1] for scope in scopes}
+    wanted = {action for scope in scopes for action in scope.split(":")[2].split(",")}
+    found = set()
+    for scope in text.split(" ")[: 2 * MAX_NAMED]:
+        kind, _, rest = scope.partition(":")
+        name, _, actions = rest.rpartition(":")
+        allowed = sorted(wanted & set(actions.split(",")))
+        if kind == "repository" and allowed and name not in ours and is_repository(name):
+            found.add(f"repository:{name}:{','.join(allowed)}")
+    return frozenset(sorted(found)[:MAX_NAMED])

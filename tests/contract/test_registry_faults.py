@@ -305,6 +305,32 @@ def test_f65_a_token_that_is_never_believed_is_given_up(reg: Scripted) -> None:
     assert len(reg.asked("GET", "/token")) == 2
 
 
+def test_f65_who_is_asked_after_another_has_a_token_takes_that(reg: Scripted) -> None:
+    """Two begin without a token; one has its own before the other is asked for it."""
+    asked: list[str] = []
+    served = threading.Event()
+
+    def guarded(request: Request) -> Reply:
+        asked.append(request.headers.get("authorization", ""))
+        if asked[-1]:
+            served.set()
+            return blob(DATA)(request)
+        if asked.count("") == 2:
+            assert served.wait(20)
+        return bearer(f"{reg.url}/token")
+
+    reg.routes["GET /token"] = Reply(200, b'{"token":"some-token"}')
+    reg.route(PATH, guarded)
+
+    async def work() -> None:
+        patient = Deadlines(head_s=30, stall_s=30)
+        async with remote(reg.host, deadlines=patient) as opened:
+            assert await asyncio.gather(read(opened), read(opened)) == [DATA, DATA]
+
+    run(work())
+    assert asked.count("") == 2
+
+
 @pytest.mark.parametrize(
     "challenge",
     [
@@ -350,6 +376,50 @@ def test_f65_a_token_server_that_gives_none(
 
     run(work())
     assert len(reg.asked("GET", BLOB.digest)) <= TRIES
+
+
+def named(realm: str, scope: str) -> Reply:
+    value = f'Bearer realm="{realm}",service="tests",scope="{scope}"'
+    return error(401, "UNAUTHORIZED", "who are you", WWW_Authenticate=value)
+
+
+def test_a_token_is_for_the_repository_that_the_challenge_names_too(reg: Scripted) -> None:
+    """A proxy gives repositories other names, which only the registry behind it knows."""
+
+    def token(request: Request) -> Reply:
+        scopes = request.query["scope"]
+        return Reply(200, b'{"token":"for %s"}'.replace(b" ", b"-") % ",".join(scopes).encode())
+
+    def guarded(actions: str, reply: Any) -> Any:
+        def answer(request: Request) -> Reply:
+            given = request.headers.get("authorization", "")
+            if f"repository:org/app:{actions}" not in given:
+                return named(f"{reg.url}/token", f"repository:org/app:{actions}")
+            return reply(request) if callable(reply) else reply
+
+        return answer
+
+    upload_routes(reg, Reply(201))
+    reg.routes["GET /token"] = token
+    reg.route(PATH, guarded("pull", blob(DATA)))
+    reg.routes[f"HEAD {PATH}"] = guarded("pull", error(404))
+    begun = reg.routes["POST /v2/x/blobs/uploads/"]
+    reg.routes["POST /v2/x/blobs/uploads/"] = guarded("pull,push", begun)
+
+    async def work() -> None:
+        async with remote(reg.host) as opened:
+            assert await read(opened) == DATA
+            assert await read(opened) == DATA
+            assert await opened.push_blob(BLOB, open_blob(DATA))
+
+    run(work())
+    scopes = [item.query["scope"] for item in reg.asked("GET", "/token")]
+    assert scopes == [
+        ["repository:org/app:pull", "repository:x:pull"],
+        ["repository:x:pull,push"],  # the realm is known now, other names for this are not yet
+        ["repository:org/app:pull", "repository:x:pull,push"],
+        ["repository:org/app:pull", "repository:org/app:pull,push", "repository:x:pull,push"],
+    ]
 
 
 # -- F66: not now, not here

@@ -546,6 +546,40 @@ def test_sec_27_nobody_may_have_a_token_of_a_realm_elsewhere(
     assert "Bearer token-for-tests" in reg.sent("authorization")
 
 
+@pytest.mark.parametrize(
+    ("scope", "asked"),
+    [
+        ("repository:a/b:pull", ["repository:a/b:pull"]),
+        ("repository:a/b:push,delete,pull,*", ["repository:a/b:pull"]),
+        ("repository:a:push repository:b:* repository:c: registry:catalog:*", []),
+        ("repository:x:pull,push,delete", []),
+        ("repository(plugin):a:pull Repository:a:pull repository:pull a", []),
+        ("repository:../a:pull repository:A:pull repository:a?b:pull repository:aÿ:pull", []),
+        (f"repository:{'a' * 256}:pull", []),
+        (" ".join(f"repository:a{n}:pull" for n in range(400))[:7000], 4),
+        ("\\" * 4000, []),
+    ],
+)
+def test_sec_27_a_challenge_adds_few_repositories_and_no_further_action(
+    reg: Scripted, other: Scripted, scope: str, asked: Any
+) -> None:
+    """And it gets what it has named once: not a new token for each further name."""
+    other.default = TOKEN
+    value = f'Bearer realm="{other.url}/token",service="tests",scope="{scope}"'
+    reg.route(f"/v2/x/blobs/{LAYER.digest}", Reply(401, headers=(("WWW-Authenticate", value),)))
+
+    async def work() -> None:
+        async with remote(f"{reg.host}/x:1", Access()) as opened:
+            with pytest.raises(PermissionDenied):
+                await read(opened)
+
+    run(work())
+    for request in other.requests:
+        further = [one for one in request.query["scope"] if one != "repository:x:pull"]
+        assert (len(further) if isinstance(asked, int) else further) == asked
+    assert len(other.requests) <= 2
+
+
 @pytest.mark.parametrize("how", ["hosts.toml", "config", "request", "same origin"])
 def test_sec_27_a_realm_that_is_allowed_gets_the_password(
     reg: Scripted, other: Scripted, tmp_path: Path, how: str
