@@ -1,8 +1,9 @@
-"""The wiring: which object gets which. Nothing else in the manager builds services.
+"""The wiring: which object gets which.
 
 `build` makes the services on top of the core (core.py), which serves already when this module is
-loaded. Which of them the front ends get is in daemon/rpc/wiring.py (`ctl`) and
-daemon/grpc/wiring.py (containerd's API). How a manager lives is manager.py.
+loaded. daemon/rpc/wiring.py (`ctl`) and daemon/grpc/wiring.py (containerd's API) give them to the
+front ends, and make only what a front end has for itself. A store without state of its own over
+the database is made wherever it is used. How a manager lives is manager.py.
 """
 
 import sqlite3

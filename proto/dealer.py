@@ -76,11 +76,11 @@ class Dealer:
 
     @property
     def unsent(self) -> bool:
-        """Whether a message stands half in the kernel: wait for writable, then `flush`."""
+        """Whether a part of a message is pending: wait for writable, then `flush`."""
         return bool(self._unsent)
 
     def send(self, frames: list[bytes]) -> bool:
-        """Send one message; whether it was taken on. It is not while another is unsent."""
+        """Send one message. False, and nothing is sent, while an earlier one is pending."""
         if not self.connected or not self.flush():
             return False
         self._unsent = zmtp.encode(frames)
@@ -88,7 +88,7 @@ class Dealer:
         return True
 
     def flush(self) -> bool:
-        """Send what is unsent; whether nothing is any more."""
+        """Send what is unsent. True when nothing is pending."""
         if self._unsent and self._socket is not None:
             try:
                 sent = self._socket.send(self._unsent, socket.MSG_NOSIGNAL)

@@ -24,13 +24,13 @@ class LighterError(Exception):
 
 
 def unforeseen(error: Exception) -> Exception | None:
-    """The error where it is a mistake of ours, to be logged whole; None of what has words."""
+    """The error itself if it is a bug (log its traceback), None for an expected kind."""
     return None if isinstance(error, (LighterError, OSError)) else error
 
 
 def words_of(error: Exception, attempt: str = "") -> str:
-    """What follows "attempt: ". Of an OSError it is the kernel's words, with those paths that the
-    attempt does not name.
+    """The cause, to be put behind "attempt: ". Of an OSError: the kernel's words, and those paths
+    that `attempt` does not name already.
     """
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
@@ -40,7 +40,7 @@ def words_of(error: Exception, attempt: str = "") -> str:
 
 
 def _text(name: object) -> str:
-    """ "" of what is no path: none, or a descriptor."""
+    """A path as text; "" for anything else (None, a descriptor)."""
     if isinstance(name, bytes):
         return name.decode("utf-8", "surrogateescape")
     return name if isinstance(name, str) else ""

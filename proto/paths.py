@@ -1,10 +1,11 @@
 """Where everything of one instance lives. One root and one state directory make an instance.
 
-    <root>   0700  lock  lighter.db  content/{ingest,blobs/sha256}  snapshots/<name>/
+    <root>   0700  lock  lighter.db  content/{ingest,writes,blobs/sha256}  snapshots/<name>/
                    exits/<ns>/<id>.json  logs/<ns>/<id>/
                    volumes/<ns>/<name>/_data  network/<key>/  addresses/<network>/
-    <state>  0711  lock  lighter.sock  containerd.sock  shims.sock  lighterd.pid  ctl  runc/<ns>/
-                   tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}  s/<8 hex>  netns/<key>
+    <state>  0711  lock  generation  lighter.sock  containerd.sock  shims.sock  next.sock  ctl
+                   lighterd.pid  lighterd.log  restarts.json  runc/<ns>/  s/<8 hex>  netns/<key>
+                   rehearsal/  tasks/<ns>/<id>/{config.json,rootfs/,shim.json,…}
 
 Sockets handed to runc live in `s/` under a short random name, because a path below `tasks/` may be
 longer than a socket's may (socketpath.py).

@@ -267,7 +267,7 @@ def title(order: dict[str, Any]) -> str:
 
 
 def enter(its_title: str, directory: str) -> None:
-    """Be called so, and be there."""
+    """Set the process title and the working directory."""
     setproctitle.setproctitle(its_title)
     os.chdir(directory)
 

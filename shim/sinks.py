@@ -159,7 +159,7 @@ class FifoSink:
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether the end of the process is not over before its reader has all."""
+        """Whether the end of the process waits for this sink to be drained."""
         return self._policy != NEVER_WAIT or not self.waiting
 
     @property

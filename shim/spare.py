@@ -9,9 +9,8 @@ A pipe and plain descriptors: a socket object takes enumerations along, 0.1 MB o
 
 import os
 
-MOST_BYTES = (
-    32 * 1024
-)  # what a pipe takes at once, empty as it is; a larger order gets its own fork
+# An empty pipe takes it in one write; a larger order gets its own fork.
+MOST_BYTES = 32 * 1024
 _BLOCK = 4096
 
 

@@ -271,7 +271,7 @@ class Spawner:
         return True
 
     def _end_spare(self) -> None:
-        """Nobody of this spawner is left behind idle: not while it warms itself either."""
+        """Kill and reap the idle spare."""
         if self._spare is not None:
             signal.pidfd_send_signal(self._spare.pidfd, signal.SIGKILL)
             self._spare.close()

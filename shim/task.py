@@ -130,7 +130,8 @@ class Task:
         return {"pid": self.init.pid}
 
     async def abandon(self) -> None:
-        """Undo a create that failed, as far as it came, or what the runtime does not delete.
+        """Force-delete the container after a failed create or delete, and release what the shim
+        holds.
 
         Raises DeadlineExceeded when a process of the container does not end; its root stays.
         """

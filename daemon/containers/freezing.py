@@ -79,9 +79,7 @@ class Freezing:
         self._frozen.add(entry.incarnation)
         try:
             await self._tasks.pause(entry.namespace, entry.id)
-        except (
-            FailedPrecondition
-        ):  # somebody else has paused it meanwhile: that is not ours to undo
+        except FailedPrecondition:  # somebody else has paused it: that is not ours to undo
             self._frozen.discard(entry.incarnation)
             self._forget(key, entry.incarnation)
             raise

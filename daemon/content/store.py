@@ -1,6 +1,7 @@
 """Content store: immutable bytes, named by their digest.
 
     content/ingest/<random>/     being written, never read by a client; a start empties it
+    content/writes/<id>/         a named ingest, which a later writer goes on with (ingests.py)
     content/blobs/sha256/<hex>   complete, mode 0400; never changed
 
 A file is shared by all namespaces; a row gives one namespace the sight of it, which it gets with

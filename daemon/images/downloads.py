@@ -55,8 +55,8 @@ class Repository(Protocol):
         """The bytes of a blob from `offset` on, or from where the registry can begin."""
 
     def distrust(self, *hosts: str) -> bool:
-        """Of the hosts whose bytes were wrong together, ask all but the last in the order of
-        asking no more; one alone not either. False: no host is left."""
+        """Stop using these hosts, whose bytes together had the wrong digest. If there are several,
+        keep the last in priority order. False when none is left."""
 
 
 class _Arriving:

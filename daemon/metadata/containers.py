@@ -192,10 +192,10 @@ class ContainerStore:
         return self.get(container.namespace, container.id)
 
     def resolve(self, namespace: str, ref: str) -> str:
-        """The id that is `ref`, else the only made-up one that begins with it.
+        """The id that equals `ref`, else the only generated one that begins with it.
 
-        A name is never meant by its beginning: `db` is not there is no reason to take `db-prod`.
-        Raises NotFound, or InvalidArgument when several begin with it.
+        Names are never abbreviated; only generated hex ids are. Raises NotFound, or InvalidArgument
+        when several begin with `ref`.
         """
         rows = self._db.rows(
             "SELECT id FROM containers WHERE namespace = ? AND (id = ? OR"

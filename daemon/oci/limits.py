@@ -125,7 +125,7 @@ def _chosen(text: str, online: frozenset[int], what: str) -> str:
 
 
 def _memory(limits: Limits, controls: Controls, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of swap goes along with another limit, and the other way: runtimes set both."""
+    """Memory and swap limits are always passed together, since runtimes set both."""
     memory: dict[str, Any] = {}
     if limits.memory or limits.memory_reservation:
         _needs("memory", "memory", controls)

@@ -267,10 +267,10 @@ class Remote:
             await body.close()
 
     def distrust(self, *hosts: str) -> bool:
-        """Ask `hosts` for no bytes any more, since theirs were wrong. False: no host is left.
+        """Stop using these hosts, whose bytes together had the wrong digest.
 
-        Of several, whose bytes were one blob's parts, some may be innocent: the one that stands
-        last in the order of asking, so the registry rather than its mirrors, is asked once more.
+        If there are several, keep the last in priority order, the registry rather than a mirror of
+        it: not all need be at fault. False when no host is left.
         """
         order = [item.host for item in self._talk.able(PULL)]
         wrong = sorted(hosts, key=order.index)

@@ -140,7 +140,7 @@ class ByHand:
                 self._debts.put(replace(row, removal=""))
 
     async def _end(self, key: Key, timeout_s: float | None, signum: int | None) -> None:
-        """Ended before its start, or meanwhile, is ended too."""
+        """Stop the task; one already gone counts as stopped."""
         try:
             await self._containers.stop(*key, timeout_s, signum)
         except NotFound:

@@ -24,10 +24,10 @@ _SHORT_NAME = b"lighter-shim --"
 
 
 async def connected(entry: Entry, to_end: bool = False) -> Peer:
-    """The connected shim. After a restart of the manager it is given time to come back.
+    """The connected shim. After a restart of the manager, wait until it is back and has told what
+    happened meanwhile: what the caller wants of it may have been done already.
 
-    And to tell what has happened meanwhile: who asks before that asks for what may be done already.
-    What is `to_end` a process does not wait for what cannot be recorded, on a full disk.
+    With `to_end` (kill, stop), go on even if earlier events cannot be committed (a full disk).
     """
     deadline = time.monotonic() + HELLO_S
     while entry.peer is None or not has_told(entry, entry.peer):

@@ -40,7 +40,9 @@ _INTERNAL = {events.CLOSED}
 
 
 class Supervisor:
-    """Owns the entries. Services read them; only this class and TaskService change them."""
+    """Owns the entries. Only modules of daemon/tasks change them; all others read them, and count
+    themselves in `Entry.readers` while they need one to stay as it is.
+    """
 
     def __init__(
         self,
