@@ -83,6 +83,7 @@ def _copy_out(
     mode = found["target_mode"] if follow or path.endswith(b"/") else found["mode"]
     if not mode:
         raise NotFound(f"copy {_shown(path)} of {id_}: the link leads nowhere")
+    _check_kind(mode, f"{_shown(path)} of {id_}", as_tar=target == "-")
     with contextlib.ExitStack() as undo:
         if target == "-":
             handed = undo.enter_context(handed_target("-"))
@@ -96,6 +97,14 @@ def _copy_out(
                 "files.pack", id=id_, path=path, name=name, follow=follow, target=handed.path
             ),
         )
+
+
+def _check_kind(mode: int, what: str, *, as_tar: bool) -> None:
+    """Raises FailedPrecondition for what no copy is made of: of the whole source none would be."""
+    if stat.S_ISSOCK(mode):
+        raise FailedPrecondition(f"copy {what}: it is a socket")
+    if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and not as_tar:
+        raise FailedPrecondition(f"copy {what}: it is a device")
 
 
 def _place_here(path: bytes, target: str, *, is_directory: bool) -> tuple[str, bytes]:
@@ -177,6 +186,7 @@ def _copy_in(
             _extract(session, id_, path, handed, owner)
         return
     status = os.stat(source) if follow or source.endswith("/") else _lstat(source)
+    _check_kind(status.st_mode, source, as_tar=False)
     is_directory = stat.S_ISDIR(status.st_mode)
     folder, name = _place_inside(session, id_, source, path, is_directory=is_directory)
     with contextlib.ExitStack() as undo:

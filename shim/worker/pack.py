@@ -16,7 +16,7 @@ import os
 import stat
 from typing import Any
 
-from lighter.proto.errors import Canceled, InvalidArgument
+from lighter.proto.errors import Canceled, InvalidArgument, ResourceExhausted
 from lighter.shim.worker import contained, lockin
 from lighter.shim.worker.channel import Channel
 from lighter.shim.worker.failure import show, typed
@@ -25,6 +25,8 @@ from lighter.shim.worker.tarwrite import TarWriter
 from lighter.shim.worker.walking import MAX_DEPTH, VANISHED, Opener, allow_depth
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_UNSIZED = 4 << 20
+_CHUNK = 1 << 16
 
 
 class Packer:
@@ -89,7 +91,13 @@ class Packer:
             return
         if status.st_nlink > 1:
             self._first[inode] = path
-        self._entry(path, status, copied_xattrs(fd), content=fd)
+        xattrs = copied_xattrs(fd)
+        # Files of procfs and sysfs say 0 or a page, and have no blocks (a short file inside its
+        # inode has none either).
+        data = None
+        if not status.st_blocks and status.st_size <= _MAX_UNSIZED:
+            data = _read_all(fd, path)
+        self._entry(path, status, xattrs, content=fd, data=data)
 
     def _entry(
         self, path: bytes, status: os.stat_result, xattrs: dict[bytes, bytes], **more: Any
@@ -97,6 +105,19 @@ class Packer:
         self._tar.entry(path, status, portable(xattrs) if self._portable else xattrs, **more)
         self.entries += 1
         self._channel.tick(entries=self.entries)
+
+
+def _read_all(fd: int, path: bytes) -> bytes:
+    """The content of a file whose size is not known before. Raises ResourceExhausted, OSError."""
+    os.set_blocking(fd, False)  # some of procfs and tracefs wait for what the kernel will say
+    found = bytearray()
+    while data := os.read(fd, _CHUNK):
+        found += data
+        if len(found) > _MAX_UNSIZED:
+            raise ResourceExhausted(
+                f"read {show(path)}: it tells no size, and has more than {_MAX_UNSIZED} bytes"
+            )
+    return bytes(found)
 
 
 def look(job: dict[str, Any], fds: list[int], channel: Channel) -> dict[str, Any]:

@@ -43,13 +43,21 @@ class TarWriter:
         link: bytes = b"",
         hardlink: bytes = b"",
         content: int = -1,
+        data: bytes | None = None,
     ) -> None:
-        """One file. `content` is the descriptor of a regular one. Raises DataLoss if it shrinks."""
+        """One file. `content` is the descriptor of a regular one. Raises DataLoss if it shrinks.
+
+        `data`: all of its content, where what the status says of its size does not count.
+        """
         kind = b"1" if hardlink else _KINDS[stat.S_IFMT(status.st_mode)]
         name = path + b"/" if kind == b"5" else path
         size = status.st_size if content >= 0 else 0
+        if data is not None:
+            size = len(data)
         self._header(name, kind, status, size, hardlink or link, xattrs)
-        if content >= 0:
+        if data is not None:
+            self._write(data + bytes(-size % BLOCK))
+        elif content >= 0:
             self._content(content, size, path)
 
     def whiteout(self, parent: bytes, name: bytes) -> None:

@@ -133,6 +133,9 @@ def test_cp_says_what_cannot_be(lighterd: Lighterd, tmp_path: Path) -> None:
     in_state(lighterd, "running", "--read-only", "--mount", "type=tmpfs,dst=/data")
     (tmp_path / "dir").mkdir()
     (tmp_path / "file").touch()
+    with lighterd.client() as client:
+        pid = client.call("tasks", "get", id="c", exec_id="")["task"]["pid"]
+    os.mknod(f"/proc/{pid}/root/data/socket", 0o600 | stat.S_IFSOCK)
     for args, words in (
         ((f"{tmp_path}/file", "c:/file"), "Read-only file system"),
         (("c:/absent", str(tmp_path)), "find '/absent' in c: there is no such file"),
@@ -142,12 +145,38 @@ def test_cp_says_what_cannot_be(lighterd: Lighterd, tmp_path: Path) -> None:
         (("c:/data", f"{tmp_path}/file"), "it is no directory"),
         (("c:/data/file", f"{tmp_path}/absent/"), "there is no such directory"),
         (("absent:/x", str(tmp_path)), "there is none in namespace default"),
+        (("c:/dev/null", str(tmp_path)), "it is a device"),
+        (("c:/data/socket", str(tmp_path)), "it is a socket"),
+        (("c:/data/socket", "-"), "it is a socket"),
+        (("/dev/null", "c:/data"), "it is a device"),
+        ((str(lighterd.address), "c:/data"), "it is a socket"),
     ):
         refused = lighterd.ctl("cp", *args)
         said = refused.stderr.decode()
         assert refused.returncode == 1 and words in said and said.count("\n") == 1, (args, said)
     for wrong in (("a", "b"), ("c:/a", "c:/b")):
         assert lighterd.ctl("cp", *wrong).returncode == 2
+
+
+def test_cp_reads_the_files_of_the_kernel_that_tell_no_size(
+    lighterd: Lighterd, tmp_path: Path
+) -> None:
+    in_state(lighterd, "running")
+    inside = lighterd.ctl("exec", "c", "cat", "/proc/1/limits", check=True).stdout
+    lighterd.ctl("cp", "c:/proc/1/limits", str(tmp_path), check=True)
+    assert (tmp_path / "limits").read_bytes() == inside
+    lighterd.ctl("cp", "c:/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", str(tmp_path / "x"),
+                 check=True)  # fmt: skip
+    huge = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").read_bytes()
+    assert (tmp_path / "x").read_bytes() == huge, "its size is said to be a page"
+    lighterd.ctl("exec", "c", "sh", "-c", "truncate -s 3000 /data/sparse; : >/data/empty",
+                 check=True)  # fmt: skip
+    lighterd.ctl("cp", "c:/data", str(tmp_path), check=True)
+    assert (tmp_path / "data/sparse").read_bytes() == bytes(3000)
+    assert (tmp_path / "data/empty").read_bytes() == b""
+    lighterd.ctl("exec", "c", "test", "-e", "/proc/1/mem", check=True)
+    refused = lighterd.ctl("cp", "c:/proc/1/mem", str(tmp_path))
+    assert refused.returncode == 1 and b"ctl: read 'mem'" in refused.stderr, refused
 
 
 def test_cp_puts_nothing_in_the_place_of_a_special_file(lighterd: Lighterd, tmp_path: Path) -> None:
