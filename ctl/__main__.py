@@ -1,7 +1,7 @@
 """The `ctl` command: errors become one line and an exit code, and nothing else is done here.
 
 0    done                          124  --timeout was over
-1    failure                       125  the manager refused to create, run or exec, or is away
+1    failure                       125  create, run or exec was refused, or no manager is there
 2    wrong usage                   126, 127  the program cannot be run, is not there
 n    the process's own code, of an attached run, exec, attach or start
 128+n  ended by signal n: 130 for Ctrl-C, 141 when nobody reads standard output any more

@@ -25,16 +25,19 @@ from lighter.proto.errors import InvalidArgument, LighterError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import Any
+else:
+    import posix as os  # system calls alone; what `os` brings besides takes a millisecond
 
 REFUSED = 125
 NEW: Mapping[str, Any] = {}
 
 
 class Refusals:
-    """Gives what the manager refuses in its block the exit code 125, unless it knows a better."""
+    """Gives what is refused in its block the exit code 125, unless it knows a better."""
 
     def __enter__(self) -> None:
         pass
@@ -47,6 +50,17 @@ class Refusals:
     ) -> None:
         if isinstance(error, LighterError):
             error.details.setdefault("exit_code", REFUSED)
+
+
+def check_terminal(verb: str, *, interactive: bool, terminal: bool) -> None:
+    """Raises InvalidArgument, in docker's words, where what is typed comes from no terminal.
+
+    A terminal inside has no end of input that every program on it would see.
+    """
+    if interactive and terminal and not os.isatty(0):
+        raise InvalidArgument(
+            f"{verb}: the input device is not a TTY; without -t, -i passes on what comes by a pipe"
+        )
 
 
 def start_detached(

@@ -79,18 +79,21 @@ def run(
     stdin = not null_io and (not as_docker or interactive or flags["tty"])
     if null_io:
         flags["log_driver"] = "none"
-    body = definition(
-        container_id,
-        image,
-        command,
-        flags,
-        given=session.given,
-        auto_remove=rm,
-        stdin_open=stdin,
-        as_docker=as_docker,
-    )
+    with process.Refusals():
+        body = definition(
+            container_id,
+            image,
+            command,
+            flags,
+            given=session.given,
+            auto_remove=rm,
+            stdin_open=stdin,
+            as_docker=as_docker,
+        )
     if body["spec"]:
         flags["tty"] = has_terminal(body["spec"])
+    if not (detach or null_io):
+        process.check_terminal("run", interactive=interactive, terminal=flags["tty"])
     with process.Refusals(), Undo() as undo:
         session.manager.connect()
         created = create_or_pull(session, body, image, pull_when)

@@ -77,6 +77,8 @@ def exec_(
 
     request = process.exec_request(None, command, flags)
     stdin = interactive or flags["tty"]
+    if not detach:
+        process.check_terminal("exec", interactive=interactive, terminal=flags["tty"])
 
     def act(container_id: str) -> int:
         if detach:

@@ -47,17 +47,17 @@ def create(
       ctl create --name web --restart unless-stopped docker.io/library/nginx:alpine
       ctl start web
     """
-    body = definition(
-        name,
-        image,
-        words,
-        flags,
-        given=session.given,
-        auto_remove=rm,
-        stdin_open=interactive,
-        as_docker=True,
-    )
     with process.Refusals():
+        body = definition(
+            name,
+            image,
+            words,
+            flags,
+            given=session.given,
+            auto_remove=rm,
+            stdin_open=interactive,
+            as_docker=True,
+        )
         created = create_or_pull(session, body, image, pull_when)
     session.warn(created["warnings"])
     print(created["id"], flush=True)
@@ -81,10 +81,12 @@ def start(session: Session, refs: tuple[str, ...], attach: bool, interactive: bo
         raise grammar.UsageError("start: one container alone can be attached to")
 
     def act(container_id: str) -> int:
+        terminal = process.has_terminal(session, container_id)
+        process.check_terminal("start", interactive=interactive, terminal=terminal)
         return process.start_attached(
             session,
             container_id,
-            terminal=process.has_terminal(session, container_id),
+            terminal=terminal,
             stdin=interactive,
             replace=True,
         )

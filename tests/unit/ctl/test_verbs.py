@@ -616,6 +616,34 @@ def test_a_refused_run_leaves_no_container(
     assert manager.asked("containers.delete").body == body
 
 
+@pytest.mark.parametrize("verb", ["run", "create"])
+def test_a_container_that_cannot_be_defined_is_refused_as_by_the_manager(
+    manager: FakeManager, ctl: Ctl, verb: str
+) -> None:
+    done = ctl(verb, "--env-file", "/nosuch", "busybox", "c1")
+    assert (done.returncode, done.stderr.count(b"\n")) == (125, 1)
+    assert b"read env file /nosuch: No such file" in done.stderr
+
+
+def test_a_terminal_is_typed_at_from_a_terminal(manager: FakeManager, ctl: Ctl) -> None:
+    """As docker has it: a pipe's end would not end what reads from the terminal."""
+    spec = json.dumps({"process": {"terminal": True}})
+    manager.on("containers.resolve", lambda ask: {"id": ask.body["ref"]})
+    manager.on("containers.get", {"container": {"id": "c1", "spec": spec}})
+    exec_ = ("exec", "-it", "c1", "sh")
+    for words in (("run", "-it", "busybox", "sh"), exec_, ("start", "-ai", "c1")):
+        done = ctl(*words, input=b"exit 3\n")
+        said = f"ctl: {words[0]}: the input device is not a TTY".encode()
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(said) and done.stderr.count(b"\n") == 1, done.stderr
+    for method in ("containers.create", "tasks.create", "tasks.exec"):
+        assert not manager.was_asked(method)
+    manager.on("containers.create", created)
+    manager.on("tasks.create", {"pid": 1})
+    manager.on("tasks.start", {})
+    assert ctl("run", "-itd", "busybox", "sh").returncode == 0, "nothing is passed on"
+
+
 def test_a_container_that_was_there_before_is_left_alone(manager: FakeManager, ctl: Ctl) -> None:
     manager.on("containers.create", FailedPrecondition("create c1: it exists"))
     manager.on("containers.delete", {})
