@@ -25,7 +25,7 @@ from lighter.daemon.grpc.pb import task_types_pb2 as types
 from lighter.daemon.grpc.pb import tasks_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Metric
 from lighter.daemon.grpc.taskwords import check_runtime, of_runtime, refused
-from lighter.daemon.grpc.translate import mount, timestamp
+from lighter.daemon.grpc.translate import moment, mount, timestamp
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.tasks import metrics, processes
 from lighter.daemon.tasks.clientstdio import stdio_of
@@ -314,10 +314,9 @@ def _json(value: Any_, type_url: str) -> dict[str, Any]:
 
 
 def _deleted(pid: int, ended: Exit) -> pb.DeleteResponse:
-    answer = pb.DeleteResponse(pid=pid, exit_status=ended.exit_status)
-    if ended.exited_at:  # not of a process that was added and never started
-        answer.exited_at.CopyFrom(timestamp(ended.exited_at))
-    return answer
+    return pb.DeleteResponse(
+        pid=pid, exit_status=ended.exit_status, exited_at=moment(ended.exited_at)
+    )
 
 
 def _task_message(entry: Entry) -> types.Process:
@@ -354,9 +353,8 @@ def _exec_message(entry: Entry, exec_: Exec, stdio: Mapping[str, Any]) -> types.
 
 
 def _add_exit(message: types.Process, ended: Exit | None) -> None:
-    if ended is not None:
-        message.exit_status = ended.exit_status
-        message.exited_at.CopyFrom(timestamp(ended.exited_at))
+    message.exit_status = ended.exit_status if ended else 0
+    message.exited_at.CopyFrom(moment(ended.exited_at if ended else 0))
 
 
 def _field(entry: Entry, path: tuple[str, ...]) -> str | None:

@@ -16,6 +16,12 @@ def timestamp(ns: int) -> Timestamp:
     return Timestamp(seconds=ns // 1_000_000_000, nanos=ns % 1_000_000_000)
 
 
+def moment(ns: int) -> Timestamp:
+    """A time that may not have come: 0 stands for that, and is Go's zero time in containerd's
+    answers. Clients print a time that is left out as 1970."""
+    return timestamp(ns) if ns else Timestamp(seconds=-62135596800)
+
+
 def set_time(message: Timestamp, ns: int) -> None:
     """Make it a time in nanoseconds since the epoch."""
     message.seconds, message.nanos = divmod(ns, 1_000_000_000)

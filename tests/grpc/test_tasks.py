@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as Any_
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from lighter.daemon.grpc.pb import runc_options_pb2, snapshots_pb2, tasks_pb2
 from lighter.daemon.grpc.pb.task_types_pb2 import Status
@@ -25,6 +26,8 @@ from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.lives import NO_STDIO, ask
 from tests.stuckmemory import stuck_process
+
+NOT_YET = Timestamp(seconds=-62135596800)  # Go's zero time, of what has not ended
 
 
 def _refused(call: Any, *args: Any, **fields: Any) -> tuple[str, str]:
@@ -46,12 +49,14 @@ def test_wait_before_start(workshop: Workshop) -> None:
     pid = workshop.create("c", "sleep", "1000")
     task = workshop.tasks("Get", container_id="c").process
     assert (task.id, task.pid, task.status) == ("c", pid, Status.CREATED)
-    assert not task.HasField("exited_at")
+    assert task.exited_at == NOT_YET
     of_task = _later(workshop.tasks, "Wait", container_id="c")
     assert workshop.tasks("Start", container_id="c").pid == pid
     workshop.exec("c", "e", "sh", "-c", "exit 7")
     added = workshop.tasks("Get", container_id="c", exec_id="e").process
     assert (added.id, added.pid, added.status) == ("e", 0, Status.CREATED)
+    for process in (added, *workshop.tasks("List").tasks):
+        assert process.exited_at == NOT_YET
     of_exec = _later(workshop.tasks, "Wait", container_id="c", exec_id="e")
     exec_pid = workshop.tasks("Start", container_id="c", exec_id="e").pid
     of_exec[0].join(30)
@@ -114,7 +119,8 @@ def test_a_process_that_is_only_added(workshop: Workshop) -> None:
     )
     killed = _refused(workshop.tasks, "Kill", container_id="c", exec_id="e", signal=9)
     assert killed[0] == "FAILED_PRECONDITION"
-    assert workshop.tasks("DeleteProcess", container_id="c", exec_id="e").exit_status == 0
+    gone = workshop.tasks("DeleteProcess", container_id="c", exec_id="e")
+    assert (gone.exit_status, gone.exited_at) == (0, NOT_YET)
     missing = _refused(workshop.tasks, "Start", container_id="c", exec_id="e")
     assert missing == ("NOT_FOUND", "process does not exist e: not found")
     workshop.exec("c", "bad", "nosuch")
