@@ -40,6 +40,7 @@ from lighter.proto.errors import (
     InvalidArgument,
     LighterError,
     NotFound,
+    Unavailable,
 )
 
 _STATUS = {
@@ -164,10 +165,14 @@ class TasksService:
 
     async def wait(self, call: Call, request: pb.WaitRequest) -> pb.WaitResponse:
         entry = self._entry(call, request.container_id)
-        if request.exec_id:
-            _exec(entry, request.exec_id)
-        ended = await self._tasks.wait(call.namespace, request.container_id, request.exec_id)
-        return pb.WaitResponse(exit_status=ended.exit_status, exited_at=timestamp(ended.exited_at))
+        process = _process(entry, request.exec_id)
+        try:
+            ended = await self._tasks.wait(call.namespace, request.container_id, request.exec_id)
+        except Unavailable:
+            if process.state != states.ADDED:
+                raise
+            ended = Exit(0, 0)  # its start has failed, or it was deleted: containerd's answer
+        return pb.WaitResponse(exit_status=ended.exit_status, exited_at=moment(ended.exited_at))
 
     # -- looking
 

@@ -17,7 +17,14 @@ from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import events, states
-from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lighter.proto.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from lighter.proto.faults import hit
 from lighter.proto.names import check_name
 
@@ -104,7 +111,8 @@ class ExecService:
             raise
 
     async def start(self, namespace: str, container_id: str, exec_id: str) -> int:
-        """Run a process that was added; returns its pid. One that fails stays added."""
+        """Run a process that was added; returns its pid. One that fails stays added, and who has
+        waited for its end hears that it did not run."""
         entry = self._supervisor.find(namespace, container_id)
         _startable(entry, exec_id)
         # A manager that died may have asked for it: the shim tells that before it is asked again.
@@ -116,12 +124,19 @@ class ExecService:
                 f"start exec {exec_id} of {container_id}: how to start it is no longer known"
             )
         exec_.starting = True
+        exec_.ended.clear()  # of a start that has failed
 
         async def ask() -> int:
             try:
                 return await self._ask(
                     entry, exec_id, exec_.terminal, request["process"], request["stdio"]
                 )
+            except (DeadlineExceeded, Unavailable):
+                raise  # the runtime may be at it still
+            except Exception:
+                if exec_.state == states.ADDED:
+                    exec_.ended.set()
+                raise
             finally:
                 exec_.starting = False
 

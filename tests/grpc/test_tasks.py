@@ -130,6 +130,22 @@ def test_a_process_that_is_only_added(workshop: Workshop) -> None:
     workshop.tasks("DeleteProcess", container_id="c", exec_id="bad")
 
 
+def test_who_waits_for_a_process_hears_of_a_start_that_fails(workshop: Workshop) -> None:
+    """It ran to no end; when a later start succeeds, the end is told."""
+    which = {"container_id": "c", "exec_id": "e"}
+    workshop.create("c", "sleep", "1000")
+    workshop.tasks("Start", container_id="c")
+    workshop.exec("c", "e", "/late")
+    waiting = workshop.api.future(tasks_pb2, "Tasks", "Wait", **which)
+    assert _refused(workshop.tasks, "Start", **which)[0] == "UNKNOWN"
+    for answer in (waiting.result(30), workshop.tasks("Wait", **which)):
+        assert (answer.exit_status, answer.exited_at) == (0, NOT_YET)
+    workshop.ctl("exec", "c", "sh", "-c", "printf '#!/bin/sh\\nexit 7' >/late; chmod +x /late")
+    workshop.tasks("Start", **which)
+    assert workshop.tasks("Wait", **which).exit_status == 7
+    workshop.tasks("DeleteProcess", **which)
+
+
 def test_f75_what_is_asked_again_has_no_second_effect(workshop: Workshop) -> None:
     """Each call of a life, as by a client that has lost the answer to the first one."""
     workshop.ctr("containers", "create", "--", REFERENCE, "c", "sh", "-c", "echo >>/count; cat")
