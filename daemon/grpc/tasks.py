@@ -29,7 +29,7 @@ from lighter.daemon.grpc.translate import moment, mount, timestamp
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.tasks import metrics, processes
 from lighter.daemon.tasks.clientstdio import stdio_of
-from lighter.daemon.tasks.entry import Entry, Exec
+from lighter.daemon.tasks.entry import Entry, Exec, has_ended
 from lighter.daemon.tasks.execs import ExecService, find_exec
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit
@@ -52,6 +52,8 @@ _STATUS = {
     states.STOPPED: types.Status.STOPPED,
 }
 _MAX_SIGNAL = 64
+_NOT_CREATED = "process not created: failed precondition"
+_FINISHED = "process already finished: not found"
 
 
 class TasksService:
@@ -220,10 +222,15 @@ class TasksService:
 
     async def kill(self, call: Call, request: pb.KillRequest) -> Empty:
         entry = self._entry(call, request.container_id)
-        if not 0 < request.signal <= _MAX_SIGNAL:
+        if request.signal > _MAX_SIGNAL:
             raise InvalidArgument(f"unknown signal {request.signal}: invalid argument")
-        if request.exec_id:
-            _exec(entry, request.exec_id)
+        process = _process(entry, request.exec_id)
+        if not request.signal:  # it asks whether there is somebody to hear one
+            if process.state == states.ADDED:
+                raise FailedPrecondition(_NOT_CREATED)
+            if process.state == states.STOPPED or has_ended(process.pid):
+                raise NotFound(_FINISHED)
+            return Empty()
         try:
             await self._by_hand.signal(
                 call.namespace,
@@ -235,9 +242,9 @@ class TasksService:
         except (NotFound, FailedPrecondition) as err:
             ended = find_exec(entry, request.exec_id) if request.exec_id else entry
             if ended.state in (states.ADDED, states.CREATING):
-                raise FailedPrecondition("process not created: failed precondition") from err
+                raise FailedPrecondition(_NOT_CREATED) from err
             # A shim refuses a kill only of what has ended, also before it has told the end.
-            raise NotFound("process already finished: not found") from err
+            raise NotFound(_FINISHED) from err
         return Empty()
 
     async def pause(self, call: Call, request: pb.PauseTaskRequest) -> Empty:

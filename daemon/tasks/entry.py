@@ -69,6 +69,14 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process is gone, or a zombie: its shim may tell that later."""
+    try:
+        return stat_of(pid)[0] in (b"Z", b"X")
+    except OSError:
+        return True
+
+
 @mutable
 class Exec:
     """A process that was added to a running container."""

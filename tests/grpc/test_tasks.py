@@ -117,8 +117,9 @@ def test_a_process_that_is_only_added(workshop: Workshop) -> None:
         "ALREADY_EXISTS",
         "id e: already exists",
     )
-    killed = _refused(workshop.tasks, "Kill", container_id="c", exec_id="e", signal=9)
-    assert killed[0] == "FAILED_PRECONDITION"
+    for number in (9, 0):
+        killed = _refused(workshop.tasks, "Kill", container_id="c", exec_id="e", signal=number)
+        assert killed[0] == "FAILED_PRECONDITION"
     gone = workshop.tasks("DeleteProcess", container_id="c", exec_id="e")
     assert (gone.exit_status, gone.exited_at) == (0, NOT_YET)
     missing = _refused(workshop.tasks, "Start", container_id="c", exec_id="e")
@@ -343,12 +344,15 @@ def test_pids_and_kill_all(workshop: Workshop) -> None:
     assert infos[exec_pid].type_url == "containerd.runc.v1.ProcessDetails"
     details.ParseFromString(infos[exec_pid].value)
     assert details.exec_id == "e" and not infos[pid].type_url
+    for which in ({}, {"exec_id": "e"}, {"all": True}):  # nobody is sent a signal 0
+        workshop.tasks("Kill", container_id="c", signal=0, **which)
     workshop.tasks("Kill", container_id="c", signal=15, all=True)
     assert workshop.tasks("Wait", container_id="c", exec_id="e").exit_status == 143
     workshop.tasks("Kill", container_id="c", signal=9)
     assert workshop.tasks("Wait", container_id="c").exit_status == 137
-    again = _refused(workshop.tasks, "Kill", container_id="c", signal=9)
-    assert again == ("NOT_FOUND", "process already finished: not found")
+    for number in (9, 0):
+        again = _refused(workshop.tasks, "Kill", container_id="c", signal=number)
+        assert again == ("NOT_FOUND", "process already finished: not found")
 
 
 def test_a_kill_between_an_end_and_its_event_is_of_what_has_finished(
@@ -368,7 +372,7 @@ def test_a_kill_between_an_end_and_its_event_is_of_what_has_finished(
         refusal: tuple[str, str] | None = None
         while refusal is None:
             try:
-                workshop.tasks("Kill", **which, signal=signal.SIGCONT)
+                workshop.tasks("Kill", **which, signal=signal.SIGCONT if number % 2 else 0)
             except grpc.RpcError as error:
                 refusal = code(error), error.details()
         assert refusal == ("NOT_FOUND", "process already finished: not found")
