@@ -88,7 +88,11 @@ def inspect(session: Session, names: tuple[str, ...]) -> int:
 @grammar.option("--gateway", multiple=True, metavar="ADDRESS", help="The host's own in a subnet.")
 @grammar.option("--ip-range", metavar="CIDR", default="", help="Give out only these of the subnet.")
 @grammar.option("--ipv6", is_flag=True, help="IPv6 too; a subnet is made up unless one is named.")
-@grammar.option("--internal", is_flag=True, help="No way out, and nothing is published.")
+@grammar.option(
+    "--internal",
+    is_flag=True,
+    help="Of a bridge: no way out but to the host, nothing is published.",
+)
 @grammar.option(
     "--parent", default="", metavar="INTERFACE", help="The host's, of macvlan or ipvlan."
 )

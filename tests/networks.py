@@ -20,9 +20,10 @@ from tests.harness import Lighterd, settled
 PLUGINS = next(
     (path for path in ("/usr/lib/cni", "/usr/libexec/cni") if os.path.exists(f"{path}/bridge")), ""
 )
-# What portmap and firewall make once for a host, and never take away.
+# What portmap, firewall and the manager make once for a host, and never take away.
 _FIXTURES = (
     *("CNI-HOSTPORT", "CNI-FORWARD", "CNI-ADMIN", "CNI-ISOLATION", "CNI portfwd", "CNI firewall"),
+    *("-i lti-+", "-o lti-+"),
 )
 
 

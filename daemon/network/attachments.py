@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lighter.daemon.network import isolation
 from lighter.daemon.network.chain import Chain
 from lighter.daemon.network.configs import Network
 from lighter.daemon.network.netns import NetworkNamespaces
@@ -213,6 +214,7 @@ class Attachments:
 
         attachment = self._records[key].attachment(one)
         result = await self.chain.add(one.network, attachment, note)
+        await asyncio.to_thread(isolation.keep, one.network)
         done = replace(one, result=result, pending=False, again=False)
         check_wanted(done, wanted)
         await self._change(key, lambda record: record.with_attached(done))

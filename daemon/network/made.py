@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lighter.daemon import files
+from lighter.daemon.network import isolation
 from lighter.daemon.network.configs import Network, from_json
 from lighter.proto.errors import (
     AlreadyExists,
@@ -53,12 +54,13 @@ class NewNetwork:
     mtu: int = 0
 
 
-def bridge_name(name: str) -> str:
+def bridge_name(name: str, *, internal: bool = False) -> str:
     """An interface's name has 15 bytes at most: a longer network's is made of its hash."""
-    plain = f"lt-{name}"
+    prefix = isolation.INTERNAL_PREFIX if internal else isolation.OPEN_PREFIX
+    plain = f"{prefix}{name}"
     if len(plain) <= _IFNAME_BYTES:
         return plain
-    return f"lt-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    return f"{prefix}{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
 def configuration(
@@ -88,7 +90,9 @@ def configuration(
     if new.driver in ("bridge", "ptp"):
         if not new.internal:
             plugins.append({"type": "portmap", "capabilities": {"portMappings": True}})
-        plugins.append({"type": "firewall"})
+        # Of ptp each container has an interface of its own on the host: there is no bridge to keep.
+        apart = {"ingressPolicy": isolation.SAME_BRIDGE} if new.driver == "bridge" else {}
+        plugins.append({"type": "firewall", **apart})
     return {"cniVersion": VERSION, "name": new.name, "plugins": plugins}
 
 
@@ -96,7 +100,7 @@ def _main(new: NewNetwork) -> dict[str, Any]:
     if new.driver == "bridge":
         return {
             "type": "bridge",
-            "bridge": bridge_name(new.name),
+            "bridge": bridge_name(new.name, internal=new.internal),
             "isGateway": True,
             "ipMasq": not new.internal,
             "hairpinMode": True,
@@ -268,6 +272,9 @@ def remove_bridge(network: Network) -> None:
 
     with IPRoute() as netlink:
         for name in names:
-            for index in netlink.link_lookup(ifname=name, kind="bridge"):
-                if not netlink.link_lookup(master=index):
-                    netlink.link("del", index=index)
+            indexes = netlink.link_lookup(ifname=name, kind="bridge")
+            if any(netlink.link_lookup(master=index) for index in indexes):
+                continue
+            for index in indexes:
+                netlink.link("del", index=index)
+            isolation.forget(name)

@@ -517,6 +517,90 @@ def test_created_networks_do_not_overlap(net: NetworkedLighterd) -> None:
     assert theirs.exists()
 
 
+@pytest.fixture
+def outside(net: NetworkedLighterd) -> Iterator[str]:
+    """A machine beyond the host, which routes to the containers' networks; yields its name."""
+    name = f"{net.netns}-out"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        net.host("ip", "link", "add", "ltup", "type", "veth", "peer", "name", "up0", "netns", name)
+        net.host("ip", "address", "add", "198.51.100.1/24", "dev", "ltup")
+        net.host("ip", "link", "set", "ltup", "up")
+        for words in (
+            "link set lo up",
+            "address add 198.51.100.2/24 dev up0",
+            "link set up0 up",
+            "route add 10.0.0.0/8 via 198.51.100.1",
+        ):
+            subprocess.run(["ip", "-n", name, *words.split()], check=True)
+        yield name
+    finally:
+        net.host("ip", "link", "del", "ltup", check=False)
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def test_created_networks_are_kept_apart(net: NetworkedLighterd, outside: str) -> None:
+    """Also an internal one from the rest of the world; what is published answers everybody else."""
+    subnets = {"front": "10.51.0.0/24", "back": "10.52.0.0/24", "inn": "10.53.0.0/24"}
+    for name, subnet in subnets.items():
+        internal = ("--internal",) if name == "inn" else ()
+        net.ctl("network", "create", name, "--subnet", subnet, *internal, check=True)
+    run(net, "--network", "back", "-p", "8080:80", "web", command=SERVE)
+    run(net, "--network", "inn", "inner", command=SERVE)
+    for name in ("front", "back", "inn"):
+        run(net, "--network", name, f"from-{name}")
+    addresses = {name: net.addresses_of(name)[0] for name in ("web", "inner", "from-inn")}
+    # As a container that makes its frames by hand reaches its gateway without a route.
+    pid = str(net.task("from-inn")["pid"])
+    default = ("ip", "route", "add", "default", "via", "10.53.0.1")
+    subprocess.run(["nsenter", "-t", pid, "-n", *default], check=True)
+
+    def fetched(one: str, url: str) -> bool:
+        return net.ctl("exec", one, "timeout", "3", "wget", "-qO-", url).returncode == 0
+
+    def pings(address: str, *entered: str) -> bool:
+        argv = ["nsenter", *entered, "busybox", "ping", "-c", "1", "-W", "3", address]
+        return subprocess.run(argv, capture_output=True).returncode == 0
+
+    await_that(lambda: fetched("from-back", f"http://{addresses['web']}/"), 30, "on its own bridge")
+    await_that(lambda: fetched("from-inn", f"http://{addresses['inner']}/"), 30, "on the inner one")
+    # By the host's address on any of its sides, as docker with its proxy has it.
+    for one, host in (("from-front", "10.51.0.1"), ("from-back", "198.51.100.1")):
+        await_that(lambda: fetched(one, f"http://{host}:8080/"), 30, f"{one}: published")  # noqa: B023
+    assert not fetched("from-front", f"http://{addresses['web']}/")
+    assert not fetched("from-front", f"http://{addresses['inner']}/")
+    assert not fetched("from-inn", f"http://{addresses['web']}/")
+    assert not fetched("from-inn", "http://10.53.0.1:8080/")
+    beyond = f"--net=/run/netns/{outside}"
+    front = str(net.task("from-front")["pid"])
+    await_that(lambda: pings("198.51.100.2", "-t", front, "-n"), 30, "the way out of the front")
+    assert not pings("198.51.100.2", "-t", pid, "-n")
+    assert not pings(addresses["from-inn"], beyond)
+    # The host is on every network of its own.
+    await_that(lambda: pings("10.53.0.1", "-t", pid, "-n"), 30, "the host answers the inner one")
+    await_that(lambda: net.fetch(f"http://{addresses['inner']}/"), 30, "the inner one the host")
+
+    net.ctl("rm", "-f", "web", "inner", *(f"from-{name}" for name in subnets), check=True)
+    net.ctl("network", "rm", *subnets, check=True)
+    rules = net.host("iptables", "-S")
+    assert not [name for name in ("lt-front", "lt-back", "lti-inn") if name in rules], rules
+
+
+def test_created_networks_are_kept_apart_by_ipv6(net: NetworkedLighterd) -> None:
+    for name, prefix in (("front", "fd00:51"), ("back", "fd00:52")):
+        net.ctl("network", "create", name, "--subnet", f"{prefix}::/64", "--ipv6", check=True)
+        run(net, "--network", name, "-p", f"{prefix[-2:]}80:80", name, command=SERVE)
+    (front,), (back,) = net.addresses_of("front"), net.addresses_of("back")
+
+    def fetched(url: str) -> bool:
+        return net.ctl("exec", "front", "timeout", "3", "wget", "-qO-", url).returncode == 0
+
+    await_that(lambda: net.fetch(f"http://[{back}]/"), 30, "httpd answers the host")
+    await_that(lambda: fetched(f"http://[{front}]/"), 30, "its own")
+    await_that(lambda: fetched("http://[fd00:51::1]:5280/"), 30, "the published port of the other")
+    assert not fetched(f"http://[{back}]/")
+
+
 def test_many_at_once_have_addresses_of_their_own(net: NetworkedLighterd) -> None:
     net.write("10-a.conflist", net.bridge("a", "10.20.0.0/24"))
     names = [f"c{number}" for number in range(8)]

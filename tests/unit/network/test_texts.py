@@ -172,6 +172,18 @@ def test_a_made_configuration_is_one() -> None:
         assert (one["rangeStart"], one["rangeEnd"]) == (first, last), "no address of all"
     assert len(bridge_name("a-very-long-name-of-a-network")) <= 15
     assert bridge_name("web") == "lt-web"
+    assert len(bridge_name("a-very-long-name-of-a-network", internal=True)) <= 15
+
+
+def test_made_networks_of_a_bridge_are_kept_apart() -> None:
+    """The bridge's name tells the manager's own rules which networks are internal."""
+    for internal, bridge in ((False, "lt-web"), (True, "lti-web")):
+        new = NewNetwork("web", internal=internal)
+        main, *_, firewall = made.configuration(new, "10.77.0.0/16", [], "/a")["plugins"]
+        assert main["bridge"] == bridge
+        assert firewall == {"type": "firewall", "ingressPolicy": "same-bridge"}
+    ptp = made.configuration(NewNetwork("web", driver="ptp"), "10.77.0.0/16", [], "/a")
+    assert ptp["plugins"][-1] == {"type": "firewall"}
 
 
 @pytest.mark.parametrize(
