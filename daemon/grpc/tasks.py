@@ -193,7 +193,8 @@ class TasksService:
     async def list_pids(self, call: Call, request: pb.ListPidsRequest) -> pb.ListPidsResponse:
         entry = self._entry(call, request.container_id)
         answer = pb.ListPidsResponse()
-        for pid, exec_id in processes.of_task(entry).items():
+        found = await asyncio.to_thread(processes.of_task, entry)
+        for pid, exec_id in found.items():
             info = answer.processes.add(pid=pid)
             if exec_id:
                 details = runc_options_pb2.ProcessDetails(exec_id=exec_id)
@@ -202,21 +203,10 @@ class TasksService:
 
     async def metrics(self, call: Call, request: pb.MetricsRequest) -> pb.MetricsResponse:
         wanted = any_of(request.filters)
-        answer = pb.MetricsResponse()
-        for entry in self._tasks.entries(call.namespace):
-            if not wanted(partial(_field, entry)):
-                continue
-            await asyncio.sleep(0)  # many tasks are many files
-            try:
-                measured = metrics.of_task(entry)
-            except (NotFound, OSError):  # it has ended meanwhile
-                continue
-            message = (cgroups_v1_pb2 if measured.version == 1 else cgroups_v2_pb2).Metrics()
-            ParseDict(dict(measured.values), message, ignore_unknown_fields=True)
-            metric = Metric(id=entry.id, timestamp=timestamp(time.time_ns()))
-            metric.data.CopyFrom(anys.pack(message))
-            answer.metrics.append(metric)
-        return answer
+        entries = self._tasks.entries(call.namespace)
+        asked = [entry for entry in entries if wanted(partial(_field, entry))]
+        found = await asyncio.to_thread(lambda: [*map(_measured, asked)])
+        return pb.MetricsResponse(metrics=filter(None, found))
 
     # -- acts
 
@@ -323,6 +313,19 @@ def _json(value: Any_, type_url: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidArgument(f"read {type_url}: it is no object")
     return content
+
+
+def _measured(entry: Entry) -> Metric | None:
+    """None of a task that has ended. Many tasks are many files: a thread reads them."""
+    try:
+        measured = metrics.of_task(entry)
+    except (NotFound, OSError):
+        return None
+    message = (cgroups_v1_pb2 if measured.version == 1 else cgroups_v2_pb2).Metrics()
+    ParseDict(dict(measured.values), message, ignore_unknown_fields=True)
+    metric = Metric(id=entry.id, timestamp=timestamp(time.time_ns()))
+    metric.data.CopyFrom(anys.pack(message))
+    return metric
 
 
 def _deleted(pid: int, ended: Exit) -> pb.DeleteResponse:

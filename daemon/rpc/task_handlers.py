@@ -1,5 +1,6 @@
 """Methods about tasks and their execs: the maps of proto/daemon_api around TaskService."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Mapping
@@ -161,8 +162,8 @@ def task_methods(
 
     async def pids(call: Call, body: Body) -> Any:
         entry = tasks.find(namespace_of(call), Fields("tasks.pids", body).id())
-        found = processes.of_task(entry).items()
-        return {"processes": [{"pid": pid, "exec_id": exec_id} for pid, exec_id in found]}
+        found = await asyncio.to_thread(processes.of_task, entry)
+        return {"processes": [{"pid": pid, "exec_id": exec_id} for pid, exec_id in found.items()]}
 
     return {
         **methods("tasks", create=create, start=start, kill=kill, stop=stop),

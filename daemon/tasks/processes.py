@@ -20,7 +20,9 @@ def of_task(entry: Entry) -> dict[int, str]:
     """The members of the task's cgroup: pid → id of the exec that it is, "" for none."""
     if entry.exit is not None or not entry.pid:
         return {}
-    execs = {exec_.pid: exec_.exec_id for exec_ in entry.execs.values() if exec_.exit is None}
+    # Of a copy: the loop goes on adding some while a thread is here.
+    known = list(entry.execs.values())
+    execs = {exec_.pid: exec_.exec_id for exec_ in known if exec_.exit is None}
     return {pid: execs.get(pid, "") for pid in cgroup_members(entry)}
 
 

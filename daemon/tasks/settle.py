@@ -44,7 +44,7 @@ class WorkerSettler:
         cgroup = str(called.get("cgroup") or _cgroup_of(bundle) or self._cgroup_by_row(entry))
         root = str(called.get("root") or self._state.runc_root(entry.namespace))
         # Noted before the act: who settles after a manager that died meanwhile finds none left.
-        if processes.in_cgroup(cgroup):
+        if await asyncio.to_thread(processes.in_cgroup, cgroup):
             bundle.note_lost()
         job = {
             "job": "settle",
@@ -61,7 +61,7 @@ class WorkerSettler:
             raise Unavailable(f"end {entry.what}: {all_alive(done['left'])}")
         await self._delete(entry, root, called.get("flags") or [])
         # A runtime that fails over it would refuse the next container of this id.
-        shutil.rmtree(f"{root}/{entry.id}", ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, f"{root}/{entry.id}", ignore_errors=True)
         return bool(done["killed"]) or bundle.is_lost()
 
     def _cgroup_by_row(self, entry: Entry) -> str:

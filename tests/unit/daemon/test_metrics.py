@@ -1,13 +1,25 @@
 """The numbers of cgroups as containerd's messages, from files as a kernel shows them."""
 
-from collections.abc import Mapping
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from lighter.daemon.grpc.pb import cgroups_v1_pb2, cgroups_v2_pb2
+from lighter.daemon.grpc.pb import cgroups_v1_pb2, cgroups_v2_pb2, tasks_pb2
+from lighter.daemon.grpc.tasks import TasksService
+from lighter.daemon.rpc.methods import Call
+from lighter.daemon.rpc.metrics_handlers import metrics_methods
+from lighter.daemon.rpc.task_handlers import task_methods
+from lighter.daemon.tasks import metrics, processes
+from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.metrics import of_v1, of_v2
+from lighter.proto import states
 from tests.unit.daemon.cgroups import V2, directories, files
 
 NO_LIMIT = str((1 << 64) - 1)
@@ -65,3 +77,36 @@ def test_version_1(tmp_path: Path) -> None:
         assert [(one["value"], one["major"]) for one in blkio[field]] == [(value, "8")]
     assert values["hugetlb"] == [{"usage": "1", "failcnt": "2", "pagesize": "2MB"}]
     assert values["rdma"]["current"][0]["hca_objects"] == 2
+
+
+@pytest.mark.parametrize("module", [metrics, processes])
+def test_no_front_end_reads_cgroups_on_the_loop(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many tasks are many files, and whoever asks for something else does not wait for them."""
+    threads: list[int] = []
+
+    def noted(entry: Entry, real: Callable[[Entry], Any] = module.of_task) -> Any:
+        threads.append(threading.get_ident())
+        return real(entry)
+
+    monkeypatch.setattr(module, "of_task", noted)
+    entry = Entry("default", "c", "a" * 16, states.RUNNING, "", "boot", 1, pid=os.getpid())
+    tasks: Any = SimpleNamespace(entries=lambda *_: [entry], find=lambda *_: entry)
+    none: Any = None
+    service = TasksService(none, none, tasks, none, none, none)
+    native = {**metrics_methods(tasks), **task_methods(tasks, none, none, none, none)}
+    name, request = {
+        metrics: ("metrics", tasks_pb2.MetricsRequest()),
+        processes: ("pids", tasks_pb2.ListPidsRequest(container_id="c")),
+    }[module]
+
+    async def ask() -> None:
+        of_native = native[f"tasks.{name}"].unary
+        assert of_native is not None
+        await of_native(Call("default", 0, 0), {"id": "c"})
+        of_api = getattr(service, "list_pids" if name == "pids" else name)
+        await of_api(cast("Any", SimpleNamespace(namespace="default")), request)
+
+    asyncio.run(ask())
+    assert len(threads) == 2 and threading.get_ident() not in threads

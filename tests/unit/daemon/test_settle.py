@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +13,7 @@ import pytest
 
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.spawning.placement import remove_empty
+from lighter.daemon.tasks import processes
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.recovery import read_boot_id
@@ -80,6 +83,25 @@ def test_its_cgroup_is_what_its_spec_says(tmp_path: Path) -> None:
 def test_f56_without_its_bundle_its_row_knows_the_cgroup(tmp_path: Path) -> None:
     assert settled(tmp_path, None)["cgroup"] == f"/lighter/{INSTANCE}/default/c"
     assert settled(tmp_path, None, options={"cgroup": "/of/row"})["cgroup"] == "/of/row"
+
+
+def test_the_loop_neither_looks_into_cgroups_nor_removes_trees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of either there may be many, and other containers wait for it."""
+    of_loop, threads = threading.get_ident(), []
+
+    def noting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **more: Any) -> Any:
+            threads.append(threading.get_ident())
+            return real(*args, **more)
+
+        return noted
+
+    monkeypatch.setattr(processes, "in_cgroup", noting(processes.in_cgroup))
+    monkeypatch.setattr(shutil, "rmtree", noting(shutil.rmtree))
+    settled(tmp_path, '{"linux": {"cgroupsPath": "/of/spec"}}')
+    assert len(threads) == 2 and of_loop not in threads
 
 
 @pytest.mark.parametrize(
