@@ -18,6 +18,7 @@ from lighter.proto.errors import (
     Unavailable,
 )
 from lighter.proto.paths import RUNTIME_PATH
+from lighter.shim.files import read_text
 from lighter.shim.loop import Future, Loop
 from lighter.shim.reaper import Reaper
 from lighter.shim.spawn import spawn
@@ -31,6 +32,7 @@ ENVIRONMENT = {"PATH": RUNTIME_PATH}
 # What CRIU takes along besides, when it is told: runc-checkpoint(8).
 CHECKPOINT_FLAGS = ("--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks")
 
+_OOM_SCORE = "/proc/self/oom_score_adj"  # proc_pid_oom_score_adj(5)
 KILLED_S = 5.0  # how long a runtime that was killed may take to die
 
 
@@ -146,11 +148,39 @@ class Runc:
 
     def _spawn(self, what: str, argv: list[str], stdio: tuple[int, int, int] | None) -> int:
         try:
-            return spawn(argv, ENVIRONMENT, stdio or ())
+            return _spawn_unprotected(argv, stdio or ())
         except FileNotFoundError as err:
             raise NotFound(f"{what}: no such file") from err
         except OSError as err:
             raise Unavailable(f"{what}: {err.strerror}") from err
+
+
+def _spawn_unprotected(argv: list[str], stdio: tuple[int, ...]) -> int:
+    """Spawn with the oom score that a process has by itself. The shim's, which is the manager's,
+    would be that of each container whose spec has none. Raises OSError.
+    """
+    own = read_text(_OOM_SCORE).strip()
+    if own in ("", "0"):
+        return spawn(argv, ENVIRONMENT, stdio)
+    _set_oom_score("0")
+    try:
+        return spawn(argv, ENVIRONMENT, stdio)
+    finally:
+        _set_oom_score(own)
+
+
+def _set_oom_score(score: str) -> None:
+    """Raise it, or lower it as far as it was before, or further with CAP_SYS_RESOURCE."""
+    try:
+        fd = os.open(_OOM_SCORE, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.write(fd, score.encode())
+    except OSError:
+        pass  # EACCES: one that was started with a higher score keeps that
+    finally:
+        os.close(fd)
 
 
 def last_error(path: str) -> str:

@@ -563,6 +563,17 @@ def test_sec76_a_shim_has_the_managers_oom_score_and_a_container_its_own(
         for pid in (lighterd.pid, shim, container)
     ]
     assert score == [raised, raised, max(own, 0)]
+    # A client of containerd's says nothing of it in the spec, unless it is told to.
+    ctr = ("ctr", "--address", lighterd.grpc_address, "-n", "default")
+    for words in (
+        ("run", "-d", image, "y", "sleep", "1000"),
+        ("tasks", "exec", "-d", "--exec-id", "e", "y", "sleep", "1000"),
+    ):
+        subprocess.run([*ctr, *words], check=True, timeout=60, stdin=subprocess.DEVNULL)
+    with lighterd.client() as client:
+        found = client.call("tasks", "pids", id="y")["processes"]
+    scores = [Path(f"/proc/{row['pid']}/oom_score_adj").read_text() for row in found]
+    assert scores == [f"{max(own, 0)}\n"] * 2
 
 
 def test_a_manager_that_is_aborted_leaves_no_core(

@@ -37,9 +37,9 @@ loop.run()
 """
 
 
-def run(binary: str, tmp_path: Path, timeout_s: float = 10) -> str:
+def run(binary: str, tmp_path: Path, timeout_s: float = 10, program: str = _RUN) -> str:
     done = subprocess.run(
-        [sys.executable, "-I", "-c", _RUN, binary, str(tmp_path / "log"), str(timeout_s)],
+        [sys.executable, "-I", "-c", program, binary, str(tmp_path / "log"), str(timeout_s)],
         capture_output=True,
         timeout=30,
     )
@@ -87,6 +87,23 @@ def test_the_call_is_what_runc_expects(tmp_path: Path) -> None:
     assert call == f"--root /the/root --log {tmp_path}/log.1 --log-format json start c"
     names = {line.partition("=")[0] for line in environment}
     assert names <= {"PATH", "PWD", "_", "SHLVL"}, "sh adds PWD; nothing of ours gets through"
+
+
+def test_what_protects_a_shim_protects_no_container(tmp_path: Path) -> None:
+    """Its oom score would be that of every container whose spec has none. It keeps it itself."""
+    seen = tmp_path / "seen"
+    runtime = script(tmp_path, f"cat /proc/self/oom_score_adj >{seen}")
+    raised = """
+with open("/proc/self/oom_score_adj", "w") as score:
+    score.write("100")
+"""
+    after = """
+with open("/proc/self/oom_score_adj") as score:
+    print(score.read().strip())
+"""
+    assert run(runtime, tmp_path, program=f"{raised}{_RUN}{after}") == "ok\n100"
+    own = max(int(Path("/proc/self/oom_score_adj").read_text()), 0)
+    assert seen.read_text() == f"{own}\n"
 
 
 def test_failure_without_a_word(tmp_path: Path) -> None:
