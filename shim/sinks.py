@@ -186,9 +186,6 @@ class FifoSink:
     def write(self, data: "memoryview | bytes") -> None:
         if self.closed:
             return
-        if self._dead:
-            self.dropped_bytes += len(data)
-            return
         if self.idle and self.waiting:
             self._find_reader()
         if not self.idle or self.waiting:
@@ -297,7 +294,7 @@ class FifoSink:
             return 0
 
     def _keep_rest(self, data: "memoryview | bytes") -> None:
-        if self._dead:
+        if self._dead:  # found so by this write or before it: EPIPE either way
             self.dropped_bytes += len(data)
         elif self.waiting:
             self._keep(data)
