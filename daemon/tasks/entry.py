@@ -119,6 +119,7 @@ class Entry:
     stuck: str = ""  # why what its dead shim held cannot be freed yet
     is_stuck: asyncio.Event = field(default_factory=asyncio.Event)
     readers: int = 0  # who want it to be still for as long as they read it (containers/freezing.py)
+    stops: int = 0  # that wait for its end after their signal
     killed_at: float | None = None  # when SIGKILL was sent to init
     execs: dict[str, Exec] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)

@@ -144,11 +144,15 @@ class TaskService:
         """Ask init to end, and end it after `timeout_s` (None: never); a created one at once."""
         entry = self.find(namespace, container_id)
         if entry.exit is None:
-            await self._signal_unless_ended(entry, stop_signal)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self.resume_to_end(entry)
-                    await entry.ended.wait()
+            entry.stops += 1
+            try:
+                await self._signal_unless_ended(entry, stop_signal)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout_s):
+                        await self.resume_to_end(entry)
+                        await entry.ended.wait()
+            finally:
+                entry.stops -= 1
         if entry.exit is None and not entry.ended.is_set():
             await self._signal_unless_ended(entry, signal.SIGKILL)
             try:
@@ -188,7 +192,17 @@ class TaskService:
                 raise
 
     async def pause(self, namespace: str, container_id: str) -> None:
+        """Raises FailedPrecondition while it is being stopped, which it could not hear of then. Who
+        reads it may hold it still all the same: it goes on by itself when that is done.
+        """
+        entry = self.find(namespace, container_id)
+        refusal = f"pause {entry.what}: it is being stopped"
+        if entry.stops and not entry.readers:
+            raise FailedPrecondition(refusal)
         await self._step(namespace, container_id, "pause")
+        if entry.stops and not entry.readers:  # by one that came meanwhile, and found it running
+            await self.resume_to_end(entry)
+            raise FailedPrecondition(refusal)
 
     async def resume(self, namespace: str, container_id: str) -> None:
         """Raises Unavailable while it is held still for who reads its files or its memory."""

@@ -2,10 +2,11 @@
 that are under way, other ways to end a container, a full disk.
 """
 
+import contextlib
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,69 @@ def test_a_paused_one_gets_its_stop_signal_and_goes_on(
         )
         if words == ("restart",):
             assert client.call("tasks", "get", id="c")["task"]["status"] == "running"
+
+
+# Ends when it is told to, a while after its signal.
+LINGERS = """
+trap 'echo asked; until [ -e /tmp/go ]; do sleep 0.1; done; exit 3' TERM
+echo ready; while :; do sleep 0.1; done
+"""
+
+
+def test_a_pause_does_not_keep_one_from_its_end_that_is_being_stopped(manager: Lighterd) -> None:
+    """It would be frozen for the whole time that the stop gives it: here, for ever."""
+    begin_lingering(manager)
+    with stopping(manager) as stop:
+        refused = manager.ctl("pause", "c")
+        assert b"pause task c: it is being stopped" in refused.stderr
+        manager.ctl("exec", "c", "touch", "/tmp/go", check=True)
+        assert stop.wait(RUNS_S) == 0
+    assert lives.task(manager, "c")["exit_status"] == 3
+
+
+def test_a_stop_that_comes_during_a_pause_is_heard(manager: Lighterd) -> None:
+    begun, go = manager.base / "begun", manager.base / "go"
+    slow = manager.base / "slow-runc"
+    slow.write_text(
+        f"""#!/bin/sh
+case " $* " in *" pause "*) touch {begun}; until [ -e {go} ]; do sleep 0.1; done;; esac
+exec {shutil.which("runc")} "$@"
+"""
+    )
+    slow.chmod(0o755)
+    begin_lingering(manager, runtime=str(slow))
+    with subprocess.Popen(manager.ctl_argv("pause", "c"), stderr=subprocess.PIPE) as pause:
+        try:
+            await_that(begun.exists, RUNS_S, "the runtime is at the pause")
+            with stopping(manager) as stop:
+                go.touch()
+                assert b"it is being stopped" in pause.communicate(timeout=RUNS_S)[1]
+                manager.ctl("exec", "c", "touch", "/tmp/go", check=True)
+                assert stop.wait(RUNS_S) == 0
+        finally:
+            go.touch()
+    assert lives.task(manager, "c")["exit_status"] == 3
+
+
+@contextlib.contextmanager
+def stopping(manager: Lighterd) -> Iterator[subprocess.Popen[bytes]]:
+    """A stop that waits for ever, and has sent its signal. However the block ends, so does it."""
+    with subprocess.Popen(manager.ctl_argv("stop", "-t", "-1", "c")) as stop:
+        try:
+            await_log(manager, b"ready\nasked\n")
+            yield stop
+        finally:
+            manager.ctl("kill", "-s", "KILL", "c")
+
+
+def begin_lingering(manager: Lighterd, **options: str) -> None:
+    words = ("sh", "-c", LINGERS)
+    lives.begin(manager, images.REFERENCE, "c", *words, stop_timeout_s=-1, **options)
+    await_log(manager, b"ready\n")
+
+
+def await_log(manager: Lighterd, said: bytes) -> None:
+    await_that(lambda: manager.ctl("logs", "c").stdout == said, RUNS_S, f"it has said {said!r}")
 
 
 def test_a_stop_stays_that_comes_while_the_first_start_is_under_way(manager: Lighterd) -> None:
