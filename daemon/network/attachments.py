@@ -86,12 +86,13 @@ class Attachments:
             ],
             "ports": [
                 {
-                    "host_ip": port.host_ip,
+                    "host_ip": host_ip,
                     "host_port": port.host_port,
                     "container_port": port.container_port,
                     "protocol": port.protocol,
                 }
                 for port in record.ports
+                for host_ip in _host_ips(port, record)
             ],
         }
 
@@ -267,6 +268,15 @@ class Attachments:
     ) -> None:
         record = self._records[key] = change(self._records[key])
         await self.save(record, durable=durable)
+
+
+def _host_ips(port: Port, record: Record) -> tuple[str, ...]:
+    """Where it is published: "" stands for every address of IPv4, "::" for every one of IPv6."""
+    publishers = [one for one in record.attached if "portMappings" in one.capabilities]
+    ips = [address.ip for one in publishers for address in one.view().addresses]
+    if port.host_ip or not any(":" in ip for ip in ips):
+        return (port.host_ip,)
+    return ("::",) if all(":" in ip for ip in ips) else ("", "::")
 
 
 def wish_of(one: Attached, ports: tuple[Port, ...]) -> Wanted:

@@ -171,7 +171,8 @@ class LiveNetworks:
         able = network.has_capability("portMappings")
         if not had or wanted.ports or record.publishes or not able:
             return wanted
-        here = ports.choose(had, self._service.taken_ports(but_of=record.key))
+        taken = self._service.taken_ports(but_of=record.key)
+        here = ports.choose(had, taken, ipv6=network.may_have_ipv6)
         await self._attachments.publish(record.key, here)
         return replace(wanted, ports=here)
 

@@ -46,8 +46,10 @@ class Port:
         """Whether both cannot be published at a time."""
         if (self.host_port, self.protocol) != (other.host_port, other.protocol):
             return False
-        either = {self.host_ip, other.host_ip}
-        return len(either) == 1 or not either.isdisjoint({"", "0.0.0.0", "::"})  # noqa: S104
+        mine, theirs = self.host_ip, other.host_ip
+        if mine and theirs and (":" in mine) != (":" in theirs):
+            return False  # of IPv4 and of IPv6; without an address it is of both
+        return mine == theirs or not {mine, theirs}.isdisjoint({"", "0.0.0.0", "::"})  # noqa: S104
 
 
 class PortTable:

@@ -84,7 +84,8 @@ class NetworkService:
         late = bool(networks) and "id_root" in container.options
         fields: dict[str, Any] = {"made": not (request.container or late), "late": late}
         if networks:
-            fields["ports"] = ports.choose(request.ports, self.taken_ports())
+            ipv6 = _may_have_ipv6(request, networks)
+            fields["ports"] = ports.choose(request.ports, self.taken_ports(), ipv6=ipv6)
         elif not request.container:
             fields["path"] = ""
         record = self._attachments.new(namespace, id_, **fields)

@@ -180,6 +180,11 @@ def test_ipv6_addresses_and_their_ports(net: NetworkedLighterd) -> None:
     inside(net, "web", "ping -6 -c 1 -W 5 fd00:20::1")
     await_that(lambda: net.fetch("http://[fd00:20::20]/"), 30, "httpd answers by IPv6")
     await_that(lambda: net.fetch("http://[fd00:20::1]:8080/"), 30, "the port answers by IPv6")
+    listed = net.ctl("ps", "--format", "{{.Ports}}", check=True).stdout.decode()
+    assert listed == "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp\n"
+    run(net, "--network", "six", "-p", "0.0.0.0:8081:80", "-p", "[::]:8081:80", "apart")
+    ports = net.ctl("port", "apart", check=True).stdout.decode().splitlines()
+    assert ports == ["80/tcp -> 0.0.0.0:8081", "80/tcp -> [::]:8081"]
     assert "fd00:20::20\tweb\n" in inside(net, "web", "cat /etc/hosts")
 
 

@@ -1,5 +1,7 @@
 """What people write after -p and --network, and what becomes of it."""
 
+import socket
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -174,10 +176,36 @@ def test_ports_of_containers_clash_by_address() -> None:
     assert not here.clashes(Port(80, 8080, "tcp", "127.0.0.2"))
     assert not everywhere.clashes(Port(80, 8080, "udp"))
     assert there.clashes(everywhere)
+    four, six = Port(80, 8080, "tcp", "0.0.0.0"), Port(80, 8080, "tcp", "::")
+    assert not four.clashes(six) and not six.clashes(here)
+    assert four.clashes(here) and six.clashes(Port(80, 8080, "tcp", "::1"))
+    assert everywhere.clashes(six) and six.clashes(everywhere)
     with pytest.raises(AlreadyExists, match="container web has it"):
-        choose([here], [("web", everywhere)])
-    chosen = choose([Port(80, 0, "tcp", "127.0.0.1"), Port(81, 0, "udp", "::1")], [])
+        choose([here], [("web", everywhere)], ipv6=False)
+    chosen = choose([Port(80, 0, "tcp", "127.0.0.1"), Port(81, 0, "udp", "::1")], [], ipv6=True)
     assert all(port.host_port for port in chosen)
     for number in (0, 8080):
         with pytest.raises(InvalidArgument, match="the host has no such address"):
-            choose([Port(80, number, "tcp", "203.0.113.7")], [])
+            choose([Port(80, number, "tcp", "203.0.113.7")], [], ipv6=True)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_program_of_the_host_keeps_its_port_of_ipv6(kind: str) -> None:
+    how = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET6, how) as program:
+        program.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        program.bind(("::", 0))
+        if kind == "tcp":
+            program.listen()
+        taken = Port(80, program.getsockname()[1], kind)
+        with pytest.raises(AlreadyExists, match=r"\[::\]:\d+/\w+: a process of the host has it"):
+            choose([taken], [], ipv6=True)
+        four = replace(taken, host_ip="0.0.0.0")
+        assert choose([four], [], ipv6=True) == (four,)
+        assert choose([taken], [], ipv6=False) == (taken,)
+    with socket.socket(socket.AF_INET, how) as program:
+        program.bind(("", 0))
+        if kind == "tcp":
+            program.listen()
+        six = Port(80, program.getsockname()[1], kind, "::")
+        assert choose([six], [], ipv6=True) == (six,), "the other family's is another's"
