@@ -168,3 +168,11 @@ def read_capped(path: str, max_bytes: int) -> bytes | None:
     finally:
         os.close(fd)
     return data if len(data) <= max_bytes else None
+
+
+def directories_in(path: str) -> list[str]:
+    """The names of the directories in `path`, sorted; none where there is no such directory."""
+    try:
+        return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -53,8 +53,8 @@ def running_shims(tasks_dir: str, but: Release | None = None) -> list[RunningShi
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot_id = file.read(64).strip()
     found = []
-    for namespace in _names(tasks_dir):
-        for id_ in _names(f"{tasks_dir}/{namespace}"):
+    for namespace in files.directories_in(tasks_dir):
+        for id_ in files.directories_in(f"{tasks_dir}/{namespace}"):
             record = _read(f"{tasks_dir}/{namespace}/{id_}/shim.json")
             if but is not None and but.speaks_with(protocols_of(record)):
                 continue
@@ -119,10 +119,3 @@ def _read(path: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []

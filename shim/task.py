@@ -185,7 +185,6 @@ class Task:
             process.kill(signum)
         if signum == signal.SIGKILL and process is self.init:
             self._note_kill()
-        if signum == signal.SIGKILL and process is self.init:
             self._cgroup.thaw()  # paused by us, or frozen by somebody else
         return {}
 

@@ -104,14 +104,21 @@ class Freezing:
                 self._forget(row["key"], row["value"])
 
     async def _thaw(self, key: str, entry: Entry) -> None:
-        """Now, or as soon as its shim can be reached; who reads it still does that then."""
+        """Resume the task, or leave that to whoever still reads it. Tried until it is done."""
+        if not await self._has_thawed(key, entry):
+            self._in_background(self._thaw_later(key, entry))
+
+    async def _has_thawed(self, key: str, entry: Entry) -> bool:
+        """Try it once; what fails is logged."""
         try:
             async with self._turn(entry):
                 await self._resume(entry)
-                self._forget_unless_read(key, entry)
+                if entry.incarnation not in self._frozen:
+                    self._forget(key, entry.incarnation)
         except LighterError as error:
             log.warning("thaw %s: %s; trying on", entry.what, error.message)
-            self._in_background(self._thaw_later(key, entry))
+            return False
+        return True
 
     def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -120,7 +127,7 @@ class Freezing:
         return task
 
     async def _thaw_what_froze_late(self, key: str, entry: Entry) -> None:
-        """After a pause that was given up: for as long as the runtime may take to do it."""
+        """Thaw it after a pause that was given up, once the runtime cannot freeze it any more."""
         with contextlib.suppress(LighterError):
             await connected(entry)  # after a start: what is known of it is from before
         end = time.monotonic() + LATE_S
@@ -133,13 +140,8 @@ class Freezing:
     async def _thaw_later(self, key: str, entry: Entry) -> None:
         for pause_s in retries():
             await asyncio.sleep(pause_s)
-            try:
-                async with self._turn(entry):
-                    await self._resume(entry)
-                    self._forget_unless_read(key, entry)
+            if await self._has_thawed(key, entry):
                 return
-            except LighterError as error:
-                log.warning("thaw %s: %s; trying on", entry.what, error.message)
 
     async def _resume(self, entry: Entry) -> None:
         if entry.readers or entry.incarnation not in self._frozen:
@@ -152,10 +154,6 @@ class Freezing:
             pass  # it has ended, or somebody else has resumed it
         if not entry.readers:
             self._frozen.discard(entry.incarnation)
-
-    def _forget_unless_read(self, key: str, entry: Entry) -> None:
-        if entry.incarnation not in self._frozen:
-            self._forget(key, entry.incarnation)
 
     def _forget(self, key: str, incarnation: str) -> None:
         with self._db.durable_transaction() as tx:

@@ -168,9 +168,7 @@ class _Conversion:
             self._total_bytes += graph.size_bytes
 
     def _wanted(self) -> tuple[Platform | None, ...]:
-        if self.options.all_platforms:
-            return (None,)
-        return self.options.platforms or (platforms.host(),)
+        return platforms.wanted(self.options.platforms, self.options.all_platforms)
 
     async def convert(self, old: Descriptor, depth: int) -> Descriptor:
         """The descriptor of what `old` becomes."""

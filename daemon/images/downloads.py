@@ -188,7 +188,7 @@ class _Source:
         self._key = (namespace, descriptor.digest)
         self._descriptor = descriptor
         self._fetching = fetching
-        self._feeding: asyncio.Task[None] | None = None
+        self._feeding: asyncio.Task[None] | None = None  # the loop itself keeps no task alive
 
     def open(self) -> int:
         if self._fetching.done() and self._fetching.exception() is None:
@@ -260,13 +260,12 @@ def _set(future: "asyncio.Future[None]") -> None:
 
 
 async def _first_of(moved: "Awaitable[object] | None", fetching: "asyncio.Future[Any]") -> None:
-    """Wait until bytes have come or the fetch has ended; without the former, a moment."""
-    waits: set[asyncio.Future[Any]] = {fetching}
-    extra = asyncio.ensure_future(moved if moved is not None else asyncio.sleep(BEGIN_PAUSE_S))
+    """Wait until bytes have come (without `moved`: a moment) or the fetch has ended."""
+    arrival = asyncio.ensure_future(moved if moved is not None else asyncio.sleep(BEGIN_PAUSE_S))
     try:
-        await asyncio.wait({*waits, extra}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({fetching, arrival}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        extra.cancel()
+        arrival.cancel()
 
 
 async def _watch(arriving: _Arriving, told: Told) -> None:

@@ -54,6 +54,13 @@ def host() -> Platform:
     return normalise("linux", machine, "v6" if machine == "armv6l" else "")
 
 
+def wanted(named: tuple[Platform, ...], every: bool) -> tuple[Platform | None, ...]:
+    """The platforms that a request means, each for a walk of its own; None stands for whatever an
+    index has. Without a name it is this host's.
+    """
+    return (None,) if every else named or (host(),)
+
+
 def parse(text: str) -> Platform:
     """ "os/architecture[/variant]" as users write it. Raises InvalidArgument."""
     parts = text.split("/")

@@ -369,10 +369,7 @@ class _Work:
 
     @property
     def wanted(self) -> tuple[Platform | None, ...]:
-        """A walk each; None takes what there is."""
-        if self.options.all_platforms:
-            return (None,)
-        return self.options.platforms or (platforms.host(),)
+        return platforms.wanted(self.options.platforms, self.options.all_platforms)
 
     def source_label(self, content: ContentStore, digest: str) -> dict[str, str]:
         """Which repositories of the registry have it, for a push that can then mount it there."""

@@ -151,7 +151,7 @@ class Records:
         without one goes.
         """
         found = []
-        for key in _names(self._dir):
+        for key in files.directories_in(self._dir):
             path = f"{self._dir}/{key}/record.json"
             try:
                 data = files.read_capped(path, MAX_RECORD_BYTES)
@@ -181,20 +181,13 @@ class Records:
 
     def _owner(self, key: str) -> tuple[str, str]:
         """Whose bundle names it: a spec has the path of its namespace, or of its files."""
-        for namespace in _names(self._state.tasks):
-            for id_ in _names(f"{self._state.tasks}/{namespace}"):
+        for namespace in files.directories_in(self._state.tasks):
+            for id_ in files.directories_in(f"{self._state.tasks}/{namespace}"):
                 spec = f"{self._state.task(namespace, id_)}/config.json"
                 with contextlib.suppress(OSError):
                     if key.encode() in (files.read_capped(spec, MAX_MESSAGE_BYTES) or b""):
                         return namespace, id_
         return "", ""
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
-    except FileNotFoundError:
-        return []
 
 
 def _document(record: Record) -> dict[str, Any]:

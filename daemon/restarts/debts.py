@@ -88,15 +88,20 @@ class Debts:
 
     def cross_out(self, row: Restart) -> None:
         """What was owed is done, unless another end has come since."""
-        now = self._store.get(*row.key)
-        if now is not None and now.due_at is not None and now.settled == row.settled:
+        now = self._owed_now(row)
+        if now is not None:
             self.put(replace(now, due_at=None, error=""))
             hit("restart.settled")
 
     def owes(self, row: Restart) -> bool:
-        """Whether what the row says is still what is to be done."""
+        """Whether what the row says is still to be done."""
+        return self._owed_now(row) is not None
+
+    def _owed_now(self, row: Restart) -> Restart | None:
+        """The row as it is now, if the same start is still owed."""
         now = self._store.get(*row.key)
-        return now is not None and now.due_at is not None and now.settled == row.settled
+        owed = now is not None and now.due_at is not None and now.settled == row.settled
+        return now if owed else None
 
     def is_owed(self, namespace: str, container_id: str) -> bool:
         """Whether it is being started again, or waits for that."""

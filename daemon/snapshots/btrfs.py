@@ -48,7 +48,7 @@ class BtrfsSnapshotter(NativeSnapshotter):
         else:
             await asyncio.to_thread(subvolumes.create, path, "fs")
 
-    async def _sealed(self, row: Row) -> None:
+    async def _after_commit(self, row: Row) -> None:
         try:
             await asyncio.to_thread(subvolumes.freeze, self.files(row.number))
         except OSError as err:

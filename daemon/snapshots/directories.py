@@ -102,13 +102,13 @@ class DirectorySnapshotter(ABC):
     ) -> None:
         """Refuse at once what could not be mounted later."""
 
-    async def _seal(self, row: Row, usage: Usage | None) -> Usage | None:
-        """Before a commit: make on disk what a committed snapshot has besides its files; what it
+    async def _before_commit(self, row: Row, usage: Usage | None) -> Usage | None:
+        """Make on disk what a committed snapshot has besides its files. Returns what the snapshot
         takes, None when that is to be measured."""
         return usage
 
-    async def _sealed(self, row: Row) -> None:  # noqa: B027
-        """After a commit."""
+    async def _after_commit(self, row: Row) -> None:  # noqa: B027
+        """What is to be done once the commit is recorded."""
 
     def _measured(self, row: Row) -> Usage:
         """What a snapshot takes on the disk without its parents; for a thread."""
@@ -196,7 +196,7 @@ class DirectorySnapshotter(ABC):
         self._rows.check_absent("commit", namespace, name)
         row = self._active("commit", namespace, key)
         below = self._place(namespace, key, row, parent) if parent else None
-        usage = await self._seal(row, usage)
+        usage = await self._before_commit(row, usage)
         if usage is None:
             try:
                 await asyncio.to_thread(sync_file_system, self.files(row.number))
@@ -204,7 +204,7 @@ class DirectorySnapshotter(ABC):
             except OSError as err:
                 raise from_os(f"commit snapshot {key}", err) from err
         self._rows.commit(namespace, name, row, labels or {}, usage, below)
-        await self._sealed(row)
+        await self._after_commit(row)
 
     def _place(self, namespace: str, key: str, row: Row, parent: str) -> int:
         """The number of the parent that an active snapshot without one gets."""

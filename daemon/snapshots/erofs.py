@@ -64,12 +64,12 @@ class ErofsSnapshotter(OverlaySnapshotter):
         await self._mount_images(self._rows.chain(row.parent))
         return await super().layer_target(namespace, key)
 
-    async def _seal(self, row: Row, usage: Usage | None) -> Usage | None:
+    async def _before_commit(self, row: Row, usage: Usage | None) -> Usage | None:
         made = await erofsimage.make(self.files(row.number), self._image(row.number))
         hit("snapshot.image-made")
         return usage or made
 
-    async def _sealed(self, row: Row) -> None:
+    async def _after_commit(self, row: Row) -> None:
         hit("snapshot.image-committed")
         try:
             await self._mount_images((row.number,))

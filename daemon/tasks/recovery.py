@@ -250,8 +250,8 @@ class Recovery:
 
     def _recover_unrecorded(self, known: set[str]) -> None:
         """Bundles without a row: a delete or create was cut short, or the database lost."""
-        for namespace in _names(self._state.tasks):
-            for id_ in _names(f"{self._state.tasks}/{namespace}"):
+        for namespace in files.directories_in(self._state.tasks):
+            for id_ in files.directories_in(f"{self._state.tasks}/{namespace}"):
                 bundle = self._bundle_of(namespace, id_)
                 if bundle.dir in known:
                     continue
@@ -383,13 +383,6 @@ def _has_exit(entry: Entry, bundle: Bundle) -> bool:
     except LighterError:
         return True
     return record is not None and record.get("incarnation") == entry.incarnation
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
-    except FileNotFoundError:
-        return []
 
 
 def _is_of_an_owner(entry: Entry) -> bool:
