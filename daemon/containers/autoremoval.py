@@ -11,6 +11,7 @@ from lighter.daemon.journal import Repeated
 from lighter.daemon.restarts.store import WITH_VOLUMES, Restart, RestartStore
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.supervisor import Supervisor, retries
+from lighter.proto import states
 from lighter.proto.errors import NotFound
 
 log = logging.getLogger("lighter.containers")
@@ -85,5 +86,6 @@ class AutoRemoval:
 
 
 def _removes_itself(entry: Entry) -> bool:
-    """One that never was a task does not: whoever asked for its create removes the container."""
-    return bool(entry.options.get("auto_remove")) and not entry.is_abandoned
+    """One that never was a task does not: who asked for its start has the container removed."""
+    was_task = entry.state != states.CREATING and not entry.is_abandoned
+    return was_task and bool(entry.options.get("auto_remove"))

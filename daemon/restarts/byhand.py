@@ -139,6 +139,12 @@ class ByHand:
             if row is not None and row.removal:  # what is made now was not meant
                 self._debts.put(replace(row, removal=""))
 
+    async def remove_unstarted(self, namespace: str, container_id: str) -> None:
+        """After a start that failed: one that is to remove itself goes, as docker's does."""
+        key = namespace, container_id
+        async with self._restarts.alone(key):
+            await self._restarts.remove_if_over(key)
+
     async def _end(self, key: Key, timeout_s: float | None, signum: int | None) -> None:
         """Stop the task; one already gone counts as stopped."""
         try:

@@ -281,7 +281,7 @@ class Restarts:
         definition, entry = self._store.definition(*key), self._supervisor.entries.get(key)
         if definition is None or not definition.options.get("auto_remove"):
             return
-        if self.debts.is_owed(*key):
+        if self.debts.is_owed(*key) or self._containers.is_held(*key):  # or copied into
             return
         if entry is None or entry.closed:
             try:

@@ -50,7 +50,11 @@ def task_methods(
             if name := fields.text("checkpoint_image"):
                 opened = checkpoints.opened(namespace, name, trust=fields.flag("trust"))
                 stdio["restore"] = await undo.enter_async_context(opened)
-            pid = await containers.start_task(namespace, id_, stdio, fields.text("log_uri"))
+            try:
+                pid = await containers.start_task(namespace, id_, stdio, fields.text("log_uri"))
+            except Exception:
+                await by_hand.remove_unstarted(namespace, id_)
+                raise
         return {"pid": pid}
 
     async def checkpoint(call: Call, body: Body) -> Any:

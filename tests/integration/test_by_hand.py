@@ -153,6 +153,24 @@ def test_a_stop_stays_that_comes_while_the_first_start_is_under_way(manager: Lig
     assert not kept.restart["stopped"]
 
 
+@pytest.mark.parametrize("verb", [("tasks", "start", "-d"), ("start",), ("start", "-a")])
+def test_what_removes_itself_goes_with_a_start_that_fails(
+    manager: Lighterd, verb: tuple[str, ...]
+) -> None:
+    """As docker's does, whether the runtime was asked or not, and before who asked hears of it."""
+    lives.define(manager, images.REFERENCE, "mistyped", "/no/such/program", auto_remove=True)
+    lives.define(manager, images.REFERENCE, "stays", "/no/such/program")
+    gone = manager.base / "gone"
+    gone.mkdir()
+    mount = {"type": "bind", "source": str(gone), "destination": "/x", "options": ["rbind"]}
+    lives.define(manager, images.REFERENCE, "nowhere", "true", auto_remove=True, mounts=[mount])
+    gone.rmdir()
+    for name in ("mistyped", "stays", "nowhere"):
+        assert manager.ctl(*verb, name).returncode, name
+        assert (name in names(manager)) == (name == "stays"), name
+    assert "remove container" not in manager.log.read_text()
+
+
 def test_what_removes_itself_is_restarted_and_then_removed(manager: Lighterd) -> None:
     passing = Container(manager, "passing", SLEEPS, auto_remove=True)
     passing.start()

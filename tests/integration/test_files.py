@@ -262,6 +262,28 @@ def test_a_container_is_not_started_while_it_is_written_to(lighterd: Lighterd) -
     lighterd.ctl("tasks", "start", "-d", "c", check=True)
 
 
+@pytest.mark.parametrize("verb", [("tasks", "start", "-d"), ("start",)])
+def test_what_removes_itself_stays_while_it_is_written_to(
+    lighterd: Lighterd, busybox: str, verb: tuple[str, ...]
+) -> None:
+    """A start is refused meanwhile, which is no end of the container that takes it away."""
+    lighterd.ctl("create", "--rm", "--name", "c", busybox, "cat", "/late", check=True)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("late"))
+    with subprocess.Popen(lighterd.ctl_argv("cp", "-", "c:/"), stdin=subprocess.PIPE) as copying:
+        assert copying.stdin is not None
+        copying.stdin.write(archive.getvalue()[:512])
+        copying.stdin.flush()
+        _await_worker(lighterd)
+        refused = lighterd.ctl(*verb, "c")
+        assert b"files are being copied into it" in refused.stderr
+        copying.stdin.write(archive.getvalue()[512:])
+        copying.stdin.close()
+        assert copying.wait(20) == 0
+    assert lighterd.ctl("start", "-a", "c").returncode == 0
+
+
 def _workers(lighterd: Lighterd) -> list[int]:
     return with_title(f"lighter-worker --instance {lighterd.instance}")
 

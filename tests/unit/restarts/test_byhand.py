@@ -151,7 +151,8 @@ def test_f49_a_stop_that_is_not_written_does_not_hide_that_it_removes_itself(wor
         store=world.store,
         goes_on=lambda _entry: False,
     )
-    entry = SimpleNamespace(key=KEY, options={"auto_remove": True}, is_abandoned=False)
+    options = {"auto_remove": True}
+    entry = SimpleNamespace(key=KEY, options=options, is_abandoned=False, state="stopped")
     world.store.keep(Restart(*KEY, stopped=True))
     with world.db.fast_transaction() as tx:
         removal.on_forgetting(tx, cast(Any, entry))
