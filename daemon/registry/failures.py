@@ -1,6 +1,7 @@
 """From answers and broken connections to the errors that callers decide by."""
 
 import json
+import os
 import re
 import ssl
 from typing import Any
@@ -138,5 +139,6 @@ def retry_after_s(value: str) -> float:
 def reason(err: BaseException) -> str:
     """What the system or a library says, without numbers."""
     if isinstance(err, OSError) and err.strerror and not isinstance(err, ssl.SSLError):
-        return err.strerror
+        # asyncio says instead of the cause that there is one.
+        return err.strerror.replace("Connect call failed", os.strerror(err.errno or 0), 1)
     return str(err) or type(err).__name__

@@ -343,12 +343,13 @@ def test_the_registry_module_says_what_is_missing(monkeypatch: pytest.MonkeyPatc
 def test_errors_are_of_the_closed_set() -> None:
     """Nothing of aiohttp leaves the package: a host that is not there, a port nobody listens on."""
 
-    async def work(domain: str) -> None:
+    async def work(domain: str, *, nobody_listens: bool = False) -> None:
         async with client().remote(Reference.parse(f"{domain}/x:1")) as remote:
             with pytest.raises(LighterError) as caught:
                 await remote.resolve()
             assert isinstance(caught.value, Unavailable)
             assert domain.partition(":")[0] in caught.value.message
+            assert ("Connection refused" in caught.value.message) is nobody_listens
 
-    run(work(f"127.0.0.1:{registries.free_port()}"))
+    run(work(f"127.0.0.1:{registries.free_port()}", nobody_listens=True))
     run(work("no-such-host.invalid:5000"))
