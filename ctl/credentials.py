@@ -52,9 +52,17 @@ def credentials_for(reference: str, user: str, refresh: str) -> Fields:
 def password_of(name: str, place: str) -> str:
     """Asked for on the terminal without echo. Raises InvalidArgument where there is none."""
     import getpass
+    import warnings
 
     try:
-        return getpass.getpass(f"Password of {name} for {place}: ")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)
+            return getpass.getpass(f"Password of {name} for {place}: ")
+    except getpass.GetPassWarning as err:
+        raise InvalidArgument(
+            f"read password of {name}: there is no terminal to ask at without showing it; "
+            "-u NAME:PASSWORD, or --password-stdin of login"
+        ) from err
     except EOFError as err:
         raise InvalidArgument(f"read password of {name}: there is none") from err
 

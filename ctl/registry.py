@@ -135,6 +135,12 @@ def test(session: Session, /, ref: str, **flags: Any) -> int:
     \b
       ctl registry test harbor.example/library/nginx:1
     """
+    host = ref.partition(":")[0]
+    if "/" not in ref and ("." in host or host == "localhost"):
+        raise InvalidArgument(
+            f"test {ref}: alone it is an image of {DEFAULT_REGISTRY}; name an image of the "
+            f"registry, such as {ref}/library/nginx"
+        )
     call = session.manager.begin("registry.test", name=ref, access=access(session, ref, flags))
     for item in call:
         if session.json:

@@ -14,7 +14,7 @@ import pytest
 from lighter.ctl.credentials import CredentialFile, credentials_for
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from tests.fakes.manager import Ask, FakeManager
-from tests.unit.ctl.conftest import CTL, Ctl
+from tests.unit.ctl.conftest import CTL, Ctl, Start
 
 NONE = {"username": "", "secret": "", "identity_token": "", "realms": []}
 PAIR = base64.b64encode(b"me:my:password").decode()
@@ -313,6 +313,30 @@ def test_login_asks_at_the_terminal_without_echo_and_for_consent(
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown
     assert b"my:password" not in shown
     assert find("reg:5000/x") == {**MINE, "realms": ["auth.example:5001"]}
+
+
+@pytest.mark.parametrize(
+    "words", [("login", "-u", "me", "reg:5000"), ("images", "pull", "-u", "me", "reg:5000/x")]
+)
+def test_without_a_terminal_no_password_is_asked_for(
+    docker: Path, start: Start, manager: FakeManager, words: tuple[str, ...]
+) -> None:
+    """In cron, say: getpass(3) would show what is typed, and tell so in lines of its own."""
+    running = start(*words, start_new_session=True)
+    _, err = running.communicate(b"password\n", timeout=20)
+    assert (running.returncode, err.count(b"\n")) == (1, 1)
+    assert err.startswith(b"ctl: read password of me: there is no terminal to ask at"), err
+    assert not manager.was_asked("registry.login") and not manager.was_asked("images.pull")
+
+
+@pytest.mark.parametrize("host", ["harbor.example", "localhost:5000", "127.0.0.1:5000"])
+def test_a_registry_alone_is_not_tested_as_an_image_of_docker_hub(
+    docker: Path, ctl: Ctl, manager: FakeManager, host: str
+) -> None:
+    done = ctl("registry", "test", host)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert f"such as {host}/library/nginx".encode() in done.stderr
+    assert not manager.was_asked("registry.test")
 
 
 def test_registry_test_prints_each_step(docker: Path, ctl: Ctl, manager: FakeManager) -> None:
