@@ -12,7 +12,7 @@ import asyncio
 import importlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,9 @@ MAX_HEADER_BYTES = 64 << 10
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _READ_BUFFER_BYTES = 256 << 10
+# The kernel takes no more of an upload than this ahead of the line: with megabytes of it a slow one
+# shows no progress for minutes.
+_UNSENT_BYTES = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Transport:
                 method,
                 yarl.URL(link.url, encoded=True),
                 headers=sent,
-                data=feed.chunks() if feed else data,
+                data=feed.pieces() if feed else data,
                 allow_redirects=False,
                 timeout=timeout,
                 proxy=proxy,
@@ -221,6 +224,7 @@ class Transport:
             use_dns_cache=False,
             resolver=_resolver(self._targets, self._lookup),
             keepalive_timeout=30.0,
+            socket_factory=_new_socket,
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -257,6 +261,13 @@ class Transport:
         if isinstance(err, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
             return Closed(f"{what}: {link.origin} closed the connection ({said})")
         return InvalidArgument(f"{what}: the answer of {link.origin} is not HTTP: {said}")
+
+
+def _new_socket(address: Sequence[Any]) -> socket.socket:
+    """For one of getaddrinfo(3)'s answers."""
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    return made
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:

@@ -9,9 +9,12 @@ from lighter.daemon.registry.failures import Broken
 
 Upload = Callable[[], AsyncIterator[bytes]]
 
+# So much at a time is looked for as taken: a slow line needs long for a chunk of the source.
+PIECE_BYTES = 64 << 10
+
 
 class Feed:
-    """An upload: its chunks, and a watch over whether they are still being taken."""
+    """An upload: its bytes in pieces, and a watch over whether they are still being taken."""
 
     def __init__(self, source: Upload) -> None:
         self._source = source
@@ -19,19 +22,21 @@ class Feed:
         self._done = False
         self._failed: Exception | None = None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[bytes | memoryview]:
         try:
             async for chunk in self._source():
                 self._taken += 1
-                yield chunk
-                self._taken += 1
+                view = memoryview(chunk)
+                for start in range(0, len(chunk), PIECE_BYTES):
+                    yield view[start : start + PIECE_BYTES]
+                    self._taken += 1
         except Exception as err:
             self._failed = err
             raise
         self._done = True
 
     async def watch(self, request: Awaitable[Any], deadlines: Deadlines, what: str) -> Any:
-        """The answer to a request that sends these chunks."""
+        """The answer to a request that sends these pieces."""
         task = asyncio.ensure_future(request)
         try:
             while True:
