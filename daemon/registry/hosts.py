@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from lighter.daemon import tomltext
 from lighter.daemon.registry.access import NO_CREDENTIAL, Access
 from lighter.daemon.registry.addresses import Link, is_loopback_literal, link
-from lighter.daemon.registry.endpoints import CAPABILITIES, CONNECT_S, Endpoint, Tls
+from lighter.daemon.registry.endpoints import CAPABILITIES, CONNECT_S, PULL, RESOLVE, Endpoint, Tls
 from lighter.daemon.registry.settings import RegistrySettings
 from lighter.proto.errors import InvalidArgument
 
@@ -253,7 +253,10 @@ def _from_mirrors(domain: str, access: Access, settings: RegistrySettings) -> li
         base = link(address if "://" in address else f"https://{address}", f"read {key}")
         path = base.url.partition("://")[2].partition("/")[2].rstrip("/")
         url = f"{base.origin}/{path}" if path else f"{base.origin}/v2"
-        found.append(Endpoint(link(url, f"read {key}"), source=key))
+        endpoint = Endpoint(link(url, f"read {key}"), source=key)
+        if endpoint.origin != own.origin:
+            endpoint = replace(endpoint, capabilities=frozenset({PULL, RESOLVE}))
+        found.append(endpoint)
     if all(item.origin != own.origin for item in found):
         found.append(own)
     return found

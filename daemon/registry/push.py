@@ -20,7 +20,7 @@ Source = Callable[[], AsyncIterator[bytes]]
 
 
 class Pusher:
-    """Into one repository, at the last of the hosts that may be pushed to: the registry itself."""
+    """Into one repository, at the first of the hosts that may be pushed to, as containerd's."""
 
     def __init__(self, conversation: Conversation, reference: Reference) -> None:
         self._talk = conversation
@@ -29,7 +29,7 @@ class Pusher:
 
     @property
     def _endpoint(self) -> Endpoint:
-        return self._talk.able(PUSH)[-1]
+        return self._talk.able(PUSH)[0]
 
     async def blob(
         self,

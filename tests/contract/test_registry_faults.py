@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from lighter.daemon.registry.lookup import Lookup
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.registry.retry import Backoff
 from lighter.daemon.registry.settings import RegistrySettings
+from lighter.daemon.registry.upload import Feed
 from lighter.daemon.types import Descriptor
 from lighter.proto.errors import (
     DataLoss,
@@ -806,6 +808,32 @@ def test_f70_credentials_are_per_host(reg: Scripted) -> None:
 # -- F71: push
 
 
+def test_a_push_goes_to_the_first_host_that_may_be_pushed_to(tmp_path: Path) -> None:
+    """And a mirror of the configuration's table is none, as in containerd."""
+    small = small_image(10)
+    with Scripted() as mirror, Scripted() as inner, Scripted() as own:
+        for made in (mirror, inner, own):
+            made.routes["PUT /v2/x/manifests/1"] = Reply(201)
+
+        async def work(**settings: Any) -> None:
+            settings.setdefault("config_path", ())
+            registries = Registries(RegistrySettings(**settings), QUICK, Backoff(1))
+            name = f"{own.host}/x:1"
+            async with registries.remote(Reference.parse(name)) as opened:
+                await opened.push_document(small.descriptor, small.manifest, "1")
+
+        run(work(mirrors={own.host: (mirror.url, inner.url)}))
+        assert [len(made.asked("PUT")) for made in (mirror, inner, own)] == [0, 0, 1]
+        directory = tmp_path / own.host
+        directory.mkdir()
+        (directory / "hosts.toml").write_text(
+            f'server = "{own.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull", "resolve"]\n'
+            f'[host."{inner.url}"]\n'
+        )
+        run(work(config_path=(str(tmp_path),)))
+        assert [len(made.asked("PUT")) for made in (mirror, inner, own)] == [0, 1, 1]
+
+
 def upload_routes(reg: Scripted, *puts: Any) -> None:
     reg.routes[f"HEAD {PATH}"] = error(404)
     reg.routes["POST /v2/x/blobs/uploads/"] = Reply(202, headers=(("Location", "/upload?a=b"),))
@@ -896,6 +924,63 @@ def test_f71_what_is_refused_in_the_middle_of_a_large_upload_is_told_in_its_word
         server.shutdown()
     # One whose answer may be lost in the reset that follows it, and one that asks first.
     assert len(Refusing.puts) <= 2
+
+
+class Sipping(Refusing):
+    """Takes an upload in sips, and waits after each until more has been sent."""
+
+    sent: ClassVar[list[int]] = []
+
+    def do_PUT(self) -> None:
+        left = int(self.headers["Content-Length"])
+        while left:
+            known = list(self.sent)
+            left -= len(self.rfile.read(min(left, 512 << 10)))
+            if left > 2 << 20:  # else all may have been sent
+                await_that(partial(self._is_more_than, known), 20, "no more was sent")
+        self._answer(201)
+
+    def _is_more_than(self, known: list[int]) -> bool:
+        return len(self.sent) > len(known)
+
+
+def test_f71_what_a_slow_line_takes_is_seen_soon() -> None:
+    """The kernel does not hold megabytes of an upload back, which hide that it goes on."""
+    large = bytes(8 << 20)
+    descriptor = describe("application/octet-stream", large)
+    Sipping.sent.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sipping, bind_and_activate=False) as server:
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
+        server.server_bind()
+        server.server_activate()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        async def work() -> None:
+            patient = Deadlines(stall_s=60, stored_s=60)
+            registries = Registries(RegistrySettings(config_path=()), patient, Backoff(1))
+            name = f"127.0.0.1:{server.server_port}/x:1"
+            async with registries.remote(Reference.parse(name)) as opened:
+                source = open_blob(large, 16 << 10)
+                assert await opened.push_blob(descriptor, source, progress=Sipping.sent.append)
+
+        run(work())
+        server.shutdown()
+
+
+def test_f71_a_line_that_is_slow_for_a_whole_chunk_is_no_stall() -> None:
+    async def work() -> None:
+        feed = Feed(open_blob(bytes(1 << 20), 1 << 20))
+
+        async def request() -> int:
+            taken = 0
+            async for piece in feed.pieces():
+                await asyncio.sleep(0.3 * len(piece) / (64 << 10))  # the line's pace
+                taken += len(piece)
+            return taken
+
+        assert await feed.watch(request(), Deadlines(stall_s=1.5), "push") == 1 << 20
+
+    run(work())
 
 
 def test_f71_a_registry_that_takes_no_more_is_given_up(reg: Scripted) -> None:

@@ -227,12 +227,17 @@ def test_the_older_mirrors() -> None:
         "https://h.example/v2/p",
         "https://registry-1.docker.io/v2",
     ]
+    *asked, own = found("docker.io", mirrors=mirrors)
+    assert {item.capabilities for item in asked} == {frozenset({PULL, RESOLVE})}
+    assert own.capabilities == CAPABILITIES
     assert urls(found("x.example", mirrors=mirrors)) == [
         "https://any.example/v2",
         "https://x.example/v2",
     ]
     listed = {"x.example": ("https://x.example",)}
-    assert urls(found("x.example", mirrors=listed)) == ["https://x.example/v2"]
+    (listed_own,) = found("x.example", mirrors=listed)
+    assert urls([listed_own]) == ["https://x.example/v2"]
+    assert listed_own.capabilities == CAPABILITIES
     plain = {"harbor.example": ("http://harbor.example",)}
     assert urls(found("harbor.example", mirrors=plain)) == [
         "http://harbor.example/v2",
