@@ -158,6 +158,7 @@ def test_a_stop_by_hand_stays(manager: Lighterd) -> None:
 def test_what_runs_is_not_touched_by_a_manager_that_starts(manager: Lighterd) -> None:
     kept = Container(manager, "kept", "sleep 1000", "always")
     pid = kept.start()
+    kept.await_runs(1)
     manager.kill9()
     manager.start()
     assert kept.task["pid"] == pid
@@ -213,6 +214,7 @@ def test_after_a_reboot_each_policy_does_what_it_says(manager: Lighterd) -> None
 def test_a_lost_shim_is_an_end_too(manager: Lighterd) -> None:
     kept = Container(manager, "kept", "sleep 1000", "unless-stopped")
     kept.start()
+    kept.await_runs(1)
     (shim,) = manager.shims()
     os.kill(shim, signal.SIGKILL)
     kept.await_runs(2)
