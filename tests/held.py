@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.census import Owners
-from tests.processes import every_process, with_title
+from tests.processes import descriptors, every_process, with_title
 
 MOST_THREADS = 32  # 11 were seen
 MOST_PAIRS = 16  # sockets without a name, of its loops and of its spawner: 5 were seen
@@ -41,7 +41,7 @@ def left_in_spawners(instance: str) -> list[str]:
     left = []
     for pid in with_title(f"lighter-spawner --instance {instance}"):
         left += [
-            *(f"spawner's {target}" for _, target in _open(pid) if _NEVER.fullmatch(target)),
+            *(f"spawner's {target}" for _, target in descriptors(pid) if _NEVER.fullmatch(target)),
             *_too_many(pid, "spawner", {"pidfd": MOST_SPARES, "pipe": 2 + MOST_SPARES}),
             *_zombies_of(pid, "spawner"),
         ]
@@ -49,7 +49,7 @@ def left_in_spawners(instance: str) -> list[str]:
 
 
 def _of_work(owners: Owners, pid: int, who: str) -> Iterator[str]:
-    for fd, target in _open(pid):
+    for fd, target in descriptors(pid):
         if _NEVER.fullmatch(target) or (owners.own(target) and _OF_WORK.search(f"{target}/")):
             yield f"{who}'s descriptor {fd}: {target}"
 
@@ -57,7 +57,7 @@ def _of_work(owners: Owners, pid: int, who: str) -> Iterator[str]:
 def _too_many(pid: int, who: str, most: dict[str, int]) -> Iterator[str]:
     """More descriptors of a kind than it may have, with whom or what they are about."""
     found: dict[str, list[str]] = {kind: [] for kind in most}
-    for fd, target in _open(pid):
+    for fd, target in descriptors(pid):
         kind = target.removeprefix("anon_inode:[").partition(":")[0].rstrip("]")
         if kind in found:
             found[kind].append(_process_of(pid, fd) if kind == "pidfd" else target)
@@ -81,7 +81,7 @@ def _too_many_sockets(pid: int, who: str, most: dict[str, int]) -> Iterator[str]
         for row in rows
         if row[3] != _LISTENS
     }
-    found = Counter(names.get(target[len("socket:[") : -1]) for _, target in _open(pid))
+    found = Counter(names.get(target[len("socket:[") : -1]) for _, target in descriptors(pid))
     for name, allowed in {**most, "a pair": MOST_PAIRS}.items():
         if found[name] > allowed:
             yield f"{who}'s {found[name]} sockets of {name}, {allowed} expected"
@@ -100,20 +100,6 @@ def _zombies_of(pid: int, who: str) -> Iterator[str]:
     for process in every_process():
         if process.is_zombie and process.ppid == pid:
             yield f"{who}'s zombie {process.pid} {process.name}"
-
-
-def _open(pid: int) -> Iterator[tuple[str, str]]:
-    """(number, target) of each descriptor; one that is closed meanwhile is left out."""
-    folder = f"/proc/{pid}/fd"
-    try:
-        numbers = os.listdir(folder)
-    except OSError:
-        return
-    for number in numbers:
-        try:
-            yield number, os.readlink(f"{folder}/{number}")
-        except OSError:
-            continue
 
 
 def _process_of(pid: int, fd: str) -> str:

@@ -81,6 +81,20 @@ def spawners(instance: str) -> list[int]:
     return [pid for pid, parent in found.items() if parent not in found]
 
 
+def descriptors(pid: int) -> Iterator[tuple[str, str]]:
+    """(number, target) of each descriptor; one that is closed meanwhile is left out."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        numbers = os.listdir(folder)
+    except OSError:
+        return
+    for number in numbers:
+        try:
+            yield number, os.readlink(f"{folder}/{number}")
+        except OSError:
+            continue
+
+
 def _read(pid: int, name: str) -> str:
     """The file's text; "" for a process that is gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):

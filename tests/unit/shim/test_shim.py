@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from lighter.proto import errors
 from lighter.shim import linux
 from lighter.shim.shim import claim
+from tests import processes
 from tests.harness import await_that
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager, Shim, make_fifo
@@ -31,8 +33,18 @@ DESCRIPTORS = sorted(
 
 
 def descriptors(pid: int) -> list[str]:
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    links = (target for _, target in processes.descriptors(pid))
     return sorted(link.partition(":[")[0] if link[0] in "ps" else link for link in links)
+
+
+def settled(pid: int, wanted: list[str]) -> list[str]:
+    """Its descriptors once they are those; or the last look, after which they never will be: a
+    shim that has answered may still close what it read.
+    """
+    end = time.monotonic() + 20
+    while (found := descriptors(pid)) != wanted and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
 
 
 def children(pid: int) -> list[int]:
@@ -55,23 +67,22 @@ def test_a_life(manager: FakeManager, tmp_path: Path) -> None:
 def test_its_descriptors_are_exactly_the_written_list(manager: FakeManager, tmp_path: Path) -> None:
     shim = manager.run("c", runtimes.fake(tmp_path / "runtime"))
     shim.event("create")
-    own = descriptors(shim.pid)
     # The OOM watch is there only for a container in a memory cgroup of its own.
-    assert own == DESCRIPTORS
+    assert settled(shim.pid, DESCRIPTORS) == DESCRIPTORS
     shim.call("start")
     for number in range(5):
         with pytest.raises(errors.LighterError):
             shim.exec(f"x{number}", stdout="/no/such/fifo")
-    assert descriptors(shim.pid) == own
+    assert settled(shim.pid, DESCRIPTORS) == DESCRIPTORS
 
 
 def test_nothing_of_it_listens_on_an_abstract_socket(manager: FakeManager, tmp_path: Path) -> None:
     """SEC-64: such a socket would be reachable from every container on the host's network."""
     shim = manager.run("c", runtimes.fake(tmp_path / "runtime"))
     inodes = {
-        os.readlink(path).removeprefix("socket:[").rstrip("]")
-        for path in Path(f"/proc/{shim.pid}/fd").iterdir()
-        if os.readlink(path).startswith("socket:")
+        target.removeprefix("socket:[").rstrip("]")
+        for _, target in processes.descriptors(shim.pid)
+        if target.startswith("socket:")
     }
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     own = [fields for fields in lines if fields[6] in inodes]
@@ -421,7 +432,7 @@ def test_f09_init_that_dies_while_a_start_has_lost_its_manager_is_told_to_the_ne
 def test_f12_the_pipes_of_an_exec_go_with_it_though_there_is_no_manager(
     manager: FakeManager, running: Shim, tmp_path: Path
 ) -> None:
-    own = descriptors(running.pid)
+    own = settled(running.pid, DESCRIPTORS)
     stdin, stdout = make_fifo(tmp_path / "in"), make_fifo(tmp_path / "out")
     reader = os.open(stdout, os.O_RDONLY | os.O_NONBLOCK)
     pid = running.exec("x", stdin=stdin, stdout=stdout)

@@ -13,7 +13,7 @@ from lighter.shim.loop import Loop
 from lighter.shim.stdio import ConsoleSocket
 from tests.unit.shim import runtimes
 from tests.unit.shim.manager import FakeManager, make_fifo
-from tests.unit.shim.test_shim import descriptors
+from tests.unit.shim.test_shim import DESCRIPTORS, settled
 
 # What runc does with --console-socket; with a directory, it is told there when to send.
 SENDER = """
@@ -44,11 +44,11 @@ def test_sec_79_execs_on_a_terminal_that_fail_leave_no_descriptor(
     """The terminal is there, then the runtime fails: nobody takes it."""
     shim = manager.run("c", runtimes.fake(tmp_path / "runtime", exec=f"{sends} ''; exit 1"))
     shim.call("start")
-    own = descriptors(shim.pid)
+    assert settled(shim.pid, DESCRIPTORS) == DESCRIPTORS
     for number in range(50):
         with pytest.raises(errors.FailedPrecondition, match="it ended with exit status 1"):
             shim.exec(f"x{number}", terminal=True, console=str(manager.base / "console"))
-    assert descriptors(shim.pid) == own
+    assert settled(shim.pid, DESCRIPTORS) == DESCRIPTORS
     assert not (manager.base / "console").exists()
 
 
