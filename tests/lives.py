@@ -19,6 +19,7 @@ from lighter.proto import errors
 from tests import census
 from tests.client import Client
 from tests.harness import Lighterd, await_that, settled
+from tests.processes import with_title
 
 NO_STDIO = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
 SIGKILL = 9
@@ -147,6 +148,23 @@ def await_task(lighterd: Lighterd, container: str, status: str | None) -> dict[s
         lambda: task(lighterd, container)["status"] == status, 20, f"{container} is {status}"
     )
     return task(lighterd, container)
+
+
+def workers(lighterd: Lighterd) -> list[int]:
+    return with_title(f"lighter-worker --instance {lighterd.instance}")
+
+
+def await_worker(lighterd: Lighterd) -> int:
+    """The one that waits for more. Others come and go: of the task that was deleted, of a snapshot
+    that is removed."""
+    seen: list[list[int]] = []
+
+    def waits() -> bool:
+        seen.append(workers(lighterd))
+        return len(seen) > 5 and len(seen[-1]) == 1 and all(one == seen[-1] for one in seen[-5:])
+
+    await_that(waits, 20, "a worker waits for more")
+    return seen[-1][0]
 
 
 def history(lighterd: Lighterd) -> list[dict[str, Any]]:

@@ -15,8 +15,7 @@ import pytest
 
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
-from tests.lives import process_state
-from tests.processes import with_title
+from tests.lives import await_worker, process_state, workers
 
 STATES = ("created", "running", "paused", "stopped", "never")
 
@@ -251,7 +250,7 @@ def test_a_container_is_not_started_while_it_is_written_to(lighterd: Lighterd) -
         with tarfile.open(fileobj=archive, mode="w") as tar:
             tar.addfile(tarfile.TarInfo("late"))
         os.write(write_end, archive.getvalue()[:512])
-        _await_worker(lighterd)
+        await_worker(lighterd)
         refused = lighterd.ctl("tasks", "start", "-d", "c")
         assert refused.returncode == 1 and b"files are being copied into it" in refused.stderr
         refused = lighterd.ctl("rename", "c", "d")
@@ -275,30 +274,13 @@ def test_what_removes_itself_stays_while_it_is_written_to(
         assert copying.stdin is not None
         copying.stdin.write(archive.getvalue()[:512])
         copying.stdin.flush()
-        _await_worker(lighterd)
+        await_worker(lighterd)
         refused = lighterd.ctl(*verb, "c")
         assert b"files are being copied into it" in refused.stderr
         copying.stdin.write(archive.getvalue()[512:])
         copying.stdin.close()
         assert copying.wait(20) == 0
     assert lighterd.ctl("start", "-a", "c").returncode == 0
-
-
-def _workers(lighterd: Lighterd) -> list[int]:
-    return with_title(f"lighter-worker --instance {lighterd.instance}")
-
-
-def _await_worker(lighterd: Lighterd) -> int:
-    """The one that waits for more. Others come and go: of the task that was deleted, of a snapshot
-    that is removed."""
-    seen: list[list[int]] = []
-
-    def waits() -> bool:
-        seen.append(_workers(lighterd))
-        return len(seen) > 5 and len(seen[-1]) == 1 and all(one == seen[-1] for one in seen[-5:])
-
-    await_that(waits, 20, "a worker waits for more")
-    return seen[-1][0]
 
 
 def test_a_worker_has_ended_before_what_it_wrote_is_let_go(lighterd: Lighterd) -> None:
@@ -311,18 +293,18 @@ def test_a_worker_has_ended_before_what_it_wrote_is_let_go(lighterd: Lighterd) -
         worker = 0
         try:
             os.write(write_end, tarfile.TarInfo("late").tobuf())
-            worker = _await_worker(lighterd)
+            worker = await_worker(lighterd)
             os.kill(worker, signal.SIGSTOP)
             copying.kill()
             copying.wait(20)
             await_that(
                 lambda: lighterd.ctl("tasks", "start", "-d", "c").returncode == 0, 20, "it starts"
             )
-            assert worker not in _workers(lighterd)
+            assert worker not in workers(lighterd)
         finally:
             copying.kill()
             os.close(write_end)
-            if worker in _workers(lighterd):
+            if worker in workers(lighterd):
                 os.kill(worker, signal.SIGKILL)
 
 
@@ -337,7 +319,7 @@ def test_a_copy_that_is_given_up_leaves_no_worker(lighterd: Lighterd) -> None:
         assert copying.stdout is not None and copying.stdout.read(512)
         copying.send_signal(signal.SIGKILL)
         copying.wait(20)
-        await_that(lambda: not _workers(lighterd), 20, "the worker has gone")
+        await_that(lambda: not workers(lighterd), 20, "the worker has gone")
 
 
 def test_diff_lists_what_was_added_changed_and_deleted(lighterd: Lighterd) -> None:
@@ -486,7 +468,11 @@ def test_a_commit_is_not_thawed_by_hand(lighterd: Lighterd) -> None:
     lighterd.ctl("exec", "c", "sh", "-c", make, check=True)
     commit = ("commit", "c", "still:1")
     with subprocess.Popen(lighterd.ctl_argv(*commit), stdout=subprocess.DEVNULL) as committing:
-        await_that(lambda: _status(lighterd) == "paused", 20, "it is frozen")
+        await_that(
+            lambda: _status(lighterd) == "paused" or committing.poll() is not None,
+            20,
+            "it is frozen",
+        )
         refused = lighterd.ctl("resume", "c")
         if committing.poll() is None:
             assert b"resume task c: it is held still" in refused.stderr

@@ -14,14 +14,14 @@ from lighter.proto import errors
 from tests import cgroups, images, lives
 from tests.harness import Lighterd, await_that, importing
 from tests.lives import NO_STDIO, NoAnswer, ask
-from tests.processes import spawners, with_title
+from tests.processes import spawners
 
 pytestmark = pytest.mark.shared_lighterd
 
 ROOM_BYTES = 16 << 20
 TOO_MANY_WORDS = 900_000  # some 60 MB as objects, and not a third of the largest message
 SLOW_S = 90.0  # for what takes some seconds where nothing else runs
-GIVEN_UP_S = 8.0
+GIVEN_UP_S = 15.0
 TYPED = (errors.ResourceExhausted, errors.Unavailable, errors.FailedPrecondition)
 
 
@@ -207,20 +207,18 @@ def test_f60_a_worker_that_stands_still_costs_its_caller_alone(
     """It is ended when its caller gives up, with what it has mounted and half written."""
     data = images.busybox_archive(compressed=True).read_bytes()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    workers = f"lighter-worker --instance {lighterd.instance}"
     try:
         with lighterd.client() as client:
             stream = importing(client, read_end, GIVEN_UP_S)
             os.write(write_end, data[: 32 << 10])
-            await_that(lambda: with_title(workers), GIVEN_UP_S, "its worker waits for the rest")
-            (worker,) = with_title(workers)
+            worker = lives.await_worker(lighterd)
             os.kill(worker, signal.SIGSTOP)
             await_that(lambda: lives.process_state(worker) == "T", 5, "it stands")
             lives.begin(lighterd, busybox, "other", "sh", "-c", "exit 3")
             assert ask(lighterd, "tasks.wait", id="other", exec_id="")["exit_status"] == 3
             with pytest.raises(errors.DeadlineExceeded):
                 list(stream)
-        await_that(lambda: worker not in with_title(workers), 20, "its worker has been ended")
+        await_that(lambda: worker not in lives.workers(lighterd), 20, "its worker has been ended")
     finally:
         os.close(read_end)
         os.close(write_end)
