@@ -173,9 +173,16 @@ def needed(program: str, package: str) -> str:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1, host)[0]
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Different ones: each is held until all are known."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 # -- Debian's registry
@@ -201,15 +208,16 @@ class DebianRegistry:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port(address)
-        self.host = f"{address}:{self.port}"
         self.log = directory / "log"
         self._address = address
-        self._tls = tls
+        self._is_free_to_move = not port  # until it has been reached somewhere
         self._process: subprocess.Popen[bytes] | None = None
         self._config = directory / "config.yml"
-        self._config.write_text(
-            json.dumps(self._settings(htpasswd, tls, client_ca, tokens))  # YAML holds JSON
-        )
+        self._parts = self._settings(htpasswd, tls, client_ca, tokens)
+
+    @property
+    def host(self) -> str:
+        return f"{self._address}:{self.port}"
 
     def _settings(
         self,
@@ -225,7 +233,7 @@ class DebianRegistry:
                 "filesystem": {"rootdirectory": str(self.directory / "data")},
                 "delete": {"enabled": True},
             },
-            "http": {"addr": self.host, "secret": "the same after a restart"},
+            "http": {"secret": "the same after a restart"},
         }
         if tls:
             settings["http"]["tls"] = {"certificate": str(tls[0]), "key": str(tls[1])}
@@ -245,7 +253,18 @@ class DebianRegistry:
         return settings
 
     def start(self) -> "DebianRegistry":
+        """Where another process was faster to take the port, at another one."""
+        while not self._listens():
+            self.port = free_port(self._address)
+        self._is_free_to_move = False
+        return self
+
+    def _listens(self) -> bool:
+        """False if its port was taken, and it may have another."""
+        http = {**self._parts["http"], "addr": self.host}
+        self._config.write_text(json.dumps({**self._parts, "http": http}))  # YAML holds JSON
         with self.log.open("ab") as log:
+            said_before = log.tell()
             self._process = subprocess.Popen(
                 [needed("docker-registry", "docker-registry"), "serve", str(self._config)],
                 stdin=subprocess.DEVNULL,
@@ -255,14 +274,17 @@ class DebianRegistry:
             )
         end = time.monotonic() + _START_S
         while True:
-            try:
-                socket.create_connection((self._address, self.port), 1).close()
-                return self
-            except OSError:
-                text = self.log.read_text(errors="replace")[-2000:]
-                assert self._process.poll() is None, f"docker-registry ended\n{text}"
-                assert time.monotonic() < end, f"docker-registry does not listen\n{text}"
-                time.sleep(_STEP_S)
+            has_ended = self._process.poll() is not None
+            said = self.log.read_bytes()[said_before:].decode(errors="replace")
+            # No connection is tried: another process may answer there.
+            if f"listening on {self.host}" in said:
+                return True
+            if has_ended:
+                taken = "bind: address already in use" in said
+                assert taken and self._is_free_to_move, f"docker-registry ended\n{said[-2000:]}"
+                return False
+            assert time.monotonic() < end, f"docker-registry does not listen\n{said[-2000:]}"
+            time.sleep(_STEP_S)
 
     def stop(self) -> None:
         if self._process is not None:

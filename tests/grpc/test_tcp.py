@@ -20,7 +20,7 @@ from tests import census
 from tests.grpc.client import Api, code
 from tests.grpc.space import refused
 from tests.harness import Lighterd, await_that
-from tests.registries import Authority, free_port
+from tests.registries import Authority, free_ports
 
 CALL = "/containerd.services.version.v1.Version/Version"
 SAMPLE = re.compile(r'([a-z_][a-z0-9_]*)\{((?:[a-z_]+="[^"]*",?)*)\} (\S+)')
@@ -33,7 +33,7 @@ class Served:
         self.authority = Authority(directory / "ours")
         self.stranger = Authority(directory / "others")
         certificate, key = self.authority.issue("server", "127.0.0.1")
-        self.ports = self.port, self.metrics_port = free_port(), free_port()
+        self.ports = self.port, self.metrics_port = free_ports(2)
         self.lighterd = Lighterd(
             census.Owners(),
             config=f'[grpc]\ntcp_address = "127.0.0.1:{self.port}"\n'
