@@ -4,7 +4,8 @@ Everything in it goes when it is left, in the order that nothing refuses.
 """
 
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -173,6 +174,21 @@ def coroutines(lighterd: Lighterd) -> int:
     """How many the manager runs."""
     with lighterd.client() as client:
         return int(client.call("system", "health")["coroutines"])
+
+
+def level(look: Callable[[], int]) -> int:
+    """What a look finds, once the next one finds it too: what a client had that was there before
+    goes a little after it.
+    """
+    seen = [look()]
+
+    def is_level() -> bool:
+        time.sleep(0.1)
+        seen.append(look())
+        return seen[-1] == seen[-2]
+
+    await_that(is_level, 30, "the manager is at rest")
+    return seen[-1]
 
 
 class Refused:

@@ -32,7 +32,7 @@ from lighter.daemon.limits import BLOBS, FLOOR
 from lighter.daemon.metadata.db import Database
 from lighter.proto.errors import AlreadyExists
 from tests.grpc.client import Api, code
-from tests.grpc.space import Space, coroutines, digest_of, refused
+from tests.grpc.space import Space, coroutines, digest_of, level, refused
 from tests.harness import Lighterd, await_that
 
 MIB = 1 << 20
@@ -253,7 +253,7 @@ def descriptors(space: Space) -> Iterator[Callable[[], int]]:
     def count() -> int:
         return len(os.listdir(f"/proc/{space.lighterd.pid}/fd"))
 
-    running, before = coroutines(space.lighterd), count()
+    before, running = level(count), level(lambda: coroutines(space.lighterd))
     yield count
     await_that(lambda: count() <= before + 2, 20, "the manager has its descriptors back")
     await_that(lambda: coroutines(space.lighterd) <= running + 2, 20, "no coroutine is left")
