@@ -35,6 +35,19 @@ def spawner_of(lighterd: Lighterd) -> int:
     return next(iter(spawners(lighterd.instance)), 0)
 
 
+def await_spawner(lighterd: Lighterd, which: str, old: int = 0) -> int:
+    """One that serves the manager, and is not the old one."""
+    found = 0
+
+    def is_there() -> bool:
+        nonlocal found
+        found = spawner_of(lighterd)
+        return found not in (0, old)
+
+    await_that(is_there, 30, which)
+    return found
+
+
 # adoption
 
 
@@ -261,16 +274,15 @@ def test_a_killed_spawner_is_replaced_and_its_shims_stay(
     shims, old = lighterd.shims(), spawner_of(lighterd)
     kill_by_pidfd(old)
     killed = time.monotonic()
-    await_that(lambda: spawner_of(lighterd) not in (0, old), 30, "a new spawner")
+    new = await_spawner(lighterd, "a new spawner", old)
     record_property("s until a new spawner", f"{time.monotonic() - killed:.2f}")
-    kill_by_pidfd(spawner_of(lighterd))
+    kill_by_pidfd(new)
     # Asked in the gap, a create waits for the next spawner.
     lives.begin(lighterd, busybox, "new", "sleep", "1000")
     assert set(shims) < set(lighterd.shims())
     assert lives.task(lighterd, "old")["status"] == "running"
     for n in range(5):
-        await_that(lambda: spawner_of(lighterd), 30, f"spawner {n + 2}")
-        kill_by_pidfd(spawner_of(lighterd))
+        kill_by_pidfd(await_spawner(lighterd, f"spawner {n + 2}"))
     assert {row["status"] for row in ask(lighterd, "tasks.list")["tasks"]} == {"running"}
 
 
@@ -319,7 +331,7 @@ def test_f41_a_lost_shim_costs_its_container_and_nothing_else(
     ended = ask(lighterd, "tasks.wait", id="c", exec_id="")
     assert (ended["exit_status"], ended["cause"]) == (137, "lost-shim")
     assert ask(lighterd, "tasks.wait", **which)["cause"] == "lost-shim"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert all(lives.process_state(process) in ("", "Z") for process in processes)
     assert ask(lighterd, "tasks.delete", id="c", exec_id="", force=False) == ended
     ask(lighterd, "containers.delete", id="c", force=False)
