@@ -5,6 +5,7 @@ F01 to F22, F42, F43, F51, F55: in any order, beside each other's consequences.
 
 import hashlib
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +76,9 @@ def test_histories_under_a_nemesis_are_explained(
 ) -> None:
     lighterd = on_small_disk
     busybox = lighterd.import_busybox()
-    seed = random.randrange(1 << 32)
+    # In CI the same choices each time, as with hypothesis; the long one looks further there too.
+    is_same = os.environ.get("CI") == "true" and seconds < 600
+    seed = 1 if is_same else random.randrange(1 << 32)
     record_property("seed", seed)
     choose = random.Random(seed)
     # Images that share a layer: what one tag's end lets go, another may be pulling.
