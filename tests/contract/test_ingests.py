@@ -199,7 +199,7 @@ def test_a_cancelled_writer_frees_its_ref_and_leaves_its_bytes(place: Place) -> 
         task.cancel()
         began_at = time.monotonic()
         await asyncio.wait([task])
-        assert time.monotonic() - began_at < 5
+        assert time.monotonic() - began_at < 20
         async with await place.ingests.open(NS, "r") as writer:
             assert writer.offset == HALF
 
@@ -218,7 +218,7 @@ def test_a_cancelled_open_of_a_large_ingest_is_quick_and_frees_its_ref(place: Pl
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert time.monotonic() - began_at < 5
+        assert time.monotonic() - began_at < 20
         await place.ingests.abort(NS, "r")
 
     run(steps())

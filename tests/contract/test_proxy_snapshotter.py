@@ -216,7 +216,7 @@ def test_a_plugin_that_hangs_is_given_up_in_bounded_time(
     began = time.monotonic()
     place.run(place.snapshotter.remove(NS, "work"))
     place.run(place.snapshotter.sweep())
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "0.3 s are over; again later" in caplog.text
     (place.dir / "hang").unlink()
     place.reopen()

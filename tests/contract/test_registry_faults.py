@@ -585,7 +585,7 @@ async def work():
     asked = [lookup.addresses(f"n{number}.test") for number in range(3)]
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(one, TimeoutError) for one in found), found
-    assert time.monotonic() - began < 4, "given up, although the resolver goes on"
+    assert time.monotonic() - began < 6, "given up, although the resolver goes on"
     lookups = [thread for thread in __import__("threading").enumerate() if thread.name == "lookup"]
     assert len(lookups) == 2, "the third has had no place"
     while True:
@@ -601,7 +601,7 @@ print(asyncio.run(work())[0])
 def test_f67_a_name_server_that_is_silent_holds_nothing_up(tmp_path: Path) -> None:
     """In a network of its own. Each lookup is given up in time, and so many at once are asked."""
     resolv = tmp_path / "resolv.conf"
-    resolv.write_text("nameserver 127.0.0.1\noptions timeout:2 attempts:1\n")
+    resolv.write_text("nameserver 127.0.0.1\noptions timeout:6 attempts:1\n")
     steps = (
         "ip link set lo up && mount --bind $1 /etc/resolv.conf && "
         'exec "$2" -c "$3"'  # the interpreter, with what it is to run

@@ -26,7 +26,7 @@ from tests.grpc.client import code
 from tests.grpc.space import Space, descriptor
 
 METHODS = Path(__file__).with_name("methods.txt")
-ANSWER_S = 2.0
+ANSWER_S = 5.0
 
 NOT_OURS = "spoken between containerd and its shims; ours speak another language"
 NO_PODS = "nothing runs sandboxes before there are pods"

@@ -285,7 +285,7 @@ def test_a_background_child_ends_with_its_container(busybox: str, client: Client
     task(client, "c")
     start(client, "c")
     assert wait(client, "c")["exit_status"] == 0
-    client.call("tasks", "delete", id="c", exec_id="", force=False, timeout_s=9)
+    client.call("tasks", "delete", id="c", exec_id="", force=False, timeout_s=9.5)
 
 
 @pytest.mark.parametrize(

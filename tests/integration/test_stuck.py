@@ -22,10 +22,10 @@ from tests.integration.test_adoption import shim_of
 from tests.lives import NO_STDIO, ask
 from tests.stuckfs import StuckFs
 
-RUNTIME_S = 3
+RUNTIME_S = 5
 CONFIG = f'version = 3\n[plugins."io.lighter.v1".runtimes.runc]\ntimeout_s = {RUNTIME_S}\n'
 # Generous for two cores and their neighbours; without a deadline of ours it would be for ever.
-LATEST_S = 18.0
+LATEST_S = 25.0
 SOON_S = float(RUNTIME_S)  # who waits for the runtime takes longer
 
 

@@ -354,7 +354,7 @@ def test_f14_an_exec_that_has_ended_is_waited_for_by_nobody(start: Start) -> Non
 
         async def work() -> None:
             start.run()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert await task_service(start).wait(*KEY, "x") == Exit(7, 9)
             start.supervisor.close()
 
@@ -408,7 +408,7 @@ def test_f16_who_waits_for_what_had_ended_has_it_at_once(start: Start) -> None:
 
         async def work() -> None:
             start.run()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert await task_service(start).wait(*KEY, "") == Exit(42, 9)
             start.supervisor.close()
 
@@ -503,7 +503,7 @@ def test_f21_deleting_again_is_success_and_then_not_found(start: Start) -> None:
     async def work() -> None:
         start.run()
         service = task_service(start)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await service.delete(*KEY) == Exit(3, 1)
             with pytest.raises(NotFound):
                 await service.delete(*KEY)

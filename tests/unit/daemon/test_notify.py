@@ -16,7 +16,7 @@ from lighter.daemon.notify import Notifier, fork_and_wait
 def receiver(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(5)
+        sock.settimeout(30)
         yield sock
 
 
@@ -31,7 +31,7 @@ def test_the_service_manager_is_told(receiver: socket.socket) -> None:
 def test_an_abstract_address_is_understood() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("")  # autobind: an abstract name
-        sock.settimeout(5)
+        sock.settimeout(30)
         Notifier("@" + sock.getsockname()[1:].decode()).send("X=1")
         assert sock.recv(16) == b"X=1"
 

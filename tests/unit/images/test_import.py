@@ -339,7 +339,7 @@ def test_sec_15_a_huge_document_is_refused_quickly(place: Place) -> None:
         place.take(tar({"index.json": bytes(21 << 20)}))
     with pytest.raises((InvalidArgument, ResourceExhausted)):
         place.take(tar({"index.json": b" " * (9 << 20)}))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert place.is_empty()
 
 
