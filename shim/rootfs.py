@@ -9,6 +9,11 @@ from lighter.shim import linux
 
 # Where a runtime makes nodes and links of its own, and mounts the kernel's files.
 _OWN = ("dev", "proc", "sys")
+# mount(2): what was asked for cannot be mounted so, and will not be by asking again.
+_ASKED_WRONGLY = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENODEV),
+    *(errno.ENOTBLK, errno.EACCES),
+)
 
 
 class Rootfs:
@@ -21,9 +26,18 @@ class Rootfs:
         self._mounted = 0
 
     def mount(self, mounts: list[tuple[str, str, list[str]]]) -> None:
-        """Mount a snapshot's (type, source, options) list. After an OSError `umount` undoes it."""
+        """Mount a snapshot's (type, source, options) list. After a failure `umount` undoes it.
+
+        Raises FailedPrecondition for mounts that cannot be, and OSError.
+        """
         for one in mounts:
-            linux.mount_all([one], self.path)
+            try:
+                linux.mount_all([one], self.path)
+            except OSError as err:
+                if err.errno not in _ASKED_WRONGLY:
+                    raise
+                what = f"{one[0]} of {one[1]}"
+                raise FailedPrecondition(f"mount root: {what}: {err.strerror}") from err
             self._mounted += 1
 
     def check(self) -> None:

@@ -411,6 +411,19 @@ def test_a_mount_within_the_root_is_refused(workshop: Workshop, tmp_path: Path) 
     workshop.tasks("Create", container_id="c", rootfs=[root])
 
 
+def test_f73_a_root_that_cannot_be_mounted_is_the_clients_mistake(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    workshop.ctr("containers", "create", "--", REFERENCE, "c", "sleep", "1000")
+    nowhere = f"lowerdir={tmp_path}/nowhere:{tmp_path}"
+    for mount, why in (
+        (Mount(type="overlay", source="overlay", options=[nowhere]), "No such file or directory"),
+        (Mount(type="nosuchfs", source="none"), "No such device"),
+    ):
+        said = _refused(workshop.tasks, "Create", container_id="c", rootfs=[mount])
+        assert said == ("FAILED_PRECONDITION", f"mount root: {mount.type} of {mount.source}: {why}")
+
+
 def test_new_limits(workshop: Workshop) -> None:
     """Update, seen in the metrics."""
     workshop.create("c", "sleep", "1000")
