@@ -72,10 +72,10 @@ from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.creation import TaskCreator
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.execs import ExecService
+from lighter.daemon.tasks.freeing import WorkerFreer
 from lighter.daemon.tasks.lost import LostTasks
 from lighter.daemon.tasks.runtimes import Runtimes
 from lighter.daemon.tasks.service import TaskService
-from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.daemon.volumes.service import Volumes
 
 if TYPE_CHECKING:
@@ -342,7 +342,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         is_held=containers.is_held,
     )
 
-    freer = WorkerSettler(workers, root.instance, state, core.boot_id, config.runc_timeout_s)
+    freer = WorkerFreer(workers, root.instance, state, core.boot_id, config.runc_timeout_s)
     return Services(
         config=config,
         root=root,

@@ -31,7 +31,7 @@ class Settler(Protocol):
     """Who sees to tasks whose shims are gone."""
 
     async def settle(self, entry: Entry) -> None:
-        """Free what the shim held, then say how its task ended."""
+        """Free what the shim held, then record how its task ended."""
 
     async def free(self, entry: Entry, bundle: Bundle) -> bool:
         """Free everything; True when processes of the container had to be ended.

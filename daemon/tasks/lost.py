@@ -25,7 +25,7 @@ LOST_KILLED = 137
 class Freer(Protocol):
     """How the resources of a task whose shim is gone are freed."""
 
-    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+    async def free(self, entry: Entry, bundle: Bundle) -> bool:
         """Free everything; True when processes of the container had to be ended.
 
         Raises Unavailable, with the reason, while something of it cannot be freed.
@@ -43,7 +43,7 @@ class LostTasks:
         self._freer = freer
 
     async def settle(self, entry: Entry) -> None:
-        """Free what the shim held, then say how its task ended.
+        """Free what the shim held, then record how its task ended.
 
         Tried until it is done: a full disk, for one, must not leave waiters without an answer.
         """
@@ -89,4 +89,4 @@ class LostTasks:
 
     async def free(self, entry: Entry, bundle: Bundle) -> bool:
         """Give back what a dead shim held; True when processes had to be ended for it."""
-        return await self._freer.settle(entry, bundle)
+        return await self._freer.free(entry, bundle)

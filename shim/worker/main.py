@@ -20,6 +20,7 @@ from lighter.shim.worker import (
     changes,
     diff,
     extract,
+    free,
     imagemount,
     netns,
     pack,
@@ -30,7 +31,6 @@ from lighter.shim.worker import (
     relabel,
     remap,
     remove,
-    settle,
 )
 from lighter.shim.worker.channel import Channel, PeerGone
 from lighter.shim.worker.failure import typed
@@ -42,6 +42,7 @@ JOBS: dict[str, Job] = {
     "changes": changes.run,
     "diff": diff.run,
     "extract": extract.run,
+    "free": free.run,
     "import": archive.run,
     "look": pack.look,
     "mount": imagemount.mount,
@@ -56,7 +57,6 @@ JOBS: dict[str, Job] = {
     "relabel": relabel.run,
     "remap": remap.run,
     "remove": remove.run,
-    "settle": settle.run,
     "unmount": imagemount.unmount,
 }
 

@@ -1,6 +1,6 @@
-"""Job `settle`: free what a lost shim held on the host. The one job that is not locked in.
+"""Job `free`: free what a lost shim held on the host. The one job that is not locked in.
 
-    {"job": "settle", "cgroup": <path of the container's cgroup>, "rootfs": <mount point>, "pid"}
+    {"job": "free", "cgroup": <path of the container's cgroup>, "rootfs": <mount point>, "pid"}
     -> {"killed": <whether there were processes to end>, "left": [<pid that SIGKILL does not end>]}
 
 Ends every process in the container's cgroup, removes that and unmounts its root; while a process is
@@ -27,7 +27,7 @@ def run(job: dict[str, Any], _fds: list[int], _channel: Channel) -> dict[str, An
     left: list[int] = []
     if path:
         if not path.startswith("/") or path == "/" or "/.." in path:
-            raise InvalidArgument(f"settle container: {path!r} is no container's cgroup")
+            raise InvalidArgument(f"free container: {path!r} is no container's cgroup")
         killed, left = _end_processes(path)
     if not left:
         _unmount(str(job["rootfs"]))

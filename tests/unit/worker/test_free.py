@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lighter.shim import linux
-from lighter.shim.worker import settle
+from lighter.shim.worker import free
 from lighter.shim.worker.channel import Channel
 
 pytestmark = pytest.mark.root
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.root
 def freed(rootfs: Path, cgroup: str = "") -> dict[str, object]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        job = {"job": "settle", "cgroup": cgroup, "rootfs": str(rootfs), "pid": 0}
-        return settle.run(job, [], Channel(theirs))
+        job = {"job": "free", "cgroup": cgroup, "rootfs": str(rootfs), "pid": 0}
+        return free.run(job, [], Channel(theirs))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is asked for when a lost shim's task is settled: of a worker, and of the runtime."""
+"""What is asked for to free what a lost shim held: of a worker, and of the runtime."""
 
 import asyncio
 import json
@@ -16,8 +16,8 @@ from lighter.daemon.spawning.placement import remove_empty
 from lighter.daemon.tasks import processes
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.freeing import WorkerFreer
 from lighter.daemon.tasks.recovery import read_boot_id
-from lighter.daemon.tasks.settle import WorkerSettler
 from lighter.proto import states
 from lighter.proto.paths import RUNTIME_PATH, Root, State
 from tests.harness import await_that
@@ -42,7 +42,7 @@ class Asked:
         return {"killed": False, "left": []}
 
 
-def settled(
+def freed(
     place: Path,
     config: str | None,
     runtime: str = "true",
@@ -68,21 +68,21 @@ def settled(
         "default", "c", "a" * 16, states.RUNNING, "", created_at=1, options=options, **row
     )
     asked = Asked(look)
-    settler = WorkerSettler(cast(Worker, asked), instance, state, read_boot_id(), 20)
-    asyncio.run(settler.settle(entry, bundle))
+    freer = WorkerFreer(cast(Worker, asked), instance, state, read_boot_id(), 20)
+    asyncio.run(freer.free(entry, bundle))
     [job] = asked.jobs
     return job
 
 
 def test_its_cgroup_is_what_its_spec_says(tmp_path: Path) -> None:
     config = '{"linux": {"cgroupsPath": "/of/spec"}}'
-    job = settled(tmp_path, config, options={"cgroup": "/of/row"})
+    job = freed(tmp_path, config, options={"cgroup": "/of/row"})
     assert job["cgroup"] == "/of/spec"
 
 
 def test_f56_without_its_bundle_its_row_knows_the_cgroup(tmp_path: Path) -> None:
-    assert settled(tmp_path, None)["cgroup"] == f"/lighter/{INSTANCE}/default/c"
-    assert settled(tmp_path, None, options={"cgroup": "/of/row"})["cgroup"] == "/of/row"
+    assert freed(tmp_path, None)["cgroup"] == f"/lighter/{INSTANCE}/default/c"
+    assert freed(tmp_path, None, options={"cgroup": "/of/row"})["cgroup"] == "/of/row"
 
 
 def test_the_loop_neither_looks_into_cgroups_nor_removes_trees(
@@ -100,7 +100,7 @@ def test_the_loop_neither_looks_into_cgroups_nor_removes_trees(
 
     monkeypatch.setattr(processes, "in_cgroup", noting(processes.in_cgroup))
     monkeypatch.setattr(shutil, "rmtree", noting(shutil.rmtree))
-    settled(tmp_path, '{"linux": {"cgroupsPath": "/of/spec"}}')
+    freed(tmp_path, '{"linux": {"cgroupsPath": "/of/spec"}}')
     assert len(threads) == 2 and of_loop not in threads
 
 
@@ -115,7 +115,7 @@ def test_the_loop_neither_looks_into_cgroups_nor_removes_trees(
 )
 def test_f56_who_may_be_another_is_not_ended(tmp_path: Path, row: dict[str, Any]) -> None:
     """A container that runs below another state directory, or who was there after a reboot."""
-    assert settled(tmp_path, None, options={"cgroup": "/of/row"}, **row)["cgroup"] == ""
+    assert freed(tmp_path, None, options={"cgroup": "/of/row"}, **row)["cgroup"] == ""
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_f06_a_runtime_that_outlived_its_shim_is_ended_first(tmp_path: Path, ins
             await_that(lambda: process_state(runtime) in ("", "Z"), 20, "the runtime is ended")
 
         record = {"pid": shim, "boot_id": read_boot_id()}
-        settled(tmp_path, "{}", instance=instance, shim=record, look=look)
+        freed(tmp_path, "{}", instance=instance, shim=record, look=look)
 
 
 @pytest.mark.root
@@ -143,7 +143,7 @@ def test_who_has_a_shims_session_after_a_reboot_is_left_alone(
 ) -> None:
     with session(instance) as (shim, stranger):
         record = {"pid": shim, "boot_id": "an-earlier-boot"}
-        settled(tmp_path, "{}", instance=instance, shim=record)
+        freed(tmp_path, "{}", instance=instance, shim=record)
         assert lives_on(stranger)
 
 
@@ -156,5 +156,5 @@ def test_the_runtime_gets_an_environment_of_path_only(
     program = tmp_path / "runtime-of-test"
     program.write_text(f"#!/bin/sh\ntr '\\0' '\\n' </proc/self/environ >{tmp_path}/environ\n")
     program.chmod(0o755)
-    settled(tmp_path, None, runtime=program.name)  # which the manager's own path finds
+    freed(tmp_path, None, runtime=program.name)  # which the manager's own path finds
     assert (tmp_path / "environ").read_text() == f"PATH={RUNTIME_PATH}\n"

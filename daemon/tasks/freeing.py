@@ -20,15 +20,15 @@ from lighter.daemon.tasks.reach import is_alive
 from lighter.proto.errors import LighterError, Unavailable
 from lighter.proto.paths import RUNTIME_PATH, State, cgroup_path
 
-log = logging.getLogger("lighter.settle")
+log = logging.getLogger("lighter.tasks")
 
 KILLED_S = 2.0
 WORKER_TRIES = 3
 MOST_S = 30.0  # for a runtime to delete what is dead already
 
 
-class WorkerSettler:
-    """Settles a lost shim's task with a worker process and the runtime's own `delete --force`."""
+class WorkerFreer:
+    """Frees what a lost shim held, with a worker process and the runtime's own `delete --force`."""
 
     def __init__(
         self, worker: Worker, instance: str, state: State, boot_id: str, runtime_s: float
@@ -39,15 +39,15 @@ class WorkerSettler:
         self._boot_id = boot_id
         self._runtime_s = min(runtime_s, MOST_S)
 
-    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+    async def free(self, entry: Entry, bundle: Bundle) -> bool:
         called = bundle.runtime()
         cgroup = str(called.get("cgroup") or _cgroup_of(bundle) or self._cgroup_by_row(entry))
         root = str(called.get("root") or self._state.runc_root(entry.namespace))
-        # Noted before the act: who settles after a manager that died meanwhile finds none left.
+        # Noted before the act: who does this after a manager that died meanwhile finds none left.
         if await asyncio.to_thread(processes.in_cgroup, cgroup):
             bundle.note_lost()
         job = {
-            "job": "settle",
+            "job": "free",
             "cgroup": cgroup,
             "rootfs": bundle.rootfs,
             "pid": entry.pid,
@@ -81,7 +81,7 @@ class WorkerSettler:
             try:
                 return await self._worker.run(job, ())
             except LighterError as err:
-                log.warning("settle %s, attempt %d: %s", entry.what, attempt, err)
+                log.warning("free %s, attempt %d: %s", entry.what, attempt, err)
                 await asyncio.sleep(0.3 * attempt)
         return await self._worker.run(job, ())
 
