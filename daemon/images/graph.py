@@ -66,12 +66,13 @@ class StoredDocuments:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The manifest of one platform and what it says."""
+    """The manifest of one platform and what it says. `assumed`: nothing says which platform."""
 
     descriptor: Descriptor
     manifest: Manifest
     config: bytes
     platform: Platform
+    assumed: bool = False
 
 
 @dataclass
@@ -189,7 +190,7 @@ class Walker:
                 f"read image {root.digest}: it has no manifest for {self._wanted}"
                 + (f", only for {others}" if others else "")
             )
-        return min(usable, key=lambda pair: pair[0])[1]
+        return min(usable, key=lambda pair: (pair[1].assumed, pair[0]))[1]
 
     async def images(self, root: Descriptor) -> list[Resolved]:
         """The images below `root`: for the wanted platform the best ones, else all there are."""
@@ -226,12 +227,14 @@ class Walker:
             return
         manifest = await self._read_manifest(descriptor)
         config = await self._document(manifest.config)
-        platform = stated
+        platform, assumed = stated, False
         if platform is None:
             said = platforms.of(load(config, f"config {manifest.config.digest}"))
-            # An image that does not say what it is for is taken for what is asked.
-            platform = said if said.os and said.architecture else self._wanted or said
-        seen.append(Resolved(descriptor, manifest, config, platform))
+            # What does not say what it is for, an artifact perhaps, is taken for what is asked if
+            # nothing else is.
+            assumed = not (said.os and said.architecture)
+            platform = self._wanted or said if assumed else said
+        seen.append(Resolved(descriptor, manifest, config, platform, assumed))
 
     async def _read_index(self, descriptor: Descriptor, depth: int) -> Index:
         if depth > MAX_DEPTH:

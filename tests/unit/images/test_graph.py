@@ -184,6 +184,27 @@ def test_what_is_no_image_in_an_index_is_passed_over() -> None:
     assert resolve(built, index_of(built, [artifact, ours]), OURS).digest == ours["digest"]
 
 
+@pytest.mark.parametrize("wanted", [f"linux/{HOST}", "linux/amd64/v3"])
+def test_an_artifact_that_says_no_platform_stands_behind_the_image(wanted: str) -> None:
+    built = Layout()
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": "application/vnd.example.sbom",
+        "config": built.add("application/vnd.oci.empty.v1+json", b"{}"),
+        "layers": [built.add("application/spdx+json", b"{}")],
+    }
+    artifact = built.add(MANIFEST, as_json(manifest))
+    arch = wanted.split("/")[1]
+    ours = {**built.image([{"a": b"2"}], arch=arch), "platform": {"os": "linux"}}
+    ours["platform"]["architecture"] = arch
+    for entries in ([artifact, ours], [ours, artifact]):
+        found = resolve(built, index_of(built, entries), platforms.parse(wanted))
+        assert found.digest == ours["digest"]
+    alone = resolve(built, index_of(built, [artifact]), platforms.parse(wanted))
+    assert alone.digest == artifact["digest"]
+
+
 def test_chain_ids_are_those_of_the_specification() -> None:
     """OCI image-spec, config.md: ChainID(A|B|C) = Digest(ChainID(A|B) + " " + DiffID(C))."""
     assert chain_ids([]) == ()
