@@ -102,7 +102,7 @@ class Committer:
         data = await self._content.read_document(namespace, old.digest, MAX_DOCUMENT_BYTES)
         what = f"manifest {old.digest}"
         manifest = load(data, what)
-        manifest["layers"] = [*manifest["layers"], entry(layer)]
+        manifest["layers"] = [*(manifest["layers"] or ()), entry(layer)]
         manifest.pop("annotations", None)  # they speak of the image before
         config_type = manifest["config"]["mediaType"]
         manifest["config"] = entry(await new.document(config_type, _compact(config)))

@@ -196,7 +196,8 @@ class _Conversion:
             **raw,
             "config": _described(raw["config"], self._retyped(config)),
             "layers": [
-                _described(entry, layer) for entry, layer in zip(raw["layers"], layers, strict=True)
+                _described(entry, layer)
+                for entry, layer in zip(raw["layers"] or (), layers, strict=True)
             ],
         }
         return await self._document(old, changed, labels_for(named))

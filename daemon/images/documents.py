@@ -146,7 +146,9 @@ def diff_ids(config: Mapping[str, Any], what: str) -> tuple[Digest, ...]:
 
 
 def _descriptors(document: Mapping[str, Any], key: str, what: str) -> tuple[Descriptor, ...]:
-    listed = document.get(key)
+    listed = document.get(key, False)
+    if listed is None:  # how Go writes a list of none
+        return ()
     if not isinstance(listed, list):
         _refuse(what, f"{key} is not a list")
     if len(listed) > MAX_LAYERS:

@@ -16,6 +16,7 @@ import pytest
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
 from tests.lives import await_worker, process_state, workers
+from tests.unit.images.build import Layout, as_json
 
 STATES = ("created", "running", "paused", "stopped", "never")
 
@@ -385,6 +386,26 @@ def test_export_is_the_root_without_its_mounts(lighterd: Lighterd, tmp_path: Pat
                 key for key in tar.getmember("data/deep/inner").pax_headers if "xattr" in key
             ]
             assert attributes == ["SCHILY.xattr.user.a"]
+
+
+def test_commit_upon_an_image_of_no_layers(lighterd: Lighterd, tmp_path: Path) -> None:
+    """Its manifest has null for a list of none, as Go writes it."""
+    layout = Layout()
+    manifest = json.loads(layout.blobs.pop(layout.image([])["digest"]))
+    empty = layout.add(manifest["mediaType"], as_json({**manifest, "layers": None}))
+    layout.list(empty, name="docker.io/library/nothing:1")
+    (tmp_path / "nothing.tar").write_bytes(layout.archive())
+    (tmp_path / "file").write_text("one\n")
+    lighterd.ctl("images", "import", str(tmp_path / "nothing.tar"), check=True)
+    lighterd.ctl("containers", "create", "nothing:1", "c", "/file", check=True)
+    lighterd.ctl("cp", str(tmp_path / "file"), "c:/file", check=True)
+    lighterd.ctl("commit", "c", "something:1", check=True)
+    lighterd.ctl("rm", "c", check=True)
+    lighterd.ctl("containers", "create", "something:1", "c", "/file", check=True)
+    lighterd.ctl("cp", "c:/file", str(tmp_path / "back"), check=True)
+    assert (tmp_path / "back").read_text() == "one\n"
+    lighterd.ctl("rm", "c", check=True)
+    lighterd.ctl("rmi", "something:1", "nothing:1", check=True)
 
 
 def test_commit_makes_an_image_that_runs_and_travels(lighterd: Lighterd, tmp_path: Path) -> None:

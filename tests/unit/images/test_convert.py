@@ -19,7 +19,7 @@ from lighter.proto import faults
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
 from lighter.shim import linux
 from tests.fakes.worker import ForkWorker
-from tests.unit.images.build import HOST, LAYER, MANIFEST, Layout, docker_save, sha256, tar
+from tests.unit.images.build import HOST, LAYER, MANIFEST, Layout, as_json, docker_save, sha256, tar
 from tests.unit.images.conftest import NS, Place
 from tests.unit.worker.harness import Worker, memfd
 
@@ -118,6 +118,19 @@ def test_docker_types_become_oci_ones(place: Place) -> None:
     assert {entry["mediaType"] for entry in types} == {
         "application/vnd.docker.image.rootfs.diff.tar.gzip"
     }
+    place.check_whole()
+
+
+def test_an_image_of_no_layers_stays_one(place: Place) -> None:
+    """Its manifest has null for a list of none, as Go writes it."""
+    layout = Layout()
+    described = layout.image([])
+    manifest = json.loads(layout.blobs.pop(described["digest"]))
+    empty = layout.add(MANIFEST, as_json({**manifest, "layers": None}))
+    layout.list(empty, name=NAME)
+    place.take(layout.archive(), ImportOptions(unpack=False))
+    convert(place, compression="gzip")
+    assert document(place, place.images.find(NS, NEW).target.digest)["layers"] == []
     place.check_whole()
 
 

@@ -43,6 +43,20 @@ def test_a_manifest_and_an_index() -> None:
     assert index.manifests[0].platform == {"os": "linux", "architecture": "amd64"}
 
 
+def test_null_is_a_list_of_none() -> None:
+    """Go writes it so."""
+    assert parse(text({**MANIFEST, "layers": None}), OCI_MANIFEST, "x").layers == ()
+    assert parse(text({**INDEX, "manifests": None}), OCI_INDEX, "x").manifests == ()
+    for document, media_type, key in (
+        (MANIFEST, OCI_MANIFEST, "layers"),
+        (INDEX, OCI_INDEX, "manifests"),
+    ):
+        without = {name: value for name, value in document.items() if name != key}
+        for changed in (without, {**document, key: False}, {**document, key: {}}):
+            with pytest.raises(InvalidArgument, match=f"{key} is not a list"):
+                parse(text(changed), media_type, "x")
+
+
 @pytest.mark.parametrize(
     ("document", "media_type", "cause"),
     [
