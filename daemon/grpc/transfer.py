@@ -43,7 +43,7 @@ from lighter.daemon.images.reference import Reference
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.leases import IMAGES, Leases
 from lighter.daemon.types import Image
-from lighter.proto.errors import InvalidArgument, NotFound, Unimplemented
+from lighter.proto.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 
 Tell = Callable[[ends.Progress], None]
 
@@ -201,11 +201,14 @@ class TransferService:
         to, image = destination(store), self._record(namespace, source.name)
         if to.prefix is not None or not (to.names or to.digested):
             raise InvalidArgument(f"tag {source.name}: expected the names it is to have too")
-        made = [
-            self._parts.images.tag(namespace, image.name, name, to.labels, force=True)
-            for name in to.names
-        ]
-        return made + self._name_by_digest(namespace, to, image)
+        names = [*to.names, *(f"{name}@{image.target.digest}" for name in to.digested)]
+        made = []
+        for name in names:  # that has the labels of this call alone, also if it was there
+            try:
+                made.append(self._parts.images.create(namespace, name, image.target, to.labels))
+            except AlreadyExists:
+                made.append(self._parts.images.update(namespace, name, image.target, to.labels))
+        return made
 
     # --- what several of them do
 

@@ -388,6 +388,16 @@ def test_platforms_of_a_pull(
     assert len(space.snapshot_infos("kind==committed")) == 1
 
 
+def test_a_name_that_is_given_anew_has_no_old_labels(space: Space) -> None:
+    space.image("one", b"1", of="one")
+    space.image("two", b"2", of="two")
+    for labels in ({"of": "the tag"}, {}):
+        store = ends.ImageStore(name="two", labels=labels)
+        transfer(space.api, ends.ImageStore(name="one"), store).result(60)
+        made = space.images("Get", name="two").image
+        assert (made.target.digest, dict(made.labels)) == (digest_of(b"1"), labels)
+
+
 def test_a_tag_that_moves_amid_a_pull_of_several_platforms(space: Space) -> None:
     """All of them are of the image that it stood for first."""
     first, each = index_of(amd64=small_image(1000, seed=1), arm64=small_image(1000, seed=2))
