@@ -18,14 +18,17 @@ _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _TRIES = 64
 
 
+class NoSuchAddress(InvalidArgument):
+    """To be published at an address that the host does not have, perhaps not yet: at a boot."""
+
+
 def choose(
     wanted: Sequence[Port], taken: Iterable[tuple[str, Port]], *, ipv6: bool
 ) -> tuple[Port, ...]:
     """The ports as they are published, each with a number of the host's.
 
     `taken` are those of other containers, with their names; `ipv6`: whether a port without an
-    address is one of IPv6 too. Raises AlreadyExists, InvalidArgument for an address that is not the
-    host's.
+    address is one of IPv6 too. Raises AlreadyExists, NoSuchAddress.
     """
     used = PortTable(taken)
     both = ipv6 and os.path.exists("/proc/net/if_inet6")
@@ -88,7 +91,7 @@ def _refused(port: Port, error: OSError) -> LighterError:
     if error.errno == errno.EADDRINUSE:
         return AlreadyExists(f"{attempt}: a process of the host has it")
     if error.errno == errno.EADDRNOTAVAIL:
-        return InvalidArgument(f"{attempt}: the host has no such address")
+        return NoSuchAddress(f"{attempt}: the host has no such address")
     return FailedPrecondition(f"{attempt}: {error.strerror}")
 
 

@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.events.log import EventLog
+from lighter.daemon.network.ports import NoSuchAddress
 from lighter.daemon.restarts import labels
 from lighter.daemon.restarts.debts import Debts, Key
 from lighter.daemon.restarts.policy import (
@@ -264,9 +265,12 @@ class Restarts:
             policy, count = definition.policy(), definition.count(row)
         except InvalidArgument:
             policy, count = RestartPolicy(), row.count
-        if policy.wants(FAILED, count, row.stopped):
+        # An address that the host has not got (yet, at a boot) is no failure of the container's.
+        uncounted = isinstance(error, NoSuchAddress)
+        if policy.wants(FAILED, 0 if uncounted else count, row.stopped):
             delay_ms = next_delay_ms(row.delay_ms or FIRST_DELAY_MS, 0)
-            self.debts.arm(self.debts.owe(row, definition, count + 1, delay_ms))
+            count = count if uncounted else count + 1
+            self.debts.arm(self.debts.owe(row, definition, count, delay_ms))
         else:
             self.debts.put(replace(row, due_at=None))
             self._supervisor.in_background(self.remove_if_over(row.key))

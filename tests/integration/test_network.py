@@ -15,6 +15,7 @@ import pytest
 
 from tests import census, lives
 from tests.harness import await_that, settled
+from tests.integration.test_restarts import events
 from tests.networks import NetworkedLighterd, inside, run
 
 IMAGE = "docker.io/library/busybox:test"
@@ -122,6 +123,35 @@ def test_a_port_of_a_hosts_program_is_refused(net: NetworkedLighterd, kind: str)
         refused = net.ctl("run", "-d", "-p", f"8085:80/{kind}", IMAGE, "web", "true")
         listener.stdin.close()
     assert "a process of the host has it" in refused.stderr.decode()
+
+
+def test_a_start_waits_for_the_hosts_address_and_does_not_count(net: NetworkedLighterd) -> None:
+    """As at a boot, when the host gets its addresses after the manager has started."""
+    net.write("10-a.conflist", net.bridge("a", "10.20.0.0/24"))
+    net.host("ip", "link", "add", "ltup", "type", "bridge")
+    try:
+        net.host("ip", "address", "add", "198.51.100.1/24", "dev", "ltup")
+        published = ("-p", "198.51.100.1:8080:80")
+        run(net, "--restart", "on-failure:2", *published, "web", command="sleep 600")
+        net.host("ip", "address", "del", "198.51.100.1/24", "dev", "ltup")
+        os.kill(net.task("web")["pid"], signal.SIGKILL)
+
+        def told() -> list[str]:
+            said = events(net, "/containers/restart")
+            return [one["event"]["error"] for one in said if one["event"]["id"] == "web"]
+
+        await_that(lambda: len(told()) > 4, 60, "it goes on trying")
+        assert all("the host has no such address" in error for error in told()[1:])
+        net.host("ip", "address", "add", "198.51.100.1/24", "dev", "ltup")
+
+        def restarts() -> int | None:
+            rows = lives.ask(net, "tasks.list", cursor="", limit=10)["tasks"]
+            return next((row["restarts"] for row in rows if row["status"] == "running"), None)
+
+        await_that(lambda: restarts() is not None, 60, "it runs")
+        assert restarts() == 1
+    finally:
+        net.host("ip", "link", "del", "ltup")
 
 
 def test_a_network_without_ports_says_so(net: NetworkedLighterd) -> None:

@@ -306,16 +306,17 @@ def test_containers_have_a_minute_wherever_they_are_stopped(
     assert "\nTimeoutStopSec=120\n" in unit
 
 
-def test_the_manager_has_its_file_systems_from_before_it_starts_until_it_has_ended(
+def test_the_manager_has_file_systems_and_network_from_before_it_starts_until_it_has_ended(
     unpacked: Path,
 ) -> None:
     for name, earlier in (
-        ("lighterd", {"local-fs.target", "remote-fs.target"}),
+        ("lighterd", {"local-fs.target", "remote-fs.target", "network-online.target"}),
         ("lighter-containers", {"lighterd.service", "remote-fs.target"}),
     ):
         unit = (unpacked / f"usr/lib/systemd/system/{name}.service").read_text()
-        (after,) = re.findall(r"^After=(.*)$", unit, re.M)
-        assert earlier <= set(after.split())
+        after = re.findall(r"^After=(.*)$", unit, re.M)
+        assert earlier <= set(" ".join(after).split())
+        assert "Wants=network-online.target" not in unit, "a restart would wait for a network"
         assert f"\nRequiresMountsFor={Config().root}\n" in unit
 
 
