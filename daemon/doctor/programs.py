@@ -10,7 +10,7 @@ from lighter.daemon.config.schema import Config
 from lighter.daemon.doctor.findings import OK, PROBLEM, WARNING, Finding
 from lighter.daemon.network import plugin
 from lighter.daemon.network.chain import Chain
-from lighter.daemon.network.configs import Configs
+from lighter.daemon.network.configs import Configs, Network
 from lighter.daemon.tasks.runtimes import NAMES, Runtimes
 from lighter.proto.errors import LighterError, words_of
 
@@ -89,6 +89,17 @@ def networks(config: Config) -> Iterator[Finding]:
             advice = f"the package containernetworking-plugins is needed first, and {advice}"
         none = f"no configuration in {config.network_conf_dir}"
         yield Finding("network", OK if has_plugins else WARNING, none, advice)
-    if found and shutil.which("iptables") is None and shutil.which("nft") is None:
-        advice = "published ports and a bridge's way out need one of them"
-        yield Finding("network", WARNING, "neither iptables nor nft is in PATH", advice)
+    filtered = [network.name for network in found if _needs_iptables(network)]
+    if filtered and shutil.which("iptables") is None:
+        missing = f"iptables is not in PATH: plugins of {', '.join(filtered)} run it"
+        advice = "install the package iptables, on CentOS iptables-nft"
+        yield Finding("network", WARNING, missing, advice)
+
+
+def _needs_iptables(network: Network) -> bool:
+    """Whether a plugin of it runs iptables; newer ones have a word for nft in its place."""
+    return any(
+        (one["type"] in ("firewall", "portmap") and one.get("backend", "iptables") == "iptables")
+        or (one.get("ipMasq") is True and one.get("ipMasqBackend", "iptables") == "iptables")
+        for one in network.plugins
+    )

@@ -136,6 +136,32 @@ def test_an_instance_that_cannot_start_is_told_why(tmp_path: Path) -> None:
     assert [one["status"] for one in findings(done)["security modules"]] == ["warning"]
 
 
+def test_a_host_without_iptables_is_told_which_networks_need_it(tmp_path: Path) -> None:
+    path, conf, config = tmp_path / "bin", tmp_path / "cni", tmp_path / "config.toml"
+    path.mkdir()
+    conf.mkdir()
+    (path / "nft").symlink_to("/bin/true")  # which their plugins do not run
+    plugins: dict[str, list[dict[str, Any]]] = {
+        "ports": [{"type": "ptp"}, {"type": "portmap"}],
+        "rules": [{"type": "ptp"}, {"type": "firewall"}],
+        "masked": [{"type": "ptp", "ipMasq": True}],
+        "plain": [{"type": "ptp", "ipMasq": False}],
+        "other": [{"type": "ptp"}, {"type": "portmap", "backend": "nftables"}],
+    }
+    for name, chain in plugins.items():
+        document = {"cniVersion": "1.0.0", "name": name, "plugins": chain}
+        (conf / f"{name}.conflist").write_text(json.dumps(document))
+    config.write_text(
+        f'version = 3\nroot = "{tmp_path}/r"\nstate = "{tmp_path}/s"\n'
+        f'[plugins."io.lighter.v1".network]\nconf_dir = "{conf}"\n'
+    )
+    argv = [str(BIN / "lighterd"), "--config", str(config), "doctor", "--format", "json"]
+    env = {**os.environ, "PATH": str(path)}
+    done = subprocess.run(argv, capture_output=True, timeout=60, check=False, env=env)
+    (warned,) = [one for one in findings(done)["network"] if one["status"] == "warning"]
+    assert warned["found"] == "iptables is not in PATH: plugins of masked, ports, rules run it"
+
+
 def test_a_bundle_shows_what_is_here_and_no_secret(
     make_lighterd: Callable[..., Lighterd], tmp_path: Path
 ) -> None:

@@ -142,7 +142,8 @@ def test_requirements_and_offers_are_what_is_meant(rpms: dict[str, Path]) -> Non
         "/bin/sh",
         PYTHON,
     }
-    assert lines(query(rpms["lighter"], "", "--recommends")) == {"containernetworking-plugins"}
+    recommended = {"containernetworking-plugins", "iptables-nft"}
+    assert lines(query(rpms["lighter"], "", "--recommends")) == recommended
     for relation in ("--obsoletes", "--conflicts"):
         assert query(rpms["lighter"], "", relation) == ""
     offers = lines(query(rpms[CORE], "", "--provides"))
