@@ -299,5 +299,8 @@ def _size(terminal: bool) -> dict[str, int]:
 
 
 def _write_pid(path: str, pid: int) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(str(pid))
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(str(pid))
+    except OSError as err:
+        raise InvalidArgument(f"write pid file {path}: {err.strerror}") from err

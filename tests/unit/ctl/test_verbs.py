@@ -625,6 +625,21 @@ def test_a_container_that_cannot_be_defined_is_refused_as_by_the_manager(
     assert b"read env file /nosuch: No such file" in done.stderr
 
 
+@pytest.mark.parametrize("detached", [(), ("-d",)])
+def test_a_run_that_cannot_write_its_pid_is_taken_back_as_refused(
+    manager: FakeManager, ctl: Ctl, detached: tuple[str, ...]
+) -> None:
+    for method, answer in (("containers.create", created), ("tasks.create", {"pid": 42})):
+        manager.on(method, answer)
+    manager.on("tasks.delete", {})
+    manager.on("containers.delete", {})
+    done = ctl("run", *detached, "--pid-file", "/nosuch/pid", "busybox", "c1")
+    said = b"ctl: write pid file /nosuch/pid: No such file or directory\n"
+    assert (done.returncode, done.stderr) == (125, said)
+    assert manager.asked("containers.delete").body["id"] == "c1"
+    assert not manager.was_asked("tasks.start")
+
+
 def test_a_terminal_is_typed_at_from_a_terminal(manager: FakeManager, ctl: Ctl) -> None:
     """As docker has it: a pipe's end would not end what reads from the terminal."""
     spec = json.dumps({"process": {"terminal": True}})
