@@ -339,7 +339,7 @@ def build(core: Core, reread: Callable[[], Config], notifier: Notifier) -> Servi
         tasks=tasks,
         events_log=event_log,
         is_owner=maker.is_owner,
-        is_held=containers.is_held,
+        has_writer=containers.has_writer,
     )
 
     freer = WorkerFreer(workers, root.instance, state, core.boot_id, config.runc_timeout_s)

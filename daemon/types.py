@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+# A runtime spec travels in messages of at most 16 MiB.
+MAX_SPEC_BYTES = 16 << 20
+
 
 @dataclass(frozen=True)
 class Descriptor:

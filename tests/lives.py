@@ -24,7 +24,7 @@ from tests.processes import with_title
 NO_STDIO = {"stdin": "", "stdout": "", "stderr": "", "rows": 0, "cols": 0}
 SIGKILL = 9
 ANSWER_S = 20.0
-# In which a list is there that waits for no shim: who waits for one waits 5 s (reach.HELLO_S).
+# In which a list is there that waits for no shim: who waits for one waits 5 s (reach.RETURN_S).
 LISTED_S = 4.0
 SETTLED_S = 30.0
 _SLICE_MS = 100

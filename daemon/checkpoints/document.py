@@ -32,7 +32,6 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _LAYERS = "application/vnd.oci.image.layer."
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
-MAX_SPEC_BYTES = 16 << 20
 
 # Of the options of a container: what another one made of it has too. Not: --rm, whose container
 # would be gone with its first end, and what belongs to a place or to ids.

@@ -32,7 +32,7 @@ from lighter.daemon.oci.given import read_spec
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.tasks import criu
 from lighter.daemon.tasks.service import TaskService
-from lighter.daemon.types import Container, Descriptor, Image, Mount
+from lighter.daemon.types import MAX_SPEC_BYTES, Container, Descriptor, Image, Mount
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
 from lighter.proto.faults import hit
 
@@ -231,7 +231,7 @@ class Checkpoints:
         ]
         if missing:
             raise FailedPrecondition(f"restore {found.name}: it has no {' and no '.join(missing)}")
-        spec = _spec(await self._read(namespace, checkpoint.config, document.MAX_SPEC_BYTES))
+        spec = _spec(await self._read(namespace, checkpoint.config, MAX_SPEC_BYTES))
         record = Record(checkpoint.runtime, checkpoint.snapshotter)
         if checkpoint.record is not None:
             record = document.read_record(await self._read(namespace, checkpoint.record))

@@ -45,8 +45,8 @@ _LIVE = (states.CREATED, states.RUNNING, states.PAUSED)
 
 
 class ContainerChanges:
-    """Changes of recorded containers. `is_owner`: whether a name is taken; `is_held`: whether files
-    are being copied into that container.
+    """Changes of recorded containers. `is_owner`: whether a name is taken; `has_writer`: whether
+    files are being copied into that container.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ContainerChanges:
         tasks: TaskService,
         events_log: EventLog,
         is_owner: Callable[[str, str], bool],
-        is_held: Callable[[str, str], bool],
+        has_writer: Callable[[str, str], bool],
     ) -> None:
         self._root = root
         self._db = db
@@ -68,7 +68,7 @@ class ContainerChanges:
         self._tasks = tasks
         self._events = events_log
         self._is_owner = is_owner
-        self._is_held = is_held
+        self._has_writer = has_writer
 
     async def limit(self, namespace: str, container_id: str, limits: Limits) -> None:
         """Give it other limits, at once if it runs, and for its next tasks.
@@ -145,7 +145,7 @@ class ContainerChanges:
 
     def _check_free(self, container: Container) -> None:
         """Who copies has mounted its root, by the old name: a task of the new one would too."""
-        if self._is_held(container.namespace, container.id):
+        if self._has_writer(container.namespace, container.id):
             raise Unavailable(f"rename container {container.id}: files are being copied into it")
 
     def _check_renamable(self, container: Container) -> None:

@@ -143,12 +143,13 @@ class ContainerService:
                 f"write files of {container_id}: others are being copied into it"
             ) from err
 
-    def is_held(self, namespace: str, container_id: str) -> bool:
+    def has_writer(self, namespace: str, container_id: str) -> bool:
+        """Whether its files are written from outside."""
         return bool(self._held[namespace, container_id])
 
     def check_free(self, namespace: str, container_id: str) -> None:
         """Raises Unavailable while its files are written from outside."""
-        if self.is_held(namespace, container_id):
+        if self.has_writer(namespace, container_id):
             raise Unavailable(f"start task {container_id}: files are being copied into it")
 
     async def start_task(

@@ -33,7 +33,7 @@ PIPE_BYTES = 1 << 20
 WATCH_S = 0.1
 BEGIN_PAUSE_S = 0.02
 
-Told = Callable[[int], None]
+OnProgress = Callable[[int], None]
 
 
 class Body(Protocol):
@@ -91,12 +91,12 @@ class Downloads:
         descriptor: Descriptor,
         remote: Repository,
         labels: Mapping[str, str],
-        told: Told,
+        on_progress: OnProgress,
     ) -> bool:
         """Return when the blob is content of the namespace; False when it was before.
 
-        `told` hears how many bytes are there. Raises what the registry and the store raise, naming
-        reference, digest and host; what has arrived by then stays for the next time.
+        `on_progress` hears how many bytes are there. Raises what the registry and the store raise,
+        naming reference, digest and host; what has arrived by then stays for the next time.
         """
         if self.content.has(namespace, descriptor.digest):
             self.content.note(namespace, descriptor.digest, labels)
@@ -104,7 +104,7 @@ class Downloads:
         key = (namespace, descriptor.digest)
         arriving = self._arriving.setdefault(key, _Arriving())
         arriving.users += 1
-        watching = asyncio.ensure_future(_watch(arriving, told))
+        watching = asyncio.ensure_future(_watch(arriving, on_progress))
         try:
             async with arriving.turn:
                 if not self.content.has(namespace, descriptor.digest):
@@ -112,7 +112,7 @@ class Downloads:
                 else:
                     fetched = True
                     self.content.note(namespace, descriptor.digest, labels)
-            told(descriptor.size)
+            on_progress(descriptor.size)
             return fetched
         finally:
             watching.cancel()
@@ -268,10 +268,10 @@ async def _first_of(moved: "Awaitable[object] | None", fetching: "asyncio.Future
         arrival.cancel()
 
 
-async def _watch(arriving: _Arriving, told: Told) -> None:
+async def _watch(arriving: _Arriving, on_progress: OnProgress) -> None:
     """Tell a caller how far the blob is, whoever downloads it."""
     while True:
-        told(arriving.have_bytes)
+        on_progress(arriving.have_bytes)
         await arriving.moved.wait()
         await asyncio.sleep(WATCH_S)
 

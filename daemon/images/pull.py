@@ -286,12 +286,12 @@ class Puller:
         work.board.piece(kind, digest, "waiting", 0, size)
         async with slots:
 
-            def told(have_bytes: int) -> None:
+            def on_progress(have_bytes: int) -> None:
                 work.board.piece(kind, digest, "downloading", have_bytes, size)
 
             labels = work.source_label(self._content, digest)
             fetched = await self._downloads.fetch(
-                work.namespace, descriptor, work.remote, labels, told
+                work.namespace, descriptor, work.remote, labels, on_progress
             )
         work.downloaded_bytes += size if fetched else 0
         work.board.piece(kind, digest, "done" if fetched else "exists", size, size)

@@ -42,7 +42,7 @@ class ImageStore:
 
         Without `replace`, raises AlreadyExists for a name that exists.
         """
-        told = []
+        recorded = []
         with self._db.durable_transaction() as tx:
             ensure_in(tx, namespace)
             for name, target in targets.items():
@@ -54,8 +54,8 @@ class ImageStore:
                     after = merge_labels(after, labels)
                     _set_labels(tx, namespace, name, after)
                 topic = events.IMAGE_CREATE if before is None else events.IMAGE_UPDATE
-                told.append(self._tell(tx, namespace, topic, name, after))
-        self._events.announce(*told)
+                recorded.append(self._tell(tx, namespace, topic, name, after))
+        self._events.announce(*recorded)
         return tuple(self.get(namespace, name) for name in targets)
 
     def create(
@@ -72,8 +72,8 @@ class ImageStore:
         with self._db.durable_transaction() as tx:
             ensure_in(tx, namespace)
             _put(tx, namespace, name, target, kept, replace=False, at_ns=at_ns)
-            told = self._tell(tx, namespace, events.IMAGE_CREATE, name, kept)
-        self._events.announce(told)
+            recorded = self._tell(tx, namespace, events.IMAGE_CREATE, name, kept)
+        self._events.announce(recorded)
         return self.get(namespace, name)
 
     def update(
@@ -93,8 +93,8 @@ class ImageStore:
         with self._db.durable_transaction() as tx:
             _put(tx, namespace, name, target, {}, replace=True)
             _set_labels(tx, namespace, name, kept, at_ns)
-            told = self._tell(tx, namespace, events.IMAGE_UPDATE, name, kept)
-        self._events.announce(told)
+            recorded = self._tell(tx, namespace, events.IMAGE_UPDATE, name, kept)
+        self._events.announce(recorded)
         return self.get(namespace, name)
 
     def get(self, namespace: str, name: str) -> Image:
@@ -149,13 +149,13 @@ class ImageStore:
         labels = merge_labels({} if replace_all else before, changes)
         with self._db.durable_transaction() as tx:
             _set_labels(tx, namespace, name, labels)
-            told = self._tell(tx, namespace, events.IMAGE_UPDATE, name, labels)
-        self._events.announce(told)
+            recorded = self._tell(tx, namespace, events.IMAGE_UPDATE, name, labels)
+        self._events.announce(recorded)
         return self.get(namespace, name)
 
     def delete(self, namespace: str, names: Iterable[str]) -> None:
         """Raises NotFound; then none is deleted."""
-        told = []
+        recorded = []
         with self._db.durable_transaction() as tx:
             for name in names:
                 done = tx.execute(
@@ -163,8 +163,10 @@ class ImageStore:
                 )
                 if not done.rowcount:
                     raise self._missing("delete", namespace, name)
-                told.append(self._events.append(tx, namespace, events.IMAGE_DELETE, {"name": name}))
-        self._events.announce(*told)
+                recorded.append(
+                    self._events.append(tx, namespace, events.IMAGE_DELETE, {"name": name})
+                )
+        self._events.announce(*recorded)
 
     def _tell(
         self,

@@ -10,13 +10,10 @@ from lighter.daemon.metadata.columns import mapping, readable, stored, texts, un
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import Also, ensure_in, merge_labels, nothing
 from lighter.daemon.orphans import OWNER_LABEL
-from lighter.daemon.types import Container
+from lighter.daemon.types import MAX_SPEC_BYTES, Container
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lighter.proto.names import BROKEN_LABEL, check_labels, check_name
-
-# The runtime spec travels in messages of at most 16 MiB.
-MAX_SPEC_BYTES = 16 << 20
 
 _BESIDE_SPEC = (
     "namespace, id, image, runtime, snapshotter, snapshot_key, labels, options, created_at,"

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lighter.daemon.oci.host import RLIMITS, UNLIMITED, Host
+from lighter.daemon.types import MAX_SPEC_BYTES
 from lighter.proto.errors import InvalidArgument
 
-MAX_SPEC_BYTES = 16 << 20
 MAX_PATH_BYTES = 4096  # PATH_MAX, linux/limits.h
 MAX_ID_MAPPINGS = 340  # user_namespaces(7)
 MAX_HOSTNAME_BYTES = 64  # HOST_NAME_MAX

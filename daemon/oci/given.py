@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lighter.daemon.oci.checks import MAX_SPEC_BYTES, check_mount, encode
+from lighter.daemon.oci.checks import check_mount, encode
+from lighter.daemon.types import MAX_SPEC_BYTES
 from lighter.proto.errors import InvalidArgument
 
 # Keys that are looked at, here or by who takes over.

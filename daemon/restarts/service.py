@@ -171,7 +171,7 @@ class Restarts:
             if self._store.definition(*row.key) is not None:
                 self._failed(row, err)
         except LighterError as err:
-            if self._containers.is_held(*row.key):
+            if self._containers.has_writer(*row.key):
                 self.debts.arm_in(row.key, _AGAIN_S)
             else:
                 self._failed(row, err)
@@ -184,7 +184,7 @@ class Restarts:
         entry = self._supervisor.entries.get(row.key)
         match _NEXT[_found(row, entry)]:
             case "make":
-                if self._containers.is_held(*row.key):
+                if self._containers.has_writer(*row.key):
                     self.debts.arm_in(row.key, _AGAIN_S)
                 else:
                     await self.make(row)
@@ -285,7 +285,7 @@ class Restarts:
         definition, entry = self._store.definition(*key), self._supervisor.entries.get(key)
         if definition is None or not definition.options.get("auto_remove"):
             return
-        if self.debts.is_owed(*key) or self._containers.is_held(*key):  # or copied into
+        if self.debts.is_owed(*key) or self._containers.has_writer(*key):  # or copied into
             return
         if entry is None or entry.closed:
             try:

@@ -56,7 +56,7 @@ MAX_SHOWN = 4096  # of an error's text: what a caller wrote is quoted in it, how
 HEAD_BYTES = 32  # of a request, its kind and its two numbers
 CREDIT_BYTES = 1 << 20
 RETRY_S = 0.02
-CLOSED_S = 0.5  # after an end is heard of, libzmq has closed its descriptor by then
+LOOK_S = 0.5  # after an end is heard of, libzmq has closed its descriptor by then
 KEPT = 16  # of so many clients' places, one is root's alone
 
 
@@ -302,7 +302,7 @@ class ClientServer:
 
     def _look_soon(self) -> None:
         if self._look is None:
-            self._look = asyncio.get_running_loop().call_later(CLOSED_S, self._on_look)
+            self._look = asyncio.get_running_loop().call_later(LOOK_S, self._on_look)
 
     def _on_look(self) -> None:
         self._look = None

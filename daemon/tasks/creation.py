@@ -29,7 +29,7 @@ from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.logsending import order_of
 from lighter.daemon.tasks.order import create_order
-from lighter.daemon.tasks.reach import CLOSED_S, HELLO_S, cleaned_or_stuck, find_process, kill_shim
+from lighter.daemon.tasks.reach import CLOSED_S, RETURN_S, cleaned_or_stuck, find_process, kill_shim
 from lighter.daemon.tasks.runtimes import Runtimes
 from lighter.daemon.tasks.shims import MARGIN_S, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
@@ -284,7 +284,7 @@ class TaskCreator:
                 raise entry.peer.stalled_by("record its events")
             if entry.peer is not None and entry.pid:
                 with contextlib.suppress(LighterError):
-                    await entry.peer.call("end", timeout_s=HELLO_S)
+                    await entry.peer.call("end", timeout_s=RETURN_S)
                 await cleaned_or_stuck(entry, CLOSED_S)
             else:
                 await asyncio.sleep(_POLL_S)

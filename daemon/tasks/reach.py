@@ -17,7 +17,7 @@ from lighter.proto.errors import FailedPrecondition, Unavailable
 
 SIGNAL_S = 10.0  # kill, attach, resize: nothing in the shim takes long
 CLOSED_S = 30.0
-HELLO_S = 5.0
+RETURN_S = 5.0  # in which a shim connects to a new manager
 _POLL_S = 0.01
 # What setproctitle makes of a shim's title: proc_pid_comm(5).
 _SHORT_NAME = b"lighter-shim --"
@@ -29,7 +29,7 @@ async def connected(entry: Entry, to_end: bool = False) -> Peer:
 
     With `to_end` (kill, stop), go on even if earlier events cannot be committed (a full disk).
     """
-    deadline = time.monotonic() + HELLO_S
+    deadline = time.monotonic() + RETURN_S
     while entry.peer is None or not has_told(entry, entry.peer):
         if entry.peer is not None and to_end and entry.peer.refusal is not None:
             break

@@ -24,7 +24,7 @@ from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.hearsay import believe, check_identity
 from lighter.daemon.tasks.reach import (
-    HELLO_S,
+    RETURN_S,
     find_process,
     is_alive,
     kill_process,
@@ -157,7 +157,7 @@ class Recovery:
         if process is not None and step == "wait" and entry.is_abandoned:
             kill_shim(entry)
         if step == "wait":
-            entry.unknown_from = time.monotonic() + HELLO_S
+            entry.unknown_from = time.monotonic() + RETURN_S
             entry.unknown_reason = "its shim has not connected"
         elif step == "settle-reboot":
             lost = Exit(LOST_UNKNOWN, time.time_ns(), "reboot")

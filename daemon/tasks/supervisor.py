@@ -157,12 +157,12 @@ class Supervisor:
         if message.sequence <= entry.last_sequence:
             return True
         hit(f"event.{message.topic.rpartition('/')[2]}")
-        seen = self._apply(entry, message)
+        recorded = self._apply(entry, message)
         try:
             if message.topic == events.EXIT and not message.body.get("exec_id"):
                 hit("event.exit-committed")
         finally:  # told again it is known, and nobody would wake who waits for it
-            self._events.announce(*seen)
+            self._events.announce(*recorded)
             self._wake(entry, message)
         return True
 
@@ -292,7 +292,7 @@ class Supervisor:
         """Our own word about what still ran, where no shim can give one: execs, then init."""
         execs = [exec_ for exec_ in entry.execs.values() if exec_.state == states.RUNNING]
         at = of_execs.exited_at
-        seen = []
+        recorded = []
         with self.changes(entry, *execs) as tx:
             for exec_ in execs:
                 is_told, exec_.started_at = exec_.started_at is not None, exec_.started_at or at
@@ -301,13 +301,13 @@ class Supervisor:
                 if is_probe(exec_.exec_id):
                     continue
                 if not is_told:  # it could not be recorded, and who waits for the end goes by that
-                    seen.append(self._append_started(tx, entry, exec_, at))
-                seen.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
+                    recorded.append(self._append_started(tx, entry, exec_, at))
+                recorded.append(self._append_exit(tx, entry, exec_.exec_id, exec_.pid, of_execs))
             if entry.exit is None:
                 entry.exit, entry.state, entry.unknown_from = exit_, states.STOPPED, None
                 self._store.save(tx, entry)
-                seen.append(self._append_exit(tx, entry, "", entry.pid, exit_))
-        self._events.announce(*seen)
+                recorded.append(self._append_exit(tx, entry, "", entry.pid, exit_))
+        self._events.announce(*recorded)
         for exec_ in execs:
             exec_.ended.set()
         entry.ended.set()
@@ -363,7 +363,7 @@ class Supervisor:
         # A shim that was killed before it could remove the record leaves that to us.
         bundle.remove_exit_record()
         hit("delete.bundle-gone")
-        seen = []
+        recorded = []
         # A power cut ends every task: at worst one is listed as ended again after it.
         with self._db.fast_transaction() as tx:
             if self._followers is not None:
@@ -378,12 +378,12 @@ class Supervisor:
                     "exit_status": entry.exit.exit_status,
                     "exited_at": entry.exit.exited_at,
                 }
-                seen.append(self._events.append(tx, entry.namespace, events.DELETE, body))
+                recorded.append(self._events.append(tx, entry.namespace, events.DELETE, body))
         self.remove(entry)
         for exec_ in entry.execs.values():
             exec_.ended.set()  # of one that was added and never started
         entry.ended.set()  # of one whose create was undone
-        self._events.announce(*seen)
+        self._events.announce(*recorded)
         self._tell(entry, lambda followers: followers.on_forgotten(entry))
         # It is done, or has not begun; one that is stopped would stay for ever, seen by nobody.
         kill_shim(entry)

@@ -353,7 +353,7 @@ def closing(at: Setting, count: int) -> Iterator[None]:
 def test_f58_what_a_process_that_lives_has_closed_takes_no_place(
     at: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "CLOSED_S", 600.0)  # nobody looks before there is need
+    monkeypatch.setattr(server_module, "LOOK_S", 600.0)  # nobody looks before there is need
     monkeypatch.setattr(at.server, "_most_clients", lambda: 5)
     with closing(at, 5):
         with at.client() as client:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon.metadata.containers import MAX_SPEC_BYTES, ContainerStore
+from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore
-from lighter.daemon.types import Container
+from lighter.daemon.types import MAX_SPEC_BYTES, Container
 from lighter.proto.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 
 
