@@ -97,7 +97,7 @@ def test_f58_a_task_for_whose_shim_there_are_no_descriptors_is_refused(start: St
         with pytest.raises(ResourceExhausted, match="create task c: 0 tasks have a shim"):
             await create(creating(start, Forking(lambda _order: None), most_tasks=0))
         assert start.store.load() == []
-        start.supervisor.follow(Followers(), start.settler)
+        start.supervisor.follow(Followers(), start.freer)
         start.supervisor.close()
 
     asyncio.run(work())
@@ -127,7 +127,7 @@ def test_f06_that_a_create_is_undone_is_noted_before_its_shim_is_ended(start: St
             asyncio.run(work())
         finally:
             process.kill()
-    assert start.settler.freed == ["c"]
+    assert start.freer.freed == ["c"]
     assert start.store.load() == []
 
 

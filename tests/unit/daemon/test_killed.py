@@ -142,7 +142,7 @@ def test_f03_what_a_bundle_without_a_row_holds_is_freed(start: Start) -> None:
         start.supervisor.close()
 
     asyncio.run(work())
-    assert start.settler.freed == ["c"]
+    assert start.freer.freed == ["c"]
 
 
 def test_f04_a_shim_that_no_row_tells_of_is_left_its_bundle(start: Start) -> None:
@@ -153,7 +153,7 @@ def test_f04_a_shim_that_no_row_tells_of_is_left_its_bundle(start: Start) -> Non
             start.recovery.run()
             start.supervisor.follow(Followers(), start.lost)
             await asyncio.sleep(0.1)  # in which a removal would be through
-            assert (start.settler.freed, process.poll()) == ([], None)
+            assert (start.freer.freed, process.poll()) == ([], None)
             assert start.bundle_of(*KEY).exists()
             start.supervisor.close()
 
@@ -188,7 +188,7 @@ def test_f04_and_f05_a_shim_that_ends_before_its_hello_keeps_no_create_away(star
             start.supervisor.close()
 
         asyncio.run(work())
-    assert start.settler.freed == ["c"]
+    assert start.freer.freed == ["c"]
     assert not start.bundle_of(*KEY).exists()
     assert start.store.load() == []
 
@@ -200,7 +200,7 @@ def test_f06_a_create_that_is_under_way_is_its_shims(start: Start) -> None:
         async def work() -> None:
             entry = start.run()
             await asyncio.sleep(0.1)  # in which a settling would be through
-            assert (start.settler.freed, process.poll()) == ([], None)
+            assert (start.freer.freed, process.poll()) == ([], None)
             start.said_hello(pid=process.pid, start=start_of(process.pid), state=states.CREATING)
             told(start, 1, events.CREATE, pid=PID)
             assert start.supervisor.entries[KEY] is entry
@@ -224,7 +224,7 @@ def test_f06_what_the_manager_before_was_undoing_is_undone(start: Start) -> None
             start.supervisor.close()
 
         asyncio.run(work())
-    assert start.settler.freed == ["c"]
+    assert start.freer.freed == ["c"]
     assert start.store.load() == []
 
 
@@ -449,7 +449,7 @@ def test_f18_an_exit_that_was_told_is_not_told_by_its_record(start: Start) -> No
         start.supervisor.close()
 
     asyncio.run(work())
-    assert start.settler.freed == ["c"]
+    assert start.freer.freed == ["c"]
     assert topics(start) == [events.DELETE]
     assert not os.path.exists(bundle.exit_record)
 

@@ -67,7 +67,7 @@ class Freeing:
     def __init__(self) -> None:
         self.freed: list[str] = []
 
-    async def settle(self, entry: Entry, _bundle: Bundle) -> bool:
+    async def free(self, entry: Entry, _bundle: Bundle) -> bool:
         self.freed.append(entry.id)
         return False
 
@@ -96,8 +96,8 @@ class Start:
         self.router = self.supervisor.router = ShimRouter(
             1, self.supervisor.on_hello, self.supervisor.on_event
         )
-        self.settler = Freeing()
-        self.lost = LostTasks(self.supervisor, self.bundle_of, self.settler)
+        self.freer = Freeing()
+        self.lost = LostTasks(self.supervisor, self.bundle_of, self.freer)
         self.recovery = Recovery(
             db=self.db,
             store=self.store,
@@ -175,7 +175,7 @@ def test_an_exit_that_cannot_be_read_now_is_waited_for(start: Start, boot_id: st
             entry = start.run()
             await comes_true(lambda: entry.stuck)
             assert "Input/output error" in entry.view().reason
-            assert (entry.exit, start.settler.freed) == (None, [])
+            assert (entry.exit, start.freer.freed) == (None, [])
         await comes_true(lambda: entry.closed)
         assert entry.exit is not None
         assert (entry.exit.exit_status, entry.exit.exited_at) == (42, 9)
@@ -193,9 +193,9 @@ def test_a_shim_whose_record_cannot_be_read_now_is_not_taken_for_dead(start: Sta
             view = entry.view()
             assert view.status == states.UNKNOWN and "Input/output error" in view.reason
             await asyncio.sleep(1.5)  # it has looked again
-            assert (entry.exit, start.settler.freed) == (None, [])
+            assert (entry.exit, start.freer.freed) == (None, [])
         await comes_true(lambda: entry.closed)
-        assert start.settler.freed == ["c"]
+        assert start.freer.freed == ["c"]
         start.supervisor.close()
 
     asyncio.run(work())
@@ -307,7 +307,7 @@ def test_f53_a_row_of_an_older_copy_ends_no_later_start(start: Start, row: dict[
         assert start.supervisor.entries["default", "c"] is entry
         assert (entry.view().status, entry.pid) == (states.PAUSED, 4711)
         await asyncio.sleep(0.1)
-        assert start.settler.freed == []
+        assert start.freer.freed == []
         start.supervisor.close()
 
     asyncio.run(work())
@@ -327,7 +327,7 @@ def test_f53_a_later_start_that_has_not_told_is_asked_by_the_next_manager(start:
         start.supervisor.by_incarnation.clear()
         entry = start.run()
         start.said_hello(incarnation=LATER, state=states.STOPPED)
-        assert (entry.state, start.settler.freed) == (states.STOPPED, [])
+        assert (entry.state, start.freer.freed) == (states.STOPPED, [])
         start.supervisor.close()
 
     asyncio.run(work())
@@ -348,7 +348,7 @@ def test_a_later_start_that_is_over_is_not_waited_for(start: Start, why: str) ->
     async def work() -> None:
         entry = start.run()
         await comes_true(lambda: entry.closed)
-        assert (entry.incarnation, start.settler.freed) == (ME, ["c"])
+        assert (entry.incarnation, start.freer.freed) == (ME, ["c"])
         start.supervisor.close()
 
     asyncio.run(work())
@@ -492,7 +492,7 @@ def test_f49_and_f55_no_start_fails_for_one_end_that_cannot_be_recorded(
         for other in ("b", "d"):
             told = start.supervisor.entries["default", other]
             assert told.exit is not None and told.exit.cause == "reboot"
-        await comes_true(lambda: start.settler.freed == ["b", "d"])
+        await comes_true(lambda: start.freer.freed == ["b", "d"])
         start.db.durable.execute("DROP TRIGGER t")
         await comes_true(lambda: entry.closed)
         assert entry.exit is not None and entry.exit.cause == "reboot"

@@ -56,7 +56,7 @@ class Unmounting:
     def __init__(self) -> None:
         self.freed: list[str] = []
 
-    async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+    async def free(self, entry: Entry, bundle: Bundle) -> bool:
         self.freed.append(entry.incarnation)
         _unmount(bundle.rootfs)
         return False
@@ -75,8 +75,8 @@ class Place:
         self.db = Database(str(directory / "db"))
         self.store = TaskStore(self.db)
         self.supervisor = Supervisor(self.db, self.store, EventLog(self.db), self.bundle_of)
-        self.settler = Unmounting()
-        self.lost = LostTasks(self.supervisor, self.bundle_of, self.settler)
+        self.freer = Unmounting()
+        self.lost = LostTasks(self.supervisor, self.bundle_of, self.freer)
 
     def entry(self, incarnation: str, state: str) -> Entry:
         entry = Entry("default", "c", incarnation, state, "", "boot", 1, closed=True)
@@ -114,7 +114,7 @@ def test_f03_a_removal_that_failed_is_tried_again_though_its_task_is_closed(plac
     finally:
         _unmount(bundle.rootfs)
     assert not bundle.exists()
-    assert place.settler.freed == ["a" * 16]
+    assert place.freer.freed == ["a" * 16]
     assert place.store.load() == []
 
 
@@ -173,7 +173,7 @@ def test_what_has_a_forgotten_tasks_name_now_is_left_alone(place: Place) -> None
         await settling
 
     asyncio.run(work())
-    assert place.settler.freed == []
+    assert place.freer.freed == []
     assert [(one.incarnation, one.state) for one in place.store.load()] == [
         ("b" * 16, states.RUNNING)
     ]
@@ -181,7 +181,7 @@ def test_what_has_a_forgotten_tasks_name_now_is_left_alone(place: Place) -> None
 
 def test_f21_one_that_is_forgotten_while_it_is_freed_takes_no_later_ones_row(place: Place) -> None:
     class Freeing(Unmounting):
-        async def settle(self, entry: Entry, bundle: Bundle) -> bool:
+        async def free(self, entry: Entry, bundle: Bundle) -> bool:
             place.supervisor.remove(entry)
             place.entry("b" * 16, states.RUNNING)
             return await super().settle(entry, bundle)
