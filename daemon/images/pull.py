@@ -373,13 +373,21 @@ class _Work:
 
     def source_label(self, content: ContentStore, digest: str) -> dict[str, str]:
         """Which repositories of the registry have it, for a push that can then mount it there."""
-        key = SOURCE_LABEL + self.reference.domain
-        have: list[str] = []
+        key = SOURCE_LABEL + self.reference.host
+        have: set[str] = set()
         with suppress(NotFound):
-            have = content.info(self.namespace, digest).labels.get(key, "").split(",")
-        repositories = {*filter(None, have), self.reference.repository}
-        text = ",".join(sorted(repositories))
+            have = repositories_in(content.info(self.namespace, digest).labels, self.reference)
+        text = ",".join(sorted(have | {self.reference.repository}))
         return {key: text} if len(key) + len(text) <= MAX_SOURCE_BYTES else {}
+
+
+def repositories_in(labels: Mapping[str, str], reference: Reference) -> set[str]:
+    """Those of the reference's registry that the labels of content name.
+
+    containerd's key is the host without its port; releases before this had the port in it too.
+    """
+    texts = (labels.get(SOURCE_LABEL + name, "") for name in (reference.host, reference.domain))
+    return {repository for text in texts for repository in text.split(",") if repository}
 
 
 async def _wanted_of(documents: RemoteDocuments, target: Descriptor, work: _Work) -> Graph:

@@ -14,7 +14,12 @@ from lighter.daemon.images.documents import INDEXES, MANIFESTS, MAX_DOCUMENT_BYT
 from lighter.daemon.images.graph import Graph, StoredDocuments, Walker
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.progress import Board, Report
-from lighter.daemon.images.pull import AT_ONCE, MAX_SOURCE_BYTES, SOURCE_LABEL
+from lighter.daemon.images.pull import (
+    AT_ONCE,
+    MAX_SOURCE_BYTES,
+    SOURCE_LABEL,
+    repositories_in,
+)
 from lighter.daemon.images.reference import Reference, is_repository
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.together import all_of
@@ -217,7 +222,7 @@ class _Work:
         with suppress(NotFound):
             labels = self._content.info(self._namespace, digest).labels
             # Anybody may have written the label, and it becomes part of a URL.
-            return [*filter(is_repository, labels.get(self._key, "").split(","))]
+            return sorted(filter(is_repository, repositories_in(labels, self._reference)))
         return []
 
     def _note(self, digest: str) -> None:
@@ -226,11 +231,8 @@ class _Work:
         text = ",".join(repositories)
         if len(text) <= MAX_SOURCE_BYTES:
             with suppress(NotFound):
-                self._content.note(self._namespace, digest, {self._key: text})
-
-    @property
-    def _key(self) -> str:
-        return SOURCE_LABEL + self._reference.domain
+                key = SOURCE_LABEL + self._reference.host
+                self._content.note(self._namespace, digest, {key: text})
 
     async def _bytes_of(self, digest: str, size_bytes: int) -> AsyncIterator[bytes]:
         fd = self._content.open(self._namespace, digest)

@@ -70,6 +70,12 @@ class Reference:
         """Registry and repository, without tag and digest."""
         return f"{self.domain}/{self.repository}"
 
+    @property
+    def host(self) -> str:
+        """The registry without its port; an IPv6 address without brackets."""
+        host, colon, port = self.domain.rpartition(":")
+        return (host if colon and port.isdigit() else self.domain).strip("[]")
+
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return self.name + tag + (f"@{self.digest}" if self.digest else "")

@@ -33,6 +33,7 @@ from tests.unit.images.build import Layout
 
 MIB = 1 << 20
 FAILURE, INTERRUPTED = 1, 130
+SOURCE = "containerd.io/distribution.source"
 FOREIGN_LAYER = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
@@ -105,6 +106,12 @@ def test_a_pulled_image_runs_and_is_pushed_elsewhere(
         items = [json.loads(line) for line in done.stdout.splitlines()]
         assert not [item for item in items if item.get("status") == "uploading"]
         assert {i["kind"] for i in items if i.get("status") == "exists"} == {"config", "layer"}
+        content = json.loads(lighterd.ctl("--format", "json", "content", "ls", check=True).stdout)
+        told = [item["labels"] for item in content if SOURCE in str(item["labels"])]
+        assert told, content
+        for labels in told:  # as containerd, which leaves out the port
+            assert labels[f"{SOURCE}.127.0.0.1"] == "library/busybox,library/copy"
+            assert f"{SOURCE}.{registry.host}" not in labels
 
 
 def test_credentials_are_asked_for_and_a_wrong_password_names_the_host(

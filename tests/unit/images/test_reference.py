@@ -2,7 +2,8 @@
 
 import pytest
 
-from lighter.daemon.images.reference import normalise
+from lighter.daemon.images.pull import repositories_in
+from lighter.daemon.images.reference import Reference, normalise
 from lighter.proto.errors import InvalidArgument
 
 DIGEST = "sha256:" + "0" * 64
@@ -30,6 +31,24 @@ DIGEST = "sha256:" + "0" * 64
 def test_full_forms(short: str, full: str) -> None:
     assert normalise(short) == full
     assert normalise(full) == full
+
+
+def test_where_content_came_from_is_told_by_the_host_with_or_without_its_port() -> None:
+    labels = {
+        "containerd.io/distribution.source.reg.example": "a,b",
+        "containerd.io/distribution.source.reg.example:5000": "b,c",
+        "containerd.io/distribution.source.::1": "d",
+        "containerd.io/distribution.source.docker.io": "library/nginx",
+    }
+    for name, expected in (
+        ("reg.example:5000/x", {"a", "b", "c"}),
+        ("reg.example/x", {"a", "b"}),
+        ("[::1]:5000/x", {"d"}),
+        ("[::1]/x", {"d"}),
+        ("nginx", {"library/nginx"}),
+        ("other.example/x", set()),
+    ):
+        assert repositories_in(labels, Reference.parse(name)) == expected, name
 
 
 @pytest.mark.parametrize(
