@@ -61,7 +61,8 @@ def login(
     realms = allow_realm
     while True:
         try:
-            session.call("registry.login", server=host, access={**request, "realms": list(realms)})
+            asked_with = {**request, "realms": list(realms)}
+            answer = session.call("registry.login", server=host, access=asked_with)
             break
         except PermissionDenied as error:
             realm = error.details.get("realm")
@@ -72,7 +73,10 @@ def login(
                 raise
             realms += (realm,)
     place = file.keep(host, name, secret, realms)
-    print(f"Login succeeded; the credential is kept in {place}")
+    if answer.get("asked", True):  # managers of releases before do not say
+        print(f"Login succeeded; the credential is kept in {place}")
+    else:
+        print(f"{host} did not ask for a credential: it was not tried, and is kept in {place}")
 
 
 def _host_of(server: str, act: str) -> str:

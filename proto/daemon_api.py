@@ -32,8 +32,9 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         access: {username, secret, identity_token, plain_http, skip_verify, ca, cert,
                         key, hosts_dir, realms}         paths as the manager sees them; never logged;
                         realms: hosts that may be given the credential for a token
-    registry.login      {server, access} -> {host}      permission-denied with the detail `realm` when the
-                        credential is wanted at that host, which is another one
+    registry.login      {server, access} -> {host, asked}       permission-denied with the detail `realm` when
+                        the credential is wanted at that host, which is another one
+                        asked: whether the host wanted to know who it is
     registry.test       (stream) {name, access} -> items {kind: "host", url, source, capabilities, ca,
                         client_certificates, skip_verify, tls_source, credential, credential_source,
                         headers, proxy} {kind: "request", method, url, status, sent, note} {kind:

@@ -64,6 +64,10 @@ class Authorizer:
         """What is known by now of who we are there."""
         return self._told.get(endpoint.origin, endpoint.credential)
 
+    def was_asked(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint has wanted to know who we are."""
+        return endpoint.origin in self._known
+
     async def _be_told(self, endpoint: Endpoint) -> None:
         """Ask the request's own client, once, for a host that wants to know."""
         if endpoint.ask is not None and endpoint.origin not in self._told:

@@ -136,6 +136,10 @@ class Conversation:
             return type(error)(f"{error.message} ({said})", status=answer.status)
         return error
 
+    def was_asked(self, endpoint: Endpoint) -> bool:
+        """Whether the host has wanted to know who we are."""
+        return self._authorizer.was_asked(endpoint)
+
     async def retried(self, act: Callable[[], Awaitable[T]]) -> T:
         """`act`, tried again as the registry itself deserves it."""
         return await retried(act, self._backoff)

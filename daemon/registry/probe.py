@@ -14,7 +14,7 @@ from lighter.daemon.registry.conversation import Conversation
 from lighter.daemon.registry.endpoints import PULL, RESOLVE, Endpoint
 from lighter.daemon.registry.registries import Registries
 from lighter.daemon.registry.transport import Step
-from lighter.proto.errors import LighterError
+from lighter.proto.errors import LighterError, NotFound, PermissionDenied
 
 # The root of the API; its answer says whether there is one, and who may come in (distribution-spec,
 # "Determining Support").
@@ -50,8 +50,14 @@ async def test(registries: Registries, reference: Reference, access: Access) -> 
 
 
 async def _one(talk: Conversation, endpoint: Endpoint, reference: Reference) -> str:
-    await _root(talk, endpoint)
-    if not {RESOLVE, PULL} <= endpoint.capabilities:
+    is_source = {RESOLVE, PULL} <= endpoint.capabilities
+    try:
+        await _root(talk, endpoint)
+    except (NotFound, PermissionDenied):
+        # Below a path there may be no root, and not everybody may come in who may have an image.
+        if not is_source:
+            raise
+    if not is_source:
         return ""
 
     async def same() -> Conversation:
@@ -76,8 +82,8 @@ async def _root(talk: Conversation, endpoint: Endpoint) -> None:
         pass
 
 
-async def login(registries: Registries, domain: str, access: Access) -> str:
-    """Whether a registry takes the credential; returns the host that did.
+async def login(registries: Registries, domain: str, access: Access) -> tuple[str, bool]:
+    """Whether a registry takes the credential: the host that did, and whether it asked for it.
 
     Raises PermissionDenied when it does not, or when it wants it sent elsewhere, which the detail
     `realm` then names.
@@ -86,7 +92,7 @@ async def login(registries: Registries, domain: str, access: Access) -> str:
     try:
         endpoint = talk.endpoints[-1]
         await talk.retried(lambda: _root(talk, endpoint))
-        return str(endpoint.origin)
+        return str(endpoint.origin), talk.was_asked(endpoint)
     finally:
         await talk.close()
 

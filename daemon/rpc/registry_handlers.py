@@ -28,7 +28,8 @@ def registry_methods(registries: Registries) -> dict[str, Method]:
                 "harbor.example or localhost:5000"
             )
         access = access_of(fields.mapping("access"))
-        return {"host": await probe.login(registries, reference.domain, access)}
+        host, asked = await probe.login(registries, reference.domain, access)
+        return {"host": host, "asked": asked}
 
     async def test(_call: Call, body: Body) -> AsyncIterator[Any]:
         from lighter.daemon.registry import probe

@@ -18,8 +18,10 @@ from tests.registries import (
     USER,
     Authority,
     DebianRegistry,
+    Reply,
     Scripted,
     TokenServer,
+    error,
     small_image,
 )
 
@@ -74,6 +76,32 @@ def test_login_pull_logout(lighterd: Lighterd, docker: Path, registry: DebianReg
     lighterd.ctl("logout", registry.host, check=True)
     after = lighterd.ctl("images", "pull", "--no-unpack", f"{registry.host}/team/x:2")
     assert b"no credential" in after.stderr
+
+
+def test_login_at_a_registry_that_asks_nobody(
+    lighterd: Lighterd, docker: Path, tmp_path: Path
+) -> None:
+    with DebianRegistry(tmp_path / "open") as made:
+        done = login(lighterd, made.host, "whatever")
+        assert done.returncode == 0, done.stderr
+        assert f"{made.host} did not ask for a credential".encode() in done.stdout
+
+
+@pytest.mark.parametrize("root", [error(401), error(403, "DENIED", "not here"), error(404)])
+def test_registry_test_goes_on_where_the_root_lets_nobody_in(
+    lighterd: Lighterd, root: Reply
+) -> None:
+    with Scripted() as made:
+        made.serve(IMAGE, "team/x", "2")
+        made.routes["GET /v2/"] = root
+        done = lighterd.ctl("registry", "test", f"{made.host}/team/x:2")
+        text = done.stdout.decode()
+        assert done.returncode == 0, text + done.stderr.decode()
+        assert f"{root.status}  GET {made.url}/v2/" in text
+        assert f"has it: {IMAGE.descriptor.digest}" in text
+        absent = lighterd.ctl("registry", "test", f"{made.host}/team/y:2")
+        assert absent.returncode == 1
+        assert b"failed: resolve" in absent.stdout
 
 
 def test_sec_31_the_manager_keeps_no_secret(

@@ -240,6 +240,21 @@ def test_login_asks_the_manager_and_then_keeps(
     assert ctl("logout", "reg:5000").returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [({}, b"succeeded"), ({"asked": True}, b"succeeded"), ({"asked": False}, b"did not ask")],
+)
+def test_login_tells_whether_the_credential_was_tried(
+    docker: Path, ctl: Ctl, manager: FakeManager, answer: dict[str, Any], words: bytes
+) -> None:
+    manager.on("registry.login", {"host": "https://reg:5000", **answer})
+    done = login(ctl, "reg:5000")
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+    assert str(docker).encode() in done.stdout
+    assert find("reg:5000/x") == MINE
+
+
 @pytest.mark.parametrize("server", ["harbor", "https://harbor/", "harbor/team"])
 def test_a_server_that_no_image_can_name_is_sent_nothing(
     docker: Path, ctl: Ctl, manager: FakeManager, server: str
