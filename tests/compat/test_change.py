@@ -6,6 +6,7 @@ first one's manager. Containers, their output and their exit codes notice neithe
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from tests.compat.conftest import Change
 from tests.harness import BIN, Lighterd, await_that
+from tests.lives import await_handler
 
 WAIT_S = 30.0
 
@@ -71,6 +73,7 @@ def test_a_shim_of_the_other_release_obeys(change: Change, changing: Lighterd, h
 
 def test_a_signal_and_a_wait_reach_it(change: Change, changing: Lighterd) -> None:
     begin(changing, "c", "trap 'exit 9' TERM; while :; do sleep 0.05; done")
+    await_handler(tasks(changing)["c"]["pid"], signal.SIGTERM)
     switch(changing, change.after, hard=True)
     await_status(changing, "c", "running")
     waiting = subprocess.Popen(changing.ctl_argv("tasks", "wait", "c"), stdout=subprocess.PIPE)

@@ -1,6 +1,7 @@
 """The database over versions: a migration killed anywhere, the way back, and no further back."""
 
 import json
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ from lighter.proto.version import VERSION
 from tests.compat.releases import make_release
 from tests.compat.test_change import await_status, begin, switch, tasks
 from tests.harness import BIN, Lighterd, await_that
+from tests.lives import await_handler
 
 NEXT, LATER = "8.0.0", "9.0.0"
 # What a release may do: tables, columns with a default, indexes.
@@ -62,6 +64,7 @@ def test_f39_a_manager_killed_during_a_migration(one: Lighterd, cores: Path, poi
     lighterd = one
     begin(lighterd, "c", "trap 'exit 5' TERM; while :; do usleep 20000; done")
     pid = tasks(lighterd)["c"]["pid"]
+    await_handler(pid, signal.SIGTERM)
     lighterd.kill9()
     lighterd.use(cores / NEXT)
     lighterd.launch(FAULT=f"{point}:abort")

@@ -65,6 +65,7 @@ def test_every_path_of_a_shim_goes_without_its_files(one: Lighterd, spawner: Pat
     lighterd.import_busybox()
     begin(lighterd, "c", f"trap 'exit 9' TERM; ({WRITES}) & wait", "--log-max-size", "64k")
     begin(lighterd, "ended", "exit 3")
+    assert lighterd.ctl("tasks", "wait", "ended", check=True).stdout == b"3\n"
     shutil.rmtree(spawner)
     for argv, code in ASKED:
         done = lighterd.ctl(*argv)

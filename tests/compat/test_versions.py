@@ -16,6 +16,7 @@ from tests import images
 from tests.compat.releases import make_release, started
 from tests.compat.test_change import WAIT_S, await_status, switch, tasks
 from tests.harness import BIN, Lighterd, await_that
+from tests.lives import await_handler
 
 OTHER = "9.0.0"
 OURS = ", ".join(map(str, PROTOCOLS))
@@ -147,9 +148,10 @@ def test_its_end_under_a_manager_that_does_not_understand_it_is_exact(
     lighterd.start()
     begin(lighterd, "c", "trap 'exit 6' TERM; while :; do usleep 20000; done")
     pid = tasks(lighterd)["c"]["pid"]
+    await_handler(pid, signal.SIGTERM)
     switch(lighterd, BIN, hard=True)
     await_that(lambda: shims(lighterd)["c"]["state"] == "refused", WAIT_S, "it is refused")
-    os.kill(pid, 15)
+    os.kill(pid, signal.SIGTERM)
     await_that(lambda: not os.path.exists(f"/proc/{pid}"), WAIT_S, "it has ended")
     assert tasks(lighterd)["c"]["status"] == "unknown"
     assert len(lighterd.shims()) == 1
@@ -208,6 +210,7 @@ def test_the_installed_ctl_stops_containers_of_a_manager_that_stands_in(
     stop = ("system", "stop-containers", "--timeout", "20s", "--manager", manager)
     for name in ("a", "b"):
         begin(lighterd, name, "trap 'exit 5' TERM; while :; do usleep 20000; done")
+        await_handler(tasks(lighterd)[name]["pid"], signal.SIGTERM)
     switch(lighterd, newer, hard=True)
     await_status(lighterd, "b", "running")
     lighterd.ctl("kill", "-s", "TERM", "a", check=True)
