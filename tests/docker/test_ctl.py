@@ -19,7 +19,7 @@ def test_dockers_containers_are_shown_and_entered(engine: Engine, lighterd: Ligh
     assert row == [id_, str(pid), "RUNNING"]
     info = json.loads(ctl("containers", "info", id_))
     assert info["Spec"]["process"]["args"] == ["sh", "-c", "echo out; sleep 1000"]
-    assert "sleep 1000" in ctl("top", id_[:12])
+    await_that(lambda: "sleep 1000" in ctl("top", id_[:12]), 30, "it has become its program")
     assert ctl("exec", id_[:12], "echo", "inside") == "inside\n"
     logs = lighterd.ctl("-n", "moby", "logs", id_)
     assert logs.returncode == 1 and b"it was created without one" in logs.stderr, logs

@@ -119,8 +119,11 @@ def test_limits_hold_are_updated_and_measured(engine: Engine) -> None:
     engine.says("update", "-m", "128m", "--memory-swap", "256m", "--cpus", "1", "box")
     assert limit("memory.limit_in_bytes") == str(128 << 20)
     assert limit("cpu.cfs_quota_us") == "100000"
-    measured = engine.says("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "box")
-    assert re.fullmatch(r"[0-9.]+[KM]iB / 128MiB 1", measured), measured
+    stats = ("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "box")
+    # One process, once the runtime's own threads have become the program.
+    await_that(
+        lambda: re.fullmatch(r"[0-9.]+[KM]iB / 128MiB 1", engine.says(*stats)), 60, "it is measured"
+    )
 
 
 def test_a_container_out_of_memory_says_so(engine: Engine) -> None:
