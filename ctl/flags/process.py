@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lighter.ctl import grammar
 from lighter.ctl.cli import read_text
+from lighter.proto.errors import InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,9 +47,19 @@ def entrypoint(program: str | None) -> list[str] | None:
     return [program] if program else []
 
 
-def _lines(text: str) -> list[str]:
-    """As Docker splits them: a value may hold what else ends a line for Unicode."""
-    return [line.removesuffix("\r") for line in text.split("\n")]
+def _variables(path: str) -> list[str]:
+    """The lines of a file of variables, as Docker reads it. Raises InvalidArgument.
+
+    A value may hold what else ends a line for Unicode.
+    """
+    text = read_text(path, "env file").removeprefix("\ufeff")  # a byte order mark
+    lines = [line.removesuffix("\r").lstrip() for line in text.split("\n")]
+    found = [line for line in lines if line and not line.startswith("#")]
+    for line in found:
+        key = line.partition("=")[0]
+        if " " in key or "\t" in key:
+            raise InvalidArgument(f"read env file {path}: the name {key!r} has a space in it")
+    return found
 
 
 def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
@@ -56,8 +67,7 @@ def environment(words: tuple[str, ...], files: tuple[str, ...]) -> list[str]:
 
     A word KEY that ctl's own environment has not stays as it is, and takes the image's away.
     """
-    lines = [line for path in files for line in _lines(read_text(path, "env file"))]
-    given = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    given = [line for path in files for line in _variables(path)]
     env = []
     for number, item in enumerate((*given, *words)):
         key, sign, _value = item.partition("=")

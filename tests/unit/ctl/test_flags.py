@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lighter.ctl.flags import devices, filesystem, namespaces, resources, runtime, security
+from lighter.ctl.flags import devices, filesystem, namespaces, process, resources, runtime, security
 from lighter.ctl.grammar import UsageError
 from lighter.proto.errors import InvalidArgument
 
@@ -99,3 +99,20 @@ def test_a_runtimes_file(tmp_path: Path) -> None:
 def test_what_is_wrong_usage(read: Callable[[str], Any], text: str) -> None:
     with pytest.raises(UsageError):
         read(text)
+
+
+def test_a_file_of_variables_is_read_as_docker_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("\ufeffA=1\r\n\n  # a note\n  B=two words \nC=x\u2028y\n")
+    assert process.environment(("D=3",), (str(file),)) == [
+        "A=1",
+        "B=two words ",
+        "C=x\u2028y",
+        "D=3",
+    ]
+    for line in ("export A=1", "A =1", "A\t", "A B"):
+        file.write_text(f"Z=1\n{line}\n")
+        with pytest.raises(
+            InvalidArgument, match=r"env file .*/env: the name .* has a space in it"
+        ):
+            process.environment((), (str(file),))
