@@ -256,16 +256,18 @@ class SnapshotRows:
             if now["id"] is not None:
                 raise FailedPrecondition(f"commit snapshot {key}: container {now['id']} uses it")
             forget_leases(tx, row.number)
+            at_ns = time.time_ns()
             tx.execute(
                 "UPDATE snapshots SET key = ?, kind = ?, labels = ?, size_bytes = ?, inodes = ?,"
-                " updated_at = ?, parent = coalesce(?, parent) WHERE number = ?",
+                " created_at = ?, updated_at = ?, parent = coalesce(?, parent) WHERE number = ?",
                 (
                     name,
                     COMMITTED,
                     stored(check_labels(dict(labels))),
                     usage.size_bytes,
                     usage.inodes,
-                    time.time_ns(),
+                    at_ns,
+                    at_ns,
                     parent,
                     row.number,
                 ),

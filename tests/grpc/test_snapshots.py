@@ -44,6 +44,7 @@ def test_life_of_a_snapshot(space: Space, tmp_path: Path) -> None:
         space.snapshots("Stat", key="a")
     base = space.snapshots("Stat", key="base").info
     assert (base.kind, dict(base.labels)) == (pb.COMMITTED, {"z": "1"})
+    assert base.created_at == base.updated_at != info.created_at  # by the commit
     usage = space.snapshots("Usage", key="base")
     assert usage.size >= 10000 and usage.inodes == 2
 
