@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from lighter.daemon.config.schema import Config
 from lighter.daemon.doctor.findings import OK, PROBLEM, WARNING, Finding
-from lighter.daemon.network import plugin
+from lighter.daemon.network import made, plugin
 from lighter.daemon.network.chain import Chain
 from lighter.daemon.network.configs import Configs, Network
 from lighter.daemon.tasks.runtimes import NAMES, Runtimes
@@ -80,6 +80,10 @@ def networks(config: Config) -> Iterator[Finding]:
         except LighterError as err:
             advice = "the package containernetworking-plugins has the usual ones"
             yield Finding("network", PROBLEM, f"{network.name}: {err.message}", advice)
+            continue
+        if made.is_open(network):
+            reached = f"{network.name}: other networks reach it: an earlier release has made it"
+            yield Finding("network", WARNING, reached, "remove it and create it again")
         else:
             yield Finding("network", OK, f"{network.name}: {', '.join(network.types)}")
     if not found and not unusable:

@@ -263,6 +263,12 @@ def is_ours(network: Network) -> bool:
     return os.path.basename(network.path).startswith(PREFIX)
 
 
+def is_open(network: Network) -> bool:
+    """Whether an earlier release has made it, which did not keep networks of bridges apart."""
+    has_word = any("ingressPolicy" in one for one in network.plugins)
+    return is_ours(network) and "bridge" in network.types and not has_word
+
+
 def remove_bridge(network: Network) -> None:
     """Take away the bridge that its plugin made, when no interface is left in it. Blocking."""
     names = [str(p["bridge"]) for p in network.plugins if p["type"] == "bridge" and "bridge" in p]

@@ -162,6 +162,29 @@ def test_a_host_without_iptables_is_told_which_networks_need_it(tmp_path: Path) 
     assert warned["found"] == "iptables is not in PATH: plugins of masked, ports, rules run it"
 
 
+def test_a_network_of_an_earlier_release_is_told_to_be_open(tmp_path: Path) -> None:
+    conf, config = tmp_path / "cni", tmp_path / "config.toml"
+    conf.mkdir()
+    words: dict[str, dict[str, str]] = {
+        "lighter-old": {},
+        "lighter-new": {"ingressPolicy": "same-bridge"},
+        "lighter-asked": {"ingressPolicy": "open"},
+        "theirs": {},
+    }
+    for name, word in words.items():
+        plugins = [{"type": "bridge", "bridge": name}, {"type": "firewall", **word}]
+        document = {"cniVersion": "1.0.0", "name": name, "plugins": plugins}
+        (conf / f"{name}.conflist").write_text(json.dumps(document))
+    config.write_text(
+        f'version = 3\nroot = "{tmp_path}/r"\nstate = "{tmp_path}/s"\n'
+        f'[plugins."io.lighter.v1".network]\nconf_dir = "{conf}"\n'
+    )
+    argv = [str(BIN / "lighterd"), "--config", str(config), "doctor", "--format", "json"]
+    done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
+    (warned,) = [one for one in findings(done)["network"] if one["status"] == "warning"]
+    assert warned["found"].startswith("lighter-old: other networks reach it")
+
+
 def test_a_bundle_shows_what_is_here_and_no_secret(
     make_lighterd: Callable[..., Lighterd], tmp_path: Path
 ) -> None:
