@@ -1,13 +1,13 @@
 """containerd.services.images.v1.Images."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 
 from google.protobuf.empty_pb2 import Empty
 
 from lighter.daemon.content.digest import Digest
 from lighter.daemon.grpc.calls import Call
-from lighter.daemon.grpc.leases import hold, holder
+from lighter.daemon.grpc.leases import hold
 from lighter.daemon.grpc.pb import images_pb2 as pb
 from lighter.daemon.grpc.translate import descriptor, label_changes, nanoseconds, target, timestamp
 from lighter.daemon.grpc.words import quoted, saying
@@ -45,12 +45,12 @@ class ImagesService:
         wanted = request.image
         _check_name(wanted.name)
         namespace = call.namespace
-        lease = holder(self._leases, namespace, call.lease)
         with _of(wanted.name):
             made = self._images.create(
                 namespace, wanted.name, _checked(wanted), dict(wanted.labels), _epoch(request)
             )
-        hold(self._leases, namespace, lease, IMAGES, made.name)
+        with suppress(NotFound):  # a lease that has ended: a name keeps itself
+            hold(self._leases, namespace, call.lease, IMAGES, made.name)
         return pb.CreateImageResponse(image=_message(made))
 
     async def update(self, call: Call, request: pb.UpdateImageRequest) -> pb.UpdateImageResponse:

@@ -189,12 +189,12 @@ def test_a_lease_that_is_not_there_is_told_before_anything_is_made(space: Space)
         for method in ("Prepare", "View"):
             with refused(*told):
                 api.call(snapshots_pb2, "Snapshots", method, snapshotter=SNAPSHOTTER, key="k")
-        image = images_pb2.Image(name="i", target=descriptor(b"abc"))
-        with refused(*told):
-            api.call(images_pb2, "Images", "Create", image=image)
         with refused(*told):
             api.call(diff_pb2, "Diff", "Diff")
-    assert not space.digests() and not space.keys() and not space.images("List").images
+        assert not space.digests() and not space.keys()
+        image = images_pb2.Image(name="i", target=descriptor(b"abc"))
+        api.call(images_pb2, "Images", "Create", image=image)  # a name needs none
+        assert [made.name for made in space.images("List").images] == ["i"]
     assert not space.content("ListStatuses").statuses
 
 
