@@ -217,9 +217,14 @@ def _mode_inside(session: Session, id_: str, path: bytes) -> int:
     try:
         return int(session.call("files.look", id=id_, path=path)["target_mode"])
     except NotFound as error:
-        if "find " not in error.message:
+        if not _is_of_path(error):
             raise
         return 0
+
+
+def _is_of_path(error: NotFound) -> bool:
+    """Whether only the path is missing. A manager of the release before says it in words alone."""
+    return error.details.get("missing") == "path" or error.message.startswith("find ")
 
 
 def _place_inside(
@@ -231,7 +236,7 @@ def _place_inside(
         try:
             found = session.call("files.look", id=id_, path=place)
         except NotFound as error:
-            if "find " not in error.message:
+            if not _is_of_path(error):
                 raise
             found = {"mode": 0, "target_mode": 0, "link": b""}
         if stat.S_ISDIR(found["target_mode"]):

@@ -10,7 +10,7 @@ from lighter.shim.logger import start_logger
 from lighter.shim.loop import Loop
 from lighter.shim.process import Process, read_pid
 from lighter.shim.reaper import Reaper
-from lighter.shim.runc import Runc, create_argv, exec_argv, restore_argv
+from lighter.shim.runc import Runc, attempt, create_argv, exec_argv, restore_argv
 from lighter.shim.stdio import ConsoleSocket
 
 CONSOLE_S = 10.0
@@ -131,7 +131,7 @@ class Launcher:
                 stdio.release_child_fds()
             process.pid = read_pid(self._pid_file(process))
             if not process.pid:
-                raise Internal(f"run container process: runc {argv('')[0]} wrote no pid file")
+                raise Internal(f"{attempt(argv(''))}: the runtime wrote no pid file")
             self._expect(process)
             stdio.begin()
         except BaseException:
@@ -151,4 +151,4 @@ class Launcher:
             self._reaper.expect(process.pid, process.on_exit)
         except ChildProcessError as err:
             pid, process.pid = process.pid, 0
-            raise Internal(f"run container process: pid {pid} is no child of this shim") from err
+            raise Internal(f"watch pid {pid} of task {self._id}: it is no child of ours") from err

@@ -103,9 +103,10 @@ class Runc:
     ) -> None:
         """Run to the end; the child gets `stdio`, or /dev/null (the shim's own 0, 1, 2).
 
-        Raises FailedPrecondition with the runtime's last log line (details: exit_code 126 or 127
-        when the container's program could not be executed or found), DeadlineExceeded with it,
-        NotFound or Unavailable when the runtime itself cannot be started.
+        Raises FailedPrecondition with the runtime's last log line (details: `runtime`, the verb;
+        `said`, that line; exit_code 126 or 127 when the container's program could not be executed
+        or found), DeadlineExceeded with it, NotFound or Unavailable when the runtime itself cannot
+        be started.
         """
         verb = argv[0]
         self._calls += 1
@@ -113,7 +114,7 @@ class Runc:
         try:
             status = await self._run(verb, [*self._prefix(log), *argv], timeout_s, stdio)
             if status:
-                raise _failure(verb, status, last_error(log))
+                raise _failure(argv, status, last_error(log))
         except DeadlineExceeded as err:
             message = last_error(log)
             if not message:
@@ -206,11 +207,17 @@ def last_error(path: str) -> str:
     return last.strip()[:MAX_QUOTE]
 
 
-def _failure(verb: str, status: int, message: str) -> LighterError:
+def attempt(argv: list[str]) -> str:
+    """What a call of the runtime is about: each has the container's id last."""
+    verb, container_id = argv[0], argv[-1]
+    return f"exec in task {container_id}" if verb == "exec" else f"{verb} task {container_id}"
+
+
+def _failure(argv: list[str], status: int, message: str) -> LighterError:
     if not message:
         how = f"signal {status - 128}" if status > 128 else f"exit status {status}"
         message = f"it ended with {how} and logged no error"
-    error = FailedPrecondition(f"run container process: runc {verb}: {message}")
+    error = FailedPrecondition(f"{attempt(argv)}: {message}", runtime=argv[0], said=message)
     lower = message.lower()
     if "executable file not found" in lower or "no such file or directory" in lower:
         error.details["exit_code"] = 127

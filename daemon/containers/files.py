@@ -58,7 +58,7 @@ class ContainerFiles:
             job = {"job": "look", "path": path, **where}
             seen = await self._worker.run(job, fds)
         if seen["found"] is None:
-            raise NotFound(f"find {shown(path)} in {id_}: there is no such file")
+            raise NotFound(f"find {shown(path)} in {id_}: there is no such file", missing="path")
         mode, size_bytes, mtime_ns = seen["found"]
         return Found(mode, size_bytes, mtime_ns, seen["link"], seen["target"])
 

@@ -240,13 +240,19 @@ class TasksService:
     async def pause(self, call: Call, request: pb.PauseTaskRequest) -> Empty:
         entry = self._entry(call, request.container_id)
         with refused(entry, "pause"):
-            await self._tasks.pause(call.namespace, request.container_id)
+            try:
+                await self._tasks.pause(call.namespace, request.container_id)
+            except LighterError as err:
+                raise of_runtime(err, "OCI runtime pause failed") from err
         return Empty()
 
     async def resume(self, call: Call, request: pb.ResumeTaskRequest) -> Empty:
         entry = self._entry(call, request.container_id)
         with refused(entry, "resume"):
-            await self._tasks.resume(call.namespace, request.container_id)
+            try:
+                await self._tasks.resume(call.namespace, request.container_id)
+            except LighterError as err:
+                raise of_runtime(err, "OCI runtime resume failed") from err
         return Empty()
 
     async def resize_pty(self, call: Call, request: pb.ResizePtyRequest) -> Empty:

@@ -9,7 +9,7 @@ from lighter.daemon.tasks.runtimes import NAMES
 from lighter.proto import states
 from lighter.proto.errors import FailedPrecondition, LighterError, Unknown
 
-# How a shim passes on a runtime's last words (shim/runc.py).
+# How a shim of the release before, which gives no details, passes on a runtime's last words.
 _RUNTIME_SAID = re.compile(r"run container process: runc [a-z]+: (.*)", re.DOTALL)
 
 # What containerd's runtime says when a step does not fit the state; its code is Unknown there.
@@ -48,8 +48,10 @@ def refused(of: Entry | Exec, step: str) -> Iterator[None]:
 
 def of_runtime(error: LighterError, what: str) -> LighterError:
     """What the runtime said, as containerd passes it on; any other error as it is."""
-    said = _RUNTIME_SAID.match(error.message)
-    return Unknown(f"{what}: {said[1]}") if said else error
+    said = error.details.get("said")
+    if said is None and (match := _RUNTIME_SAID.match(error.message)):
+        said = match[1]
+    return error if said is None else Unknown(f"{what}: {said}")
 
 
 def check_runtime(name: str) -> None:

@@ -240,7 +240,8 @@ class TaskService:
             except FailedPrecondition as err:
                 log_path = f"{self._bundle_of(namespace, container_id).dir}/dump.log"
                 why = await asyncio.to_thread(criu.why_not, log_path)
-                raise FailedPrecondition(f"checkpoint {entry.what}: {why or err.message}") from err
+                why = why or err.details.get("said") or err.message
+                raise FailedPrecondition(f"checkpoint {entry.what}: {why}") from err
         told = {"container_id": container_id, "checkpoint": directory}
         self._events.publish(namespace, events.CHECKPOINTED, told)
 

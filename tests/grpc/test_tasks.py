@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from lighter.daemon.grpc.pb import runc_options_pb2, snapshots_pb2, tasks_pb2
 from lighter.daemon.grpc.pb.task_types_pb2 import Status
 from lighter.daemon.grpc.pb.types_pb2 import Mount
+from lighter.daemon.grpc.taskwords import of_runtime
 from lighter.proto import errors
 from tests import cgroups
 from tests.grpc.client import code
@@ -131,6 +132,19 @@ def test_a_process_that_is_only_added(workshop: Workshop) -> None:
     assert failed[0] == "UNKNOWN" and "OCI runtime exec failed" in failed[1]
     assert workshop.tasks("Get", container_id="c", exec_id="bad").process.status == Status.CREATED
     workshop.tasks("DeleteProcess", container_id="c", exec_id="bad")
+
+
+@pytest.mark.parametrize(
+    ("error", "passed_on"),
+    [
+        (errors.FailedPrecondition("pause task c: why", runtime="pause", said="why"), "what: why"),
+        (errors.FailedPrecondition("run container process: runc pause: a: b\nc"), "what: a: b\nc"),
+        (errors.FailedPrecondition("pause task c: why"), "pause task c: why"),
+    ],
+    ids=["a runtime's", "a runtime's by a shim of the release before", "our own"],
+)
+def test_a_runtimes_words_are_told_from_our_own(error: errors.LighterError, passed_on: str) -> None:
+    assert of_runtime(error, "what").message == passed_on
 
 
 def test_who_waits_for_a_process_hears_of_a_start_that_fails(workshop: Workshop) -> None:

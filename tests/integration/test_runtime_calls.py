@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,6 +65,34 @@ def test_a_program_that_a_container_names_is_run_for_the_start_too(
 ) -> None:
     live(make_lighterd().start(), "--runtime", str(noting))
     assert verbs(noting) == ["create", "start"]
+
+
+TIRED = """#!/bin/sh
+# As runc, but for these verbs.
+case "$7" in
+pause|update) echo '{{"level": "error", "msg": "it is tired"}}' >"$4"; exit 1;;
+esac
+exec {runc} "$@"
+"""
+
+
+def test_what_a_runtime_says_stands_behind_what_was_asked(
+    lighterd: Lighterd, busybox: str, tmp_path: Path
+) -> None:
+    """In our words for whom we talk to, in containerd's for its clients; neither names runc."""
+    program = tmp_path / "tired"
+    program.write_text(TIRED.format(runc=shutil.which("runc")))
+    program.chmod(0o755)
+    lighterd.ctl("run", "-d", "--runtime", str(program), busybox, "c", "sleep", "1000", check=True)
+    for words in (("pause", "c"), ("update", "-m", "64m", "c")):
+        said = lighterd.ctl(*words).stderr.decode()
+        assert f"{words[0]} task c: it is tired\n" in said and "runc" not in said
+    missing = lighterd.ctl("exec", "c", "/no/such")
+    assert missing.returncode == 127
+    assert missing.stderr.startswith(b"ctl: exec in task c: ")
+    ctr = ["ctr", "--address", lighterd.grpc_address, "-n", "default", "tasks", "pause", "c"]
+    done = subprocess.run(ctr, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert done.stderr == b"ctr: OCI runtime pause failed: it is tired: unknown\n"
 
 
 HOOK = """\

@@ -12,7 +12,7 @@ import pytest
 
 from lighter.ctl.handing import emptied_pipe, filled_pipe
 from lighter.ctl.untar import Untar
-from lighter.proto.errors import FailedPrecondition, Internal
+from lighter.proto.errors import FailedPrecondition, Internal, NotFound
 from tests.fakes.manager import Ask, FakeManager
 from tests.unit.ctl.conftest import PATIENCE_S, Ctl, Start
 
@@ -74,6 +74,34 @@ def test_standard_input_is_taken_from_where_it_is(
             file.seek(offset)
             assert ctl("images", "import", "-", stdin=file).returncode == 0
     assert took == [b"archive", b"head" * 1024 + b"archive"]
+
+
+@pytest.mark.parametrize(
+    ("error", "copied"),
+    [
+        (NotFound("look at /new in web: nothing is there", missing="path"), True),
+        (NotFound("find /new in web: there is no such file"), True),
+        (NotFound("get container web: there is none; try to find it elsewhere"), False),
+    ],
+    ids=["a path", "a path by a manager of the release before", "the container"],
+)
+def test_what_is_missing_is_told_by_the_errors_details(
+    manager: FakeManager, ctl: Ctl, tmp_path: Path, error: NotFound, copied: bool
+) -> None:
+    (tmp_path / "file").write_text("x")
+    took: list[bytes] = []
+
+    def extract(ask: Ask) -> Any:
+        with open(ask.body["source"], "rb") as file:
+            took.append(file.read())
+        return {}
+
+    above = {"mode": stat.S_IFDIR, "target_mode": stat.S_IFDIR, "link": b""}
+    manager.on("files.look", lambda ask: error if ask.body["path"] == b"/new" else above)
+    manager.on("files.extract", extract)
+    manager.on("containers.resolve", NotFound("find container web: there is none"))
+    done = ctl("cp", str(tmp_path / "file"), "web:/new")
+    assert (done.returncode == 0, bool(took)) == (copied, copied), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,9 @@ with open("/proc/self/oom_score_adj") as score:
 
 def test_failure_without_a_word(tmp_path: Path) -> None:
     assert run("/bin/false", tmp_path) == (
-        "failed-precondition {} run container process: runc start: "
-        "it ended with exit status 1 and logged no error"
+        "failed-precondition {'runtime': 'start', "
+        "'said': 'it ended with exit status 1 and logged no error'} "
+        "start task c: it ended with exit status 1 and logged no error"
     )
 
 
@@ -123,7 +124,7 @@ def test_the_last_error_is_quoted(tmp_path: Path) -> None:
         {"level": "error", "msg": "the cause"},
         {"level": "info", "msg": "more"},
     )
-    assert run(script(tmp_path, lines + "exit 1"), tmp_path).endswith("runc start: the cause")
+    assert run(script(tmp_path, lines + "exit 1"), tmp_path).endswith(" start task c: the cause")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,8 @@ def test_what_a_shell_would_exit_with(tmp_path: Path, message: str, exit_code: i
     answer = run(
         script(tmp_path, log_lines({"level": "error", "msg": message}) + "exit 1"), tmp_path
     )
-    assert answer.startswith(f"failed-precondition {{'exit_code': {exit_code}}}")
+    assert answer.startswith("failed-precondition {'runtime': 'start', 'said': ")
+    assert f"'exit_code': {exit_code}}} start task c: {message}" in answer
 
 
 def test_a_hang_is_ended_with_its_whole_group(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_megabytes_of_standard_error_change_nothing(tmp_path: Path) -> None:
     text = (
         "head -c 8000000 /dev/zero >&2; " + log_lines({"level": "error", "msg": "why"}) + "exit 1"
     )
-    assert run(script(tmp_path, text), tmp_path).endswith("runc start: why")
+    assert run(script(tmp_path, text), tmp_path).endswith(" start task c: why")
 
 
 def test_a_missing_runtime(tmp_path: Path) -> None:
