@@ -42,7 +42,7 @@ class MalformedRequest(ProtocolError):
 
 
 class Welcome(NamedTuple):
-    """Manager to peer after each (re)connect: which versions and features it has."""
+    """Manager to peer after each (re)connect: which versions it has. `features` is reserved."""
 
     generation: int
     versions: list[int]

@@ -3,7 +3,7 @@
 An installer's check (`release.py`), lighterd's launcher and the rpm's spec read this file's text.
 """
 
-# Versions of the wire that it speaks: its own, and the two before it.
+# Versions of the wire that it speaks: its own, and of those before it the last two, once there are.
 PROTOCOLS = (1,)
 # The schema that it brings a database to: the number of migrations in daemon/metadata/schema.py.
 SCHEMA = 2

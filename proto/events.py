@@ -1,6 +1,6 @@
 """Event topics, containerd's own, and the fields each body has.
 
-A body is a map of plain values. `container_id` is in all of them; the rest:
+A body is a map of plain values. `container_id` is in all of /tasks; the rest:
 
     /tasks/create       pid, bundle, terminal, stdin, stdout, stderr
     /tasks/start        pid
@@ -11,11 +11,17 @@ A body is a map of plain values. `container_id` is in all of them; the rest:
     /tasks/paused, /tasks/resumed, /tasks/oom
     /tasks/checkpointed checkpoint: the directory
 
-Of those that containerd does not have, `id` is in all:
+`id` is in all of /containers, of which containerd does not have the last three:
 
+    /containers/create          image, runtime; of containerd's clients runtime_options
+    /containers/update          image, labels, snapshot_key
     /containers/restart         count, exit_status, delay_ms, error: it is to be started again
     /containers/health-status   status, failing_streak
     /containers/rename          old: the name before
+
+`name` is in all of /images and /namespaces, and `labels` in those but the deletes; `key` and
+`snapshotter` in all of /snapshot, with `parent` of what is prepared and `name` of what is
+committed; `digest` in all of /content, with the `size` of what is created.
 
 CLOSED is between shim and manager alone: all is cleaned up and the shim ends once this is
 acknowledged; `error` tells why a create failed, "" otherwise.

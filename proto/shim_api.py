@@ -54,7 +54,7 @@ The order of a create (a map):
     restore         directory of a checkpoint that the container goes on from, or ""; may be missing
     timeout_ns      for each call of the runtime, or null for the default
 
-Names of the features that a shim offers in its hello are in FEATURES.
+FEATURES goes into a shim's hello, in a field that is reserved: nobody reads it.
 """
 
 import signal

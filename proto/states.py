@@ -1,7 +1,8 @@
 """Life cycles as tables: of a task, of an exec, and of a shim that a new manager finds.
 
-Nothing else in the product compares states to decide what is allowed. A step that is not in the
-table is refused and changes nothing.
+What a step leads to stands here, and `advance` refuses a step that is not in the table: then
+nothing has changed. States are compared elsewhere to choose what is to be done, and for the words
+of containerd's that refuse it.
 """
 
 from lighter.proto.errors import FailedPrecondition
