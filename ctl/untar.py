@@ -56,7 +56,7 @@ class Untar:
         with self._parent(parts) as parent:
             try:
                 self._make(tar, member, parent, parts)
-            except FileExistsError as err:
+            except OSError as err:
                 raise FailedPrecondition(f"unpack {member.name!r}: {err.strerror}") from err
 
     def _make(

@@ -154,6 +154,9 @@ def test_cp_says_what_cannot_be(lighterd: Lighterd, tmp_path: Path) -> None:
         refused = lighterd.ctl("cp", *args)
         said = refused.stderr.decode()
         assert refused.returncode == 1 and words in said and said.count("\n") == 1, (args, said)
+    limited = ("prlimit", "--fsize=4096", *lighterd.ctl_argv("cp", "c:/bin/busybox", str(tmp_path)))
+    full = subprocess.run(limited, capture_output=True, text=True)
+    assert (full.returncode, full.stderr) == (1, "ctl: unpack 'busybox': File too large\n")
     for wrong in (("a", "b"), ("c:/a", "c:/b")):
         assert lighterd.ctl("cp", *wrong).returncode == 2
 
