@@ -8,7 +8,7 @@ import time
 from lighter.daemon import files
 from lighter.daemon.events import numbering
 from lighter.daemon.metadata.db import Database
-from lighter.daemon.tasks.recovery import read_boot_id
+from lighter.daemon.procfs import read_boot_id
 from lighter.proto.paths import Root, State
 
 log = logging.getLogger("lighter.beginning")

@@ -15,12 +15,13 @@ from lighter.daemon.events.log import EventLog
 from lighter.daemon.health.store import HealthStore
 from lighter.daemon.limits import DescriptorBudget
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.procfs import read_boot_id
 from lighter.daemon.restarts.store import RestartStore
 from lighter.daemon.spawning.placement import Placement
 from lighter.daemon.spawning.spawner import Inherited, Spawner
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.hearsay import Hearsay
-from lighter.daemon.tasks.recovery import Recovery, read_boot_id
+from lighter.daemon.tasks.recovery import Recovery
 from lighter.daemon.tasks.shims import ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor

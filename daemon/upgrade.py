@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from lighter.daemon import files
 from lighter.daemon.metadata import index
+from lighter.daemon.procfs import read_boot_id
 from lighter.daemon.tasks.reach import is_alive
 from lighter.proto.release import Release, protocols_of
 
@@ -50,8 +51,7 @@ def running_shims(tasks_dir: str, but: Release | None = None) -> list[RunningShi
 
     `but`: without those that this version speaks with, whose processes need no look then.
     """
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot_id = file.read(64).strip()
+    boot_id = read_boot_id()
     found = []
     for namespace in files.directories_in(tasks_dir):
         for id_ in files.directories_in(f"{tasks_dir}/{namespace}"):

@@ -16,6 +16,7 @@ from typing import Any
 from lighter.daemon.containers.service import ContainerService
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.oci import idmaps
+from lighter.daemon.procfs import parent_of
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.service import TaskService
@@ -171,22 +172,13 @@ def _mount_namespace(entry: Entry) -> int:
     except OSError as err:
         raise Unavailable(f"read files of {entry.id}: its process is gone") from err
     # A shim reaps its container's processes alone: a child of it is none of somebody else's.
-    if entry.pidfd < 0 or _parent(entry.pid) != entry.shim_pid:
+    if entry.pidfd < 0 or parent_of(entry.pid) != entry.shim_pid:
         os.close(fd)
         raise Unavailable(f"read files of {entry.id}: its process is gone")
     if os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/mnt")):
         os.close(fd)
         raise FailedPrecondition(f"read files of {entry.id}: it has no mounts of its own")
     return fd
-
-
-def _parent(pid: int) -> int:
-    """0 for a process that is gone (proc(5), ppid)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read(512).rpartition(b")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def _binds(spec: Mapping[str, Any]) -> list[list[Any]]:

@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.daemon.oci.sharing import PROC_NAMES, join
-from lighter.daemon.tasks.entry import Entry, stat_of
+from lighter.daemon.procfs import parent_of
+from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.types import Container
 from lighter.proto.errors import FailedPrecondition
 
@@ -75,15 +76,7 @@ def _opened(entry: Entry, kind: str) -> int:
             raise from_os(what.partition(":")[0], err) from err
         raise FailedPrecondition(what) from err
     # A shim reaps its container's processes alone: a child of it is none of somebody else's.
-    if entry.pidfd < 0 or _parent(entry.pid) != entry.shim_pid:
+    if entry.pidfd < 0 or parent_of(entry.pid) != entry.shim_pid:
         os.close(fd)
         raise FailedPrecondition(what)
     return fd
-
-
-def _parent(pid: int) -> int:
-    """0 for a process that is gone."""
-    try:
-        return int(stat_of(pid)[1])
-    except (OSError, IndexError):
-        return 0

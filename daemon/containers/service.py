@@ -14,7 +14,6 @@ from lighter.daemon.containers.maker import ContainerMaker
 from lighter.daemon.containers.records import ContainerRecords
 from lighter.daemon.containers.relabelling import Relabelling
 from lighter.daemon.containers.request import CreateRequest, signal_number, stop_timeout
-from lighter.daemon.content.whole import whole
 from lighter.daemon.metadata.containers import ContainerStore, check_whole
 from lighter.daemon.metadata.namespaces import merge_labels
 from lighter.daemon.network.request import from_option
@@ -32,6 +31,7 @@ from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit
 from lighter.daemon.types import Container, Mount, RuntimeOptions
 from lighter.daemon.volumes.service import Volumes
+from lighter.daemon.whole import whole
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 
 TURN_S = 300.0  # that one copy waits for another

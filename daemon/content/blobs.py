@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.proto.errors import DataLoss
 
 

@@ -15,10 +15,10 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collected, Collector
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.references import CONTAINER, CONTENT, IMAGE, SNAPSHOT, References
+from lighter.daemon.errors import from_os
 from lighter.daemon.leases import Leases
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import NamespaceStore

@@ -6,8 +6,8 @@ import secrets
 import shutil
 from types import TracebackType
 
-from lighter.daemon.content.failures import from_os
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
+from lighter.daemon.whole import whole
 from lighter.proto.errors import InvalidArgument
 
 

@@ -22,12 +22,12 @@ from typing import Any
 
 from lighter.daemon.clock import Clock
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.content.whole import whole
 from lighter.daemon.content.writer import Writer
+from lighter.daemon.errors import from_os
 from lighter.daemon.files import read_capped, write_whole
 from lighter.daemon.journal import Repeated
+from lighter.daemon.whole import whole
 from lighter.proto.errors import (
     AlreadyExists,
     FailedPrecondition,

@@ -5,8 +5,8 @@ import os
 import stat
 from collections.abc import AsyncGenerator
 
-from lighter.daemon.content.failures import from_os
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
+from lighter.daemon.whole import whole
 
 _CHUNK_BYTES = 1 << 20
 

@@ -26,7 +26,6 @@ from functools import partial
 
 from lighter.daemon.content.blobs import Arrival, check_file, open_blob, read_blob
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.references import REF_LABEL
 from lighter.daemon.content.rows import (
@@ -39,7 +38,7 @@ from lighter.daemon.content.rows import (
     record_seen,
     row_to_share,
 )
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
 from lighter.daemon.events.log import Event, EventLog
 from lighter.daemon.files import sync_directory, write_whole
 from lighter.daemon.filters import any_of
@@ -48,6 +47,7 @@ from lighter.daemon.metadata.columns import texts
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.metadata.namespaces import ensure_in, merge_labels
 from lighter.daemon.types import ContentInfo
+from lighter.daemon.whole import whole
 from lighter.proto import events
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import FailedPrecondition, LighterError, NotFound, ResourceExhausted

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Protocol
 
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
+from lighter.daemon.whole import whole
 from lighter.proto.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
 from lighter.proto.faults import hit
 

@@ -14,7 +14,7 @@ from signal import SIGKILL
 
 from lighter.daemon.checkpoints.document import CRIU
 from lighter.daemon.checkpoints.service import ENDED_S, Checkpoints
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.daemon.grpc import anys
 from lighter.daemon.grpc.calls import Call
 from lighter.daemon.grpc.leases import hold, holder

@@ -26,10 +26,11 @@ from lighter.daemon.grpc.pb import tasks_pb2 as pb
 from lighter.daemon.grpc.pb.types_pb2 import Metric
 from lighter.daemon.grpc.taskwords import check_runtime, of_runtime, refused
 from lighter.daemon.grpc.translate import moment, mount, timestamp
+from lighter.daemon.procfs import has_ended
 from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.tasks import metrics, processes
 from lighter.daemon.tasks.clientstdio import stdio_of
-from lighter.daemon.tasks.entry import Entry, Exec, has_ended
+from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ExecService, find_exec
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.types import Exit

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Pin
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
 from lighter.daemon.files import write_whole
 from lighter.daemon.images.documents import MAX_DOCUMENT_BYTES
 from lighter.daemon.images.layers import UNCOMPRESSED_LABEL
 from lighter.daemon.snapshots.service import SnapshotService
 from lighter.daemon.types import Container, Descriptor
+from lighter.daemon.whole import whole
 from lighter.proto.errors import FailedPrecondition, InvalidArgument
 
 _CHUNK_BYTES = 1 << 20

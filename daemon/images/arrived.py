@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import msgpack
 
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.ingest import Ingest
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
 from lighter.daemon.files import write_whole
 from lighter.daemon.images.graph import Documents
+from lighter.daemon.whole import whole
 from lighter.proto.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
 
 MAX_LIST_BYTES = 64 << 20

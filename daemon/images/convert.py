@@ -18,11 +18,10 @@ from typing import Any
 
 from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collector, Pin
 from lighter.daemon.content.ingest import Ingest
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
 from lighter.daemon.files import write_whole
 from lighter.daemon.images import platforms
 from lighter.daemon.images.documents import (
@@ -47,6 +46,7 @@ from lighter.daemon.images.progress import Progress, Report, unreported
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.types import Descriptor, Image
+from lighter.daemon.whole import whole
 from lighter.proto.errors import DataLoss, InvalidArgument, LighterError, ResourceExhausted
 from lighter.proto.faults import hit
 

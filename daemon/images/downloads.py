@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.content.whole import whole
 from lighter.daemon.content.writer import Writer
 from lighter.daemon.images.reference import Reference
 from lighter.daemon.images.unpack import LayerSource
 from lighter.daemon.registry.failures import WrongBytes
 from lighter.daemon.types import Descriptor
+from lighter.daemon.whole import whole
 from lighter.proto.errors import AlreadyExists, LighterError
 from lighter.proto.faults import hit
 

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.store import ContentStore
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
 from lighter.daemon.images import platforms
 from lighter.daemon.images.dockersave import (
     NAME_ANNOTATION,
@@ -35,6 +34,7 @@ from lighter.daemon.images.progress import Progress, Report, unreported
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.images.tarout import TarOut
 from lighter.daemon.types import Descriptor, Image
+from lighter.daemon.whole import whole
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
 from lighter.proto.faults import hit
 

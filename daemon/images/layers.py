@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collector, Pin
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.errors import from_os
 from lighter.daemon.images.processors import Processors
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.snapshots.service import SnapshotService

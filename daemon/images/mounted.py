@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
-from lighter.daemon.content.whole import whole
 from lighter.daemon.images.platforms import Platform
 from lighter.daemon.images.service import ImageService
 from lighter.daemon.images.worker import Worker
 from lighter.daemon.looks import Looks
 from lighter.daemon.snapshots.types import ACTIVE, VIEW, Snapshotter
 from lighter.daemon.types import Mount, SnapshotInfo
+from lighter.daemon.whole import whole
 from lighter.proto.errors import (
     AlreadyExists,
     FailedPrecondition,

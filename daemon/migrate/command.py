@@ -11,8 +11,8 @@ from contextlib import ExitStack
 
 from lighter.daemon.beginning import begin
 from lighter.daemon.config.schema import Config
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.errors import from_os
 from lighter.daemon.events.log import EventLog
 from lighter.daemon.images.store import ImageStore
 from lighter.daemon.locks import take_lock

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from lighter.daemon.content.blobs import Arrival
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.store import ContentStore
+from lighter.daemon.errors import from_os
 from lighter.daemon.images import platforms
 from lighter.daemon.images.graph import Graph, Walker
 from lighter.daemon.images.store import ImageStore

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from lighter.daemon.content.whole import whole
 from lighter.daemon.metadata.containers import ContainerStore
 from lighter.daemon.network import ports
 from lighter.daemon.network.attachments import Attachments, Wanted, check_wanted, not_attached
@@ -21,6 +20,7 @@ from lighter.daemon.network.request import NetworkRequest, from_option
 from lighter.daemon.network.service import NetworkService
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.types import Container
+from lighter.daemon.whole import whole
 from lighter.proto import states
 from lighter.proto.errors import (
     AlreadyExists,

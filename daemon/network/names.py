@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from lighter.daemon.content.whole import whole
 from lighter.daemon.network.attachments import Attachments
 from lighter.daemon.network.hostfiles import rewrite
 from lighter.daemon.network.records import Attached, Record
 from lighter.daemon.network.specs import default_hostname
+from lighter.daemon.whole import whole
 
 log = logging.getLogger("lighter.network")
 

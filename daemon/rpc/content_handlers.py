@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from lighter.daemon.content.digest import Digest
-from lighter.daemon.content.failures import from_os
 from lighter.daemon.content.gc import Collector
 from lighter.daemon.content.ingests import Ingests
 from lighter.daemon.content.source import chunks
 from lighter.daemon.content.store import ContentStore
 from lighter.daemon.content.writer import Writer
+from lighter.daemon.errors import from_os
 from lighter.daemon.filterfields import of_lease
 from lighter.daemon.filters import any_of
 from lighter.daemon.leases import CONTENT, Leases

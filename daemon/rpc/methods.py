@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.daemon.values import frozen
 from lighter.proto.errors import Internal, LighterError, NotFound, ResourceExhausted, Unimplemented
 from lighter.proto.names import check_name

@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.daemon.limits import CLIENTS, SILENT, STREAMS, Places
 from lighter.daemon.rpc.client import Client, Credit
 from lighter.daemon.rpc.methods import (

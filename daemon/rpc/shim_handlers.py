@@ -8,10 +8,11 @@ from typing import Any
 import psutil
 
 from lighter.daemon.metadata import copies
+from lighter.daemon.procfs import is_stopped
 from lighter.daemon.rpc.fields import Fields
 from lighter.daemon.rpc.methods import Call, Method
 from lighter.daemon.tasks.bundle import Bundle
-from lighter.daemon.tasks.entry import Entry, is_stopped
+from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.upgrade import FIRST_VERSION, RunningShim, judge, schema_of
 from lighter.proto.paths import Root

@@ -19,8 +19,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from lighter.daemon.content.failures import from_os
-from lighter.daemon.content.whole import whole
+from lighter.daemon.errors import from_os
 from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.disk import measure, remove_if_empty, sync_file_system
@@ -34,6 +33,7 @@ from lighter.daemon.snapshots.types import (
     shown_by,
 )
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
+from lighter.daemon.whole import whole
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import (
     FailedPrecondition,

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots import erofsimage

@@ -12,7 +12,7 @@ import platform
 import shutil
 import stat
 
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.daemon.snapshots import disk
 from lighter.daemon.types import Usage
 from lighter.proto.errors import FailedPrecondition, Internal, ResourceExhausted

@@ -15,7 +15,7 @@ layers that the kernel can stack, on every kernel and without its newer mount ca
 import os
 from collections.abc import Iterable
 
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.directories import DirectorySnapshotter

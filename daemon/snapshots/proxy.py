@@ -24,7 +24,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from lighter.daemon.content.whole import whole
 from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.backend import Backend, check_mounts
@@ -39,6 +38,7 @@ from lighter.daemon.snapshots.types import (
     shown_by,
 )
 from lighter.daemon.types import Mount, SnapshotInfo, Usage
+from lighter.daemon.whole import whole
 from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import (
     AlreadyExists,

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lighter.daemon import files
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.daemon.tasks.types import Exit
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import (

@@ -7,12 +7,12 @@ so that no stuck container can block one.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
+from lighter.daemon.procfs import is_stopped
 from lighter.daemon.tasks import alive
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.types import Exit, Task
@@ -47,34 +47,6 @@ _AFTER = {
 def is_probe(exec_id: str) -> bool:
     """Whether the exec is one whose coming and going clients are not told of."""
     return exec_id.startswith(PROBE_PREFIX)
-
-
-def stat_of(pid: int) -> list[bytes]:
-    """The fields of proc_pid_stat(5) from the state on, which is its third. Raises OSError.
-
-    Lists and starts read it for every task: plain calls take half of what a file object does.
-    """
-    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 4096).rpartition(b")")[2].split()
-    finally:
-        os.close(fd)
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether the process is held by a stop signal or a debugger (state T or t)."""
-    try:
-        return stat_of(pid)[0] in (b"T", b"t")
-    except OSError:
-        return False
-
-
-def has_ended(pid: int) -> bool:
-    """Whether the process is gone, or a zombie: its shim may tell that later."""
-    try:
-        return stat_of(pid)[0] in (b"Z", b"X")
-    except OSError:
-        return True
 
 
 @mutable

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lighter.daemon.journal import Repeated
-from lighter.daemon.tasks.entry import Entry, stat_of
+from lighter.daemon.procfs import stat_of
+from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.reach import SIGNAL_S, has_told
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.store import TaskStore

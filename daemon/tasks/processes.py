@@ -10,6 +10,7 @@ import os
 import re
 import signal
 
+from lighter.daemon.procfs import has_ended, stat_of
 from lighter.daemon.spawning.placement import is_place_of_shims
 from lighter.daemon.tasks.entry import Entry
 
@@ -56,8 +57,7 @@ def _facts(pid: int, depth: int) -> dict[str, object]:
     proc_pid_stat(5). Raises OSError for a process that is gone.
     """
     status = _status(pid)
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        fields = file.read(4096).rpartition(b")")[2].split()
+    fields = stat_of(pid)
     return {
         "container_pid": int(status["NSpid"].split()[:depth][-1]),
         "ppid": int(status["PPid"]),
@@ -145,17 +145,9 @@ def _end_member(pid: int, leader: int, instance: str) -> None:
     try:
         # A session's id is not given to a process while the session lasts (credentials(7)): if
         # `leader` names a living process, it is another, with another session.
-        if os.getsid(pid) != leader or _is_alive(leader):
+        if os.getsid(pid) != leader or not has_ended(leader):
             return
         if any(is_place_of_shims(path, instance) for _, _, path in cgroups_of(pid)):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     finally:
         os.close(pidfd)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read(512).rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False

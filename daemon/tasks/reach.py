@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from lighter.daemon.procfs import is_stopped, stat_of
 from lighter.daemon.spawning.spawner import Child
-from lighter.daemon.tasks.entry import Entry, is_stopped, stat_of
+from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.shims import Peer
 from lighter.proto import shim_api
 from lighter.proto.errors import FailedPrecondition, Unavailable

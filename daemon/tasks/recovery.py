@@ -46,11 +46,6 @@ log = logging.getLogger("lighter.recovery")
 _KEPT = ("runtime", "cgroup", "auto_remove", "stdio")
 
 
-def read_boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read(64).strip()
-
-
 class Recovery:
     """Runs once, before the API is bound, and then answers for shims that nobody expected."""
 

@@ -5,7 +5,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.proto.errors import FailedPrecondition, InvalidArgument, NotFound
 
 # The names that containerd's clients give, and the key of `runtimes` in the configuration.

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 
+from lighter.daemon.procfs import read_boot_id
 from lighter.daemon.spawning.spawner import Child, Spawner
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.creation import TaskCreator
-from lighter.daemon.tasks.recovery import read_boot_id
 from lighter.daemon.tasks.runtimes import Runtimes
 from lighter.daemon.types import Container
 from lighter.proto import states

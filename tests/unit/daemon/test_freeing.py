@@ -12,12 +12,12 @@ from typing import Any, cast
 import pytest
 
 from lighter.daemon.images.worker import Worker
+from lighter.daemon.procfs import read_boot_id
 from lighter.daemon.spawning.placement import remove_empty
 from lighter.daemon.tasks import processes
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.freeing import WorkerFreer
-from lighter.daemon.tasks.recovery import read_boot_id
 from lighter.proto import states
 from lighter.proto.paths import RUNTIME_PATH, Root, State
 from tests.harness import await_that

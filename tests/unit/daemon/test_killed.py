@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from lighter.daemon.events.log import EventLog
+from lighter.daemon.procfs import read_boot_id
 from lighter.daemon.tasks import criu
 from lighter.daemon.tasks.cgrouplock import CgroupLock
 from lighter.daemon.tasks.entry import Entry, Exec
 from lighter.daemon.tasks.execs import ExecService
-from lighter.daemon.tasks.recovery import bound_sockets, read_boot_id, remove_dead_sockets
+from lighter.daemon.tasks.recovery import bound_sockets, remove_dead_sockets
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.shims import Peer
 from lighter.daemon.tasks.types import Exit

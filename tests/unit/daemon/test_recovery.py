@@ -20,13 +20,14 @@ import pytest
 
 from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
+from lighter.daemon.procfs import read_boot_id
 from lighter.daemon.tasks import recovery
 from lighter.daemon.tasks.bundle import Bundle
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.hearsay import Hearsay
 from lighter.daemon.tasks.lost import LostTasks
 from lighter.daemon.tasks.reach import is_alive, living_shims, may_be_shim
-from lighter.daemon.tasks.recovery import Recovery, read_boot_id
+from lighter.daemon.tasks.recovery import Recovery
 from lighter.daemon.tasks.shims import Peer, ShimRouter
 from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor

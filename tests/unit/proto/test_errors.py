@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lighter.daemon.content.failures import from_os
+from lighter.daemon.errors import from_os
 from lighter.proto import errors
 
 # https://grpc.io/docs/guides/status-codes/: the canonical codes, less OK (0) and UNAUTHENTICATED.
