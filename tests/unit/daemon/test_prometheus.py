@@ -184,7 +184,7 @@ def test_f58_a_reader_of_the_page_that_does_not_read_keeps_no_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nor one that asks for more: Prometheus would be refused for good."""
-    monkeypatch.setattr(server, "LIFE_S", 1.0)
+    monkeypatch.setattr(server, "LIFE_S", 3.0)
     monkeypatch.setattr(server, "IDLE_S", 600.0)
     loop_thread = threading.get_ident()
     large = Family("large", "gauge", [Sample({"pad": "x" * (16 << 20)}, 1)])

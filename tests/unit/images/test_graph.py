@@ -97,7 +97,7 @@ def test_sec_21_a_wide_graph_is_refused_in_time() -> None:
     for attempt in (walk, resolve):
         with pytest.raises(ResourceExhausted):
             attempt(built, root, OURS)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 def test_sec_21_a_list_longer_than_the_budget_is_refused() -> None:

@@ -137,7 +137,8 @@ def test_a_create_that_fails_is_undone_and_said(
     text, expected = FAILING_CREATES[how]
     undone = tmp_path / "undone"
     runtime = runtimes.fake(tmp_path / "runtime", create=text, delete=f"echo $id >>{undone}")
-    order = manager.order("c", runtime, timeout_ns=int(0.5e9), stdout=make_fifo(tmp_path / "out"))
+    timeout_ns = int((1.5 if how == "hangs" else 30) * 1e9)  # for each call, the delete too
+    order = manager.order("c", runtime, timeout_ns=timeout_ns, stdout=make_fifo(tmp_path / "out"))
     shim = manager.fork(order)
     with pytest.raises(expected):
         shim.created()
