@@ -493,7 +493,7 @@ def test_a_runtime_that_hangs_holds_nobody_up(
     with lighterd.client() as slow:
         slow.call("containers", "create", id="x", image=busybox, args=["true"])
         with pytest.raises(errors.DeadlineExceeded):
-            slow.call("tasks", "create", id="x", timeout_s=1)
+            slow.call("tasks", "create", id="x", timeout_s=3)
         await_that(lambda: started.exists() and started.read_text(), 30, "the runtime started")
         with lighterd.client() as other:
             assert other.call("tasks", "list", timeout_s=lives.LISTED_S) is not None

@@ -34,7 +34,7 @@ WHILE_IT_RUNS = ("network.plugin-ended", "network.connected")
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[NetworkedLighterd]:
-    manager = NetworkedLighterd(census.Owners(), timeout_s=4).start()
+    manager = NetworkedLighterd(census.Owners(), timeout_s=8).start()
     try:
         manager.import_busybox()
         manager.write("10-a.conflist", manager.bridge("a", "10.20.0.0/24"))
@@ -217,7 +217,7 @@ def test_f79_a_plugin_that_hangs_meets_its_deadline(net: NetworkedLighterd) -> N
     net.plugin("bridge", _pass_on("bridge", "[[ $CNI_COMMAND != ADD ]] || sleep 600"))
     refused = net.ctl("run", "--network", "a", IMAGE, "one", "true")
     assert refused.returncode == 125  # 124 is for ctl's own --timeout
-    assert "it did not end in 4 s" in refused.stderr.decode()
+    assert "it did not end in 8 s" in refused.stderr.decode()
     listed = net.ctl("ps", "-a")
     assert listed.returncode == 0
     settled(net.left_of_networks)
