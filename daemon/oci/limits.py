@@ -8,7 +8,7 @@ a file of the kernel's or leave it out without a word.
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lighter.daemon.oci.controls import Controls, numbers
@@ -127,6 +127,8 @@ def _chosen(text: str, online: frozenset[int], what: str) -> str:
 def _memory(limits: Limits, controls: Controls, known: Mapping[str, Any]) -> dict[str, Any]:
     """Memory and swap limits are always passed together, since runtimes set both."""
     memory: dict[str, Any] = {}
+    if limits.memory_swap == -1 and not (limits.memory or known.get("limit") or known.get("swap")):
+        limits = replace(limits, memory_swap=0)  # nothing limits it
     if limits.memory or limits.memory_reservation:
         _needs("memory", "memory", controls)
     limit = limits.memory or known.get("limit") or 0

@@ -49,8 +49,17 @@ def test_a_change_is_judged_with_what_is_known() -> None:
         with pytest.raises(InvalidArgument, match="the memory limit"):
             resources(wrong, ALL, known)
     with pytest.raises(InvalidArgument, match="a memory limit must be set too"):
-        resources(Limits(memory_swap=-1), ALL)
+        resources(Limits(memory_swap=1), ALL)
     assert resources(Limits(cpu_quota=-1), ALL) == {"cpu": {"quota": -1}}
+
+
+def test_no_limit_of_swap_is_none_where_memory_has_none() -> None:
+    """As docker takes it, on a host without swap accounting too."""
+    for controls in (ALL, NOTHING):
+        assert resources(Limits(memory_swap=-1), controls) == {}
+    known = {"memory": {"reservation": 1 << 19}}
+    asked = Limits(memory_swap=-1, memory_reservation=1 << 18)
+    assert resources(asked, ALL, known) == {"memory": {"reservation": 1 << 18}}
 
 
 @pytest.mark.parametrize(
