@@ -362,10 +362,12 @@ class ClientServer:
         deadline_s = None
         if request.deadline_ns is not None:
             deadline_s = max(0.0, (request.deadline_ns - time.monotonic_ns()) / 1e9)
+        late = DeadlineExceeded(f"call {name}: not done when its time was over")
+        limit = asyncio.timeout(deadline_s)
         try:
             if deadline_s == 0:  # a timeout of 0 would let it run up to its first wait
-                raise TimeoutError
-            async with asyncio.timeout(deadline_s):
+                raise late
+            async with limit:
                 if method is None:
                     method = await self._methods.wait_for(name)
                 if method.unary is not None:
@@ -379,9 +381,10 @@ class ClientServer:
                         await self._stream(client, request, method.stream(call, request.body))
         except LighterError as err:
             self._fail(client, request.generation, request.ident, err)
-        except TimeoutError:
-            late = DeadlineExceeded(f"call {name}: not done when its time was over")
-            self._fail(client, request.generation, request.ident, late)
+        except TimeoutError as err:
+            # A dead disk's ETIMEDOUT is one as well.
+            error = late if limit.expired() else in_words(name, err)
+            self._fail(client, request.generation, request.ident, error)
         except asyncio.CancelledError:
             self._fail(client, request.generation, request.ident, _canceled(request))
         except Exception as err:

@@ -164,6 +164,16 @@ def test_a_deadline_ends_a_call(at: Setting) -> None:
     assert at.service.cancelled == ["hang"]
 
 
+def test_a_dead_disk_is_not_the_end_of_the_callers_time(at: Setting) -> None:
+    with at.client() as client:
+        for ident, deadline_ns in ((1, None), (2, time.monotonic_ns() + 3600 * 10**9)):
+            asked = request(ident, "fail", deadline_ns=deadline_ns, errno=errno.ETIMEDOUT)
+            client.send(asked)
+            message, _ = client.receive(time.monotonic() + 20, "answer")
+            assert isinstance(message, codec.Error) and message.code == "internal", message
+            assert "/a/file" in message.message
+
+
 def test_a_call_can_be_cancelled(at: Setting) -> None:
     with at.client() as client:
         client.send(request(1, "hang"))
