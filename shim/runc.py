@@ -33,6 +33,12 @@ ENVIRONMENT = {"PATH": RUNTIME_PATH}
 CHECKPOINT_FLAGS = ("--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks")
 
 _OOM_SCORE = "/proc/self/oom_score_adj"  # proc_pid_oom_score_adj(5)
+
+# What fails in these by the container's own program, in runc's words and crun's; a mount's source is
+# missing in the same "no such file or directory".
+_STARTING = ("create", "start", "exec")
+_OF_PROGRAM = ("exec: ", "exec /", "executable", "chdir")
+
 KILLED_S = 5.0  # how long a runtime that was killed may take to die
 
 
@@ -218,7 +224,9 @@ def _failure(argv: list[str], status: int, message: str) -> LighterError:
         how = f"signal {status - 128}" if status > 128 else f"exit status {status}"
         message = f"it ended with {how} and logged no error"
     error = FailedPrecondition(f"{attempt(argv)}: {message}", runtime=argv[0], said=message)
-    lower = message.lower()
+    lower = message.lower().replace("fork/exec", "")  # that is a hook's
+    if argv[0] not in _STARTING or not any(word in lower for word in _OF_PROGRAM):
+        return error
     if "executable file not found" in lower or "no such file or directory" in lower:
         error.details["exit_code"] = 127
     elif "permission denied" in lower or "exec format error" in lower or "is a directory" in lower:

@@ -19,14 +19,14 @@ from lighter.shim.loop import Loop
 from lighter.shim.reaper import Reaper, arm
 from lighter.shim.runc import Runc
 
-binary, log, timeout_s = sys.argv[1:]
+binary, log, timeout_s, verb = sys.argv[1:]
 arm()
 loop = Loop(lambda error: print("uncaught", repr(error)))
 runtime = Runc(loop, Reaper(loop), binary, "/the/root", log)
 
 async def main():
     try:
-        await runtime.run(["start", "c"], float(timeout_s))
+        await runtime.run([verb, "c"], float(timeout_s))
         print("ok")
     except LighterError as err:
         print(err.code, err.details, err.message)
@@ -37,9 +37,16 @@ loop.run()
 """
 
 
-def run(binary: str, tmp_path: Path, timeout_s: float = 10, program: str = _RUN) -> str:
+def run(
+    binary: str,
+    tmp_path: Path,
+    timeout_s: float = 10,
+    program: str = _RUN,
+    verb: str = "start",
+) -> str:
+    argv = [binary, str(tmp_path / "log"), str(timeout_s), verb]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program, binary, str(tmp_path / "log"), str(timeout_s)],
+        [sys.executable, "-I", "-c", program, *argv],
         capture_output=True,
         timeout=30,
     )
@@ -135,6 +142,9 @@ def test_the_last_error_is_quoted(tmp_path: Path) -> None:
         ('exec: "/etc/passwd": permission denied', 126),
         ("exec /bin/x: exec format error", 126),
         ('exec: "/tmp": is a directory', 126),
+        ("executable file `nope` not found in $PATH: No such file or directory", 127),
+        ("open executable: Permission denied", 126),
+        ('chdir to cwd ("/no") set in config.json failed: no such file or directory', 127),
     ],
 )
 def test_what_a_shell_would_exit_with(tmp_path: Path, message: str, exit_code: int) -> None:
@@ -143,6 +153,23 @@ def test_what_a_shell_would_exit_with(tmp_path: Path, message: str, exit_code: i
     )
     assert answer.startswith("failed-precondition {'runtime': 'start', 'said': ")
     assert f"'exit_code': {exit_code}}} start task c: {message}" in answer
+
+
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("create", 'error mounting "/src" to rootfs at "/x": stat /src: no such file or directory'),
+        ("create", "error stat'ing file `/src`: No such file or directory"),
+        ("create", "error running hook: fork/exec /hook: permission denied"),
+        ("start", "error opening file `/run/c/status`: No such file or directory"),
+        ("checkpoint", 'exec: "criu": executable file not found in $PATH'),
+    ],
+)
+def test_what_is_missing_besides_the_program_is_not_a_program_that_is_missing(
+    tmp_path: Path, verb: str, message: str
+) -> None:
+    failing = script(tmp_path, log_lines({"level": "error", "msg": message}) + "exit 1")
+    assert run(failing, tmp_path, verb=verb).startswith("failed-precondition {} ")
 
 
 def test_a_hang_is_ended_with_its_whole_group(tmp_path: Path) -> None:
