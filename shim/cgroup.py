@@ -12,7 +12,7 @@ import time
 from lighter.shim.files import read_text
 from lighter.shim.loop import PRIORITY, READ
 
-_ROUNDS = 100  # of moving what a process forks while it is moved
+_ROUNDS = 100  # of moving, or ending, what a process forks while that is done
 _MOUNT = "/sys/fs/cgroup"
 
 
@@ -48,7 +48,8 @@ class Cgroup:
         return [pid for pid in found if pid]
 
     def kill_all(self, signum: int = signal.SIGKILL) -> None:
-        """Signal every process. With SIGKILL nothing can fork away from it."""
+        """Signal every process. With SIGKILL nothing can fork away from it: the kernel kills the
+        cgroup (from Linux 5.14 on, v2), or all of it is frozen before."""
         if not self.pids():
             return
         if signum != signal.SIGKILL:
@@ -56,7 +57,13 @@ class Cgroup:
         elif not self.v2 or not _write(self.v2 + "/cgroup.kill", "1"):
             self._freeze()
             try:
-                self._signal(signum)
+                # And again, for what one that was late to freeze has forked meanwhile.
+                seen: set[int] = set()
+                for _ in range(_ROUNDS):
+                    if seen.issuperset(found := self.pids()):
+                        break
+                    seen.update(found)
+                    self._signal(signum)
             finally:
                 self.thaw()
 
@@ -77,12 +84,20 @@ class Cgroup:
 
     def _freeze(self) -> None:
         freezer = self.v1.get("freezer")
-        if not freezer or not _write(freezer + "/freezer.state", "FROZEN"):
+        if freezer:
+            order, word = freezer + "/freezer.state", "FROZEN"
+            state, frozen = order, word
+        elif self.v2:
+            order, word = self.v2 + "/cgroup.freeze", "1"
+            state, frozen = self.v2 + "/cgroup.events", "frozen 1"
+        else:
             return
-        # FREEZING is passed through in well under a millisecond; a process in uninterruptible
-        # sleep may hold it up, and is then killed as it is.
+        if not _write(order, word):
+            return
+        # It takes well under a millisecond; a process in uninterruptible sleep may hold it up, and
+        # is then killed as it is.
         deadline = time.monotonic() + 0.1
-        while read_text(freezer + "/freezer.state").strip() != "FROZEN":
+        while frozen not in read_text(state).splitlines():
             if time.monotonic() > deadline:
                 return
 

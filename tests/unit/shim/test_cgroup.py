@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lighter.shim import cgroup as cgroup_module
 from lighter.shim.cgroup import Cgroup, gather, of_process
+from tests.harness import await_that
 
 
 def test_a_process_of_another_pid_namespace_is_not_our_own_group(tmp_path: Path) -> None:
@@ -73,6 +75,40 @@ def test_what_was_restored_elsewhere_is_brought_home(
         for directory in (home, strange):
             while directory.exists() and (directory / "cgroup.procs").read_text():
                 pass
+
+
+@pytest.mark.root
+def test_nothing_forks_away_from_sigkill_where_the_kernel_cannot_kill_a_cgroup(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on cgroup v2 before Linux 5.14."""
+    home, _ = places
+    write = cgroup_module._write
+
+    def without_kill(path: str, text: str) -> bool:
+        return not path.endswith("/cgroup.kill") and write(path, text)
+
+    kill, frozen = os.kill, set()
+
+    def noting(pid: int, signum: int) -> None:
+        frozen.add((home / "cgroup.freeze").read_text())
+        kill(pid, signum)
+
+    monkeypatch.setattr(cgroup_module, "_write", without_kill)
+    monkeypatch.setattr(os, "kill", noting)
+    runs_away = "import os\nfor _ in range(10):\n    if not os.fork():\n        break\n"
+    runs_away += "while True:\n    if os.fork():\n        os._exit(0)"
+    argv = ["sh", "-c", f'echo $$ >{home}/cgroup.procs && exec "$0" -ISc "$1"', sys.executable]
+    subprocess.run([*argv, runs_away], check=True)
+    try:
+        Cgroup({}, str(home)).kill_all()
+        assert frozen == {"1\n"}
+        await_that(lambda: "populated 0" in (home / "cgroup.events").read_text(), 10, "all ended")
+        assert "frozen 0" in (home / "cgroup.events").read_text()
+    finally:
+        write(f"{home}/cgroup.kill", "1")
+        while "populated 1" in (home / "cgroup.events").read_text():
+            pass
 
 
 @pytest.fixture
