@@ -34,8 +34,8 @@ CHECKPOINT_FLAGS = ("--tcp-established", "--ext-unix-sk", "--shell-job", "--file
 
 _OOM_SCORE = "/proc/self/oom_score_adj"  # proc_pid_oom_score_adj(5)
 
-# What fails in these by the container's own program, in runc's words and crun's; a mount's source is
-# missing in the same "no such file or directory".
+# What fails in these by the container's own program, in runc's words and crun's; a mount whose
+# source is missing has "no such file or directory" too.
 _STARTING = ("create", "start", "exec")
 _OF_PROGRAM = ("exec: ", "exec /", "executable", "chdir")
 
