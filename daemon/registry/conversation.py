@@ -52,6 +52,7 @@ class Conversation:
         self.redactor = redactor
         self._backoff = backoff
         self._authorizer = Authorizer(transport, redactor)
+        self._nobody = Authorizer(transport, redactor)  # at hosts that a redirect leads to
         for endpoint in endpoints:
             self._authorizer.learn(endpoint.credential)
 
@@ -115,12 +116,47 @@ class Conversation:
                 if answer.status in expect:
                     yield answer
                     return
-                if (
+                guest = await self._guest(endpoint, answer, scopes, what) if follow else None
+                if guest is None and (
                     answer.status != 401
                     or number == _MAX_ASKED
                     or not await self._authorizer.challenged(endpoint, answer, scopes, sent, what)
                 ):
                     raise await self.error(answer, what, endpoint, sent)
+            if guest is not None:
+                there, sent = guest
+                async with self.transport.ask(
+                    there,
+                    method,
+                    answer.link,
+                    what,
+                    headers=headers,
+                    authorization=sent,
+                    follow=True,
+                ) as answer:
+                    if answer.status not in expect:
+                        raise await self.error(answer, what, endpoint)
+                    yield answer
+                    return
+
+    async def _guest(
+        self, endpoint: Endpoint, answer: Answer, scopes: frozenset[str], what: str
+    ) -> tuple[Endpoint, str] | None:
+        """How to ask again, with a token for nobody, where a redirect has led to and wants one.
+
+        None if it wants none, or something else: nothing of the endpoint's goes there (SEC-25).
+        """
+        if answer.status != 401 or answer.origin == endpoint.origin:
+            return None
+        there = Endpoint(
+            answer.link,
+            tls=endpoint.tls.for_others(),
+            connect_s=endpoint.connect_s,
+            source=endpoint.source,
+        )
+        if not await self._nobody.challenged(there, answer, scopes, "", what):
+            return None
+        return there, await self._nobody.authorization(there, scopes, what)
 
     async def error(
         self, answer: Answer, what: str, endpoint: Endpoint, sent: str = ""

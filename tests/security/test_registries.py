@@ -433,6 +433,53 @@ def test_sec_25_a_401_of_the_second_host_gets_nothing(reg: Scripted, other: Scri
     assert other.sent("authorization") == []
 
 
+def test_sec_25_a_second_host_that_wants_a_token_gets_nobodys(
+    reg: Scripted, other: Scripted, tmp_path: Path
+) -> None:
+    """A registry that leads to another one; what that one sends on gets not even that token."""
+    path = f"/v2/x/blobs/{LAYER.digest}"
+    with Scripted("127.0.0.2", default=blob(DATA)) as third:
+
+        def guarded(request: Request) -> Reply:
+            if request.headers.get("authorization") != "Bearer token-for-tests":
+                return bearer(f"{other.url}/token")
+            return redirect(f"{third.url}/data")
+
+        other.routes["GET /token"] = TOKEN
+        other.routes["GET /there"] = guarded
+        reg.route(path, basic(redirect(f"{other.url}/there")))
+        settings = {"config_path": configured(tmp_path, reg)}
+
+        async def work() -> None:
+            async with remote(f"{reg.host}/x:1", **settings) as opened:
+                assert await read(opened) == DATA
+                assert await read(opened) == DATA
+
+        run(work())
+        assert third.sent("authorization") == []
+    assert set(reg.sent("authorization")) == {f"Basic {PAIR}"}
+    assert reg.sent("x-configured")
+    assert set(other.sent("authorization")) == {"Bearer token-for-tests"}
+    assert other.sent("x-configured") == []
+    (token,) = other.asked("GET", "/token")  # for both
+    assert token.query == {"service": ["tests"], "scope": ["repository:x:pull"]}
+
+
+def test_sec_28_the_realm_of_a_second_host_is_none_within(
+    reg: Scripted, other: Scripted, internal: Scripted
+) -> None:
+    other.routes["GET /there"] = bearer(f"{internal.url}/token")
+    reg.route(f"/v2/x/blobs/{LAYER.digest}", basic(redirect(f"{other.url}/there")))
+
+    async def work() -> None:
+        async with remote(f"{reg.host}/x:1") as opened:
+            with pytest.raises(PermissionDenied, match="allowed_targets"):
+                await read(opened)
+
+    run(work())
+    assert internal.requests == []
+
+
 def test_sec_25_client_certificate_and_no_verify_stay_with_the_registry(
     authority: Authority, tmp_path: Path
 ) -> None:
