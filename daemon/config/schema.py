@@ -5,9 +5,8 @@ when it was named. Unknown keys warn; a wrong type refuses the start, with file,
 Files of containerd's versions 1 and 2 are read too: what we take from them stands at the same
 place.
 
-What it imports is read with it (files.py). The standard library's parser reads, since `toml`
-0.10.2 takes much that is no TOML, refuses some that is, and needs seconds for nested brackets;
-`toml` writes.
+What it imports is read with it (files.py). The standard library's parser reads, and `tomli_w`
+writes (text.py).
 """
 
 import ipaddress

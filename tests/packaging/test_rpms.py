@@ -10,7 +10,6 @@ import types
 from pathlib import Path
 
 import pytest
-import toml
 
 from lighter.daemon.config.schema import Config, dump, load
 from lighter.proto.release import OWN
@@ -252,7 +251,7 @@ def test_the_packaged_configuration_changes_nothing_and_shows_every_key(unpacked
     for example in ("proxy_plugins", "stream_processors"):  # there is none by default
         assert whole.pop(example)
     told = leaves(whole).keys()
-    assert told == leaves(toml.loads(dump(Config()))).keys() | BESIDES
+    assert told == leaves(tomllib.loads(dump(Config()))).keys() | BESIDES
 
 
 def leaves(table: dict[str, object], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
@@ -272,7 +271,7 @@ def page(unpacked: Path, name: str) -> str:
 
 def test_the_manual_of_the_configuration_has_every_key_and_its_default(unpacked: Path) -> None:
     text = page(unpacked, "lighter-config.toml.5")
-    for place, value in leaves(toml.loads(dump(Config()))).items():
+    for place, value in leaves(tomllib.loads(dump(Config()))).items():
         key = place[-1]
         said = f"\\(dq{value}\\(dq" if isinstance(value, str) else str(value).lower()
         assert f'.BR {key} " = {said}"\n' in text, place

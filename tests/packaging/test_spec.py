@@ -91,10 +91,10 @@ def test_a_wheel_that_is_not_the_listed_one_is_not_installed(sources: Path, tmp_
     (archive,) = top.glob("*-wheels.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path)  # our own, and flat
-    (wheel,) = (tmp_path / "wheels").glob("toml-*.whl")
+    (wheel,) = (tmp_path / "wheels").glob("tomli_w-*.whl")
     before = hashlib.sha256(wheel.read_bytes()).hexdigest()
     with zipfile.ZipFile(wheel, "a") as changed:
-        changed.writestr("toml/more.py", "")
+        changed.writestr("tomli_w/more.py", "")
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "wheels", "wheels")
     said = run(*build_argv(tmp_path), "-bi", str(sources / "lighter.spec"), code=1)

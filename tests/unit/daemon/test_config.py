@@ -270,10 +270,10 @@ def test_a_dump_reads_back_to_the_same() -> None:
     assert parse(tomllib.loads(dump(made)), "dump") == made
 
 
-@given(st.text())
-@example("\x7f\x85\0\\x41\\\\x")
-def test_any_text_reads_back_to_the_same(text: str) -> None:
-    document = {"a": text, "b": {"c": [text, text], "d": text}}
+@given(st.text(), st.text())
+@example("\x7f\x85\0\\x41\\\\x", "\0ker.io")
+def test_any_text_and_key_reads_back_to_the_same(text: str, key: str) -> None:
+    document = {"a": text, "b": {"c": [text, text], key: text, f".{key}": {key: {"d": text}}}}
     assert tomllib.loads(text_of(document)) == document
 
 

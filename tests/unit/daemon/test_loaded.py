@@ -24,7 +24,7 @@ print(*sys.modules)
 # By far the dearest that one import line would bring back.
 COSTLY = {
     *("aiohttp", "click", "grpc", "multidict", "psutil", "pyroute2", "rich", "shutil", "tarfile"),
-    *("toml", "urllib.request", "http.client", "email", "unittest", "zipfile"),
+    *("tomli_w", "urllib.request", "http.client", "email", "unittest", "zipfile"),
     # What lies behind a module that is put off (entry.later), so none of them was asked.
     *("_ssl", "_hashlib", "_ast", "dis", "tokenize", "tomllib._parser"),
 }
