@@ -18,7 +18,17 @@ from tests.packaging.rpms import NEXT, programs, query
 from tests.processes import spawners
 
 SITE = f"/usr/lib64/lighter/{VERSION}/site"
-POISONED = ("click", "msgpack", "zmq", "tomli_w", "lighter", "daemon", "sitecustomize", "json", "re")
+POISONED = (
+    "click",
+    "msgpack",
+    "zmq",
+    "tomli_w",
+    "lighter",
+    "daemon",
+    "sitecustomize",
+    "json",
+    "re",
+)
 
 
 @pytest.fixture(scope="session")
