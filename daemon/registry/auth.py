@@ -199,7 +199,9 @@ class Authorizer:
         sign = "&" if "?" in realm.base.url else "?"
         asked = Link(realm.base.url + (sign + urlencode(pairs) if pairs else ""), realm.origin)
         sent = _basic(credential) if credential.secret else ""
-        async with self._transport.ask(realm, "GET", asked, what, authorization=sent) as answer:
+        async with self._transport.ask(
+            realm, "GET", asked, what, authorization=sent, follow=True, stay=True
+        ) as answer:
             return await self._body(answer, what)
 
     async def _post(

@@ -122,7 +122,7 @@ class Remote:
                 media_type, size = content_type(answer), answer.length
                 claimed = answer.header("Docker-Content-Digest")
         except LighterError as err:
-            if err.details.get("status") not in _HEAD_MAY_FAIL:
+            if err.details.get("status") not in _HEAD_MAY_FAIL and not self._talk.gives_up(err):
                 raise
             log.debug("%s; asked again with GET", err.message)
             return None  # GET's answer has a body that says what is wrong

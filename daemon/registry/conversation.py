@@ -176,6 +176,10 @@ class Conversation:
         """Whether the host has wanted to know who we are."""
         return self._authorizer.was_asked(endpoint)
 
+    def gives_up(self, error: LighterError) -> bool:
+        """Whether no further try can help, however long the pauses."""
+        return self._backoff.gives_up(error)
+
     async def retried(self, act: Callable[[], Awaitable[T]]) -> T:
         """`act`, tried again as the registry itself deserves it."""
         return await retried(act, self._backoff)

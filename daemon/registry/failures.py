@@ -88,7 +88,10 @@ def from_answer(
     message = f"{what}: the registry answers {status}" + (f": {words}" if words else "")
     error: LighterError
     if status == 429:
-        error = TooMany(message, retry_after_s(retry_after))
+        pause_s = retry_after_s(retry_after)
+        if pause_s:
+            message += f"; it may be asked again in {_span(pause_s)}"
+        error = TooMany(message, pause_s)
     elif status in RETRIED:
         error = Answered(message, retry_after_s(retry_after))
     elif status >= 500:
@@ -134,6 +137,15 @@ def retry_after_s(value: str) -> float:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
     except (ValueError, OverflowError, TypeError):
         return 0.0
+
+
+def _span(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.0f} hours" if seconds < 7 * 86400 else "more than a week"
 
 
 def reason(err: BaseException) -> str:

@@ -19,7 +19,8 @@ T = TypeVar("T")
 class Backoff:
     """Of the n-th failure: first_s * 2**(n-1), at most most_s, from half of it up by chance.
 
-    `tries` counts all, the first too. A Retry-After is followed up to `most_asked_s`.
+    `tries` counts all, the first too. A Retry-After is followed up to `most_asked_s`; whoever has
+    had too many requests and wants a longer pause is not asked again.
     """
 
     tries: int = 5
@@ -35,6 +36,10 @@ class Backoff:
             return min(max(error.retry_after_s, pause_s), self.most_asked_s)
         return pause_s
 
+    def gives_up(self, error: LighterError) -> bool:
+        """Whether nothing that is tried again within our pauses can help."""
+        return isinstance(error, TooMany) and error.retry_after_s > self.most_asked_s
+
     def for_mirror(self) -> "Backoff":
         """Another host has the same: one more try, soon."""
         return Backoff(min(self.tries, 2), self.first_s, self.first_s, self.first_s)
@@ -49,6 +54,8 @@ async def retried(act: Callable[[], Awaitable[T]], backoff: Backoff) -> T:
         except LighterError as err:
             failures += 1
             if not may_retry(err) or failures >= backoff.tries:
+                raise
+            if backoff.gives_up(err):
                 raise
             if isinstance(err, Refused) and backoff.tries <= 2:
                 raise  # a mirror that does not listen: the next host does

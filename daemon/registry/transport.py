@@ -97,11 +97,13 @@ class Transport:
         authorization: str = "",
         data: bytes | Upload | None = None,
         follow: bool = False,
+        stay: bool = False,
     ) -> AsyncIterator[Answer]:
         """One request and the answer to it, after redirects where `follow` allows them.
 
-        `authorization` and the endpoint's own headers go to the endpoint's origin alone. Raises
-        Broken, Refused, Unavailable, PermissionDenied for a refused target, InvalidArgument.
+        With `stay` one that leaves the origin is the answer itself. `authorization` and the
+        endpoint's own headers go to the endpoint's origin alone. Raises Broken, Refused,
+        Unavailable, PermissionDenied for a refused target, InvalidArgument.
         """
         hops = 0
         while True:
@@ -109,11 +111,14 @@ class Transport:
             self._trace_step(endpoint, method, answer, authorization)
             if answer.status not in REDIRECTS or not follow:
                 break
+            location = answer.header("Location")
+            if stay and _leads_away(answer, location):
+                break
             await answer.release()
             hops += 1
             if hops > MAX_HOPS:
                 raise InvalidArgument(f"{what}: over {MAX_HOPS} redirects")
-            link = self.led_to(answer, answer.header("Location"), f"{what}: follow redirect {hops}")
+            link = self.led_to(answer, location, f"{what}: follow redirect {hops}")
         try:
             yield answer
         finally:
@@ -261,6 +266,14 @@ class Transport:
         if isinstance(err, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
             return Closed(f"{what}: {link.origin} closed the connection ({said})")
         return InvalidArgument(f"{what}: the answer of {link.origin} is not HTTP: {said}")
+
+
+def _leads_away(answer: Answer, location: str) -> bool:
+    """Whether it is an address, and of another origin."""
+    try:
+        return answer.link.join(location, "follow redirect").origin != answer.origin
+    except InvalidArgument:
+        return False
 
 
 def _new_socket(address: Sequence[Any]) -> socket.socket:

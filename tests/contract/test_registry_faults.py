@@ -478,6 +478,31 @@ def test_f66_an_absurd_retry_after_is_capped(reg: Scripted, value: str) -> None:
     run(work())  # the cap of these tests is 0.3 s
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("90", "90 s"), ("1800", "30 minutes"), ("21600", "6 hours"), ("1764288000", "more than a")],
+)
+def test_f66_who_wants_a_long_pause_is_not_asked_again(
+    reg: Scripted, value: str, words: str
+) -> None:
+    """But for its words, which HEAD cannot have."""
+    limit = error(429, "TOOMANYREQUESTS", "your pull rate limit", Retry_After=value)
+    reg.route(PATH, limit)
+    reg.routes["HEAD /v2/x/manifests/1"] = error(429, Retry_After=value)
+    reg.routes["GET /v2/x/manifests/1"] = limit
+
+    async def work() -> None:
+        async with remote(reg.host) as opened:
+            expected = f"your pull rate limit; it may be asked again in {words}"
+            with pytest.raises(ResourceExhausted, match=expected):
+                await read(opened)
+            with pytest.raises(ResourceExhausted, match=expected):
+                await opened.resolve()
+
+    run(work())
+    assert [item.method for item in reg.requests] == ["GET", "HEAD", "GET"]
+
+
 def test_f66_a_retry_after_is_followed(reg: Scripted) -> None:
     times: list[float] = []
 

@@ -675,6 +675,22 @@ def test_sec_27_a_registry_with_tls_has_a_realm_with_tls(
     assert ("127.0.0.2", reg.port) not in connects
 
 
+def test_sec_27_a_realm_that_moved_within_its_host_gets_the_password(reg: Scripted) -> None:
+    reg.routes["GET /token"] = redirect("/v2.1/token?scope=repository:x:pull")
+    reg.routes["GET /v2.1/token"] = basic(TOKEN)
+    reg.routes["HEAD /v2/x/manifests/1"] = [
+        bearer(f"{reg.url}/token"),
+        Reply(body=IMAGE.manifest, headers=(("Content-Type", OCI_MANIFEST),)),
+    ]
+
+    async def work() -> None:
+        async with remote(f"{reg.host}/x:1") as opened:
+            await opened.resolve()
+
+    run(work())
+    assert "Bearer token-for-tests" in reg.sent("authorization")
+
+
 def test_sec_27_a_realm_cannot_send_the_password_on(reg: Scripted, other: Scripted) -> None:
     reg.routes["GET /token"] = redirect(f"{other.url}/token")
     reg.default = bearer(f"{reg.url}/token")
