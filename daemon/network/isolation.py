@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Iterator
 
 from lighter.daemon.network.configs import Network
-from lighter.proto.errors import FailedPrecondition
+from lighter.proto.errors import FailedPrecondition, words_of
 
 SAME_BRIDGE = "same-bridge"
 OPEN_PREFIX, INTERNAL_PREFIX = "lt-", "lti-"
@@ -94,7 +94,7 @@ def _run(program: str, *args: str) -> tuple[bool, str]:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as err:
-        return False, f"run {program}: {err}"
+        return False, f"run {program}: {words_of(err)}"
     if done.returncode:
         return False, f"run {' '.join(argv)}: {done.stderr.decode('utf-8', 'replace').strip()}"
     return True, done.stdout.decode("utf-8", "replace")

@@ -16,25 +16,23 @@ import asyncio
 import logging
 import os
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 from lighter.daemon.errors import from_os
 from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.disk import measure, remove_if_empty, sync_file_system
+from lighter.daemon.snapshots.recorded import RecordedSnapshotter
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
 from lighter.daemon.snapshots.types import (
     ACTIVE,
     COMMITTED,
-    VIEW,
     LayerTarget,
     TreeRemover,
     shown_by,
 )
-from lighter.daemon.types import Mount, SnapshotInfo, Usage
-from lighter.daemon.whole import whole
-from lighter.proto.daemon_api import PAGE_ROWS
+from lighter.daemon.types import Mount, Usage
 from lighter.proto.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -48,7 +46,7 @@ _ENTRY = re.compile(r"(new-)?([1-9][0-9]*)", re.ASCII)
 logger = logging.getLogger(__name__)
 
 
-class DirectorySnapshotter(ABC):
+class DirectorySnapshotter(RecordedSnapshotter):
     """Base of them; a subclass says how a directory is filled and how it is mounted.
 
     `snapshots_dir` is the directory of all snapshotters (made with mode 0700); `remove_tree`
@@ -97,9 +95,7 @@ class DirectorySnapshotter(ABC):
     def _target(self, row: Row, parents: tuple[int, ...]) -> LayerTarget:
         """Where a layer is applied to an active snapshot."""
 
-    def _check(  # noqa: B027 (not every snapshotter has a limit)
-        self, key: str, number: int, parents: tuple[int, ...]
-    ) -> None:
+    def _check(self, key: str, number: int, parents: tuple[int, ...]) -> None:
         """Refuse at once what could not be mounted later."""
 
     async def _before_commit(self, row: Row, usage: Usage | None) -> Usage | None:
@@ -107,14 +103,14 @@ class DirectorySnapshotter(ABC):
         takes, None when that is to be measured."""
         return usage
 
-    async def _after_commit(self, row: Row) -> None:  # noqa: B027
+    async def _after_commit(self, row: Row) -> None:
         """What is to be done once the commit is recorded."""
 
     def _measured(self, row: Row) -> Usage:
         """What a snapshot takes on the disk without its parents; for a thread."""
         return measure(self.files(row.number))
 
-    def _forget(self, number: int) -> None:  # noqa: B027
+    def _forget(self, number: int) -> None:
         """A snapshot's directory goes: drop what else carries its number."""
 
     @property
@@ -126,27 +122,7 @@ class DirectorySnapshotter(ABC):
         """The directory of a snapshot's own files."""
         return f"{self.dir}/{number}/fs"
 
-    # --- the interface; contracts in types.Snapshotter
-
-    async def prepare(
-        self,
-        namespace: str,
-        key: str,
-        parent: str = "",
-        labels: Mapping[str, str] | None = None,
-        lease: str = "",
-    ) -> tuple[Mount, ...]:
-        return await whole(self._make(namespace, key, parent, ACTIVE, labels or {}, lease))
-
-    async def view(
-        self,
-        namespace: str,
-        key: str,
-        parent: str = "",
-        labels: Mapping[str, str] | None = None,
-        lease: str = "",
-    ) -> tuple[Mount, ...]:
-        return await whole(self._make(namespace, key, parent, VIEW, labels or {}, lease))
+    # --- the interface, what recorded.py has of it aside; contracts in types.Snapshotter
 
     async def _make(
         self,
@@ -244,18 +220,6 @@ class DirectorySnapshotter(ABC):
         if self._background is None or self._background.done():
             self._background = asyncio.ensure_future(self._sweep_later())
 
-    async def stat(self, namespace: str, key: str) -> SnapshotInfo:
-        return self._rows.find("stat", namespace, key).info
-
-    async def update(self, namespace: str, key: str, changes: Mapping[str, str]) -> SnapshotInfo:
-        self._rows.label(namespace, key, changes)
-        return await self.stat(namespace, key)
-
-    async def walk(
-        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
-    ) -> tuple[tuple[SnapshotInfo, ...], str]:
-        return self._rows.page(namespace, cursor, limit)
-
     async def usage(self, namespace: str, key: str) -> Usage:
         row = self._rows.find("measure", namespace, key)
         if row.info.kind != ACTIVE:
@@ -268,20 +232,6 @@ class DirectorySnapshotter(ABC):
     async def layer_target(self, namespace: str, key: str) -> LayerTarget:
         row = self._active("apply to", namespace, key)
         return self._target(row, self._rows.chain(row.parent))
-
-    def _active(self, verb: str, namespace: str, key: str) -> Row:
-        row = self._rows.find(verb, namespace, key)
-        if row.info.kind != ACTIVE:
-            raise FailedPrecondition(f"{verb} snapshot {key}: it is {row.info.kind}, not active")
-        return row
-
-    def _mountable(self, namespace: str, key: str) -> Row:
-        row = self._rows.find("mount", namespace, key)
-        if row.info.kind == COMMITTED:
-            raise FailedPrecondition(
-                f"mount snapshot {key}: it is committed; prepare or view one on it"
-            )
-        return row
 
     # --- what is left over
 

@@ -27,19 +27,18 @@ from contextlib import suppress
 from lighter.daemon.events.log import EventLog
 from lighter.daemon.metadata.db import Database
 from lighter.daemon.snapshots.backend import Backend, check_mounts
+from lighter.daemon.snapshots.recorded import RecordedSnapshotter
 from lighter.daemon.snapshots.rows import Row, SnapshotRows
 from lighter.daemon.snapshots.service import TARGET_LABEL
 from lighter.daemon.snapshots.types import (
     ACTIVE,
     COMMITTED,
     UNDER_LEASE_LABEL,
-    VIEW,
     LayerTarget,
     shown_by,
 )
-from lighter.daemon.types import Mount, SnapshotInfo, Usage
+from lighter.daemon.types import Mount, Usage
 from lighter.daemon.whole import whole
-from lighter.proto.daemon_api import PAGE_ROWS
 from lighter.proto.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -61,7 +60,7 @@ NO_NAMESPACE = "default"  # of a snapshot whose record is gone; for the plugin's
 _INHERITED = "containerd.io/snapshot/"
 
 
-class ProxySnapshotter:
+class ProxySnapshotter(RecordedSnapshotter):
     """A Snapshotter. `guarded`: a directory that no mount may let others write to."""
 
     max_layers = 0
@@ -96,27 +95,7 @@ class ProxySnapshotter:
         committed = "c" if row_or_number.info.kind == COMMITTED else ""
         return f"{self._prefix}/{row_or_number.number}{committed}"
 
-    # --- the interface; contracts in types.Snapshotter
-
-    async def prepare(
-        self,
-        namespace: str,
-        key: str,
-        parent: str = "",
-        labels: Mapping[str, str] | None = None,
-        lease: str = "",
-    ) -> tuple[Mount, ...]:
-        return await whole(self._make(namespace, key, parent, ACTIVE, labels or {}, lease))
-
-    async def view(
-        self,
-        namespace: str,
-        key: str,
-        parent: str = "",
-        labels: Mapping[str, str] | None = None,
-        lease: str = "",
-    ) -> tuple[Mount, ...]:
-        return await whole(self._make(namespace, key, parent, VIEW, labels or {}, lease))
+    # --- the interface, what recorded.py has of it aside; contracts in types.Snapshotter
 
     async def _make(
         self,
@@ -224,12 +203,7 @@ class ProxySnapshotter:
         self._known.pop(row.number, None)
 
     async def mounts(self, namespace: str, key: str) -> tuple[Mount, ...]:
-        row = self._rows.find("mount", namespace, key)
-        if row.info.kind == COMMITTED:
-            raise FailedPrecondition(
-                f"mount snapshot {key}: it is committed; prepare or view one on it"
-            )
-        return await self._mounts(namespace, row)
+        return await self._mounts(namespace, self._mountable(namespace, key))
 
     async def _mounts(self, namespace: str, row: Row) -> tuple[Mount, ...]:
         mounts = await self._backend.mounts(namespace, self._key(row))
@@ -260,18 +234,6 @@ class ProxySnapshotter:
         hit("snapshot.row-deleted")
         self._sweep_soon()
 
-    async def stat(self, namespace: str, key: str) -> SnapshotInfo:
-        return self._rows.find("stat", namespace, key).info
-
-    async def update(self, namespace: str, key: str, changes: Mapping[str, str]) -> SnapshotInfo:
-        self._rows.label(namespace, key, changes)
-        return await self.stat(namespace, key)
-
-    async def walk(
-        self, namespace: str, cursor: str = "", limit: int = PAGE_ROWS
-    ) -> tuple[tuple[SnapshotInfo, ...], str]:
-        return self._rows.page(namespace, cursor, limit)
-
     async def usage(self, namespace: str, key: str) -> Usage:
         row = self._rows.find("measure", namespace, key)
         if row.info.kind != ACTIVE:
@@ -286,12 +248,6 @@ class ProxySnapshotter:
     async def layer_target(self, namespace: str, key: str) -> LayerTarget:
         row = self._active("apply to", namespace, key)
         return LayerTarget("", (), "plain", await self._mounts(namespace, row))
-
-    def _active(self, verb: str, namespace: str, key: str) -> Row:
-        row = self._rows.find(verb, namespace, key)
-        if row.info.kind != ACTIVE:
-            raise FailedPrecondition(f"{verb} snapshot {key}: it is {row.info.kind}, not active")
-        return row
 
     # --- what is left over
 
