@@ -49,7 +49,9 @@ def _word_at(address: int) -> int:
 
 
 def _referents(objects: list[object]) -> list[object]:
-    """What these refer to. Code and built-in types do not tell the garbage collector all of it."""
+    """What these objects refer to: more than the garbage collector is told of by code and built-in
+    types.
+    """
     referents = gc.get_referents(*objects)
     for one in objects:
         # By type(): a proxy says that it is what it stands for.

@@ -63,7 +63,7 @@ class Link:
                 self._connect_later()
 
     def _connect_later(self) -> None:
-        """After a pause, that grows until somebody says welcome."""
+        """Try again after a pause, which grows until somebody says welcome."""
         self._retry = self._loop.call_later(self._pause_s, self._connect)
         self._pause_s = min(2 * self._pause_s, RECONNECT_MAX_S)
 
@@ -87,12 +87,12 @@ class Link:
 
     @property
     def generation(self) -> int:
-        """Of the manager that said welcome last; 0 before the first."""
+        """The generation of the manager that said welcome last; 0 before the first."""
         return self._generation
 
     @property
     def sequence(self) -> int:
-        """Of the last event; 0 before the first."""
+        """The number of the last event; 0 before the first."""
         return self._sequence
 
     @property

@@ -162,7 +162,7 @@ class Loop:
         return result
 
     async def pause(self, delay_s: float) -> None:
-        """Let others run for a while."""
+        """Let other coroutines and callbacks run for a while."""
         over = Future()
         self.call_later(delay_s, over.set)
         await over
@@ -182,7 +182,7 @@ class Loop:
         self._running = False
 
     def run(self) -> None:
-        """Until `stop` is called, by a callback."""
+        """Run until a callback calls `stop`."""
         self._running = True
         while self._running:
             self._run_ready()

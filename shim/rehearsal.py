@@ -86,7 +86,7 @@ def _rehearse(directory: str, birth: Callable[[], None]) -> None:
 
 
 def _live(directory: str, listener: socket.socket, birth: Callable[[], None], end: float) -> None:
-    """All that a process does from its fork on, but for what would change the spawner."""
+    """Everything that a shim does from its fork on, except what would change the spawner."""
     birth()
     _touch_kernel(directory)
     with contextlib.ExitStack() as undo:

@@ -209,7 +209,7 @@ def _text(body: dict[str, Any], name: str) -> str:
 
 
 def _as_error(error: Exception, container_id: str) -> LighterError:
-    """What went wrong in a create, as something that may travel."""
+    """What went wrong in a create, as an error that may be sent."""
     if isinstance(error, LighterError):
         return error
     if not isinstance(error, OSError):

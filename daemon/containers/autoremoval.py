@@ -45,8 +45,9 @@ class AutoRemoval:
             self._supervisor.in_background(self._remove(entry))
 
     def on_forgetting(self, tx: sqlite3.Connection, entry: Entry) -> None:
-        """With its task goes all that tells of its end: from now on its record has to be removed,
-        by the next manager if this one is killed before it has done so.
+        """Note the removal in the transaction that forgets the task, since its row was all that
+        told of its end: if this manager is killed before it has removed the record, the next one
+        does.
         """
         if _removes_itself(entry) and not self._goes_on(entry):
             row = self._store.get(*entry.key) or Restart(*entry.key)
@@ -56,7 +57,9 @@ class AutoRemoval:
                 self._store.keep(row)
 
     async def _remove(self, entry: Entry) -> None:
-        """Tried until it is done, or until somebody starts it again, or makes another of its id."""
+        """Remove it; tried until it is done, or until somebody starts it again or makes another of
+        its id.
+        """
         failures = Repeated(log, f"remove container {entry.id}")
         try:
             made_at = self._containers.created_at(*entry.key)
@@ -86,6 +89,8 @@ class AutoRemoval:
 
 
 def _removes_itself(entry: Entry) -> bool:
-    """One that never was a task does not: who asked for its start has the container removed."""
+    """Whether its container is removed with it. Not after a create that never became a task: who
+    asked for its start removes the container.
+    """
     was_task = entry.state != states.CREATING and not entry.is_abandoned
     return was_task and bool(entry.options.get("auto_remove"))

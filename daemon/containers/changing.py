@@ -144,7 +144,9 @@ class ContainerChanges:
         self.recover()
 
     def _check_free(self, container: Container) -> None:
-        """Who copies has mounted its root, by the old name: a task of the new one would too."""
+        """Raises Unavailable while files are copied into it: the copy has mounted the root by the
+        old name, and a task of the new name would mount it a second time.
+        """
         if self._has_writer(container.namespace, container.id):
             raise Unavailable(f"rename container {container.id}: files are being copied into it")
 

@@ -166,7 +166,9 @@ class ContainerFiles:
 
 
 def _mount_namespace(entry: Entry) -> int:
-    """Of a process whose number nobody else has by now. Raises Unavailable, FailedPrecondition."""
+    """Open the mount namespace of a task's init, and make sure that its pid has not been given to
+    another process. Raises Unavailable, FailedPrecondition.
+    """
     try:
         fd = os.open(f"/proc/{entry.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:

@@ -46,7 +46,9 @@ class Freezing:
 
     @contextlib.asynccontextmanager
     async def frozen(self, namespace: str, container_id: str) -> AsyncIterator[None]:
-        """Frozen if it runs. Raises Unavailable when its shim does not freeze it."""
+        """Keep the task frozen during the block, if it runs. Raises Unavailable when its shim does
+        not freeze it.
+        """
         try:
             entry = self._tasks.find(namespace, container_id)
         except NotFound:

@@ -59,10 +59,10 @@ class IdPool:
 
     @contextlib.contextmanager
     def keep(self, mapping: Any) -> Iterator[None]:
-        """Have ids that a record names, for as long as it takes to write another that has them.
+        """Reserve ids that a record names until another record has them too.
 
-        Raises InvalidArgument for what is no such mapping, FailedPrecondition when somebody else
-        has any of them.
+        Raises InvalidArgument for something that is no such mapping, FailedPrecondition when
+        somebody else has any of the ids.
         """
         numbers = [mapping.get(name) if isinstance(mapping, Mapping) else None for name in _KEYS]
         if not all(type(number) is int and 0 < number <= MAX_ID for number in numbers):

@@ -27,9 +27,8 @@ class Joins:
         self._open: dict[str, tuple[str, int]] = {}
 
     def joined(self, container: Container) -> Container:
-        """With the namespaces of the containers that it names, as they run now.
-
-        Raises NotFound, FailedPrecondition for one that does not run.
+        """The container with the paths of the namespaces that it joins, of the containers that it
+        names as they run now. Raises NotFound, FailedPrecondition for one that does not run.
         """
         joins = container.options.get("joins")
         if not joins:
@@ -67,7 +66,9 @@ class Joins:
 
 
 def _opened(entry: Entry, kind: str) -> int:
-    """Of a process whose number nobody else had by then. Raises FailedPrecondition."""
+    """Open a namespace of a task's init, and make sure that its pid has not been given to another
+    process. Raises FailedPrecondition.
+    """
     what = f"join {kind} namespace of container {entry.id}: its process is gone"
     try:
         fd = os.open(f"/proc/{entry.pid}/ns/{PROC_NAMES[kind]}", os.O_RDONLY | os.O_CLOEXEC)

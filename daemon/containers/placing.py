@@ -50,7 +50,7 @@ def cgroups_path(
 
 
 def record(placing: Placing, path: str, own: str) -> dict[str, Any]:
-    """What of it stands in the container's options: nothing when all is as ever."""
+    """The entries of the container's options that tell of it; none where all is the default."""
     changed: dict[str, Any] = {"cgroup": path} if path != own else {}
     if options := to_record(placing.options):
         changed["runc"] = options

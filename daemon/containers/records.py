@@ -137,7 +137,7 @@ def _parsed(spec: bytes) -> Any:
 
 
 def _value(spec: Any, *path: str) -> Any:
-    """What stands there in a spec; None when nothing does."""
+    """The value at this place in a spec; None when there is none."""
     value = spec
     for name in path:
         value = value.get(name) if isinstance(value, Mapping) else None

@@ -356,6 +356,6 @@ class ContainerService:
 
 
 def _own_root(container: Container) -> tuple[Mount, ...]:
-    """The root of a container without a snapshot, to be read."""
+    """The root of a container without a snapshot, for reading."""
     path = json.loads(container.spec).get("root", {}).get("path", "")
     return (Mount("bind", path, ("rbind", "ro")),) if path.startswith("/") else ()

@@ -83,7 +83,7 @@ class Pin:
         self._all_snapshots[namespace, snapshotter, key] += 1
 
     def release(self) -> None:
-        """Let go of everything; again is nothing."""
+        """Let go of everything. May be called again."""
         _subtract(self._all_content, self._content)
         _subtract(self._all_snapshots, self._snapshots)
 

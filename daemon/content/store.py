@@ -304,7 +304,7 @@ class ContentStore:
 
     @asynccontextmanager
     async def still(self) -> AsyncGenerator[None, None]:
-        """Within the block no file comes or goes."""
+        """Within the block no file is added or removed."""
         async with self._files:
             yield
 

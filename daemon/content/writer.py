@@ -26,7 +26,7 @@ class Owner(Protocol):
     content: ContentStore
 
     def closed(self, writer: "Writer") -> None:
-        """It writes no more; the next one may come."""
+        """Called when it writes no more; the next writer may come."""
 
     async def drop(self, writer: "Writer") -> None:
         """Remove what is left of an ingest that has become content."""
@@ -116,7 +116,7 @@ class Writer:
 
     @property
     def digest(self) -> str:
-        """Of what has been written."""
+        """The digest of what has been written."""
         return "sha256:" + self._hash.hexdigest()
 
     async def commit(

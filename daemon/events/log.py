@@ -54,7 +54,9 @@ class EventLog:
         self._replay_until = monotonic_s() + REPLAY_S
 
     def begin_serving(self) -> None:
-        """Clients that lost their streams with the manager before can come back from now on."""
+        """From now on, clients that lost their streams with the last manager may come back for what
+        they have missed.
+        """
         self._replay_until = self._monotonic_s() + REPLAY_S
 
     @property

@@ -24,7 +24,7 @@ _UNTIL = "events-until"
 
 
 def begin(db: Database, boot_id: str) -> None:
-    """Before any event of this manager."""
+    """Called before the first event of this manager."""
     noted = {row[0]: row[1] for row in db.rows("SELECT key, value FROM meta")}
     if noted.get(_BOOT) == boot_id and _UNTIL not in noted:
         return
@@ -38,7 +38,7 @@ def begin(db: Database, boot_id: str) -> None:
 
 
 def end(db: Database) -> None:
-    """After all events of this manager."""
+    """Called after the last event of this manager."""
     try:
         with db.durable_transaction() as tx:
             values = (_UNTIL, str(_newest(tx)))

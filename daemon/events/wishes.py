@@ -33,7 +33,9 @@ _TYPES = {
 
 
 def wishes(words: Sequence[str], expressions: Sequence[str]) -> Wish:
-    """All that is asked for together. Raises InvalidArgument."""
+    """One wish for everything that a client has asked for: any word of each key, and any
+    expression. Raises InvalidArgument.
+    """
     if len(words) > MAX_FILTERS:
         raise InvalidArgument(f"filter events: {len(words)} are given, {MAX_FILTERS} are allowed")
     by_key: dict[str, list[Wish]] = {}

@@ -18,7 +18,7 @@ _NOT_HERE = {
 
 
 def runtime_options(value: Any) -> RuntimeOptions:
-    """Of containerd.runc.v1.Options. Raises InvalidArgument, Unimplemented."""
+    """Read containerd.runc.v1.Options. Raises InvalidArgument, Unimplemented."""
     if not value.type_url and not value.value:
         return RuntimeOptions()
     options = Options()
@@ -41,7 +41,9 @@ def runtime_options(value: Any) -> RuntimeOptions:
 
 
 def understood(value: Any) -> dict[str, Anything]:
-    """As a container's record keeps it: what is refused is so only when a task is made."""
+    """The options as a container's record keeps them. What is not supported is refused only when a
+    task is made.
+    """
     try:
         return to_record(runtime_options(value))
     except (InvalidArgument, Unimplemented) as err:

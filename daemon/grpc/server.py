@@ -133,7 +133,9 @@ class GrpcServer:
         log.info("containerd's API is served by TLS too address=%s", tls.address)
 
     def _check_open(self, where: str) -> None:
-        """What is tried again and again may come after `close`, while the process still ends."""
+        """Raises FailedPrecondition after `close`: a bind that is retried may come while the
+        process still ends.
+        """
         if self._closing:
             raise FailedPrecondition(f"bind {where}: the manager is stopping")
 

@@ -144,7 +144,9 @@ class Streams:
         return stream
 
     def take(self, namespace: str, stream_id: str) -> Stream:
-        """For a call that names it: the one that speaks on it. Raises NotFound, AlreadyExists."""
+        """The stream that a call names, to be spoken on by this call alone. Raises NotFound,
+        AlreadyExists.
+        """
         stream = self._open.get((namespace, stream_id))
         if stream is None:
             raise NotFound(f"find stream {stream_id}: no such stream is open")

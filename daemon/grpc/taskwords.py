@@ -47,7 +47,7 @@ def refused(of: Entry | Exec, step: str) -> Iterator[None]:
 
 
 def of_runtime(error: LighterError, what: str) -> LighterError:
-    """What the runtime said, as containerd passes it on; any other error as it is."""
+    """The runtime's own words as containerd passes them on; any other error unchanged."""
     said = error.details.get("said")
     if said is None and (match := _RUNTIME_SAID.match(error.message)):
         said = match[1]

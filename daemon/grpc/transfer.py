@@ -288,7 +288,7 @@ def _pulling(tree: Tree, name: str, where: str) -> Report:
 async def _beside(
     work: Awaitable[tuple[Image, ...]], feeding: "asyncio.Future[None]"
 ) -> tuple[Image, ...]:
-    """What the work returns, unless what feeds it fails first."""
+    """The result of `work`; if what feeds it fails first, that error."""
     doing = asyncio.ensure_future(work)
     try:
         await asyncio.wait((doing, feeding), return_when=asyncio.FIRST_COMPLETED)

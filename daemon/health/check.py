@@ -49,7 +49,9 @@ class Probe:
 
 @frozen
 class Health:
-    """Of the task with this incarnation; `log` holds the last probes, the newest last."""
+    """The health of one task, named by its incarnation; `log` holds the last probes, the newest
+    last.
+    """
 
     incarnation: str
     status: str = STARTING
@@ -115,7 +117,7 @@ def _checked(name: str, value: object) -> float | int:
 
 
 def from_record(record: Mapping[str, Any]) -> HealthCheck | None:
-    """Of a container's `options`; what a later release has written beside is left alone."""
+    """Read it from a container's `options`. Keys of a later release are ignored."""
     if not record.get("argv"):
         return None
     known = {field.name for field in fields(HealthCheck)}

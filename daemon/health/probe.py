@@ -112,14 +112,14 @@ class Prober:
         task.add_done_callback(ended)
 
     async def _end(self, entry: Entry, exec_id: str, asked: "asyncio.Future[Any]") -> None:
-        """End a probe that took too long, once it is there to be ended."""
+        """End a probe that took too long, as soon as its exec is there."""
         with contextlib.suppress(LighterError):
             await asyncio.wait((asked,))
             if asked.exception() is None:
                 await self.end(entry, exec_id)
 
     async def end(self, entry: Entry, exec_id: str) -> None:
-        """SIGKILL to a probe, and nothing of it is kept. Raises what reaching its shim does."""
+        """SIGKILL to a probe; its output is dropped. Raises what reaching its shim does."""
         exec_ = find_exec(entry, exec_id)
         if exec_.state != states.STOPPED:
             await self._tasks.kill(entry.namespace, entry.id, exec_id, signal.SIGKILL, False)
@@ -148,7 +148,7 @@ class _Output:
         return {"stdin": "", "stdout": path, "stderr": path, "rows": 0, "cols": 0}
 
     def give_away(self) -> None:
-        """Close our copy of the end that the shim has opened by now."""
+        """Close our copy of the write end, which the shim has opened by now."""
         if self._write_fd >= 0:
             os.close(self._write_fd)
             self._write_fd = -1

@@ -44,7 +44,7 @@ class HealthService:
         self._watched: set[str] = set()
 
     def recover(self) -> None:
-        """Go on with all that run."""
+        """Go on with the checks of all tasks that run."""
         for entry in self._supervisor.entries.values():
             if entry.state in (states.RUNNING, states.PAUSED):
                 self.on_started(entry)
@@ -127,7 +127,7 @@ class HealthService:
     # looking
 
     def get(self, namespace: str, container_id: str) -> dict[str, Any] | None:
-        """Of its last task, in Docker's words: status, failing_streak, log."""
+        """The health of its last task, in Docker's words: status, failing_streak, log."""
         health = self._store.get(namespace, container_id)
         if health is None:
             return None
@@ -138,14 +138,13 @@ class HealthService:
         }
 
     def statuses(self, namespace: str) -> dict[str, str]:
-        """By incarnation."""
+        """Statuses by incarnation."""
         return dict(self._store.statuses(namespace).values())
 
 
 class _OldProbes:
-    """Those that the manager before had under way in a task.
-
-    Its shim may not be there at first, and tell later of more.
+    """The probes that the last manager had under way in a task. The shim may connect later, and
+    then tell of more.
     """
 
     def __init__(self, prober: Prober, entry: Entry) -> None:

@@ -49,7 +49,9 @@ class ImposedLabels:
         self._content = content
 
     async def of(self, namespace: str, image: str) -> Imposed:
-        """Nothing for an image that is not here: then nobody could copy from it."""
+        """The reserved labels of an image; none when the image is not here, for then nobody could
+        copy from it.
+        """
         found = Imposed()
         try:
             waiting = [self._images.record(namespace, image).target.digest]

@@ -216,7 +216,7 @@ class MountedImages:
 
 
 def _check_place(target: str, target_fd: int) -> None:
-    """That the caller and the manager mean the same directory by this path."""
+    """Make sure that the caller and the manager mean the same directory by this path."""
     if not os.path.isabs(target) or os.path.normpath(target) != target or len(target) > 1000:
         raise InvalidArgument(f"mount image on {target}: it is no absolute path of a directory")
     if target == "/":

@@ -126,7 +126,9 @@ class ImageService:
         return tuple(namespace.name for namespace in self._namespaces.list())
 
     def default_snapshotter(self, namespace: str) -> str:
-        """Of who names none: by the namespace's labels, else the configuration's."""
+        """The snapshotter for a request that names none: by the namespace's labels, else by the
+        configuration.
+        """
         labels = self._namespaces.labels(namespace)
         return labels.get(DEFAULT_SNAPSHOTTER_LABEL) or self._default_snapshotter
 

@@ -335,7 +335,7 @@ class _Step:
     lock: asyncio.Lock | None = None
 
     def release(self) -> None:
-        """Let others go on that want the same snapshot; again is nothing."""
+        """Let others who want the same snapshot go on. May be called again."""
         lock, self.lock = self.lock, None
         if lock is not None:
             lock.release()

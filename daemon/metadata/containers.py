@@ -148,7 +148,9 @@ class ContainerStore:
         return (value for value in found if value is not None)
 
     def specs_beside_damaged_options(self) -> Iterator[dict[str, Any]]:
-        """Of containers whose options cannot be read: what those said may stand there too."""
+        """The specs of containers whose options cannot be read: what the options named may be in
+        there too.
+        """
         rows = self._db.rows(
             "SELECT options, spec FROM containers WHERE CASE"
             " WHEN typeof(options) = 'text' AND json_valid(options)"

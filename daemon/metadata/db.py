@@ -132,7 +132,7 @@ class Database:
             hit("migrate.committed")
 
     def _size_bytes(self) -> int:
-        """With what is in the log alone."""
+        """The database's size, with what is only in the log so far."""
         pages, page_bytes = (
             int(self.durable.execute(f"PRAGMA {name}").fetchone()[0])
             for name in ("page_count", "page_size")
@@ -215,7 +215,9 @@ class Database:
 
     @property
     def changes(self) -> int:
-        """Rows that were changed since it was opened: while it stands, so does what was read."""
+        """How many rows were changed since it was opened: while it stays the same, what was read is
+        still true.
+        """
         return self.durable.total_changes + self.fast.total_changes
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[sqlite3.Row]:

@@ -111,7 +111,7 @@ def mend(path: str, set_aside: str = "") -> str:
 
 
 def _read_into(new: sqlite3.Connection, path: str, aside: str) -> str:
-    """Copy what can be read, and note the loss with it; the loss."""
+    """Copy what can be read, and note there what was lost. Returns what was lost."""
     where = f"; the damaged file is {aside}"
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as old:
         old.text_factory = text_of
@@ -142,12 +142,14 @@ def _read_into(new: sqlite3.Connection, path: str, aside: str) -> str:
 
 
 def _code(error: sqlite3.DatabaseError) -> int:
-    """SQLite's; what Python finds wrong with what it reads has none, and is damage too."""
+    """SQLite's code of the error. What Python itself finds wrong with a value has none, and counts
+    as damage.
+    """
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
 
 
 def _copy(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> bool:
-    """Copy what can be read, from either end; whether that is all."""
+    """Copy what can be read, from both ends of the table. Returns whether that was everything."""
     for order in ("ASC", "DESC"):
         try:
             for row in _rows(old, table, order):

@@ -29,7 +29,7 @@ Also = Callable[[sqlite3.Connection], object]
 
 
 def nothing(_tx: sqlite3.Connection) -> None:
-    """Nothing joins."""
+    """An `Also` that adds nothing to the transaction."""
 
 
 def ensure_in(tx: sqlite3.Connection, name: str) -> None:
@@ -85,7 +85,7 @@ class NamespaceStore:
         return _namespace(row)
 
     def labels(self, name: str) -> dict[str, str]:
-        """Of a namespace that need not be there yet."""
+        """The labels of a namespace; none for one that does not exist yet."""
         row = self._db.row("SELECT labels FROM namespaces WHERE name = ?", (name,))
         return (texts(row["labels"]) if row else None) or {}
 

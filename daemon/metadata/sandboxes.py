@@ -55,7 +55,7 @@ class SandboxStore:
         return tuple(map(_sandbox, rows))
 
     def update(self, sandbox: Sandbox) -> Sandbox:
-        """Let all but its birth be as given. Raises NotFound, InvalidArgument."""
+        """Replace everything but the time of its creation. Raises NotFound, InvalidArgument."""
         changed = replace(sandbox, updated_at=time.time_ns())
         labels = stored(check_labels(dict(changed.labels)))
         with self._db.durable_transaction() as tx:

@@ -70,7 +70,9 @@ class VolumeStore:
         return tuple(map(_volume, rows))
 
     def users(self, namespace: str) -> "dict[str, builtins.list[str]]":
-        """By volume, the containers whose record names it, or is damaged and may name any."""
+        """The containers that use each volume: their records name it, or are damaged and may name
+        any.
+        """
         found: dict[str, builtins.list[str]] = {}
         for row in self._db.rows(
             "SELECT id, options FROM containers WHERE namespace = ? ORDER BY id", (namespace,)
@@ -98,7 +100,7 @@ class VolumeStore:
             )
 
     def trash(self) -> tuple[tuple[str, str, str], ...]:
-        """(namespace, name, what it is removed as) of what may still be on disk."""
+        """(namespace, name, name while it is removed) of volumes that may still be on disk."""
         rows = self._db.rows("SELECT name FROM trash WHERE owner = ?", (_TRASH,))
         split = [row["name"].partition(" ") for row in rows]
         return tuple((*which.split("/", 1), removed_as) for which, _, removed_as in split)

@@ -97,7 +97,7 @@ class Attachments:
         }
 
     def all(self) -> list[Record]:
-        """All records, of those that are being removed too."""
+        """All records, including those that are being removed."""
         return list(self._records.values())
 
     def staying(self) -> list[Record]:
@@ -150,14 +150,16 @@ class Attachments:
         return record
 
     def own(self, record: Record) -> None:
-        """This is the one that its container has now."""
+        """Make this the record that its container has now."""
         self._records[record.key] = record
         self._by_owner[record.namespace, record.id] = record.key
         if record.incarnation:
             self._of_task[record.incarnation] = record.key
 
     def disown(self, record: Record) -> None:
-        """Nobody is shown what is being removed; who starts meanwhile has another."""
+        """Show this record to nobody any more, since it is being removed; a start meanwhile gets
+        another.
+        """
         self._leaving.add(record.key)
         owner = (record.namespace, record.id)
         if self._by_owner.get(owner) != record.key:
@@ -168,7 +170,7 @@ class Attachments:
                 self._by_owner[owner] = other.key
 
     async def forget(self, record: Record) -> None:
-        """All of it has been undone."""
+        """Drop the record, all of which has been undone."""
         await asyncio.to_thread(self._store.delete, record.key)
         hit("network.record-gone")
         self._records.pop(record.key, None)
@@ -187,7 +189,7 @@ class Attachments:
     # one network of a task
 
     async def add(self, key: str, network: Network, wanted: Wanted) -> Attached:
-        """Attach to one network more. What a failure leaves is pending in the record."""
+        """Attach to one more network. After a failure, what was begun is pending in the record."""
         one = Attached(network, self._records[key].next_ifname(), **_given(network, wanted))
         return await self.attach(key, one, wanted)
 
@@ -227,7 +229,7 @@ class Attachments:
         await self._change(key, lambda record: replace(record, ports=ports, withdrawn=()))
 
     async def withdraw(self, key: str) -> None:
-        """Let others have its ports, when it has left the network that published them."""
+        """Give its ports back once it has left the network that published them."""
         record = self._records[key]
         if record.ports and not record.publishes and not record.late:
             await self._change(
@@ -255,7 +257,7 @@ class Attachments:
         await self.save(self._records[key])
 
     async def detach(self, key: str, one: Attached) -> None:
-        """As `remove`, but on disk the record is what it was: DEL may be asked twice."""
+        """As `remove`, but without a change of the record on disk: DEL may be called twice."""
         record = self._records[key]
         gone = not self.netns.is_there(record.path)
         attachment = record.attachment(one, gone=gone)

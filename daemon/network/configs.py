@@ -182,9 +182,8 @@ def from_json(document: object, path: str) -> Network:
 
 
 def recorded(document: object) -> Network:
-    """That of an attachment, from its record: in whichever version it was made.
-
-    Raises InvalidArgument.
+    """The configuration that an attachment was made by, from its record, in whichever version that
+    was. Raises InvalidArgument.
     """
     return _network(document, "of a record", lambda found, _: str(found.get("cniVersion")))
 

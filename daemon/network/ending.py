@@ -53,7 +53,7 @@ class Endings:
             self.release(key)
 
     async def task_released(self, entry: Entry) -> None:
-        """Until its addresses and ports are free, or a first try has failed."""
+        """Wait until the task's addresses and ports are free, or a first try has failed."""
         for key in self._attachments.keys_of(entry):
             await self.released(key)
 
@@ -75,7 +75,7 @@ class Endings:
                     await tried.wait()
 
     async def all_released(self) -> None:
-        """Until all is released that no task has, or a first try of it has failed."""
+        """Wait until everything that no task has is released, or a first try of it has failed."""
         await self._decided.wait()
         for key in list(self._releases):
             await self.released(key)
@@ -141,7 +141,7 @@ class Endings:
         )
 
     async def strays_ended(self) -> None:
-        """Until no plugin runs that the manager before has called."""
+        """Wait until no plugin runs any more that the last manager has called."""
         await self._strays_ended.wait()
 
     async def earlier_released(self, namespace: str, container_id: str) -> None:
@@ -241,7 +241,7 @@ class Endings:
         await self._free_addresses([*networks, *recorded])
 
     async def _free_addresses(self, networks: Iterable[Network], *, but: str = "") -> None:
-        """Those of keys that nobody knows, and of this one."""
+        """Free the addresses of keys that nobody knows, and of this key."""
         attachments = self._attachments
         directories = leftovers.address_directories(networks)
         await asyncio.to_thread(
@@ -277,7 +277,7 @@ class Endings:
 
 
 def _pauses() -> Iterator[float]:
-    """Between one try and the next, in seconds, without an end."""
+    """Pauses in seconds between one try and the next, without an end."""
     yield from (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
     while True:
         yield 60.0

@@ -224,7 +224,9 @@ def hosts_changed(old: bytes, own: bytes | None, text: bytes) -> bytes:
 
 
 def whole_changed(old: bytes, own: bytes | None, text: bytes) -> bytes:
-    """`text`, unless somebody else has written to the file. `own` None: that is not known."""
+    """The file's new content: `text`, unless somebody else has written to the file. `own` is what
+    we wrote, None if that is not known.
+    """
     return text if own is None or old in (b"", own) else old
 
 

@@ -84,7 +84,7 @@ def _is_address(name: str) -> bool:
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[None]:
-    """host-local's own lock. Raises OSError when it is not to be had."""
+    """Hold host-local's own lock. Raises OSError when it cannot be taken."""
     fd = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     end = time.monotonic() + LOCK_S
     try:

@@ -127,7 +127,7 @@ class LiveNetworks:
     async def _attach(
         self, record: Record, network: Network, wanted: Wanted, known: "_Known"
     ) -> Attached:
-        """Attached and defined, or neither."""
+        """Attach and define it; after a failure, neither."""
         before = {one.ifname for one in self._now(record).attached}
         try:
             wanted = await self._with_ports(wanted, self._now(record), network)
@@ -331,13 +331,15 @@ class _Known:
         return name in self._all(request)
 
     def with_network(self, request: NetworkRequest, name: str) -> NetworkRequest:
-        """With this network, once."""
+        """The request with this network added, once."""
         if self.has(request, name):
             return request
         return request.with_networks((*request.networks, name))
 
     def without(self, request: NetworkRequest, name: str) -> NetworkRequest:
-        """Without this network, by whatever word; an address of it is not for the next one."""
+        """The request without this network, by whatever word it was named; an address that was
+        asked for it is not kept for the next one.
+        """
         first = self._all(request)[:1]
         changed = replace(
             request,

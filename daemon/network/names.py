@@ -36,7 +36,7 @@ class Names:
         self._writing = asyncio.Lock()
 
     def networks(self, record: Record) -> list[str]:
-        """Those of ours that it is in."""
+        """The networks of ours that it is attached to."""
         return [one.network.name for one in record.attached if self._is_ours(one)]
 
     async def alone(self, write: Callable[[], T]) -> T:

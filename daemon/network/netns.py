@@ -32,7 +32,9 @@ class NetworkNamespaces:
         await self._worker.run({"job": "netns", "path": self.path(key), "ipv6": ipv6}, ())
 
     async def keep(self, key: str, pid: int, cgroup: str) -> None:
-        """That of a process which is in this cgroup. Raises FailedPrecondition when it is not."""
+        """Keep the network namespace of a process in this cgroup. Raises FailedPrecondition when
+        the process is not in it.
+        """
         files.make_directory(self._dir, 0o700)
         try:
             fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -47,7 +49,9 @@ class NetworkNamespaces:
             os.close(fd)
 
     async def without_ipv6(self, key: str) -> None:
-        """From now on interfaces in it have no IPv6 unless given one, as in those that are made."""
+        """Give new interfaces in it no IPv6 unless they are given an address, as in a namespace
+        that we make.
+        """
         await self._worker.run({"job": "netns-no-ipv6", "path": self.path(key)}, ())
 
     async def remove(self, key: str) -> None:
@@ -59,7 +63,7 @@ class NetworkNamespaces:
         return os.path.lexists(self.path(key))
 
     def kept(self) -> Iterator[str]:
-        """Of all files there, whether mounted or not."""
+        """The keys of all files there, whether something is mounted on them or not."""
         try:
             yield from sorted(os.listdir(self._dir))
         except FileNotFoundError:

@@ -163,14 +163,16 @@ async def _write(process: asyncio.subprocess.Process, data: bytes) -> None:
 
 
 async def _read(stream: asyncio.StreamReader | None, kept: bytearray, most: int) -> None:
-    """All that comes, of which `most` bytes and one more are kept."""
+    """Read to the end; of that, `most` bytes and one more are kept."""
     assert stream is not None
     while chunk := await stream.read(65536):
         kept += chunk[: most + 1 - len(kept)]
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """One that has not ended is ended with its group; its number is nobody else's until then."""
+    """Kill a plugin that has not ended, with its group. Until it is reaped, nobody else has its
+    pid.
+    """
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -113,7 +113,7 @@ class NetworkService:
             await self._attach_late(prepared.key, prepared.request, container)
 
     async def before_start(self, entry: Entry) -> None:
-        """Attach a created task whose maker died before it did. Raises what plugins say."""
+        """Attach a created task whose manager died before doing so. Raises what plugins say."""
         for key in self._attachments.keys_of(entry):
             if self._attachments.get(key).late:
                 container = self._find_container(entry.namespace, entry.id)
@@ -205,7 +205,7 @@ class NetworkService:
         return hostfiles.existing(self._attachments.directory(key))
 
     def taken_ports(self, but_of: str = "") -> Iterator[tuple[str, Port]]:
-        """Container and port, of all records but the one of this key."""
+        """(container, port) of all records but the one with this key."""
         for record in self._attachments.all():
             if record.key != but_of:
                 for port in record.ports:

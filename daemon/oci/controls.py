@@ -52,7 +52,7 @@ def read_controls(cgroups: str = CGROUPS, system: str = SYSTEM) -> Controls:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Of a list as cpuset(7) writes them: "0-2,5". Raises ValueError for what is none."""
+    """The numbers in a list as cpuset(7) writes them: "0-2,5". Raises ValueError otherwise."""
     found: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, dash, last = part.partition("-")

@@ -45,7 +45,7 @@ class IdMaps:
 
 
 def read_ranges(values: Iterable[object], what: str) -> tuple[IdRange, ...]:
-    """Of a request's lists [container id, host id, size]. Raises InvalidArgument."""
+    """Read a request's lists [container id, host id, size]. Raises InvalidArgument."""
     ranges = []
     for value in values:
         whole = isinstance(value, list | tuple) and len(value) == 3

@@ -212,7 +212,9 @@ def _block_device(path: str) -> dict[str, int]:
 
 
 def read_limits(body: Mapping[str, Any]) -> Limits:
-    """Of a request's map with the fields' names. Raises InvalidArgument naming the field."""
+    """Read them from a request's map with the fields' names. Raises InvalidArgument naming the
+    field.
+    """
     values = dict(body)
     block = values.pop("block", None)
     if block is not None:

@@ -136,7 +136,7 @@ class _Reader:
         return found[1], self._bare(found[2] or "", number)
 
     def _bare(self, words: str, number: int) -> str:
-        """Without a comment behind it."""
+        """The line without the comment at its end."""
         words = words.strip()
         if words.startswith("#"):
             return ""

@@ -56,7 +56,7 @@ class Labels:
 
 
 def read_labelling(given: Mapping[str, str]) -> Labelling:
-    """Of a request. Raises InvalidArgument."""
+    """Read it from a request. Raises InvalidArgument."""
     parts = dict(given)
     disable = bool(parts.pop("disable", ""))
     for name, value in parts.items():

@@ -27,7 +27,9 @@ class Tls:
     client: tuple[tuple[str, str], ...] = ()
 
     def for_others(self) -> "Tls":
-        """For hosts that this one sends us to: they are verified, and not told who we are."""
+        """The settings for hosts that this one redirects to: they are verified, but get no client
+        certificate.
+        """
         return Tls(ca=self.ca)
 
 

@@ -38,7 +38,7 @@ class Pusher:
         mount_from: str,
         progress: Callable[[int], None],
     ) -> bool:
-        """As Remote.push_blob."""
+        """See Remote.push_blob."""
         digest = Digest.parse(descriptor.digest)
         endpoint = self._endpoint
         if await self._talk.retried(lambda: self._has_blob(endpoint, digest)):
@@ -156,7 +156,7 @@ class Pusher:
         return await self._begin(endpoint, digest, "", what)
 
     async def document(self, descriptor: Descriptor, data: bytes, tag: str) -> None:
-        """As Remote.push_document."""
+        """See Remote.push_document."""
         digest = Digest.of(data)
         if digest != descriptor.digest or len(data) != descriptor.size:
             raise DataLoss(

@@ -267,7 +267,9 @@ class ByHand:
             await self._containers.forget(namespace, container_id)
 
     def _note_removal(self, key: Key, removal: str) -> bool:
-        """Of one that would be started again between its end and the removal of its record."""
+        """Note that the record is to be removed, if the container would be started again between
+        its end and that. Returns whether it was noted.
+        """
         definition, row = self._store.definition(*key), self._store.get(*key)
         if definition is None:
             return False
@@ -310,7 +312,7 @@ class ByHand:
 
     @contextlib.asynccontextmanager
     async def at_rest(self, namespace: str, container_id: str, attempt: str) -> AsyncIterator[None]:
-        """While it is not started again. Raises FailedPrecondition when that is owed."""
+        """Hold off restarts during the block. Raises FailedPrecondition if one is owed already."""
         key = namespace, container_id
         if self._debts.is_owed(*key):
             raise FailedPrecondition(f"{attempt}: it is being started again; stop it first")

@@ -70,7 +70,9 @@ class Debts:
             return self._store.put(tx, row)
 
     def keep(self, row: Restart) -> None:
-        """As `put`, where the disk is full: it counts at once, and is written when that ends."""
+        """As `put`, while the disk is full: it counts at once, and is written when there is space
+        again.
+        """
         self.disarm(row.key)
         was_behind = self._store.is_behind
         self._store.keep(row)
@@ -125,13 +127,13 @@ class Debts:
         self.arm_in(row.key, max(0.0, left_s))
 
     def arm_in(self, key: Key, delay_s: float) -> None:
-        """See to it then, whenever it is due."""
+        """See to what is owed after `delay_s`, whenever it is due."""
         self.disarm(key)
         loop = asyncio.get_running_loop()
         self._timers[key] = loop.call_later(delay_s, self._on_due, key)
 
     def arm_undone(self, key: Key) -> None:
-        """Try later what an attempt has left undone, unless it has said when."""
+        """Try again later what an attempt has not done, unless it has set a time itself."""
         if key not in self._timers and key not in self._held and self.is_owed(*key):
             self.arm_in(key, _LATER_S)
 
@@ -147,21 +149,21 @@ class Debts:
     # held
 
     def hold(self, namespace: str, container_id: str) -> None:
-        """It is stopped with everything else: no restart before somebody, or the next manager,
-        starts it. Its end is settled then.
+        """Hold a container that is stopped together with all others: it is not restarted before
+        somebody, or the next manager, starts it. Its end is settled then.
         """
         self._held.add((namespace, container_id))
         self.disarm((namespace, container_id))
 
     def release(self, key: Key) -> None:
-        """Somebody starts it: it is not held any more."""
+        """Hold it no more: somebody starts it."""
         self._held.discard(key)
 
     def is_held(self, key: Key) -> bool:
         return key in self._held
 
     def hold_owed(self) -> None:
-        """Hold all that wait to be started again."""
+        """Hold all containers that wait for a restart."""
         for row in self._store.all():
             if row.due_at is not None:
                 self.hold(*row.key)

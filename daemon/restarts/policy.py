@@ -52,7 +52,7 @@ class RestartPolicy:
 
 
 def parse(text: str) -> RestartPolicy:
-    """Of Docker's notation, "" for none. Raises InvalidArgument."""
+    """Read Docker's notation; "" is no policy. Raises InvalidArgument."""
     name, colon, retries = text.partition(":")
     if not text:
         return RestartPolicy()
@@ -79,12 +79,14 @@ def retries_of(text: str) -> int | None:
 
 
 def to_record(policy: RestartPolicy) -> dict[str, Any]:
-    """As it stands in a container's `options`, under "restart"."""
+    """Its form in a container's `options`, under "restart"."""
     return {"policy": policy.name, "max_retries": policy.max_retries}
 
 
 def from_record(record: Any) -> RestartPolicy:
-    """Of a container's `options`; what only a later release knows, or cannot be read, is none."""
+    """Read it from a container's `options`. One that cannot be read, or that only a later release
+    knows, counts as none.
+    """
     if not isinstance(record, Mapping):
         return RestartPolicy()
     name, retries = record.get("policy"), record.get("max_retries", 0)

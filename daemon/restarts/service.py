@@ -295,7 +295,7 @@ class Restarts:
 
     @asynccontextmanager
     async def alone(self, key: Key) -> AsyncIterator[None]:
-        """One at a time for each container makes and deletes tasks here."""
+        """Hold the container's lock: one caller at a time makes and deletes its tasks."""
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
             yield

@@ -128,7 +128,9 @@ class RestartStore:
             files.remove(self._notes)
 
     def keep(self, row: Restart) -> None:
-        """It counts from now on, and is written with the next change that finds space."""
+        """Let it count from now on; it is written with the next change that finds space on the
+        disk.
+        """
         self._unwritten[row.key] = row
         self._write_notes()
 
@@ -149,7 +151,7 @@ class RestartStore:
         return bool(self._unwritten)
 
     def drop(self, key: tuple[str, str]) -> None:
-        """Its container is gone."""
+        """Forget what is unwritten about a container that is gone."""
         if self._unwritten.pop(key, None) is None:
             return
         if self._unwritten:

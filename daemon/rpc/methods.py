@@ -74,7 +74,9 @@ class MethodTable:
         self._complete.set()
 
     async def wait_for(self, name: str) -> Method:
-        """One that is not among the first, as soon as all are there. Raises Unimplemented."""
+        """Wait until all methods are there, for one that is not among the first. Raises
+        Unimplemented.
+        """
         self.awaited += 1
         try:
             await self._complete.wait()
@@ -90,7 +92,9 @@ def no_such(name: str) -> Unimplemented:
 
 
 def in_words(name: str, err: Exception) -> LighterError:
-    """For what no method has put into words: what the host lacks, or a mistake of ours."""
+    """The typed error for an exception that no method has handled: something that the host lacks,
+    or a bug.
+    """
     if isinstance(err, OSError):
         found = from_os(f"call {name}", err)
         # NotFound would be taken for the word that the object is not there.

@@ -89,7 +89,9 @@ def _shim(entry: Entry, bundle: Bundle) -> dict[str, Any]:
 
 
 def _running(entry: Entry, bundle: Bundle) -> RunningShim:
-    """As it says itself; one that is not connected, as its record says, if that can be read."""
+    """The shim as it describes itself; if it is not connected, as its record does, if that can be
+    read.
+    """
     said = entry.peer.identity if entry.peer else bundle.shim_record() or {}
     known = said.get("pid") == entry.shim_pid
     return RunningShim(

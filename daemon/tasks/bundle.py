@@ -140,7 +140,7 @@ class Bundle:
         return _read_json(self.exit_record)
 
     def exit_of(self, incarnation: str) -> Exit | None:
-        """What is recorded of this start's end. Raises Unavailable while it cannot be read."""
+        """The recorded end of this incarnation. Raises Unavailable while it cannot be read."""
         record = self.read_exit()
         if record is None or record.get("incarnation") != incarnation:
             return None
@@ -271,7 +271,9 @@ def _create(path: str, data: bytes) -> None:
 
 
 def _read_json(path: str, most_bytes: int = 1 << 20) -> dict[str, Any] | None:
-    """None for what is missing or no such document. Raises Unavailable."""
+    """The JSON object in a file; None when the file is missing or holds something else. Raises
+    Unavailable.
+    """
     try:
         data = files.read_capped(path, most_bytes)
     except OSError as err:

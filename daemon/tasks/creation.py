@@ -246,7 +246,7 @@ class TaskCreator:
                 end.cancel()
 
     async def _undo_create(self, entry: Entry) -> None:
-        """After a failed create: no shim, no bundle, no row."""
+        """Undo a failed create: remove shim, bundle and row."""
         bundle = self._bundle_of(entry.namespace, entry.id)
         entry.options = {**entry.options, "abandoned": True}
         withdrawn = bundle.withdraw(entry.incarnation)

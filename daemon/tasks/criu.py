@@ -31,7 +31,7 @@ def check_new(directory: str) -> None:
 
 
 def check_written(directory: str) -> None:
-    """That one is there to go on from. Raises InvalidArgument."""
+    """Make sure that there is a checkpoint to restore. Raises InvalidArgument."""
     check_path(directory, "directory of checkpoint")
     if not os.path.isfile(f"{directory}/{_INVENTORY}"):
         raise InvalidArgument(f"go on from {directory}: there is no checkpoint ({_INVENTORY})")

@@ -65,7 +65,8 @@ class WorkerFreer:
         return bool(done["killed"]) or bundle.is_lost()
 
     def _cgroup_by_row(self, entry: Entry) -> str:
-        """Of one whose bundle somebody has removed; "" unless its shim is known to be dead.
+        """The cgroup of a task whose bundle somebody has removed; "" unless its shim is known to be
+        dead.
 
         After a reboot another program's processes may be there.
         """
@@ -76,7 +77,7 @@ class WorkerFreer:
         return str(entry.options.get("cgroup") or default)
 
     async def _run_worker(self, entry: Entry, job: dict[str, Any]) -> dict[str, Any]:
-        """Its answer; a worker that died with its spawner is run again."""
+        """The worker's answer; a worker that died with its spawner is run again."""
         for attempt in range(1, WORKER_TRIES):
             try:
                 return await self._worker.run(job, ())

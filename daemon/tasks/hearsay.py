@@ -74,7 +74,7 @@ class Hearsay:
         self._supervisor.in_background(self._catch_up(entry, peer, peer.identity))
 
     async def _catch_up(self, entry: Entry, peer: Peer, said: Mapping[str, Any]) -> None:
-        """Until it is known, or its shim has said hello again."""
+        """Try until what was missed is known, or its shim has said hello again."""
         await self._supervisor.followed.wait()  # events are held until then
         failures = Repeated(log, f"ask shim of {entry.what} for what its row misses")
         for pause_s in retries():

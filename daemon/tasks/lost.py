@@ -33,7 +33,7 @@ class Freer(Protocol):
 
 
 class LostTasks:
-    """Settles them, in the supervisor's name."""
+    """Settles the tasks of shims that are gone, for the supervisor."""
 
     def __init__(
         self, supervisor: Supervisor, bundle_of: Callable[[str, str], Bundle], freer: Freer

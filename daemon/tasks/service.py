@@ -96,7 +96,7 @@ class TaskService:
         ]
 
     def all_entries(self) -> "builtins.list[Entry]":
-        """Those of all namespaces."""
+        """The entries of all namespaces."""
         return [entry for entry in self._supervisor.entries.values() if entry.is_task]
 
     def look_up(self, namespace: str, container_id: str) -> Entry | None:
@@ -381,7 +381,7 @@ class TaskService:
                 raise
 
     async def _release_output(self, entry: Entry) -> None:
-        """Who deletes a task whose output goes to FIFOs has no more readers to come."""
+        """Tell the shim to wait for no reader: a client that deletes a task has read its FIFOs."""
         if entry.options.get("stdio") and not entry.cleaned.is_set() and entry.peer is not None:
             with contextlib.suppress(LighterError):  # a shim of the first release cannot
                 await entry.peer.call("release_output", timeout_s=SIGNAL_S)

@@ -82,7 +82,7 @@ class Peer:
         return True
 
     def stalled_by(self, attempt: str) -> LighterError:
-        """What keeps its events from being applied, as the error of this attempt."""
+        """The error for `attempt` that tells why this shim's events cannot be applied."""
         if isinstance(self.refusal, LighterError):
             return type(self.refusal)(f"{attempt}: {self.refusal.message}")
         return Internal(f"{attempt}: what its shim told could not be applied: {self.refusal!r}")
@@ -140,7 +140,7 @@ class ShimRouter:
         self._held = []
 
     def release_events(self) -> None:
-        """Those who follow events are there."""
+        """Apply the events that were held: those who follow them are there now."""
         held, self._held = self._held or [], None
         for peer, message in held:
             try:
@@ -158,7 +158,9 @@ class ShimRouter:
             listen(self._socket, self._path, 0o600, -1)
 
     def _most_silent(self) -> int:
-        """All shims come at once to a new manager: until then their places are free."""
+        """How many connections may be silent. A new manager's shims all come at once: until then
+        their places may be taken.
+        """
         return max(SILENT.places(), TASKS.places() - len(self.peers))
 
     def close(self) -> None:

@@ -167,7 +167,9 @@ def _is_readable(row: sqlite3.Row, what: str) -> bool:
 
 
 def _options(row: sqlite3.Row) -> dict[str, Any]:
-    """What cannot be read is left out: no start fails for one task."""
+    """The options of a row; those that cannot be read are left out, since no start fails for one
+    task.
+    """
     try:
         options = msgpack.unpackb(row["options"])
     except (ValueError, TypeError, msgpack.UnpackException):

@@ -106,7 +106,7 @@ class Supervisor:
         return entry
 
     def entry(self, namespace: str, container_id: str) -> Entry | None:
-        """Whatever there is, also what is no task yet."""
+        """The entry of this id, also of a create that is no task yet."""
         return self.entries.get((namespace, container_id))
 
     def add(self, entry: Entry) -> None:
@@ -127,7 +127,7 @@ class Supervisor:
         asyncio.get_running_loop().add_reader(pidfd, self._on_shim_end, entry)
 
     def call_shims(self) -> None:
-        """Their socket is there: let those that live connect."""
+        """Let the shims that live connect, now that their socket is there."""
         for entry in self.by_incarnation.values():
             call_shim(entry)
 
@@ -289,7 +289,7 @@ class Supervisor:
             self.in_background(self.settle(entry))
 
     def record_exit(self, entry: Entry, exit_: Exit, of_execs: Exit) -> None:
-        """Our own word about what still ran, where no shim can give one: execs, then init."""
+        """Record ends that no shim can tell of: those of execs first, then init's."""
         execs = [exec_ for exec_ in entry.execs.values() if exec_.state == states.RUNNING]
         at = of_execs.exited_at
         recorded = []
@@ -343,7 +343,9 @@ class Supervisor:
         self._closed(entry)
 
     def _closed(self, entry: Entry) -> None:
-        """Nothing of the task is left on the host."""
+        """Nothing of the task is left on the host: tell those who follow, or forget a create that
+        was undone.
+        """
         if entry.exit is None and entry.state != states.CREATING and not entry.is_abandoned:
             self.record_unheard(entry)
         entry.cleaned.set()

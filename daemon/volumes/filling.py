@@ -165,7 +165,9 @@ def _sync_files(path: str) -> None:
 
 
 def _give(path: str, owner: tuple[int, int]) -> None:
-    """Only what is root's: another owner was given to it, here or by whoever kept its files."""
+    """Give it to `owner` if it is still root's: any other owner was chosen, here or by whoever kept
+    its files.
+    """
     found = os.lstat(path)
     if (found.st_uid, found.st_gid) == (0, 0) != owner:
         os.chown(path, *owner, follow_symlinks=False)

@@ -100,7 +100,7 @@ class Volumes:
 
     @staticmethod
     def new_name() -> str:
-        """One that nobody has: 64 hex digits, as docker's."""
+        """A name that nobody has: 64 hex digits, like docker's."""
         return secrets.token_hex(32)
 
     def create(
@@ -194,7 +194,7 @@ class Volumes:
         return Pruned(tuple(names), size_bytes, tuple(problems))
 
     async def delete_anonymous(self, namespace: str, options: Mapping[str, Any]) -> None:
-        """After its container: those that were made for it alone."""
+        """Delete the volumes that were made for a container alone, which has been removed."""
         for row in options.get("volumes") or ():
             if row.get("anonymous"):
                 await self.delete_quietly(namespace, row["name"])
@@ -273,7 +273,9 @@ class Volumes:
     # use
 
     def end_claim(self, namespace: str, name: str) -> bool:
-        """Of the one that has made it; whether nobody else has asked for the volume meanwhile."""
+        """End the claim of the one that has made the volume. Returns whether nobody else has asked
+        for it meanwhile.
+        """
         was_unasked = (namespace, name) in self._unasked
         self._unasked.discard((namespace, name))
         return was_unasked

@@ -85,13 +85,15 @@ class Strangers:
         return len(self._silent)
 
     def greeted(self, connection: Connection) -> None:
-        """It has said hello, and may stay."""
+        """It has said hello, so it is not cut off as a silent one."""
         fd, inode = connection
         self._forget(fd)
         self._greeted[fd] = inode
 
     def silent_again(self, connection: Connection) -> None:
-        """It is no client any more, and may be that or go, as when it came."""
+        """It is no client any more: from now on it counts as a new connection that has said
+        nothing.
+        """
         fd, inode = connection
         if self._greeted.get(fd) == inode:
             del self._greeted[fd]
@@ -177,7 +179,9 @@ class Strangers:
         self._rest = asyncio.get_running_loop().call_later(REST_S, self._turn)
 
     def _turn(self) -> None:
-        """Let in who comes in OPEN_S; all, once few were too many since the last time."""
+        """Let in whoever connects within OPEN_S; or everybody, if few were too many since the last
+        turn.
+        """
         came, self._crowd = self._crowd, 0
         show(self._path)
         self._rest = None
