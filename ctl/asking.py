@@ -12,7 +12,7 @@ def confirm(question: str) -> bool:
 
 
 def ask(what: str) -> str:
-    """One word or more. Raises KeyboardInterrupt."""
+    """Ask for one word or more. Raises KeyboardInterrupt."""
     try:
         return str(click.prompt(what, err=True))
     except click.Abort:

@@ -96,7 +96,9 @@ class OtherVersion(Unavailable):
 
 
 class Unsendable(InvalidArgument):
-    """No message can carry a word of it; nothing was asked, and others can be."""
+    """A word that no message can carry: the manager was not asked, but may be asked for the other
+    words.
+    """
 
 
 class Session:
@@ -137,7 +139,9 @@ class Session:
         return self.format == "json"
 
     def call(self, method: str, **body: Any) -> Any:
-        """One call, "service.method"; returns its answer's body, raises what was answered."""
+        """Make one call, "service.method". Returns the answer's body, or raises the error that was
+        answered.
+        """
         return self.manager.call(method, **body)
 
     def complain(self, message: str) -> None:

@@ -141,7 +141,7 @@ def delete(
 
 
 def _forget(session: Session, container_id: str, force: bool) -> None:
-    """As `remove`, but for the snapshot."""
+    """As `remove`, but the snapshot stays."""
     try:
         session.call("containers.forget", id=container_id)
     except FailedPrecondition:
@@ -188,7 +188,7 @@ def _waits_for_its_start(session: Session, container_id: str) -> bool:
 
 
 def _delete_task(session: Session, container_id: str, force: bool) -> None:
-    """Its task, if there is one."""
+    """Delete its task, if there is one."""
     try:
         session.call("tasks.delete", id=container_id, exec_id="", force=force)
     except NotFound:

@@ -180,7 +180,9 @@ class CredentialFile:
         return document
 
     def _write(self, document: Mapping[str, Any]) -> None:
-        """By temp file and rename, 0600; a link stays one, to where it leads."""
+        """Write a temporary file (mode 0600) and rename it. A link is kept: the file that it leads
+        to is replaced.
+        """
         path = os.path.realpath(self.path)
         directory = os.path.dirname(path)
         try:

@@ -81,7 +81,7 @@ def _health(health: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _parent(cgroup: str) -> str:
-    """Of a path, or of systemd's slice:prefix:name."""
+    """The cgroup parent of a path, or of systemd's slice:prefix:name."""
     return cgroup.partition(":")[0] if ":" in cgroup else cgroup.rpartition("/")[0]
 
 

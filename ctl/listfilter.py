@@ -47,7 +47,7 @@ class Filter:
         return bool(self._keys & {"label", "before", "since"})
 
     def know(self, containers: Sequence[Row]) -> None:
-        """When each container was made, for before= and since=."""
+        """Learn when each container was made, for before= and since=."""
         self._born = {row["id"]: row["created_at"] for row in containers}
 
     def chosen(self, rows: Sequence[Row]) -> list[Row]:

@@ -191,7 +191,7 @@ def damage_text(container: Row) -> str:
 
 
 def warn_of_damage(session: Session, containers: Sequence[Row]) -> None:
-    """For lists that have no column to say it in."""
+    """Warn of damaged records, for lists that have no column for it."""
     damaged = ((row["id"], damage_text(row)) for row in containers)
     session.warn([f"container {id_}: {text}; it can be removed" for id_, text in damaged if text])
 

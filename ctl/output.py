@@ -187,7 +187,7 @@ def progress(text: str, end: str = "\n") -> None:
 
 
 def write_bytes(fd: int, data: bytes) -> None:
-    """All of `data` to a descriptor. Raises OSError."""
+    """Write all of `data` to a descriptor. Raises OSError."""
     (sys.stdout if fd == 1 else sys.stderr).flush()
     import os
 

@@ -324,7 +324,9 @@ class Pump:
             self._forward(number)
 
     def _resize(self) -> None:
-        """One at a time: who drags a window sends hundreds, of which the last one counts."""
+        """Pass on one size at a time: dragging a window sends hundreds, of which only the last one
+        counts.
+        """
         call = self._resizing
         if not self._resize_wanted or not self._manager.connected:
             return
@@ -348,7 +350,9 @@ class Pump:
 
 
 def watched_signals(terminal: bool) -> tuple[signal.Signals, ...]:
-    """With a terminal the keys go through it, and a signal from elsewhere ends ctl."""
+    """The signals to pass on. With a terminal, keys go through it, and a signal from elsewhere ends
+    ctl.
+    """
     return (*FORWARDED, signal.SIGWINCH) if terminal else FORWARDED
 
 

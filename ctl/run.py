@@ -135,7 +135,7 @@ def create_or_pull(session: Session, body: dict[str, Any], image: str, pull_when
 
 
 def _pull(session: Session, image: str, body: Mapping[str, Any]) -> None:
-    """For that platform and snapshotter which the container's definition has."""
+    """Pull it for the platform and the snapshotter that the container's definition has."""
     from lighter.ctl.transfer import NO_FLAGS, access, pull_image
 
     credentials = access(session, image, NO_FLAGS)

@@ -113,7 +113,7 @@ def cpu_ns(one: Row) -> int:
 
 
 def cpu_percent(now: Row, before: Row | None) -> float:
-    """Of one processor: two that are busy are 200."""
+    """Percent of one processor: two busy ones are 200."""
     if before is None or not (now["version"] and before["version"]):
         return 0.0
     passed = now["timestamp"] - before["timestamp"]

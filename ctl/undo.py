@@ -22,7 +22,7 @@ class Undo:
         self._steps.append(step)
 
     def keep(self) -> None:
-        """All went well: nothing is taken back."""
+        """Everything went well: take nothing back."""
         self._steps.clear()
 
     def __enter__(self) -> Undo:

@@ -79,7 +79,7 @@ def _of_rpms(paths: Sequence[str]) -> Release:
 
 
 def _of_rpm(path: str) -> Release | None:
-    """None for a package that says nothing of it, such as the sources."""
+    """The release that a package holds; None for one that does not say, such as the sources."""
     if not os.path.isfile(path):
         raise InvalidArgument(f"read package {path}: there is no such file")
     argv = ["rpm", "-qp", "--nosignature", "--queryformat", _QUERY, os.path.abspath(path)]

@@ -400,16 +400,17 @@ async def _loaded(*modules: str) -> None:
 
 
 async def _answered(server: ClientServer) -> None:
-    """Until those who waited for a manager have what they asked for: all else would slow it down.
-
-    Not before they had the time for one more try to connect, and not for long.
+    """Wait until the clients that waited for a manager have what they asked for, since anything
+    else would slow that down; long enough for one more try to connect, and not for long.
     """
     await asyncio.sleep(CLIENTS_COME_S)
     await _until(lambda: not server.is_asked, CLIENTS_FIRST_S)
 
 
 async def _adopted(supervisor: Supervisor, most_s: float) -> None:
-    """Until no shim is waited for any more; a stopped one must not hold up the start for longer."""
+    """Wait until no shim is missing any more; not for long, since a stopped one must not hold up
+    the start.
+    """
     await _until(
         lambda: all(entry.unknown_from is None for entry in supervisor.entries.values()), most_s
     )

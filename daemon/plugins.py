@@ -42,7 +42,7 @@ class Plugin:
 
 
 def plugins(snapshotters: Mapping[str, Snapshotter], services: tuple[str, ...]) -> Iterator[Plugin]:
-    """All of them; `services` are the ids of containerd's services that are answered."""
+    """All plugins; `services` are the ids of containerd's services that are answered."""
     machine = platform.machine()
     host = ARCHITECTURES.get(machine, machine)
     for type_, id_, of_host in _PARTS:

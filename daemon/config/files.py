@@ -81,7 +81,7 @@ def merged(sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def place_of(sources: Sequence[Source], complaint: str) -> str | None:
-    """Of the key that a complaint about the merged table names: "file:line", if it is in one."""
+    """ "file:line" of the key that a complaint about the merged table names, if a file has it."""
     from lighter.daemon.config.lines import line_of
 
     of_first = complaint.startswith("version ")  # no other's counts

@@ -167,7 +167,7 @@ class ContainerChanges:
                 )
 
     def _renamed_spec(self, container: Container, name: str) -> bytes:
-        """With the cgroup that the new name has, unless another was chosen for it."""
+        """The specification with the new name's cgroup, unless another was chosen for it."""
         spec = json.loads(container.spec)
         own = cgroup_path(self._root.instance, container.namespace, container.id)
         if (spec.get("linux") or {}).get("cgroupsPath") != own:

@@ -106,7 +106,9 @@ class IdPool:
 
 
 def _subordinate(path: str) -> list[Span]:
-    """Of subuid(5); lines that are none are passed over, as shadow does. Raises Unavailable."""
+    """The ranges of subuid(5); as in shadow, lines that are malformed are skipped. Raises
+    Unavailable.
+    """
     try:
         data = read_capped(path, _MAX_FILE_BYTES)
     except OSError as err:

@@ -66,7 +66,7 @@ def check_programs(runtime: str, options: RuntimeOptions, runtimes: Runtimes) ->
 
 
 def read_options(body: Mapping[str, Any]) -> RuntimeOptions:
-    """Of a request's map with the fields' names. Raises InvalidArgument."""
+    """Read them from a request's map with the fields' names. Raises InvalidArgument."""
     plain = RuntimeOptions()
     for name, value in body.items():
         default = getattr(plain, str(name), None)

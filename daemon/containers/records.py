@@ -107,7 +107,7 @@ class ContainerRecords:
 
 
 def _understood(container: Container) -> Container:
-    """With what this manager needs of the spec, so that `ctl` can start it too."""
+    """The record with what this manager must know of the spec, so that `ctl` can start it too."""
     options: dict[str, Any] = dict(container.options)
     if "log" not in options:  # a client that records containers takes their output itself
         options |= {"log": {"driver": "none"}, "cgroup": ""}

@@ -71,7 +71,7 @@ def _is_list_of_texts(given: Any) -> TypeGuard[Sequence[str]]:
 
 
 class Relabelling:
-    """Done by a worker, which ends with who has asked for it."""
+    """Relabels files by a worker, which ends with the call that asked for it."""
 
     def __init__(self, worker: Worker, root: Root, state: State) -> None:
         self._worker = worker

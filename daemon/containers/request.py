@@ -204,7 +204,7 @@ def stop_timeout(options: Mapping[str, Any]) -> float | None:
 
 
 def signal_number(name: str) -> int:
-    """Of "SIGTERM", "term", "15" or "RTMIN+3". Raises InvalidArgument."""
+    """The number of "SIGTERM", "term", "15" or "RTMIN+3". Raises InvalidArgument."""
     number = signalnames.signal_number(name)
     if number is None:
         raise InvalidArgument(f"choose stop signal {name[:40]!r}: there is no such signal")

@@ -200,7 +200,7 @@ class ContainerService:
         stdio: Mapping[str, Any],
         options: RuntimeOptions,
     ) -> int:
-        """With the networks of its definition, which are undone when there comes no task."""
+        """Create it with the networks of its definition, which are undone if the create fails."""
         namespace, id_ = container.namespace, container.id
         if "network" not in container.options or self._tasks.exists(namespace, id_):
             return await self._creator.create(container, mounts, terminal, stdio, options)

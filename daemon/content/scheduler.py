@@ -65,7 +65,9 @@ class Scheduler:
         return self._deletions > 0 or 0 < wanted <= self._mutations
 
     def _is_urgent(self) -> bool:
-        """Not after one that has failed: it would fail again, in a hot loop."""
+        """Whether to collect at once. Not after a failed collection: it would fail again, in a hot
+        loop.
+        """
         fails = self._retry_s > RETRY_S
         return not fails and 0 < self.schedule.deletion_threshold <= self._deletions
 

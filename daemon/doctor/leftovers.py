@@ -86,7 +86,7 @@ def _ended(database: str) -> set[_Task]:
 
 
 def _recorded_pid(state: State, task: _Task) -> int:
-    """Of the shim whose record lies there and that lives; 0 for none."""
+    """The pid of the living shim whose record is there; 0 for none."""
     try:
         data = files.read_capped(state.task(*task) + "/shim.json", MAX_RECORD)
         record = json.loads(data or b"null")

@@ -167,7 +167,9 @@ def _answers(path: str) -> bool:
 
 
 def _file_system(path: str) -> str:
-    """Its type, by the longest mount point above: proc_pid_mountinfo(5)."""
+    """The type of the file system it is on, by the longest mount point above:
+    proc_pid_mountinfo(5).
+    """
     wanted, best, kind = os.path.realpath(path) + "/", "", "?"
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
         for line in file:

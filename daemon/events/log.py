@@ -201,7 +201,7 @@ class EventLog:
         return None
 
     def of_topic(self, topic: str, until: int) -> list[Event]:
-        """Those of a topic among the LOOK_BACK events up to number `until`, oldest first."""
+        """Events of a topic, among the last LOOK_BACK ones up to number `until`, oldest first."""
         rows = self._db.rows(
             "SELECT sequence, timestamp, namespace, topic, body FROM"
             " (SELECT * FROM events WHERE sequence <= ? ORDER BY sequence DESC LIMIT ?)"

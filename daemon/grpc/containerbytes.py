@@ -44,7 +44,7 @@ def _is_short(*texts: object) -> bool:
 
 @lru_cache(_REMEMBERED)
 def _before_spec(beside: tuple[Any, ...], spec_bytes: int) -> bytes:
-    """All of the field but the spec itself, with which it ends."""
+    """The bytes of the field up to the spec itself, with which it ends."""
     container = Stored._make((*beside, b"")).read()
     message = pb.Container()
     _fill_beside_spec(message, container)

@@ -21,7 +21,9 @@ class NamespacesService:
         self._namespaces = namespaces
 
     async def get(self, _call: Call, request: pb.GetNamespaceRequest) -> pb.GetNamespaceResponse:
-        """One that is not there yet has no labels: dockerd asks for them before its first use."""
+        """A namespace that does not exist yet has no labels: dockerd asks for them before its first
+        use.
+        """
         try:
             found = self._namespaces.get(request.name)
         except NotFound:

@@ -97,10 +97,9 @@ class Prober:
     def _end_later(
         self, entry: Entry, exec_id: str, asked: "asyncio.Future[Any]", output: "_Output"
     ) -> None:
-        """Nobody waits for it: of a stuck shim that may take as long as the shim is stuck.
-
-        The output stays open as long: the shim opens it by its number, which must be no other
-        file's by then.
+        """End it in the background: with a stuck shim that may take as long as the shim is stuck.
+        The output stays open until then: the shim opens it by its number, which must not become
+        another file's.
         """
 
         def ended(_done: "asyncio.Task[None]") -> None:

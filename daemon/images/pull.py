@@ -382,9 +382,8 @@ class _Work:
 
 
 def repositories_in(labels: Mapping[str, str], reference: Reference) -> set[str]:
-    """Those of the reference's registry that the labels of content name.
-
-    containerd's key is the host without its port; releases before this had the port in it too.
+    """The repositories of the reference's registry that the labels of content name. containerd's
+    key is the host without its port; releases before this had the port in it too.
     """
     texts = (labels.get(SOURCE_LABEL + name, "") for name in (reference.host, reference.domain))
     return {repository for text in texts for repository in text.split(",") if repository}

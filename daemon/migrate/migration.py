@@ -53,7 +53,7 @@ class Migration:
         self._images = images
 
     def wanted(self, namespaces: Iterable[str]) -> Iterator[Named | Unreadable]:
-        """All images of these namespaces; of all without any. Raises NotFound for a namespace."""
+        """The images of these namespaces; without any, of all. Raises NotFound for a namespace."""
         there = self._source.namespaces()
         for namespace in namespaces or there:
             if namespace not in there:

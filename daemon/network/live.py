@@ -163,9 +163,8 @@ class LiveNetworks:
         await self._attachments.withdraw(record.key)
 
     async def _with_ports(self, wanted: Wanted, record: Record, network: Network) -> Wanted:
-        """With the ports that the container has published, where no other network does that now.
-
-        Raises AlreadyExists when somebody else has one of them by now.
+        """What is wanted, with the ports that the container has published, if no other network
+        publishes them now. Raises AlreadyExists when somebody else has taken one of them.
         """
         had = record.withdrawn or record.ports
         able = network.has_capability("portMappings")

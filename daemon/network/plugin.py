@@ -130,7 +130,9 @@ async def call(
 
 
 async def _ended(process: asyncio.subprocess.Process, pipes: "asyncio.Future[Any]") -> int:
-    """Its exit status, when all it wrote is read. Process.wait would wait for its children too."""
+    """The plugin's exit status, once its output is read. Process.wait would wait for its children
+    too.
+    """
     while process.returncode is None:
         if pipes.done():
             return await process.wait()

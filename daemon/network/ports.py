@@ -19,7 +19,9 @@ _TRIES = 64
 
 
 class NoSuchAddress(InvalidArgument):
-    """To be published at an address that the host does not have, perhaps not yet: at a boot."""
+    """A port is to be published at an address that the host does not have; at a boot, perhaps not
+    yet.
+    """
 
 
 def choose(

@@ -147,8 +147,8 @@ class Records:
         shutil.rmtree(directory, ignore_errors=True)
 
     def load(self) -> list[Record]:
-        """All of them. Of one that cannot be read its key stands for what it holds; a directory
-        without one goes.
+        """Load all records. One that cannot be read is kept under its key, for what that holds; a
+        directory without a record is removed.
         """
         found = []
         for key in files.directories_in(self._dir):
@@ -180,7 +180,9 @@ class Records:
         return Record(key, namespace, container_id, path, "", "", unreadable=why)
 
     def _owner(self, key: str) -> tuple[str, str]:
-        """Whose bundle names it: a spec has the path of its namespace, or of its files."""
+        """The namespace and id whose bundle names the key: a spec has the path of its network
+        namespace, or of its files.
+        """
         for namespace in files.directories_in(self._state.tasks):
             for id_ in files.directories_in(f"{self._state.tasks}/{namespace}"):
                 spec = f"{self._state.task(namespace, id_)}/config.json"

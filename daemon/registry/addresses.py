@@ -137,7 +137,7 @@ class Targets:
     def usable(
         self, host: str, port: int, addresses: Iterable[Address], what: str
     ) -> list[Address]:
-        """Those of a host's addresses that may be dialled. Raises PermissionDenied for none."""
+        """The addresses of a host that may be dialled. Raises PermissionDenied for none."""
         found = list(addresses)
         if host == "localhost":
             found = [address for address in found if address.is_loopback]

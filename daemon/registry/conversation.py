@@ -33,7 +33,7 @@ _MAX_ASKED = 3
 
 
 class Conversation:
-    """With the hosts of one registry, in order. To be closed."""
+    """Requests to the hosts of one registry, in order. To be closed."""
 
     def __init__(
         self,

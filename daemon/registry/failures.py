@@ -33,7 +33,7 @@ class Closed(Broken):
 
 
 class Refused(Unavailable):
-    """Nobody listens there; a registry that restarts is back in a moment."""
+    """Nobody listens there. A registry that is restarted is back in a moment."""
 
 
 class Answered(Unavailable):

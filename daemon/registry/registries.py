@@ -53,9 +53,8 @@ class Registries:
     async def conversation(
         self, domain: str, access: Access, trace: "Callable[[Step], None] | None" = None
     ) -> "Conversation":
-        """With the hosts of one registry. To be closed.
-
-        Raises InvalidArgument for a hosts.toml that cannot be used.
+        """A conversation with the hosts of one registry. To be closed. Raises InvalidArgument for a
+        hosts.toml that cannot be used.
         """
         from lighter.daemon.registry import hosts
         from lighter.daemon.registry.addresses import Targets

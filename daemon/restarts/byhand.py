@@ -140,7 +140,7 @@ class ByHand:
                 self._debts.put(replace(row, removal=""))
 
     async def remove_unstarted(self, namespace: str, container_id: str) -> None:
-        """After a start that failed: one that is to remove itself goes, as docker's does."""
+        """Remove a container whose start failed, if it is to remove itself, as docker does."""
         key = namespace, container_id
         async with self._restarts.alone(key):
             await self._restarts.remove_if_over(key)
@@ -291,7 +291,7 @@ class ByHand:
                 self._supervisor.in_background(self._finish_removal(row.key))
 
     async def _finish_removal(self, key: Key) -> None:
-        """Tried until it is done, or until somebody starts the container again."""
+        """Remove it; tried until it is done, or until somebody starts the container again."""
         what = f"remove container {key[1]}, as was asked before"
         failures = Repeated(log, what)
         for pause_s in retries():

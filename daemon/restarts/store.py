@@ -237,7 +237,9 @@ class RestartStore:
 
 
 def _read_notes(path: str) -> list[Restart]:
-    """Of what a manager has left; what cannot be read is of another release."""
+    """Read what a manager has left there; what cannot be read is of another release, and is
+    ignored.
+    """
     try:
         data = files.read_capped(path, _MAX_NOTES_BYTES)
         return [Restart(**one) for one in json.loads(data)] if data else []

@@ -217,7 +217,9 @@ class Bundle:
         return check_socket_path(f"{self._state.short_sockets}/{os.urandom(4).hex()}")
 
     def remove_console(self, path: str) -> None:
-        """After the runtime was run: a shim that died over it has left its socket."""
+        """Remove the console socket once the runtime has run: a shim that died meanwhile has left
+        it.
+        """
         if path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

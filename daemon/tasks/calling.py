@@ -53,9 +53,8 @@ def to_record(options: RuntimeOptions) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> RuntimeOptions:
-    """Of a container's `options`; what a later release has written beside is left alone.
-
-    Raises InvalidArgument when they were not understood.
+    """Read it from a container's `options`; keys of a later release are ignored. Raises
+    InvalidArgument when the options were not understood.
     """
     if REFUSED in record:
         raise InvalidArgument(str(record[REFUSED]))
@@ -139,9 +138,8 @@ def check_apart(root: Root, container: Container, others: Iterable[Entry]) -> st
 
 
 def check_alone(root: Root, path: str, container_id: str, others: Iterable[Entry]) -> None:
-    """Nothing but this container may live there: all that does is ended with it.
-
-    Raises FailedPrecondition.
+    """Raises FailedPrecondition if anything but this container is in its cgroup: whatever is there
+    is ended with it.
     """
     for ours in (f"/lighter/{root.instance}", shims_cgroup(root.instance)):
         if f"{ours}/".startswith(f"{path}/"):
@@ -173,10 +171,9 @@ _LIMITING = frozenset(
 
 
 def check_placed(pid: int, path: str, container_id: str) -> None:
-    """That a created container's init is where its limits are (CVE-2025-47291 and others).
-
-    Below the place of an outer container the kernel's paths begin with that. Raises
-    FailedPrecondition.
+    """Make sure that a created container's init is in the cgroup that has its limits
+    (CVE-2025-47291 and others). Below the place of an outer container the kernel's paths begin with
+    that. Raises FailedPrecondition.
     """
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
