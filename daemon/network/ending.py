@@ -11,7 +11,7 @@ whose plugins have refused to undo it, is undone without the namespace at the ne
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from lighter.daemon import files
 from lighter.daemon.journal import Repeated
@@ -21,6 +21,7 @@ from lighter.daemon.network.configs import Configs, Network
 from lighter.daemon.network.names import Names
 from lighter.daemon.network.records import Record
 from lighter.daemon.tasks.entry import Entry
+from lighter.daemon.tasks.supervisor import retries
 from lighter.proto.codec import MAX_MESSAGE_BYTES
 from lighter.proto.errors import FailedPrecondition, LighterError
 from lighter.proto.faults import hit
@@ -29,6 +30,7 @@ log = logging.getLogger("lighter.network")
 
 RELEASED_S = 60.0
 DOUBT_S = 5.0
+_MOST_S = 60.0  # between two tries
 
 FindEntry = Callable[[str, str], Entry | None]
 
@@ -85,7 +87,7 @@ class Endings:
             await self._strays_ended.wait()
             refused = False
             failures = Repeated(log, f"remove network of {self._attachments.get(key).id}")
-            for pause_s in _pauses():
+            for pause_s in retries(_MOST_S):
                 try:
                     await self._release(key, without_namespace=refused)
                     failures.ended()
@@ -274,10 +276,3 @@ class Endings:
             log.error("read spec of %s: %s", record.id, err)
             return True
         return record.key.encode() in spec
-
-
-def _pauses() -> Iterator[float]:
-    """Pauses in seconds between one try and the next, without an end."""
-    yield from (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-    while True:
-        yield 60.0

@@ -398,11 +398,12 @@ def _no_common_version(peer: Peer) -> str:
     return f"its shim (version {version}) speaks protocol {theirs}, this manager {ours}"
 
 
-def retries() -> Iterator[float]:
-    """Pauses in seconds between one try and the next, without an end."""
-    yield from (1.0, 2.0, 4.0, 8.0)
+def retries(most_s: float = 15.0) -> Iterator[float]:
+    """Pauses in seconds between one try and the next: from one second up, without an end."""
+    pause_s = 1.0
     while True:
-        yield 15.0
+        yield pause_s
+        pause_s = min(2 * pause_s, most_s)
 
 
 def _ignored(_entry: Entry, _peer: Peer) -> None:
