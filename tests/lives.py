@@ -7,6 +7,7 @@ would: it knows the order that clients are promised, not how it is kept.
 
 import os
 import resource
+import signal
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,12 @@ def process_state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     except OSError:
         return ""
+
+
+def hold_still(pid: int) -> None:
+    """SIGSTOP, until it has stopped: what runs when the signal comes goes on until it is seen."""
+    os.kill(pid, signal.SIGSTOP)
+    await_that(lambda: process_state(pid) in ("T", ""), SETTLED_S, f"{pid} has stopped")
 
 
 def await_handler(pid: int, signum: int) -> None:

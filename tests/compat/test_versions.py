@@ -16,7 +16,7 @@ from tests import images
 from tests.compat.releases import make_release, started
 from tests.compat.test_change import WAIT_S, await_status, switch, tasks
 from tests.harness import BIN, Lighterd, await_that
-from tests.lives import await_handler
+from tests.lives import await_handler, hold_still
 
 OTHER = "9.0.0"
 OURS = ", ".join(map(str, PROTOCOLS))
@@ -366,7 +366,7 @@ def test_a_check_counts_a_shim_that_nothing_is_known_of(one: Lighterd, cores: Pa
     record.write_bytes(b"{")
     assert check(lighterd).stdout.endswith(b"running shims: 1, 1 can be adopted\n")
     (shim,) = lighterd.shims()
-    os.kill(shim, signal.SIGSTOP)
+    hold_still(shim)
     try:
         lighterd.kill9()
         lighterd.start()

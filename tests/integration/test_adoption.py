@@ -96,7 +96,7 @@ def test_a_shim_is_told_that_the_next_manager_listens(lighterd: Lighterd, busybo
         return bool(int(fields["ShdPnd"], 16) >> (shim_api.LISTENING - 1) & 1)
 
     lighterd.kill9()
-    os.kill(pid, signal.SIGSTOP)
+    lives.hold_still(pid)
     try:
         assert not is_told()
         lighterd.start()
@@ -290,7 +290,7 @@ def test_a_killed_spawner_is_replaced_and_its_shims_stay(
 def test_a_spawner_that_does_not_answer_is_replaced(lighterd: Lighterd, busybox: str) -> None:
     mute = spawner_of(lighterd)
     lives.define(lighterd, busybox, "c", "sleep", "1000")
-    os.kill(mute, signal.SIGSTOP)
+    lives.hold_still(mute)
     with lighterd.client() as client:
         with pytest.raises(errors.Unavailable):
             client.call("tasks", "create", id="c", timeout_s=60, **NO_STDIO)
@@ -304,7 +304,7 @@ def test_a_stopped_spawner_does_not_keep_the_next_manager_out(
     """It holds the locks of its dead manager, and would for ever."""
     lives.begin(lighterd, busybox, "c", "sleep", "1000")
     stopped = spawner_of(lighterd)
-    os.kill(stopped, signal.SIGSTOP)
+    lives.hold_still(stopped)
     assert lighterd.process is not None
     lighterd.process.kill()
     lighterd.process.wait(10)
@@ -401,8 +401,7 @@ def test_f43_a_stopped_shim_is_shown_and_holds_nobody(
         lives.begin(lighterd, busybox, f"c{n}", "sleep", "1000")
     all_answer_s = start_after_kill9(lighterd)
     mute = shim_of(lighterd, "c0")
-    os.kill(mute, signal.SIGSTOP)
-    await_that(lambda: lives.process_state(mute) == "T", 30, "the shim is stopped")
+    lives.hold_still(mute)
     for restarted in (False, True):
         if restarted:
             # It is ready before this one is adopted, which would take for ever.
@@ -455,7 +454,7 @@ def test_f43_a_stopped_shim_can_be_deleted_by_force(
     image = lighterd.import_busybox()
     lives.begin(lighterd, image, "c", "sleep", "1000")
     mute = shim_of(lighterd, "c")
-    os.kill(mute, signal.SIGSTOP)
+    lives.hold_still(mute)
     # A create that is stopped half way, and whose manager is dead, is no task; its container is
     # removed with it.
     lighterd.restart(FAULT="shim.rootfs-mounted:stop")

@@ -68,6 +68,7 @@ def test_an_exec_out_of_memory_is_told_and_its_container_goes_on(
     lighterd: Lighterd, busybox: str
 ) -> None:
     pid = lives.begin(lighterd, busybox, "c", "sh", "-c", "trap 'exit 5' TERM; sleep 1000 & wait")
+    lives.await_handler(pid, signal.SIGTERM)
     cgroups.limit_memory(pid, 24 << 20)
     which = {"id": "c", "exec_id": "x"}
     ask(lighterd, "tasks.exec", args=["tail", "/dev/zero"], **which, **NO_STDIO)
@@ -122,7 +123,7 @@ def test_f46_an_oom_kill_is_known_though_the_cgroup_has_gone(
     await_that(lambda: len(cgroups.members(group)) == 2, 20, "it has set its trap")
     cgroups.limit_memory(pid, 24 << 20)
     shim = shim_of(lighterd, name)
-    os.kill(shim, signal.SIGSTOP)
+    lives.hold_still(shim)
     try:
         os.kill(pid, signal.SIGKILL if by == "host" else signal.SIGHUP)
         await_that(lambda: not cgroups.members(group), 20, "nobody is left")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
-from tests.lives import await_worker, process_state, workers
+from tests.lives import await_worker, hold_still, process_state, workers
 from tests.unit.images.build import Layout, as_json
 
 STATES = ("created", "running", "paused", "stopped", "never")
@@ -298,7 +298,7 @@ def test_a_worker_has_ended_before_what_it_wrote_is_let_go(lighterd: Lighterd) -
         try:
             os.write(write_end, tarfile.TarInfo("late").tobuf())
             worker = await_worker(lighterd)
-            os.kill(worker, signal.SIGSTOP)
+            hold_still(worker)
             copying.kill()
             copying.wait(20)
             await_that(
@@ -474,7 +474,7 @@ def test_what_a_commit_froze_is_thawed_when_its_shim_can_be_reached_again(
     try:
         with subprocess.Popen(lighterd.ctl_argv("commit", "c", "half:1")) as commit:
             await_that(lambda: process_state(lighterd.pid) == "T", 20, "the manager stands")
-            os.kill(shim, signal.SIGSTOP)
+            hold_still(shim)
             os.kill(lighterd.pid, signal.SIGCONT)
             assert commit.wait(30) == 0
         os.kill(shim, signal.SIGCONT)

@@ -74,7 +74,7 @@ def test_no_stuck_container_holds_up_the_list_of_200(
     lives.begin(lighterd, busybox, "stuck", "cat", "/stuck/x", mounts=[mount])
     await_that(lambda: stuck.waiting, 20, "it waits for what never comes")
     stopped = shim_of(lighterd, "c0")
-    os.kill(stopped, signal.SIGSTOP)
+    lives.hold_still(stopped)
     try:
         with lighterd.client() as client:
             client.call("tasks", "kill", id="stuck", exec_id="", signal=9, all=False)

@@ -109,7 +109,7 @@ def test_sec_75_of_two_deletes_of_one_task_the_second_finds_none(
     lives.await_task(lighterd, "c", "stopped")
     answers = []
     with lighterd.client() as one, lighterd.client() as two:
-        os.kill(lighterd.pid, signal.SIGSTOP)
+        lives.hold_still(lighterd.pid)
         try:
             asked = [
                 client.stream("tasks", "delete", id="c", exec_id="", force=False)

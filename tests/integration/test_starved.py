@@ -212,8 +212,7 @@ def test_f60_a_worker_that_stands_still_costs_its_caller_alone(
             stream = importing(client, read_end, GIVEN_UP_S)
             os.write(write_end, data[: 32 << 10])
             worker = lives.await_worker(lighterd)
-            os.kill(worker, signal.SIGSTOP)
-            await_that(lambda: lives.process_state(worker) == "T", 5, "it stands")
+            lives.hold_still(worker)
             lives.begin(lighterd, busybox, "other", "sh", "-c", "exit 3")
             assert ask(lighterd, "tasks.wait", id="other", exec_id="")["exit_status"] == 3
             with pytest.raises(errors.DeadlineExceeded):

@@ -13,6 +13,7 @@ import pytest
 from tests import census, cgroups
 from tests.harness import Lighterd, await_that
 from tests.images import REFERENCE
+from tests.lives import hold_still
 
 BUSY = "while :; do :; done"
 
@@ -74,7 +75,7 @@ def test_stats_go_on_and_end_with_ctrl_c(lighterd: Lighterd) -> None:
 def test_a_stuck_shim_holds_no_measurement_up(lighterd: Lighterd) -> None:
     with lighterd.client() as client:
         shims = {row["id"]: row for row in client.call("system", "shims")["shims"]}
-    os.kill(shims["idle"]["pid"], signal.SIGSTOP)
+    hold_still(shims["idle"]["pid"])
     try:
         begun = time.monotonic()
         assert stats(lighterd).keys() == {"busy", "idle"}

@@ -1,7 +1,6 @@
 """The spawner outlives its manager for the next one, when that would start just such a one."""
 
 import os
-import signal
 import statistics
 import subprocess
 from collections.abc import Callable
@@ -126,7 +125,7 @@ def test_one_that_does_not_answer_is_not_waited_for(lighterd: Lighterd, busybox:
     lives.begin(lighterd, busybox, "c", "sleep", "1000")
     mute = spawner_of(lighterd)
     lighterd.kill9()
-    os.kill(mute, signal.SIGSTOP)
+    lives.hold_still(mute)
     lighterd.start()
     lives.begin(lighterd, busybox, "new", "sleep", "1000")
     assert spawner_of(lighterd) != mute
