@@ -152,7 +152,7 @@ def test_a_stuck_container_holds_up_no_other(manager: Lighterd, switch: Path) ->
     await_health(manager, "stuck", "healthy")
     (shim,) = manager.shims()
     run(manager, "other", switch, "--health-cmd", "echo $RANDOM >> /switch/asked")
-    os.kill(shim, signal.SIGSTOP)
+    lives.hold_still(shim)
     try:
         await_health(manager, "other", "healthy", but={shim})
         asked = (switch / "asked").stat().st_size
@@ -174,9 +174,16 @@ def test_a_probe_of_a_dead_manager_ends_when_its_shim_is_back(
     run(manager, "late", switch, "--health-cmd", command, "--health-timeout", "1h")
     asked = switch / "asked"
     await_that(lambda: asked.exists() and asked.stat().st_size, SOON_S, "it is asked")
+
+    def processes() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = ask(manager, "tasks.pids", id="late")["processes"]
+        return found
+
+    # Before that, the next manager knows of no probe that it could end.
+    await_that(lambda: any(row["exec_id"] for row in processes()), SOON_S, "its shim has told")
     (shim,) = manager.shims()
-    init, *old = [row["pid"] for row in ask(manager, "tasks.pids", id="late")["processes"]]
-    os.kill(shim, signal.SIGSTOP)
+    init, *old = [row["pid"] for row in processes()]
+    lives.hold_still(shim)
     try:
         manager.kill9()
         manager.start()
@@ -204,7 +211,7 @@ def test_a_check_is_asked_over_a_pipe_until_its_shim_has_opened_it(
         await_that(lambda: lives.process_state(manager.pid) == "T", SOON_S, "it is about to ask")
         asked = whole_pipes(manager.pid)
         assert asked
-        os.kill(shim, signal.SIGSTOP)
+        lives.hold_still(shim)
         os.kill(manager.pid, signal.SIGCONT)
         await_health(manager, "late", "unhealthy", but={shim})
         assert asked <= whole_pipes(manager.pid)
