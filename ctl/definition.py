@@ -57,7 +57,7 @@ def definition(
 ) -> dict[str, Any]:
     """The body of containers.create; `flags` are the values of `definition_options`, `given` how
     those were spelt that stand on the line; `as_docker`: the command is one for the image's
-    entrypoint. Raises UsageError."""
+    entrypoint, and what is mounted by default is Docker's. Raises UsageError."""
     if flags["config"]:
         refuse_others_than_config(given)
     body: dict[str, Any] = {
@@ -66,6 +66,7 @@ def definition(
         "rootfs": absolute(image) if flags["rootfs"] else "",
         "args": list(command),
         "keep_entrypoint": as_docker,
+        "as_docker": as_docker,
         "auto_remove": auto_remove,
         "stdin_open": stdin_open,
     }

@@ -103,13 +103,14 @@ of a FIFO or pipe (`/proc/<pid of the caller>/fd/<n>` for a pipe that only the c
                         volumes: [as mounts],           a mount of type "volume" names one, "" makes one
                         network: {networks: [name], cni, container, ports: [{host_ip, host_port,
                         container_port, protocol}], ip, ip6, mac, dns, dns_search, dns_options,
-                        add_hosts: [[name, address]]}}
+                        add_hosts: [[name, address]]}, keep_entrypoint, as_docker}
                         -> {id, warnings: [text]}       id null: one is made up
                         rootfs: a directory in place of the image; spec: a whole OCI spec, which
                         most of the rest then has no part in; cgroup null: the instance's own place
                         seccomp: "default", "unconfined" or the profile's JSON text
                         args take the place of the image's entrypoint and command; keep_entrypoint: of
                         its command alone; entrypoint, when not null, takes the place of both
+                        as_docker: no tmpfs on /run, the cgroups shown, on v2 a namespace of them
     containers.list     {cursor, limit, filters} -> {containers: [{id, image, runtime, snapshotter, snapshot_key,
                         labels, created_at, updated_at}], next}
     containers.get      {id} -> {container: {…as listed, spec: text, options, networks, ports, restart: {policy,

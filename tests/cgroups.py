@@ -8,6 +8,15 @@ from pathlib import Path
 MOUNT = Path("/sys/fs/cgroup")
 IS_V2 = (MOUNT / "cgroup.controllers").exists()
 
+# In a container: what the JVM and .NET read of the cgroups that are shown there, on v1 and v2, and
+# whether they can be changed. /sys/fs/cgroup itself is a tmpfs on v1.
+SHOWN_LIMIT = """
+    cd /sys/fs/cgroup && { [ ! -d memory ] || cd memory; }
+    cat memory.limit_in_bytes memory.max 2>/dev/null
+    mkdir x 2>/dev/null && rmdir x && echo changed
+    :
+"""
+
 
 def of_process(pid: int, controller: str, *, or_root: bool = False) -> Path:
     """The directory that counts and limits for this process.

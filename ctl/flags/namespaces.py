@@ -23,7 +23,7 @@ OPTIONS = (
     grammar.option("--pid", metavar="MODE", help="private, host or container:ID."),
     grammar.option("--ipc", metavar="MODE", help="private, host or container:ID."),
     grammar.option("--uts", metavar="MODE", help="private or host."),
-    grammar.option("--cgroupns", metavar="MODE", help="private or host.  [default: host]"),
+    grammar.option("--cgroupns", metavar="MODE", help="private or host."),
     grammar.option("--userns", metavar="MODE", help="auto[:size=N]: free ids; host: none."),
     grammar.option("--uidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped user ids."),
     grammar.option("--gidmap", multiple=True, metavar="INSIDE:HOST:SIZE", help="Mapped group ids."),

@@ -38,6 +38,7 @@ class CreateRequest:
     args: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
     keep_entrypoint: bool = False
+    as_docker: bool = False
     env: tuple[str, ...] = ()
     cwd: str | None = None
     user: str | None = None

@@ -53,6 +53,7 @@ class SpecMaker:
                 args=request.args,
                 entrypoint=request.entrypoint,
                 keep_entrypoint=request.keep_entrypoint,
+                as_docker=request.as_docker,
                 env=request.env,
                 cwd=request.cwd,
                 terminal=request.terminal,

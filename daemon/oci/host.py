@@ -31,7 +31,7 @@ _SKIPPED_DIRS = frozenset((".lxc", ".lxd-mounts", ".udev", "fd", "mqueue", "pts"
 class Host:
     """`arch` is uname(2)'s machine, `capabilities` the manager's own, `network_files` those of
     NETWORK_FILES that exist; `hard_limits`, by the OCI's names, are what a process of the manager
-    starts with, above which only CAP_SYS_RESOURCE can go.
+    starts with, above which only CAP_SYS_RESOURCE can go; `unified`: its cgroups are v2's.
     """
 
     hostname: str = "localhost"
@@ -40,6 +40,7 @@ class Host:
     network_files: tuple[str, ...] = ()
     thermal_throttle_dirs: tuple[str, ...] = ()
     hard_limits: Mapping[str, int] = field(default_factory=dict)
+    unified: bool = False
 
 
 def read_host() -> Host:
@@ -53,6 +54,7 @@ def read_host() -> Host:
         network_files=tuple(path for path in NETWORK_FILES if os.path.exists(path)),
         thermal_throttle_dirs=tuple(sorted(map(str, throttle))),
         hard_limits={name: _hard_limit(number) for name, number in RLIMITS.items()},
+        unified=os.path.exists("/sys/fs/cgroup/cgroup.controllers"),
     )
 
 

@@ -1,4 +1,9 @@
-"""The mounts of a container: containerd's default ones, and a caller's in their places."""
+"""The mounts of a container: containerd's default ones or Docker's, and a caller's in their places.
+
+Docker's differ in two. It has no tmpfs on /run, which would hide what an image has there, such as
+/run/mysqld with its owner. And it shows the container's own cgroups, where the JVM, .NET and others
+read their limits.
+"""
 
 import posixpath
 from collections.abc import Iterable, Mapping
@@ -9,6 +14,7 @@ from lighter.proto.errors import InvalidArgument
 
 SHM_BYTES = 64 << 20
 
+_CGROUPS = "/sys/fs/cgroup"
 _STRICT = ("nosuid", "noexec", "nodev")
 _SMALL = ("nosuid", "strictatime", "mode=755", "size=65536k")
 
@@ -25,16 +31,23 @@ def container_mounts(
     host_ipc: bool = False,
     host_files: Iterable[str] = (),
     bind_sys: bool = False,
+    as_docker: bool = False,
 ) -> list[dict[str, Any]]:
     """Default mounts in an order that nests; a caller's on the same place keeps that place.
 
     `host_files` are the host's own at the same paths, read-only. With the host's IPC namespace its
     shared memory is bound; a new mqueue shows the queues of the namespace as it is. `bind_sys`: the
     kernel refuses a new sysfs to a user namespace that does not own the network namespace.
+    A caller's /sys (cAdvisor's is the host's) is shown with the cgroups that it has.
 
     Raises InvalidArgument.
     """
     mounts = {entry["destination"]: entry for entry in _defaults(privileged, shm_bytes)}
+    if as_docker:
+        del mounts["/run"]
+        mounts[_CGROUPS] = mount(
+            *(_CGROUPS, "cgroup", "cgroup", *_STRICT, "relatime", "rw" if privileged else "ro")
+        )
     if host_ipc:
         mounts["/dev/shm"] = mount("/dev/shm", "bind", "/dev/shm", "rbind", *_STRICT)  # noqa: S108
     if bind_sys:
@@ -47,6 +60,8 @@ def container_mounts(
         if place in places:
             raise InvalidArgument(f"mount {place}: two mounts are asked for at this place")
         places.add(place)
+        if _CGROUPS.startswith(f"{place}/") and _CGROUPS not in places:
+            mounts.pop(_CGROUPS, None)
         mounts[entry["destination"]] = entry
     return list(mounts.values())
 

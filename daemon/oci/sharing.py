@@ -5,7 +5,7 @@
     ipc       own       own host container:ID
     network   own       own host container:ID      (with networks: daemon/network decides)
     uts       own       own host
-    cgroup    host      own host
+    cgroup    host      own host                   (Docker's default on cgroup v2: own)
     user      host      own (with mapped ids) host
 
 A container of whose namespaces one is joined is named by its id, and its process is looked up when
@@ -40,12 +40,14 @@ class Sharing:
     paths: Mapping[str, str] = field(default_factory=dict)
     modes: Mapping[str, str] = field(default_factory=dict)
 
-    def namespaces(self, *, net_host: bool, user: bool) -> dict[str, str]:
+    def namespaces(self, *, net_host: bool, user: bool, own_cgroup: bool = False) -> dict[str, str]:
         """Return kind → path, "" for a new one; a kind that is not there is the host's.
+
+        `own_cgroup`: the cgroup namespace is a new one if nothing is asked.
 
         Raises InvalidArgument for a kind, a mode or a path that cannot be, and for two answers.
         """
-        kinds = dict.fromkeys(_DEFAULT, "")
+        kinds = dict.fromkeys((*_DEFAULT, "cgroup") if own_cgroup else _DEFAULT, "")
         asked = self._checked_modes()
         if net_host:
             asked.setdefault("network", HOST)

@@ -53,7 +53,8 @@ class SpecRequest:
     `mounts` and `rlimits` are OCI objects, `resources` is merged into
     linux.resources; `seccomp` is "default", "unconfined" or a profile's JSON text; `unmask` leaves
     kernel files as they are; `root_path` "" is the snapshot; `host_devices` are those that a
-    privileged container sees, unless it is one `without_host_devices`.
+    privileged container sees, unless it is one `without_host_devices`; `as_docker`: mounts and
+    cgroup namespace are Docker's where those differ from ctr's.
     """
 
     id: str
@@ -65,6 +66,7 @@ class SpecRequest:
     args: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
     keep_entrypoint: bool = False
+    as_docker: bool = False
     env: tuple[str, ...] = ()
     cwd: str | None = None
     terminal: bool = False
@@ -219,6 +221,7 @@ def _mounts(request: SpecRequest) -> list[dict[str, Any]]:
         host_ipc=request.sharing.modes.get("ipc") == HOST,
         host_files=request.host.network_files if request.net_host else (),
         bind_sys="user" in namespaces and shares_network,
+        as_docker=request.as_docker,
     )
 
 
@@ -278,4 +281,8 @@ def _seccomp(request: SpecRequest) -> dict[str, Any] | None:
 
 
 def _namespaces(request: SpecRequest) -> dict[str, str]:
-    return request.sharing.namespaces(net_host=request.net_host, user=bool(request.id_maps))
+    return request.sharing.namespaces(
+        net_host=request.net_host,
+        user=bool(request.id_maps),
+        own_cgroup=request.as_docker and request.host.unified,
+    )

@@ -25,6 +25,7 @@ def create_request(fields: Fields) -> CreateRequest:
         args=fields.texts("args"),
         entrypoint=fields.texts_or_none("entrypoint"),
         keep_entrypoint=fields.flag("keep_entrypoint"),
+        as_docker=fields.flag("as_docker"),
         env=fields.texts("env"),
         cwd=fields.text_or_none("cwd"),
         user=fields.text_or_none("user"),

@@ -218,3 +218,28 @@ def test_the_runtime_is_run_for_a_delete_only_where_it_is_needed(
     assert not cgroup.exists()
     assert not list((lighterd.state / "runc" / "default").iterdir())
     ask(lighterd, "containers.delete", id="c", force=False)
+
+
+MAPS = ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), MAPS, (*MAPS, "--net-host"), ("--cgroupns", "private"), ("--cgroupns", "host")],
+    ids=["plain", "mapped", "mapped on the host's network", "private", "host"],
+)
+def test_a_container_of_dockers_form_sees_its_own_limits(
+    lighterd: Lighterd, busybox: str, flags: tuple[str, ...]
+) -> None:
+    os.chmod(lighterd.base, 0o711)  # mapped ids pass through
+    words = ("--rm", "--name", "c", "-m", "64m", *flags, busybox)
+    done = lighterd.ctl("run", *words, "sh", "-c", cgroups.SHOWN_LIMIT)
+    assert done.stdout.decode().split() == [str(64 << 20)], done
+
+
+def test_a_privileged_container_of_dockers_form_may_make_cgroups_in_its_own(
+    lighterd: Lighterd, busybox: str
+) -> None:
+    words = ("--rm", "--privileged", "--name", "c", "-m", "64m", busybox)
+    done = lighterd.ctl("run", *words, "sh", "-c", cgroups.SHOWN_LIMIT)
+    assert done.stdout.decode().split() == [str(64 << 20), "changed"], done

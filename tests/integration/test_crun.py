@@ -44,6 +44,10 @@ def test_crun(crun_lighterd: Lighterd, runtime: str) -> None:
     os.chmod(lighterd.base, 0o711)
     done = lighterd.ctl("run", "--rm", "--runtime", runtime, *MAPS, REFERENCE, "y", "id", "-u")
     assert (done.returncode, done.stdout) == (0, b"0\n"), done
+    for asked in ((), MAPS, ("--cgroupns", "private")):
+        dockers = ("--runtime", runtime, "-m", "64m", *asked, "--name", "z", REFERENCE)
+        done = lighterd.ctl("run", "--rm", *dockers, "sh", "-c", cgroups.SHOWN_LIMIT)
+        assert done.stdout.decode().split() == [str(64 << 20)], done
     lighterd.kill9()
     lighterd.start()
     lighterd.ctl("stop", "--timeout", "1s", "x", check=True)

@@ -317,6 +317,20 @@ def test_the_hosts_namespaces(ctl: Ctl) -> None:
     assert not set(own) & set(hosts)
 
 
+def test_what_an_image_has_in_run_is_seen_in_dockers_form(ctl: Ctl) -> None:
+    run = ctl.lighterd.ctl
+    make = "mkdir /run/mysqld && chown 27:27 /run/mysqld"
+    run("run", "--name", "base", REFERENCE, "sh", "-c", make, check=True)
+    run("commit", "base", "with-run:1", check=True)
+    try:
+        for flags in ((), ("--read-only",)):
+            look = ("stat", "-c", "%u:%g", "/run/mysqld")
+            done = run("run", "--rm", "--name", "x", *flags, "with-run:1", *look)
+            assert done.stdout == b"27:27\n", done
+    finally:
+        run("rmi", "-f", "with-run:1", check=True)
+
+
 def test_another_containers_namespaces(ctl: Ctl) -> None:
     """By name: also after the other one has been started anew."""
     pid = ctl.detached("other")

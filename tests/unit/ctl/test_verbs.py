@@ -185,6 +185,7 @@ def test_run_has_two_spellings(
     body = manager.asked("containers.create").body
     assert (body["image"], body["id"], body["args"]) == ("busybox", container_id, args)
     assert body["keep_entrypoint"] == (container_id is None or "--name" in words)
+    assert body["as_docker"] == body["keep_entrypoint"]
     stdio = manager.asked("tasks.create").body
     assert (stdio["stdin"], stdio["stdout"], stdio["stderr"]) == ("", "", "")
     as_docker = words[0].startswith("-")

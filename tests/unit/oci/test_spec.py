@@ -1,6 +1,8 @@
 """A generated spec: what ctr makes, our differences, and what a request may not ask for."""
 
+import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -142,6 +144,46 @@ def test_refused_mounts(mount: dict[str, Any]) -> None:
 )
 def test_allowed_mounts_of_kernel_file_systems(mount: dict[str, Any]) -> None:
     assert mount_at(generate(request(mounts=(mount,))), mount["destination"]) == [mount]
+
+
+def test_dockers_mounts_and_cgroup_namespace_where_they_differ() -> None:
+    ctrs = generate(request())
+    assert mount_at(ctrs, "/run") and not mount_at(ctrs, "/sys/fs/cgroup")
+    dockers = generate(request(as_docker=True, read_only=True))
+    assert not mount_at(dockers, "/run"), "what the image has there is seen"
+    (shown,) = mount_at(dockers, "/sys/fs/cgroup")
+    assert shown["type"] == "cgroup"
+    assert set(shown["options"]) == {"nosuid", "nodev", "noexec", "relatime", "ro"}
+    places = [mount["destination"] for mount in dockers["mounts"]]
+    assert places.index("/sys") < places.index("/sys/fs/cgroup")
+    (shown,) = mount_at(generate(request(as_docker=True, privileged=True)), "/sys/fs/cgroup")
+    assert "rw" in shown["options"] and "ro" not in shown["options"]
+
+
+@pytest.mark.parametrize(("as_docker", "unified"), itertools.product((True, False), repeat=2))
+def test_a_cgroup_namespace_of_its_own_is_dockers_default_on_v2(
+    as_docker: bool, unified: bool
+) -> None:
+    def has_own(mode: str = "") -> bool:
+        sharing = Sharing(modes={"cgroup": mode} if mode else {})
+        host = replace(HOST, unified=unified)
+        spec = generate(request(host=host, as_docker=as_docker, sharing=sharing))
+        return {"type": "cgroup"} in spec["linux"]["namespaces"]
+
+    assert has_own() == (as_docker and unified)
+    assert has_own("own") and not has_own("host")
+
+
+def test_a_callers_sys_or_cgroups_are_shown_and_not_dockers() -> None:
+    for place in ("/sys", "/sys/fs", "/sys/fs/cgroup"):
+        bind = {"destination": place, "type": "bind", "source": place, "options": ["rbind", "ro"]}
+        spec = generate(request(as_docker=True, mounts=(bind,)))
+        assert mount_at(spec, place) == [bind]
+        assert mount_at(spec, "/sys/fs/cgroup") == ([bind] if place == "/sys/fs/cgroup" else [])
+    both = [{**bind, "destination": place, "source": place} for place in ("/sys/fs/cgroup", "/sys")]
+    for asked in (both, both[::-1]):
+        spec = generate(request(as_docker=True, mounts=tuple(asked)))
+        assert mount_at(spec, "/sys/fs/cgroup") == both[:1] and mount_at(spec, "/sys") == both[1:]
 
 
 def test_net_host_binds_only_the_files_that_exist() -> None:
