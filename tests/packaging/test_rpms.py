@@ -306,6 +306,13 @@ def test_containers_have_a_minute_wherever_they_are_stopped(
     assert "\nTimeoutStopSec=120\n" in unit
 
 
+def test_who_runs_containers_on_the_manager_is_stopped_before_they_are() -> None:
+    """Units stop in the reverse order of their start (systemd.unit(5), Before=)."""
+    unit = (TOP / "packaging/rpm/lighter-containers.service").read_text()
+    before = re.findall(r"^Before=(.*)$", unit, re.M)
+    assert {"docker.service", "kubelet.service"} <= set(" ".join(before).split())
+
+
 def test_the_manager_has_file_systems_and_network_from_before_it_starts_until_it_has_ended(
     unpacked: Path,
 ) -> None:
