@@ -9,9 +9,13 @@ MOUNT = Path("/sys/fs/cgroup")
 IS_V2 = (MOUNT / "cgroup.controllers").exists()
 
 # In a container: what the JVM and .NET read of the cgroups that are shown there, on v1 and v2, and
-# whether they can be changed. /sys/fs/cgroup itself is a tmpfs on v1.
+# whether they can be changed. /sys/fs/cgroup itself is a tmpfs on v1, and on v2, in the host's
+# cgroup namespace, the host's whole tree.
 SHOWN_LIMIT = """
-    cd /sys/fs/cgroup && { [ ! -d memory ] || cd memory; }
+    cd /sys/fs/cgroup
+    if [ -d memory ]; then cd memory
+    elif [ ! -f memory.max ]; then cd ".$(sed -n 's/^0:://p' /proc/self/cgroup)"
+    fi
     cat memory.limit_in_bytes memory.max 2>/dev/null
     mkdir x 2>/dev/null && rmdir x && echo changed
     :
