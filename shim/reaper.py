@@ -53,6 +53,11 @@ class Reaper:
             del self._waiting[pid]
             raise
 
+    @property
+    def expected(self) -> list[int]:
+        """The children whose end somebody waits for: none of them is reaped yet."""
+        return list(self._waiting)
+
     def has(self, pid: int) -> bool:
         """Whether this is a child that nobody has reaped, so that its pid is its own."""
         try:

@@ -6,15 +6,18 @@ in memory of its own, a megabyte of it. So the real `Shim` is run here from clai
 times over, with a manager at the other end of its socket that asks for what managers ask for.
 
 Nothing of it is a container: the runtime is echo(1), init and the exec are cat(1), there is no
-mount, and the cgroup is nobody's. Nothing is left behind: no descriptor, process or file.
+mount, and the cgroup is nobody's. Nothing is left behind, also of a life that was cut short: no
+descriptor, process or file.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from types import CoroutineType
 from typing import Any
 
 import setproctitle
@@ -57,9 +60,14 @@ def rehearse(directory: str, birth: Callable[[], None] = lambda: None) -> None:
     """
     if faults.forbids_rehearsal():
         return
+    before = _open_fds()
     aside = faults.put_aside()
     try:
         _rehearse(directory, birth)
+    except Exception as err:
+        err.__traceback__ = None  # its frames would keep a life
+        _give_back(before)
+        raise
     finally:
         faults.put_back(aside)
 
@@ -83,6 +91,26 @@ def _rehearse(directory: str, birth: Callable[[], None]) -> None:
         os.fchdir(before)
         os.close(before)
         _clear(directory)
+
+
+def _give_back(before: set[int]) -> None:
+    """Close what was opened since `before` by a life that has not come to its end.
+
+    What is left of the life goes first: a coroutine or a socket that went later would close a
+    number that is somebody else's by then.
+    """
+    signal.set_wakeup_fd(-1)
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
+    gc.collect()
+    for fd in _open_fds() - before:
+        os.close(fd)
+
+
+def _open_fds() -> set[int]:
+    directory = "/proc/self/fd"
+    names = os.listdir(directory)
+    # The one by which the names were read is closed again.
+    return {int(name) for name in names if os.path.lexists(f"{directory}/{name}")}
 
 
 def _live(directory: str, listener: socket.socket, birth: Callable[[], None], end: float) -> None:
@@ -185,10 +213,23 @@ def _play(bundle: str, listener: socket.socket, undo: contextlib.ExitStack, end:
     group = _nobodys_cgroup(bundle + "/cgroup")
     one = shim.Shim(order, 0, "", find_cgroup=lambda _pid, _path: group)
     undo.callback(one.close)
+    undo.callback(_end_expected, one.reaper)
     undo.callback(_Manager(one, listener, f"/proc/{os.getpid()}/fd/{output[1]}").close)
     shim.to_null(1)  # as it does already
     one.loop.call_later(end - time.monotonic(), one.loop.stop)
     one.run()
+    if time.monotonic() >= end:
+        _end_coroutines()
+
+
+def _end_coroutines() -> None:
+    """Of a life that was cut short: they give back what they hold while its loop is there still.
+
+    In this process nobody else has any.
+    """
+    for one in gc.get_objects():
+        if type(one) is CoroutineType:
+            one.close()
 
 
 def _leave_state(directory: str, undo: contextlib.ExitStack) -> None:
@@ -231,6 +272,12 @@ def _end(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def _end_expected(children: reaper.Reaper) -> None:
+    """A runtime too, whose life was cut short before it had ended."""
+    for pid in children.expected:
+        _end(pid)
 
 
 def _order(bundle: str, address: str) -> dict[str, Any]:

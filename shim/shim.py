@@ -54,14 +54,14 @@ class Shim:
         self._report_path = order["bundle"] + "/shim.log"
         self._open: set[tuple[int, int]] = set()  # requests under way: generation, ident
         self.loop = Loop(self.report)
-        self._reaper = Reaper(self.loop)
-        self.task = Task(self.loop, self._reaper, order, find_cgroup)
+        self.reaper = Reaper(self.loop)
+        self.task = Task(self.loop, self.reaper, order, find_cgroup)
         # First in the loop, so that the runtime is at work while the link is made.
         self.loop.spawn(self._live())
         self.link = Link(
             self.loop, order["socket"], order["incarnation"], self._identity, self._on_request
         )
-        self._reaper.on_listening = self.link.hurry
+        self.reaper.on_listening = self.link.hurry
         self.task.use(self.link)
 
     def run(self) -> None:
@@ -71,7 +71,7 @@ class Shim:
     def close(self) -> None:
         """Give back the descriptors; a shim's process leaves that to its end."""
         self.link.close()
-        self._reaper.close()
+        self.reaper.close()
         self.loop.close()
 
     async def _live(self) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import msgpack
+import pytest
 
 SPAWNER = """
 import os, runpy, sys
@@ -31,9 +32,11 @@ except ChildProcessError:
 """
 
 
-def rehearse(directory: Path, script: str = SCRIPT, **environ: str) -> "subprocess.Popen[str]":
+def rehearse(
+    directory: Path, script: str = SCRIPT, *arguments: str, **environ: str
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-I", "-c", script, str(directory)],
+        [sys.executable, "-I", "-c", script, str(directory), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -124,6 +127,102 @@ except DeadlineExceeded as late:
 """
     code, out, _ = output(rehearse(tmp_path / "r", script))
     assert (code, out) == (0, "play lives: not over in 0 s 1\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+# What a process is besides its memory; signals but the two that stay armed (reaper.arm).
+STATE = """
+import ctypes, os, signal, sys
+from types import SimpleNamespace
+from lighter.proto.errors import DeadlineExceeded
+from lighter.shim import reaper, rehearsal
+def state():
+    fds = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            fds[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            pass  # of this listing
+    wakeup = signal.set_wakeup_fd(-1)
+    subreaper = ctypes.c_int()
+    ctypes.CDLL(None).prctl(37, ctypes.byref(subreaper))  # PR_GET_CHILD_SUBREAPER
+    handlers = [signal.getsignal(one) for one in signal.valid_signals() if one not in armed]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        child = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        child = None
+    return fds, wakeup, subreaper.value, handlers, mask, child, os.getcwd()
+armed = (signal.SIGCHLD, reaper.LISTENING)
+def play(directory):
+    before = state()
+    try:
+        rehearsal.rehearse(directory)
+    except DeadlineExceeded:
+        assert state() == before, (state(), before)
+    else:
+        raise SystemExit("it was not cut short")
+"""
+
+
+def test_of_a_life_cut_short_nothing_stays(tmp_path: Path) -> None:
+    """Wherever a slow host has cut it: its fork, the runtime's run, an answer, an end."""
+    script = """
+for limit_ms in (0, 1, 2, 5, 10, 20):
+    pid = os.fork()
+    if not pid:
+        rehearsal.LIMIT_S = limit_ms / 1000
+        play(sys.argv[1])
+        sys.exit()
+    assert os.waitpid(pid, 0)[1] == 0, limit_ms
+"""
+    assert output(rehearse(tmp_path / "r", STATE + script)) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("topic", ["create", "start", "exec_started", "exec_exit", "exit"])
+def test_of_a_life_cut_short_at_an_event_nothing_stays(tmp_path: Path, topic: str) -> None:
+    script = """
+import time
+from lighter.proto import events
+from lighter.shim.link import Link
+points = {
+    "create": (events.CREATE, ""), "start": (events.START, ""), "exit": (events.EXIT, ""),
+    "exec_started": (events.EXEC_STARTED, "x"), "exec_exit": (events.EXIT, "x"),
+}
+point = points[sys.argv[2]]
+late_s = 0
+rehearsal.time = SimpleNamespace(monotonic=lambda: time.monotonic() + late_s)
+publish = Link.publish
+def cut(self, topic, body, timestamp=0):
+    global late_s
+    if (topic, body.get("exec_id", "")) == point:
+        late_s = 3600
+        self._loop.stop()
+    return publish(self, topic, body, timestamp)
+Link.publish = cut
+play(sys.argv[1])
+"""
+    assert output(rehearse(tmp_path / "r", STATE + script, topic)) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_life_that_fails_no_descriptor_stays(tmp_path: Path) -> None:
+    """Not of an error's either, whose traceback has the life in it."""
+    script = """
+from lighter.shim import shim
+def fails(*_arguments):
+    raise OSError("no task")
+shim.Task = fails
+before = state()
+try:
+    rehearsal.rehearse(sys.argv[1])
+except OSError:
+    assert state() == before, (state(), before)
+else:
+    raise SystemExit("it did not fail")
+"""
+    assert output(rehearse(tmp_path / "r", STATE + script)) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
