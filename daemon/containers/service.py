@@ -67,6 +67,7 @@ class ContainerService:
         self._held: Counter[tuple[str, str]] = Counter()
         self._held_alone: set[tuple[str, str]] = set()
         self._waiting: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
+        self._starts: Counter[tuple[str, str]] = Counter()
 
     async def create(
         self, namespace: str, request: CreateRequest
@@ -152,12 +153,34 @@ class ContainerService:
         if self.has_writer(namespace, container_id):
             raise Unavailable(f"start task {container_id}: files are being copied into it")
 
+    def is_starting(self, namespace: str, container_id: str) -> bool:
+        """Whether somebody is at creating its task. There may be no entry of that yet: networks
+        come before it.
+        """
+        return bool(self._starts[namespace, container_id])
+
+    @contextlib.contextmanager
+    def _starting(self, namespace: str, container_id: str) -> Iterator[None]:
+        self._starts[namespace, container_id] += 1
+        try:
+            yield
+        finally:
+            self._starts[namespace, container_id] -= 1
+            if not self._starts[namespace, container_id]:
+                del self._starts[namespace, container_id]
+
     async def start_task(
         self, namespace: str, container_id: str, stdio: Mapping[str, Any], log_uri: str = ""
     ) -> int:
         """Create the container's task; returns init's pid. `log_uri`: for this task, in place of
         the container's own.
         """
+        with self._starting(namespace, container_id):
+            return await self._start_task(namespace, container_id, stdio, log_uri)
+
+    async def _start_task(
+        self, namespace: str, container_id: str, stdio: Mapping[str, Any], log_uri: str
+    ) -> int:
         container = self._store.get(namespace, container_id)
         check_whole("start", container)
         terminal = bool(container.options.get("terminal"))
@@ -248,16 +271,17 @@ class ContainerService:
 
         `runtime` and `options` stand in for what is recorded.
         """
-        container = self._store.get(namespace, container_id)
-        check_whole("start", container)
-        if await self._relabelling.apply(container):
-            container = self._same(container, "start")
-        if options is None:
-            options = from_record(container.options.get("runc") or {})
-        if runtime:
-            container = replace(container, runtime=runtime)
-        self.check_free(namespace, container_id)
-        return await self._create_joined(container, mounts, terminal, stdio, options)
+        with self._starting(namespace, container_id):
+            container = self._store.get(namespace, container_id)
+            check_whole("start", container)
+            if await self._relabelling.apply(container):
+                container = self._same(container, "start")
+            if options is None:
+                options = from_record(container.options.get("runc") or {})
+            if runtime:
+                container = replace(container, runtime=runtime)
+            self.check_free(namespace, container_id)
+            return await self._create_joined(container, mounts, terminal, stdio, options)
 
     async def exec_spec(
         self, namespace: str, container_id: str, request: ExecRequest, user: str | None

@@ -287,6 +287,8 @@ class Restarts:
             return
         if self.debts.is_owed(*key) or self._containers.has_writer(*key):  # or copied into
             return
+        if self._containers.is_starting(*key):  # by another than who has failed
+            return
         if entry is None or entry.closed:
             try:
                 await self._containers.delete(*key, force=True, volumes=True)

@@ -359,6 +359,36 @@ def test_two_connects_at_once_of_a_container_without_a_network(net: NetworkedLig
     assert set(defined(net, "bare")["network"]["networks"]) == {"a", "b"}
 
 
+def test_a_second_start_that_fails_leaves_what_removes_itself_to_the_first(
+    net: NetworkedLighterd,
+) -> None:
+    go, marks = net.bin_dir / "go", net.bin_dir / "marks"
+    net.plugin(
+        "slow",
+        f"#!/bin/bash\n[[ $CNI_COMMAND == ADD ]] || exit 0\ntouch {marks}\n"
+        f"while [[ ! -e {go} ]]; do sleep 0.1; done\n"
+        """echo '{"cniVersion": "1.0.0"}'\n""",
+    )
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    net.write(
+        "20-slow.conflist",
+        {"cniVersion": "1.0.0", "name": "slow", "plugins": [{"type": "slow"}, portmap]},
+    )
+    flags = ("--rm", "--network", "slow", "-p", "18080:80", "-v", "/data", "--name", "one")
+    net.ctl("create", *flags, IMAGE, "sh", "-c", "echo runs; sleep 600", check=True)
+    with subprocess.Popen(net.ctl_argv("start", "-a", "one"), stdout=subprocess.PIPE) as first:
+        try:
+            await_that(marks.exists, 30, "the plugin runs")
+            assert b"one" in net.ctl("start", "-a", "one").stderr
+            go.touch()
+            assert first.stdout is not None
+            assert first.stdout.readline() == b"runs\n"
+            net.ctl("rm", "-f", "one", check=True)
+        finally:
+            go.touch()
+            first.kill()
+
+
 def defined(net: NetworkedLighterd, container_id: str) -> dict[str, Any]:
     found: dict[str, Any] = lives.ask(net, "containers.get", id=container_id)["container"]
     return dict(found["options"])
