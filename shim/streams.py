@@ -27,7 +27,7 @@ _SPLICE_BYTES = 1 << 20
 _LAST_BYTES = 1 << 20  # what a pipe holds at most, unless root has let it be larger (pipe(7))
 _NEWLINE = 0x0A
 _EOF_CHAR = b"\x04"  # ^D
-_LINE_ENDS = b"\n\x04"
+_LINE_ENDS = b"\n\r\x04"  # a client's raw terminal sends \r for Enter, and ICRNL makes it \n
 _SPLICE_FLAGS = 0x01 | 0x02  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 
