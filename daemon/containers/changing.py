@@ -42,6 +42,7 @@ log = logging.getLogger("lighter.containers")
 _LOGS = "rename-log:"  # in meta: namespace/old name -> new name
 # What has a task whose limits can be changed.
 _LIVE = (states.CREATED, states.RUNNING, states.PAUSED)
+_NO_SWAP_LIMIT = Limits(memory_swap=-1)
 
 
 class ContainerChanges:
@@ -80,6 +81,8 @@ class ContainerChanges:
         container = self._store.get(namespace, container_id)
         check_whole("update", container)
         changes = resources(limits, read_controls(), _known(container))
+        if limits == _NO_SWAP_LIMIT and not changes:
+            return  # as it is already
         if not changes:
             raise InvalidArgument(
                 f"update container {container_id}: nothing of it would change; "

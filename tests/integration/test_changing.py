@@ -79,6 +79,13 @@ def test_a_limit_is_taken_away_and_what_changes_nothing_is_refused(manager: Ligh
         assert refused.returncode == 1 and b"the memory limit" in refused.stderr, flags
 
 
+def test_a_limit_that_there_is_not_can_be_taken_away(manager: Lighterd) -> None:
+    begin(manager, IMAGE, "web", "sleep", "1000")
+    manager.ctl("update", "--memory-swap", "-1", "web", check=True)
+    inspected = json.loads(manager.ctl("inspect", "web", check=True).stdout)
+    assert "memory" not in inspected["spec"]["linux"].get("resources", {})
+
+
 def test_a_policy_that_is_changed_counts_from_then_on(manager: Lighterd) -> None:
     begin(manager, IMAGE, "web", "sleep", "1000")
     manager.ctl("update", "--restart", "always", "web", check=True)
