@@ -9,6 +9,7 @@ import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -113,3 +114,17 @@ def _read(pid: int, name: str) -> str:
         finally:
             os.close(fd)
     return ""
+
+
+def plain_oom_score() -> int:
+    """What a process has that nothing protects: 0, or this one's own where that cannot be lowered
+    to it (proc_pid_oom_score_adj(5)).
+    """
+    path = Path("/proc/self/oom_score_adj")
+    own = path.read_text()
+    try:
+        path.write_text("0")
+    except PermissionError:
+        return int(own)
+    path.write_text(own)
+    return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lighter.shim import runc
+from tests.processes import plain_oom_score
 
 # A process of its own, because its reaper waits for every child there is.
 _RUN = """
@@ -109,8 +110,7 @@ with open("/proc/self/oom_score_adj") as score:
     print(score.read().strip())
 """
     assert run(runtime, tmp_path, program=f"{raised}{_RUN}{after}") == "ok\n100"
-    own = max(int(Path("/proc/self/oom_score_adj").read_text()), 0)
-    assert seen.read_text() == f"{own}\n"
+    assert seen.read_text() == f"{plain_oom_score()}\n"
 
 
 def test_failure_without_a_word(tmp_path: Path) -> None:
