@@ -43,7 +43,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _READ_BUFFER_BYTES = 256 << 10
 # The kernel takes no more of an upload than this ahead of the line: with megabytes of it a slow one
-# shows no progress for minutes.
+# shows no progress for minutes. (What waits above the kernel: body.py.)
 _UNSENT_BYTES = 128 << 10
 
 
@@ -165,6 +165,8 @@ class Transport:
         import aiohttp
         import yarl
 
+        from lighter.daemon.registry.body import Body
+
         timeout = aiohttp.ClientTimeout(sock_connect=endpoint.connect_s)
         proxy = self._proxies.proxy_of(link.origin) or None
         feed = Feed(data) if callable(data) else None
@@ -174,7 +176,7 @@ class Transport:
                 method,
                 yarl.URL(link.url, encoded=True),
                 headers=sent,
-                data=feed.pieces() if feed else data,
+                data=Body(feed) if feed else data,
                 allow_redirects=False,
                 timeout=timeout,
                 proxy=proxy,

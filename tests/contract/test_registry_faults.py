@@ -6,6 +6,7 @@ The rows about many clients of one image and about what a pull leaves are the pu
 import asyncio
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -44,6 +45,7 @@ from tests.registries import (
     OCI_MANIFEST,
     PASSWORD,
     USER,
+    Authority,
     Reply,
     Request,
     Scripted,
@@ -960,7 +962,7 @@ class Sipping(Refusing):
         left = int(self.headers["Content-Length"])
         while left:
             known = list(self.sent)
-            left -= len(self.rfile.read(min(left, 512 << 10)))
+            left -= len(self.rfile.read(min(left, 320 << 10)))
             if left > 2 << 20:  # else all may have been sent
                 await_that(partial(self._is_more_than, known), 20, "no more was sent")
         self._answer(201)
@@ -969,8 +971,9 @@ class Sipping(Refusing):
         return len(self.sent) > len(known)
 
 
-def test_f71_what_a_slow_line_takes_is_seen_soon() -> None:
-    """The kernel does not hold megabytes of an upload back, which hide that it goes on."""
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_f71_what_a_slow_line_takes_is_seen_soon(scheme: str, tmp_path: Path) -> None:
+    """Neither the kernel nor TLS holds much of an upload back, which hides that it goes on."""
     large = bytes(8 << 20)
     descriptor = describe("application/octet-stream", large)
     Sipping.sent.clear()
@@ -978,13 +981,20 @@ def test_f71_what_a_slow_line_takes_is_seen_soon() -> None:
         server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
         server.server_bind()
         server.server_activate()
+        access = ANONYMOUS
+        if scheme == "https":
+            authority = Authority(tmp_path)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*authority.issue("slow", "127.0.0.1"))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            access = Access(ca=str(authority.ca))
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
         async def work() -> None:
             patient = Deadlines(stall_s=60, stored_s=60)
             registries = Registries(RegistrySettings(config_path=()), patient, Backoff(1))
             name = f"127.0.0.1:{server.server_port}/x:1"
-            async with registries.remote(Reference.parse(name)) as opened:
+            async with registries.remote(Reference.parse(name), access) as opened:
                 source = open_blob(large, 16 << 10)
                 assert await opened.push_blob(descriptor, source, progress=Sipping.sent.append)
 
