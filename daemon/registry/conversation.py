@@ -125,19 +125,28 @@ class Conversation:
                     raise await self.error(answer, what, endpoint, sent)
             if guest is not None:
                 there, sent = guest
-                async with self.transport.ask(
-                    there,
-                    method,
-                    answer.link,
-                    what,
-                    headers=headers,
-                    authorization=sent,
-                    follow=True,
-                ) as answer:
-                    if answer.status not in expect:
-                        raise await self.error(answer, what, endpoint)
-                    yield answer
-                    return
+                led_to = answer.link
+                for is_last in (False, True):
+                    async with self.transport.ask(
+                        there,
+                        method,
+                        led_to,
+                        what,
+                        headers=headers,
+                        authorization=sent,
+                        follow=True,
+                    ) as answer:
+                        if answer.status in expect:
+                            yield answer
+                            return
+                        if (
+                            is_last
+                            or answer.status != 401
+                            or not await self._nobody.challenged(there, answer, scopes, sent, what)
+                        ):
+                            raise await self.error(answer, what, endpoint)
+                    # The token of an earlier request may have expired.
+                    sent = await self._nobody.authorization(there, scopes, what)
 
     async def _guest(
         self, endpoint: Endpoint, answer: Answer, scopes: frozenset[str], what: str

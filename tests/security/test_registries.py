@@ -465,6 +465,38 @@ def test_sec_25_a_second_host_that_wants_a_token_gets_nobodys(
     assert token.query == {"service": ["tests"], "scope": ["repository:x:pull"]}
 
 
+def test_sec_25_a_token_of_nobody_that_has_expired_is_renewed_once(
+    reg: Scripted, other: Scripted
+) -> None:
+    path = f"/v2/x/blobs/{LAYER.digest}"
+    good: list[str] = []
+
+    def issue(request: Request) -> Reply:
+        good[:] = [f"token-{len(other.asked('GET', '/token'))}"]
+        return Reply(200, json.dumps({"token": good[0], "expires_in": 3600}).encode())
+
+    def guarded(request: Request) -> Reply:
+        if request.headers.get("authorization") in [f"Bearer {token}" for token in good]:
+            return Reply(200, DATA)
+        return bearer(f"{other.url}/token")
+
+    other.routes["GET /token"] = issue
+    other.routes["GET /there"] = guarded
+    reg.route(path, redirect(f"{other.url}/there"))
+
+    async def work() -> None:
+        async with remote(f"{reg.host}/x:1") as opened:
+            assert await read(opened) == DATA
+            good.clear()  # the registry has forgotten the token before its time
+            assert await read(opened) == DATA
+            other.routes["GET /there"] = bearer(f"{other.url}/token")
+            with pytest.raises(LighterError, match=r"which sent us to .*401"):
+                await read(opened)
+
+    run(work())
+    assert len(other.asked("GET", "/token")) == 3
+
+
 def test_sec_28_the_realm_of_a_second_host_is_none_within(
     reg: Scripted, other: Scripted, internal: Scripted
 ) -> None:
