@@ -118,6 +118,7 @@ class Walker:
         self._nodes = 0
         self._bytes = 0
         self._collected: set[str] = set()
+        self._others: set[str] = set()  # platforms that indexes name and that are of no use
 
     async def walk(self, root: Descriptor) -> Graph:
         """All that `root` needs on the wanted platform.
@@ -179,18 +180,26 @@ class Walker:
             raise ResourceExhausted(f"read image: over {MAX_NODES} pieces of content")
 
     async def resolve(self, root: Descriptor) -> Resolved:
-        """The best manifest below `root` for the wanted platform. Raises NotFound and as `walk`."""
+        """The best manifest below `root` for the wanted platform. Raises NotFound and as `walk`.
+
+        What says no platform is taken only where nothing else says one.
+        """
         assert self._wanted is not None, "resolve needs a platform"
         seen = await self.images(root)
         ranked = [(platforms.rank(item.platform, self._wanted), item) for item in seen]
-        usable = [(rank, item) for rank, item in ranked if rank is not None]
+        named = self._others | {str(item.platform) for item in seen if not item.assumed}
+        usable = [
+            (rank, item)
+            for rank, item in ranked
+            if rank is not None and not (item.assumed and named)
+        ]
         if not usable:
-            others = ", ".join(sorted({str(item.platform) or "unknown" for item in seen}))
+            others = ", ".join(sorted(named))
             raise NotFound(
                 f"read image {root.digest}: it has no manifest for {self._wanted}"
                 + (f", only for {others}" if others else "")
             )
-        return min(usable, key=lambda pair: (pair[1].assumed, pair[0]))[1]
+        return min(usable, key=lambda pair: pair[0])[1]
 
     async def images(self, root: Descriptor) -> list[Resolved]:
         """The images below `root`: for the wanted platform the best ones, else all there are."""
@@ -219,6 +228,7 @@ class Walker:
         self._collected.add(descriptor.digest)
         if descriptor.media_type in INDEXES:
             index = await self._read_index(descriptor, depth)
+            self._others |= unusable(index, self._wanted)
             for child in choose(index, self._wanted):
                 if child.media_type not in INDEXES | MANIFESTS:
                     continue  # an index may list what is no image
@@ -230,8 +240,7 @@ class Walker:
         platform, assumed = stated, False
         if platform is None:
             said = platforms.of(load(config, f"config {manifest.config.digest}"))
-            # What does not say what it is for, an artifact perhaps, is taken for what is asked if
-            # nothing else is.
+            # What does not say what it is for may be an artifact.
             assumed = not (said.os and said.architecture)
             platform = self._wanted or said if assumed else said
         seen.append(Resolved(descriptor, manifest, config, platform, assumed))
@@ -280,6 +289,15 @@ def choose(index: Index, wanted: Platform | None) -> tuple[Descriptor, ...]:
         for entry, rank in zip(index.manifests, ranks, strict=True)
         if entry.platform is None or (rank is not None and rank == best)
     )
+
+
+def unusable(index: Index, wanted: Platform | None) -> set[str]:
+    """The platforms that an index names and whose images do not run on the wanted one."""
+    if wanted is None:
+        return set()
+    named = (platforms.of(entry.platform) for entry in index.manifests if entry.platform)
+    found = {str(one) for one in named if platforms.rank(one, wanted) is None}
+    return found - {"", "unknown/unknown"}  # the latter is an attestation's
 
 
 def labels_for(children: Mapping[str, Descriptor]) -> dict[str, str]:

@@ -79,6 +79,17 @@ class Layout:
         }
         return self.add(MANIFEST, as_json(manifest))
 
+    def artifact(self) -> dict[str, Any]:
+        """Add what is no image and says no platform; returns its manifest's descriptor."""
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": "application/vnd.example.sbom",
+            "config": self.add("application/vnd.oci.empty.v1+json", b"{}"),
+            "layers": [self.add("application/spdx+json", b"{}")],
+        }
+        return self.add(MANIFEST, as_json(manifest))
+
     def index(self, *entries: tuple[dict[str, Any], str]) -> dict[str, Any]:
         """Add an index of (descriptor, architecture); returns its descriptor."""
         listed = [

@@ -187,14 +187,7 @@ def test_what_is_no_image_in_an_index_is_passed_over() -> None:
 @pytest.mark.parametrize("wanted", [f"linux/{HOST}", "linux/amd64/v3"])
 def test_an_artifact_that_says_no_platform_stands_behind_the_image(wanted: str) -> None:
     built = Layout()
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "artifactType": "application/vnd.example.sbom",
-        "config": built.add("application/vnd.oci.empty.v1+json", b"{}"),
-        "layers": [built.add("application/spdx+json", b"{}")],
-    }
-    artifact = built.add(MANIFEST, as_json(manifest))
+    artifact = built.artifact()
     arch = wanted.split("/")[1]
     ours = {**built.image([{"a": b"2"}], arch=arch), "platform": {"os": "linux"}}
     ours["platform"]["architecture"] = arch
@@ -203,6 +196,28 @@ def test_an_artifact_that_says_no_platform_stands_behind_the_image(wanted: str) 
         assert found.digest == ours["digest"]
     alone = resolve(built, index_of(built, [artifact]), platforms.parse(wanted))
     assert alone.digest == artifact["digest"]
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["stated", "by config"])
+@pytest.mark.parametrize("nested", [False, True], ids=["beside", "below"])
+def test_an_artifact_is_no_image_for_a_platform_that_an_index_lacks(
+    nested: bool, stated: bool
+) -> None:
+    built = Layout()
+    artifact = built.artifact()
+    theirs = built.image([{"a": b"1"}], arch="s390x")
+    if stated:
+        theirs["platform"] = {"os": "linux", "architecture": "s390x"}
+    attestation = {
+        **built.image([{"a": b"2"}]),
+        "platform": {"os": "unknown", "architecture": "unknown"},
+    }
+    for entries in ([artifact, theirs, attestation], [theirs, attestation, artifact]):
+        root = index_of(built, [index_of(built, entries)] if nested else entries)
+        with pytest.raises(NotFound, match=f"no manifest for {OURS}, only for linux/s390x$"):
+            resolve(built, root, OURS)
+    alone = index_of(built, [attestation, artifact])
+    assert resolve(built, alone, OURS).digest == artifact["digest"]
 
 
 def test_chain_ids_are_those_of_the_specification() -> None:
