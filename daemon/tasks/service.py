@@ -46,6 +46,7 @@ from lighter.proto.faults import hit
 
 log = logging.getLogger("lighter.tasks")
 
+_LOOK_S = 1.0  # from one look at what is being stopped to the next
 FORCE_S = 12.0  # for a shim to clean up, a little more than it drains output for
 
 
@@ -149,8 +150,7 @@ class TaskService:
                 await self._signal_unless_ended(entry, stop_signal)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout_s):
-                        await self.resume_to_end(entry)
-                        await entry.ended.wait()
+                        await self._wait_going_on(entry)
             finally:
                 entry.stops -= 1
         if entry.exit is None and not entry.ended.is_set():
@@ -168,16 +168,26 @@ class TaskService:
             raise NotFound(f"stop task {container_id}: its create was undone")
         return entry.exit
 
-    async def resume_to_end(self, entry: Entry) -> None:
-        """Let a paused task go on: a signal that was sent to end it waits for that.
+    async def _wait_going_on(self, entry: Entry) -> None:
+        """Wait for its end, and let it go on whenever it is paused: by a user before a reader came,
+        or late by a runtime that nobody waits for any more.
+        """
+        while not entry.ended.is_set():
+            await self.resume_to_end(entry)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await entry.ended.wait()
 
-        One that is held still for a reader goes on when that is done.
+    async def resume_to_end(self, entry: Entry) -> None:
+        """Let a paused task go on, unless somebody reads it: a signal that was sent to end it waits
+        for that.
         """
         if entry.state == states.PAUSED and not entry.readers:
             try:
                 await self.resume(entry.namespace, entry.id)
             except LighterError as err:
-                log.warning("resume %s, so that it ends: %s", entry.what, err.message)
+                if entry.state == states.PAUSED:  # else another has resumed or ended it
+                    log.warning("resume %s, so that it ends: %s", entry.what, err.message)
 
     async def _signal_unless_ended(self, entry: Entry, signum: int) -> None:
         try:

@@ -4,6 +4,7 @@ that are under way, other ways to end a container, a full disk.
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -92,9 +93,11 @@ def test_a_pause_does_not_keep_one_from_its_end_that_is_being_stopped(manager: L
     assert lives.task(manager, "c")["exit_status"] == 3
 
 
-def test_a_stop_that_comes_during_a_pause_is_heard(manager: Lighterd) -> None:
-    begun, go = manager.base / "begun", manager.base / "go"
-    slow = manager.base / "slow-runc"
+@pytest.mark.parametrize("client", ["waits", "goes away"])
+def test_a_stop_that_comes_during_a_pause_is_heard(
+    manager: Lighterd, tmp_path: Path, client: str
+) -> None:
+    begun, go, slow = tmp_path / "begun", tmp_path / "go", tmp_path / "slow-runc"
     slow.write_text(
         f"""#!/bin/sh
 case " $* " in *" pause "*) touch {begun}; until [ -e {go} ]; do sleep 0.1; done;; esac
@@ -106,9 +109,14 @@ exec {shutil.which("runc")} "$@"
     with subprocess.Popen(manager.ctl_argv("pause", "c"), stderr=subprocess.PIPE) as pause:
         try:
             await_that(begun.exists, RUNS_S, "the runtime is at the pause")
+            if client == "goes away":
+                pause.send_signal(signal.SIGINT)
+                pause.wait(RUNS_S)
             with stopping(manager) as stop:
                 go.touch()
-                assert b"it is being stopped" in pause.communicate(timeout=RUNS_S)[1]
+                if client == "waits":
+                    assert b"it is being stopped" in pause.communicate(timeout=RUNS_S)[1]
+                await_that(lambda: events(manager, "/tasks/resumed"), RUNS_S, "it goes on")
                 manager.ctl("exec", "c", "touch", "/tmp/go", check=True)
                 assert stop.wait(RUNS_S) == 0
         finally:

@@ -11,6 +11,7 @@ from lighter.daemon.metadata.db import Database
 from lighter.daemon.tasks.entry import Entry
 from lighter.daemon.tasks.service import TaskService
 from lighter.daemon.tasks.shims import Peer, ShimRouter
+from lighter.daemon.tasks.types import Exit
 from lighter.proto import states
 from lighter.proto.errors import Unavailable
 
@@ -128,6 +129,36 @@ def test_a_reader_who_gives_up_while_it_is_frozen_leaves_nothing_frozen(tmp_path
     asyncio.run(work())
     assert place.freezer.steps == ["resume"]
     assert place.entry.state == states.RUNNING
+    place.db.close()
+
+
+def test_what_is_stopped_goes_on_when_it_is_read(tmp_path: Path) -> None:
+    """A user had paused it before, and so it is not the reader's to resume."""
+    place = Place(tmp_path, states.PAUSED)
+    signals: list[int] = []
+
+    class Tasks(TaskService):
+        async def kill(self, *about: Any) -> None:
+            signals.append(about[3])
+
+        async def _step(self, namespace: str, id_: str, step: str) -> None:
+            await place.freezer.resume(namespace, id_)
+            place.entry.exit = Exit(3, 1)
+            place.entry.ended.set()
+
+    tasks = Tasks.__new__(Tasks)
+    tasks.find = place.freezer.find  # type: ignore[method-assign]
+
+    async def work() -> None:
+        async with asyncio.timeout(20), place.freezing.frozen("default", "c"):
+            stop = asyncio.ensure_future(tasks.stop("default", "c", 15, None))
+            while not place.entry.stops or not signals:  # noqa: ASYNC110 (it tells nobody)
+                await asyncio.sleep(0.01)
+            assert place.freezer.steps == []
+        assert (await asyncio.wait_for(stop, 20)).exit_status == 3
+
+    asyncio.run(work())
+    assert (place.freezer.steps, signals) == (["resume"], [15])
     place.db.close()
 
 
