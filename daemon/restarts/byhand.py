@@ -245,15 +245,21 @@ class ByHand:
     async def delete(
         self, namespace: str, container_id: str, force: bool, *, volumes: bool = False
     ) -> None:
-        """Remove the container. Refused while it waits to be started again, unless `force`."""
+        """Remove the container. Refused while it waits to be started again, unless `force`.
+
+        By force it is done too if one that removes itself was faster, once it is told to end.
+        """
         key = namespace, container_id
+        definition = self._store.definition(*key)
+        goes = force and definition is not None and bool(definition.options.get("auto_remove"))
         noted = force and self._note_removal(key, WITH_VOLUMES if volumes else CONTAINER)
         try:
             if force and self._restarts.is_busy(key):
                 # Who holds it may wait for its end, for as long as the container wants.
                 await self._tasks.end_by_force(namespace, container_id)
             async with self.at_rest(namespace, container_id, f"delete container {container_id}"):
-                await self._containers.delete(namespace, container_id, force, volumes=volumes)
+                with contextlib.suppress(*((NotFound,) if goes else ())):
+                    await self._containers.delete(namespace, container_id, force, volumes=volumes)
         except BaseException:  # who asked hears of it, or has gone: no later manager tries on
             row = self._store.get(*key)
             if noted and row is not None:

@@ -1,7 +1,9 @@
 """Removals by force that the manager before has begun: done in the end, or called off."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from lighter.daemon.restarts.byhand import ByHand
 from lighter.daemon.restarts.service import Restarts
 from lighter.daemon.restarts.store import WITH_VOLUMES, Restart, RestartStore
 from lighter.daemon.types import Container
-from lighter.proto.errors import Unavailable
+from lighter.proto.errors import NotFound, Unavailable
 
 KEY = ("default", "a")
 
@@ -139,6 +141,27 @@ def test_making_way_for_a_task_calls_off_the_removal(world: World) -> None:
     row = world.store.get(*KEY)
     assert world.is_there and world.tries == 0
     assert row is not None and not row.removal
+
+
+@pytest.mark.parametrize("removes_itself", [True, False])
+def test_what_removes_itself_may_be_faster_than_who_removes_it(
+    world: World, removes_itself: bool
+) -> None:
+    container = world.containers.get(*KEY)
+    world.containers.replace(replace(container, options={"auto_remove": removes_itself}))
+
+    async def be_faster(*_key: str, **_how: bool) -> None:
+        world.containers.delete(*KEY)
+        raise NotFound("get container a: there is none")
+
+    world.delete = be_faster  # type: ignore[method-assign]
+    said = contextlib.nullcontext() if removes_itself else pytest.raises(NotFound)
+    with said:
+        asyncio.run(world.by_hand.delete(*KEY, force=True))
+    with pytest.raises(NotFound):
+        asyncio.run(world.by_hand.delete(*KEY, force=True))
+    if removes_itself:
+        assert world.store.get(*KEY) is None, "nothing is noted of it any more"
 
 
 def test_f49_a_stop_that_is_not_written_does_not_hide_that_it_removes_itself(world: World) -> None:
