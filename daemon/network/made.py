@@ -265,8 +265,14 @@ def is_ours(network: Network) -> bool:
 
 def is_open(network: Network) -> bool:
     """Whether an earlier release has made it, which did not keep networks of bridges apart."""
-    has_word = any("ingressPolicy" in one for one in network.plugins)
-    return is_ours(network) and "bridge" in network.types and not has_word
+    if not is_ours(network) or "bridge" not in network.types:
+        return False
+    main = network.plugins[0]
+    # Of an internal one the bridge's name counts too: the manager's rules know it by that.
+    is_internal = main.get("ipMasq") is False and "portmap" not in network.types
+    if is_internal and not str(main.get("bridge")).startswith(isolation.INTERNAL_PREFIX):
+        return True
+    return not any("ingressPolicy" in one for one in network.plugins)
 
 
 def remove_bridge(network: Network) -> None:

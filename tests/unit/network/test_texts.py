@@ -186,6 +186,25 @@ def test_made_networks_of_a_bridge_are_kept_apart() -> None:
     assert ptp["plugins"][-1] == {"type": "firewall"}
 
 
+def test_an_earlier_releases_network_is_open() -> None:
+    """An internal one stays so with the word in its file: its bridge bears no internal name."""
+
+    def is_open(internal: bool, *, has_word: bool, file: str = "lighter-web", **main: str) -> bool:
+        new = NewNetwork("web", internal=internal)
+        document = made.configuration(new, "10.77.0.0/16", [], "/a")
+        document["plugins"][0] |= main
+        if not has_word:
+            del document["plugins"][-1]["ingressPolicy"]
+        return made.is_open(from_json(document, f"/conf/{file}.conflist"))
+
+    for internal in (False, True):
+        assert not is_open(internal, has_word=True)
+        assert is_open(internal, has_word=False, bridge="lt-web")
+        assert not is_open(internal, has_word=False, bridge="lt-web", file="theirs")
+    assert is_open(True, has_word=True, bridge="lt-web")
+    assert not is_open(False, has_word=True, bridge="br0")
+
+
 @pytest.mark.parametrize(
     "new",
     [
