@@ -56,7 +56,8 @@ def forget(bridge: str) -> None:
     """Remove what firewall has made for a bridge that is gone: it leaves that for ever."""
     for program in ("iptables", *_for_ipv6()):
         for chain in _CHAINS:
-            for line in _run(program, "-S", chain)[1].splitlines():
+            done, said = _run(program, "-S", chain)
+            for line in said.splitlines() if done else ():
                 words = shlex.split(line)
                 if words[:1] == ["-A"] and bridge in words:
                     _run(program, "-D", *words[1:])
