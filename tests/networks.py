@@ -120,7 +120,7 @@ class NetworkedLighterd(Lighterd):
             links = [str(link.get("ifname")) for link in netlink.get_links()]
         left = [f"link {name}" for name in links if name.startswith(("veth", "ifb", "bwp"))]
         for program in ("iptables", "ip6tables"):
-            for table in ("nat", "filter"):
+            for table in ("nat", "filter", "mangle"):
                 rules = self.host(program, "-t", table, "-S").splitlines()
                 left += [f"{program} {rule}" for rule in rules if self._is_of_one(rule)]
         reserved = [

@@ -1,12 +1,16 @@
 """Rules that keep networks of `ctl network create` apart, beside those of the plugin firewall.
 
 firewall's `ingressPolicy: same-bridge` drops what goes from one bridge that has it to another, in
-the chain CNI-ISOLATION-STAGE-1 of FORWARD. Two things are left to us, at the head of FORWARD:
+the chain CNI-ISOLATION-STAGE-1 of FORWARD. Two things are left to us, at the head of FORWARD of
+a table each:
 
-    -i lt-+ -o lt-+ --ctstate DNAT   goes past that: a port published by the host's address answers
-                                     containers of other networks too
-    -i lti-+ ! -o lti-+              is dropped, and the way back: nothing leaves an internal
-                                     network, whatever frames a container makes
+    filter   -i lt-+ -o lt-+ --ctstate DNAT   goes past that: a port published by the host's address
+                                              answers containers of other networks too
+    mangle   -i lti-+ ! -o lti-+              is dropped, and the way back: nothing leaves an
+                                              internal network, whatever frames a container makes
+
+In filter, dockerd and libvirtd put rules of their own before all others when they start, which let
+through what these drop. mangle comes before filter: what is dropped there is not asked again.
 
 Bridges of internal networks have a prefix of their own, so these are the same few rules for all
 networks: like the chains of plugins, they are made once for a host and stay. Blocking, for a
@@ -33,23 +37,25 @@ _INTERNAL = (
 _CHAINS = ("CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2")
 
 
-def keep(network: Network) -> None:
-    """Have the rules that this network needs, after its plugins have made theirs.
+def keep(network: Network) -> bool:
+    """Have the rules that this network needs, after its plugins have made theirs; whether one of
+    them was missing.
 
     Raises FailedPrecondition.
     """
-    bridge = _isolated_bridge(network)
+    bridge, missed = _isolated_bridge(network), False
     if bridge.startswith(INTERNAL_PREFIX):
         # Of IPv6 too where the network has none: a container may send frames of any kind.
         for program in ("iptables", *_for_ipv6()):
             for rule in _INTERNAL:
-                _insert(program, rule, network)
+                missed |= _insert(program, "mangle", rule, network)
     elif bridge.startswith(OPEN_PREFIX):
         for program in ("iptables", *(_for_ipv6() if network.may_have_ipv6 else ())):
             # The plugin's own chain decides, with what an administrator has in CNI-ADMIN; where it
             # uses firewalld in its place there is none.
             target = "CNI-FORWARD" if _run(program, "-S", "CNI-FORWARD")[0] else "ACCEPT"
-            _insert(program, (*_PUBLISHED, target), network)
+            missed |= _insert(program, "filter", (*_PUBLISHED, target), network)
+    return missed
 
 
 def forget(bridge: str) -> None:
@@ -75,12 +81,14 @@ def _for_ipv6() -> Iterator[str]:
         yield "ip6tables"
 
 
-def _insert(program: str, rule: tuple[str, ...], network: Network) -> None:
-    if _run(program, "-C", "FORWARD", *rule)[0]:
-        return
-    done, said = _run(program, "-I", "FORWARD", *rule)
+def _insert(program: str, table: str, rule: tuple[str, ...], network: Network) -> bool:
+    """Whether it was not there yet."""
+    if _run(program, "-t", table, "-C", "FORWARD", *rule)[0]:
+        return False
+    done, said = _run(program, "-t", table, "-I", "FORWARD", *rule)
     if not done:
         raise FailedPrecondition(f"keep network {network.name} apart from others: {said}")
+    return True
 
 
 def _run(program: str, *args: str) -> tuple[bool, str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lighter.daemon.metadata.containers import ContainerStore
-from lighter.daemon.network import ports
+from lighter.daemon.network import isolation, ports
 from lighter.daemon.network.attachments import Attachments, Wanted, check_wanted, not_attached
 from lighter.daemon.network.configs import DEFAULT, Configs, Network
 from lighter.daemon.network.netns import is_own_network
@@ -282,6 +282,8 @@ class LiveNetworks:
                 said = await self._check(record, one)
                 if force or said.status == "failed":
                     said = await self._attach_anew(record, one, said)
+                else:
+                    said = await _keep_apart(one, said)
                 done.append(replace(said, repaired=said.repaired or (kept and said.status == "ok")))
         names, now = self._service.names, self._attachments.of(namespace, container_id)
         await names.renew(namespace, names.networks(now) if now else ())
@@ -293,6 +295,15 @@ class LiveNetworks:
         except LighterError as err:
             return replace(said, status="failed", reason=err.message)
         return replace(said, status="ok", repaired=True)
+
+
+async def _keep_apart(one: Attached, said: Checked) -> Checked:
+    """Have the manager's own rules for it again, of which its plugins know nothing at CHECK."""
+    try:
+        missed = await asyncio.to_thread(isolation.keep, one.network)
+    except LighterError as err:
+        return replace(said, status="failed", reason=err.message)
+    return replace(said, repaired=missed)
 
 
 def _is_recorded(container: Container) -> bool:

@@ -593,10 +593,6 @@ def test_created_networks_are_kept_apart(net: NetworkedLighterd, outside: str) -
     def fetched(one: str, url: str) -> bool:
         return net.ctl("exec", one, "timeout", "3", "wget", "-qO-", url).returncode == 0
 
-    def pings(address: str, *entered: str) -> bool:
-        argv = ["nsenter", *entered, "busybox", "ping", "-c", "1", "-W", "3", address]
-        return subprocess.run(argv, capture_output=True).returncode == 0
-
     await_that(lambda: fetched("from-back", f"http://{addresses['web']}/"), 30, "on its own bridge")
     await_that(lambda: fetched("from-inn", f"http://{addresses['inner']}/"), 30, "on the inner one")
     # By the host's address on any of its sides, as docker with its proxy has it.
@@ -619,6 +615,62 @@ def test_created_networks_are_kept_apart(net: NetworkedLighterd, outside: str) -
     net.ctl("network", "rm", *subnets, check=True)
     rules = net.host("iptables", "-S")
     assert not [name for name in ("lt-front", "lt-back", "lti-inn") if name in rules], rules
+
+
+def pings(address: str, *entered: str) -> bool:
+    argv = ["nsenter", *entered, "busybox", "ping", "-c", "1", "-W", "3", address]
+    return subprocess.run(argv, capture_output=True).returncode == 0
+
+
+def test_rules_of_others_do_not_open_an_internal_network(
+    net: NetworkedLighterd, outside: str
+) -> None:
+    """dockerd and libvirtd let through what is of their bridges, before all that is in FORWARD."""
+    net.ctl("network", "create", "inn", "--subnet", "10.53.0.0/24", "--internal", check=True)
+    run(net, "--network", "inn", "inner")
+    (address,) = net.addresses_of("inner")
+    pid = str(net.task("inner")["pid"])
+    default = ("ip", "route", "add", "default", "via", "10.53.0.1")
+    subprocess.run(["nsenter", "-t", pid, "-n", *default], check=True)
+    theirs = [("FORWARD", way, "ltup", "-j", "ACCEPT") for way in ("-i", "-o")]
+    for rule in theirs:
+        net.host("iptables", "-I", *rule)
+    try:
+        await_that(lambda: pings("10.53.0.1", "-t", pid, "-n"), 30, "the host answers")
+        await_that(lambda: pings("198.51.100.1", f"--net=/run/netns/{outside}"), 30, "as beyond")
+        assert not pings(address, f"--net=/run/netns/{outside}")
+        assert not pings("198.51.100.2", "-t", pid, "-n")
+    finally:
+        for rule in theirs:
+            net.host("iptables", "-D", *rule)
+    net.ctl("rm", "-f", "inner", check=True)
+    net.ctl("network", "rm", "inn", check=True)
+
+
+def test_rules_that_no_plugin_looks_for_come_back(net: NetworkedLighterd) -> None:
+    for name, internal in (("front", ()), ("inn", ("--internal",))):
+        net.ctl("network", "create", name, *internal, check=True)
+        run(net, "--network", name, f"from-{name}")
+
+    def kept() -> list[str]:
+        rules = net.host("iptables", "-S").splitlines()
+        rules += net.host("iptables", "-t", "mangle", "-S").splitlines()
+        return sorted(rule for rule in rules if "lt-+" in rule or "lti-+" in rule)
+
+    before = kept()
+    assert len(before) == 3, before
+    for rule in before:
+        table = "mangle" if "lti-+" in rule else "filter"
+        net.host("iptables", "-t", table, "-D", *rule.split()[1:])
+    assert not kept()
+    for name in ("front", "inn"):
+        reloaded = net.ctl("network", "reload", f"from-{name}", check=True).stdout.decode()
+        assert "repaired" in reloaded, reloaded
+    assert kept() == before
+    again = net.ctl("network", "reload", check=True).stdout.decode()
+    assert "repaired" not in again, again
+    net.ctl("rm", "-f", "from-front", "from-inn", check=True)
+    net.ctl("network", "rm", "front", "inn", check=True)
 
 
 def test_created_networks_are_kept_apart_by_ipv6(net: NetworkedLighterd) -> None:
