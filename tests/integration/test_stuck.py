@@ -197,7 +197,7 @@ def test_an_exec_is_kept_when_its_client_goes_before_the_runtime_has_answered(
     runtime.hang()
     with lighterd.client() as client, pytest.raises(errors.DeadlineExceeded):
         client.call("tasks", "exec", timeout_s=3, **exec_)
-    await_that(lambda: ask(lighterd, "system.health")["clients"] == clients, 20, "it is gone")
+    await_that(lambda: ask(lighterd, "system.health")["clients"] <= clients, 20, "it is gone")
     assert runtime.running()
 
     # Somebody else cannot have its id meanwhile, and in the end it is there.

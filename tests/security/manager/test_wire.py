@@ -199,6 +199,8 @@ def test_f74_what_a_dead_client_had_under_way_ends_with_it(
 ) -> None:
     lighterd.ctl("run", "-d", busybox, "x", "sh", "-c", "echo hi; sleep 1000", check=True)
     with lighterd.client() as client:
+        # The ctl that ran the container may not have been missed yet.
+        await_that(lambda: client.call("system", "health")["clients"] == 1, 30, "we are alone")
         before = client.call("system", "health")
         for _ in range(5):
             dying = subprocess.Popen(
@@ -235,7 +237,7 @@ def test_f74_a_client_that_floods_and_never_reads_is_dropped(lighterd: Lighterd)
                     break  # the manager takes no more: its own bound
         gone = f"drop client pid={os.getpid()}: it does not read"
         await_that(lambda: gone in lighterd.log_end(1 << 20), 30, "it is dropped")
-        assert other.call("system", "health")["clients"] == before
+        await_that(lambda: other.call("system", "health")["clients"] <= before, 30, "it is gone")
 
 
 def test_sec67_ext_types_and_pickles_are_protocol_errors(lighterd: Lighterd) -> None:
