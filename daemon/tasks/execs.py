@@ -131,10 +131,10 @@ class ExecService:
                 return await self._ask(
                     entry, exec_id, exec_.terminal, request["process"], request["stdio"]
                 )
-            except (DeadlineExceeded, Unavailable):
-                raise  # the runtime may be at it still
-            except Exception:
-                if exec_.state == states.ADDED:
+            except Exception as err:
+                # Without the shim's word the runtime may be at it still.
+                silent = isinstance(err, DeadlineExceeded | Unavailable) and not err.answered
+                if exec_.state == states.ADDED and not silent:
                     exec_.ended.set()
                 raise
             finally:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgpack
 import pytest
@@ -26,7 +27,7 @@ from lighter.daemon.tasks.store import TaskStore
 from lighter.daemon.tasks.supervisor import Supervisor
 from lighter.daemon.tasks.types import Exit
 from lighter.proto import codec, events, faults, states
-from lighter.proto.errors import FailedPrecondition, Internal, LighterError, Unavailable
+from lighter.proto.errors import FailedPrecondition, Internal, LighterError, Unavailable, from_wire
 from lighter.proto.paths import Root, State
 
 pytestmark = pytest.mark.root
@@ -264,6 +265,35 @@ def test_an_exec_whose_task_ends_before_it_is_recorded_is_refused(
     assert not entry.execs
     rows = place.db.rows("SELECT topic FROM events")
     assert [row["topic"] for row in rows] == [events.EXIT]
+
+
+@pytest.mark.parametrize("code", ["deadline-exceeded", "unavailable", "failed-precondition"])
+@pytest.mark.parametrize("answered", [True, False])
+def test_who_waits_for_an_exec_hears_when_its_shim_cannot_start_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, code: str, answered: bool
+) -> None:
+    """Its runtime was ended then. Where the shim itself says nothing, it may be at it still."""
+    place.entry("a" * 16, states.RUNNING)
+    error = from_wire(code, "exec: no answer", {})
+    error.answered = answered
+
+    class Shim:
+        async def call(self, *_request: Any) -> Any:
+            raise error
+
+    async def connected(_entry: Entry) -> Any:
+        return Shim()
+
+    async def work() -> bool:
+        service = execs_of(place)
+        await service.add("default", "c", "x", {}, False, {})
+        with pytest.raises(type(error)):
+            await service.start("default", "c", "x")
+        return place.supervisor.find("default", "c").execs["x"].ended.is_set()
+
+    place.bundle_of("default", "c").write(b"{}", "a" * 16, "")
+    monkeypatch.setattr(execs, "connected", connected)
+    assert asyncio.run(work()) == (answered or code == "failed-precondition")
 
 
 def test_an_exec_whose_start_was_not_recorded_ends_with_its_task(place: Place) -> None:
