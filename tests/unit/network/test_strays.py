@@ -34,13 +34,13 @@ def test_a_process_whose_memory_is_locked_holds_up_no_end(
     found = []
 
     async def twice() -> None:
-        strays = Strays()
+        strays = Strays(look_s=5)
         found.extend([await strays.end({MARK}), await strays.end({MARK})])
 
     with stuck_process(tmp_path / "disk") as stuck:
         ending = threading.Thread(target=lambda: asyncio.run(twice()), daemon=True)
         ending.start()
-        ending.join(30)
+        ending.join(60)
         over = list(found)
     assert over == [[left.pid], []]
     assert caplog.text.count(f"pass over process {stuck}:") == 1
