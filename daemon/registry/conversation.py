@@ -124,29 +124,42 @@ class Conversation:
                 ):
                     raise await self.error(answer, what, endpoint, sent)
             if guest is not None:
-                there, sent = guest
-                led_to = answer.link
-                for is_last in (False, True):
-                    async with self.transport.ask(
-                        there,
-                        method,
-                        led_to,
-                        what,
-                        headers=headers,
-                        authorization=sent,
-                        follow=True,
-                    ) as answer:
-                        if answer.status in expect:
-                            yield answer
-                            return
-                        if (
-                            is_last
-                            or answer.status != 401
-                            or not await self._nobody.challenged(there, answer, scopes, sent, what)
-                        ):
-                            raise await self.error(answer, what, endpoint)
-                    # The token of an earlier request may have expired.
-                    sent = await self._nobody.authorization(there, scopes, what)
+                asked = self._ask_as_nobody(
+                    endpoint, *guest, method, answer.link, what, scopes, expect, headers
+                )
+                async with asked as there_answer:
+                    yield there_answer
+                    return
+
+    @asynccontextmanager
+    async def _ask_as_nobody(
+        self,
+        endpoint: Endpoint,
+        there: Endpoint,
+        sent: str,
+        method: str,
+        link: Link,
+        what: str,
+        scopes: frozenset[str],
+        expect: Sequence[int],
+        headers: Mapping[str, str] | None,
+    ) -> AsyncIterator[Answer]:
+        """The answer of a host that `endpoint` has led to, with the token `sent` for nobody."""
+        for is_last in (False, True):
+            async with self.transport.ask(
+                there, method, link, what, headers=headers, authorization=sent, follow=True
+            ) as answer:
+                if answer.status in expect:
+                    yield answer
+                    return
+                if (
+                    is_last
+                    or answer.status != 401
+                    or not await self._nobody.challenged(there, answer, scopes, sent, what)
+                ):
+                    raise await self.error(answer, what, endpoint)
+            # The token of an earlier request may have expired.
+            sent = await self._nobody.authorization(there, scopes, what)
 
     async def _guest(
         self, endpoint: Endpoint, answer: Answer, scopes: frozenset[str], what: str
