@@ -113,7 +113,9 @@ def test_f42_the_shim_dies_and_the_runtime_goes_on(
         assert lives.task(lighterd, "c")["status"] is None
     else:
         row = lives.await_task(lighterd, "c", "stopped")
-        assert (row["exit_status"], row["cause"]) == (137, "lost-shim")
+        # With the shim its end of the terminal is gone, and the SIGHUP may be there before us.
+        told = {(137, "lost-shim"), *([(255, "unknown")] if terminal else [])}
+        assert (row["exit_status"], row["cause"]) in told
         ask(lighterd, "tasks.delete", id="c", exec_id="", force=False)
     ask(lighterd, "containers.delete", id="c", force=False)
     lives.leftovers(lighterd)
