@@ -151,4 +151,6 @@ class Launcher:
             self._reaper.expect(process.pid, process.on_exit)
         except ChildProcessError as err:
             pid, process.pid = process.pid, 0
-            raise Internal(f"watch pid {pid} of task {self._id}: it is no child of this shim") from err
+            raise Internal(
+                f"watch pid {pid} of task {self._id}: it is no child of this shim"
+            ) from err
